@@ -1,0 +1,124 @@
+"""Empty transformers models: the config read without running anyone's code, the modules built without weights."""
+
+import copy
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import initialization as hf_init
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as hf_logging
+
+from edgellm.errors import ManifestError, ModelError
+
+_MAX_CONFIG_BYTES = 4 << 20
+# What may not come from a file: they choose code to run, or a dtype and kernels we choose ourselves.
+_REFUSED_KEYS = ("auto_map", "quantization_config", "attn_implementation", "experts_implementation", "dtype")
+
+
+def read_config(folder: Path | str) -> PreTrainedConfig:
+    """The config in FOLDER/config.json, from this file alone; raises ManifestError or ModelError (unknown model_type)."""
+    path = Path(folder) / "config.json"
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ManifestError(f"{path}: {path.stat().st_size} bytes, a config has at most {_MAX_CONFIG_BYTES}")
+        content = json.loads(path.read_bytes())
+    except OSError as e:
+        raise ManifestError(f"{path}: {e.strerror or e}. Push the model again.") from None
+    except (ValueError, RecursionError) as e:
+        raise ManifestError(f"{path} is no JSON: {e}") from None
+    return config_from_dict(content, str(path))
+
+
+def config_from_dict(content: dict, origin: str = "config") -> PreTrainedConfig:
+    """A transformers config from the content of a config.json; raises ModelError naming `origin`."""
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise ModelError(f"{origin} names no model_type, so there is no telling what model it describes")
+    model_type = content["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        raise ModelError(f"{origin}: the installed transformers knows no model_type {model_type!r}")
+    known = {k: v for k, v in content.items() if not k.startswith("_") and k not in _REFUSED_KEYS}
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(known)
+    except Exception as e:  # a config class may raise anything at values it doesn't like
+        raise ModelError(f"{origin} is no valid {model_type} config: {first_line(e)}") from None
+
+
+def build_empty(config: PreTrainedConfig, *, real_buffers: bool, experts: str | None = None) -> nn.Module:
+    """The *ForCausalLM model of `config`, float32, in eval mode, untied, with its parameters on the meta device.
+
+    With `real_buffers` the buffers are computed as in a usual model (rotary frequencies, embedding scales, …), for
+    none of them comes from a checkpoint; without, all is on meta. `config` itself stays as it is. Raises ModelError.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{config.model_type}: transformers has no causal language model of this model_type")
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if isinstance(model_class, tuple):
+        model_class = model_class[0]
+    config = copy.deepcopy(config)
+    config._attn_implementation = None  # the class then takes sdpa, or eager where sdpa would be wrong (gemma2)
+    config._experts_implementation = experts
+    try:
+        with hf_init.no_init_weights(), hf_init.no_tie_weights(), torch.no_grad():
+            with _quiet(), _meta_parameters() if real_buffers else torch.device("meta"):
+                model = model_class._from_config(config, dtype=torch.float32)
+    except Exception as e:
+        raise ModelError(f"{config.model_type}: its model can't be built: {first_line(e)}") from None
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet():
+    """Keep transformers from logging what it thinks of a config whose warnings were seen when the model was made."""
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+
+
+class _meta_parameters:
+    """While entered, every parameter goes to meta as soon as a module gets it; memory for it is never touched."""
+
+    def __enter__(self):
+        self._original = nn.Module.register_parameter
+
+        def register(module, name, param):
+            if param is not None and not param.is_meta:
+                param = nn.Parameter(torch.empty_like(param, device="meta"), requires_grad=False)
+            self._original(module, name, param)
+
+        nn.Module.register_parameter = register
+
+    def __exit__(self, *exc_info):
+        nn.Module.register_parameter = self._original
+
+
+def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Path and list of the decoder's layers; raises ModelError if there is none or it has another length."""
+    n = model.config.num_hidden_layers
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n:
+            return path, module
+    raise ModelError(f"{model.config.model_type}: found no list of its {n} decoder layers")
+
+
+def sliced_config(config: PreTrainedConfig, start: int, end: int) -> PreTrainedConfig:
+    """`config` with the layers [start, end) only: every list that has an entry per layer is cut to them."""
+    n = config.num_hidden_layers
+    sliced = copy.deepcopy(config)
+    for name, value in list(vars(config).items()):
+        if isinstance(value, (list, tuple)) and len(value) == n and name not in ("architectures", "eos_token_id"):
+            setattr(sliced, name, type(value)(value[start:end]))
+    sliced.num_hidden_layers = end - start
+    return sliced
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's text as part of a one-line message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
