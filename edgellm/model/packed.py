@@ -1,0 +1,206 @@
+"""Weights in packed encodings: packing, unpacking, and the linear and embedding modules that read them in place.
+
+    int4  U8 [out, in/32*20]  Q4_1 blocks: fp16 scale d, fp16 minimum m, 16 bytes; the low nibble of byte j is
+                              element j, the high one element 16+j; w = d*q + m
+    int8  U8 [out, in/32*34]  Q8_0 blocks: fp16 scale d, 32 int8; w = d*q
+    bf16, f16, f32            plain [out, in]
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgellm.kernels import native
+from edgellm.kernels.native import BLOCK_BYTES, GROUP, check_data, packed_shape
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+_LEVELS = {"int4": 15, "int8": 127}  # steps from the minimum (int4) or zero (int8) to the largest weight
+_HALF_MAX = 65504.0
+_CHUNK_ELEMENTS = 1 << 20  # packed or unpacked at a time: a few MB of scratch
+
+# From this many tokens on, unpacking to float32 and torch's matmul beat the native kernel (benchmarks/kernels.py).
+PANEL_TOKENS = 17
+_PANEL_BYTES = 4 << 20  # float32 scratch for unpacked rows
+
+_threads = 1
+
+
+def set_threads(count: int) -> None:
+    """Uses `count` threads for the native kernels and for torch; ValueError if it is less than 1."""
+    global _threads
+    if count < 1:
+        raise ValueError(f"at least 1 thread is needed, not {count}")
+    _threads = count
+    torch.set_num_threads(count)
+
+
+def get_threads() -> int:
+    """How many threads the native kernels use."""
+    return _threads
+
+
+def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
+    """Packs a floating-point weight [out, in], a few rows at a time, so that scratch stays small.
+
+    Returns uint8 [out, bytes of a row] for int4 and int8, the plain dtype otherwise. Every element of int4 and int8 is
+    off by at most d/2. Raises ValueError for elements that aren't finite or don't fit, and for rows that are not a
+    multiple of 32 long.
+    """
+    if weight.dim() != 2 or not weight.is_floating_point():
+        raise ValueError(f"a weight to pack is a floating-point matrix, not {weight.dtype} of {weight.dim()} dimensions")
+    out, columns = weight.shape
+    data = torch.empty(packed_shape(encoding, (out, columns)), dtype=DTYPES.get(encoding, torch.uint8))
+    rows = max(1, _CHUNK_ELEMENTS // columns)
+    for start in range(0, out, rows):
+        chunk = weight[start : start + rows].to(torch.float32)
+        bad = int((~torch.isfinite(chunk)).sum())
+        if bad:
+            raise ValueError(f"{bad} of the {chunk.numel()} weights from row {start} on are not finite")
+        if encoding in BLOCK_BYTES:
+            packed = _pack_blocks(chunk.reshape(-1, GROUP), encoding).view(chunk.shape[0], -1)
+        else:
+            packed = chunk.to(data.dtype)
+            if not torch.isfinite(packed).all():
+                raise ValueError(f"a weight of {float(chunk.abs().max()):g} is more than {encoding} can hold")
+        data[start : start + rows] = packed
+    return data
+
+
+def _pack_blocks(groups: torch.Tensor, encoding: str) -> torch.Tensor:
+    """float32 [blocks, 32] to bytes [blocks, 20 or 34]."""
+    levels = _LEVELS[encoding]
+    if encoding == "int4":
+        low, high = groups.aminmax(dim=1, keepdim=True)
+        most = float(torch.maximum(-low, high).max())
+        if most > _HALF_MAX:
+            raise ValueError(f"a weight of {most:g} is more than int4 can hold, {_HALF_MAX:g}")
+        minimum = _half_at_most(low)
+        m = minimum.to(torch.float32)
+        span = high - m
+    else:
+        m = 0.0
+        span = groups.abs().amax(dim=1, keepdim=True)
+        if float(span.max()) > _HALF_MAX * levels:
+            raise ValueError(f"a weight of {float(span.max()):g} is more than int8 can hold, {_HALF_MAX * levels:g}")
+    scale = _half_scale(span, levels)
+    d = scale.to(torch.float32)
+    q = ((groups - m) / torch.where(d == 0, 1.0, d)).round_()
+    if encoding == "int4":
+        q = q.clamp_(0, levels).to(torch.uint8)
+        return torch.cat([scale.view(torch.uint8), minimum.view(torch.uint8), q[:, :16] | q[:, 16:] << 4], dim=1)
+    return torch.cat([scale.view(torch.uint8), q.clamp_(-levels, levels).to(torch.int8).view(torch.uint8)], dim=1)
+
+
+def _half_at_most(values: torch.Tensor) -> torch.Tensor:
+    """The largest fp16 that is not above each value, so that the offset from it is never negative."""
+    half = values.to(torch.float16)
+    bits = half.view(torch.int16)
+    # The bits of a positive fp16 grow with it, those of a negative one grow away from zero (-0.0 counts as such).
+    below = torch.where(bits < 0, bits + 1, bits - 1).view(torch.float16)
+    return torch.where(half.to(torch.float32) > values, below, half)
+
+
+def _half_scale(span: torch.Tensor, levels: int) -> torch.Tensor:
+    """fp16 span/levels; the next one up where rounding (of subnormals) would leave the far end off by over half a step."""
+    half = (span / levels).clamp(max=_HALF_MAX).to(torch.float16)
+    d = half.to(torch.float32)
+    above = (half.view(torch.int16) + 1).view(torch.float16)
+    return torch.where((levels + 0.5) * d < span, above, half)
+
+
+def unpack(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> torch.Tensor:
+    """The float32 weight [out, in] that packed data stands for, in plain torch; ValueError if data doesn't fit `shape`."""
+    check_data(data, encoding, shape)
+    if encoding not in BLOCK_BYTES:
+        return data.to(torch.float32)
+    out, columns = shape
+    weight = torch.empty(out, columns)
+    rows = max(1, _CHUNK_ELEMENTS // columns)
+    for start in range(0, out, rows):
+        blocks = data[start : start + rows].reshape(-1, BLOCK_BYTES[encoding])
+        weight[start : start + rows] = _unpack_blocks(blocks, encoding).view(-1, columns)
+    return weight
+
+
+def _unpack_blocks(blocks: torch.Tensor, encoding: str) -> torch.Tensor:
+    """Bytes [blocks, 20 or 34] to float32 [blocks, 32]."""
+    d = blocks[:, :2].contiguous().view(torch.float16).to(torch.float32)
+    if encoding == "int8":
+        return blocks[:, 2:].view(torch.int8).to(torch.float32).mul_(d)
+    m = blocks[:, 2:4].contiguous().view(torch.float16).to(torch.float32)
+    q = torch.cat([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], dim=1)
+    return q.to(torch.float32).mul_(d).add_(m)
+
+
+class _Packed(nn.Module):
+    """What the two modules share: the data as it was given (often mapped memory), outside of the state dict."""
+
+    def __init__(self, data: torch.Tensor, encoding: str, shape: tuple[int, int]):
+        super().__init__()
+        check_data(data, encoding, shape)
+        self.data = data
+        self.encoding = encoding
+        self.shape = tuple(shape)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The whole weight in float32, for model code that looks at it: exact, but unpacked anew each time."""
+        return unpack(self.data, self.encoding, self.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.encoding}, shape={list(self.shape)}"
+
+
+class PackedLinear(_Packed):
+    """nn.Linear over a packed weight [out, in], with an optional float32 bias [out]; float32 in, float32 out.
+
+    The result is F.linear(x, unpack(...)) up to the order of summation. No gradients.
+    """
+
+    def __init__(self, data: torch.Tensor, encoding: str, shape: tuple[int, int], bias: torch.Tensor | None = None):
+        super().__init__(data, encoding, shape)
+        if bias is not None and (bias.dtype != torch.float32 or tuple(bias.shape) != (shape[0],)):
+            raise ValueError(f"bias must be float32 of shape [{shape[0]}], not {bias.dtype} of {list(bias.shape)}")
+        self.bias = bias
+        self.out_features, self.in_features = self.shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: float32 [..., in] -> float32 [..., out]."""
+        if self.encoding == "f32":
+            return functional.linear(x, self.data, self.bias)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        y = rows.new_empty(rows.shape[0], self.out_features)
+        if rows.shape[0] < PANEL_TOKENS:
+            native.linear(rows, self.data, self.encoding, y, _threads)
+        else:
+            self._in_panels(rows, y)
+        if self.bias is not None:
+            y += self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _in_panels(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Unpacks some rows at a time to float32, and multiplies with those."""
+        at_once = max(1, min(_PANEL_BYTES // (4 * self.in_features), self.out_features))
+        panel = x.new_empty(at_once, self.in_features)
+        for start in range(0, self.out_features, at_once):
+            end = min(start + at_once, self.out_features)
+            native.dequantize(self.data, self.encoding, start, end, panel[: end - start], _threads)
+            torch.mm(x, panel[: end - start].T, out=y[:, start:end])
+
+
+class PackedEmbedding(_Packed):
+    """nn.Embedding over a packed weight [vocabulary, dim]; `scale`, if given, multiplies the result (as Gemma does)."""
+
+    def __init__(self, data: torch.Tensor, encoding: str, shape: tuple[int, int], scale: float | None = None):
+        super().__init__(data, encoding, shape)
+        self.scale = scale
+        self.num_embeddings, self.embedding_dim = self.shape
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids: integers [...] -> float32 [..., dim]; IndexError for ids outside the vocabulary."""
+        chosen = ids.reshape(-1)
+        rows = self.data[chosen]
+        y = unpack(rows, self.encoding, (chosen.shape[0], self.embedding_dim)) if len(chosen) else rows.new_empty(0)
+        if self.scale is not None:
+            y = y * self.scale
+        return y.view(*ids.shape, self.embedding_dim)
