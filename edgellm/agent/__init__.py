@@ -1,0 +1,1 @@
+"""The daemon on a board: measure, load, run, serve."""

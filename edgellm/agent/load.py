@@ -1,0 +1,56 @@
+"""From shard files to a section that the engine can run: NumPy outside, torch inside."""
+
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.checkpoint.manifest import Manifest
+
+
+def set_threads(count: int) -> None:
+    """Threads for everything that computes in this process."""
+    import torch
+
+    from edgellm.model import packed
+
+    torch.set_num_threads(count)
+    packed.set_threads(count)
+
+
+def load_section(manifest: Manifest, folder: Path, start: int, end: int, *, without_ends: bool = False):
+    """Section [start, end) from its shards, each checked against the manifest's SHA-256.
+
+    `without_ends` leaves the embedding and the head out even where the section is first or last (to time a layer).
+    Raises ManifestError naming the file that is missing, corrupt or of another shape.
+    """
+    from edgellm.model.section import Section
+
+    return _NumpySection(Section.load(manifest, folder, start, end, without_ends=without_ends), manifest)
+
+
+class _NumpySection:
+    """A torch section behind the interface that the engine calls."""
+
+    def __init__(self, section, manifest: Manifest):
+        self.hidden_size, self.vocab_size = manifest.hidden_size, manifest.vocab_size
+        self.path = section.path
+        self.ram_bytes = section.ram_bytes
+        self._section = section
+
+    def new_slot(self, context: int, kv_dtype: str = "float32"):
+        return self._section.new_slot(context, kv_dtype)
+
+    def example(self) -> np.ndarray:
+        """A hidden state of one token, to time a step with."""
+        return np.linspace(-1.0, 1.0, self.hidden_size, dtype=np.float32)[None, :]
+
+    def forward(self, x: np.ndarray, position: int, slot, pass_len: int, want_logits: bool) -> np.ndarray | None:
+        import torch
+
+        result = self._section.forward(torch.from_numpy(x), position, slot, pass_len, want_logits)
+        return None if result is None else result.numpy()
+
+    def trace(self, x: np.ndarray, slot) -> np.ndarray:
+        import torch
+
+        return self._section.trace(torch.from_numpy(x), slot).numpy()

@@ -1,0 +1,99 @@
+"""What this machine can offer: RAM that is free for a section, and how fast it decodes."""
+
+import logging
+import os
+import statistics
+import time
+from pathlib import Path
+
+import psutil
+
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.errors import ManifestError
+
+log = logging.getLogger(__name__)
+_DECODE_STEPS = 7
+_HOP_S = 0.0005  # a hop on a wired LAN with our framing; the planner's only guess
+
+
+def free_ram_bytes() -> int:
+    """Bytes that this process may still take: what the machine has available, or its cgroup if that is less.
+
+    Clean file pages count as available, and so do this agent's own mapped shards.
+    """
+    free = psutil.virtual_memory().available
+    for limit, used in _cgroup_limits():
+        free = min(free, max(0, limit - used))
+    return free
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure_decode(manifest: Manifest, folder: Path) -> tuple[float, float]:
+    """Seconds to decode one token through one layer and through the head, with the kernels that will be used.
+
+    Times the middle one of the layers whose shard is here, and scales the head by its bytes: both are read once a
+    token. Raises ManifestError if no layer is here or the one chosen is corrupt.
+    """
+    from edgellm.agent.load import load_section
+
+    here = [i for i in range(manifest.num_layers) if (folder / manifest.layer(i).name).is_file()]
+    if not here:
+        raise ManifestError(f"{folder}: no layer shard of {manifest.model} is here; push shards to this board first")
+    layer = here[len(here) // 2]
+    section = load_section(manifest, folder, layer, layer + 1, without_ends=True)
+    slot = section.new_slot(_DECODE_STEPS + 1)
+    x = section.example()
+    seconds = []
+    for position in range(_DECODE_STEPS):
+        began = time.perf_counter()
+        section.forward(x, position, slot, position + 1, False)
+        seconds.append(time.perf_counter() - began)
+    layer_s = statistics.median(seconds)
+    head_s = layer_s * manifest.head.ram_bytes / max(1, manifest.layer(layer).ram_bytes)
+    return layer_s, head_s
+
+
+def hop_s() -> float:
+    """Seconds from a step's end here to its begin at the next board."""
+    return _HOP_S
+
+
+def _cgroup_limits():
+    """(limit, used without reclaimable cache) of this process's cgroups, v1 and v2; unlimited ones are left out."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit_name, used_name, cache_key = Path("/sys/fs/cgroup"), "memory.max", "memory.current", "file"
+        elif "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup/memory")
+            limit_name, used_name, cache_key = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        while True:
+            try:
+                limit = (folder / limit_name).read_text().strip()
+                if limit.isdigit() and int(limit) < 1 << 50:
+                    used = int((folder / used_name).read_text())
+                    yield int(limit), max(0, used - _stat(folder / "memory.stat", cache_key))
+            except (OSError, ValueError):
+                pass  # a level without the controller
+            if folder == root or root not in folder.parents:
+                break
+            folder = folder.parent
+
+
+def _stat(path: Path, key: str) -> int:
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
+    return 0

@@ -1,0 +1,1 @@
+"""From a source checkpoint to pre-split shard files and their manifest."""

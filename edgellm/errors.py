@@ -1,0 +1,73 @@
+"""Every error that edgellm raises for a reason outside its own code.
+
+    EdgellmError
+    ├── UsageError          the caller's words are off (exit 2)
+    ├── CheckpointError     a source that can't be read or split
+    │   └── ManifestError   a manifest or shard that isn't what it says
+    ├── ModelError          an architecture that can't run in sections
+    ├── PlanError           sections that don't fit
+    ├── ClusterError        a cluster file that can't be used
+    ├── BoardError          a board that doesn't do its part (names the board)
+    │   └── BusyError       a board with no free KV slot
+    └── ProtocolError
+        ├── LocalProtocolError    we misused the wire
+        └── RemoteProtocolError   they sent bad bytes
+
+A message is one sentence or two: who, what, both numbers, what to do.
+"""
+
+
+class EdgellmError(Exception):
+    """Base of all; the CLI prints its text in one line and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(EdgellmError):
+    """The caller's words are off."""
+
+    exit_code = 2
+
+
+class CheckpointError(EdgellmError):
+    """A source checkpoint can't be read or split."""
+
+
+class ManifestError(CheckpointError):
+    """A manifest or a shard isn't what it says it is."""
+
+
+class ModelError(EdgellmError):
+    """An architecture can't be run in sections."""
+
+
+class PlanError(EdgellmError):
+    """The sections don't fit on the boards."""
+
+
+class ClusterError(EdgellmError):
+    """The cluster file is missing, unreadable or contradicts itself."""
+
+
+class BoardError(EdgellmError):
+    """A board doesn't do its part; `board` names it where one is known."""
+
+    def __init__(self, message: str, board: str | None = None):
+        super().__init__(message)
+        self.board = board
+
+
+class BusyError(BoardError):
+    """A board has no free KV slot."""
+
+
+class ProtocolError(EdgellmError):
+    """Base of the two below."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We misused the wire: a bug on this side."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent bytes that the protocol doesn't allow."""

@@ -1,0 +1,1 @@
+"""The side that asks; imports no torch and holds no weights."""

@@ -1,0 +1,1 @@
+"""A section of any decoder: its modules, KV slots, packed weights and sampling."""

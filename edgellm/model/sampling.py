@@ -1,0 +1,64 @@
+"""Choosing the next token from logits; the same (seed, position) always chooses the same. NumPy only.
+
+The order of the steps is that of transformers' generate(): repeat penalty, temperature, top-k, top-p, min-p, draw.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgellm.config import Sampling
+from edgellm.errors import ModelError
+
+
+def sample(logits: np.ndarray, history: Sequence[int], sampling: Sampling, position: int) -> int:
+    """The token id for `position`, from logits [vocab_size]; `history` is the sequence so far, prompt included.
+
+    Raises ModelError when the logits hold NaN or nothing finite.
+    """
+    best = int(np.argmax(logits))
+    if not np.isfinite(logits[best]):
+        raise ModelError(f"the logits at position {position} are not finite: a shard or a board is broken")
+    if sampling.repeat_penalty != 1.0 and len(history):
+        logits = _penalize(logits, history, sampling.repeat_penalty)
+        best = int(np.argmax(logits))
+    if sampling.temperature == 0.0:
+        return best
+    probabilities, tokens = _nucleus(logits.astype(np.float64) / sampling.temperature, sampling)
+    cumulative = np.cumsum(probabilities)
+    draw = _uniform(sampling.seed, position) * cumulative[-1]
+    return int(tokens[min(int(np.searchsorted(cumulative, draw, side="right")), len(tokens) - 1)])
+
+
+def _penalize(logits: np.ndarray, history: Sequence[int], penalty: float) -> np.ndarray:
+    """Divide positive logits of tokens seen so far by `penalty`, multiply negative ones (CTRL, arXiv:1909.05858)."""
+    logits = logits.copy()
+    seen = np.unique(np.asarray(history, dtype=np.int64))
+    logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    return logits
+
+
+def _nucleus(scores: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities, descending, and their token ids, of what top-k, top-p and min-p leave (at least one)."""
+    count = len(scores)
+    if 0 < sampling.top_k < count:
+        tokens = np.argpartition(-scores, sampling.top_k - 1)[: sampling.top_k]
+    else:
+        tokens = np.arange(count)
+    tokens = tokens[np.lexsort((tokens, -scores[tokens]))]  # ties in the order of their ids
+    kept = scores[tokens]
+    probabilities = np.exp(kept - kept[0])
+    probabilities /= probabilities.sum()
+    if sampling.top_p < 1.0:
+        before = np.cumsum(probabilities) - probabilities
+        keep = max(1, int(np.count_nonzero(before < sampling.top_p)))
+        probabilities, tokens = probabilities[:keep], tokens[:keep]
+    if sampling.min_p > 0.0:
+        keep = max(1, int(np.count_nonzero(probabilities >= sampling.min_p * probabilities[0])))
+        probabilities, tokens = probabilities[:keep], tokens[:keep]
+    return probabilities, tokens
+
+
+def _uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments (Philox is counter-based)."""
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())

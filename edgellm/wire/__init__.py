@@ -1,0 +1,1 @@
+"""Frames, messages and the protocol between manager and boards; standard library only."""

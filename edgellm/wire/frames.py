@@ -1,0 +1,66 @@
+"""Frames: length-prefixed bytes, cut out of a stream without I/O and without trusting its lengths.
+
+A frame is a 4-byte big-endian length of what follows, one byte of type, and the body (docs/wire.md).
+"""
+
+import struct
+from collections.abc import Iterator
+
+from edgellm.errors import RemoteProtocolError
+
+PREFIX = struct.Struct(">IB")  # length of type + body, type
+
+
+def encode_frame(type_: int, body: bytes | bytearray | memoryview) -> bytes:
+    """One frame as bytes."""
+    return b"".join((PREFIX.pack(1 + len(body), type_), body))
+
+
+class FrameReader:
+    """Cuts a byte stream into (type, body). `limit_of(type)` gives the largest body allowed, or raises
+    RemoteProtocolError for a type that isn't; it is asked before room for the body is made."""
+
+    def __init__(self, limit_of):
+        self._limit_of = limit_of
+        self._buffer = bytearray()
+        self._need = PREFIX.size
+        self._type = None
+
+    @property
+    def partial(self) -> bool:
+        """True while a frame has begun and not ended."""
+        return bool(self._buffer) or self._type is not None
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Take bytes, give the frames that they complete, one at a time: a frame's prefix is only looked at when the
+        one before it has been dealt with. Raises RemoteProtocolError at the first bad prefix."""
+        self._buffer += data
+        offset = 0
+        try:
+            while len(self._buffer) - offset >= self._need:
+                if self._type is None:
+                    length, type_ = PREFIX.unpack_from(self._buffer, offset)
+                    self._check(length, type_)
+                    offset += PREFIX.size
+                    self._type, self._need = type_, length - 1
+                else:
+                    frame = self._type, bytes(memoryview(self._buffer)[offset : offset + self._need])
+                    offset += self._need
+                    self._type, self._need = None, PREFIX.size
+                    yield frame
+        finally:
+            del self._buffer[:offset]
+
+    def _check(self, length: int, type_: int) -> None:
+        if length < 1:
+            raise RemoteProtocolError("a frame of length 0; the shortest is 1 byte")
+        limit = self._limit_of(type_)
+        if length - 1 > limit:
+            raise RemoteProtocolError(f"a frame of type {type_} with {length - 1} bytes, at most {limit} are allowed")
+
+    def at_end(self) -> None:
+        """The stream ended: raises RemoteProtocolError if that was inside a frame."""
+        if self._type is not None:
+            raise RemoteProtocolError(f"stream ends after {len(self._buffer)} bytes of a body, expected {self._need}")
+        if self._buffer:
+            raise RemoteProtocolError(f"stream ends after {len(self._buffer)} bytes of a prefix, expected {PREFIX.size}")

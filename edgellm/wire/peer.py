@@ -1,0 +1,214 @@
+"""The one file with sockets: a protocol on an asyncio transport, with a timeout for every phase.
+
+TLS has its place here: `connect` and `listen` hand an `ssl.SSLContext` to asyncio, and nothing else changes.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+
+from edgellm.config import CONNECT_TIMEOUT_S, FRAME_TIMEOUT_S, HELLO_TIMEOUT_S, WRITE_TIMEOUT_S
+from edgellm.errors import BoardError, LocalProtocolError, RemoteProtocolError
+from edgellm.wire.messages import Hello, Refuse
+from edgellm.wire.protocol import Protocol
+
+
+class Peer(asyncio.Protocol):
+    """One connection. Calls `on_message(peer, message)` for each message and, once, `on_lost(peer, reason)`.
+
+    Closes by itself on a bad frame, a missing hello, half a frame that isn't completed, and a peer that doesn't read.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        on_message: Callable[["Peer", object], None],
+        on_lost: Callable[["Peer", str], None],
+    ):
+        self.protocol = protocol
+        self.ready: asyncio.Future = asyncio.get_running_loop().create_future()
+        self.address = "?"
+        self.lost: str | None = None  # why the connection ended
+        self.sent_bytes = 0
+        self.received_bytes = 0
+        self.last_heard_s = asyncio.get_running_loop().time()
+        self._on_message, self._on_lost = on_message, on_lost
+        self._transport: asyncio.Transport | None = None
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    # asyncio's side
+
+    def connection_made(self, transport) -> None:
+        self._transport = transport
+        transport.set_write_buffer_limits(high=1 << 20)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # a cut cable: unacknowledged bytes end the connection
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT_S * 1000))
+        name = transport.get_extra_info("peername")
+        self.address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "?"
+        self._arm("hello", HELLO_TIMEOUT_S, f"no hello within {HELLO_TIMEOUT_S:g} s")
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        self.last_heard_s = asyncio.get_running_loop().time()
+        try:
+            messages = self.protocol.receive_data(data)
+        except RemoteProtocolError as e:
+            self._end(str(e))
+            return
+        if self.protocol.peer is not None and not self.ready.done():
+            self._disarm("hello")
+            self._flush()
+            self.ready.set_result(self)
+        if self.protocol.partial:
+            self._arm("frame", FRAME_TIMEOUT_S, f"half a frame, and no more of it within {FRAME_TIMEOUT_S:g} s")
+        else:
+            self._disarm("frame")
+        for message in messages:
+            if isinstance(message, Refuse):
+                self._end(f"refused: {message.reason}")
+                return
+            if not isinstance(message, Hello):
+                self._on_message(self, message)
+
+    def eof_received(self) -> None:
+        try:
+            self.protocol.receive_data(b"")
+            self._end("closed by the peer")
+        except RemoteProtocolError as e:
+            self._end(str(e))
+
+    def connection_lost(self, exc) -> None:
+        self._end(str(exc) if exc else "closed by the peer")
+
+    def pause_writing(self) -> None:
+        self._can_write.clear()
+        self._arm("write", WRITE_TIMEOUT_S, f"reads nothing for {WRITE_TIMEOUT_S:g} s")
+
+    def resume_writing(self) -> None:
+        self._can_write.set()
+        self._disarm("write")
+
+    # ours
+
+    @property
+    def congested(self) -> bool:
+        """True while the peer reads more slowly than we write."""
+        return not self._can_write.is_set()
+
+    @property
+    def name(self) -> str:
+        """What the peer calls itself, or its address before its hello."""
+        return self.protocol.peer.name if self.protocol.peer else self.address
+
+    def send(self, message) -> None:
+        """Write a message; on a connection that is lost, nothing happens (its owner has been told)."""
+        if self.lost is None:
+            self.protocol.send(message)
+            self._flush()
+
+    async def drain(self) -> None:
+        """Wait until the peer has read enough to write more."""
+        await self._can_write.wait()
+
+    def pause_reading(self) -> None:
+        if self.lost is None:
+            self._transport.pause_reading()
+            self._disarm("frame")
+
+    def resume_reading(self) -> None:
+        if self.lost is None:
+            self._transport.resume_reading()
+
+    def refuse(self, reason: str) -> None:
+        """Tell the peer why, in a sentence, and close."""
+        self.protocol.refuse(reason)
+        self._end(reason)
+
+    def close(self) -> None:
+        self._end("closed by us")
+
+    def _flush(self) -> None:
+        data = self.protocol.data_to_send()
+        if data:
+            self.sent_bytes += len(data)
+            self._transport.write(data)
+
+    def _end(self, reason: str) -> None:
+        if self.lost is not None:
+            return
+        self.lost = reason
+        for name in list(self._timers):
+            self._disarm(name)
+        if not self._transport.is_closing():
+            self._flush()
+            if self.congested:
+                self._transport.abort()
+            else:
+                self._transport.close()
+        self._can_write.set()
+        if not self.ready.done():
+            self.ready.set_exception(RemoteProtocolError(reason))
+            self.ready.exception()  # seen: whoever awaits `ready` still gets it
+        self._on_lost(self, reason)
+
+    def _arm(self, name: str, seconds: float, reason: str) -> None:
+        if name not in self._timers:
+            self._timers[name] = asyncio.get_running_loop().call_later(seconds, self._refuse_late, name, reason)
+
+    def _disarm(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _refuse_late(self, name: str, reason: str) -> None:
+        self._timers.pop(name, None)
+        with contextlib.suppress(LocalProtocolError):
+            self.refuse(reason)
+
+
+async def connect(
+    host: str,
+    port: int,
+    me: Hello,
+    on_message,
+    on_lost,
+    *,
+    board: str | None = None,
+    tls: ssl.SSLContext | None = None,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+) -> Peer:
+    """Dial a board and exchange hellos. Raises BoardError that names the board (or its address) and the reason."""
+    who = f"board {board} ({host}:{port})" if board else f"{host}:{port}"
+    peer = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, peer = await asyncio.get_running_loop().create_connection(
+                lambda: Peer(Protocol(me, dials=True), on_message, on_lost), host, port, ssl=tls
+            )
+            return await peer.ready
+    except TimeoutError:
+        reason = f"no answer within {timeout_s:g} s"
+    except OSError as e:
+        reason = (e.strerror or str(e)).lower() if not isinstance(e, socket.gaierror) else "the name is not known"
+        reason = "connection refused, is its agent running?" if isinstance(e, ConnectionRefusedError) else reason
+    except RemoteProtocolError as e:
+        reason = str(e)
+    if peer is not None:
+        peer.close()
+    raise BoardError(f"{who}: {reason}", board) from None
+
+
+async def listen(
+    host: str, port: int, make_peer: Callable[[], Peer], *, tls: ssl.SSLContext | None = None
+) -> asyncio.Server:
+    """Listen on HOST:PORT; raises OSError when the address can't be had."""
+    return await asyncio.get_running_loop().create_server(make_peer, host, port, ssl=tls, backlog=128)
