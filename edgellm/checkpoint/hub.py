@@ -1,0 +1,68 @@
+"""A hub id as a folder: huggingface_hub's own cache, its offline mode, and its errors in one line each."""
+
+from pathlib import Path
+
+from edgellm.checkpoint.names import one_line
+from edgellm.errors import CheckpointError
+
+_PATTERNS = [
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.*",
+    "merges.txt", "added_tokens.json", "spiece.model", "*.tiktoken", "tekken.json", "model*.safetensors",
+    "model.safetensors.index.json",
+]  # fmt: skip
+
+
+def fetch_hub(name: str, progress=None) -> Path:
+    """The folder of hub model `name`: from the cache, else downloaded (config, tokenizer and safetensors only)."""
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    kwargs = {"tqdm_class": _bar(name, progress)} if progress else {}
+    try:
+        return Path(snapshot_download(name, allow_patterns=_PATTERNS, **kwargs))
+    except GatedRepoError:
+        raise CheckpointError(
+            f"{name}: its authors grant access one by one. Ask on https://huggingface.co/{name}, then run "
+            "'hf auth login' or set HF_TOKEN."
+        ) from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{name}: no such model on the hub, or it is private and HF_TOKEN isn't set. SOURCE may also be a folder "
+            "or a .gguf file."
+        ) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise CheckpointError(
+            f"{name} isn't in the Hugging Face cache, and the hub can't be reached (HF_HUB_OFFLINE is set, or no network). "
+            "Fetch it where there is network, or give a folder."
+        ) from None
+    except (HFValidationError, HfHubHTTPError, httpx.HTTPError, ValueError) as e:
+        raise CheckpointError(f"{name}: the hub can't give it: {one_line(e)}") from None
+    except OSError as e:
+        raise CheckpointError(f"{name}: {e.strerror or one_line(e)}") from None
+
+
+def _bar(name: str, progress):
+    """A progress bar class for huggingface_hub that reports bytes to `progress` and draws nothing."""
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args, **kwargs):
+            kwargs.pop("name", None)
+            self._bytes = kwargs.get("unit") == "B"
+            super().__init__(*args, **{**kwargs, "disable": True})
+            self._done, self._of = kwargs.get("initial") or 0, kwargs.get("total") or 0
+
+        def update(self, n=1):
+            self._done += n or 0
+            if self._bytes:
+                progress(f"fetch {name}", int(self._done), int(max(self._of, self.total or 0, self._done)))
+
+    return Bar

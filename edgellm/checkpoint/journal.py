@@ -1,0 +1,75 @@
+"""What lets an interrupted split go on: a lock on the folder, and a journal of the shards that are whole."""
+
+import fcntl
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from edgellm.checkpoint.manifest import Shard, fsync_folder
+from edgellm.errors import CheckpointError
+
+JOURNAL_NAME = "split.journal"
+
+
+@contextmanager
+def locked(folder: Path):
+    """Hold the folder alone. The lock is on the folder itself, so no lock file is left to be copied to boards."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{folder}: another split is writing here. Wait for it, or give another --out.") from None
+        yield
+    finally:
+        os.close(fd)
+
+
+class Journal:
+    """JSON lines: first what is split and how, then a line a finished shard. `shards` are those of earlier runs."""
+
+    def __init__(self, folder: Path, head: dict):
+        self.path, self.head, self.shards = folder / JOURNAL_NAME, head, {}
+
+    def read(self) -> dict | None:
+        """The journal's first line, None if there is none; fills `shards`. A line torn by a power loss is no line."""
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return None
+        parsed = [_parsed(line) for line in lines if line.endswith(b"\n")]
+        for entry in parsed[1:]:
+            try:
+                shard = Shard(**entry)
+                self.shards[shard.name] = shard
+            except TypeError:
+                continue
+        return parsed[0] if parsed and isinstance(parsed[0], dict) else {}
+
+    def start(self) -> None:
+        """Begin anew, with the shards in `shards`."""
+        lines = [self.head, *(asdict(s) for s in self.shards.values())]
+        part = self.path.with_name(self.path.name + ".part")
+        with open(part, "w") as f:
+            f.write("".join(json.dumps(line) + "\n" for line in lines))
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, self.path)
+        fsync_folder(self.path.parent)
+
+    def add(self, shard: Shard) -> None:
+        """Note a shard that is whole on the disk."""
+        with open(self.path, "a") as f:
+            f.write(json.dumps(asdict(shard)) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+        self.shards[shard.name] = shard
+
+
+def _parsed(line: bytes):
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,98 @@
+"""How a checkpoint's tensor names become those of the transformers model.
+
+transformers renames and merges some checkpoint tensors when it loads (experts of a layer into one tensor, say); the
+same tables are applied here, a tensor at a time.
+"""
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+
+from edgellm.checkpoint.tensors import ENCODING_OF, PLAIN, LoadedRows, Rows, SourceTensor, transposed_rows
+from edgellm.errors import CheckpointError
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's text, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def ignored_names(model) -> re.Pattern:
+    """Which checkpoint tensors transformers leaves unread for this model."""
+    patterns = set(model._keys_to_ignore_on_load_unexpected or ())
+    # As in PreTrainedModel._adjust_missing_and_unexpected_keys: buffers that once were persistent.
+    patterns |= {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", r"\.(attn|attention)\.(masked_)?bias$"}
+    return re.compile("|".join(f"({p})" for p in patterns))
+
+
+def map_names(model, tensors: dict[str, SourceTensor], where: str) -> dict[str, SourceTensor]:
+    """`tensors` by checkpoint name → by state_dict name of `model`, renamed and merged as transformers would."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    converter_of = {pattern: c for c in converters for pattern in c.source_patterns}
+    state, prefix = model.state_dict(), model.base_model_prefix
+    ignored = ignored_names(model)
+
+    found: dict[str, SourceTensor] = {}
+    groups: dict[str, _Group] = {}
+    for name in sorted(tensors, key=dot_natural_key):
+        renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if renamed not in state and name in state:
+            renamed, pattern = name, None
+        if renamed in state and pattern is not None:
+            group = groups.setdefault(renamed, _Group(renamed, converter_of[pattern], model))
+            group.sources.append((name, pattern, tensors[name]))
+        elif renamed in state:
+            if renamed in found:
+                raise CheckpointError(f"{found[renamed].origin} and {tensors[name].origin} are both {renamed}")
+            found[renamed] = tensors[name]
+        elif not ignored.search(renamed) and not ignored.search(name):
+            found[renamed] = tensors[name]  # unexpected: the caller says so
+    for group in groups.values():
+        for name, tensor in group.targets(where).items():
+            found.setdefault(name, tensor)
+    return found
+
+
+class _Group:
+    """Checkpoint tensors that one of transformers' weight converters makes into one or more of the model's."""
+
+    def __init__(self, first: str, converter, model):
+        self.first, self.converter, self.model = first, converter, model
+        self.sources: list[tuple[str, str, SourceTensor]] = []
+
+    def targets(self, where: str) -> dict[str, SourceTensor]:
+        """The resulting tensors, their shapes found by converting on the meta device."""
+        try:
+            made = self._convert(lambda t: torch.empty(t.shape, dtype=PLAIN[t.encoding], device="meta"))
+        except Exception as e:  # a converter fails in its own ways when a tensor is missing or misshapen
+            raise CheckpointError(
+                f"{where}: {len(self.sources)} tensors such as {self.sources[0][2].origin} don't combine into "
+                f"{self.first}: {one_line(e)}"
+            ) from None
+        origin = f"{self.sources[0][2].origin} and {len(self.sources) - 1} more"
+        return {
+            name: SourceTensor(
+                tuple(t.shape), ENCODING_OF[t.dtype], origin, lambda transposed, n=name, t=t: self._rows(n, t, transposed)
+            )
+            for name, t in made.items()
+        }
+
+    def _rows(self, name: str, meta: torch.Tensor, transposed: bool) -> Rows:
+        rows = LoadedRows(
+            tuple(meta.shape), ENCODING_OF[meta.dtype], lambda: self._convert(lambda t: t.rows().read_all())[name]
+        )
+        return transposed_rows(rows) if transposed else rows
+
+    def _convert(self, load: Callable[[SourceTensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+        converter = deepcopy(self.converter)
+        for name, pattern, tensor in self.sources:
+            converter.add_tensor(self.first, name, pattern, lambda t=tensor: load(t))
+        made = converter.convert(self.first, model=self.model, config=self.model.config)
+        return {name: t[0] if isinstance(t, list) else t for name, t in made.items()}

@@ -1,0 +1,204 @@
+"""Writing one shard file: which tensors in which encoding, streamed a few rows at a time."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from edgellm.checkpoint.manifest import Shard, fsync_folder
+from edgellm.checkpoint.tensors import (
+    BLOCK,
+    BLOCK_BYTES,
+    FLOATS,
+    PLAIN,
+    Rows,
+    SourceTensor,
+    stored_bytes,
+    stored_shape,
+)
+from edgellm.errors import CheckpointError
+
+SHARD_FORMAT = "edgellm-shard-1"
+_CHUNK_ELEMENTS = 1 << 21  # of one tensor in memory at a time, where the source can be read in pieces
+_DTYPE_NAMES = {
+    "f32": "F32", "f16": "F16", "bf16": "BF16", "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8", "u8": "U8",
+    "bool": "BOOL", "int4": "U8", "int8": "U8",
+}  # fmt: skip
+_BITS = {"int4": 4, "int8": 8}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a shard: `shape` as stored, that is [out, in] for a weight, `packable` as model.structure has it."""
+
+    name: str
+    tensor: SourceTensor
+    shape: tuple[int, ...]
+    transposed: bool
+    packable: bool
+    encoding: str
+
+    @property
+    def bytes(self) -> int:
+        return stored_bytes(self.shape, self.encoding)
+
+    @property
+    def ram_bytes(self) -> int:
+        """Weights are read in place from the mapped file, all else is widened to float32."""
+        return self.bytes if self.packable else 4 * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard to be written: its tensors in file order and its header."""
+
+    name: str
+    kind: str
+    layer: int | None
+    entries: tuple[Entry, ...]
+    header: bytes
+
+    @property
+    def bytes(self) -> int:
+        return len(self.header) + sum(e.bytes for e in self.entries)
+
+    @property
+    def ram_bytes(self) -> int:
+        return sum(e.ram_bytes for e in self.entries)
+
+
+def choose_encoding(encoding: str, shape: tuple[int, ...], packable: bool, kind: str, quantize: str) -> str:
+    """The encoding a tensor is stored in. `shape` as stored; --quantize int4 keeps embedding and head at int8, and what
+    is packed at no more bits than asked for stays as it is."""
+    fits = packable and len(shape) == 2 and shape[1] % BLOCK == 0 and shape[1] > 0
+    if not fits:
+        return "f16" if encoding in BLOCK_BYTES else encoding
+    if quantize == "none" or encoding not in (*FLOATS, *BLOCK_BYTES):
+        return encoding
+    wanted = "int4" if quantize == "int4" and kind == "layer" else "int8"
+    return encoding if encoding in BLOCK_BYTES and _BITS[encoding] <= _BITS[wanted] else wanted
+
+
+def make_entry(name: str, tensor: SourceTensor, transposed: bool, packable: bool, kind: str, quantize: str) -> Entry:
+    """Decide how one tensor is stored."""
+    shape = tensor.shape[::-1] if transposed else tensor.shape
+    encoding = choose_encoding(tensor.encoding, shape, packable, kind, quantize)
+    return Entry(name, tensor, shape, transposed, packable, encoding)
+
+
+def make_plan(name: str, kind: str, layer: int | None, entries: list[Entry]) -> ShardPlan:
+    """Lay out a shard: wider elements first, so that each tensor lies aligned to its own."""
+    order = sorted(entries, key=lambda e: (-_item_bytes(e), e.name))
+    packed = {e.name: [e.encoding, list(e.shape)] for e in order if e.encoding in BLOCK_BYTES}
+    header: dict = {"__metadata__": {"format": SHARD_FORMAT, "encodings": json.dumps(packed)}}
+    at = 0
+    for entry in order:
+        shape = list(stored_shape(entry.shape, entry.encoding))
+        header[entry.name] = {"dtype": _DTYPE_NAMES[entry.encoding], "shape": shape}
+        header[entry.name]["data_offsets"] = [at, at + entry.bytes]
+        at += entry.bytes
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-(len(raw) + 8) % 64)  # the data begins on a cache line
+    return ShardPlan(name, kind, layer, tuple(order), len(raw).to_bytes(8, "little") + raw)
+
+
+def _item_bytes(entry: Entry) -> int:
+    # Packed blocks want 2 for their fp16 scale; their own sizes (20, 34) keep what follows aligned to 2.
+    return 2 if entry.encoding in BLOCK_BYTES else PLAIN[entry.encoding].itemsize
+
+
+def write_shard(plan: ShardPlan, folder: Path, wrote: Callable[[int], None]) -> Shard:
+    """Write a shard as NAME.part, then rename it; calls `wrote` with the bytes done of it. Raises CheckpointError in
+    one line for a full disk or a tensor that can't be stored, and leaves no .part behind."""
+    path, part = folder / plan.name, folder / (plan.name + ".part")
+    digest, done = hashlib.sha256(), 0
+    try:
+        with open(part, "wb") as f:
+
+            def put(data) -> None:
+                nonlocal done
+                f.write(data)
+                digest.update(data)
+                done += len(data)
+                wrote(done)
+
+            put(plan.header)
+            for entry in plan.entries:
+                _put_entry(entry, put)
+            if done != plan.bytes:
+                raise AssertionError(f"{plan.name}: {done} bytes written, {plan.bytes} planned")
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+        fsync_folder(folder)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise disk_error(e, path, plan.bytes) from None
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return Shard(plan.name, plan.kind, plan.layer, done, plan.ram_bytes, digest.hexdigest())
+
+
+def disk_error(error: OSError, path: Path, need: int) -> CheckpointError:
+    """A failed write in one line, with the space needed and left if the disk is full."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent).free
+        return CheckpointError(
+            f"{path}: the disk is full: this file needs {need} bytes, {free} are free. Free some space and run the same "
+            "command again; it goes on with this shard."
+        )
+    return CheckpointError(f"{error.filename or path}: {error.strerror or error}")
+
+
+def _put_entry(entry: Entry, put: Callable) -> None:
+    rows = entry.tensor.rows(entry.transposed)
+    if tuple(rows.shape) != entry.shape and math.prod(rows.shape) != math.prod(entry.shape):
+        raise AssertionError(f"{entry.name}: rows of shape {rows.shape}, planned {entry.shape}")
+    count = rows.shape[0] if rows.shape else 1
+    step = max(1, _CHUNK_ELEMENTS // max(1, math.prod(rows.shape[1:])))
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        data = _encode(rows, start, stop, entry)
+        put(data.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _encode(rows: Rows, start: int, stop: int, entry: Entry) -> torch.Tensor:
+    """Rows [start, stop) in the entry's encoding; raises CheckpointError for what isn't finite."""
+    if entry.encoding == rows.encoding:
+        data = rows.read(start, stop)
+        if entry.encoding in BLOCK_BYTES:
+            block = BLOCK_BYTES[entry.encoding]
+            scales = data.reshape(-1, block)[:, : 4 if entry.encoding == "int4" else 2].contiguous().view(torch.float16)
+            _check_finite(scales, entry, start, "block scale")
+        elif data.is_floating_point():
+            _check_finite(data, entry, start, "value")
+        return data
+    values = rows.read_f32(start, stop)
+    _check_finite(values, entry, start, "value")
+    if entry.encoding in BLOCK_BYTES:
+        from edgellm.model.packed import pack
+
+        try:
+            return pack(values, entry.encoding)
+        except ValueError as e:
+            raise CheckpointError(f"{entry.tensor.origin}: {e}") from None
+    data = values.to(PLAIN[entry.encoding])
+    _check_finite(data, entry, start, f"value in {entry.encoding}")
+    return data
+
+
+def _check_finite(values: torch.Tensor, entry: Entry, start: int, what: str) -> None:
+    if not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).sum())
+        raise CheckpointError(
+            f"{entry.tensor.origin}: {bad} of {values.numel()} {what}s from row {start} on are not finite; "
+            "the checkpoint is corrupt"
+        )

@@ -1,0 +1,86 @@
+"""What can be split: `open_source` tells a folder, a GGUF file, the built-in model and a hub id apart."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from edgellm.checkpoint.tensors import SourceTensor
+from edgellm.errors import CheckpointError
+
+# Called as progress(what, done, total): what is being made or fetched, bytes done, bytes in all (0 if unknown).
+Progress = Callable[[str, int, int], None]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
+
+
+class Source:
+    """A checkpoint that can be split. `name` is the model's, `where` the path for errors, `config` a transformers
+    config read from local files."""
+
+    name: str
+    where: str
+    config: object
+    eos_token_ids: tuple[int, ...]
+
+    def tensors(self, model) -> dict[str, SourceTensor]:
+        """The source's tensors by state_dict name of `model` (empty, on the meta device), those transformers ignores
+        left out; a tensor that maps to no name of the model's stays under the one it has. Reads headers only."""
+        raise NotImplementedError
+
+    def fingerprint_parts(self) -> list[bytes]:
+        """What tells this checkpoint from another: config, headers, sizes, times."""
+        raise NotImplementedError
+
+    def write_files(self, folder: Path) -> list[str]:
+        """Write config and tokenizer files into `folder`; returns their names."""
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over `fingerprint_parts`; equal for an unchanged checkpoint."""
+        digest = hashlib.sha256()
+        for part in self.fingerprint_parts():
+            digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.hexdigest()
+
+
+def open_source(text: str, progress: Progress | None = None) -> Source:
+    """The source that `text` names: a folder, a .gguf file, "smollm2-135m", or a hub id "org/name".
+
+    Fetches what isn't here yet, reporting to `progress`; raises CheckpointError in one line for what can't be used.
+    """
+    from edgellm.checkpoint.builtin import BUILTIN, fetch_builtin
+
+    path = Path(text).expanduser()
+    if text in BUILTIN and not path.exists():
+        from edgellm.checkpoint.gguf import GGUFSource
+
+        return GGUFSource(fetch_builtin(text, progress), name=text)
+    if path.is_dir():
+        from edgellm.checkpoint.folder import FolderSource
+
+        return FolderSource(path)
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            from edgellm.checkpoint.gguf import GGUFSource
+
+            return GGUFSource(path)
+        if path.suffix in (".safetensors", ".json"):
+            raise CheckpointError(f"{path}: give the folder that holds it, {path.parent}, not the file")
+        raise CheckpointError(f"{path} is no .gguf file and no folder. {_accepted()}")
+    if _HUB_ID.match(text) and path.suffix.lower() != ".gguf":
+        from edgellm.checkpoint.folder import FolderSource
+        from edgellm.checkpoint.hub import fetch_hub
+
+        return FolderSource(fetch_hub(text, progress), name=text)
+    raise CheckpointError(f"{text!r} is no folder, no file and no model's name. {_accepted()}")
+
+
+def _accepted() -> str:
+    from edgellm.checkpoint.builtin import BUILTIN
+
+    return (
+        "SOURCE is a Hugging Face folder, a .gguf file, a hub id such as org/name, or the built-in "
+        f"{' or '.join(BUILTIN)}."
+    )

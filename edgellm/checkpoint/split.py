@@ -1,0 +1,215 @@
+"""Splitting a source into shard files and a manifest, a few rows of one tensor at a time, resumable at every shard."""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from edgellm.checkpoint.journal import JOURNAL_NAME, Journal, locked
+from edgellm.checkpoint.manifest import FORMAT, MANIFEST_NAME, Manifest, ModelFile, Shard, fsync_folder, sha256_of
+from edgellm.checkpoint.shard import SHARD_FORMAT, ShardPlan, disk_error, make_entry, make_plan, write_shard
+from edgellm.checkpoint.sources import Progress, Source
+from edgellm.checkpoint.tensors import SourceTensor
+from edgellm.errors import CheckpointError, ManifestError, UsageError
+
+QUANTIZE = ("none", "int8", "int4")
+_OURS = re.compile(r"(embedding|head|layer-\d{4})\.safetensors(\.part)?\Z")
+_SPARE_BYTES = 16 << 20  # on the disk besides the shards: tokenizer, manifest, journal
+
+
+def split(source: Source, out: Path | str, quantize: str = "none", progress: Progress | None = None, *, force=False):
+    """Split `source` into shards in the folder `out`; returns the Manifest.
+
+    Goes on where an interrupted split of the same source stopped, and returns at once if there is nothing to do.
+    `progress(shard name, bytes done, bytes in all)` is called as bytes are written and with each finished shard. `force`
+    replaces another model's split in `out`. Raises CheckpointError or ModelError in one line, before any long work
+    where possible.
+    """
+    if quantize not in QUANTIZE:
+        raise UsageError(f"--quantize is {quantize!r}, expected one of {', '.join(QUANTIZE)}")
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise CheckpointError(f"{out}: {e.strerror or e}") from None
+    with locked(out):
+        try:
+            return _split(source, out, quantize, progress, force)
+        except OSError as e:
+            raise disk_error(e, out / MANIFEST_NAME, _SPARE_BYTES) from None
+
+
+def _split(source: Source, out: Path, quantize: str, progress: Progress | None, force: bool) -> Manifest:
+    identity = f"{source.fingerprint} {quantize} {FORMAT} {SHARD_FORMAT}"
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    head = {"fingerprint": fingerprint, "model": source.name, "quantize": quantize}
+    journal = Journal(out, head)
+    finished = _take_stock(out, journal, source, force)
+    if finished is not None:
+        if progress:
+            total = sum(s.bytes for s in finished.shards)
+            progress(MANIFEST_NAME, total, total)
+        return finished
+
+    structure, plans = plan_split(source, quantize)
+    kept = {p.name: journal.shards[p.name] for p in plans if _is_whole(out, p, journal.shards.get(p.name))}
+    journal.shards = kept
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    journal.start()
+    for path in out.iterdir():
+        if _OURS.match(path.name) and path.name not in kept:
+            path.unlink()
+    total, done = sum(p.bytes for p in plans), sum(s.bytes for s in kept.values())
+    free = shutil.disk_usage(out).free
+    if total - done + _SPARE_BYTES > free:
+        raise CheckpointError(
+            f"{out}: the shards need {total - done + _SPARE_BYTES} bytes, {free} are free. Free some space, give "
+            f"another --out{', or --quantize int4' if quantize == 'none' else ''}."
+        )
+    files = _write_files(source, out)
+    shards: list[Shard] = []
+    for plan in plans:
+        if plan.name not in kept:
+            base = done
+            wrote = (lambda n, b=base, p=plan: progress(p.name, b + n, total)) if progress else (lambda n: None)
+            shard = write_shard(plan, out, wrote)
+            journal.add(shard)
+            done += shard.bytes
+            shards.append(shard)
+        else:
+            shards.append(kept[plan.name])
+            if progress:
+                progress(plan.name, done, total)
+    manifest = Manifest(
+        model=source.name,
+        architecture=structure.architecture,
+        model_type=structure.model_type,
+        quantization=quantize,
+        num_layers=structure.num_layers,
+        hidden_size=structure.hidden_size,
+        vocab_size=structure.vocab_size,
+        max_seq_len=structure.max_seq_len,
+        eos_token_ids=tuple(source.eos_token_ids),
+        kv_elements_per_token=tuple(structure.kv_elements_per_token),
+        activation_elements_per_token=structure.activation_elements_per_token,
+        rope_switch_len=structure.rope_switch_len,
+        shards=tuple(shards),
+        files=files,
+        source_sha256=fingerprint,
+    )
+    manifest.write(out)
+    journal.path.unlink(missing_ok=True)
+    fsync_folder(out)
+    return Manifest.read(out)
+
+
+def _take_stock(out: Path, journal: Journal, source: Source, force: bool) -> Manifest | None:
+    """The finished split if `out` holds it, else None with the journal's shards filled in; raises CheckpointError if
+    `out` holds something else."""
+    if getattr(source, "folder", None) == out.resolve():
+        raise CheckpointError(f"{out} is the source's own folder. Give another --out.")
+    wanted = journal.head["fingerprint"]
+    again = "Give another --out, or --force to replace it."
+    if (out / MANIFEST_NAME).exists():
+        try:
+            manifest = Manifest.read(out)
+        except ManifestError as e:
+            if not force:
+                raise CheckpointError(f"{e} {again}") from None
+            return None
+        if manifest.source_sha256 == wanted:
+            journal.shards = {s.name: s for s in manifest.shards}
+            entries = (*manifest.shards, *manifest.files)
+            return manifest if all(_size(out / e.name) == e.bytes for e in entries) else None
+        if not force:
+            raise CheckpointError(
+                f"{out} holds a split of {manifest.model} with --quantize {manifest.quantization}, not this source with "
+                f"--quantize {journal.head['quantize']}. {again}"
+            )
+        return None
+    head = journal.read()
+    if head is None:
+        if not force and (others := sorted(p.name for p in out.iterdir())):
+            raise CheckpointError(f"{out} holds {others[0]} but no split. Give an empty folder as --out.")
+    elif head.get("fingerprint") != wanted:
+        if not force:
+            raise CheckpointError(
+                f"{out} holds an unfinished split of {head.get('model', 'another source')} with --quantize "
+                f"{head.get('quantize', '?')}, not this source with --quantize {journal.head['quantize']}. {again}"
+            )
+        journal.shards = {}
+    return None
+
+
+def _is_whole(out: Path, plan: ShardPlan, shard: Shard | None) -> bool:
+    return shard is not None and shard.bytes == plan.bytes == _size(out / plan.name)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _write_files(source: Source, out: Path) -> tuple[ModelFile, ...]:
+    """Config and tokenizer files, written aside and moved into `out` whole."""
+    files = []
+    with tempfile.TemporaryDirectory(prefix=".files-", dir=out) as aside:
+        for name in source.write_files(Path(aside)):
+            path = Path(aside) / name
+            with open(path, "rb+") as f:
+                os.fsync(f.fileno())
+            os.replace(path, out / name)
+            files.append(ModelFile(name, _size(out / name), sha256_of(out / name)))
+    return tuple(files)
+
+
+def plan_split(source: Source, quantize: str):
+    """(structure, shard plans) of a source; reads headers only. Raises CheckpointError for a tensor that is missing,
+    one too many, or of another shape than the model's."""
+    from edgellm.model.build import build_empty
+    from edgellm.model.structure import trace
+
+    structure = trace(source.config)
+    model = build_empty(source.config, real_buffers=False)
+    tensors = source.tensors(model)
+    if structure.tied and structure.tied_head not in tensors and structure.tied in tensors:
+        tensors = {**tensors, structure.tied_head: tensors[structure.tied]}
+    known = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if name not in known:
+            raise CheckpointError(
+                f"{tensor.origin}: {structure.architecture} has no such tensor (the checkpoint has {len(tensors)}, the "
+                f"model {len(known)}). The config and the weights don't belong together."
+            )
+
+    def entry(name: str, key, kind: str, stored_name: str):
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(
+                f"{source.where}: tensor {name} is missing; {structure.architecture} needs it with shape "
+                f"{list(structure.shapes[key])} ({sum(n in tensors for n in known)} of {len(known)} are there)"
+            )
+        _check_shape(tensor, tuple(structure.shapes[key]), name)
+        return make_entry(stored_name, tensor, key in structure.transposed, key in structure.packable, kind, quantize)
+
+    def outer(names, kind: str) -> ShardPlan:
+        return make_plan(f"{kind}.safetensors", kind, None, [entry(n, n, kind, n) for n in names])
+
+    plans = [outer(structure.embedding_names, "embedding")]
+    for i, names in enumerate(structure.layer_names):
+        entries = [entry(f"{structure.layers_path}.{i}.{n}", (i, n), "layer", n) for n in names]
+        plans.append(make_plan(f"layer-{i:04d}.safetensors", "layer", i, entries))
+    plans.append(outer(structure.head_names, "head"))
+    return structure, plans
+
+
+def _check_shape(tensor: SourceTensor, shape: tuple[int, ...], name: str) -> None:
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{tensor.origin} has shape {list(tensor.shape)}, the config says {list(shape)} for {name}. "
+            "The config and the weights don't belong together."
+        )
