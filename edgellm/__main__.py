@@ -1,0 +1,5 @@
+"""`python -m edgellm` is `edgellm`."""
+
+from edgellm.cli import main
+
+main()

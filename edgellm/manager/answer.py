@@ -1,0 +1,171 @@
+"""One question, one answer: from a prompt to text on a screen, with what it took."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.config import Sampling
+from edgellm.errors import ClusterError, UsageError
+from edgellm.manager.client import ClusterClient
+from edgellm.manager.tokens import StopStrings, Tokenizer
+from edgellm.plan import Plan
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked and how it is to be answered. Raises UsageError for an empty prompt or bad numbers."""
+
+    prompt: str
+    system: str | None = None
+    raw: bool = False
+    max_tokens: int = 512
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.prompt.strip():
+            raise UsageError("the prompt is empty. Ask something: edgellm ask \"Why is the sky blue?\"")
+        if self.max_tokens < 1:
+            raise UsageError(f"max-tokens is {self.max_tokens}, expected at least 1")
+        if self.raw and self.system is not None:
+            raise UsageError("--system needs the chat template, and --raw leaves it out. Use one of them.")
+
+
+@dataclass
+class Answer:
+    """The text, its token ids, why it ended (eos, length, context, stop, cancelled), and seconds since asking."""
+
+    prompt_tokens: int
+    seed: int
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    finish: str = "cancelled"
+    first_token_s: float | None = None
+    total_s: float = 0.0
+    stages: list[dict] = field(default_factory=list)
+
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        return self.prompt_tokens / self.first_token_s if self.first_token_s else None
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Over the tokens after the first."""
+        if len(self.tokens) < 2 or self.first_token_s is None or self.total_s <= self.first_token_s:
+            return None
+        return (len(self.tokens) - 1) / (self.total_s - self.first_token_s)
+
+    def to_dict(self) -> dict:
+        return {
+            "text": self.text,
+            "tokens": self.tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "finish_reason": self.finish,
+            "seed": self.seed,
+            "timings": {
+                "first_token_s": self.first_token_s,
+                "total_s": self.total_s,
+                "prefill_tokens_per_s": self.prefill_tokens_per_s,
+                "decode_tokens_per_s": self.decode_tokens_per_s,
+            },
+            "stages": self.stages,
+        }
+
+
+class Asker:
+    """Asks one model on one cluster. Everything that can be refused without a board is refused by `tokens`."""
+
+    def __init__(self, model_dir: Path, plan: Plan):
+        self.manifest = Manifest.read(model_dir)
+        if self.manifest.sha256 != plan.manifest_sha256:
+            raise ClusterError(
+                f"{model_dir} holds {self.manifest.model} ({self.manifest.sha256[:12]}…), the cluster serves "
+                f"{plan.model} ({plan.manifest_sha256[:12]}…). Deploy again, or point the cluster file to the right model."
+            )
+        self.plan = plan
+        self.tokenizer = Tokenizer(model_dir)
+
+    def encode(self, question: Question) -> list[int]:
+        """The prompt's token ids; raises UsageError if they don't fit in a slot."""
+        if question.raw or not self.tokenizer.has_template:
+            ids = self.tokenizer.encode(question.prompt)
+        else:
+            ids = self.tokenizer.encode_chat(question.prompt, question.system)
+        if not ids:
+            raise UsageError("the prompt has no tokens. Ask something.")
+        if len(ids) > self.plan.context:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens, a slot of this cluster holds {self.plan.context}. "
+                "Shorten it, or plan the cluster with a larger --context."
+            )
+        return ids
+
+    async def ask(
+        self,
+        question: Question,
+        ids: list[int],
+        addresses: dict[str, tuple[str, int]],
+        answer: Answer,
+        show: Callable[[str], None],
+    ) -> None:
+        """Fill `answer` and `show` its text as it comes; cancelled, what has come stays in `answer`.
+
+        Raises BoardError naming the board that can't be reached, is busy, dies or hangs.
+        """
+        began = time.perf_counter()
+        stream, stop, pieces = self.tokenizer.decoder(), StopStrings(question.stop), []
+        stats: dict[str, dict] = {}
+
+        def take(text: str) -> None:
+            if text:
+                pieces.append(text)
+                show(text)
+
+        try:
+            async with ClusterClient(self.plan, addresses) as cluster:
+                tokens = cluster.generate(
+                    ids, sampling=question.sampling, max_tokens=question.max_tokens,
+                    eos=self.manifest.eos_token_ids, stats=stats,
+                )  # fmt: skip
+                try:
+                    async for chosen in tokens:
+                        answer.total_s = time.perf_counter() - began
+                        if answer.first_token_s is None:
+                            answer.first_token_s = answer.total_s
+                        answer.tokens.append(chosen.token)
+                        if chosen.finish != "eos":
+                            take(stop.feed(stream.feed(chosen.token)))
+                        if stop.found:
+                            answer.finish = "stop"
+                            break
+                        answer.finish = chosen.finish or answer.finish
+                finally:
+                    await tokens.aclose()
+            take(stop.flush())
+        finally:
+            answer.text = "".join(pieces)
+            answer.stages = [self._stage(board, stats[board]) for board in self.plan.boards if stats.get(board)]
+
+    def _stage(self, board: str, stats: dict) -> dict:
+        section = self.plan.section_of(board)
+        steps = stats.get("decode_steps") or 0
+        return {
+            "board": board,
+            "start": section.start,
+            "end": section.end,
+            "path": stats.get("path"),
+            "prefill_s": stats.get("prefill_s"),
+            "decode_ms_per_token": 1e3 * stats["decode_s"] / steps if steps else None,
+            "sent_bytes_per_token": stats["sent_bytes"] / steps if steps else None,
+        }
+
+
+def run_to_answer(coroutine, answer: Answer) -> None:
+    """Run `coroutine`; Ctrl-C cancels it, waits until the boards were told, and leaves `answer` as it is by then."""
+    try:
+        asyncio.run(coroutine)
+    except KeyboardInterrupt:
+        answer.finish = "cancelled"

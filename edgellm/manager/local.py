@@ -1,0 +1,202 @@
+"""A cluster on this machine: agents as processes on loopback, for trying edgellm without any board."""
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from edgellm.checkpoint.manifest import Manifest, write_atomically
+from edgellm.errors import BoardError, ClusterError
+from edgellm.manager.client import assign, connect_all, status
+from edgellm.plan import Capacity, Plan, Settings, make_plan
+
+_START_TIMEOUT_S = 180.0
+_STOP_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class LocalAgent:
+    """A running agent process: `pid` with its start time (pids are reused), its board name and address."""
+
+    name: str
+    host: str
+    port: int
+    pid: int
+    started_s: float
+
+
+class LocalAgents:
+    """Starts agents and ends them. As `with`, they end with the block; they also end when this process dies."""
+
+    def __init__(self, model_dir: Path, count: int, log_dir: Path, *, detached: bool = False, ram_bytes: int | None = None):
+        self._model_dir, self._count, self._log_dir = model_dir, count, log_dir
+        self._detached, self._ram_bytes = detached, ram_bytes
+        self._processes: list[subprocess.Popen] = []
+        self.agents: list[LocalAgent] = []
+
+    def __enter__(self) -> "LocalAgents":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start all, wait until each listens. Raises BoardError with the last line of the log of one that doesn't."""
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        for i in range(self._count):
+            name = f"local{i + 1}"
+            command = [
+                sys.executable, "-m", "edgellm", "agent", "--shards", str(self._model_dir), "--listen", "127.0.0.1:0",
+                "--name", name, "--threads", str(max(1, cores // self._count)), "--announce",
+            ]  # fmt: skip
+            if self._ram_bytes:
+                command += ["--ram", f"{self._ram_bytes}B"]
+            if not self._detached:
+                command.append("--until-eof")
+            with open(self._log_dir / f"{name}.log", "w") as log:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL if self._detached else subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for the manager, which tells the agents
+                )
+            self._processes.append(process)
+        self.agents = [self._wait(i, process) for i, process in enumerate(self._processes)]
+
+    def stop(self) -> None:
+        """End them all, and wait until they are gone."""
+        for process in self._processes:
+            process.terminate()
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        for process in self._processes:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+        self._processes.clear()
+
+    def leave_running(self) -> list[LocalAgent]:
+        """Let them live on without us."""
+        for process in self._processes:
+            process.stdout.close()
+            process.returncode = 0  # not ours to wait for any more
+        self._processes.clear()
+        return self.agents
+
+    def _wait(self, i: int, process: subprocess.Popen) -> LocalAgent:
+        name, deadline = f"local{i + 1}", time.monotonic() + _START_TIMEOUT_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+        line = process.stdout.readline() if ready else b""
+        if not line:
+            raise BoardError(f"agent {name} did not start: {self._last_line(name)}", name)
+        announced = json.loads(line)
+        started = psutil.Process(process.pid).create_time()
+        return LocalAgent(name, announced["host"], announced["port"], process.pid, started)
+
+    def _last_line(self, name: str) -> str:
+        path = self._log_dir / f"{name}.log"
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        return lines[-1] if lines else f"no line in {path} within {_START_TIMEOUT_S:g} s"
+
+
+async def form_cluster(
+    manifest: Manifest, addresses: dict[str, tuple[str, int]], settings: Settings, epoch: int = 1
+) -> Plan:
+    """Ask the agents what they offer, plan, and have them load their sections. Raises PlanError or BoardError."""
+    boards = await connect_all(addresses)
+    try:
+        capacities = []
+        for board in boards:
+            told = await status(board)
+            capacities.append(Capacity.from_dict(told["capacity"]))
+        # Agents of one machine share its RAM: each can only count on its part.
+        if len({host for host, _ in addresses.values()}) == 1 and len(boards) > 1:
+            capacities = [_share(c, len(boards)) for c in capacities]
+        plan = make_plan(manifest, capacities, settings, epoch)
+        await assign(plan, addresses, boards)
+        return plan
+    finally:
+        for board in boards:
+            board.close()
+
+
+def _share(capacity: Capacity, count: int) -> Capacity:
+    return Capacity(**{**capacity.to_dict(), "ram_bytes": capacity.ram_bytes // count})
+
+
+# `edgellm local up` writes down what it started, and `down` ends just that.
+
+
+def remember(path: Path, agents: list[LocalAgent]) -> None:
+    """Write down the agents that were started, for `recall`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps([vars(a) for a in agents]).encode())
+
+
+def recall(path: Path) -> list[LocalAgent]:
+    """The agents written down and still running. Raises ClusterError for a file that can't be read."""
+    try:
+        agents = [LocalAgent(**a) for a in json.loads(path.read_text())]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as e:
+        raise ClusterError(f"{path}: {e}. Remove it, and end the agents that may still run.") from None
+    return [a for a in agents if _process(a) is not None]
+
+
+def end(agents: list[LocalAgent], tell: Callable[[str], None] = lambda text: None) -> None:
+    """Drain and end these agents; kill those that don't end in time."""
+    processes = [p for a in agents if (p := _process(a)) is not None]
+    for process in processes:
+        tell(f"ends agent {process.pid}")
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=_STOP_TIMEOUT_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=_STOP_TIMEOUT_S)
+
+
+def _process(agent: LocalAgent) -> psutil.Process | None:
+    try:
+        process = psutil.Process(agent.pid)
+        same = abs(process.create_time() - agent.started_s) < 1.0
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None
+
+
+def state_dir() -> Path:
+    """Where logs and the record of local agents are kept."""
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("edgellm"))
+
+
+def models_dir() -> Path:
+    """Where splits of built-in models are kept."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("edgellm")) / "models"
