@@ -153,9 +153,11 @@ class Engine:
                 return False
             if step.position > held.filled:
                 raise ValueError(f"step at position {step.position}, expected at most {held.filled}")
+            # A prompt's last chunk may be one token: it stays behind the chunks before it.
+            behind_chunks = any(owner is held for _, owner in self._prefill)
             held.filled = max(held.filled, step.end)
             held.queued += 1
-            (self._decode if step.is_decode else self._prefill).append((step, held))
+            (self._decode if step.is_decode and not behind_chunks else self._prefill).append((step, held))
             self._changed.notify()
             return True
 

@@ -42,8 +42,9 @@ class AgentOptions:
 class Agent:
     """One board. `run()` returns when it has been told to stop and running answers have ended."""
 
-    def __init__(self, options: AgentOptions):
+    def __init__(self, options: AgentOptions, load=load_section, measure_decode=measure.measure_decode):
         self.options = options
+        self._load, self._measure_decode = load, measure_decode
         self.manifest = Manifest.read(options.shards)
         self.port = options.port  # the real one after listening, where 0 was asked for
         self.stage: Stage | None = None
@@ -58,12 +59,11 @@ class Agent:
     async def run(self, ready=lambda agent: None) -> None:
         """Measure, listen, serve until stopped. `ready(agent)` is called when it listens. Raises EdgellmError if the
         shards are unusable, OSError if the address can't be had."""
-        set_threads(self.options.threads)
         server = await listen(self.options.host, self.options.port, self._make_peer)
         self.port = server.sockets[0].getsockname()[1]
         try:
             self._layer_s, self._head_s = await asyncio.to_thread(
-                measure.measure_decode, self.manifest, self.options.shards
+                self._measure_decode, self.manifest, self.options.shards
             )
             log.info(
                 "%s: %s, %.2f ms a layer, offers %.2f GB, listens on %s:%d",
@@ -264,7 +264,7 @@ class Agent:
         if self.stage is not None and need.kv + need.weights > measure.free_ram_bytes():
             self._leave(plan.epoch)
         log.info("loads layers %d-%d, epoch %d", own.start, own.end, plan.epoch)
-        section = await asyncio.to_thread(load_section, self.manifest, self.options.shards, own.start, own.end)
+        section = await asyncio.to_thread(self._load, self.manifest, self.options.shards, own.start, own.end)
         if self.stage is not None:
             self._leave(plan.epoch)
         self.stage = Stage(plan, self.options.name, addresses, section, self.manifest.rope_switch_len)
@@ -284,6 +284,7 @@ class Agent:
 
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:
     """Run an agent until SIGTERM or SIGINT, or until the file `until_eof` ends (a parent process that is gone)."""
+    set_threads(options.threads)
     agent = Agent(options)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

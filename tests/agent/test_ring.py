@@ -1,0 +1,281 @@
+"""Agents of the fake model on loopback: the answer crosses splits, and nothing a peer does disturbs it."""
+
+import asyncio
+import threading
+from dataclasses import replace
+
+import pytest
+
+from edgellm.config import Sampling
+from edgellm.errors import BoardError, BusyError
+from edgellm.manager.client import ClusterClient, assign, connect_all, status
+from edgellm.plan import Section
+from tests.fakes import Boards, generate, make_manifest, make_plan
+
+PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]  # longer than a chunk of 5
+
+
+async def form(boards, cuts, **settings):
+    plan = make_plan(boards.manifest, cuts, **settings)
+    clients = await connect_all(boards.addresses)
+    try:
+        await assign(plan, boards.addresses, clients)
+    finally:
+        for client in clients:
+            client.close()
+    return plan
+
+
+async def ask(cluster, prompt=PROMPT, max_tokens=10, eos=(), **kwargs):
+    stream = cluster.generate(list(prompt), sampling=Sampling(), max_tokens=max_tokens, eos=eos, **kwargs)
+    return [c async for c in stream]
+
+
+def run(coroutine):
+    async def bounded():
+        async with asyncio.timeout(30):
+            return await coroutine
+
+    return asyncio.run(bounded())
+
+
+@pytest.mark.parametrize("cuts", [(0, 6), (0, 3, 6), (0, 1, 5, 6), (0, 1, 2, 3, 6)])
+def test_the_split_answers_as_one(tmp_path, cuts):
+    async def go():
+        async with Boards(tmp_path, len(cuts) - 1) as boards:
+            plan = await form(boards, cuts)
+            stats = {}
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                chosen = await ask(cluster, stats=stats)
+            return chosen, stats, boards
+
+    chosen, stats, boards = run(go())
+    assert [c.token for c in chosen] == generate(PROMPT, 10)
+    assert [c.position for c in chosen] == list(range(12, 22))
+    assert [c.finish for c in chosen] == [""] * 9 + ["length"]
+    assert {b: (s["prefill_tokens"], s["decode_steps"]) for b, s in stats.items()} == {b: (12, 9) for b in boards.sections}
+    # Chunks of 5, 5, 2 of a pass of 12, then one token at a time.
+    assert boards.sections["b0"].calls[:4] == [(0, 5, 12), (5, 5, 12), (10, 2, 12), (12, 1, 13)]
+
+
+def test_several_sequences_at_once_do_not_mix(tmp_path):
+    async def go():
+        prompts = [[i, 2 * i + 1, 7] * (i + 1) for i in range(4)]
+        async with Boards(tmp_path, 3) as boards:
+            plan = await form(boards, (0, 2, 4, 6), slots=4)
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                answers = await asyncio.gather(*(ask(cluster, p, 20) for p in prompts))
+            return prompts, answers
+
+    prompts, answers = run(go())
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert [c.token for c in answer] == generate(prompt, 20)
+
+
+def test_eos_context_and_stop_end_an_answer(tmp_path):
+    expected = generate(PROMPT, 60)
+
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await form(boards, (0, 3, 6), context=20)
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                eos = await ask(cluster, eos=(expected[4],))
+                context = await ask(cluster, max_tokens=100)
+                one = await ask(cluster, max_tokens=1)
+            return eos, context, one
+
+    eos, context, one = run(go())
+    assert [c.token for c in eos] == expected[: expected.index(expected[4]) + 1] and eos[-1].finish == "eos"
+    assert [c.token for c in context] == expected[:9] and context[-1].finish == "context"
+    assert [c.finish for c in one] == ["length"]
+
+
+def test_a_full_board_is_busy_and_free_again_when_the_answer_is_left(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await form(boards, (0, 3, 6), slots=1)
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                running = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=40, eos=())
+                first = await anext(running)
+                with pytest.raises(BusyError, match="board b1 is busy: all 1 slots are taken"):
+                    await ask(cluster)
+                await running.aclose()  # as Ctrl-C does
+                again = await ask(cluster)
+            return first, again
+
+    first, again = run(go())
+    assert [c.token for c in again] == generate(PROMPT, 10) and first.token == again[0].token
+
+
+def test_a_manager_that_disappears_frees_its_slots(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await form(boards, (0, 3, 6), slots=1)
+            gone = ClusterClient(plan, boards.addresses)
+            await gone.__aenter__()
+            stream = gone.generate(PROMPT, sampling=Sampling(), max_tokens=50, eos=())
+            await anext(stream)
+            for board in gone.boards:
+                board.peer._transport.abort()
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                while True:
+                    try:
+                        answer = await ask(cluster)
+                        break
+                    except BusyError:
+                        await asyncio.sleep(0.01)
+            with pytest.raises(BoardError, match="board b"):
+                while True:
+                    await anext(stream)
+            gone.close()
+            return answer
+
+    assert [c.token for c in run(go())] == generate(PROMPT, 10)
+
+
+def test_a_section_is_reassigned_between_two_questions(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+            answers = []
+            for epoch, cuts in ((1, (0, 3, 6)), (2, (0, 1, 6)), (3, (0, 2, 4, 6))):
+                plan = await form(boards, cuts, epoch=epoch)
+                async with ClusterClient(plan, boards.addresses) as cluster:
+                    answers.append([c.token for c in await ask(cluster)])
+            return answers
+
+    assert run(go()) == [generate(PROMPT, 10)] * 3
+
+
+def test_another_epoch_is_refused_with_both_numbers(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            old = await form(boards, (0, 3, 6), epoch=1)
+            await form(boards, (0, 2, 6), epoch=2)
+            async with ClusterClient(old, boards.addresses) as cluster:
+                with pytest.raises(BoardError, match="holds epoch 2, not epoch 1"):
+                    await ask(cluster)
+            with pytest.raises(BoardError, match="at epoch 2, the plan has 1"):
+                await form(boards, (0, 3, 6), epoch=1)
+
+    run(go())
+
+
+def test_a_long_rope_sequence_is_replayed_from_the_start_when_it_crosses_the_switch(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2, make_manifest(rope_switch_len=15)) as boards:
+            plan = await form(boards, (0, 3, 6), chunk=8)
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                chosen = await ask(cluster)
+            return chosen, boards.sections["b1"].calls
+
+    chosen, calls = run(go())
+    assert [c.token for c in chosen] == generate(PROMPT, 10)
+    # positions 12, 13, 14 are decoded; token 15 makes the sequence 16 long: all again under the other factors
+    assert calls == [(0, 8, 12), (8, 4, 12), (12, 1, 13), (13, 1, 14), (14, 1, 15), (0, 8, 16), (8, 8, 16)] + [
+        (p, 1, p + 1) for p in range(16, 21)
+    ]
+
+
+def test_a_board_that_dies_in_mid_answer_is_named_and_the_others_free_the_sequence(tmp_path):
+    gate = threading.Event()
+    gate.set()
+
+    async def go():
+        async with Boards(tmp_path, 3, gates={"b2": gate}) as boards:
+            plan = await form(boards, (0, 2, 4, 6))
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=50, eos=())
+                await anext(stream)
+                await boards.stop(1)
+                with pytest.raises(BoardError, match="board b1") as caught:
+                    while True:
+                        await anext(stream)
+                await asyncio.sleep(0.05)
+                return caught.value.board, [boards.agents[i].stage.engine.free_slots for i in (0, 2)]
+
+    assert run(go()) == ("b1", [2, 2])
+
+
+def test_a_board_whose_loop_hangs_is_named_within_the_pong_timeout(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.manager.client.PONG_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("edgellm.manager.client.PING_EVERY_S", 0.1)
+
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await form(boards, (0, 3, 6))
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=50, eos=())
+                await anext(stream)
+                boards.agents[1]._message = lambda peer, message: None
+                for peer in boards.agents[1]._peers:
+                    peer._on_message = lambda peer, message: None
+                with pytest.raises(BoardError, match="board b1 .* does not answer for 0.3 s"):
+                    while True:
+                        await anext(stream)
+
+    run(go())
+
+
+def test_a_board_whose_section_hangs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.manager.client.STEP_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("edgellm.manager.client.PING_EVERY_S", 0.05)
+    gate = threading.Event()
+
+    async def go():
+        async with Boards(tmp_path, 2, gates={"b1": gate}) as boards:
+            try:
+                plan = await form(boards, (0, 3, 6))
+                async with ClusterClient(plan, boards.addresses) as cluster:
+                    with pytest.raises(BoardError, match="board b1 .* finishes no step for 0.3 s"):
+                        await ask(cluster)
+            finally:
+                gate.set()
+
+    run(go())
+
+
+def test_stopping_lets_a_running_answer_end_and_takes_no_new_one(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await form(boards, (0, 3, 6))
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=30, eos=())
+                tokens = [(await anext(stream)).token]
+                boards.agents[0].stop()
+                with pytest.raises(BoardError, match="b0 .*stopping"):
+                    await ask(cluster)
+                tokens += [c.token async for c in stream]
+            async with asyncio.timeout(5):
+                await boards._tasks[0]  # run() returned: exit 0
+            return tokens
+
+    assert run(go()) == generate(PROMPT, 30)
+
+
+def test_status_tells_capacity_and_section(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            before = [await status(c) for c in await connect_all(boards.addresses)]
+            await form(boards, (0, 3, 6), slots=3)
+            return before, [await status(c) for c in await connect_all(boards.addresses)]
+
+    before, after = run(go())
+    assert [b["section"] for b in before] == [None, None]
+    assert before[0]["capacity"]["board"] == "b0" and before[0]["capacity"]["layer_s"] == 0.001
+    assert [(s["section"]["start"], s["section"]["end"], s["section"]["free_slots"]) for s in after] == [(0, 3, 3), (3, 6, 3)]
+
+
+def test_a_plan_for_other_shards_or_another_board_is_refused(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 1) as boards:
+            plan = make_plan(boards.manifest, (0, 6))
+            (client,) = await connect_all(boards.addresses)
+            with pytest.raises(BoardError, match="Push the same shards"):
+                await assign(replace(plan, manifest_sha256="f" * 64), boards.addresses, [client])
+            client.name = "b7"
+            with pytest.raises(BoardError, match="this is board b0"):
+                plan = replace(plan, sections=(Section("b7", 0, 6),))
+                await assign(plan, boards.addresses, [client])
+            client.close()
+
+    run(go())

@@ -1,0 +1,142 @@
+"""A model of arithmetic instead of weights, so that agents, wire and manager are tested without torch.
+
+The embedding gives [id, position]; every layer adds its number to the hidden state and stores the id in its KV slot;
+the next token is a hash of all ids so far and of the sum that the layers made: a lost, doubled, reordered or mixed-up
+step changes it.
+"""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.agent.serve import Agent, AgentOptions
+from edgellm.checkpoint.manifest import Manifest, Shard
+from edgellm.plan import Plan, Section
+
+VOCAB, HIDDEN, LAYERS = 97, 4, 6
+
+
+def make_manifest(num_layers: int = LAYERS, rope_switch_len: int | None = None) -> Manifest:
+    """A manifest of tiny shards that exist nowhere."""
+    shards = [Shard("embedding.safetensors", "embedding", None, 8, 8, "0" * 64)]
+    shards += [Shard(f"layer-{i:04}.safetensors", "layer", i, 8, 8, "0" * 64) for i in range(num_layers)]
+    shards += [Shard("head.safetensors", "head", None, 8, 8, "0" * 64)]
+    return Manifest(
+        "fake", "FakeForCausalLM", "fake", "none", num_layers, HIDDEN, VOCAB, 4096, (), (2,) * num_layers, 8,
+        rope_switch_len, tuple(shards), (),
+    )  # fmt: skip
+
+
+def make_plan(manifest: Manifest, cuts: tuple[int, ...], *, epoch=1, context=64, slots=2, chunk=5) -> Plan:
+    """Boards b0, b1, … with the sections between `cuts`."""
+    sections = tuple(Section(f"b{i}", a, b) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)))
+    return Plan(
+        epoch, manifest.model, manifest.sha256, manifest.num_layers, "throughput", context, slots, chunk, "float32",
+        sections,
+    )  # fmt: skip
+
+
+def next_token(ids: list[int], num_layers: int = LAYERS) -> int:
+    """What the fake model answers to `ids`."""
+    total = sum((i + 1) * (k + 1) for k, i in enumerate(ids)) + len(ids) * sum(range(num_layers))
+    return total % VOCAB
+
+
+def generate(ids: list[int], count: int) -> list[int]:
+    """The fake model's answer of `count` tokens."""
+    ids = list(ids)
+    start = len(ids)
+    for _ in range(count):
+        ids.append(next_token(ids))
+    return ids[start:]
+
+
+class FakeSection:
+    """Layers [start, end) of the fake model. `gate`, if given, is awaited (threading.Event) in each step."""
+
+    path, ram_bytes, hidden_size, vocab_size = "fake", 0, HIDDEN, VOCAB
+
+    def __init__(self, manifest: Manifest, start: int, end: int, gate=None):
+        self.start, self.end, self.gate = start, end, gate
+        self.is_first, self.is_last = start == 0, end == manifest.num_layers
+        self.calls: list[tuple[int, int, int]] = []  # (position, tokens, pass_len)
+
+    def new_slot(self, context: int, kv_dtype: str = "float32"):
+        return np.full((context, 2), np.nan)
+
+    def forward(self, x, position, slot, pass_len, want_logits):
+        if self.gate is not None:
+            assert self.gate.wait(20)
+        count = len(x)
+        self.calls.append((position, count, pass_len))
+        if self.is_first:
+            assert x.dtype == np.int64 and x.shape == (count,)
+            hidden = np.zeros((count, HIDDEN), np.float32)
+            hidden[:, 0] = x
+        else:
+            assert x.dtype == np.float32 and x.shape == (count, HIDDEN)
+            hidden = x.copy()
+        hidden[:, 1] += sum(range(self.start, self.end))
+        slot[position : position + count] = hidden[:, :2]
+        if not self.is_last:
+            return hidden
+        if not want_logits:
+            return None
+        ids = slot[: position + count, 0]
+        total = sum((i + 1) * (k + 1) for k, i in enumerate(ids)) + slot[: position + count, 1].sum()
+        logits = np.zeros(VOCAB, np.float32)
+        logits[int(total) % VOCAB] = 1.0
+        return logits
+
+    def trace(self, x, slot):
+        raise NotImplementedError("the fake model has no layers to look into")
+
+
+class Boards:
+    """Agents of the fake model on loopback, in this event loop. Use as `async with Boards(tmp_path, 3) as boards`."""
+
+    def __init__(self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None):
+        self.folder, self.count, self.gates = folder, count, gates or {}
+        (manifest or make_manifest()).write(folder)
+        self.manifest = Manifest.read(folder)
+        self.agents: list[Agent] = []
+        self.sections: dict[str, FakeSection] = {}
+        self._tasks: list[asyncio.Task] = []
+
+    async def __aenter__(self) -> "Boards":
+        ready = []
+        for i in range(self.count):
+            name = f"b{i}"
+            options = AgentOptions(self.folder, "127.0.0.1", 0, name, 1, ram_bytes=1 << 30, drain_s=5.0)
+            agent = Agent(options, self._loader(name), lambda manifest, folder: (0.001, 0.002))
+            listening = asyncio.Event()
+            ready.append(listening.wait())
+            self.agents.append(agent)
+            self._tasks.append(asyncio.create_task(agent.run(lambda _, event=listening: event.set())))
+        async with asyncio.timeout(10):
+            await asyncio.gather(*ready)
+        return self
+
+    async def __aexit__(self, *exc) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        return {a.options.name: ("127.0.0.1", a.port) for a in self.agents}
+
+    async def stop(self, i: int) -> None:
+        """As if board i had died: its listener and its connections go away."""
+        self._tasks[i].cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._tasks[i]
+
+    def _loader(self, name: str):
+        def load(manifest, folder, start, end):
+            self.sections[name] = FakeSection(manifest, start, end, self.gates.get(name))
+            return self.sections[name]
+
+        return load
