@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers import initialization as hf_init
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -81,21 +82,35 @@ def _quiet():
         hf_logging.set_verbosity(verbosity)
 
 
-class _meta_parameters:
-    """While entered, every parameter goes to meta as soon as a module gets it; memory for it is never touched."""
+class _empty_is_meta(TorchFunctionMode):
+    """While entered, uninitialised tensors, which is what large weights are made of, take no memory.
 
-    def __enter__(self):
-        self._original = nn.Module.register_parameter
+    A board could refuse even to reserve what it is never going to touch.
+    """
 
-        def register(module, name, param):
-            if param is not None and not param.is_meta:
-                param = nn.Parameter(torch.empty_like(param, device="meta"), requires_grad=False)
-            self._original(module, name, param)
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
 
-        nn.Module.register_parameter = register
 
-    def __exit__(self, *exc_info):
-        nn.Module.register_parameter = self._original
+@contextmanager
+def _meta_parameters():
+    """While entered, every parameter goes to meta as soon as a module gets it; buffers are computed as usual."""
+    original = nn.Module.register_parameter
+
+    def register(module, name, param):
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(torch.empty_like(param, device="meta"), requires_grad=False)
+        original(module, name, param)
+
+    nn.Module.register_parameter = register
+    try:
+        with _empty_is_meta():
+            yield
+    finally:
+        nn.Module.register_parameter = original
 
 
 def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -105,17 +120,6 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) == n:
             return path, module
     raise ModelError(f"{model.config.model_type}: found no list of its {n} decoder layers")
-
-
-def sliced_config(config: PreTrainedConfig, start: int, end: int) -> PreTrainedConfig:
-    """`config` with the layers [start, end) only: every list that has an entry per layer is cut to them."""
-    n = config.num_hidden_layers
-    sliced = copy.deepcopy(config)
-    for name, value in list(vars(config).items()):
-        if isinstance(value, (list, tuple)) and len(value) == n and name not in ("architectures", "eos_token_id"):
-            setattr(sliced, name, type(value)(value[start:end]))
-    sliced.num_hidden_layers = end - start
-    return sliced
 
 
 def first_line(error: BaseException) -> str:

@@ -36,3 +36,53 @@ def ignore_dynamic(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "rope_type", None) == "dynamic":
             module.rope_type = "default"
+
+
+class PassLength:
+    """How many tokens the sequence has at the end of the pass that runs now; set before each forward."""
+
+    tokens = 0
+
+
+def follow_pass_length(model: nn.Module) -> PassLength:
+    """Make the model's length-dependent rotary modules go by the returned PassLength instead of the chunk they see.
+
+    transformers takes the largest position of the call for the length. A chunk of a long prompt would get other
+    factors than the prompt at once: so the modules are shown the pass's last position too, and its row is dropped.
+    """
+    pass_length = PassLength()
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        kinds = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
+        if kinds & {"longrope", "dynamic"}:
+            _wrap(module, pass_length, "dynamic" in kinds)
+    return pass_length
+
+
+def _wrap(module: nn.Module, pass_length: PassLength, dynamic: bool) -> None:
+    inner = module.forward
+
+    def forward(x, position_ids, *args, **kwargs):
+        if dynamic:
+            _forget_lengths(module)
+        last = pass_length.tokens - 1
+        tokens = position_ids.shape[-1]
+        if last <= int(position_ids[..., -1].max()):
+            return inner(x, position_ids, *args, **kwargs)
+        end = position_ids.new_full((*position_ids.shape[:-1], 1), last)
+        out = inner(x, torch.cat([position_ids, end], -1), *args, **kwargs)
+        if isinstance(out, tuple):
+            return tuple(t[:, :tokens] for t in out)  # cos and sin: [1, tokens + 1, dim]
+        return out[:, :tokens]
+
+    module.forward = forward
+
+
+def _forget_lengths(module: nn.Module) -> None:
+    """Undo what a dynamic rotary module keeps of the longest sequence it has seen, lest sequences mix."""
+    for name in list(module._buffers):
+        if name.endswith("original_inv_freq"):
+            setattr(module, name.replace("original_", ""), getattr(module, name))
+    for name in vars(module):
+        if name.endswith("max_seq_len_cached"):
+            setattr(module, name, module.original_max_seq_len)

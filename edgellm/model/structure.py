@@ -17,6 +17,7 @@ from edgellm.model.build import build_empty, find_layers, first_line
 
 _TOKENS = 5  # the length of the traced sequence; a size that is unlikely to be some head count
 _PLAIN_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+_NOT_CAUSAL = "{}: its tokens also attend to later ones; only causal decoders can be split"
 _BEFORE, _AFTER = "before", "after"  # phases of a forward pass besides the layers' numbers
 
 # A tensor is keyed by its full state_dict name, a layer's tensor by (layer, name relative to the layer).
@@ -53,6 +54,7 @@ class Structure:
     vocab_size: int
     tied: str | None
     tied_head: str | None  # the head's name whose weight is `tied`'s
+    layers_return_tuples: bool
 
     @property
     def kv_elements_per_token(self) -> tuple[int, ...]:
@@ -81,8 +83,8 @@ def _refuse_by_config(config: PreTrainedConfig) -> None:
         if layer_type not in _PLAIN_LAYER_TYPES:
             raise ModelError(f"{kind}: layer {i} is a {layer_type} layer; only plain attention layers can be split")
     causal = getattr(config, "is_causal", True) and not getattr(config, "use_bidirectional_attention", False)
-    if not causal or getattr(config, "is_decoder", True) is False:
-        raise ModelError(f"{kind}: its tokens also attend to later ones; only causal decoders can be split")
+    if not causal:
+        raise ModelError(_NOT_CAUSAL.format(kind))
     if getattr(config, "num_kv_shared_layers", 0):
         raise ModelError(
             f"{kind}: its last {config.num_kv_shared_layers} layers reuse the keys and values of earlier layers, "
@@ -139,9 +141,11 @@ class _Tracer(TorchFunctionMode):
         self.module_args: dict[int, tuple] = {}
         self.produced = [0] * len(self.layers)
         self.hidden: torch.Tensor | None = None  # the last layer's output so far
-        self.hidden_size = 0
+        self.hidden_size, self.returns_tuple = 0, False
 
     def run(self) -> Structure:
+        if any(getattr(m, "is_causal", True) is False for m in self.layers.modules()):
+            raise ModelError(_NOT_CAUSAL.format(self.kind))
         for module in self.model.modules():
             module.register_forward_pre_hook(self._enter_module)
             module.register_forward_hook(self._leave_module)
@@ -230,7 +234,8 @@ class _Tracer(TorchFunctionMode):
         return self.phase[1] if isinstance(self.phase, tuple) else -1
 
     def _leave_layer(self, i, out):
-        self.hidden = out[0] if isinstance(out, (tuple, list)) else out
+        self.returns_tuple = isinstance(out, (tuple, list))
+        self.hidden = out[0] if self.returns_tuple else out
         if not isinstance(self.hidden, torch.Tensor) or self.hidden.shape[-1] != self.hidden_size:
             raise ModelError(f"{self.kind}: layer {i} returns no hidden states of its input's shape")
         self.phase = _AFTER if i == len(self.layers) - 1 else ("between", i + 1)
@@ -286,6 +291,7 @@ class _Tracer(TorchFunctionMode):
             vocab_size=logits.shape[-1],
             tied=tied,
             tied_head=tied_head,
+            layers_return_tuples=self.returns_tuple,
         )
 
     def _kv_shape(self, i: int) -> tuple[int, int, int, int]:

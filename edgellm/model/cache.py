@@ -1,0 +1,79 @@
+"""The KV space of one sequence on one board: preallocated, written at explicit positions, read without a copy."""
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from edgellm.errors import ModelError
+
+KV_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+class _Position(CacheLayerMixin):
+    """Stands for a layer that another board holds: it knows only where in the sequence we are."""
+
+    # Sliding and chunked layers keep full-length storage too; the mask hides what is out of their window.
+    is_sliding = False
+
+    def __init__(self, at: "KVSlot"):
+        super().__init__()
+        self.at = at
+
+    def lazy_initialization(self, key_states, value_states): ...
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        raise ModelError("a layer asked for keys and values that another board holds")
+
+    def get_mask_sizes(self, query_length):
+        return self.at.position + query_length, 0
+
+    def get_seq_length(self):
+        return self.at.position
+
+    def get_max_length(self):
+        return self.at.max_seq_len
+
+
+class _Layer(_Position):
+    """One layer's keys and values, each [1, heads, max_seq_len, dim]."""
+
+    def __init__(self, at: "KVSlot", shape: tuple[int, int, int, int], dtype: torch.dtype):
+        super().__init__(at)
+        key_heads, key_dim, value_heads, value_dim = shape
+        # zero_() touches every page: memory that is promised must not turn out to be missing in mid-sequence.
+        self.keys = torch.empty(1, key_heads, at.max_seq_len, key_dim, dtype=dtype).zero_()
+        self.values = torch.empty(1, value_heads, at.max_seq_len, value_dim, dtype=dtype).zero_()
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        start = self.at.position
+        end = start + key_states.shape[2]
+        self.keys[:, :, start:end] = key_states
+        self.values[:, :, start:end] = value_states
+        # float() is the tensor itself for float32
+        return self.keys[:, :, :end].float(), self.values[:, :, :end].float()
+
+
+class KVSlot(Cache):
+    """The keys and values of one sequence in a section's layers, for up to `max_seq_len` tokens.
+
+    `filled` tokens are stored. The model writes at `position`, which `seek` sets, and never appends blindly: feeding a
+    position again overwrites it and leaves the rest alone.
+    """
+
+    def __init__(self, num_layers: int, held: dict[int, tuple[int, int, int, int]], max_seq_len: int, kv_dtype: str):
+        if kv_dtype not in KV_DTYPES:
+            raise ModelError(f"kv_dtype is {kv_dtype!r}, expected one of {', '.join(KV_DTYPES)}")
+        if max_seq_len < 1:
+            raise ModelError(f"a slot for {max_seq_len} tokens can hold nothing")
+        self.max_seq_len, self.position, self.filled = max_seq_len, 0, 0
+        elsewhere, dtype = _Position(self), KV_DTYPES[kv_dtype]
+        super().__init__(layers=[_Layer(self, held[i], dtype) if i in held else elsewhere for i in range(num_layers)])
+        self.ram_bytes = sum(l.keys.nbytes + l.values.nbytes for l in self.layers if isinstance(l, _Layer))
+
+    def seek(self, position: int, tokens: int) -> None:
+        """Go to `position` to store `tokens` there; raises ModelError if that leaves a gap or doesn't fit."""
+        if not 0 <= position <= self.filled:
+            raise ModelError(f"tokens from position {position} on can't follow the {self.filled} that the slot holds")
+        if position + tokens > self.max_seq_len:
+            raise ModelError(f"positions {position} to {position + tokens} don't fit a slot of {self.max_seq_len} tokens")
+        self.position = position

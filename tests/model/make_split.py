@@ -1,0 +1,90 @@
+"""A split folder written straight from a state dict: what edgellm split produces, without the code under test there."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from edgellm.checkpoint.manifest import Manifest, ModelFile, Shard
+from edgellm.model import packed
+from edgellm.model.shardfile import FORMAT
+from edgellm.model.structure import Structure, trace
+
+BLOCK = 32
+
+
+def make_split(model, folder: Path, encoding: str = "f32", head_encoding: str | None = None) -> Manifest:
+    """Write shards, config.json and manifest.json of `model`; packable weights in `encoding`, those outside of the
+    layers in `head_encoding` if given. Rows that can't be packed stay float32."""
+    structure, state = trace(model.config), model.state_dict()
+    if structure.tied:
+        state[structure.tied_head] = state[structure.tied]
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = [
+        (f"layer-{i:04}.safetensors", "layer", i, [((i, n), f"{structure.layers_path}.{i}.{n}", n) for n in names])
+        for i, names in enumerate(structure.layer_names)
+    ]
+    ends = [
+        (f"{kind}.safetensors", kind, None, [(n, n, n) for n in names])
+        for kind, names in (("embedding", structure.embedding_names), ("head", structure.head_names))
+    ]
+    shards = []
+    for file, kind, layer, entries in (ends[0], *layers, ends[1]):
+        chosen = encoding if kind == "layer" else head_encoding or encoding
+        tensors, encodings = {}, {}
+        for key, full_name, name in entries:
+            tensors[name], packed_as = _encode(structure, key, state[full_name], chosen)
+            if packed_as:
+                encodings[name] = packed_as
+        save_file(tensors, folder / file, {"format": FORMAT, "encodings": json.dumps(encodings)})
+        size = (folder / file).stat().st_size
+        shards.append(Shard(file, kind, layer, size, size, _sha256(folder / file)))
+    model.config.save_pretrained(folder)
+    config = folder / "config.json"
+    manifest = Manifest(
+        model="test",
+        architecture=structure.architecture,
+        model_type=structure.model_type,
+        quantization=encoding,
+        num_layers=structure.num_layers,
+        hidden_size=structure.hidden_size,
+        vocab_size=structure.vocab_size,
+        max_seq_len=structure.max_seq_len,
+        eos_token_ids=(),
+        kv_elements_per_token=structure.kv_elements_per_token,
+        activation_elements_per_token=structure.activation_elements_per_token,
+        rope_switch_len=structure.rope_switch_len,
+        shards=tuple(shards),
+        files=(ModelFile(config.name, config.stat().st_size, _sha256(config)),),
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def _encode(structure: Structure, key, tensor, encoding: str):
+    if key not in structure.packable:
+        return tensor.contiguous().clone(), None
+    weight = (tensor.T if key in structure.transposed else tensor).contiguous()
+    if encoding == "f32" or (encoding in ("int4", "int8") and weight.shape[1] % BLOCK):
+        return weight.clone(), None
+    shape = list(weight.shape)
+    return packed.pack(weight, encoding), [encoding, shape] if encoding in ("int4", "int8") else None
+
+
+def round_weights(model, structure: Structure, encoding: str, head_encoding: str | None = None) -> None:
+    """Replace the model's packable weights by what their encoding makes of them, in float32."""
+    for key in structure.packable:
+        name = key if isinstance(key, str) else f"{structure.layers_path}.{key[0]}.{key[1]}"
+        if name == structure.tied_head:
+            continue
+        p = model.get_parameter(name)
+        weight = p.T if key in structure.transposed else p
+        chosen = head_encoding or encoding if isinstance(key, str) else encoding
+        if chosen in ("int4", "int8") and weight.shape[1] % BLOCK:
+            continue
+        weight.copy_(packed.unpack(packed.pack(weight.contiguous(), chosen), chosen, tuple(weight.shape)))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
