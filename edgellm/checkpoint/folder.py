@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from edgellm.checkpoint.safetensors_file import SafetensorsFile
 from edgellm.checkpoint.names import map_names, one_line
+from edgellm.checkpoint.safetensors_file import SafetensorsFile
 from edgellm.checkpoint.sources import Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.errors import CheckpointError

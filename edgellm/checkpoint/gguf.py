@@ -80,7 +80,7 @@ class GGUFSource(Source):
         self.config.architectures = [type(model).__name__]
         self._processor = TENSOR_PROCESSORS.get(self.architecture, TensorProcessor)(config=self._config_dict)
         try:
-            self._names = get_gguf_hf_weights_map(model, self._processor)
+            self._names = get_gguf_hf_weights_map(_Names(model), self._processor)
         except (NotImplementedError, KeyError) as e:
             raise CheckpointError(f"{self.where}: architecture {self.architecture!r}: {one_line(e)}") from None
         sources: dict[str, list[str]] = {}
@@ -106,12 +106,11 @@ class GGUFSource(Source):
         if target == "lm_head.weight" or target == name:  # GPT-2's processor handles it aside; unexpected names as is
             return SourceTensor(info.shape, self._rows(name).encoding, origin, lambda transposed: self._rows(name))
         if len(info.shape) == 2:
-            order = self._row_order(name, info)
+            order, encoding = self._row_order(name, info), self._rows(name).encoding
             if order is None:
                 return self._processed(name, info, origin)
             if isinstance(order, str):
-                return SourceTensor(info.shape[::-1], self._rows(name).encoding, origin, lambda t: self._conv1d(name, t))
-            encoding = self._rows(name).encoding
+                return SourceTensor(info.shape[::-1], encoding, origin, lambda t: self._conv1d(name, t))
             return SourceTensor(info.shape, encoding, origin, lambda t: self._ordered(name, order))
         return self._processed(name, info, origin)
 
@@ -152,9 +151,9 @@ class GGUFSource(Source):
     def _processed(self, name: str, info: GGUFTensor, origin: str) -> SourceTensor:
         """A tensor whose values the processor changes (gemma's norms, say); in float32 if it is a vector."""
         encoding = "f32" if len(info.shape) < 2 else plain_encoding(self._rows(name).encoding)
-        shape = np.shape(self._process(name, np.full((1,) * len(info.shape) if len(info.shape) > 2 else info.shape, -1.0)))
-        if len(info.shape) > 2:
-            shape = info.shape
+        shape = info.shape
+        if len(shape) <= 2:  # it may add a dimension
+            shape = np.shape(self._process(name, np.full(shape, -1.0, np.float32)))
 
         def load() -> torch.Tensor:
             rows = self._rows(name)
@@ -182,6 +181,27 @@ class GGUFSource(Source):
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
         names = ["config.json", "generation_config.json"]
         return names + write_tokenizer(self.path, self._gguf.metadata, self.eos_token_ids, folder)
+
+
+class _Names:
+    """What transformers' name map asks of a model: its names and its base model's. The whole model would have it build
+    its table anew for every module, which takes many seconds."""
+
+    def __init__(self, model, prefix: str | None = None):
+        prefix = model.base_model_prefix + "." if prefix is None else prefix
+        self.config = model.config
+        self._state = model.state_dict()
+        self._children = []
+        if prefix:
+            base = _Names(model, "")
+            base._state = {k.removeprefix(prefix): v for k, v in self._state.items() if k.startswith(prefix)}
+            self._children = [(prefix[:-1], base)]
+
+    def state_dict(self) -> dict:
+        return self._state
+
+    def named_children(self) -> list:
+        return self._children
 
 
 def plain_encoding(encoding: str) -> str:

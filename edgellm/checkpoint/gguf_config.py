@@ -113,7 +113,7 @@ def _rope_scaling(gguf: GGUFFile, settings: dict, of, read, where: str) -> dict 
     original = of("rope.scaling.original_context_length", int)
     if "rope_factors_long.weight" in gguf.tensors and "rope_factors_short.weight" in gguf.tensors:
         if architecture != "phi3" or not original:
-            raise CheckpointError(f"{where}: LongRoPE factors in a {architecture!r} file with original length {original}")
+            raise CheckpointError(f"{where}: LongRoPE factors, but architecture {architecture!r}, length {original}")
         return {
             "rope_type": "longrope",
             "long_factor": _floats(read("rope_factors_long.weight")),

@@ -137,7 +137,7 @@ def _parse(path: Path, file: CheckpointFile, cursor: _Cursor) -> GGUFFile:
     for _ in range(num_tensors):
         name, num_dims = cursor.string(), cursor.scalar("<I")
         if name in infos or num_dims > 4:
-            raise CheckpointError(f"{path}: tensor {name[:80]!r} is there twice or has {num_dims} dimensions (at most 4)")
+            raise CheckpointError(f"{path}: tensor {name[:80]!r} is there twice or has {num_dims} dimensions, not 1-4")
         dims = tuple(cursor.scalar("<Q") for _ in range(num_dims))
         infos[name] = (dims[::-1], cursor.scalar("<I"), cursor.scalar("<Q"))
     header = bytes(cursor.data[: cursor.at])

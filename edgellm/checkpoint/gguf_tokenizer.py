@@ -61,7 +61,7 @@ def _convert(path: Path):
 
     try:
         return PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except BaseException as e:  # the tokenizers library panics (a BaseException) over a vocabulary that contradicts itself
+    except BaseException as e:  # the tokenizers library panics over a vocabulary that contradicts itself
         if isinstance(e, (KeyboardInterrupt, SystemExit)):
             raise
         raise CheckpointError(f"{path}: transformers can't make a tokenizer of its vocabulary: {one_line(e)}") from None
@@ -80,8 +80,8 @@ def _split_as_trained(backend, pre, path: Path) -> None:
         )
     elif pre not in _AS_GPT2 and pre not in GGUF_PRE_TOKENIZER_SPLITS:
         raise CheckpointError(
-            f"{path}: tokenizer.ggml.pre is {str(pre)[:40]!r}, whose way to split text isn't known here; guessing would "
-            "give worse answers. Give the model's safetensors folder."
+            f"{path}: tokenizer.ggml.pre is {str(pre)[:40]!r}, whose way to split text isn't known here; guessing "
+            "would give worse answers. Give the model's safetensors folder."
         )
 
 

@@ -40,8 +40,8 @@ def fetch_hub(name: str, progress=None) -> Path:
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise CheckpointError(
-            f"{name} isn't in the Hugging Face cache, and the hub can't be reached (HF_HUB_OFFLINE is set, or no network). "
-            "Fetch it where there is network, or give a folder."
+            f"{name} isn't in the Hugging Face cache, and the hub can't be reached (HF_HUB_OFFLINE is set, or no "
+            "network). Fetch it where there is network, or give a folder."
         ) from None
     except (HFValidationError, HfHubHTTPError, httpx.HTTPError, ValueError) as e:
         raise CheckpointError(f"{name}: the hub can't give it: {one_line(e)}") from None

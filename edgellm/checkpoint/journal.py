@@ -21,7 +21,7 @@ def locked(folder: Path):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CheckpointError(f"{folder}: another split is writing here. Wait for it, or give another --out.") from None
+            raise CheckpointError(f"{folder}: another split writes here. Wait for it, or give another --out.") from None
         yield
     finally:
         os.close(fd)

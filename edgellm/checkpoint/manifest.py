@@ -77,9 +77,7 @@ class Manifest:
             if not (_is_int(getattr(self, name)) and getattr(self, name) > 0):
                 raise ManifestError(f"manifest: {name} is {getattr(self, name)!r}, expected a positive integer")
         if len(self.kv_elements_per_token) != self.num_layers:
-            raise ManifestError(
-                f"manifest: {len(self.kv_elements_per_token)} KV sizes for {self.num_layers} layers"
-            )
+            raise ManifestError(f"manifest: {len(self.kv_elements_per_token)} KV sizes for {self.num_layers} layers")
         expected = [("embedding", None), *(("layer", i) for i in range(self.num_layers)), ("head", None)]
         found = [(s.kind, s.layer) for s in self.shards]
         if found != expected:
@@ -149,7 +147,7 @@ class Manifest:
         path = path / MANIFEST_NAME if path.is_dir() else path
         try:
             if path.stat().st_size > _MAX_MANIFEST_BYTES:
-                raise ManifestError(f"{path}: {path.stat().st_size} bytes, a manifest has at most {_MAX_MANIFEST_BYTES}")
+                raise ManifestError(f"{path}: {path.stat().st_size} bytes, at most {_MAX_MANIFEST_BYTES}")
             raw = path.read_bytes()
         except OSError as e:
             raise ManifestError(

@@ -13,6 +13,7 @@ import torch
 from edgellm.checkpoint.tensors import ENCODING_OF, PLAIN, LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.errors import CheckpointError
 
+
 def one_line(error: BaseException) -> str:
     """The first line of an exception's text, or its type."""
     lines = str(error).strip().splitlines()
@@ -78,9 +79,7 @@ class _Group:
             ) from None
         origin = f"{self.sources[0][2].origin} and {len(self.sources) - 1} more"
         return {
-            name: SourceTensor(
-                tuple(t.shape), ENCODING_OF[t.dtype], origin, lambda transposed, n=name, t=t: self._rows(n, t, transposed)
-            )
+            name: SourceTensor(t.shape, ENCODING_OF[t.dtype], origin, lambda tr, n=name, t=t: self._rows(n, t, tr))
             for name, t in made.items()
         }
 

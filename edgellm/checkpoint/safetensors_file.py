@@ -64,7 +64,7 @@ def _tensor(path: Path, name: str, entry, data_start: int, file_bytes: int) -> T
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(f"{where} lacks a dtype, a shape or its two offsets") from None
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise CheckpointError(f"{where} has dtype {str(dtype)[:40]!r}, known are {', '.join(ITEM_BYTES)}")
     if len(shape) > 8 or not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, start, end)):
         raise CheckpointError(f"{where} has a bad shape or bad offsets: {str(entry)[:120]}")

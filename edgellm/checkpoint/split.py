@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from edgellm.checkpoint.journal import JOURNAL_NAME, Journal, locked
+from edgellm.checkpoint.journal import Journal, locked
 from edgellm.checkpoint.manifest import FORMAT, MANIFEST_NAME, Manifest, ModelFile, Shard, fsync_folder, sha256_of
 from edgellm.checkpoint.shard import SHARD_FORMAT, ShardPlan, disk_error, make_entry, make_plan, write_shard
 from edgellm.checkpoint.sources import Progress, Source
@@ -23,9 +23,9 @@ def split(source: Source, out: Path | str, quantize: str = "none", progress: Pro
     """Split `source` into shards in the folder `out`; returns the Manifest.
 
     Goes on where an interrupted split of the same source stopped, and returns at once if there is nothing to do.
-    `progress(shard name, bytes done, bytes in all)` is called as bytes are written and with each finished shard. `force`
-    replaces another model's split in `out`. Raises CheckpointError or ModelError in one line, before any long work
-    where possible.
+    `progress(shard name, bytes done, bytes in all)` is called as bytes are written, and once for each shard that is
+    there already. `force` replaces another model's split in `out`. Raises CheckpointError or ModelError in one line,
+    before any long work where possible.
     """
     if quantize not in QUANTIZE:
         raise UsageError(f"--quantize is {quantize!r}, expected one of {', '.join(QUANTIZE)}")
@@ -125,8 +125,8 @@ def _take_stock(out: Path, journal: Journal, source: Source, force: bool) -> Man
             return manifest if all(_size(out / e.name) == e.bytes for e in entries) else None
         if not force:
             raise CheckpointError(
-                f"{out} holds a split of {manifest.model} with --quantize {manifest.quantization}, not this source with "
-                f"--quantize {journal.head['quantize']}. {again}"
+                f"{out} holds a split of {manifest.model} with --quantize {manifest.quantization}, not this source "
+                f"with --quantize {journal.head['quantize']}. {again}"
             )
         return None
     head = journal.read()
