@@ -127,8 +127,12 @@ def _split(source, out, quantize, force=False):
     from edgellm.checkpoint.split import split as split_source
 
     with Progress() as progress:
-        opened = open_source(str(source), progress=progress)
-        return split_source(opened, out, quantize=quantize, force=force, progress=progress)
+        opened = open_source(str(source), progress)
+
+        def wrote(shard, done, total):
+            progress(f"split {opened.name}", done, total)
+
+        return split_source(opened, out, quantize, wrote, force=force)
 
 
 @main.command()
@@ -160,7 +164,7 @@ def agent(shards, listen, name, threads, ram, drain_seconds, announce, until_eof
 
     from edgellm.agent import measure
     from edgellm.agent.serve import AgentOptions, serve
-    from edgellm.plan.boards import parse_size
+    from edgellm.plan import parse_size
 
     logging.basicConfig(
         stream=sys.stderr, level=logging.DEBUG if verbose else logging.INFO,
@@ -390,7 +394,7 @@ def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, clus
     from edgellm.checkpoint.manifest import Manifest
     from edgellm.manager import local
     from edgellm.manager.cluster import ClusterFile, default_path
-    from edgellm.plan.boards import parse_size
+    from edgellm.plan import parse_size
 
     path = cluster or default_path()
     record = local.state_dir() / "agents.json"

@@ -50,9 +50,10 @@ class BoardClient:
         self.peer.send(message)
 
     async def ask(self, message, answer: type, timeout_s: float = _OPEN_TIMEOUT_S):
-        """Send, and wait for the next message of type `answer`."""
+        """Send (unless `message` is None), and wait for the next message of type `answer`."""
         queue = self._answers.setdefault(answer, asyncio.Queue())
-        self.send(message)
+        if message is not None:
+            self.send(message)
         return await self.receive(queue, timeout_s, f"no {answer.__name__.lower()}")
 
     async def receive(self, queue: asyncio.Queue, timeout_s: float | None, missing: str):

@@ -1,0 +1,170 @@
+"""Does the split answer as one process would? Compares tokens, logits, and every layer's output with the reference."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.config import Sampling
+from edgellm.errors import BoardError, ClusterError, UsageError
+from edgellm.manager.client import BoardClient, ClusterClient
+from edgellm.manager.tokens import Tokenizer
+from edgellm.plan import Plan
+from edgellm.wire import messages as m
+
+# Largest difference that summation order explains, relative to the norm of what is compared.
+_TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
+_TRACE_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """Relative difference of a layer's output, given the reference's input to its section."""
+
+    layer: int
+    board: str
+    difference: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was compared; `equal` if tokens are the same and no logits or layer differ by more than `tolerance`."""
+
+    model: str
+    prompt_tokens: int
+    tokens: list[int]
+    reference_tokens: list[int]
+    logits_difference: float
+    layers: list[LayerDifference]
+    tolerance: float
+
+    @property
+    def first_token_that_differs(self) -> int | None:
+        pairs = enumerate(zip(self.tokens, self.reference_tokens, strict=True))
+        return next((i for i, (a, b) in pairs if a != b), None)
+
+    @property
+    def first_layer_that_differs(self) -> LayerDifference | None:
+        return next((x for x in self.layers if not x.difference <= self.tolerance), None)
+
+    @property
+    def equal(self) -> bool:
+        return (
+            self.first_token_that_differs is None
+            and self.first_layer_that_differs is None
+            and self.logits_difference <= self.tolerance
+        )
+
+    def to_dict(self) -> dict:
+        first = self.first_layer_that_differs
+        return {
+            "equal": self.equal,
+            "first_token_that_differs": self.first_token_that_differs,
+            "first_layer_that_differs": asdict(first) if first else None,
+            **asdict(self),
+        }
+
+    def to_text(self) -> str:
+        count, token, layer = len(self.tokens), self.first_token_that_differs, self.first_layer_that_differs
+        lines = [f"{self.model}: {count} greedy tokens after a prompt of {self.prompt_tokens}"]
+        if token is None:
+            lines.append(f"tokens   equal, all {count}")
+        else:
+            lines.append(
+                f"tokens   differ from number {token} on: the split says {self.tokens[token]}, "
+                f"one process {self.reference_tokens[token]}"
+            )
+        lines.append(f"logits   differ by {self.logits_difference:.1e} of their norm; {self.tolerance:.0e} is allowed")
+        if layer is None:
+            worst = max(self.layers, key=lambda x: x.difference)
+            lines.append(f"layers   equal, all {len(self.layers)}; the most is {worst.difference:.1e} at {worst.layer}")
+        else:
+            lines.append(f"layers   the first that differs is {layer.layer} on board {layer.board}: {layer.difference:.1e}")
+        return "\n".join(lines)
+
+
+def verify(
+    model_dir: Path, plan: Plan, addresses: dict, prompt: str | list[int], count: int,
+    progress: Callable[[str, int, int], None],
+) -> Result:  # fmt: skip
+    """Have the cluster answer `prompt` (a text, or token ids) with `count` greedy tokens and compare.
+
+    Raises UsageError if they don't fit in a slot, BoardError for a board that fails.
+    """
+    manifest = Manifest.read(model_dir)
+    if manifest.sha256 != plan.manifest_sha256:
+        raise ClusterError(f"{model_dir} is not the model that the cluster serves. Deploy again.")
+    ids = Tokenizer(model_dir).encode(prompt) if isinstance(prompt, str) else list(prompt)
+    if len(ids) + count > plan.context:
+        raise UsageError(f"{len(ids)} prompt tokens and {count} more; a slot of this cluster holds {plan.context}")
+    progress("asking the cluster", 0, 0)
+    tokens, logits = asyncio.run(_ask(plan, addresses, ids, count))
+    sequence = ids + tokens[:-1]
+    expected, outputs = _reference(manifest, model_dir, sequence, len(ids), progress)
+    progress("tracing the boards", 0, 0)
+    layers = asyncio.run(_compare_layers(plan, addresses, manifest, sequence, outputs))
+    return Result(
+        manifest.model, len(ids), tokens, [int(row.argmax()) for row in expected],
+        max(_difference(a, b) for a, b in zip(logits, expected, strict=True)), layers, _TOLERANCE[plan.kv_dtype],
+    )  # fmt: skip
+
+
+async def _ask(plan: Plan, addresses: dict, ids: list[int], count: int) -> tuple[list[int], list[np.ndarray]]:
+    async with ClusterClient(plan, addresses) as cluster:
+        stream = cluster.generate(ids, sampling=Sampling(), max_tokens=count, eos=(), logits=True)
+        chosen = [c async for c in stream]
+    return [c.token for c in chosen], [np.frombuffer(c.logits, "<f4") for c in chosen]
+
+
+def _reference(manifest: Manifest, model_dir: Path, sequence: list[int], prompt_len: int, progress):
+    """Logits [len(sequence) - prompt_len + 1, vocab_size] as NumPy, and the layers' outputs for the whole sequence.
+
+    Teacher-forced: if every token is the most likely one after those before it, greedy decoding gives just them. A
+    sequence that crosses a LongRoPE switch is run twice, for the tokens before it were chosen with other factors.
+    """
+    from edgellm.reference import Reference
+
+    reference = Reference(manifest, model_dir)
+    layers, switch = manifest.num_layers, manifest.rope_switch_len
+
+    def tell(layer: int) -> None:
+        progress("reference, layer by layer", layer, layers)
+
+    before = []
+    if switch is not None and prompt_len <= switch < len(sequence):
+        logits, _ = reference.run(sequence[:switch], switch - prompt_len + 1, tell)
+        before = [row.numpy() for row in logits]
+    logits, outputs = reference.run(sequence, len(sequence) - prompt_len + 1 - len(before), tell)
+    return before + [row.numpy() for row in logits], outputs
+
+
+async def _compare_layers(plan: Plan, addresses: dict, manifest: Manifest, sequence: list[int], outputs) -> list:
+    """Give each board the reference's input to its section, and compare what its layers make of it."""
+    found = []
+    for section in plan.sections:
+        if section.start == 0:
+            data = np.asarray(sequence, "<u4").tobytes()
+        else:
+            data = outputs[section.start - 1].numpy().astype("<f4").tobytes()
+        board = await BoardClient(section.board, *addresses[section.board]).connect()
+        try:
+            for layer in range(section.start, section.end):
+                question = m.Trace(plan.epoch, section.start, len(sequence), data) if layer == section.start else None
+                message = await board.ask(question, m.Traced, _TRACE_TIMEOUT_S)
+                if message.layer != layer:
+                    raise BoardError(f"board {section.board} traced layer {message.layer}, expected {layer}")
+                output = np.frombuffer(message.data, "<f4").reshape(len(sequence), manifest.hidden_size)
+                found.append(LayerDifference(layer, section.board, _difference(output, outputs[layer].numpy())))
+        finally:
+            board.close()
+    return found
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Norm of the difference relative to the norm of `b`; infinite for what isn't finite."""
+    value = float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30))
+    return value if math.isfinite(value) else math.inf
