@@ -1,0 +1,68 @@
+"""Boards typed on a command line: "pi1=3.1GB", or "pi1=3.1GB@25ms" with the measured time of a layer."""
+
+import re
+from collections.abc import Iterable
+from decimal import Decimal
+
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.errors import PlanError, UsageError
+from edgellm.plan.types import BOARD_NAME, Capacity
+
+# Guesses for a board that nobody has measured: an Orange Pi 5 class board reads weights at about 6 GB/s from its four
+# big cores; a hop over gigabit Ethernet, with TLS and a wake-up at each end, takes about half a millisecond.
+GUESSED_BYTES_PER_S = 6e9
+GUESSED_HOP_S = 0.0005
+
+_BOARD = re.compile(r"(?P<name>[^=@]*)=(?P<size>[^=@]*)(?:@(?P<time>[^=@]*))?\Z")
+_QUANTITY = re.compile(r"(?P<number>[0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(?P<unit>[A-Za-z]+)\Z")
+_SIZES = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}
+_TIMES = {"s": Decimal(1), "ms": Decimal("0.001"), "us": Decimal("0.000001")}
+
+
+def parse_boards(texts: Iterable[str], manifest: Manifest) -> tuple[Capacity, ...]:
+    """Boards from one or more comma-separated texts; UsageError for what is no board, or a name given twice."""
+    capacities = [parse_board(part, manifest) for text in texts for part in text.split(",")]
+    names = [c.board for c in capacities]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--board: {name} is given {names.count(name)} times, expected once")
+    return tuple(capacities)
+
+
+def parse_board(text: str, manifest: Manifest) -> Capacity:
+    """One board: NAME=SIZE or NAME=SIZE@TIME, SIZE in GB, GiB, MB or MiB, TIME of one token through one layer in s,
+    ms or us. Without a time it is guessed from the bytes of a layer. UsageError if it is anything else."""
+    text = text.strip()
+    shown = text if len(text) <= 60 and text.isprintable() else repr(text[:60])
+    if not (match := _BOARD.match(text)):
+        raise UsageError(f"--board: {shown!s} is no board, expected NAME=SIZE or NAME=SIZE@TIME, like pi1=3.1GB@25ms")
+    name = match["name"].strip()
+    if not BOARD_NAME.match(name):
+        raise UsageError(f"--board: {shown} has no valid name, expected letters, digits, '.', '_' or '-', at most 63")
+    ram_bytes = int(_quantity(match["size"], _SIZES, f"--board: {name}'s size", "GB, GiB, MB or MiB, like 3.1GB"))
+    layers = manifest.shards[1:-1]
+    layer_bytes = max(1, sum(s.ram_bytes for s in layers) / len(layers))
+    if match["time"] is None:
+        layer_s = layer_bytes / GUESSED_BYTES_PER_S
+    else:
+        layer_s = float(_quantity(match["time"], _TIMES, f"--board: {name}'s time a layer", "s, ms or us, like 25ms"))
+    head_s = layer_s * manifest.head.ram_bytes / layer_bytes
+    try:
+        return Capacity(name, ram_bytes, layer_s, head_s, GUESSED_HOP_S)
+    except PlanError as e:
+        raise UsageError(f"--board: {e}") from None
+
+
+def parse_size(text: str, what: str) -> int:
+    """Bytes of a size like 3.1GB or 512MiB; UsageError, starting with `what`, if it is none."""
+    return int(_quantity(text, {"b": 1, **_SIZES}, what, "GB, GiB, MB or MiB, like 3.1GB"))
+
+
+def _quantity(text: str, units: dict, what: str, expected: str) -> Decimal:
+    match = _QUANTITY.match(text.strip())
+    unit = units.get(match["unit"].lower()) if match else None
+    if unit is None:
+        raise UsageError(f"{what} is {text.strip()[:40]!r}, expected a number with {expected}")
+    if not (value := Decimal(match["number"]) * unit):
+        raise UsageError(f"{what} is {text.strip()[:40]!r}, expected more than 0")
+    return value

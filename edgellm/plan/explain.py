@@ -1,0 +1,156 @@
+"""A plan explained: who gets what, what stays free, how fast it should be, who isn't used and why, what wouldn't fit."""
+
+from collections.abc import Sequence
+
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.errors import PlanError
+from edgellm.plan.make import check_request, kinds, largest_context, largest_slots, size
+from edgellm.plan.needs import Needs, offer_for, usable_bytes
+from edgellm.plan.search import Kind, token_ns_using_all
+from edgellm.plan.types import Capacity, Plan
+
+_MOST_SLOTS = 1024
+
+
+def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -> dict:
+    """The plan in numbers, for --json: bytes in `_bytes`, seconds in `_s`. PlanError if a board's capacity is missing."""
+    check_request(manifest, capacities, plan.settings)
+    by_name = {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities), strict=True)}
+    if missing := [b for b in plan.boards if b not in by_name]:
+        raise PlanError(f"the plan uses board {missing[0]}, whose capacity isn't given. Add it.")
+    needs = Needs(manifest, plan.settings)
+    sections = []
+    for stage, section in enumerate(plan.sections):
+        capacity, kind = by_name[section.board]
+        need = needs.of(section.start, section.end)
+        usable = usable_bytes(capacity.ram_bytes)
+        time = kind.stage_ns(section.num_layers, section.end == plan.num_layers, alone=len(plan.sections) == 1)
+        sections.append(
+            {
+                "board": section.board,
+                "stage": stage,
+                "start": section.start,
+                "end": section.end,
+                "offer_bytes": capacity.ram_bytes,
+                "headroom_bytes": capacity.ram_bytes - usable,
+                "weights_bytes": need.weights,
+                "kv_bytes": need.kv,
+                "activations_bytes": need.activations,
+                "free_bytes": usable - need.total,
+                "stage_s": time / 1e9,
+            }
+        )
+    token_s = sum(s["stage_s"] for s in sections)
+    slowest = max(sections, key=lambda s: s["stage_s"])
+    unused = [c for c in capacities if c.board not in plan.boards]
+    return {
+        "model": plan.model,
+        "quantization": manifest.quantization,
+        "epoch": plan.epoch,
+        "num_layers": plan.num_layers,
+        **plan.settings.to_dict(),
+        "sections": sections,
+        "token_s": token_s,
+        "tokens_per_s": _rate(token_s),
+        "slowest_board": slowest["board"],
+        "slowest_stage_s": slowest["stage_s"],
+        "pipelined_tokens_per_s": _rate(slowest["stage_s"]),
+        "unused": [{"board": c.board, "why": _why_unused(plan, needs, by_name, c, slowest)} for c in unused],
+        "would_not_fit": _would_not_fit(plan, manifest, capacities, needs),
+    }
+
+
+def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -> str:
+    """The same in words, a line a board."""
+    facts = explain_dict(plan, manifest, capacities)
+    slots = f"{plan.slots} slot{'s' * (plan.slots > 1)}"
+    rows = [("board", "layers", "weights", "KV", "activations", "headroom", "free", "time a token")]
+    for s in facts["sections"]:
+        sizes = ("weights_bytes", "kv_bytes", "activations_bytes", "headroom_bytes", "free_bytes")
+        layers = f"{s['start']}-{s['end']} ({s['end'] - s['start']})"
+        rows.append((s["board"], layers, *(size(s[name]) for name in sizes), _ms(s["stage_s"])))
+    lines = [
+        f"{plan.model} ({plan.num_layers} layers, quantization {manifest.quantization}) for {plan.objective}: "
+        f"{slots} of {plan.context} tokens, KV {plan.kv_dtype}, prefill in chunks of {plan.chunk}",
+        "",
+        *_table(rows),
+        "",
+        f"one answer:   {facts['tokens_per_s']:.1f} tokens/s, {_ms(facts['token_s'])} a token (predicted)",
+        f"many at once: {facts['pipelined_tokens_per_s']:.1f} tokens/s together; the slowest stage is "
+        f"{facts['slowest_board']} with {_ms(facts['slowest_stage_s'])}",
+        *(f"not used:     {u['board']}: {u['why']}" for u in facts["unused"]),
+        *(f"wouldn't fit: {text}" for text in facts["would_not_fit"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _why_unused(plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kind]], unused: Capacity, slowest) -> str:
+    name, kind = unused.board, by_name[unused.board][1]
+    smallest = min(needs.total(i, i + 1) for i in range(needs.num_layers))
+    if kind.usable_bytes < smallest:
+        return (
+            f"holds not even one layer: {size(kind.usable_bytes)} of its {size(unused.ram_bytes)} are usable, "
+            f"the smallest layer needs {size(smallest)} (an offer of {size(offer_for(smallest))})"
+        )
+    boards = [*(by_name[b][1] for b in plan.boards), kind]
+    after = token_ns_using_all(needs, boards) if len(boards) <= needs.num_layers else None
+    now_ns = sum(_stage_times(plan, by_name))
+    if plan.objective == "throughput":
+        one_layer = kind.stage_ns(1, False)
+        if one_layer > max(_stage_times(plan, by_name)):
+            return (
+                f"one layer and a hop take {_ms(one_layer / 1e9)} there, more than the slowest stage's "
+                f"{_ms(slowest['stage_s'])}"
+            )
+        return f"adding {name} wouldn't make the slowest stage faster than {_ms(slowest['stage_s'])}" + (
+            f" and would slow a token from {_ms(now_ns / 1e9)} to {_ms(after / 1e9)}"
+            if after is not None and after > now_ns
+            else ""
+        )
+    if after is None:
+        return f"no split over {', '.join(plan.boards)} and {name} together fits"
+    if after > now_ns:
+        return f"adding {name} would slow a token from {_ms(now_ns / 1e9)} to {_ms(after / 1e9)}"
+    return f"adding {name} wouldn't make a token faster than {_ms(now_ns / 1e9)}"
+
+
+def _stage_times(plan: Plan, by_name: dict[str, tuple[Capacity, Kind]]) -> list[int]:
+    alone = len(plan.sections) == 1
+    return [by_name[s.board][1].stage_ns(s.num_layers, s.end == plan.num_layers, alone) for s in plan.sections]
+
+
+def _would_not_fit(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity], needs: Needs) -> list[str]:
+    """The limits of these boards, all of them used: more slots, more context, fewer boards."""
+    texts = []
+    settings = plan.settings
+    slots = largest_slots(manifest, capacities, settings, _MOST_SLOTS)
+    if slots < _MOST_SLOTS:
+        texts.append(f"more than {slots} slot{'s' * (slots > 1)} at context {settings.context}")
+    # Rounded down to whole steps, so the plan's own context may be above it.
+    context = max(largest_context(manifest, capacities, settings, manifest.max_seq_len), settings.context)
+    if context + 64 <= manifest.max_seq_len:
+        texts.append(f"a context over {context} with {settings.slots} slot{'s' * (settings.slots > 1)}")
+    whole = needs.total(0, plan.num_layers)
+    largest = max(capacities, key=lambda c: c.ram_bytes)
+    if whole > usable_bytes(largest.ram_bytes):
+        texts.append(
+            f"the model on one board: it needs {size(whole)} (an offer of {size(offer_for(whole))}), "
+            f"the largest, {largest.board}, offers {size(largest.ram_bytes)}"
+        )
+    return texts
+
+
+def _rate(seconds: float) -> float:
+    return 1 / seconds if seconds else 0.0
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds * 1e3:.0f} ms"
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]

@@ -1,0 +1,84 @@
+"""What a section needs in a board's RAM, and how much of its offer a board may use."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.plan.types import KV_DTYPES, Settings
+
+_MIN_HEADROOM_BYTES = 64 << 20
+_HEADROOM_SHARE = 20  # a twentieth of the offer: 5 %
+
+
+def headroom_bytes(ram_bytes: int) -> int:
+    """What stays free of a board's offer: 64 MiB or 5 %, whichever is more."""
+    return max(_MIN_HEADROOM_BYTES, -(-ram_bytes // _HEADROOM_SHARE))
+
+
+def usable_bytes(ram_bytes: int) -> int:
+    """What a section may need at most on a board that offers `ram_bytes`."""
+    return max(0, ram_bytes - headroom_bytes(ram_bytes))
+
+
+def offer_for(need_bytes: int) -> int:
+    """The smallest offer of which `need_bytes` are usable."""
+    return max(need_bytes + _MIN_HEADROOM_BYTES, -(-need_bytes * _HEADROOM_SHARE // (_HEADROOM_SHARE - 1)))
+
+
+@dataclass(frozen=True)
+class SectionNeed:
+    """RAM in bytes that a section needs, by purpose."""
+
+    weights: int
+    kv: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.activations
+
+
+class Needs:
+    """The needs of every section of one model under one `Settings`: sums of prefixes, so that a lookup costs nothing.
+
+    A longer section never needs less than a part of it; the search rests on that.
+    """
+
+    def __init__(self, manifest: Manifest, settings: Settings):
+        self.num_layers = manifest.num_layers
+        shards = manifest.shards[1:-1]
+        self._weights = [0, *accumulate(s.ram_bytes for s in shards)]
+        token_bytes = KV_DTYPES[settings.kv_dtype] * settings.context * settings.slots
+        self._kv = [0, *accumulate(n * token_bytes for n in manifest.kv_elements_per_token)]
+        self._embedding = manifest.embedding.ram_bytes
+        self._head = manifest.head.ram_bytes
+        # One pass holds a chunk of one prompt, or one token of every slot.
+        tokens = max(settings.chunk, settings.slots)
+        activations = manifest.activation_elements_per_token  # what the layer at work produces
+        mask = settings.context
+        buffers = 2 * manifest.hidden_size  # the hidden states that come in and go out
+        self._activations = 4 * tokens * (activations + mask + buffers)
+        self._logits = 4 * 4 * manifest.vocab_size  # logits, and the sampler's sorted and cumulative copies
+
+    def of(self, start: int, end: int) -> SectionNeed:
+        """The need of section [start, end)."""
+        first, last = start == 0, end == self.num_layers
+        return SectionNeed(
+            weights=self._weights[end] - self._weights[start] + first * self._embedding + last * self._head,
+            kv=self._kv[end] - self._kv[start],
+            activations=self._activations + last * self._logits,
+        )
+
+    def total(self, start: int, end: int) -> int:
+        """`of(start, end).total`, without the object."""
+        need = self._weights[end] - self._weights[start] + self._kv[end] - self._kv[start] + self._activations
+        if start == 0:
+            need += self._embedding
+        if end == self.num_layers:
+            need += self._head + self._logits
+        return need
+
+
+def section_need(manifest: Manifest, settings: Settings, start: int, end: int) -> SectionNeed:
+    """What section [start, end) of a model needs in RAM."""
+    return Needs(manifest, settings).of(start, end)

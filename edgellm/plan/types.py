@@ -1,0 +1,209 @@
+"""The planner's values: what a board offers, what is asked for, and the plan. All are validated where they enter.
+
+They come from files and from the wire as plain dicts and are hostile until parsed; PlanError names the field.
+"""
+
+import re
+import reprlib
+from dataclasses import asdict, dataclass, fields
+
+from edgellm.errors import PlanError
+
+BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+KV_DTYPES = {"float32": 4, "float16": 2}  # bytes an element
+OBJECTIVES = ("latency", "throughput")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_MAX_BYTES = 1 << 50
+_MAX_SECONDS = 3600
+_MAX_LAYERS = 4096
+_MAX_TOKENS = 1 << 24
+_MAX_EPOCH = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a board's agent measured.
+
+    `ram_bytes` is offered for weights, KV and activations (the agent's own runtime is already subtracted); `layer_s`
+    decodes one token through one layer, `head_s` through the head; `hop_s` is a hop out of this board.
+    """
+
+    board: str
+    ram_bytes: int
+    layer_s: float
+    head_s: float
+    hop_s: float
+    cores: int = 1
+
+    def __post_init__(self):
+        _check_board(self.board, "capacity: board")
+        what = f"capacity of {self.board}"
+        _check_int(self.ram_bytes, 0, _MAX_BYTES, f"{what}: ram_bytes")
+        for name in ("layer_s", "head_s", "hop_s"):
+            _check_seconds(getattr(self, name), f"{what}: {name}")
+        if self.layer_s == 0:
+            raise PlanError(f"{what}: layer_s is 0, expected more. Let its agent measure again.")
+        _check_int(self.cores, 1, 4096, f"{what}: cores")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content) -> "Capacity":
+        """Parse what an agent reports; raises PlanError naming the field."""
+        return cls(**_exactly(cls, content, "capacity"))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the plan is to hold: `slots` sequences of up to `context` tokens, prefilled `chunk` tokens at a time."""
+
+    context: int
+    slots: int = 1
+    chunk: int = 64
+    kv_dtype: str = "float32"
+    objective: str = "latency"
+
+    def __post_init__(self):
+        _check_settings(self, "settings")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content) -> "Settings":
+        return cls(**_exactly(cls, content, "settings"))
+
+
+@dataclass(frozen=True)
+class Section:
+    """Layers [start, end) on one board."""
+
+    board: str
+    start: int
+    end: int
+
+    def __post_init__(self):
+        _check_board(self.board, "section: board")
+        what = f"section of {self.board}"
+        _check_int(self.start, 0, _MAX_LAYERS, f"{what}: start")
+        _check_int(self.end, self.start + 1, _MAX_LAYERS, f"{what}: end")
+
+    @property
+    def num_layers(self) -> int:
+        return self.end - self.start
+
+    def __str__(self):
+        return f"layers {self.start}-{self.end}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sections → boards under an epoch. `sections` are in pipeline order, cover [0, num_layers) exactly once, and name
+    each board at most once."""
+
+    epoch: int
+    model: str
+    manifest_sha256: str
+    num_layers: int
+    objective: str
+    context: int
+    slots: int
+    chunk: int
+    kv_dtype: str
+    sections: tuple[Section, ...]
+
+    def __post_init__(self):
+        _check_int(self.epoch, 0, _MAX_EPOCH, "plan: epoch")
+        if not (isinstance(self.model, str) and 0 < len(self.model) <= 256 and self.model.isprintable()):
+            raise PlanError(f"plan: model is {reprlib.repr(self.model)}, expected a printable name")
+        if not (isinstance(self.manifest_sha256, str) and _SHA256.match(self.manifest_sha256)):
+            raise PlanError(f"plan: manifest_sha256 is {reprlib.repr(self.manifest_sha256)}, expected 64 hex digits")
+        _check_int(self.num_layers, 1, _MAX_LAYERS, "plan: num_layers")
+        _check_settings(self, "plan")
+        if not (isinstance(self.sections, tuple) and all(isinstance(s, Section) for s in self.sections)):
+            raise PlanError("plan: sections is no tuple of sections")
+        reached = 0
+        for section in self.sections:
+            if section.start != reached:
+                raise PlanError(f"plan: sections: {section.board} starts at layer {section.start}, expected {reached}")
+            reached = section.end
+        if reached != self.num_layers:
+            raise PlanError(f"plan: sections: they end at layer {reached}, the model has {self.num_layers}")
+        if len(set(self.boards)) != len(self.sections):
+            raise PlanError("plan: sections: a board is named twice")
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.context, self.slots, self.chunk, self.kv_dtype, self.objective)
+
+    @property
+    def boards(self) -> tuple[str, ...]:
+        """The boards' names in pipeline order."""
+        return tuple(s.board for s in self.sections)
+
+    def stage_of(self, board: str) -> int:
+        """The board's position in the pipeline; PlanError if it has none."""
+        for stage, section in enumerate(self.sections):
+            if section.board == board:
+                return stage
+        raise PlanError(f"board {board} has no section in the plan of epoch {self.epoch} (it has {self.boards})")
+
+    def section_of(self, board: str) -> Section:
+        """The board's section; PlanError if it has none."""
+        return self.sections[self.stage_of(board)]
+
+    def next_board(self, board: str) -> str | None:
+        """Where the board pushes its hidden states; None for the last one."""
+        stage = self.stage_of(board) + 1
+        return self.sections[stage].board if stage < len(self.sections) else None
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "sections": [asdict(s) for s in self.sections]}
+
+    @classmethod
+    def from_dict(cls, content) -> "Plan":
+        """Parse a plan out of JSON; raises PlanError naming the field."""
+        content = _exactly(cls, content, "plan")
+        if not (isinstance(content["sections"], list) and len(content["sections"]) <= _MAX_LAYERS):
+            raise PlanError("plan: sections is no list")
+        sections = tuple(Section(**_exactly(Section, s, "plan: section")) for s in content["sections"])
+        return cls(**{**content, "sections": sections})
+
+
+def _check_settings(value: Settings | Plan, what: str) -> None:
+    for name in ("context", "slots", "chunk"):
+        _check_int(getattr(value, name), 1, _MAX_TOKENS, f"{what}: {name}")
+    for name, allowed in (("kv_dtype", tuple(KV_DTYPES)), ("objective", OBJECTIVES)):
+        given = getattr(value, name)
+        if not (isinstance(given, str) and given in allowed):
+            raise PlanError(f"{what}: {name} is {reprlib.repr(given)}, expected {' or '.join(allowed)}")
+
+
+def _check_board(value, what: str) -> None:
+    if not (isinstance(value, str) and BOARD_NAME.match(value)):
+        raise PlanError(f"{what} is {reprlib.repr(value)}, expected letters, digits, '.', '_' or '-', at most 63")
+
+
+def _check_int(value, low: int, high: int, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise PlanError(f"{what} is {reprlib.repr(value)}, expected an integer from {low} to {high}")
+
+
+def _check_seconds(value, what: str) -> None:
+    # The comparison is false for NaN, and never turns a huge integer into a float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_SECONDS:
+        raise PlanError(f"{what} is {reprlib.repr(value)}, expected seconds from 0 to {_MAX_SECONDS}")
+
+
+def _exactly(cls, content, what: str) -> dict:
+    """`content` if it is a dict with exactly the fields of `cls`."""
+    if not isinstance(content, dict):
+        raise PlanError(f"{what} is {reprlib.repr(content)}, expected an object")
+    expected = {f.name for f in fields(cls)}
+    if missing := sorted(expected - content.keys()):
+        raise PlanError(f"{what} lacks {', '.join(missing)}")
+    if extra := sorted(str(k) for k in content.keys() - expected):
+        raise PlanError(f"{what} has an unknown field {reprlib.repr(extra[0])}")
+    return content

@@ -1,0 +1,196 @@
+"""The search: tables of offers and sections, and equality with trying everything."""
+
+from itertools import combinations, permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgellm.errors import PlanError
+from edgellm.plan import Capacity, Settings, make_plan, section_need, usable_bytes
+from edgellm.plan import search as search_module
+
+# A layer has 10 MB, the embedding 5, the head 5; activations are 0.2 KB.
+LATENCY = [
+    # one board holds it: no other helps, the fastest of those that hold it is taken
+    (((200, 5), (200, 5)), {"pi1": 10}),
+    (((200, 5), (200, 4)), {"pi2": 10}),
+    (((200, 5, 1), (200, 5, 0)), {"pi2": 10}),
+    (((200, 5), (50, 1, 0, 100)), {"pi1": 10}),
+    # a fast small board is worth its hop
+    (((200, 5, 0, 1), (50, 1, 0, 1)), {"pi1": 6, "pi2": 4}),
+    # the fast board is full, wherever it stands; where the head is dear it goes elsewhere
+    (((60, 5, 0, 1), (80, 1, 0, 1)), {"pi1": 3, "pi2": 7}),
+    (((80, 1, 50, 1), (60, 5, 0, 1)), {"pi1": 7, "pi2": 3}),
+    # equal boards share evenly, in the order given, no more of them than needed
+    (((60, 5), (60, 5), (60, 5)), {"pi1": 5, "pi2": 5}),
+    (((60, 5, 0, 9), (60, 5, 0, 1), (60, 5, 0, 1)), {"pi2": 5, "pi3": 5}),
+    (((45, 5), (45, 5), (45, 5)), {"pi1": 3, "pi2": 4, "pi3": 3}),
+    # a board that holds no layer is left out
+    (((9, 1), (200, 5)), {"pi2": 10}),
+]
+THROUGHPUT = [
+    (((200, 5), (200, 5)), {"pi1": 5, "pi2": 5}),
+    (((200, 5), (200, 5), (200, 5)), {"pi1": 4, "pi2": 3, "pi3": 3}),
+    (((200, 1), (200, 4)), {"pi1": 8, "pi2": 2}),
+    # RAM bounds what speed would want
+    (((46, 1), (200, 4)), {"pi1": 4, "pi2": 6}),
+    # a hop that costs more than it saves
+    (((200, 5, 0, 26), (200, 5, 0, 26)), {"pi1": 10}),
+    (((200, 5), (200, 5), (200, 5, 0, 30)), {"pi1": 5, "pi2": 5}),
+    # the head weighs as much as four layers: it goes where least else is
+    (((200, 5, 20), (200, 5, 20)), {"pi1": 7, "pi2": 3}),
+]
+
+
+@pytest.mark.parametrize(
+    ("objective", "offers", "expected"),
+    [("latency", *row) for row in LATENCY] + [("throughput", *row) for row in THROUGHPUT],
+)
+def test_boards_get_the_expected_layers(make_manifest, make_boards, objective, offers, expected):
+    manifest = make_manifest([10] * 10, embedding=5, head=5)
+    plan = make_plan(manifest, make_boards(*offers), Settings(16, chunk=1, objective=objective), epoch=3)
+    assert {s.board: s.num_layers for s in plan.sections} == expected
+    assert list(plan.boards) == list(expected)
+    assert plan.epoch == 3
+
+
+def test_kv_of_the_whole_context_and_all_slots_is_counted(make_manifest, make_boards):
+    manifest = make_manifest([1] * 4, kv=250)  # float32 at context 1000: 1 MB a layer and slot
+    boards = make_boards((9.1, 1), (4.1, 2))
+    assert len(make_plan(manifest, boards, Settings(1000, chunk=1), 1).sections) == 1
+    plan = make_plan(manifest, boards, Settings(1000, 2, chunk=1), 1)
+    assert [s.num_layers for s in plan.sections] == [3, 1]
+    assert len(make_plan(manifest, boards, Settings(1000, 2, chunk=1, kv_dtype="float16"), 1).sections) == 1
+
+
+def test_layers_may_differ_in_size_and_kv(make_manifest, make_boards):
+    manifest = make_manifest([30, 1, 1, 1, 1, 1], kv=[0, 0, 0, 0, 0, 25_000])
+    plan = make_plan(manifest, make_boards((31.1, 1), (15, 2)), Settings(100, chunk=1), 1)
+    assert [(s.board, s.start, s.end) for s in plan.sections] == [("pi1", 0, 2), ("pi2", 2, 6)]
+
+
+def test_many_boards_of_one_kind_are_searched_exactly(make_manifest, make_boards):
+    plan = make_plan(make_manifest([10] * 40), make_boards(*[(21, 5)] * 30), Settings(16, chunk=1), 1)
+    assert [s.num_layers for s in plan.sections] == [2] * 20
+    assert plan.boards == tuple(f"pi{i}" for i in range(1, 21))
+
+
+def test_many_different_boards_get_a_plan_that_fits(make_manifest, make_boards):
+    manifest = make_manifest([10] * 40)
+    boards = make_boards(*[(25 + i, 5 + i / 7, 1 + i, 1) for i in range(24)])
+    for objective in ("latency", "throughput"):
+        check_sound(make_plan(manifest, boards, Settings(16, chunk=1, objective=objective), 1), manifest, boards)
+
+
+def test_very_different_boards_fall_back_to_the_largest_first(make_manifest, make_boards, monkeypatch):
+    monkeypatch.setattr(search_module, "MAX_STATES", 4)
+    manifest = make_manifest([10] * 7)
+    boards = make_boards((11, 1), (41, 9), (21, 5))
+    plan = make_plan(manifest, boards, Settings(16, chunk=1), 1)
+    check_sound(plan, manifest, boards)
+    assert plan.boards == ("pi2", "pi3", "pi1")
+
+
+def check_sound(plan, manifest, boards):
+    assert [i for s in plan.sections for i in range(s.start, s.end)] == list(range(manifest.num_layers))
+    offers = {b.board: b.ram_bytes for b in boards}
+    for s in plan.sections:
+        assert section_need(manifest, plan.settings, s.start, s.end).total <= usable_bytes(offers.pop(s.board))
+
+
+def price(sections, boards, objective):
+    """What the objective compares, in whole milliseconds. `sections`: (index of board, start, end) in order."""
+    stages = []
+    for stage, (index, start, end) in enumerate(sections):
+        board = boards[index]
+        seconds = (end - start) * board.layer_s
+        seconds += board.head_s if stage == len(sections) - 1 else 0
+        seconds += board.hop_s if len(sections) > 1 else 0
+        stages.append(round(seconds * 1e3))
+    order = tuple(index for index, _, _ in sections)
+    total = sum(stages)
+    return (total, len(order), order) if objective == "latency" else (max(stages), total, len(order), order)
+
+
+def try_everything(manifest, boards, request):
+    """The price of the best of all ordered subsets and cuts, or None."""
+    n = manifest.num_layers
+    need = {(a, b): section_need(manifest, request, a, b).total for a in range(n) for b in range(a + 1, n + 1)}
+    best = None
+    for count in range(1, min(len(boards), n) + 1):
+        for order in permutations(range(len(boards)), count):
+            for inner in combinations(range(1, n), count - 1):
+                cuts = (0, *inner, n)
+                sections = list(zip(order, cuts, cuts[1:], strict=False))
+                if all(need[a, b] <= usable_bytes(boards[i].ram_bytes) for i, a, b in sections):
+                    found = price(sections, boards, request.objective)
+                    best = found if best is None else min(best, found)
+    return best
+
+
+@st.composite
+def problems(draw):
+    layers = draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+    shape = {name: draw(st.integers(0, 9)) for name in ("embedding", "head")}
+    kv = [draw(st.sampled_from((0, 0, 2500, 5000))) for _ in layers]  # a slot of 100 tokens: 0, 1 or 2 MB
+    time = st.integers(0, 4)
+    board = st.tuples(st.integers(0, 40), st.integers(1, 4), time, time)
+    return layers, shape, kv, draw(st.lists(board, min_size=1, max_size=4)), draw(st.integers(1, 2))
+
+
+@settings(max_examples=250, deadline=None)
+@given(problem=problems(), objective=st.sampled_from(("latency", "throughput")))
+def test_plan_equals_trying_everything(make_manifest, make_boards, problem, objective):
+    layers, shape, kv, offers, slots = problem
+    manifest = make_manifest(layers, kv=kv, vocab=1000, activation=100, **shape)
+    boards = make_boards(*offers)
+    request = Settings(100, slots, chunk=8, objective=objective)
+    expected = try_everything(manifest, boards, request)
+    if expected is None:
+        with pytest.raises(PlanError, match="needs .* offer"):
+            make_plan(manifest, boards, request, 1)
+        return
+    plan = make_plan(manifest, boards, request, 1)
+    check_sound(plan, manifest, boards)
+    index = {b.board: i for i, b in enumerate(boards)}
+    assert price([(index[s.board], s.start, s.end) for s in plan.sections], boards, objective) == expected
+    assert make_plan(manifest, boards, request, 1) == plan
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), objective=st.sampled_from(("latency", "throughput")))
+def test_plan_of_too_many_boards_is_never_over_capacity(make_manifest, make_boards, problem, objective):
+    layers, shape, kv, offers, slots = problem
+    manifest = make_manifest(layers, kv=kv, **shape)
+    boards = make_boards(*offers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module, "MAX_STATES", 3)
+        try:
+            plan = make_plan(manifest, boards, Settings(100, slots, chunk=8, objective=objective), 1)
+        except PlanError:
+            return
+    check_sound(plan, manifest, boards)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_measured_times_of_any_size_give_a_sound_plan(make_manifest, data):
+    seconds = st.floats(0, 3600, allow_nan=False)
+    boards = [
+        Capacity(
+            f"b{i}",
+            data.draw(st.integers(0, 1 << 30)),
+            max(data.draw(seconds), 1e-12),
+            data.draw(seconds),
+            data.draw(seconds),
+        )
+        for i in range(data.draw(st.integers(1, 5)))
+    ]
+    manifest = make_manifest([20] * data.draw(st.integers(1, 20)), embedding=7, head=7)
+    objective = data.draw(st.sampled_from(("latency", "throughput")))
+    try:
+        plan = make_plan(manifest, boards, Settings(64, objective=objective), 0)
+    except PlanError:
+        return
+    check_sound(plan, manifest, boards)
