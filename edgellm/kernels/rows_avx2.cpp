@@ -26,7 +26,13 @@ inline float sum(Vec v) {
 }
 
 template <int E>
-inline void decode(const uint8_t* p, Vec (&w)[4]) {
+struct Scales {};  // decode reads them itself
+
+template <int E>
+inline void prepare(const uint8_t*, size_t, Scales<E>&) {}
+
+template <int E>
+inline void decode(const uint8_t* p, const Scales<E>&, size_t, Vec (&w)[4]) {
     if constexpr (E == INT4) {
         int32_t bits;
         std::memcpy(&bits, p, 4);

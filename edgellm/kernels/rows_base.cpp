@@ -13,6 +13,12 @@ namespace {
 
 constexpr size_t WIDTH = 4;
 
+template <int E>
+struct Scales {};  // decode reads them itself
+
+template <int E>
+inline void prepare(const uint8_t*, size_t, Scales<E>&) {}
+
 #ifdef EDGELLM_NEON
 
 using Vec = float32x4_t;
@@ -33,7 +39,7 @@ inline Vec halves(const uint8_t* p, size_t bytes) {  // up to 4 half floats, the
 }
 
 template <int E>
-inline void decode(const uint8_t* p, Vec (&w)[8]) {
+inline void decode(const uint8_t* p, const Scales<E>&, size_t, Vec (&w)[8]) {
     if constexpr (E == INT4) {
         // 0 … 15 as the upper halves of floats: two table lookups and zips cost less than widening and converting.
         static const uint8_t UPPER[16] = {0x00, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40,
@@ -109,7 +115,7 @@ inline float half(const uint8_t* p) {
 }
 
 template <int E>
-inline void decode(const uint8_t* p, Vec (&w)[8]) {
+inline void decode(const uint8_t* p, const Scales<E>&, size_t, Vec (&w)[8]) {
     float values[GROUP];
     if constexpr (E == INT4) {
         const float d = half(p), m = half(p + 2);

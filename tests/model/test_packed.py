@@ -1,0 +1,217 @@
+"""Packing and unpacking: error bounds, agreement with the gguf package; and the two modules against torch's."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch.nn import functional
+
+from edgellm.model import packed
+from edgellm.model.packed import PackedEmbedding, PackedLinear, get_threads, pack, set_threads, unpack
+
+ENCODINGS = ["int4", "int8", "bf16", "f16", "f32"]
+GGUF_TYPES = {"int4": gguf.GGMLQuantizationType.Q4_1, "int8": gguf.GGMLQuantizationType.Q8_0}
+WEIGHTS = hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.sampled_from([32, 64])),
+                     elements=st.floats(-1000, 1000, width=32))
+
+
+@pytest.fixture(autouse=True)
+def two_threads_at_most():
+    before = torch.get_num_threads(), get_threads()
+    set_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    packed._threads = before[1]
+
+
+def scales(data, encoding):
+    blocks = data.view(-1, 20 if encoding == "int4" else 34)
+    return blocks[:, :2].contiguous().view(torch.float16).float()
+
+
+def assert_within_half_a_step(weight, encoding):
+    data = pack(weight, encoding)
+    error = (weight - unpack(data, encoding, weight.shape)).abs().view(-1, 32)
+    rounding = weight.abs().amax() * 2**-22
+    assert (error <= scales(data, encoding) / 2 + rounding).all()
+
+
+@pytest.mark.parametrize("encoding", ["int4", "int8"])
+@given(weight=WEIGHTS)
+def test_no_weight_is_off_by_more_than_half_a_step(encoding, weight):
+    assert_within_half_a_step(torch.from_numpy(weight), encoding)
+
+
+@pytest.mark.parametrize("encoding", ["int4", "int8"])
+@pytest.mark.parametrize("scale", [1e-9, 1e-7, 3e-6, 1e-4, 0.02, 1.0, 300.0, 12000.0])
+@pytest.mark.parametrize("offset", [0.0, 1.0, -1.0])
+def test_very_small_large_and_shifted_weights_stay_within_half_a_step(encoding, scale, offset):
+    torch.manual_seed(0)
+    assert_within_half_a_step((torch.randn(64, 64).clamp(-4, 4) + offset) * scale, encoding)
+
+
+@pytest.mark.parametrize("encoding", ["int4", "int8"])
+@given(weight=WEIGHTS)
+def test_gguf_reads_our_bytes_as_we_do(encoding, weight):
+    data = pack(torch.from_numpy(weight), encoding)
+    theirs = gguf.quants.dequantize(data.numpy(), GGUF_TYPES[encoding])
+    assert np.array_equal(theirs, unpack(data, encoding, weight.shape).numpy())
+
+
+@pytest.mark.parametrize("encoding", ["int4", "int8"])
+@settings(deadline=None)
+@given(weight=WEIGHTS)
+def test_we_read_the_bytes_of_gguf_as_it_does(encoding, weight):
+    with np.errstate(all="ignore"):
+        data = gguf.quants.quantize(weight, GGUF_TYPES[encoding])
+    ours = unpack(torch.from_numpy(data.copy()), encoding, weight.shape)
+    assert np.array_equal(gguf.quants.dequantize(data, GGUF_TYPES[encoding]), ours.numpy())
+
+
+def test_int4_bytes_are_q4_1_blocks():
+    weight = torch.arange(32.0).clamp(max=15).view(1, 32) + 2
+    blocks = pack(weight, "int4")
+    assert bytes(blocks[0].tolist()) == bytes.fromhex("003c 0040") + bytes(0xF0 | q for q in range(16))
+
+
+def test_int8_bytes_are_q8_0_blocks():
+    weight = torch.arange(-127.0, 128.0, 254 / 31).round().view(1, 32)
+    expected = bytes.fromhex("003c") + bytes(int(w) & 255 for w in weight[0])
+    assert bytes(pack(weight, "int8")[0].tolist()) == expected
+
+
+@pytest.mark.parametrize("encoding", ["int4", "int8"])
+def test_constant_groups_keep_their_value(encoding):
+    for value in (0.0, 1.0, -0.25, 0.1, -1e-8, 60000.0):
+        weight = torch.full((2, 64), value)
+        torch.testing.assert_close(unpack(pack(weight, encoding), encoding, (2, 64)), weight, rtol=1e-3, atol=3e-8)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_weights_that_are_not_finite_are_refused(encoding, value):
+    weight = torch.zeros(4, 32)
+    weight[2, 5] = value
+    with pytest.raises(ValueError, match="1 of the 128 weights from row 0 on are not finite"):
+        pack(weight, encoding)
+
+
+@pytest.mark.parametrize("encoding, value", [("int4", 65520.0), ("int4", -1e6), ("int8", 9e6), ("f16", 1e5), ("bf16", 3.4e38)])
+def test_weights_too_large_for_the_encoding_are_refused(encoding, value):
+    with pytest.raises(ValueError, match=f"more than {encoding} can hold"):
+        pack(torch.full((1, 32), value), encoding)
+
+
+@pytest.mark.parametrize("encoding, shape, message", [
+    ("int4", (2, 48), "int4 packs rows in groups of 32; this weight has rows of 48"),
+    ("int8", (2, 16), "groups of 32; this weight has rows of 16"),
+    ("int3", (2, 32), "encoding 'int3' is none of"),
+    ("int4", (0, 32), "no elements"),
+])
+def test_shapes_that_cannot_be_packed_are_refused(encoding, shape, message):
+    with pytest.raises(ValueError, match=message):
+        pack(torch.zeros(shape), encoding)
+
+
+def test_only_floating_point_matrices_are_packed():
+    for weight in (torch.zeros(2, 32, dtype=torch.int64), torch.zeros(32), torch.zeros(2, 2, 32)):
+        with pytest.raises(ValueError, match="a floating-point matrix"):
+            pack(weight, "int8")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_widened(dtype):
+    torch.manual_seed(0)
+    weight = torch.randn(4, 64).to(dtype)
+    assert torch.equal(pack(weight, "int8"), pack(weight.float(), "int8"))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_packing_in_chunks_changes_nothing(encoding, monkeypatch):
+    torch.manual_seed(0)
+    weight = torch.randn(7, 64)
+    whole = pack(weight, encoding)
+    monkeypatch.setattr(packed, "_CHUNK_ELEMENTS", 100)
+    assert torch.equal(pack(weight, encoding), whole)
+    assert torch.equal(unpack(whole, encoding, (7, 64)), torch.cat([unpack(whole[i : i + 1], encoding, (1, 64)) for i in range(7)]))
+
+
+@pytest.mark.parametrize("data, encoding", [
+    (torch.zeros(4, 41, dtype=torch.uint8), "int4"),
+    (torch.zeros(3, 40, dtype=torch.uint8), "int4"),
+    (torch.zeros(4, 40, dtype=torch.int8), "int4"),
+    (torch.zeros(4, 40, dtype=torch.uint8), "int8"),
+    (torch.zeros(4, 64), "f16"),
+    (torch.zeros(4, 64, dtype=torch.float16), "f32"),
+    (torch.zeros(160, dtype=torch.uint8), "int4"),
+])
+def test_data_that_is_not_what_the_shape_says_is_refused(data, encoding):
+    for refuse in (unpack, PackedLinear, PackedEmbedding):
+        with pytest.raises(ValueError, match=f"an {encoding} weight"):
+            refuse(data, encoding, (4, 64))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("tokens", [1, 2, 16, 17, 40])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_packed_linear_is_linear_with_the_unpacked_weight(encoding, tokens, with_bias, monkeypatch):
+    monkeypatch.setattr(packed, "_PANEL_BYTES", 5 * 96 * 4)  # several panels, the last one smaller
+    torch.manual_seed(0)
+    data = pack(torch.randn(13, 96), encoding)
+    bias = torch.randn(13) if with_bias else None
+    linear = PackedLinear(data, encoding, (13, 96), bias)
+    x = torch.randn(tokens, 96)
+    expected = functional.linear(x, unpack(data, encoding, (13, 96)), bias)
+    torch.testing.assert_close(linear(x), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_packed_linear_takes_any_leading_dimensions_and_strides(encoding):
+    torch.manual_seed(0)
+    linear = PackedLinear(pack(torch.randn(5, 32), encoding), encoding, (5, 32))
+    x = torch.randn(32, 3, 2).permute(2, 1, 0)
+    torch.testing.assert_close(linear(x), functional.linear(x, linear.weight), rtol=1e-5, atol=1e-5)
+    assert linear(x[0, 0]).shape == (5,)
+    assert linear(x[:0]).shape == (0, 3, 5)
+
+
+def test_packed_linear_holds_its_data_in_place_and_out_of_the_state_dict():
+    data = pack(torch.ones(5, 32), "int4")
+    linear = PackedLinear(data, "int4", (5, 32))
+    assert linear.data.data_ptr() == data.data_ptr()
+    assert not linear.state_dict() and not list(linear.parameters())
+    assert (linear.in_features, linear.out_features) == (32, 5)
+    assert torch.equal(linear.weight, torch.ones(5, 32))
+
+
+def test_packed_linear_refuses_what_does_not_fit():
+    linear = PackedLinear(pack(torch.ones(5, 32), "int8"), "int8", (5, 32))
+    with pytest.raises(ValueError, match="float32"):
+        linear(torch.ones(1, 32, dtype=torch.float16))
+    with pytest.raises(ValueError):
+        linear(torch.ones(1, 64))
+    with pytest.raises(ValueError, match=r"float32 of shape \[5\], not torch.float32 of \[4\]"):
+        PackedLinear(linear.data, "int8", (5, 32), torch.zeros(4))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_packed_embedding_is_embedding_with_the_unpacked_weight(encoding):
+    torch.manual_seed(0)
+    data = pack(torch.randn(50, 64), encoding)
+    embedding = PackedEmbedding(data, encoding, (50, 64))
+    for ids in (torch.tensor([[3, 3, 49], [0, 7, 1]]), torch.tensor(5), torch.empty(0, dtype=torch.int64)):
+        assert torch.equal(embedding(ids), functional.embedding(ids, unpack(data, encoding, (50, 64))))
+    doubled = PackedEmbedding(data, encoding, (50, 64), scale=2.0)
+    assert torch.equal(doubled(torch.tensor([4])), 2 * embedding(torch.tensor([4])))
+    with pytest.raises(IndexError):
+        embedding(torch.tensor([50]))
+
+
+def test_threads_are_set_for_the_kernels_and_for_torch():
+    set_threads(2)
+    assert get_threads() == torch.get_num_threads() == 2
+    with pytest.raises(ValueError, match="at least 1 thread is needed, not 0"):
+        set_threads(0)
