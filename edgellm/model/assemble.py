@@ -84,7 +84,7 @@ def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) 
             _check_shape(file, name, stored, shape[::-1] if key in structure.transposed else shape)
             if stored.encoding is None:
                 raise ManifestError(f"{file.path}: {name} has dtype {stored.data.dtype}, expected a weight")
-            packed.append((prefix + name, stored))
+            packed.append((name, stored))
             ram_bytes += stored.data.nbytes
         else:
             _check_shape(file, name, stored, shape)
@@ -94,7 +94,7 @@ def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) 
             _set_tensor(model, prefix + name, data)
             ram_bytes += data.nbytes
     for name, stored in packed:  # last, for a packed linear takes over the bias
-        _pack_module(model, file, name, stored)
+        _pack_module(model, prefix, file, name, stored)
     return ram_bytes
 
 
@@ -103,8 +103,8 @@ def _check_shape(file: ShardFile, name: str, stored: Stored, shape: tuple[int, .
         raise ManifestError(f"{file.path}: {name} has shape {list(stored.shape)}, the model needs {list(shape)}")
 
 
-def _pack_module(model: nn.Module, file: ShardFile, name: str, stored: Stored) -> None:
-    path = name.removesuffix(".weight")
+def _pack_module(model: nn.Module, prefix: str, file: ShardFile, name: str, stored: Stored) -> None:
+    path = (prefix + name).removesuffix(".weight")
     module = model.get_submodule(path)
     try:
         if isinstance(module, nn.Embedding):

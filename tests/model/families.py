@@ -65,7 +65,6 @@ CONFIGS = {
         num_attention_heads=4,
         max_position_embeddings=256,
         word_embed_proj_dim=32,
-        do_layer_norm_before=False,
         **_ENDS,
     ),
     "phi": lambda: hf.PhiConfig(**_BASE),

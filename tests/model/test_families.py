@@ -45,3 +45,13 @@ def test_longrope_switches_where_generate_does(prompt_len, tmp_path):
     assert manifest.rope_switch_len == 32
     expected = generate(model, prompt(prompt_len), 16)
     assert Ring(load(manifest, tmp_path, (0, 2, 5))).generate(prompt(prompt_len), 16) == expected
+
+
+@pytest.mark.parametrize("prompt_len", [20, 30, 60])
+def test_dynamic_rope_of_a_chunked_prompt_is_that_of_the_whole_prompt(prompt_len, tmp_path):
+    model = random_model(CONFIGS["llama_dynamic"]())
+    manifest = make_split(model, tmp_path)
+    sections = load(manifest, tmp_path, (0, 2, 5))
+    expected = generate(random_model(CONFIGS["llama_dynamic"]()), prompt(prompt_len), 16)
+    Ring(sections).generate(prompt(70), 4)  # a longer sequence before leaves nothing behind
+    assert Ring(sections).generate(prompt(prompt_len), 16) == expected
