@@ -1,14 +1,14 @@
 """Planning: manifest + measured capacities → which board holds which layers. Pure functions, standard library only.
 
-    types.py    Capacity, Settings, Section, Plan: values, validated where they enter
-    needs.py    what a section needs in RAM, and what a board leaves to use
-    search.py   the exact search over boards, orders and cuts, in integers
-    make.py     make_plan, check_plan, and the error that says what would fit
-    explain.py  a plan in numbers and words
-    boards.py   boards typed on a command line ("pi1=3.1GB@25ms")
+types.py    Capacity, Settings, Section, Plan: values, validated where they enter
+needs.py    what a section needs in RAM, and what a board leaves to use
+search.py   the exact search over boards, orders and cuts, in integers
+make.py     make_plan, check_plan, and the error that says what would fit
+explain.py  a plan in numbers and words
+boards.py   boards typed on a command line ("pi1=3.1GB@25ms")
 """
 
-from edgellm.plan.boards import parse_board, parse_boards, parse_size
+from edgellm.plan.boards import parse_board, parse_boards, parse_size, parse_size
 from edgellm.plan.explain import explain_dict, explain_text
 from edgellm.plan.make import check_plan, make_plan
 from edgellm.plan.needs import Needs, SectionNeed, headroom_bytes, section_need, usable_bytes
@@ -31,6 +31,7 @@ __all__ = [
     "make_plan",
     "parse_board",
     "parse_boards",
+    "parse_size",
     "parse_size",
     "section_need",
     "usable_bytes",

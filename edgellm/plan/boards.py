@@ -14,8 +14,8 @@ GUESSED_BYTES_PER_S = 6e9
 GUESSED_HOP_S = 0.0005
 
 _BOARD = re.compile(r"(?P<name>[^=@]*)=(?P<size>[^=@]*)(?:@(?P<time>[^=@]*))?\Z")
-_QUANTITY = re.compile(r"(?P<number>[0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(?P<unit>[A-Za-z]+)\Z")
-_SIZES = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20}
+_QUANTITY = re.compile(r"(?P<number>[0-9]{1,16}(?:\.[0-9]{1,9})?)\s*(?P<unit>[A-Za-z]+)\Z")
+_SIZES = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20, "b": 1}
 _TIMES = {"s": Decimal(1), "ms": Decimal("0.001"), "us": Decimal("0.000001")}
 
 
@@ -39,7 +39,7 @@ def parse_board(text: str, manifest: Manifest) -> Capacity:
     name = match["name"].strip()
     if not BOARD_NAME.match(name):
         raise UsageError(f"--board: {shown} has no valid name, expected letters, digits, '.', '_' or '-', at most 63")
-    ram_bytes = int(_quantity(match["size"], _SIZES, f"--board: {name}'s size", "GB, GiB, MB or MiB, like 3.1GB"))
+    ram_bytes = parse_size(match["size"], f"--board: {name}'s size")
     layers = manifest.shards[1:-1]
     layer_bytes = max(1, sum(s.ram_bytes for s in layers) / len(layers))
     if match["time"] is None:
@@ -56,6 +56,11 @@ def parse_board(text: str, manifest: Manifest) -> Capacity:
 def parse_size(text: str, what: str) -> int:
     """Bytes of a size like 3.1GB or 512MiB; UsageError, starting with `what`, if it is none."""
     return int(_quantity(text, {"b": 1, **_SIZES}, what, "GB, GiB, MB or MiB, like 3.1GB"))
+
+
+def parse_size(text: str, what: str) -> int:
+    """Bytes of "3.1GB", "3GiB", "512MB", "512MiB" or "1000B"; UsageError, opening with `what`, for anything else."""
+    return int(_quantity(text, _SIZES, what, "GB, GiB, MB or MiB, like 3.1GB"))
 
 
 def _quantity(text: str, units: dict, what: str, expected: str) -> Decimal:

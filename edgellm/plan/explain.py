@@ -13,7 +13,7 @@ _MOST_SLOTS = 1024
 
 
 def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -> dict:
-    """The plan in numbers, for --json: bytes in `_bytes`, seconds in `_s`. PlanError if a board's capacity is missing."""
+    """The plan in numbers, for --json: bytes in `_bytes`, seconds in `_s`; PlanError if a board's capacity is missing."""
     check_request(manifest, capacities, plan.settings)
     by_name = {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities), strict=True)}
     if missing := [b for b in plan.boards if b not in by_name]:
@@ -81,7 +81,7 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         *(f"not used:     {u['board']}: {u['why']}" for u in facts["unused"]),
         *(f"wouldn't fit: {text}" for text in facts["would_not_fit"]),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _why_unused(plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kind]], unused: Capacity, slowest) -> str:

@@ -72,7 +72,8 @@ def check_request(manifest: Manifest, capacities: Sequence[Capacity], settings: 
             raise PlanError(f"board {name} is given {names.count(name)} times, expected once")
     if settings.context > manifest.max_seq_len:
         raise PlanError(
-            f"a context of {settings.context} tokens is over the {manifest.max_seq_len} of {manifest.model}. Ask for less."
+            f"a context of {settings.context} tokens is over the {manifest.max_seq_len} of {manifest.model}. "
+            "Ask for less."
         )
 
 
@@ -89,7 +90,8 @@ def size(n: int) -> str:
 
 
 def describe(need: SectionNeed) -> str:
-    return f"{size(need.total)} (weights {size(need.weights)}, KV {size(need.kv)}, activations {size(need.activations)})"
+    parts = f"weights {size(need.weights)}, KV {size(need.kv)}, activations {size(need.activations)}"
+    return f"{size(need.total)} ({parts})"
 
 
 def largest_slots(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, most: int) -> int:
@@ -188,12 +190,12 @@ def _bits_now(manifest: Manifest) -> tuple[float, float]:
 
 def _more_boards(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings) -> list[str]:
     needs, boards = Needs(manifest, settings), kinds(capacities)
+    most = manifest.num_layers  # a board holds a layer at least
     by_size = sorted(capacities, key=lambda c: c.ram_bytes)
     for like in (by_size[(len(by_size) - 1) // 2], by_size[-1]):  # the median; if that is too small, the largest
         extra = kinds([like])
-        most = manifest.num_layers
-        # Counted from the top, since `_largest` looks for the last that holds: most - n boards more.
-        more = most - _largest(-1, most - 1, lambda n, extra=extra: fits(needs, boards + extra * (most - n)))
-        if more <= most:
+        few = _largest(-1, most, lambda more, extra=extra: not fits(needs, boards + more * extra))
+        if few < most:
+            more = few + 1
             return [f"with {more} more board{'s' * (more > 1)} like {like.board} ({size(like.ram_bytes)})"]
     return []

@@ -7,6 +7,7 @@ import re
 import reprlib
 from dataclasses import asdict, dataclass, fields
 
+from edgellm import config
 from edgellm.errors import PlanError
 
 BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
@@ -61,7 +62,7 @@ class Settings:
 
     context: int
     slots: int = 1
-    chunk: int = 64
+    chunk: int = config.DEFAULT_CHUNK
     kv_dtype: str = "float32"
     objective: str = "latency"
 

@@ -42,7 +42,7 @@ def make_manifest():
 @pytest.fixture(scope="session")
 def make_boards():
     def make(*offers) -> list[Capacity]:
-        """Boards pi1, pi2, … from (usable megabytes, ms a layer, ms for the head, ms a hop); the last two are optional."""
+        """Boards pi1, pi2, … from (usable megabytes, ms a layer, ms for the head, ms a hop); the last two may lack."""
         boards = []
         for i, offer in enumerate(offers, 1):
             usable, layer, head, hop = (*offer, *(0, 0)[: 4 - len(offer)])
