@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from edgellm.checkpoint.names import map_names, one_line
+from edgellm.checkpoint.names import map_names, one_line, quiet_transformers
 from edgellm.checkpoint.safetensors_file import SafetensorsFile
 from edgellm.checkpoint.sources import Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
@@ -37,7 +37,8 @@ class FolderSource(Source):
                 f"{folder}: the weights are quantized already (method {str(method)[:40]}), which edgellm can't read. "
                 "Give the unquantized checkpoint or a GGUF file."
             )
-        self.config = config_from_dict(self._config_json, f"{folder}/config.json")
+        with quiet_transformers():
+            self.config = config_from_dict(self._config_json, f"{folder}/config.json")
         self._files = [SafetensorsFile.open(path) for path in self._weight_files()]
         generation = folder / "generation_config.json"
         generation = read_json(generation) if generation.is_file() else {}

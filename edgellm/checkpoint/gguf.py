@@ -8,7 +8,7 @@ import torch
 
 from edgellm.checkpoint.gguf_config import FACTOR_TENSORS, config_dict, extra_settings
 from edgellm.checkpoint.gguf_file import GGUFFile, GGUFTensor
-from edgellm.checkpoint.names import one_line
+from edgellm.checkpoint.names import one_line, quiet_transformers
 from edgellm.checkpoint.sources import Source
 from edgellm.checkpoint.tensors import (
     BLOCK_BYTES,
@@ -43,7 +43,8 @@ class GGUFSource(Source):
             )
         self._config_dict = config_dict(self._gguf, self.where)
         self._config_dict |= extra_settings(self._gguf, self._config_dict, self._read_f32, self.where)
-        self.config = config_from_dict(self._config_dict, self.where)
+        with quiet_transformers():
+            self.config = config_from_dict(self._config_dict, self.where)
         self.eos_token_ids = self._eos_token_ids()
 
     def _eos_token_ids(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from edgellm.checkpoint.gguf_file import GGUFFile
-from edgellm.checkpoint.names import one_line
+from edgellm.checkpoint.names import one_line, quiet_transformers
 from edgellm.errors import CheckpointError
 
 FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -27,11 +27,11 @@ def config_dict(gguf: GGUFFile, where: str) -> dict:
     architecture = gguf.metadata["general.architecture"]
     entries = [raw for key, raw in gguf.raw.items() if key not in _VOCABULARY]
     tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+    embedding = gguf.tensors.get("token_embd.weight")
+    vocab_size = embedding.shape[0] if embedding else len(tokens) if isinstance(tokens, list) else 0
     if f"{architecture}.vocab_size" not in gguf.metadata:
         # llama.cpp's converters leave it out where the vocabulary tells.
-        embedding = gguf.tensors.get("token_embd.weight")
-        count = embedding.shape[0] if embedding else len(tokens) if isinstance(tokens, list) else 0
-        entries.append(_string(f"{architecture}.vocab_size") + struct.pack("<II", 4, min(count, 0xFFFFFFFF)))
+        entries.append(_string(f"{architecture}.vocab_size") + struct.pack("<II", 4, min(vocab_size, 0xFFFFFFFF)))
     if "general.name" not in gguf.metadata:
         entries.append(_string("general.name") + struct.pack("<I", 8) + _string("model"))
     header = b"GGUF" + struct.pack("<IQQ", gguf.version, len(gguf.tensors), len(entries)) + b"".join(entries)
@@ -42,14 +42,16 @@ def config_dict(gguf: GGUFFile, where: str) -> dict:
         slim = Path(folder) / "header.gguf"
         slim.write_bytes(header)
         try:
-            settings, _ = PretrainedConfig.get_config_dict(folder, gguf_file=slim.name, local_files_only=True)
+            with quiet_transformers():
+                settings, _ = PretrainedConfig.get_config_dict(folder, gguf_file=slim.name, local_files_only=True)
         except Exception as e:  # it reads whatever the metadata says and raises whatever that leads to
             raise CheckpointError(f"{where}: architecture {architecture!r}: {one_line(e)}") from None
     settings.pop("_model_name_or_path", None)
     settings.pop("_commit_hash", None)
     if not isinstance(settings.get("model_type"), str):
         raise CheckpointError(f"{where}: the metadata names no model type")
-    return settings
+    # Not every architecture has these mapped, and its class's default is some other model's.
+    return {"vocab_size": vocab_size, "pad_token_id": None} | settings
 
 
 def _string(text: str) -> bytes:
@@ -84,6 +86,8 @@ def extra_settings(gguf: GGUFFile, settings: dict, read: Callable[[str], torch.T
     if key_length and architecture in ("llama", "qwen3", "qwen3moe", "mistral", "gemma2", "gemma3"):
         extra["head_dim"] = key_length
     head_dim = key_length or hidden // heads
+    if of("expert_feed_forward_length", int) and architecture in ("qwen2moe", "qwen3moe"):
+        extra["moe_intermediate_size"] = of("expert_feed_forward_length", int)
     if architecture == "gpt2":
         extra["n_positions"] = of("context_length", int) or 1024
         extra["n_inner"] = of("feed_forward_length", int)
@@ -100,10 +104,10 @@ def extra_settings(gguf: GGUFFile, settings: dict, read: Callable[[str], torch.T
             if of(theirs):
                 extra[ours] = of(theirs)
     scaling = _rope_scaling(gguf, settings, of, read, where)
+    if scaling and scaling["rope_type"] == "longrope":  # as in Phi-3's own config.json
+        extra["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")
     if scaling:
         extra["rope_scaling"] = scaling
-        if scaling["rope_type"] == "longrope":
-            extra["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
     return extra
 
 

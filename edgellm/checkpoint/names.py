@@ -6,12 +6,26 @@ same tables are applied here, a tensor at a time.
 
 import re
 from collections.abc import Callable
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
 
 from edgellm.checkpoint.tensors import ENCODING_OF, PLAIN, LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.errors import CheckpointError
+
+
+@contextmanager
+def quiet_transformers():
+    """Keep transformers from writing to stderr what edgellm handles or refuses itself."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def one_line(error: BaseException) -> str:

@@ -158,9 +158,9 @@ def _edit(folder, change):
         (lambda s: s.pop("model.layers.1.mlp.up_proj.weight"), r"tensor model.layers.1.mlp.up_proj.weight is missing; "
          r"LlamaForCausalLM needs it with shape \[96, 64\] \(20 of 21 are there\)"),
         (lambda s: s.pop("lm_head.weight"), "tensor lm_head.weight is missing"),
-        (lambda s: s.update(extra=torch.ones(2)), r"model.safetensors: tensor extra: LlamaForCausalLM has no such tensor"),
+        (lambda s: s.update(extra=torch.ones(2)), "tensor extra: LlamaForCausalLM has no such tensor"),
         (lambda s: s.update({"model.norm.weight": torch.ones(65)}), r"has shape \[65\], the config says \[64\]"),
-        (lambda s: s["model.norm.weight"].fill_(float("nan")), "tensor model.norm.weight: 64 of 64 values .* not finite"),
+        (lambda s: s["model.norm.weight"].fill_(float("nan")), "model.norm.weight: 64 of 64 values .* not finite"),
         (lambda s: s["lm_head.weight"][3, 4:6].fill_(float("inf")), "lm_head.weight: 2 of .* not finite"),
     ],
 )  # fmt: skip

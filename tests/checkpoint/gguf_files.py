@@ -1,0 +1,144 @@
+"""Writing GGUF files of tiny models as llama.cpp's converters would, with any quantization per tensor."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType, get_tensor_name_map
+from gguf import MODEL_ARCH as ARCH
+from gguf.quants import quantize
+
+Q = GGMLQuantizationType
+_ARCH = {"llama": ARCH.LLAMA, "gpt2": ARCH.GPT2, "phi3": ARCH.PHI3, "qwen2": ARCH.QWEN2, "qwen3": ARCH.QWEN3,
+         "gemma2": ARCH.GEMMA2, "gemma3_text": ARCH.GEMMA3, "qwen3_moe": ARCH.QWEN3MOE}  # fmt: skip
+_F16_FIELDS = {  # where a block of each K-quant has its fp16 scales
+    Q.Q2_K: (80, 82), Q.Q3_K: (108,), Q.Q4_K: (0, 2), Q.Q5_K: (0, 2), Q.Q6_K: (208,),
+}  # fmt: skip
+
+
+def random_blocks(rng: np.random.Generator, shape: tuple[int, ...], kind: Q) -> np.ndarray:
+    """Random valid blocks of a K-quant, which the gguf package can't make: any bytes, but scales of sane size."""
+    block, size = GGML_QUANT_SIZES[kind]
+    data = rng.integers(0, 256, (int(np.prod(shape)) // block, size), dtype=np.uint8)
+    for at in _F16_FIELDS[kind]:
+        scales = (rng.random(len(data)) * 1e-3).astype(np.float16)
+        data[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
+    return data.reshape(*shape[:-1], -1)
+
+
+def permute(weight: np.ndarray, heads: int) -> np.ndarray:
+    """As llama.cpp's LlamaModel.permute."""
+    shape = weight.shape
+    return weight.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+
+
+def write_gguf(path: Path, model, kinds=None, extra=None, extra_tensors=None, tokenizer=None, seed: int = 0) -> Path:
+    """Write `model` as GGUF. `kinds(gguf_name) -> type` for matrices (F32 by default; vectors always are), `extra(writer)`
+    adds metadata, `tokenizer` is a dict as for `add_tokenizer`."""
+    config, rng = model.config, np.random.default_rng(seed)
+    arch = _ARCH[config.model_type]
+    writer = GGUFWriter(path, str(arch_name(config.model_type)))
+    writer.add_name("tiny")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_head_count(config.num_attention_heads)
+    if config.model_type == "gpt2":
+        writer.add_feed_forward_length(4 * config.hidden_size)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        writer.add_rope_dimension_count(head_dim)
+        if config.model_type != "llama":
+            writer.add_key_length(head_dim)
+            writer.add_value_length(head_dim)
+        writer.add_vocab_size(config.vocab_size)
+    if config.model_type == "qwen3_moe":
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if getattr(config, "sliding_window", None) and config.model_type.startswith("gemma"):
+        writer.add_sliding_window(config.sliding_window)
+    if extra:
+        extra(writer)
+    if tokenizer:
+        add_tokenizer(writer, **tokenizer)
+    names = get_tensor_name_map(arch, config.num_hidden_layers)
+    for name, weight in _gguf_tensors(model, names):
+        kind = kinds(name) if kinds and weight.ndim > 1 else Q.F32
+        if kind in _F16_FIELDS:
+            writer.add_tensor(name, random_blocks(rng, weight.shape, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, quantize(weight, kind), raw_dtype=kind)
+    for name, weight in (extra_tensors or {}).items():
+        writer.add_tensor(name, np.asarray(weight, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def arch_name(model_type: str) -> str:
+    """general.architecture for a transformers model type."""
+    return {"gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}.get(model_type, model_type)
+
+
+def _gguf_tensors(model, names):
+    config = model.config
+    tied = bool(config.tie_word_embeddings)
+    for full, value in model.state_dict().items():
+        weight = value.float().numpy()
+        if full == "lm_head.weight" and tied:
+            continue
+        if full.endswith("experts.gate_up_proj"):
+            base = full.removesuffix("gate_up_proj")
+            half = weight.shape[1] // 2
+            yield names.get_name(base + "gate_proj") + ".weight", np.ascontiguousarray(weight[:, :half])
+            yield names.get_name(base + "up_proj") + ".weight", np.ascontiguousarray(weight[:, half:])
+            continue
+        stem, _, suffix = full.rpartition(".")
+        if full.endswith("experts.down_proj"):
+            stem, suffix = full, "weight"
+        name = names.get_name(stem)
+        assert name, full
+        if config.model_type == "llama" and full.endswith("q_proj.weight"):
+            weight = permute(weight, config.num_attention_heads)
+        if config.model_type == "llama" and full.endswith("k_proj.weight"):
+            weight = permute(weight, config.num_key_value_heads)
+        if config.model_type == "gpt2" and full.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            weight = weight.T
+        if config.model_type.startswith("gemma") and full.endswith("norm.weight"):
+            weight = weight + 1
+        yield f"{name}.{suffix}", np.ascontiguousarray(weight)
+
+
+def add_tokenizer(
+    writer: GGUFWriter, pre: str, tokens: list[str], special: list[str], merges: list[str], **ids
+) -> None:
+    """A byte-level vocabulary; `special` come first."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([*special, *tokens])
+    writer.add_token_types([TokenType.CONTROL] * len(special) + [TokenType.NORMAL] * len(tokens))
+    writer.add_token_merges(merges)
+    if "bos" in ids:
+        writer.add_bos_token_id(ids["bos"])
+    if "eos" in ids:
+        writer.add_eos_token_id(ids["eos"])
+    if "eot" in ids:
+        writer.add_eot_token_id(ids["eot"])
+    if "add_bos" in ids:
+        writer.add_add_bos_token(ids["add_bos"])
+    if "template" in ids:
+        writer.add_chat_template(ids["template"])
+
+
+def reference(path: Path, model) -> dict[str, torch.Tensor]:
+    """What transformers' own GGUF loader makes of the file."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    return load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]

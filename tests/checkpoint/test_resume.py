@@ -1,0 +1,186 @@
+"""An interrupted split goes on where it was; a half-written file is never taken for a whole one."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from edgellm.checkpoint import journal as journal_module
+from edgellm.checkpoint.journal import JOURNAL_NAME, locked
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.checkpoint.sources import open_source
+from edgellm.checkpoint.split import split
+from edgellm.errors import CheckpointError
+from tests.checkpoint.helpers import save, tiny_model
+
+SHARDS = ["embedding.safetensors", "layer-0000.safetensors", "layer-0001.safetensors", "head.safetensors"]
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(tiny_model("llama"), tmp_path_factory.mktemp("model") / "source")
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """The manifest of an uninterrupted split."""
+    return split(open_source(str(folder)), tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("shard", SHARDS)
+def test_goes_on_at_the_shard_where_it_stopped(tmp_path, folder, whole, shard):
+    def stop(name, done, total):
+        if name == shard and done > 0:
+            raise Stop
+
+    with pytest.raises(Stop):
+        split(open_source(str(folder)), tmp_path, progress=stop)
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.safetensors")}
+    assert list(before) and sorted(before) == sorted(SHARDS[: SHARDS.index(shard)]) or shard == SHARDS[0]
+    assert not list(tmp_path.glob("*.part")) and not (tmp_path / "manifest.json").exists()
+    assert split(open_source(str(folder)), tmp_path) == whole
+    assert all((tmp_path / name).stat().st_mtime_ns == at for name, at in before.items())
+    assert not (tmp_path / JOURNAL_NAME).exists()
+
+
+def test_killed_process_leaves_nothing_that_looks_whole(tmp_path, folder, whole):
+    code = f"""
+import os, signal
+from edgellm.checkpoint.sources import open_source
+from edgellm.checkpoint.split import split
+def die(name, done, total):
+    if name == "layer-0001.safetensors":
+        os.kill(os.getpid(), signal.SIGKILL)
+split(open_source({str(folder)!r}), {str(tmp_path)!r}, progress=die)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=100)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "layer-0001.safetensors.part").exists() and not (tmp_path / "layer-0001.safetensors").exists()
+    with open(tmp_path / JOURNAL_NAME, "a") as f:
+        f.write('{"name": "layer-00')  # a line torn by a power loss
+    os.truncate(tmp_path / "layer-0000.safetensors", 100)
+    calls = []
+    assert split(open_source(str(folder)), tmp_path, progress=lambda n, d, t: calls.append((n, d, t))) == whole
+    assert calls[0][0] == "embedding.safetensors" and calls[0][1] == whole.embedding.bytes
+    assert calls[-1][1] == calls[-1][2] == sum(s.bytes for s in whole.shards)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_second_run_changes_nothing(tmp_path, folder):
+    first = split(open_source(str(folder)), tmp_path)
+    times = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    calls = []
+    assert split(open_source(str(folder)), tmp_path, progress=lambda *a: calls.append(a)) == first
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == times
+    assert [c[0] for c in calls] == ["manifest.json"]
+
+
+def test_finished_split_that_lost_a_shard_is_mended(tmp_path, folder, whole):
+    split(open_source(str(folder)), tmp_path)
+    (tmp_path / "layer-0001.safetensors").unlink()
+    calls = []
+    assert split(open_source(str(folder)), tmp_path, progress=lambda n, d, t: calls.append((n, d))) == whole
+    assert sum(name == "embedding.safetensors" for name, _ in calls) == 1
+
+
+def test_another_quantize_or_source_is_refused_until_forced(tmp_path, folder):
+    split(open_source(str(folder)), tmp_path)
+    with pytest.raises(
+        CheckpointError, match="holds a split of source with --quantize none, not .* int8. Give another"
+    ):
+        split(open_source(str(folder)), tmp_path, "int8")
+    assert split(open_source(str(folder)), tmp_path, "int8", force=True).quantization == "int8"
+    other = save(tiny_model("llama", seed=1), tmp_path.with_name("other"))
+    with pytest.raises(CheckpointError, match="--force to replace"):
+        split(open_source(str(other)), tmp_path, "int8")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="manifest.*--force"):
+        split(open_source(str(folder)), tmp_path)
+
+
+def test_unfinished_split_of_something_else_is_refused_until_forced(tmp_path, folder, whole):
+    def stop(name, done, total):
+        if name == "layer-0001.safetensors":
+            raise Stop
+
+    with pytest.raises(Stop):
+        split(open_source(str(folder)), tmp_path, "int8", progress=stop)
+    with pytest.raises(CheckpointError, match="unfinished split of source with --quantize int8"):
+        split(open_source(str(folder)), tmp_path)
+    assert split(open_source(str(folder)), tmp_path, force=True) == whole
+
+
+def test_foreign_folders_are_left_alone(tmp_path, folder):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds thesis.txt but no split"):
+        split(open_source(str(folder)), tmp_path)
+    with pytest.raises(CheckpointError, match="source's own folder"):
+        split(open_source(str(folder)), folder, force=True)
+    assert split(open_source(str(folder)), tmp_path, force=True) and (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_two_splits_into_one_folder_dont_mix(tmp_path, folder):
+    with locked(tmp_path), pytest.raises(CheckpointError, match="another split writes here"):
+        split(open_source(str(folder)), tmp_path)
+    split(open_source(str(folder)), tmp_path)
+
+
+def test_changed_source_is_another_source(tmp_path, folder):
+    copy = save(tiny_model("llama"), tmp_path / "copy")
+    before = open_source(str(copy)).fingerprint
+    assert open_source(str(copy)).fingerprint == before
+    os.utime(copy / "model.safetensors", ns=(1, 1))
+    assert open_source(str(copy)).fingerprint != before
+
+
+def test_too_little_space_is_said_before_any_work(tmp_path, folder, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("edgellm.checkpoint.split.shutil.disk_usage", lambda p: usage)
+    with pytest.raises(CheckpointError, match=r"the shards need \d+ bytes, 1000 are free"):
+        split(open_source(str(folder)), tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {JOURNAL_NAME}
+
+
+def test_disk_that_fills_up_leaves_no_part_and_can_go_on(tmp_path, folder, whole, monkeypatch):
+    from edgellm.checkpoint import shard
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = os.fsync
+    calls = []
+
+    def fsync(fd):
+        calls.append(fd)
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("layer-0001.safetensors.part"):
+            full(fd)
+        real(fd)
+
+    monkeypatch.setattr(shard.os, "fsync", fsync)
+    with pytest.raises(
+        CheckpointError, match=r"layer-0001.safetensors: the disk is full: this file needs \d+ bytes"
+    ) as e:
+        split(open_source(str(folder)), tmp_path)
+    assert "\n" not in str(e.value)
+    assert not list(tmp_path.glob("*.part")) and not (tmp_path / "manifest.json").exists()
+    monkeypatch.setattr(shard.os, "fsync", real)
+    assert split(open_source(str(folder)), tmp_path) == whole
+
+
+def test_journal_with_garbage_starts_over(tmp_path, folder, whole):
+    head = journal_module.Journal(tmp_path, {"fingerprint": whole.source_sha256})
+    head.start()
+    with open(tmp_path / JOURNAL_NAME, "ab") as f:
+        f.write(b'\xff\xfe\n[1]\n{"name": 3}\n' + json.dumps({"no": "shard"}).encode() + b"\n")
+    assert split(open_source(str(folder)), tmp_path) == whole
+    assert Manifest.read(tmp_path) == whole

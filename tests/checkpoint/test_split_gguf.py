@@ -1,0 +1,240 @@
+"""Splitting GGUF files: what comes out is what transformers' own loader makes of them, packed blocks bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from edgellm.checkpoint.sources import open_source
+from edgellm.checkpoint.split import split
+from edgellm.errors import CheckpointError
+from tests.checkpoint.gguf_files import Q, permute, reference, write_gguf
+from tests.checkpoint.helpers import assert_same_weights, encodings, read_split
+
+# 256: a K-quant's block is a row's least length.
+_WIDE = dict(
+    vocab_size=64,
+    hidden_size=256,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    pad_token_id=0,
+    rms_norm_eps=1e-5,
+)
+_CONFIGS = {
+    "llama": lambda: LlamaConfig(**_WIDE),
+    "llama-tied": lambda: LlamaConfig(**_WIDE, tie_word_embeddings=True),
+    "qwen2": lambda: Qwen2Config(**_WIDE),
+    "qwen3": lambda: Qwen3Config(**_WIDE, head_dim=64),
+    "phi3": lambda: Phi3Config(**_WIDE),
+    "gpt2": lambda: GPT2Config(vocab_size=64, n_embd=256, n_layer=2, n_head=4, n_positions=64),
+    "gemma2": lambda: Gemma2Config(**_WIDE, head_dim=32, sliding_window=16, query_pre_attn_scalar=32),
+    "gemma3": lambda: Gemma3TextConfig(**_WIDE, head_dim=32, sliding_window=16, query_pre_attn_scalar=32),
+    "qwen3-moe": lambda: Qwen3MoeConfig(
+        **_WIDE, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=256
+    ),
+}
+GPT2_CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+
+
+def _model(family):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(_CONFIGS[family]())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape) * 0.1)
+    return model
+
+
+def _state(path, model):
+    """transformers' reading of the file, with the tied head."""
+    state = reference(path, model)
+    if "lm_head.weight" not in state:
+        state["lm_head.weight"] = state[next(n for n in state if n.endswith(("embed_tokens.weight", "wte.weight")))]
+    assert set(state) == set(model.state_dict())
+    return state
+
+
+def _conv1d(family):
+    return GPT2_CONV1D if family == "gpt2" else ()
+
+
+@pytest.mark.parametrize("family", _CONFIGS)
+def test_every_family_in_f32(tmp_path, family):
+    model = _model(family)
+    path = write_gguf(tmp_path / "m.gguf", model)
+    manifest = split(open_source(str(path)), tmp_path / "out")
+    assert manifest.architecture == type(model).__name__
+    # gemma's norms are stored as 1 + w, so the file itself has them rounded
+    state = _state(path, model) if family.startswith("gemma") else model.state_dict()
+    assert_same_weights(tmp_path / "out", state, _conv1d(family))
+
+
+_TYPES = ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16", "Q5_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [*(("llama", k) for k in _TYPES), ("gpt2", "Q4_1"), ("gpt2", "Q6_K"), ("gpt2", "F16")]
+)
+def test_every_type_of_tensor(tmp_path, kind, family):
+    model = _model(family)
+    path = write_gguf(tmp_path / "m.gguf", model, lambda name: Q[kind])
+    split(open_source(str(path)), tmp_path / "out")
+    state, found = _state(path, model), read_split(tmp_path / "out")
+    expected = {"Q4_0": "int4", "Q4_1": "int4", "Q8_0": "int8", "BF16": "bf16"}.get(kind, "f16")
+    layer = encodings(tmp_path / "out", "layer-0001.safetensors")
+    assert {e for n, e in layer.items() if n.endswith(("proj.weight", "c_attn.weight", "c_fc.weight"))} == {expected}
+    if expected == "f16" and kind != "F16":  # dequantized: rounded to float16 once
+        state = {n: t if t.dim() == 1 else t.half() for n, t in state.items()}
+    if expected == "int8" or expected == "int4":
+        assert {t.dtype for t in found.values()} == {torch.float32}
+    else:
+        found_dtypes = {t.dtype for t in found.values() if t.dim() == 2}
+        assert found_dtypes == {torch.bfloat16 if kind == "BF16" else torch.float16}
+        state = {n: t if t.dim() == 1 else t.to(*found_dtypes) for n, t in state.items()}
+    assert_same_weights(tmp_path / "out", state, _conv1d(family))
+
+
+def test_packed_blocks_are_the_files_own_bytes_with_rows_put_back(tmp_path):
+    model = _model("llama")
+    path = write_gguf(tmp_path / "m.gguf", model, lambda name: Q.Q4_1)
+    split(open_source(str(path)), tmp_path / "out")
+    from gguf import GGUFReader
+
+    raw = {t.name: np.array(t.data) for t in GGUFReader(path).tensors}
+    with safe_open(tmp_path / "out" / "layer-0000.safetensors", "np") as f:
+        assert np.array_equal(f.get_tensor("mlp.up_proj.weight"), raw["blk.0.ffn_up.weight"])
+        assert np.array_equal(permute(f.get_tensor("self_attn.q_proj.weight"), 8), raw["blk.0.attn_q.weight"])
+        assert np.array_equal(permute(f.get_tensor("self_attn.k_proj.weight"), 2), raw["blk.0.attn_k.weight"])
+
+
+def test_quantize_keeps_what_is_small_enough_and_packs_the_rest(tmp_path):
+    kinds = {"attn_q": Q.Q4_1, "attn_k": Q.Q8_0, "ffn_up": Q.Q6_K, "ffn_down": Q.F16, "token_embd": Q.Q4_0}
+    path = write_gguf(
+        tmp_path / "m.gguf", _model("llama"), lambda n: next((k for s, k in kinds.items() if s in n), Q.F32)
+    )
+    for quantize, q, k, up in (("int8", "int4", "int8", "int8"), ("int4", "int4", "int4", "int4")):
+        split(open_source(str(path)), tmp_path / quantize, quantize)
+        layer = encodings(tmp_path / quantize, "layer-0000.safetensors")
+        assert (layer["self_attn.q_proj.weight"], layer["self_attn.k_proj.weight"]) == (q, k)
+        assert layer["mlp.up_proj.weight"] == layer["mlp.down_proj.weight"] == up
+        assert encodings(tmp_path / quantize, "embedding.safetensors") == {"model.embed_tokens.weight": "int4"}
+        assert encodings(tmp_path / quantize, "head.safetensors")["lm_head.weight"] == "int8"
+
+
+def test_experts_are_merged_and_dequantized(tmp_path):
+    model = _model("qwen3-moe")
+    path = write_gguf(tmp_path / "m.gguf", model, lambda name: Q.Q8_0 if "exps" in name else Q.F32)
+    split(open_source(str(path)), tmp_path / "out")
+    state = {n: t.half() if "experts" in n else t for n, t in _state(path, model).items()}
+    assert_same_weights(tmp_path / "out", state)
+
+
+def test_config_matches_the_model(tmp_path):
+    for family in ("qwen3", "gpt2", "gemma2", "phi3"):
+        model = _model(family)
+        config = open_source(str(write_gguf(tmp_path / f"{family}.gguf", model))).config
+        for name in ("hidden_size", "num_attention_heads", "head_dim", "max_position_embeddings", "sliding_window",
+                     "query_pre_attn_scalar", "tie_word_embeddings", "layer_types", "vocab_size"):  # fmt: skip
+            assert getattr(config, name, None) == getattr(model.config, name, None), (family, name)
+
+
+def test_longrope_factors_become_the_configs(tmp_path):
+    short, long = [1.0 + 0.1 * i for i in range(16)], [2.0 + 0.2 * i for i in range(16)]
+    path = write_gguf(
+        tmp_path / "m.gguf",
+        _model("phi3"),
+        extra=lambda w: (w.add_rope_scaling_orig_ctx_len(32), w.add_rope_scaling_attn_factors(1.1)),
+        extra_tensors={"rope_factors_long.weight": long, "rope_factors_short.weight": short},
+    )
+    source = open_source(str(path))
+    rope = source.config.rope_parameters
+    assert rope["rope_type"] == "longrope" and rope["original_max_position_embeddings"] == 32
+    np.testing.assert_allclose(rope["short_factor"], short, rtol=1e-6)
+    np.testing.assert_allclose(rope["long_factor"], long, rtol=1e-6)
+    assert split(source, tmp_path / "out").rope_switch_len == 32
+
+
+def _llama3_divisors(factor, length, dim=32, theta=10000.0):
+    """As llama.cpp's converter writes rope_freqs.weight."""
+    out = []
+    for freq in 1.0 / theta ** (np.arange(0, dim, 2) / dim):
+        wavelength = 2 * np.pi / freq
+        if wavelength < length / 4:
+            out.append(1.0)
+        elif wavelength > length:
+            out.append(factor)
+        else:
+            smooth = (length / wavelength - 1) / 3
+            out.append(1 / ((1 - smooth) / factor + smooth))
+    return out
+
+
+@pytest.mark.parametrize(("factor", "length"), [(8.0, 8192), (32.0, 8192), (16.0, 4096)])
+def test_llama3_scaling_is_found_again_from_its_divisors(tmp_path, factor, length):
+    divisors = _llama3_divisors(factor, length)
+    path = write_gguf(tmp_path / "m.gguf", _model("llama"), extra_tensors={"rope_freqs.weight": divisors})
+    rope = open_source(str(path)).config.rope_parameters
+    assert (rope["rope_type"], rope["factor"], rope["original_max_position_embeddings"]) == ("llama3", factor, length)
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    inv_freq, _ = ROPE_INIT_FUNCTIONS["llama3"](open_source(str(path)).config, torch.device("cpu"))
+    plain = 1.0 / 10000.0 ** (torch.arange(0, 32, 2) / 32)
+    torch.testing.assert_close(plain / inv_freq, torch.tensor(divisors, dtype=torch.float32), rtol=1e-4, atol=1e-5)
+
+
+def test_scalings_that_would_be_lost_are_refused(tmp_path):
+    path = write_gguf(tmp_path / "a.gguf", _model("llama"), extra_tensors={"rope_freqs.weight": [1.0, 3.0] * 8})
+    with pytest.raises(CheckpointError, match="16 divisors up to 3.0 that are not Llama 3's"):
+        open_source(str(path))
+
+    def strange(writer):
+        writer.add_string("llama.rope.scaling.type", "strange")
+
+    with pytest.raises(CheckpointError, match="rope scaling 'strange'"):
+        open_source(str(write_gguf(tmp_path / "b.gguf", _model("llama"), extra=strange)))
+
+    def linear(writer):
+        writer.add_string("llama.rope.scaling.type", "linear")
+        writer.add_rope_scaling_factor(4.0)
+
+    config = open_source(str(write_gguf(tmp_path / "c.gguf", _model("llama"), extra=linear))).config
+    assert (config.rope_parameters["rope_type"], config.rope_parameters["factor"]) == ("linear", 4.0)
+
+
+def test_tensors_that_dont_belong_are_refused(tmp_path):
+    path = write_gguf(tmp_path / "a.gguf", _model("llama"), extra_tensors={"blk.7.attn_q.weight": np.ones((4, 4))})
+    with pytest.raises(
+        CheckpointError, match="a.gguf: tensor blk.7.attn_q.weight: LlamaForCausalLM has no such tensor"
+    ):
+        split(open_source(str(path)), tmp_path / "out")
+
+    def experts(writer):
+        writer.add_expert_count(8)
+
+    with pytest.raises(CheckpointError, match="mixture of 8 experts"):
+        open_source(str(write_gguf(tmp_path / "b.gguf", _model("llama"), extra=experts)))
+
+
+def test_infinite_scales_are_refused(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", _model("llama"), lambda name: Q.Q8_0)
+    source = open_source(str(path))
+    info = source._gguf.tensors["blk.1.ffn_up.weight"]
+    with open(path, "r+b") as f:
+        f.seek(info.offset + 34 * 5)
+        f.write(np.float16(np.inf).tobytes())
+    with pytest.raises(CheckpointError, match="blk.1.ffn_up.weight: the scales of 1 of 2048 blocks .* not finite"):
+        split(open_source(str(path)), tmp_path / "out")
