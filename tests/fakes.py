@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from edgellm.agent.load import load_section
 from edgellm.agent.serve import Agent, AgentOptions
 from edgellm.checkpoint.manifest import Manifest, Shard
+from edgellm.config import Sampling
+from edgellm.manager.client import ClusterClient, assign, connect_all
 from edgellm.plan import Plan, Section
 
 VOCAB, HIDDEN, LAYERS = 97, 4, 6
@@ -95,11 +98,17 @@ class FakeSection:
 
 
 class Boards:
-    """Agents of the fake model on loopback, in this event loop. Use as `async with Boards(tmp_path, 3) as boards`."""
+    """Agents on loopback, in this event loop. Use as `async with Boards(tmp_path, 3) as boards`.
 
-    def __init__(self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None):
-        self.folder, self.count, self.gates = folder, count, gates or {}
-        (manifest or make_manifest()).write(folder)
+    They serve the fake model, which is written to `folder`; or, with `real`, the split model that is there.
+    """
+
+    def __init__(
+        self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None, real: bool = False
+    ):
+        self.folder, self.count, self.gates, self.real = folder, count, gates or {}, real
+        if not real:
+            (manifest or make_manifest()).write(folder)
         self.manifest = Manifest.read(folder)
         self.agents: list[Agent] = []
         self.sections: dict[str, FakeSection] = {}
@@ -110,7 +119,8 @@ class Boards:
         for i in range(self.count):
             name = f"b{i}"
             options = AgentOptions(self.folder, "127.0.0.1", 0, name, 1, ram_bytes=1 << 30, drain_s=5.0)
-            agent = Agent(options, self._loader(name), lambda manifest, folder: (0.001, 0.002))
+            load = load_section if self.real else self._loader(name)
+            agent = Agent(options, load, lambda manifest, folder: (0.001, 0.002))
             listening = asyncio.Event()
             ready.append(listening.wait())
             self.agents.append(agent)
@@ -123,6 +133,17 @@ class Boards:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def form(self, cuts: tuple[int, ...], **settings) -> Plan:
+        """Have the boards take the sections between `cuts`."""
+        plan = make_plan(self.manifest, cuts, **settings)
+        clients = await connect_all(self.addresses)
+        try:
+            await assign(plan, self.addresses, clients)
+        finally:
+            for client in clients:
+                client.close()
+        return plan
 
     @property
     def addresses(self) -> dict[str, tuple[str, int]]:
@@ -140,3 +161,19 @@ class Boards:
             return self.sections[name]
 
         return load
+
+
+async def ask(cluster: ClusterClient, prompt: list[int], max_tokens: int = 10, eos=(), **kwargs) -> list:
+    """Greedy answer as a list of `Chosen`."""
+    stream = cluster.generate(list(prompt), sampling=Sampling(), max_tokens=max_tokens, eos=eos, **kwargs)
+    return [c async for c in stream]
+
+
+def run(coroutine, seconds: float = 30.0):
+    """Run a test's coroutine, and never for longer than `seconds`."""
+
+    async def bounded():
+        async with asyncio.timeout(seconds):
+            return await coroutine
+
+    return asyncio.run(bounded())

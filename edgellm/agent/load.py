@@ -1,10 +1,13 @@
 """From shard files to a section that the engine can run: NumPy outside, torch inside."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
 
 from edgellm.checkpoint.manifest import Manifest
+
+_BUILDING = threading.Lock()  # while a model is built without weights, torch's modules behave differently
 
 
 def set_threads(count: int) -> None:
@@ -25,7 +28,9 @@ def load_section(manifest: Manifest, folder: Path, start: int, end: int, *, with
     """
     from edgellm.model.section import Section
 
-    return _NumpySection(Section.load(manifest, folder, start, end, without_ends=without_ends), manifest)
+    with _BUILDING:
+        section = Section.load(manifest, folder, start, end, without_ends=without_ends)
+    return _NumpySection(section, manifest)
 
 
 class _NumpySection:

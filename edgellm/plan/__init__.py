@@ -8,7 +8,7 @@ explain.py  a plan in numbers and words
 boards.py   boards typed on a command line ("pi1=3.1GB@25ms")
 """
 
-from edgellm.plan.boards import parse_board, parse_boards, parse_size, parse_size
+from edgellm.plan.boards import parse_board, parse_boards, parse_size
 from edgellm.plan.explain import explain_dict, explain_text
 from edgellm.plan.make import check_plan, make_plan
 from edgellm.plan.needs import Needs, SectionNeed, headroom_bytes, section_need, usable_bytes
@@ -31,7 +31,6 @@ __all__ = [
     "make_plan",
     "parse_board",
     "parse_boards",
-    "parse_size",
     "parse_size",
     "section_need",
     "usable_bytes",

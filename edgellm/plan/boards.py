@@ -54,11 +54,6 @@ def parse_board(text: str, manifest: Manifest) -> Capacity:
 
 
 def parse_size(text: str, what: str) -> int:
-    """Bytes of a size like 3.1GB or 512MiB; UsageError, starting with `what`, if it is none."""
-    return int(_quantity(text, {"b": 1, **_SIZES}, what, "GB, GiB, MB or MiB, like 3.1GB"))
-
-
-def parse_size(text: str, what: str) -> int:
     """Bytes of "3.1GB", "3GiB", "512MB", "512MiB" or "1000B"; UsageError, opening with `what`, for anything else."""
     return int(_quantity(text, _SIZES, what, "GB, GiB, MB or MiB, like 3.1GB"))
 

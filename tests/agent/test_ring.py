@@ -10,50 +10,27 @@ from edgellm.config import Sampling
 from edgellm.errors import BoardError, BusyError
 from edgellm.manager.client import ClusterClient, assign, connect_all, status
 from edgellm.plan import Section
-from tests.fakes import Boards, generate, make_manifest, make_plan
+from tests.fakes import Boards, ask, generate, make_manifest, make_plan, run
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]  # longer than a chunk of 5
-
-
-async def form(boards, cuts, **settings):
-    plan = make_plan(boards.manifest, cuts, **settings)
-    clients = await connect_all(boards.addresses)
-    try:
-        await assign(plan, boards.addresses, clients)
-    finally:
-        for client in clients:
-            client.close()
-    return plan
-
-
-async def ask(cluster, prompt=PROMPT, max_tokens=10, eos=(), **kwargs):
-    stream = cluster.generate(list(prompt), sampling=Sampling(), max_tokens=max_tokens, eos=eos, **kwargs)
-    return [c async for c in stream]
-
-
-def run(coroutine):
-    async def bounded():
-        async with asyncio.timeout(30):
-            return await coroutine
-
-    return asyncio.run(bounded())
 
 
 @pytest.mark.parametrize("cuts", [(0, 6), (0, 3, 6), (0, 1, 5, 6), (0, 1, 2, 3, 6)])
 def test_the_split_answers_as_one(tmp_path, cuts):
     async def go():
         async with Boards(tmp_path, len(cuts) - 1) as boards:
-            plan = await form(boards, cuts)
+            plan = await boards.form(cuts)
             stats = {}
             async with ClusterClient(plan, boards.addresses) as cluster:
-                chosen = await ask(cluster, stats=stats)
+                chosen = await ask(cluster, PROMPT, stats=stats)
             return chosen, stats, boards
 
     chosen, stats, boards = run(go())
     assert [c.token for c in chosen] == generate(PROMPT, 10)
     assert [c.position for c in chosen] == list(range(12, 22))
     assert [c.finish for c in chosen] == [""] * 9 + ["length"]
-    assert {b: (s["prefill_tokens"], s["decode_steps"]) for b, s in stats.items()} == {b: (12, 9) for b in boards.sections}
+    assert set(stats) == set(boards.sections)
+    assert {(s["prefill_tokens"], s["decode_steps"]) for s in stats.values()} == {(12, 9)}
     # Chunks of 5, 5, 2 of a pass of 12, then one token at a time.
     assert boards.sections["b0"].calls[:4] == [(0, 5, 12), (5, 5, 12), (10, 2, 12), (12, 1, 13)]
 
@@ -62,7 +39,7 @@ def test_several_sequences_at_once_do_not_mix(tmp_path):
     async def go():
         prompts = [[i, 2 * i + 1, 7] * (i + 1) for i in range(4)]
         async with Boards(tmp_path, 3) as boards:
-            plan = await form(boards, (0, 2, 4, 6), slots=4)
+            plan = await boards.form((0, 2, 4, 6), slots=4)
             async with ClusterClient(plan, boards.addresses) as cluster:
                 answers = await asyncio.gather(*(ask(cluster, p, 20) for p in prompts))
             return prompts, answers
@@ -77,11 +54,11 @@ def test_eos_context_and_stop_end_an_answer(tmp_path):
 
     async def go():
         async with Boards(tmp_path, 2) as boards:
-            plan = await form(boards, (0, 3, 6), context=20)
+            plan = await boards.form((0, 3, 6), context=20)
             async with ClusterClient(plan, boards.addresses) as cluster:
-                eos = await ask(cluster, eos=(expected[4],))
-                context = await ask(cluster, max_tokens=100)
-                one = await ask(cluster, max_tokens=1)
+                eos = await ask(cluster, PROMPT, eos=(expected[4],))
+                context = await ask(cluster, PROMPT, max_tokens=100)
+                one = await ask(cluster, PROMPT, max_tokens=1)
             return eos, context, one
 
     eos, context, one = run(go())
@@ -93,14 +70,14 @@ def test_eos_context_and_stop_end_an_answer(tmp_path):
 def test_a_full_board_is_busy_and_free_again_when_the_answer_is_left(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
-            plan = await form(boards, (0, 3, 6), slots=1)
+            plan = await boards.form((0, 3, 6), slots=1)
             async with ClusterClient(plan, boards.addresses) as cluster:
                 running = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=40, eos=())
                 first = await anext(running)
                 with pytest.raises(BusyError, match="board b1 is busy: all 1 slots are taken"):
-                    await ask(cluster)
+                    await ask(cluster, PROMPT)
                 await running.aclose()  # as Ctrl-C does
-                again = await ask(cluster)
+                again = await ask(cluster, PROMPT)
             return first, again
 
     first, again = run(go())
@@ -110,7 +87,7 @@ def test_a_full_board_is_busy_and_free_again_when_the_answer_is_left(tmp_path):
 def test_a_manager_that_disappears_frees_its_slots(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
-            plan = await form(boards, (0, 3, 6), slots=1)
+            plan = await boards.form((0, 3, 6), slots=1)
             gone = ClusterClient(plan, boards.addresses)
             await gone.__aenter__()
             stream = gone.generate(PROMPT, sampling=Sampling(), max_tokens=50, eos=())
@@ -120,7 +97,7 @@ def test_a_manager_that_disappears_frees_its_slots(tmp_path):
             async with ClusterClient(plan, boards.addresses) as cluster:
                 while True:
                     try:
-                        answer = await ask(cluster)
+                        answer = await ask(cluster, PROMPT)
                         break
                     except BusyError:
                         await asyncio.sleep(0.01)
@@ -138,9 +115,9 @@ def test_a_section_is_reassigned_between_two_questions(tmp_path):
         async with Boards(tmp_path, 3) as boards:
             answers = []
             for epoch, cuts in ((1, (0, 3, 6)), (2, (0, 1, 6)), (3, (0, 2, 4, 6))):
-                plan = await form(boards, cuts, epoch=epoch)
+                plan = await boards.form(cuts, epoch=epoch)
                 async with ClusterClient(plan, boards.addresses) as cluster:
-                    answers.append([c.token for c in await ask(cluster)])
+                    answers.append([c.token for c in await ask(cluster, PROMPT)])
             return answers
 
     assert run(go()) == [generate(PROMPT, 10)] * 3
@@ -149,13 +126,13 @@ def test_a_section_is_reassigned_between_two_questions(tmp_path):
 def test_another_epoch_is_refused_with_both_numbers(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
-            old = await form(boards, (0, 3, 6), epoch=1)
-            await form(boards, (0, 2, 6), epoch=2)
+            old = await boards.form((0, 3, 6), epoch=1)
+            await boards.form((0, 2, 6), epoch=2)
             async with ClusterClient(old, boards.addresses) as cluster:
                 with pytest.raises(BoardError, match="holds epoch 2, not epoch 1"):
-                    await ask(cluster)
+                    await ask(cluster, PROMPT)
             with pytest.raises(BoardError, match="at epoch 2, the plan has 1"):
-                await form(boards, (0, 3, 6), epoch=1)
+                await boards.form((0, 3, 6), epoch=1)
 
     run(go())
 
@@ -163,9 +140,9 @@ def test_another_epoch_is_refused_with_both_numbers(tmp_path):
 def test_a_long_rope_sequence_is_replayed_from_the_start_when_it_crosses_the_switch(tmp_path):
     async def go():
         async with Boards(tmp_path, 2, make_manifest(rope_switch_len=15)) as boards:
-            plan = await form(boards, (0, 3, 6), chunk=8)
+            plan = await boards.form((0, 3, 6), chunk=8)
             async with ClusterClient(plan, boards.addresses) as cluster:
-                chosen = await ask(cluster)
+                chosen = await ask(cluster, PROMPT)
             return chosen, boards.sections["b1"].calls
 
     chosen, calls = run(go())
@@ -182,7 +159,7 @@ def test_a_board_that_dies_in_mid_answer_is_named_and_the_others_free_the_sequen
 
     async def go():
         async with Boards(tmp_path, 3, gates={"b2": gate}) as boards:
-            plan = await form(boards, (0, 2, 4, 6))
+            plan = await boards.form((0, 2, 4, 6))
             async with ClusterClient(plan, boards.addresses) as cluster:
                 stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=50, eos=())
                 await anext(stream)
@@ -202,7 +179,7 @@ def test_a_board_whose_loop_hangs_is_named_within_the_pong_timeout(tmp_path, mon
 
     async def go():
         async with Boards(tmp_path, 2) as boards:
-            plan = await form(boards, (0, 3, 6))
+            plan = await boards.form((0, 3, 6))
             async with ClusterClient(plan, boards.addresses) as cluster:
                 stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=50, eos=())
                 await anext(stream)
@@ -224,10 +201,10 @@ def test_a_board_whose_section_hangs_is_named(tmp_path, monkeypatch):
     async def go():
         async with Boards(tmp_path, 2, gates={"b1": gate}) as boards:
             try:
-                plan = await form(boards, (0, 3, 6))
+                plan = await boards.form((0, 3, 6))
                 async with ClusterClient(plan, boards.addresses) as cluster:
                     with pytest.raises(BoardError, match="board b1 .* finishes no step for 0.3 s"):
-                        await ask(cluster)
+                        await ask(cluster, PROMPT)
             finally:
                 gate.set()
 
@@ -237,13 +214,13 @@ def test_a_board_whose_section_hangs_is_named(tmp_path, monkeypatch):
 def test_stopping_lets_a_running_answer_end_and_takes_no_new_one(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
-            plan = await form(boards, (0, 3, 6))
+            plan = await boards.form((0, 3, 6))
             async with ClusterClient(plan, boards.addresses) as cluster:
                 stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=30, eos=())
                 tokens = [(await anext(stream)).token]
                 boards.agents[0].stop()
                 with pytest.raises(BoardError, match="b0 .*stopping"):
-                    await ask(cluster)
+                    await ask(cluster, PROMPT)
                 tokens += [c.token async for c in stream]
             async with asyncio.timeout(5):
                 await boards._tasks[0]  # run() returned: exit 0
@@ -256,13 +233,14 @@ def test_status_tells_capacity_and_section(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             before = [await status(c) for c in await connect_all(boards.addresses)]
-            await form(boards, (0, 3, 6), slots=3)
+            await boards.form((0, 3, 6), slots=3)
             return before, [await status(c) for c in await connect_all(boards.addresses)]
 
     before, after = run(go())
     assert [b["section"] for b in before] == [None, None]
     assert before[0]["capacity"]["board"] == "b0" and before[0]["capacity"]["layer_s"] == 0.001
-    assert [(s["section"]["start"], s["section"]["end"], s["section"]["free_slots"]) for s in after] == [(0, 3, 3), (3, 6, 3)]
+    held = [s["section"] for s in after]
+    assert [(h["start"], h["end"], h["free_slots"]) for h in held] == [(0, 3, 3), (3, 6, 3)]
 
 
 def test_a_plan_for_other_shards_or_another_board_is_refused(tmp_path):

@@ -1,0 +1,36 @@
+# The two commands that matter: make ask, make test. Everything else is made by them.
+PYTHON ?= python3
+PROMPT ?= Why is the sky blue? Answer in one short paragraph.
+BIN = .venv/bin
+export PROMPT
+
+.PHONY: ask test test-slow lint bench clean
+
+# One question to the built-in model, split over two agents on this machine.
+ask: .venv/ready
+	$(BIN)/edgellm ask "$$PROMPT"
+
+# Everything that needs nothing but loopback, in a few minutes.
+test: .venv/ready lint
+	$(BIN)/python -m pytest
+
+# What takes longer.
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+
+# Speed and memory of the built-in model on two agents, beside one transformers process.
+bench: .venv/ready
+	$(BIN)/python -m benchmarks.engine
+
+.venv/ready: pyproject.toml CMakeLists.txt $(wildcard edgellm/kernels/*.cpp edgellm/kernels/*.h)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "edgellm needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist
