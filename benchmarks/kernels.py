@@ -27,7 +27,13 @@ def seconds(call, repeats: int) -> float:
     return statistics.median(times)
 
 
-def measure(encoding: str, shape: tuple[int, int], tokens: tuple[int, ...], cold_bytes: int, repeats: int) -> list[dict]:
+def read_speed() -> float:
+    """What one core reads from memory, in GB/s."""
+    data = torch.ones(512 << 20, dtype=torch.uint8)
+    return data.nbytes / seconds(lambda i: native.read(data), 5) / 1e9
+
+
+def measure(encoding: str, shape: tuple[int, int], tokens: list[int], cold_bytes: int, repeats: int) -> list[dict]:
     """Times PackedLinear over copies of a random weight that together are larger than any cache."""
     weight_shape = native.packed_shape(encoding, shape)
     if encoding in native.BLOCK_BYTES:
@@ -57,16 +63,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=(1, 4, 16))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--target", help="avx512, avx2, neon or portable instead of the best")
-    parser.add_argument("--cold-mb", type=int, default=1024, help="MB of weights to go through before one is used again")
+    parser.add_argument("--cold-mb", type=int, default=1024, help="MB of weights to read before one is used again")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
 
     native.use_target(options.target)
     set_threads(options.threads)
-    big = torch.ones(512 << 20, dtype=torch.uint8)
-    core = big.nbytes / seconds(lambda i: native.read(big), 5) / 1e9
-    del big
+    core = read_speed()
     report = {"target": native.target(), "threads": options.threads, "shape": list(options.shape),
               "core_reads_gb_per_s": core, "results": []}
     if not options.json:
@@ -75,7 +79,8 @@ def main() -> None:
         print(f"{'encoding':9}{'tokens':>7}{'ms':>9}{'GB/s':>7}{'of read':>9}{'GFLOP/s':>9}")
     with torch.inference_mode():
         for encoding in options.encoding:
-            for row in measure(encoding, tuple(options.shape), tuple(options.tokens), options.cold_mb << 20, options.repeats):
+            shape, cold_bytes = tuple(options.shape), options.cold_mb << 20
+            for row in measure(encoding, shape, options.tokens, cold_bytes, options.repeats):
                 report["results"].append(row)
                 if not options.json:
                     print(f"{row['encoding']:9}{row['tokens']:7}{row['ms']:9.2f}{row['gb_per_s']:7.1f}"

@@ -1,4 +1,4 @@
-// The C ABI of libedgellm: checks its arguments, picks the instruction set of this processor, shares rows among threads.
+// The C ABI of libedgellm: checks arguments, picks this processor's instruction set, shares rows among threads.
 #include <cstdint>
 #include <cstring>
 
@@ -15,7 +15,15 @@ using namespace edgellm;
 namespace {
 
 // Kept in step with native.py.
-enum Status : int { OK = 0, BAD_POINTER = 1, BAD_ENCODING = 2, BAD_SHAPE = 3, BAD_LENGTH = 4, BAD_THREADS = 5, BAD_TARGET = 6 };
+enum Status : int {
+    OK = 0,
+    BAD_POINTER = 1,
+    BAD_ENCODING = 2,
+    BAD_SHAPE = 3,
+    BAD_LENGTH = 4,
+    BAD_THREADS = 5,
+    BAD_TARGET = 6,
+};
 
 constexpr uint64_t MOST = uint64_t{1} << 31;  // of rows, columns and tokens: products of two stay below 2^64
 
@@ -24,7 +32,8 @@ bool runs_here(const Target& target) {
     __builtin_cpu_init();
     if (&target == &AVX512_TARGET)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("fma");
     if (&target == &AVX2_TARGET)
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
@@ -80,7 +89,7 @@ EXPORT int edgellm_abi() { return 1; }
 // The name of the instruction set in use.
 EXPORT const char* edgellm_target() { return chosen->name; }
 
-// Uses another instruction set from now on (for tests); a null name picks the best again. Not to be called while others compute.
+// Uses another instruction set from now on (for tests); a null name picks the best again. Not while others compute.
 EXPORT int edgellm_use_target(const char* name) {
     if (name == nullptr) return chosen = best_target(), OK;
     for (const Target* target : TARGETS)
@@ -103,7 +112,7 @@ EXPORT int edgellm_linear(const void* weights, uint64_t weight_bytes, int encodi
     return OK;
 }
 
-// Writes rows [row_start, row_end) as float32 to `into`, which holds `into_elements` = (row_end - row_start) * in of them.
+// Writes rows [row_start, row_end) as float32 to `into`, which holds `into_elements` of them: their number times in.
 EXPORT int edgellm_dequantize(const void* weights, uint64_t weight_bytes, int encoding, uint64_t out, uint64_t in,
                               uint64_t row_start, uint64_t row_end, float* into, uint64_t into_elements, int threads) {
     uint64_t row_bytes = 0;
@@ -116,12 +125,13 @@ EXPORT int edgellm_dequantize(const void* weights, uint64_t weight_bytes, int en
     const uint8_t* rows = static_cast<const uint8_t*>(weights) + row_start * row_bytes;
     const Target* target = chosen;
     share(row_end - row_start, threads, [&](uint64_t start, uint64_t end) {
-        for (uint64_t row = start; row < end; row++) target->dequantize(encoding, rows + row * row_bytes, in, into + row * in);
+        for (uint64_t row = start; row < end; row++)
+            target->dequantize(encoding, rows + row * row_bytes, in, into + row * in);
     });
     return OK;
 }
 
-// Reads `bytes` (a multiple of 64) and writes their sum as 64-bit words to `total`: how fast this core's memory is at best.
+// Reads `bytes` (a multiple of 64) and writes the sum of their 64-bit words to `total`: how fast memory is at best.
 EXPORT int edgellm_read(const void* data, uint64_t bytes, uint64_t* total) {
     if (bytes % 64 != 0) return BAD_LENGTH;
     if (data == nullptr || total == nullptr) return BAD_POINTER;

@@ -103,15 +103,16 @@ def dequantize(data: torch.Tensor, encoding: str, start: int, end: int, out: tor
     _check_floats("out", out, (end - start, columns))
     _check_threads(threads)
     status = library().edgellm_dequantize(
-        data.data_ptr(), data.nbytes, ENCODINGS[encoding], rows, columns, start, end, out.data_ptr(), out.numel(), threads
+        data.data_ptr(), data.nbytes, ENCODINGS[encoding], rows, columns,
+        start, end, out.data_ptr(), out.numel(), threads,
     )
     _check_status("dequantize", status)
 
 
 def read(data: torch.Tensor) -> int:
-    """Reads a dense uint8 tensor once with one core and returns the sum of its 64-bit words: a measure of the memory."""
+    """Reads a dense uint8 tensor with one core, returns the sum of its 64-bit words: a measure of the memory."""
     if data.dtype != torch.uint8 or not data.is_contiguous() or data.nbytes % 64:
-        raise ValueError(f"read wants a dense uint8 tensor of a multiple of 64 bytes, not {data.nbytes} of {data.dtype}")
+        raise ValueError(f"read wants dense uint8, a multiple of 64 bytes, not {data.nbytes} bytes of {data.dtype}")
     total = ctypes.c_uint64()
     _check_status("read", library().edgellm_read(data.data_ptr(), data.nbytes, ctypes.byref(total)))
     return total.value

@@ -47,7 +47,7 @@ def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
     multiple of 32 long.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
-        raise ValueError(f"a weight to pack is a floating-point matrix, not {weight.dtype} of {weight.dim()} dimensions")
+        raise ValueError(f"only a floating-point matrix can be packed, not {weight.dtype} of {weight.dim()} dimensions")
     out, columns = weight.shape
     data = torch.empty(packed_shape(encoding, (out, columns)), dtype=DTYPES.get(encoding, torch.uint8))
     rows = max(1, _CHUNK_ELEMENTS // columns)
@@ -101,7 +101,7 @@ def _half_at_most(values: torch.Tensor) -> torch.Tensor:
 
 
 def _half_scale(span: torch.Tensor, levels: int) -> torch.Tensor:
-    """fp16 span/levels; the next one up where rounding (of subnormals) would leave the far end off by over half a step."""
+    """fp16 span/levels; the next one up where its rounding would leave the far end off by over half a step."""
     half = (span / levels).clamp(max=_HALF_MAX).to(torch.float16)
     d = half.to(torch.float32)
     above = (half.view(torch.int16) + 1).view(torch.float16)
@@ -109,7 +109,7 @@ def _half_scale(span: torch.Tensor, levels: int) -> torch.Tensor:
 
 
 def unpack(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> torch.Tensor:
-    """The float32 weight [out, in] that packed data stands for, in plain torch; ValueError if data doesn't fit `shape`."""
+    """The float32 weight [out, in] that packed data stands for, in plain torch; ValueError if it doesn't fit."""
     check_data(data, encoding, shape)
     if encoding not in BLOCK_BYTES:
         return data.to(torch.float32)

@@ -99,7 +99,10 @@ def test_weights_that_are_not_finite_are_refused(encoding, value):
         pack(weight, encoding)
 
 
-@pytest.mark.parametrize("encoding, value", [("int4", 65520.0), ("int4", -1e6), ("int8", 9e6), ("f16", 1e5), ("bf16", 3.4e38)])
+TOO_LARGE = [("int4", 65520.0), ("int4", -1e6), ("int8", 9e6), ("f16", 1e5), ("bf16", 3.4e38)]
+
+
+@pytest.mark.parametrize("encoding, value", TOO_LARGE)
 def test_weights_too_large_for_the_encoding_are_refused(encoding, value):
     with pytest.raises(ValueError, match=f"more than {encoding} can hold"):
         pack(torch.full((1, 32), value), encoding)
@@ -136,7 +139,8 @@ def test_packing_in_chunks_changes_nothing(encoding, monkeypatch):
     whole = pack(weight, encoding)
     monkeypatch.setattr(packed, "_CHUNK_ELEMENTS", 100)
     assert torch.equal(pack(weight, encoding), whole)
-    assert torch.equal(unpack(whole, encoding, (7, 64)), torch.cat([unpack(whole[i : i + 1], encoding, (1, 64)) for i in range(7)]))
+    rows = [unpack(whole[i : i + 1], encoding, (1, 64)) for i in range(7)]
+    assert torch.equal(unpack(whole, encoding, (7, 64)), torch.cat(rows))
 
 
 @pytest.mark.parametrize("data, encoding", [
