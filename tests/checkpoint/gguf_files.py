@@ -33,8 +33,8 @@ def permute(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(path: Path, model, kinds=None, extra=None, extra_tensors=None, tokenizer=None, seed: int = 0) -> Path:
-    """Write `model` as GGUF. `kinds(gguf_name) -> type` for matrices (F32 by default; vectors always are), `extra(writer)`
-    adds metadata, `tokenizer` is a dict as for `add_tokenizer`."""
+    """Write `model` as GGUF. `kinds(gguf_name) -> type` for matrices (F32 by default; vectors always are),
+    `extra(writer)` adds metadata, `tokenizer` is a dict as for `add_tokenizer`."""
     config, rng = model.config, np.random.default_rng(seed)
     arch = _ARCH[config.model_type]
     writer = GGUFWriter(path, str(arch_name(config.model_type)))

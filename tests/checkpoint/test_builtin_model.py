@@ -1,0 +1,65 @@
+"""The real built-in model (downloads 93 MB once): same weights as transformers reads, and little memory to split it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from edgellm.checkpoint.sources import open_source
+from edgellm.checkpoint.split import split
+from tests.checkpoint.gguf_files import reference
+from tests.checkpoint.helpers import assert_same_weights, encodings
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Split in a process of its own, which reports its peak memory."""
+    out = tmp_path_factory.mktemp("smollm2")
+    code = f"""
+import resource
+from edgellm.checkpoint.sources import open_source
+from edgellm.checkpoint.split import split
+split(open_source("smollm2-135m"), {str(out)!r})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1800, check=True)
+    (out / "peak").write_text(done.stdout)
+    return out
+
+
+def test_peak_memory_is_bounded_by_the_largest_shard(folder):
+    largest = 49152 * 576 * 4  # the embedding in float32
+    assert int((folder / "peak").read_text()) < 3 * largest + 500_000_000
+
+
+def test_weights_are_the_files_own(folder):
+    from transformers import AutoModelForCausalLM
+
+    assert set(encodings(folder, "layer-0000.safetensors").values()) == {"int4", "f32"}
+    source = open_source("smollm2-135m")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(source.config)
+    state = reference(source.path, model)
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    assert_same_weights(folder, state)
+
+
+def test_tokenizer_cuts_digits_and_keeps_chat_tokens(folder):
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert tokenizer.encode("<|im_start|>user\nhi<|im_end|>\n").ids == [1, 4093, 198, 6004, 2, 198]
+    assert tokenizer.encode("in 1984").tokens == ["in", "Ġ", "1", "9", "8", "4"]
+    assert "<|im_start|>" in json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+
+
+def test_second_split_is_a_no_op(folder):
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    (folder / "peak").rename(folder.with_name("peak"))
+    manifest = split(open_source("smollm2-135m"), folder)
+    (folder.with_name("peak")).rename(folder / "peak")
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+    assert manifest.eos_token_ids == (2,) and manifest.max_seq_len == 8192

