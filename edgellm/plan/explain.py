@@ -1,4 +1,4 @@
-"""A plan explained: who gets what, what stays free, how fast it should be, who isn't used and why, what wouldn't fit."""
+"""A plan explained: who gets what, how fast it should be, who isn't used and why, what would not fit."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _MOST_SLOTS = 1024
 
 
 def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -> dict:
-    """The plan in numbers, for --json: bytes in `_bytes`, seconds in `_s`; PlanError if a board's capacity is missing."""
+    """The plan in numbers, for --json: bytes in `_bytes`, seconds in `_s`. PlanError if a capacity is missing."""
     check_request(manifest, capacities, plan.settings)
     by_name = {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities), strict=True)}
     if missing := [b for b in plan.boards if b not in by_name]:

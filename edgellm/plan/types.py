@@ -19,7 +19,7 @@ _MAX_BYTES = 1 << 50
 _MAX_SECONDS = 3600
 _MAX_LAYERS = 4096
 _MAX_TOKENS = 1 << 24
-_MAX_EPOCH = (1 << 63) - 1
+_MAX_EPOCH = (1 << 32) - 1  # what a frame can carry
 
 
 @dataclass(frozen=True)

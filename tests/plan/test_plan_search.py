@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.errors import PlanError
-from edgellm.plan import Capacity, Settings, make_plan, section_need, usable_bytes
+from edgellm.plan import Capacity, Settings, explain_dict, make_plan, section_need, usable_bytes
 from edgellm.plan import search as search_module
 
 # A layer has 10 MB, the embedding 5, the head 5; activations are 0.2 KB.
@@ -156,6 +156,10 @@ def test_plan_equals_trying_everything(make_manifest, make_boards, problem, obje
     index = {b.board: i for i, b in enumerate(boards)}
     assert price([(index[s.board], s.start, s.end) for s in plan.sections], boards, objective) == expected
     assert make_plan(manifest, boards, request, 1) == plan
+    facts = explain_dict(plan, manifest, boards)
+    assert round(facts["token_s"] * 1e3) == expected[0 if objective == "latency" else 1]
+    assert all(s["free_bytes"] >= 0 for s in facts["sections"])
+    assert len(facts["unused"]) == len(boards) - len(plan.sections)
 
 
 @settings(max_examples=60, deadline=None)

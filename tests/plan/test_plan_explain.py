@@ -1,0 +1,154 @@
+"""A plan in numbers and words, and boards typed on a command line."""
+
+import json
+
+import pytest
+
+from edgellm.errors import PlanError, UsageError
+from edgellm.plan import (
+    Capacity,
+    Settings,
+    explain_dict,
+    explain_text,
+    make_plan,
+    parse_board,
+    parse_boards,
+    parse_size,
+)
+
+MB = 10**6
+
+
+def explained(manifest, boards, **request):
+    plan = make_plan(manifest, boards, Settings(16, chunk=1, **request), 1)
+    json.dumps(facts := explain_dict(plan, manifest, boards))
+    return facts, explain_text(plan, manifest, boards)
+
+
+def test_sections_are_told_in_bytes_and_seconds(make_manifest, make_boards):
+    manifest = make_manifest([100] * 6, embedding=50, kv=1000)
+    facts, text = explained(manifest, make_boards((450, 2, 9, 1), (450, 3, 5, 1)))
+    first, second = facts["sections"]
+    assert (first["board"], first["start"], first["end"]) == ("pi1", 0, 3)
+    assert first["weights_bytes"] == 350 * MB
+    assert first["kv_bytes"] == 3 * 1000 * 4 * 16
+    for s in (first, second):
+        used = sum(s[f"{name}_bytes"] for name in ("weights", "kv", "activations", "headroom", "free"))
+        assert used == s["offer_bytes"]
+    assert first["stage_s"] == pytest.approx(0.007)
+    assert second["stage_s"] == pytest.approx(0.015)
+    assert facts["token_s"] == pytest.approx(0.022)
+    assert facts["tokens_per_s"] == pytest.approx(1 / 0.022)
+    assert facts["pipelined_tokens_per_s"] == pytest.approx(1 / 0.015)
+    assert "45.5 tokens/s, 22 ms a token" in text
+    assert "66.7 tokens/s together; the slowest stage is pi2 with 15 ms" in text
+    assert "0-3 (3)" in text
+
+
+@pytest.mark.parametrize(
+    ("objective", "offers", "why"),
+    [
+        ("latency", ((900, 2), (900, 3, 0, 1)), "adding pi2 would slow a token from 12 ms to 14 ms"),
+        ("latency", ((900, 2), (900, 2)), "adding pi2 wouldn't make a token faster than 12 ms"),
+        (
+            "latency",
+            ((900, 2), (90, 1)),
+            "holds not even one layer: 90.0 MB of its 0.16 GB are usable, the smallest layer needs 0.10 GB",
+        ),
+        (
+            "throughput",
+            ((900, 2), (900, 20)),
+            "one layer and a hop take 20 ms there, more than the slowest stage's 12 ms",
+        ),
+        (
+            "throughput",
+            ((900, 2, 0, 9), (900, 2, 0, 9)),
+            "wouldn't make the slowest stage faster than 12 ms and would slow a token from 12 ms to 30 ms",
+        ),
+    ],
+)
+def test_unused_boards_are_told_why(make_manifest, make_boards, objective, offers, why):
+    facts, text = explained(make_manifest([100] * 6), make_boards(*offers), objective=objective)
+    assert [u["board"] for u in facts["unused"]] == ["pi2"]
+    assert why in facts["unused"][0]["why"]
+    assert why in text
+
+
+def test_a_board_more_than_layers_is_told(make_manifest, make_boards):
+    facts, _ = explained(make_manifest([100]), make_boards((900, 2), (900, 2)))
+    assert facts["unused"][0]["why"] == "no split over pi1 and pi2 together fits"
+
+
+def test_limits_are_told(make_manifest, make_boards):
+    manifest = make_manifest([100] * 4, kv=100_000, max_seq_len=1024)  # 6.4 MB of KV a layer and slot of 16
+    facts, text = explained(manifest, make_boards((260, 1), (260, 1)))
+    assert facts["would_not_fit"] == [
+        "more than 4 slots at context 16",
+        "a context over 64 with 1 slot",
+        "the model on one board: it needs 0.43 GB (an offer of 0.49 GB), the largest, pi1, offers 0.33 GB",
+    ]
+    assert "wouldn't fit: more than 4 slots" in text
+
+
+def test_the_limits_said_are_the_limits(make_manifest, make_boards):
+    manifest, boards = make_manifest([100] * 4, kv=100_000), make_boards((260, 1), (260, 1))
+    make_plan(manifest, boards, Settings(16, 4, chunk=1), 1)
+    make_plan(manifest, boards, Settings(64, 1, chunk=1), 1)
+    for too_much in (Settings(16, 5, chunk=1), Settings(128, 1, chunk=1)):
+        with pytest.raises(PlanError):
+            make_plan(manifest, boards, too_much, 1)
+
+
+def test_explaining_needs_every_board_of_the_plan(make_manifest, make_boards):
+    boards = make_boards((900, 1), (900, 2))
+    plan = make_plan(make_manifest([1]), boards, Settings(16), 1)
+    with pytest.raises(PlanError, match="pi1, whose capacity isn't given"):
+        explain_dict(plan, make_manifest([1]), boards[1:])
+
+
+def test_typed_boards_are_capacities(make_manifest):
+    manifest = make_manifest([60] * 4, head=30)
+    assert parse_board("pi1=3.1GB@25ms", manifest) == Capacity("pi1", 3_100_000_000, 0.025, 0.0125, 0.0005)
+    assert parse_board(" old-pc = 2GiB ", manifest) == Capacity("old-pc", 2 << 30, 0.01, 0.005, 0.0005)
+    two = parse_boards(["a=512MB@500us,b=512MiB", "c=1gb@0.5s"], manifest)
+    assert [(c.board, c.ram_bytes) for c in two] == [("a", 512 * MB), ("b", 512 << 20), ("c", 10**9)]
+    assert [c.layer_s for c in two] == [0.0005, 0.01, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no board"),
+        ("pi1", "is no board"),
+        ("=3GB", "no valid name"),
+        ("a/b=3GB", "no valid name"),
+        ("pi1=", "pi1's size is '', expected a number with GB"),
+        ("pi1=3", "pi1's size is '3'"),
+        ("pi1=-3GB", "pi1's size is '-3GB'"),
+        ("pi1=0GB", "expected more than 0"),
+        ("pi1=1e3GB", "pi1's size"),
+        ("pi1=nanGB", "pi1's size"),
+        ("pi1=3TB", "pi1's size"),
+        ("pi1=9999999999999GB", "ram_bytes"),
+        ("pi1=3GB@", "pi1's time a layer is ''"),
+        ("pi1=3GB@25", "pi1's time a layer is '25', expected a number with s, ms or us"),
+        ("pi1=3GB@0ms", "expected more than 0"),
+        ("pi1=3GB@5000s", "layer_s"),
+        ("pi1=3GB@1ms@2ms", "is no board"),
+        ("pi1=3GB,", "is no board"),
+        ("pi1=3GB,pi1=4GB", "pi1 is given 2 times"),
+        ("x" * 500, "is no board"),
+        ("\x1b[2J", "is no board"),
+    ],
+)
+def test_nonsense_boards_are_usage_errors(make_manifest, text, message):
+    with pytest.raises(UsageError) as e:
+        parse_boards([text], make_manifest([1]))
+    assert message in str(e.value)
+    assert len(str(e.value)) < 250 and str(e.value).isprintable()
+
+
+def test_sizes_are_decimal_or_binary():
+    assert [parse_size(s, "--ram") for s in ("2GB", "2 GiB", "1.5MB", "123B")] == [2 * 10**9, 2 << 30, 1_500_000, 123]
+    with pytest.raises(UsageError, match="--ram is '2', expected a number with GB, GiB, MB or MiB"):
+        parse_size("2", "--ram")
