@@ -60,7 +60,7 @@ def leave_out(model: nn.Module, names: tuple[str, ...]) -> None:
 
 
 def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) -> int:
-    """Put every tensor of a shard where it belongs. Returns the bytes of RAM that its weights take, mapped ones included.
+    """Put every tensor of a shard where it belongs. Returns the bytes of RAM that it takes, mapped ones included.
 
     Raises ManifestError, naming the file and the tensor, if one is missing, superfluous or of another shape.
     """

@@ -21,7 +21,7 @@ _REFUSED_KEYS = ("auto_map", "quantization_config", "attn_implementation", "expe
 
 
 def read_config(folder: Path | str) -> PreTrainedConfig:
-    """The config in FOLDER/config.json, from this file alone; raises ManifestError or ModelError (unknown model_type)."""
+    """The config in FOLDER/config.json, from this file alone. Raises ManifestError, or ModelError (model_type)."""
     path = Path(folder) / "config.json"
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
@@ -52,7 +52,8 @@ def build_empty(config: PreTrainedConfig, *, real_buffers: bool, experts: str | 
     """The *ForCausalLM model of `config`, float32, in eval mode, untied, with its parameters on the meta device.
 
     With `real_buffers` the buffers are computed as in a usual model (rotary frequencies, embedding scales, …), for
-    none of them comes from a checkpoint; without, all is on meta. `config` itself stays as it is. Raises ModelError.
+    none of them comes from a checkpoint; without, all is on meta. `config` itself stays as it is.
+    Patches torch while it builds, so no other thread may build modules meanwhile. Raises ModelError.
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{config.model_type}: transformers has no causal language model of this model_type")

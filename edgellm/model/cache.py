@@ -68,12 +68,13 @@ class KVSlot(Cache):
         self.max_seq_len, self.position, self.filled = max_seq_len, 0, 0
         elsewhere, dtype = _Position(self), KV_DTYPES[kv_dtype]
         super().__init__(layers=[_Layer(self, held[i], dtype) if i in held else elsewhere for i in range(num_layers)])
-        self.ram_bytes = sum(l.keys.nbytes + l.values.nbytes for l in self.layers if isinstance(l, _Layer))
+        self.ram_bytes = sum(s.keys.nbytes + s.values.nbytes for s in self.layers if isinstance(s, _Layer))
 
     def seek(self, position: int, tokens: int) -> None:
         """Go to `position` to store `tokens` there; raises ModelError if that leaves a gap or doesn't fit."""
         if not 0 <= position <= self.filled:
             raise ModelError(f"tokens from position {position} on can't follow the {self.filled} that the slot holds")
-        if position + tokens > self.max_seq_len:
-            raise ModelError(f"positions {position} to {position + tokens} don't fit a slot of {self.max_seq_len} tokens")
+        end = position + tokens
+        if end > self.max_seq_len:
+            raise ModelError(f"positions {position} to {end} don't fit a slot of {self.max_seq_len} tokens")
         self.position = position

@@ -1,4 +1,4 @@
-"""Rotary factors that depend on the sequence's length (LongRoPE, dynamic NTK), chosen by the whole pass, not a chunk."""
+"""Rotary factors that depend on the sequence's length (LongRoPE, dynamic NTK), chosen by the pass, not by a chunk."""
 
 import torch
 from torch import nn

@@ -67,9 +67,10 @@ class Section:
         folder = Path(folder)
         if not 0 <= start < end <= manifest.num_layers:
             raise ModelError(f"section {start}-{end} is not within the model's {manifest.num_layers} layers")
-        for entry in manifest.files:
-            if entry.name == "config.json":
-                map_checked(folder / entry.name, entry, verify_sha256)
+        entry = next((f for f in manifest.files if f.name == "config.json"), None)
+        if entry is None:
+            raise ManifestError(f"{folder}: the manifest lists no config.json; split the model again")
+        map_checked(folder / entry.name, entry, verify_sha256)
         config = read_config(folder)
         structure = _matching(trace(config), manifest, folder)
         model = build_empty(config, real_buffers=True)
@@ -89,7 +90,12 @@ class Section:
         return section
 
     def new_slot(self, max_seq_len: int, kv_dtype: str = "float32") -> KVSlot:
-        """KV space for one sequence of up to `max_seq_len` tokens, reserved at once; kv_dtype float32 or float16."""
+        """KV space for one sequence of up to `max_seq_len` tokens, reserved at once; kv_dtype float32 or float16.
+
+        Raises ModelError for more tokens than the model is made for.
+        """
+        if max_seq_len > self.structure.max_seq_len:
+            raise ModelError(f"a slot of {max_seq_len} tokens; the model is made for {self.structure.max_seq_len}")
         held = {i: self.structure.kv_shapes[i] for i in range(self.start, self.end)}
         return KVSlot(self.structure.num_layers, held, max_seq_len, kv_dtype)
 
@@ -149,7 +155,8 @@ class Section:
                 raise ModelError(f"the first section takes int64 [tokens], not {x.dtype} {list(x.shape)}")
             low, high = int(x.min()), int(x.max())
             if low < 0 or high >= self.structure.vocab_size:
-                raise ModelError(f"token ids {low} to {high} are not within the vocabulary of {self.structure.vocab_size}")
+                size = self.structure.vocab_size
+                raise ModelError(f"token ids {low} to {high} are not within the vocabulary of {size}")
         elif x.dtype != torch.float32 or x.dim() != 2 or not len(x) or x.shape[1] != self.structure.hidden_size:
             raise ModelError(
                 f"section {self.start}-{self.end} takes float32 [tokens, {self.structure.hidden_size}], "
@@ -176,5 +183,6 @@ def _matching(structure: Structure, manifest: Manifest, folder: Path) -> Structu
     for name in ("num_layers", "hidden_size", "vocab_size", "kv_elements_per_token"):
         found, said = getattr(structure, name), getattr(manifest, name)
         if found != said:
-            raise ManifestError(f"{folder / 'config.json'}: {name} is {found}, the manifest says {said}; split it again")
+            path = folder / "config.json"
+            raise ManifestError(f"{path}: {name} is {found}, the manifest says {said}; split it again")
     return structure

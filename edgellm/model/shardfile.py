@@ -61,7 +61,8 @@ class ShardFile:
 
     def _packed(self, metadata: dict) -> dict[str, tuple[str, tuple[int, int]]]:
         if metadata.get("format") != FORMAT:
-            raise ManifestError(f"{self.path}: format is {metadata.get('format')!r}, expected {FORMAT}. Split it again.")
+            found = metadata.get("format")
+            raise ManifestError(f"{self.path}: format is {found!r}, expected {FORMAT}. Split it again.")
         try:
             content = json.loads(metadata.get("encodings", "{}"))
             found = {name: (encoding, (rows, columns)) for name, (encoding, (rows, columns)) in content.items()}

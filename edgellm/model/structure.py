@@ -77,8 +77,9 @@ def _refuse_by_config(config: PreTrainedConfig) -> None:
         raise ModelError(f"{kind}: an encoder-decoder; only decoder-only language models can be split")
     if config.get_text_config() is not config:
         raise ModelError(f"{kind}: a multimodal model; only text-only language models can be split")
-    if not (isinstance(getattr(config, "num_hidden_layers", None), int) and 0 < config.num_hidden_layers <= 1024):
-        raise ModelError(f"{kind}: num_hidden_layers is {getattr(config, 'num_hidden_layers', None)!r}, expected 1-1024")
+    num_layers = getattr(config, "num_hidden_layers", None)
+    if not (isinstance(num_layers, int) and 0 < num_layers <= 1024):
+        raise ModelError(f"{kind}: num_hidden_layers is {num_layers!r}, expected 1-1024")
     for i, layer_type in enumerate(getattr(config, "layer_types", None) or ()):
         if layer_type not in _PLAIN_LAYER_TYPES:
             raise ModelError(f"{kind}: layer {i} is a {layer_type} layer; only plain attention layers can be split")

@@ -1,4 +1,4 @@
-"""Sections: idempotent steps, slots that don't disturb one another, mapped weights, and files that aren't what they say."""
+"""Sections: idempotent steps, slots that don't disturb one another, mapped weights, files that aren't what they say."""
 
 import dataclasses
 import json
@@ -144,6 +144,16 @@ def test_progress_counts_bytes(llama):
 def test_forward_refuses_what_does_not_fit(sections, x, position, message):
     with pytest.raises(ModelError, match=message):
         sections[0].forward(x, position, sections[0].new_slot(8), 9, False)
+
+
+def test_a_slot_longer_than_the_model_is_made_for_is_refused(sections):
+    with pytest.raises(ModelError, match="a slot of 257 tokens; the model is made for 256"):
+        sections[0].new_slot(257)
+
+
+def test_a_manifest_without_a_config_is_refused(llama):
+    with pytest.raises(ManifestError, match="lists no config.json"):
+        Section.load(dataclasses.replace(llama[1], files=()), llama[2], 0, 1)
 
 
 def test_forward_refuses_hidden_states_of_another_size(sections):
