@@ -42,6 +42,9 @@ def config_from_dict(content: dict, origin: str = "config") -> PreTrainedConfig:
     if model_type not in CONFIG_MAPPING:
         raise ModelError(f"{origin}: the installed transformers knows no model_type {model_type!r}")
     known = {k: v for k, v in content.items() if not k.startswith("_") and k not in _REFUSED_KEYS}
+    scaling = known.get("rope_scaling")
+    if isinstance(scaling, dict) and "su" in (scaling.get("type"), scaling.get("rope_type")):
+        known["rope_scaling"] = {**scaling, "type": "longrope", "rope_type": "longrope"}  # Phi-3's first name for it
     try:
         return CONFIG_MAPPING[model_type].from_dict(known)
     except Exception as e:  # a config class may raise anything at values it doesn't like

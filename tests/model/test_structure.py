@@ -1,4 +1,4 @@
-"""Structures: names and shapes as they are split, sizes that the plan counts on, and models that are refused with a reason."""
+"""Structures: names and shapes, sizes that the plan counts on, and models that are refused with a reason."""
 
 import time
 
@@ -63,6 +63,21 @@ def test_longrope_names_the_length_at_which_its_factors_change():
     assert trace(CONFIGS["phi3_longrope"]()).rope_switch_len == 32
     assert trace(CONFIGS["llama3_rope"]()).rope_switch_len is None
     assert trace(CONFIGS["llama_dynamic"]()).max_seq_len == 24 * 4
+
+
+def test_phi3s_own_config_file_names_its_switch():
+    factors = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    for kind in ("longrope", "su"):
+        config = config_from_dict(
+            {
+                "model_type": "phi3",
+                "max_position_embeddings": 131072,
+                "original_max_position_embeddings": 4096,
+                "rope_scaling": {"type": kind, **factors},
+                "num_hidden_layers": 2,
+            }
+        )
+        assert (trace(config).rope_switch_len, trace(config).max_seq_len) == (4096, 131072)
 
 
 def test_a_full_size_model_is_traced_without_memory_in_a_moment():
