@@ -6,7 +6,7 @@ from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import PlanError
 from edgellm.plan.make import check_request, kinds, largest_context, largest_slots, size
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
-from edgellm.plan.search import Kind, token_ns_using_all
+from edgellm.plan.search import Kind, is_exact, token_ns_using_all
 from edgellm.plan.types import Capacity, Plan
 
 _MOST_SLOTS = 1024
@@ -93,8 +93,9 @@ def _why_unused(plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kin
             f"the smallest layer needs {size(smallest)} (an offer of {size(offer_for(smallest))})"
         )
     boards = [*(by_name[b][1] for b in plan.boards), kind]
-    after = token_ns_using_all(needs, boards) if len(boards) <= needs.num_layers else None
     now_ns = sum(_stage_times(plan, by_name))
+    exact = is_exact(needs, boards)
+    after = token_ns_using_all(needs, boards) if exact else None
     if plan.objective == "throughput":
         one_layer = kind.stage_ns(1, False)
         if one_layer > max(_stage_times(plan, by_name)):
@@ -107,6 +108,8 @@ def _why_unused(plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kin
             if after is not None and after > now_ns
             else ""
         )
+    if not exact or (after is not None and after < now_ns):
+        return "no better plan with it was found (the search is no longer exact with so many different boards)"
     if after is None:
         return f"no split over {', '.join(plan.boards)} and {name} together fits"
     if after > now_ns:

@@ -79,10 +79,15 @@ def fits(needs: Needs, boards: Sequence[Kind]) -> bool:
     return _covers_all(needs, fleet, None) or (fleet.is_coarse and _largest_first(needs, boards) is not None)
 
 
+def is_exact(needs: Needs, boards: Sequence[Kind]) -> bool:
+    """Whether a search over these boards is exact."""
+    return not Fleet.of(needs, boards).is_coarse
+
+
 def token_ns_using_all(needs: Needs, boards: Sequence[Kind]) -> int | None:
     """The fastest token when every board holds at least one layer; None if that doesn't fit. For two boards or more."""
     fleet = Fleet.of(needs, boards)
-    if sum(fleet.counts) < len(boards):
+    if sum(fleet.counts) < len(boards) or len(boards) > needs.num_layers:
         return None
     cost = _cheapest(needs, fleet, None)[-1][0]
     return cost // _NS if cost < _INFINITE else None

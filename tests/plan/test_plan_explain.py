@@ -15,6 +15,7 @@ from edgellm.plan import (
     parse_boards,
     parse_size,
 )
+from edgellm.plan import search as search_module
 
 MB = 10**6
 
@@ -77,6 +78,13 @@ def test_unused_boards_are_told_why(make_manifest, make_boards, objective, offer
 def test_a_board_more_than_layers_is_told(make_manifest, make_boards):
     facts, _ = explained(make_manifest([100]), make_boards((900, 2), (900, 2)))
     assert facts["unused"][0]["why"] == "no split over pi1 and pi2 together fits"
+
+
+def test_too_many_different_boards_are_no_claim(make_manifest, make_boards, monkeypatch):
+    monkeypatch.setattr(search_module, "MAX_STATES", 4)
+    facts, _ = explained(make_manifest([100] * 3), make_boards((150, 2), (250, 3), (150, 9)))
+    assert [u["board"] for u in facts["unused"]] == ["pi3"]
+    assert "no better plan with it was found" in facts["unused"][0]["why"]
 
 
 def test_limits_are_told(make_manifest, make_boards):
