@@ -1,6 +1,8 @@
 """Writing GGUF files of tiny models as llama.cpp's converters would, with any quantization per tensor."""
 
+from functools import lru_cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ _ARCH = {"llama": ARCH.LLAMA, "gpt2": ARCH.GPT2, "phi3": ARCH.PHI3, "qwen2": ARC
 _F16_FIELDS = {  # where a block of each K-quant has its fp16 scales
     Q.Q2_K: (80, 82), Q.Q3_K: (108,), Q.Q4_K: (0, 2), Q.Q5_K: (0, 2), Q.Q6_K: (208,),
 }  # fmt: skip
+
+
+_name_map = lru_cache(get_tensor_name_map)
 
 
 def random_blocks(rng: np.random.Generator, shape: tuple[int, ...], kind: Q) -> np.ndarray:
@@ -66,7 +71,7 @@ def write_gguf(path: Path, model, kinds=None, extra=None, extra_tensors=None, to
         extra(writer)
     if tokenizer:
         add_tokenizer(writer, **tokenizer)
-    names = get_tensor_name_map(arch, config.num_hidden_layers)
+    names = _name_map(arch, config.num_hidden_layers)
     for name, weight in _gguf_tensors(model, names):
         kind = kinds(name) if kinds and weight.ndim > 1 else Q.F32
         if kind in _F16_FIELDS:
@@ -141,4 +146,5 @@ def reference(path: Path, model) -> dict[str, torch.Tensor]:
     """What transformers' own GGUF loader makes of the file."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    return load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    with mock.patch("gguf.get_tensor_name_map", _name_map):  # made anew for every module otherwise, 20 ms each
+        return load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
