@@ -2,18 +2,18 @@
 
 import inspect
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
 from edgellm.errors import ModelError
 from edgellm.model import rope
 from edgellm.model.build import build_empty, find_layers, first_line
+from edgellm.model.tracing import RecordingLayer, acts_as_linear, tensors_in
 
 _TOKENS = 5  # the length of the traced sequence; a size that is unlikely to be some head count
 _PLAIN_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -93,31 +93,6 @@ def _refuse_by_config(config: PreTrainedConfig) -> None:
         )
 
 
-class _RecordingLayer(CacheLayerMixin):
-    """One layer of the tracing cache: passes keys and values through and notes their shapes."""
-
-    is_sliding = False
-
-    def __init__(self):
-        super().__init__()
-        self.shapes: list[tuple] = []
-
-    def lazy_initialization(self, key_states, value_states): ...
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        self.shapes.append((tuple(key_states.shape), tuple(value_states.shape)))
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length):
-        return query_length, 0
-
-    def get_seq_length(self):
-        return 0
-
-    def get_max_length(self):
-        return -1
-
-
 class _Tracer(TorchFunctionMode):
     """Watches one forward pass: which weights are used when and by whom, and what flows into each layer.
 
@@ -129,7 +104,7 @@ class _Tracer(TorchFunctionMode):
         super().__init__()
         self.model, self.kind = model, model.config.model_type
         self.path, self.layers = find_layers(model)
-        self.cache = Cache(layers=[_RecordingLayer() for _ in self.layers])
+        self.cache = Cache(layers=[RecordingLayer() for _ in self.layers])
         self.phase: str | int = _BEFORE
         self.stack: list[nn.Module] = []
         self.marked: dict[int, torch.Tensor] = {}  # by id; holding them keeps ids unique
@@ -169,7 +144,7 @@ class _Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        inputs = list(_tensors((args, kwargs)))
+        inputs = list(tensors_in((args, kwargs)))
         name = getattr(func, "__name__", "")
         getter = name == "__get__"
         out = func(*args, **kwargs)
@@ -178,7 +153,7 @@ class _Tracer(TorchFunctionMode):
                 self._note_use(t, args, getter and not isinstance(out, torch.Tensor))
         if not getter and not name.startswith("new_") and not name.endswith("_like"):
             if any(id(t) in self.marked for t in inputs):
-                for t in _tensors(out):
+                for t in tensors_in(out):
                     self._mark(t)
                 if name == "__setitem__":
                     self._mark(args[0])
@@ -196,7 +171,7 @@ class _Tracer(TorchFunctionMode):
             self.misused.add(name)
         elif isinstance(owner, nn.Embedding):
             # A subclass may shift ids (OPT's positions) before it looks them up: then rows can't be fetched for it.
-            looked_up = next(_tensors(args), None)
+            looked_up = next(tensors_in(args), None)
             if not any(looked_up is a for a in self.module_args.get(id(owner), ())):
                 self.misused.add(name)
 
@@ -210,7 +185,7 @@ class _Tracer(TorchFunctionMode):
     def _leave_module(self, module, args, out):
         self.stack.pop()
         if isinstance(self.phase, int) and not any(True for _ in module.children()):
-            self.produced[self.phase] += sum(t.numel() for t in _tensors(out))
+            self.produced[self.phase] += sum(t.numel() for t in tensors_in(out))
 
     def _enter_layer(self, i, args, kwargs):
         hidden = args[0] if args else kwargs.get("hidden_states")
@@ -223,7 +198,7 @@ class _Tracer(TorchFunctionMode):
         self.hidden_size = hidden.shape[-1]
         names = list(inspect.signature(self.layers[i].forward).parameters)
         for name, value in (*zip(names[1:], args[1:], strict=False), *kwargs.items()):
-            for t in _tensors(value):
+            for t in tensors_in(value):
                 if id(t) in self.marked and t is not hidden:
                     raise ModelError(
                         f"{self.kind}: layer {i} gets {name!r}, which depends on token ids or on other layers; "
@@ -316,29 +291,3 @@ class _Tracer(TorchFunctionMode):
             return None, None
         source, target = f"{find[id(first)]}.weight", f"{find[id(last)]}.weight"
         return (source, target) if source in embedding and target in head else (None, None)
-
-
-@lru_cache
-def acts_as_linear(module_class: type) -> bool:
-    """Whether modules of this class compute what nn.Linear computes (Falcon's does; a router need not)."""
-    if module_class is nn.Linear:
-        return True
-    if not issubclass(module_class, nn.Linear):
-        return False
-    try:
-        module, x = module_class(4, 3), torch.arange(8.0).view(2, 4)
-        return bool(torch.equal(module(x), nn.functional.linear(x, module.weight, module.bias)))
-    except Exception:  # made otherwise than nn.Linear is: then it stays as it is, which is always right
-        return False
-
-
-def _tensors(value):
-    """Every tensor in nested tuples, lists and dicts (and dataclass-like outputs, which are dicts)."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for v in value:
-            yield from _tensors(v)
-    elif isinstance(value, dict):
-        for v in value.values():
-            yield from _tensors(v)

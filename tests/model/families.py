@@ -84,9 +84,7 @@ CONFIGS = {
         alibi=True,
         **_ENDS,
     ),
-    "bloom": lambda: hf.BloomConfig(
-        vocab_size=512, hidden_size=64, n_layer=5, n_head=4, **_ENDS
-    ),
+    "bloom": lambda: hf.BloomConfig(vocab_size=512, hidden_size=64, n_layer=5, n_head=4, **_ENDS),
     "gptj": lambda: hf.GPTJConfig(**_GPT, rotary_dim=8),
     "starcoder2": lambda: hf.Starcoder2Config(**_BASE),
     "glm4": lambda: hf.Glm4Config(**_BASE, head_dim=16),
