@@ -11,7 +11,7 @@ namespace {
 using Vec = __m256;
 constexpr size_t WIDTH = 8;
 constexpr size_t CHAINS = 1;
-constexpr size_t rows_at_once(size_t tokens) { return tokens <= 2 ? 4 : tokens <= 4 ? 2 : 1; }
+constexpr size_t rows_at_once(size_t tokens) { return tokens <= 2 ? 4 : 2; }
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }

@@ -47,8 +47,10 @@ int main() {
             for (size_t n = 0; n < out; n++) {
                 BASE_TARGET.dequantize(encoding, &weights[n * row_bytes], in, row.data());
                 for (size_t k = 0; k < in; k++, compared++)
-                    if (row[k] != static_cast<float>(weight(encoding, &weights[n * row_bytes], k)))
-                        return std::printf("encoding %d in %zu: row %zu column %zu is %g\n", encoding, in, n, k, row[k]), 1;
+                    if (row[k] != static_cast<float>(weight(encoding, &weights[n * row_bytes], k))) {
+                        std::printf("encoding %d, in %zu: row %zu, column %zu: %g\n", encoding, in, n, k, row[k]);
+                        return 1;
+                    }
             }
             for (size_t tokens = 1; tokens <= 17; tokens++) {
                 std::vector<float> x(tokens * in), y(tokens * out), alone(out);
@@ -64,9 +66,11 @@ int main() {
                             expected += term, size += std::fabs(term);
                         }
                         const float got = y[t * out + n];
-                        if (!(std::fabs(got - expected) <= 1e-6 * size) || got != alone[n])
-                            return std::printf("encoding %d in %zu: token %zu of %zu, row %zu is %g, alone %g, expected %g\n",
-                                               encoding, in, t, tokens, n, got, alone[n], expected), 1;
+                        if (!(std::fabs(got - expected) <= 1e-6 * size) || got != alone[n]) {
+                            std::printf("encoding %d, in %zu: token %zu of %zu, row %zu: %g, alone %g, expected %g\n",
+                                        encoding, in, t, tokens, n, got, alone[n], expected);
+                            return 1;
+                        }
                     }
                 }
             }
