@@ -48,16 +48,20 @@ def _bar(name: str, progress):
     """A progress bar class for huggingface_hub that reports bytes to `progress` and draws nothing."""
     from tqdm.auto import tqdm
 
+    most = 0  # the library counts bytes received and bytes written in a bar each
+
     class Bar(tqdm):
         def __init__(self, *args, **kwargs):
             kwargs.pop("name", None)
-            self._bytes = kwargs.get("unit") == "B"
+            self._counts_bytes = kwargs.get("unit") == "B"
             super().__init__(*args, **{**kwargs, "disable": True})
-            self._done, self._of = kwargs.get("initial") or 0, kwargs.get("total") or 0
+            self._done = kwargs.get("initial") or 0
 
         def update(self, n=1):
+            nonlocal most
             self._done += n or 0
-            if self._bytes:
-                progress(f"fetch {name}", int(self._done), int(max(self._of, self.total or 0, self._done)))
+            if self._counts_bytes and self._done > most:
+                most = int(self._done)
+                progress(f"fetch {name}", most, max(most, int(self.total or 0)))
 
     return Bar

@@ -127,6 +127,24 @@ def test_hub_id_that_isnt_there_is_said_in_one_line(offline):
     assert "\n" not in str(e.value)
 
 
+def test_hub_download_reports_bytes(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    def download(name, allow_patterns, tqdm_class):
+        assert "*.bin" not in allow_patterns
+        written, files = tqdm_class(total=0, unit="B", unit_scale=True), tqdm_class(total=1, desc="files")
+        written.total += 100
+        for n in (40, 60):
+            written.update(n)
+        files.update(1)
+        return str(save(tiny_model("llama"), tmp_path / "source"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    calls = []
+    assert open_source("org/tiny", lambda *a: calls.append(a)).name == "org/tiny"
+    assert calls == [("fetch org/tiny", 40, 100), ("fetch org/tiny", 100, 100)]
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [("GatedRepoError", "grant access one by one"), ("RepositoryNotFoundError", "no such model on the hub"),
