@@ -337,14 +337,12 @@ def _ask_embedded(question, as_json, verbose) -> int:
          "('edgellm local up' keeps them running)")  # fmt: skip
     model_dir = _default_model()
     manifest = Manifest.read(model_dir)
-    with Progress() as progress:
-        progress("starting two agents", 0, 0)
-        agents = local.LocalAgents(model_dir, 2, local.state_dir() / "embedded")
-        agents.__enter__()
-    with agents:
-        addresses = {a.name: (a.host, a.port) for a in agents.agents}
-        settings = _settings(manifest, None, 1, config.DEFAULT_CHUNK, "float32", "throughput")
-        made = asyncio.run(local.form_cluster(manifest, addresses, settings))
+    settings = _settings(manifest, None, 1, config.DEFAULT_CHUNK, "float32", "throughput")
+    with local.LocalAgents(model_dir, 2, local.state_dir() / "embedded") as agents:
+        with Progress() as progress:
+            progress("starting two agents")
+            addresses = agents.start()
+            made = asyncio.run(local.form_cluster(manifest, addresses, settings))
         return _ask(question, model_dir, made, addresses, as_json, verbose)
 
 
@@ -405,22 +403,16 @@ def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, clus
     model_dir = (model or _default_model()).resolve()
     manifest = Manifest.read(model_dir)
     settings = _settings(manifest, context, slots, chunk, kv_dtype, objective)
-    agents = local.LocalAgents(
-        model_dir, count, local.state_dir(), detached=True, ram_bytes=parse_size(ram, "--ram") if ram else None
-    )
-    with Progress() as progress:
-        progress(f"starting {count} agents", 0, 0)
-        try:
-            agents.start()
-            addresses = {a.name: (a.host, a.port) for a in agents.agents}
+    ram_bytes = parse_size(ram, "--ram") if ram else None
+    with local.LocalAgents(model_dir, count, local.state_dir(), detached=True, ram_bytes=ram_bytes) as agents:
+        with Progress() as progress:
+            progress(f"starting {count} agents")
+            addresses = agents.start()
             made = asyncio.run(local.form_cluster(manifest, addresses, settings))
-            local.remember(record, [*agents.agents])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            ClusterFile.make(model_dir, addresses, made).write(path)
-        except BaseException:
-            agents.stop()
-            raise
-    agents.leave_running()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ClusterFile.make(model_dir, addresses, made).write(path)
+        local.remember(record, agents.agents)
+        agents.leave_running()
     for section in made.sections:
         host, port = addresses[section.board]
         click.echo(f"{section.board} {host}:{port} {section}")

@@ -34,7 +34,8 @@ class LocalAgent:
 
 
 class LocalAgents:
-    """Starts agents and ends them. As `with`, they end with the block; they also end when this process dies."""
+    """Starts agents and ends them, at the latest at the end of the `with` block or, unless `detached`, when this
+    process dies."""
 
     def __init__(self, model_dir: Path, count: int, log_dir: Path, *, detached: bool = False, ram_bytes: int | None = None):
         self._model_dir, self._count, self._log_dir = model_dir, count, log_dir
@@ -43,18 +44,13 @@ class LocalAgents:
         self.agents: list[LocalAgent] = []
 
     def __enter__(self) -> "LocalAgents":
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
         return self
 
     def __exit__(self, *exc) -> None:
         self.stop()
 
-    def start(self) -> None:
-        """Start all, wait until each listens. Raises BoardError with the last line of the log of one that doesn't."""
+    def start(self) -> dict[str, tuple[str, int]]:
+        """Start all, wait until each listens; returns their addresses by name. Raises BoardError with the last line of the log of one that doesn't."""
         self._log_dir.mkdir(parents=True, exist_ok=True)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         for i in range(self._count):
@@ -77,6 +73,7 @@ class LocalAgents:
                 )
             self._processes.append(process)
         self.agents = [self._wait(i, process) for i, process in enumerate(self._processes)]
+        return {a.name: (a.host, a.port) for a in self.agents}
 
     def stop(self) -> None:
         """End them all, and wait until they are gone."""
