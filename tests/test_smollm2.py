@@ -1,0 +1,112 @@
+"""Real SmolLM2-135M-Instruct, served by agents that are processes of their own: the tokens that transformers generates.
+
+transformers reads the GGUF file itself here: nothing of our split, our kernels or our tokenizer is in the reference.
+"""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from edgellm.checkpoint.builtin import fetch_builtin
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.checkpoint.sources import open_source
+from edgellm.checkpoint.split import split
+from edgellm.config import DEFAULT_MODEL
+from edgellm.manager.client import ClusterClient, assign, connect_all
+from edgellm.manager.local import LocalAgents
+from edgellm.manager.tokens import Tokenizer
+from edgellm.plan import Plan, Section
+from tests.fakes import ask, run
+
+NEW_TOKENS = 32
+LONG = (
+    "A lighthouse is a tower with a bright light at the top. It is built near the sea, often on rocks, and warns ships "
+    "at night. The first ones burned wood; later ones used oil, then gas, then electricity. Today most of them need "
+    "nobody to live in them, for machines keep the light."
+)
+PROMPTS = ["Why is the sky blue?", "Name three birds that cannot fly.", "What is 17 + 25?", f"Summarise: {LONG}"]
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Path:
+    return fetch_builtin(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("smollm2")
+    split(open_source(DEFAULT_MODEL), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected(gguf, model_dir) -> dict[str, tuple[list[int], list[int]]]:
+    """Prompt → (its token ids, transformers' greedy answer)."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = Tokenizer(model_dir)
+    answers = {}
+    for prompt in PROMPTS:
+        ids = tokenizer.encode_chat(prompt, None)
+        with torch.inference_mode():
+            out = model.generate(
+                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0,
+            )  # fmt: skip
+        answers[prompt] = ids, out[0, len(ids) :].tolist()
+    return answers
+
+
+@pytest.fixture(scope="module")
+def addresses(model_dir, tmp_path_factory):
+    with LocalAgents(model_dir, 5, tmp_path_factory.mktemp("logs")) as agents:
+        yield agents.start()
+
+
+def form(model_dir: Path, addresses: dict, cuts: tuple[int, ...], epoch: int) -> Plan:
+    manifest = Manifest.read(model_dir)
+    sections = tuple(Section(f"local{i}", a, b) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False), 1))
+    plan = Plan(epoch, manifest.model, manifest.sha256, 30, "throughput", 256, 4, 32, "float32", sections)
+
+    async def go():
+        boards = await connect_all({b: addresses[b] for b in plan.boards})
+        try:
+            await assign(plan, addresses, boards)
+        finally:
+            for board in boards:
+                board.close()
+
+    run(go(), 60)
+    return plan
+
+
+# One set of five processes serves all three: sections are reassigned from one case to the next.
+@pytest.mark.parametrize("epoch, cuts", [(1, (0, 14, 30)), (2, (0, 3, 20, 30)), (3, (0, 1, 9, 15, 29, 30))])
+def test_the_split_gives_the_tokens_of_one_process(model_dir, addresses, expected, epoch, cuts):
+    plan = form(model_dir, addresses, cuts, epoch)
+    assert max(len(ids) for ids, _ in expected.values()) > 2 * plan.chunk
+
+    async def go():
+        async with ClusterClient(plan, addresses) as cluster:
+            return await asyncio.gather(*(ask(cluster, ids, NEW_TOKENS) for ids, _ in expected.values()))
+
+    answers = run(go(), 100)
+    assert [[c.token for c in answer] for answer in answers] == [tokens for _, tokens in expected.values()]
+
+
+def test_the_answer_is_english_about_the_question(model_dir, expected):
+    stream = Tokenizer(model_dir).decoder()
+    text = "".join(stream.feed(token) for token in expected["Why is the sky blue?"][1])
+    assert "sky" in text and "blue" in text or "light" in text
+
+
+def test_our_tokenizer_gives_the_ids_of_transformers(gguf, model_dir):
+    theirs = transformers.AutoTokenizer.from_pretrained(model_dir)
+    ours = Tokenizer(model_dir)
+    for text in (*PROMPTS, LONG, "12345 é🐦\n\n  x = {'a': [1, 2]}", "<|im_start|>user\nhi<|im_end|>"):
+        assert ours.encode(text) == theirs(text).input_ids
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPTS[0]}]
+    rendered = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert ours.encode_chat(PROMPTS[0], "Be brief.") == rendered
