@@ -18,6 +18,10 @@ MANIFEST_NAME = "manifest.json"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _MAX_MANIFEST_BYTES = 8 << 20
+_MOST = 1 << 50  # of anything that is counted here
+_COUNTS = (
+    "num_layers", "hidden_size", "vocab_size", "max_seq_len", "activation_elements_per_token", "rope_switch_len",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,16 @@ class Manifest:
             raise ManifestError(
                 f"manifest has format {self.format}, this edgellm reads format {FORMAT}. Split the model again."
             )
-        for name in ("num_layers", "hidden_size", "vocab_size", "max_seq_len"):
-            if not (_is_int(getattr(self, name)) and getattr(self, name) > 0):
-                raise ManifestError(f"manifest: {name} is {getattr(self, name)!r}, expected a positive integer")
+        for name in ("model", "architecture", "model_type", "quantization", "source_sha256"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and len(value) <= 256 and (value.isprintable() or not value)):
+                raise ManifestError(f"manifest: {name} is {str(value)[:60]!r}, expected a short text")
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if name == "rope_switch_len" and value is None:
+                continue
+            if not (_is_int(value) and 0 < value <= _MOST):
+                raise ManifestError(f"manifest: {name} is {str(value)[:60]!r}, expected a positive integer")
         if len(self.kv_elements_per_token) != self.num_layers:
             raise ManifestError(f"manifest: {len(self.kv_elements_per_token)} KV sizes for {self.num_layers} layers")
         expected = [("embedding", None), *(("layer", i) for i in range(self.num_layers)), ("head", None)]
@@ -88,7 +99,8 @@ class Manifest:
         for entry in (*self.shards, *self.files):
             if not _SAFE_NAME.match(entry.name):
                 raise ManifestError(f"manifest: {entry.name!r} is no plain file name")
-            if not (_is_int(entry.bytes) and entry.bytes >= 0 and _SHA256.match(entry.sha256)):
+            sizes = (entry.bytes, getattr(entry, "ram_bytes", 0))
+            if not (all(_is_int(n) and 0 <= n <= _MOST for n in sizes) and _SHA256.match(entry.sha256)):
                 raise ManifestError(f"manifest: {entry.name} has a bad size or SHA-256")
 
     @property
@@ -198,6 +210,6 @@ def _is_int(value) -> bool:
 
 
 def _ints(values) -> list[int]:
-    if not isinstance(values, list) or not all(_is_int(v) and v >= 0 for v in values):
+    if not isinstance(values, list) or not all(_is_int(v) and 0 <= v <= _MOST for v in values):
         raise TypeError(f"expected a list of integers, got {str(values)[:60]}")
     return values
