@@ -83,7 +83,8 @@ class Result:
             worst = max(self.layers, key=lambda x: x.difference)
             lines.append(f"layers   equal, all {len(self.layers)}; the most is {worst.difference:.1e} at {worst.layer}")
         else:
-            lines.append(f"layers   the first that differs is {layer.layer} on board {layer.board}: {layer.difference:.1e}")
+            where = f"{layer.layer} on board {layer.board}"
+            lines.append(f"layers   the first that differs is {where}: {layer.difference:.1e} of its norm")
         return "\n".join(lines)
 
 

@@ -83,7 +83,7 @@ class Asker:
         if self.manifest.sha256 != plan.manifest_sha256:
             raise ClusterError(
                 f"{model_dir} holds {self.manifest.model} ({self.manifest.sha256[:12]}…), the cluster serves "
-                f"{plan.model} ({plan.manifest_sha256[:12]}…). Deploy again, or point the cluster file to the right model."
+                f"{plan.model} ({plan.manifest_sha256[:12]}…). Deploy again, or use the cluster file of this model."
             )
         self.plan = plan
         self.tokenizer = Tokenizer(model_dir)

@@ -37,7 +37,9 @@ class LocalAgents:
     """Starts agents and ends them, at the latest at the end of the `with` block or, unless `detached`, when this
     process dies."""
 
-    def __init__(self, model_dir: Path, count: int, log_dir: Path, *, detached: bool = False, ram_bytes: int | None = None):
+    def __init__(
+        self, model_dir: Path, count: int, log_dir: Path, *, detached: bool = False, ram_bytes: int | None = None
+    ):
         self._model_dir, self._count, self._log_dir = model_dir, count, log_dir
         self._detached, self._ram_bytes = detached, ram_bytes
         self._processes: list[subprocess.Popen] = []
@@ -50,7 +52,10 @@ class LocalAgents:
         self.stop()
 
     def start(self) -> dict[str, tuple[str, int]]:
-        """Start all, wait until each listens; returns their addresses by name. Raises BoardError with the last line of the log of one that doesn't."""
+        """Start all, wait until each listens; returns their addresses by name.
+
+        Raises BoardError with the last line of the log of one that doesn't start.
+        """
         self._log_dir.mkdir(parents=True, exist_ok=True)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         for i in range(self._count):

@@ -16,7 +16,7 @@ class Tokenizer:
     def __init__(self, folder: Path):
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise ClusterError(f"{path} is missing: the model was split without a tokenizer. Split a source that has one.")
+            raise ClusterError(f"{path} is missing: the model was split without one. Split a source that has one.")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as e:  # the library raises plain Exception for whatever it can't parse
@@ -52,7 +52,8 @@ class Tokenizer:
                 messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._special_tokens()
             )
         except jinja2.TemplateError as e:
-            raise UsageError(f"the model's chat template refuses this prompt: {e}. Try it without --system or with --raw.")
+            reason = f"the model's chat template refuses this prompt: {e}"
+            raise UsageError(f"{reason}. Try it without --system or with --raw.") from None
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decoder(self) -> "TextStream":

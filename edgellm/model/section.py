@@ -135,14 +135,19 @@ class Section:
     def trace(self, x: torch.Tensor, slot: KVSlot | int) -> torch.Tensor:
         """What each of the section's layers makes of a whole sequence: float32 [layers, tokens, hidden_size].
 
-        x as in `forward`, from position 0 on; `slot` is overwritten, and may be a length to make one of.
+        x as in `forward`, from position 0 on; `slot` is overwritten, and may be a length to make one of. The first half
+        runs as one chunk and the rest token by token, so that both ways of computing show in the result.
         """
         slot = self.new_slot(slot) if isinstance(slot, int) else slot
-        layers, self._outputs = find_layers(self.model)[1], []
-        hooks = [layers[i].register_forward_hook(self._note_output, prepend=True) for i in range(self.start, self.end)]
+        modules, self._outputs = find_layers(self.model)[1], []
+        hooks = [modules[i].register_forward_hook(self._note_output, prepend=True) for i in range(self.start, self.end)]
         try:
-            self.forward(x, 0, slot, x.shape[0], False)
-            return torch.stack(self._outputs)
+            tokens = x.shape[0]
+            starts = [0, *range(max(1, tokens // 2), tokens)]
+            for start, end in zip(starts, [*starts[1:], tokens], strict=True):
+                self.forward(x[start:end], start, slot, tokens, False)
+            layers = self.end - self.start
+            return torch.stack([torch.cat(self._outputs[i::layers]) for i in range(layers)])
         finally:
             self._outputs = None
             for hook in hooks:

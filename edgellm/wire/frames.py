@@ -63,4 +63,5 @@ class FrameReader:
         if self._type is not None:
             raise RemoteProtocolError(f"stream ends after {len(self._buffer)} bytes of a body, expected {self._need}")
         if self._buffer:
-            raise RemoteProtocolError(f"stream ends after {len(self._buffer)} bytes of a prefix, expected {PREFIX.size}")
+            found = len(self._buffer)
+            raise RemoteProtocolError(f"stream ends after {found} bytes of a prefix, expected {PREFIX.size}")

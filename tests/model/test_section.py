@@ -96,7 +96,8 @@ def test_trace_gives_every_layers_output(llama, sections):
     got = torch.cat([first, second])
     for i in range(4):  # transformers gives the last one after the final norm only
         assert torch.allclose(got[i], expected[i + 1][0], rtol=1e-3, atol=1e-3)
-    assert torch.allclose(sections[0].forward(x, 0, sections[0].new_slot(32), 20, False), first[-1])
+    whole = sections[0].forward(x, 0, sections[0].new_slot(32), 20, False)
+    assert torch.allclose(whole, first[-1], rtol=1e-4, atol=1e-4)  # the trace computes half of it token by token
 
 
 def test_half_precision_kv_takes_half_the_memory_and_says_much_the_same(sections):
