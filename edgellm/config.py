@@ -1,6 +1,6 @@
 """Defaults that more than one room uses, and how an answer is to be sampled."""
 
-import math
+import reprlib
 from dataclasses import asdict, dataclass, fields
 
 from edgellm.errors import UsageError
@@ -20,6 +20,7 @@ WRITE_TIMEOUT_S = 20.0  # a peer that reads nothing for so long is gone
 PING_EVERY_S = 1.0
 PONG_TIMEOUT_S = 5.0  # a board that answers no ping for so long is dead or hangs
 MANAGER_SILENCE_S = 30.0  # a manager that says nothing for so long is gone
+BOARD_SILENCE_S = 600.0  # a board that sends no step for so long dials again when it has one
 STEP_TIMEOUT_S = 180.0  # a board that is asked to work and finishes no step for so long hangs
 
 
@@ -41,7 +42,7 @@ class Sampling:
         _check("repeat-penalty", self.repeat_penalty, 0.01, 100.0)
         for name, value, most in (("top-k", self.top_k, 1 << 31), ("seed", self.seed, (1 << 63) - 1)):
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-                raise UsageError(f"{name} is {value!r}, expected a whole number from 0 to {most}")
+                raise UsageError(f"{name} is {reprlib.repr(value)}, expected a whole number from 0 to {most}")
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -57,5 +58,6 @@ class Sampling:
 
 def _check(name: str, value, low: float, high: float) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:
-        raise UsageError(f"{name} is {value!r}, expected a number from {low:g} to {high:g}")
+    # The comparison is false for NaN, and never turns a huge integer into a float.
+    if not number or not low <= value <= high:
+        raise UsageError(f"{name} is {reprlib.repr(value)}, expected a number from {low:g} to {high:g}")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import reprlib
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from edgellm.agent import measure
 from edgellm.agent.load import load_section, set_threads
 from edgellm.agent.stage import Stage
 from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import MANAGER_SILENCE_S
+from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S
 from edgellm.errors import EdgellmError, ManifestError, PlanError
 from edgellm.plan import Plan, SectionNeed, section_need
 from edgellm.wire import messages as m
@@ -95,9 +96,11 @@ class Agent:
     def _make_peer(self) -> Peer:
         protocol = Protocol(m.Hello("board", self.options.name), dials=False, max_step_bytes=self._step_bytes())
         peer = Peer(protocol, self._message, self._lost)
-        while len(self._strangers) >= _MAX_STRANGERS:
-            next(iter(self._strangers)).refuse("too many connections without a hello")
         self._strangers[peer] = None
+        if len(self._strangers) > _MAX_STRANGERS:
+            self._know_greeted()
+        for oldest in list(self._strangers)[:-_MAX_STRANGERS]:
+            oldest.refuse("too many connections without a hello")
         return peer
 
     def _greeted(self, peer: Peer) -> bool:
@@ -112,22 +115,28 @@ class Agent:
     def _lost(self, peer: Peer, reason: str) -> None:
         self._strangers.pop(peer, None)
         self._peers.discard(peer)
-        level = logging.DEBUG if reason.startswith("closed by") else logging.WARNING
-        log.log(level, "connection of %s ended: %s", peer.name, reason)
+        if peer.protocol.peer is None:
+            log.info("connection of %s ended: %s before a hello", peer.name, reason)
+        else:
+            level = logging.DEBUG if reason.startswith("closed by") else logging.WARNING
+            log.log(level, "connection of %s (%s) ended: %s", peer.name, peer.address, reason)
         if self.stage is not None:
             self.stage.manager_lost(peer)
 
     async def _sweep(self) -> None:
-        """Managers that fell silent (asleep, unplugged) give their slots back; greeted peers stop being strangers."""
+        """Peers that fell silent (asleep, unplugged) are let go, with what they hold; greeted ones are strangers no more."""
         while True:
             await asyncio.sleep(1.0)
             now = asyncio.get_running_loop().time()
             for peer in list(self._peers):
-                if peer.protocol.peer.role == "manager" and now - peer.last_heard_s > MANAGER_SILENCE_S:
-                    peer.refuse(f"silent for {MANAGER_SILENCE_S:g} s")
-            for peer in list(self._strangers):
-                if peer.protocol.peer is not None:
-                    self._greeted(peer)
+                patience_s = MANAGER_SILENCE_S if peer.protocol.peer.role == "manager" else BOARD_SILENCE_S
+                if now - peer.last_heard_s > patience_s:
+                    peer.refuse(f"silent for {patience_s:g} s")
+            self._know_greeted()
+
+    def _know_greeted(self) -> None:
+        for peer in [p for p in self._strangers if p.protocol.peer is not None]:
+            self._greeted(peer)
 
     # Messages
 
@@ -221,7 +230,7 @@ class Agent:
             except EdgellmError as e:
                 error = str(e)
                 log.warning("refused a section: %s", error)
-            except (OSError, MemoryError, RuntimeError) as e:
+            except Exception as e:  # whatever loading raises: the manager waits for an answer
                 error = f"{type(e).__name__}: {e}"
                 log.exception("could not load a section")
         peer.send(m.Assigned({"error": error, "epoch": self.stage.epoch if self.stage else None}))
@@ -230,7 +239,8 @@ class Agent:
         plan = Plan.from_dict(content.get("plan"))
         addresses = content.get("addresses")
         if content.get("board") != self.options.name:
-            raise PlanError(f"this is board {self.options.name}, the plan was sent for {content.get('board')!r}")
+            other = reprlib.repr(content.get("board"))
+            raise PlanError(f"this is board {self.options.name}, the plan was sent for {other}")
         if plan.manifest_sha256 != self.manifest.sha256 or plan.num_layers != self.manifest.num_layers:
             raise ManifestError(
                 f"board {self.options.name} has the shards of {self.manifest.model} ({self.manifest.sha256[:12]}…), "
@@ -246,7 +256,7 @@ class Agent:
                 case [str(host), int(port)] if 0 < port < 1 << 16:
                     parsed[board] = (host, port)
                 case other:
-                    raise PlanError(f"the plan came with address {other!r} for board {board}")
+                    raise PlanError(f"the plan came with address {reprlib.repr(other)} for board {board}")
         return plan, parsed
 
     async def _take(self, plan: Plan, addresses: dict) -> None:

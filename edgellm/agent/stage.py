@@ -5,6 +5,7 @@ All of it runs in the event loop; only `_deliver` is called by the engine's thre
 
 import asyncio
 import logging
+import reprlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,7 @@ class Stage:
         self._rope_switch_len = rope_switch_len
         self._sequences: dict[int, _Sequence] = {}
         self._paused: set[Peer] = set()
+        self._tasks: set[asyncio.Task] = set()
         self._loop = asyncio.get_running_loop()
         me = m.Hello("board", board)
         self._next = self._first = None
@@ -114,6 +116,13 @@ class Stage:
         x = np.frombuffer(message.data, dtype).reshape(message.count, -1)
         x = x[:, 0].astype(np.int64) if self.is_first else x.astype(np.float32)
         start = self.plan.section_of(self.board).start
+        width = 1 if self.is_first else self.section.hidden_size
+        if len(message.data) != 4 * width * message.count:
+            peer.refuse(f"trace of {message.count} tokens with {len(message.data)} bytes; expected {4 * width} a token")
+            return
+        if self.is_first and int(x.max()) >= self.section.vocab_size:
+            peer.refuse(f"trace of token id {int(x.max())}; the vocabulary has {self.section.vocab_size}")
+            return
         if message.count > self.plan.context or message.layer != start:
             peer.refuse(f"trace of {message.count} tokens from layer {message.layer}; "
                         f"a slot holds {self.plan.context}, the section starts at layer {start}")  # fmt: skip
@@ -180,17 +189,19 @@ class Stage:
         options = message.options
         try:
             sampling = Sampling.from_dict(options.get("sampling", {}))
-            max_tokens, eos = options["max_tokens"], frozenset(options.get("eos", ()))
         except (KeyError, TypeError) as e:
             raise UsageError(f"open: bad options ({e})") from None
-        if not isinstance(max_tokens, int) or max_tokens < 1:
-            raise UsageError(f"open: max_tokens is {max_tokens!r}, expected at least 1")
+        max_tokens, eos = options.get("max_tokens"), options.get("eos", [])
+        if type(max_tokens) is not int or max_tokens < 1:
+            raise UsageError(f"open: max_tokens is {reprlib.repr(max_tokens)}, expected a number from 1")
+        if not isinstance(eos, list) or any(type(i) is not int for i in eos):
+            raise UsageError(f"open: eos is {reprlib.repr(eos)}, expected a list of token ids")
         if (self.is_first or self.is_last) and not 1 <= len(message.ids) <= self.plan.context:
             raise UsageError(f"a prompt of {len(message.ids)} tokens; a slot holds 1 to {self.plan.context}")
         if any(i >= self.section.vocab_size for i in message.ids):
             raise UsageError(f"token id {max(message.ids)}; the vocabulary has {self.section.vocab_size}")
         return _Sequence(
-            message.seq_id, peer, list(message.ids), len(message.ids), max_tokens, eos, sampling,
+            message.seq_id, peer, list(message.ids), len(message.ids), max_tokens, frozenset(eos), sampling,
             options.get("logits") is True,
         )  # fmt: skip
 
@@ -239,7 +250,10 @@ class Stage:
         elif not self.is_last:
             self._push(sequence, step, result)
         elif result is not None:
-            self._chosen(sequence, step.end, result, logits)
+            if sequence.logits and sequence.owner.congested:
+                self._waiting_for_owner(sequence, step.end, result, logits)
+            else:
+                self._chosen(sequence, step.end, result, logits)
 
     def _push(self, sequence: _Sequence, step: Step, result: np.ndarray) -> None:
         before = self._next.sent_bytes
@@ -277,6 +291,18 @@ class Stage:
             data = logits.astype("<f4").tobytes()
             sequence.owner.send(m.Logits(self.epoch, sequence.seq_id, position, data))
         sequence.owner.send(message)
+
+    def _waiting_for_owner(self, *chosen) -> None:
+        """Logits are large: a manager that doesn't read them gets no more, and its sequence waits."""
+
+        async def wait(sequence, *rest):
+            await sequence.owner.drain()
+            if self._sequences.get(sequence.seq_id) is sequence:
+                self._chosen(sequence, *rest)
+
+        task = asyncio.create_task(wait(*chosen))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _drop(self, seq_id: int) -> dict:
         sequence = self._sequences.pop(seq_id, None)

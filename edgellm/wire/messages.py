@@ -41,6 +41,11 @@ def _text(message: str, raw: bytes) -> str:
         raise RemoteProtocolError(f"{message}: text is no UTF-8") from None
 
 
+def _cut(text: str, limit: int) -> bytes:
+    """UTF-8 of at most `limit` bytes, whole characters only."""
+    return text.encode(errors="backslashreplace")[:limit].decode(errors="ignore").encode()
+
+
 def _object(message: str, raw: bytes) -> dict:
     try:
         content = json.loads(raw)
@@ -79,8 +84,10 @@ class Hello:
             )
         content = _object("hello", body[6:])
         role, name = content.get("role"), content.get("name")
-        if role not in ("manager", "board") or not isinstance(name, str) or len(name) > 256:
-            raise RemoteProtocolError("hello: role must be manager or board, name a string of at most 256 characters")
+        if role not in ("manager", "board"):
+            raise RemoteProtocolError("hello: role must be manager or board")
+        if not isinstance(name, str) or len(name) > 256 or not name.isprintable():  # it goes into logs
+            raise RemoteProtocolError("hello: name must be at most 256 printable characters")
         return cls(role, name, version)
 
 
@@ -93,7 +100,7 @@ class Refuse:
     reason: str
 
     def encode(self) -> bytes:
-        return self.reason.encode()[: self.LIMIT]
+        return _cut(self.reason, self.LIMIT)
 
     @classmethod
     def decode(cls, body: bytes) -> "Refuse":
@@ -348,7 +355,7 @@ class Failed:
     reason: str
 
     def encode(self) -> bytes:
-        return (_FAILED.pack(self.epoch, self.seq_id, self.code) + self.reason.encode())[: self.LIMIT]
+        return _FAILED.pack(self.epoch, self.seq_id, self.code) + _cut(self.reason, self.LIMIT - _FAILED.size)
 
     @classmethod
     def decode(cls, body: bytes) -> "Failed":

@@ -7,12 +7,15 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
 
 from edgellm.config import CONNECT_TIMEOUT_S, FRAME_TIMEOUT_S, HELLO_TIMEOUT_S, WRITE_TIMEOUT_S
 from edgellm.errors import BoardError, LocalProtocolError, RemoteProtocolError
 from edgellm.wire.messages import Hello, Refuse
 from edgellm.wire.protocol import Protocol
+
+_TURN = 16  # messages that a peer who dialled us gets answered before others have their turn
 
 
 class Peer(asyncio.Protocol):
@@ -38,12 +41,17 @@ class Peer(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._can_write = asyncio.Event()
         self._can_write.set()
+        self._received: deque = deque()
+        self._holds: set[str] = set()  # why nothing is read just now
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     # asyncio's side
 
     def connection_made(self, transport) -> None:
         self._transport = transport
+        if self.lost is not None:  # given up before it stood
+            self._hang_up()
+            return
         transport.set_write_buffer_limits(high=1 << 20)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -68,16 +76,11 @@ class Peer(asyncio.Protocol):
             self._disarm("hello")
             self._flush()
             self.ready.set_result(self)
-        if self.protocol.partial:
-            self._arm("frame", FRAME_TIMEOUT_S, f"half a frame, and no more of it within {FRAME_TIMEOUT_S:g} s")
-        else:
-            self._disarm("frame")
-        for message in messages:
-            if isinstance(message, Refuse):
-                self._end(f"refused: {message.reason}")
-                return
-            if not isinstance(message, Hello):
-                self._on_message(self, message)
+        if messages:
+            self._disarm("frame")  # the time is a frame's own
+        self._time_frame()
+        self._received.extend(messages)
+        self._hand_over()
 
     def eof_received(self) -> None:
         try:
@@ -91,11 +94,16 @@ class Peer(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._can_write.clear()
+        if not self.protocol.dials:
+            self._hold("write")  # it gets no more answers before it has read these
         self._arm("write", WRITE_TIMEOUT_S, f"reads nothing for {WRITE_TIMEOUT_S:g} s")
 
     def resume_writing(self) -> None:
         self._can_write.set()
         self._disarm("write")
+        self._release("write")
+        if self._received:
+            asyncio.get_running_loop().call_soon(self._hand_over)
 
     # ours
 
@@ -120,13 +128,10 @@ class Peer(asyncio.Protocol):
         await self._can_write.wait()
 
     def pause_reading(self) -> None:
-        if self.lost is None:
-            self._transport.pause_reading()
-            self._disarm("frame")
+        self._hold("owner")
 
     def resume_reading(self) -> None:
-        if self.lost is None:
-            self._transport.resume_reading()
+        self._release("owner")
 
     def refuse(self, reason: str) -> None:
         """Tell the peer why, in a sentence, and close."""
@@ -135,6 +140,44 @@ class Peer(asyncio.Protocol):
 
     def close(self) -> None:
         self._end("closed by us")
+
+    def _hand_over(self) -> None:
+        """Messages to the owner. One who dialled us gets a few at a time, so that others have their turn, and none
+        while our answers to it lie unread."""
+        for _ in range(len(self._received) if self.protocol.dials else _TURN):
+            if self.lost is not None:  # by what the last message led to: those behind it count no more
+                self._received.clear()
+            if not self._received or "write" in self._holds:
+                break
+            message = self._received.popleft()
+            if isinstance(message, Refuse):
+                self._end(f"refused: {message.reason}")
+            elif not isinstance(message, Hello):
+                self._on_message(self, message)
+        if self._received and "write" not in self._holds:
+            self._hold("turn")
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        else:
+            self._release("turn")
+
+    def _hold(self, why: str) -> None:
+        if self.lost is None:
+            self._holds.add(why)
+            self._transport.pause_reading()
+            self._disarm("frame")
+
+    def _release(self, why: str) -> None:
+        if why in self._holds:
+            self._holds.remove(why)
+            if not self._holds and self.lost is None:
+                self._transport.resume_reading()
+                self._time_frame()
+
+    def _time_frame(self) -> None:
+        if self.protocol.partial:
+            self._arm("frame", FRAME_TIMEOUT_S, f"half a frame, and no more of it within {FRAME_TIMEOUT_S:g} s")
+        else:
+            self._disarm("frame")
 
     def _flush(self) -> None:
         data = self.protocol.data_to_send()
@@ -148,17 +191,21 @@ class Peer(asyncio.Protocol):
         self.lost = reason
         for name in list(self._timers):
             self._disarm(name)
+        if self._transport is not None:
+            self._hang_up()
+        self._can_write.set()
+        if not self.ready.done():
+            self.ready.set_exception(RemoteProtocolError(reason))
+            self.ready.exception()  # seen: whoever awaits `ready` still gets it
+        self._on_lost(self, reason)
+
+    def _hang_up(self) -> None:
         if not self._transport.is_closing():
             self._flush()
             if self.congested:
                 self._transport.abort()
             else:
                 self._transport.close()
-        self._can_write.set()
-        if not self.ready.done():
-            self.ready.set_exception(RemoteProtocolError(reason))
-            self.ready.exception()  # seen: whoever awaits `ready` still gets it
-        self._on_lost(self, reason)
 
     def _arm(self, name: str, seconds: float, reason: str) -> None:
         if name not in self._timers:
@@ -197,6 +244,8 @@ async def connect(
             return await peer.ready
     except TimeoutError:
         reason = f"no answer within {timeout_s:g} s"
+    except ValueError:  # a host that can't even be looked up
+        reason = "the name is not known"
     except OSError as e:
         reason = (e.strerror or str(e)).lower() if not isinstance(e, socket.gaierror) else "the name is not known"
         reason = "connection refused, is its agent running?" if isinstance(e, ConnectionRefusedError) else reason

@@ -30,7 +30,7 @@ class Protocol:
         self.peer: m.Hello | None = None
         self.closed = False
         self.max_step_bytes = max_step_bytes
-        self._me, self._dials = me, dials
+        self._me, self.dials = me, dials
         self._reader = FrameReader(self._limit_of)
         self._out: list[bytes] = []
         if dials:
@@ -89,20 +89,20 @@ class Protocol:
     def _greet(self, message) -> None:
         if isinstance(message, m.Refuse):
             return  # by whoever listens, instead of a hello
-        if self._dials and message.role != "board":
+        if self.dials and message.role != "board":
             raise RemoteProtocolError(f"hello from a {message.role} where a board is to listen")
         self.peer = message
-        if not self._dials:
+        if not self.dials:
             self._out.append(m.encode(self._me))
 
     def _sendable(self) -> tuple:
-        return _allowed(self._me.role, self.peer.role, not self._dials)
+        return _allowed(self._me.role, self.peer.role, not self.dials)
 
     def _limit_of(self, type_: int) -> int:
         if self.peer is None:
-            allowed = (m.Hello, m.Refuse) if self._dials else (m.Hello,)
+            allowed = (m.Hello, m.Refuse) if self.dials else (m.Hello,)
         else:
-            allowed = _allowed(self.peer.role, self._me.role, self._dials)
+            allowed = _allowed(self.peer.role, self._me.role, self.dials)
         message = m.BY_TYPE.get(type_)
         if message not in allowed:
             state = "before a hello" if self.peer is None else f"from a {self.peer.role}"
