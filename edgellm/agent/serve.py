@@ -124,7 +124,7 @@ class Agent:
             self.stage.manager_lost(peer)
 
     async def _sweep(self) -> None:
-        """Peers that fell silent (asleep, unplugged) are let go, with what they hold; greeted ones are strangers no more."""
+        """Peers that fell silent (asleep, unplugged) are let go; greeted ones are strangers no more."""
         while True:
             await asyncio.sleep(1.0)
             now = asyncio.get_running_loop().time()
