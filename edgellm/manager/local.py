@@ -35,13 +35,14 @@ class LocalAgent:
 
 class LocalAgents:
     """Starts agents and ends them, at the latest at the end of the `with` block or, unless `detached`, when this
-    process dies."""
+    process dies. `prefix(name)` gives words to put before an agent's command, to run it under a limit."""
 
     def __init__(
-        self, model_dir: Path, count: int, log_dir: Path, *, detached: bool = False, ram_bytes: int | None = None
-    ):
+        self, model_dir: Path, count: int, log_dir: Path, *, detached: bool = False, ram_bytes: int | None = None,
+        prefix: Callable[[str], list[str]] = lambda name: [],
+    ):  # fmt: skip
         self._model_dir, self._count, self._log_dir = model_dir, count, log_dir
-        self._detached, self._ram_bytes = detached, ram_bytes
+        self._detached, self._ram_bytes, self._prefix = detached, ram_bytes, prefix
         self._processes: list[subprocess.Popen] = []
         self.agents: list[LocalAgent] = []
 
@@ -61,8 +62,9 @@ class LocalAgents:
         for i in range(self._count):
             name = f"local{i + 1}"
             command = [
-                sys.executable, "-m", "edgellm", "agent", "--shards", str(self._model_dir), "--listen", "127.0.0.1:0",
-                "--name", name, "--threads", str(max(1, cores // self._count)), "--announce",
+                *self._prefix(name), sys.executable, "-m", "edgellm", "agent",
+                "--shards", str(self._model_dir), "--listen", "127.0.0.1:0", "--name", name,
+                "--threads", str(max(1, cores // self._count)), "--announce",
             ]  # fmt: skip
             if self._ram_bytes:
                 command += ["--ram", f"{self._ram_bytes}B"]
@@ -123,17 +125,21 @@ class LocalAgents:
 
 
 async def form_cluster(
-    manifest: Manifest, addresses: dict[str, tuple[str, int]], settings: Settings, epoch: int = 1
-) -> Plan:
-    """Ask the agents what they offer, plan, and have them load their sections. Raises PlanError or BoardError."""
+    manifest: Manifest, addresses: dict[str, tuple[str, int]], settings: Settings, epoch: int = 1, *,
+    shared_ram: bool = True,
+) -> Plan:  # fmt: skip
+    """Ask the agents what they offer, plan, and have them load their sections. Raises PlanError or BoardError.
+
+    Agents of one machine share its RAM, so that each can only count on its part: not so (`shared_ram` False) where
+    each offers RAM of its own.
+    """
     boards = await connect_all(addresses)
     try:
         capacities = []
         for board in boards:
             told = await status(board)
             capacities.append(Capacity.from_dict(told["capacity"]))
-        # Agents of one machine share its RAM: each can only count on its part.
-        if len({host for host, _ in addresses.values()}) == 1 and len(boards) > 1:
+        if shared_ram and len({host for host, _ in addresses.values()}) == 1 and len(boards) > 1:
             capacities = [_share(c, len(boards)) for c in capacities]
         plan = make_plan(manifest, capacities, settings, epoch)
         await assign(plan, addresses, boards)
