@@ -1,0 +1,312 @@
+"""What docs/ says about bytes, numbers and names is what the code does."""
+
+import importlib
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgellm.checkpoint.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
+from edgellm.checkpoint.shard import Entry, make_plan
+from edgellm.checkpoint.tensors import BLOCK, BLOCK_BYTES, stored_bytes
+from edgellm.config import Sampling
+from edgellm.manager.client import ClusterClient, connect_all, status
+from edgellm.model.packed import pack, unpack
+from edgellm.plan import Capacity, Plan
+from edgellm.wire import messages as m
+from edgellm.wire import protocol
+from edgellm.wire.frames import FrameReader
+from tests.fakes import Boards, ask, run
+
+DOCS = Path(__file__).parent.parent / "docs"
+WIRE, SHARDS = (DOCS / "wire.md").read_text(), (DOCS / "shards.md").read_text()
+_HEX_LINE = re.compile(r"([0-9a-f]{2}(?: [0-9a-f]{2})*)(?:  .*)?\Z")
+
+
+def tables(text: str) -> list[list[dict[str, str]]]:
+    """Every table of a page, as rows by column."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        head, _, *rows = ([c.strip().strip("`") for c in line.strip("|\n").split("|")] for line in block.splitlines())
+        assert all(len(row) == len(head) for row in rows), block
+        found.append([dict(zip(head, row, strict=True)) for row in rows])
+    return found
+
+
+def table(text: str, *columns: str) -> list[dict[str, str]]:
+    """The one table that has these columns first."""
+    (found,) = [t for t in tables(text) if tuple(t[0])[: len(columns)] == columns]
+    return found
+
+
+def names(text: str, column: str) -> set[str]:
+    return {row[column].strip("`") for row in table(text, column)}
+
+
+def blocks(text: str, kind: str) -> list[list[str]]:
+    """The lines of each fenced block of this kind."""
+    return [body.splitlines() for body in re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)]
+
+
+def hex_bytes(lines: list[str]) -> bytes:
+    """The bytes of lines that are hex pairs and, after two spaces, words."""
+    return b"".join(bytes.fromhex(_HEX_LINE.match(line)[1]) for line in lines)
+
+
+def section(message: type) -> str:
+    """What wire.md says of a message."""
+    (found,) = re.findall(rf"^### {message.__name__} \({message.TYPE}\)\n(.*?)(?=^##)", WIRE, re.M | re.S)
+    return found
+
+
+def constant(path: str):
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(f"edgellm.{module}"), name)
+
+
+# docs/wire.md
+
+
+def test_the_table_of_messages_is_complete_with_numbers_and_limits():
+    listed = [(int(r["type"]), r["message"], int(r["largest body, bytes"])) for r in table(WIRE, "type", "message")]
+    assert listed == [(x.TYPE, x.__name__, x.LIMIT) for x in sorted(m.MESSAGES, key=lambda x: x.TYPE)]
+
+
+def test_who_may_send_what():
+    listed = [{getattr(m, n) for n in r["messages"].split(", ")} for r in table(WIRE, "sender", "receiver")]
+    assert listed == [
+        set(protocol._FROM_MANAGER), set(protocol._FROM_BOARD_TO_MANAGER), set(protocol._FROM_DIALLING_BOARD),
+        set(protocol._FROM_LISTENING_BOARD),
+    ]  # fmt: skip
+
+
+def example(message: type) -> tuple[dict, bytes]:
+    (lines,) = blocks(section(message), "hex")
+    name, _, content = lines[0].removeprefix("# ").partition(" ")
+    assert name == message.__name__
+    return json.loads(content), hex_bytes(lines[1:])
+
+
+@pytest.mark.parametrize("message", m.MESSAGES, ids=lambda x: x.__name__)
+def test_the_hex_examples_are_these_messages(message):
+    content, raw = example(message)
+    ((type_, body),) = FrameReader(lambda type_: m.BY_TYPE[type_].LIMIT).feed(raw)
+    decoded = m.BY_TYPE[type_].decode(body)
+    assert type(decoded) is message
+    plain = {k: v.hex() if isinstance(v, bytes) else list(v) if isinstance(v, tuple) else v
+             for k, v in vars(decoded).items()}  # fmt: skip
+    assert plain == content
+    assert m.encode(decoded) == raw
+
+
+@pytest.mark.parametrize("message", m.MESSAGES, ids=lambda x: x.__name__)
+def test_field_tables_have_no_gaps_and_the_sizes_of_the_structs(message):
+    if message is m.AskStatus:
+        assert "No body" in section(message)
+        return
+    rows, at = [r for t in tables(section(message)) if tuple(t[0])[0] == "offset" for r in t], 0
+    for row in rows:
+        assert row["offset"].isdigit() is (at is not None), row
+        assert at is None or int(row["offset"]) == at, row
+        fixed = row["size"].isdigit()
+        bits = re.match(r"u(\d+)", row["type"])
+        assert not fixed or not bits or int(bits[1]) == 8 * int(row["size"]), row
+        at = at + int(row["size"]) if fixed and at is not None else None
+    sizes = {
+        m.Open: m._OPEN, m.Opened: m._SEQUENCE, m.Close: m._SEQUENCE, m.Closed: m._SEQUENCE, m.Hidden: m._HIDDEN,
+        m.Token: m._TOKEN, m.Failed: m._FAILED, m.Logits: m._LOGITS, m.Trace: m._TRACE, m.Traced: m._TRACE,
+    }  # fmt: skip
+    fixed = sum(int(r["size"]) for r in rows if r["size"].isdigit())
+    if message in sizes:
+        assert fixed == sizes[message].size
+    elif all(r["size"].isdigit() for r in rows):
+        assert fixed == message.LIMIT
+
+
+def test_field_names_are_the_dataclasses_own():
+    for message in (m.Ping, m.Pong, m.Open, m.Opened, m.Hidden, m.Token, m.Failed, m.Logits, m.Trace):
+        listed = [r["field"] for r in table(section(message), "offset")]
+        own = {f.name for f in fields(message)}
+        assert set(listed) - {"padding", "options_bytes", "count"} == own - {"count"}, message
+
+
+def test_finish_reasons_and_failure_codes():
+    assert [(int(r["finish"]), r["name"]) for r in table(WIRE, "finish", "name")] == list(enumerate(m.FINISH))
+    assert [(int(r["code"]), r["name"]) for r in table(WIRE, "code", "name")] == list(enumerate(m.FAILURES))
+
+
+def test_version_and_its_refusal():
+    assert f"This is wire version {m.VERSION}." in WIRE
+    with pytest.raises(m.RemoteProtocolError) as e:
+        m.Hello.decode(m.Hello("manager", "pc", version=9).encode())
+    assert f"    {e.value}\n" in WIRE
+
+
+def test_the_constants_of_time_and_limits():
+    rows = [(r["constant"], r["seconds"]) for r in table(WIRE, "phase", "constant")]
+    rows += [(r["constant"], r["value"]) for r in table(WIRE, "what", "constant")]
+    assert len(rows) >= 15
+    for path, value in rows:
+        assert constant(path) == float(value), path
+    own = {n for n in vars(importlib.import_module("edgellm.config")) if n.endswith("_S")}
+    assert {p.removeprefix("config.") for p, _ in rows if p.startswith("config.")} == own
+
+
+def test_bytes_of_a_decoded_token():
+    hidden = m.encode(m.Hidden(1, 2, 3, 1, 4, True, bytes(4 * 576)))
+    overhead, token = re.search(r"`4 \* hidden_size \+ (\d+)` bytes:.*?Token of (\d+) bytes", WIRE, re.S).groups()
+    assert len(hidden) - 4 * 576 == int(overhead) and len(m.encode(m.Token(1, 2, 3, 4))) == int(token)
+    assert f"max(chunk, context) + {m.Hidden.OVERHEAD}`" in WIRE
+
+
+def test_sampling_fields_defaults_and_ranges():
+    rows = table(WIRE, "field of sampling")
+    assert {r["field of sampling"]: type(getattr(Sampling(), r["field of sampling"]))(r["default"]) for r in rows} == (
+        Sampling().to_dict()
+    )
+    for row in rows:
+        name, kind = row["field of sampling"], {"number": float, "integer": int}[row["type"]]
+        low, high = (kind(x) for x in row["range"].split(";")[0].split(" to "))
+        assert Sampling(**{name: low}) and Sampling(**{name: high})
+        for beyond in (low - (1 if kind is int else 1e-6), high + (1 if kind is int else 1e-6)):
+            with pytest.raises(Exception, match=name.replace("_", "-")):
+                Sampling(**{name: beyond})
+
+
+def philox(seed: int, position: int) -> float:
+    """The random number as docs/wire.md describes it, without NumPy."""
+    mask, counter, key = (1 << 64) - 1, [position + 1, 0, 0, 0], [seed, 0]
+    for _ in range(10):
+        a, b = 0xD2E7470EE14C6C93 * counter[0], 0xCA5A826395121157 * counter[2]
+        counter = [b >> 64 ^ counter[1] ^ key[0], b & mask, a >> 64 ^ counter[3] ^ key[1], a & mask]
+        key = [key[0] + 0x9E3779B97F4A7C15 & mask, key[1] + 0xBB67AE8584CAA73B & mask]
+    return (counter[0] >> 11) * 2.0**-53
+
+
+def test_random_numbers_of_seed_and_position():
+    from edgellm.model.sampling import _uniform
+
+    rows = table(WIRE, "seed", "position")
+    assert len(rows) == 4
+    for row in rows:
+        arguments = int(row["seed"]), int(row["position"])
+        assert _uniform(*arguments) == float(row["u"]) == philox(*arguments)
+
+
+def test_a_token_is_drawn_as_the_steps_say():
+    from edgellm.model.sampling import sample
+
+    rng = np.random.default_rng(0)
+    for position in range(1, 60):
+        logits, history = rng.normal(size=50).astype(np.float32) * 3, [int(i) for i in rng.integers(0, 50, position)]
+        sampling = Sampling(temperature=0.7, top_k=20, top_p=0.9, min_p=0.02, repeat_penalty=1.3, seed=5)
+        scores = {}
+        for i, logit in enumerate(logits):
+            logit = np.float32(logit)
+            if i in history:
+                logit = logit / np.float32(1.3) if logit > 0 else logit * np.float32(1.3)
+            scores[i] = float(logit) / 0.7
+        best = sorted(scores, key=lambda i: (-scores[i], i))[:20]
+        p = [np.exp(scores[i] - scores[best[0]]) for i in best]
+        p = [x / sum(p) for x in p]
+        p = [x for k, x in enumerate(p) if sum(p[:k]) < 0.9]
+        p = [x for x in p if x >= 0.02 * p[0]]
+        draw, running = philox(5, position) * sum(p), np.cumsum(p)
+        expected = best[next(k for k, c in enumerate(running) if c > draw)]
+        assert sample(logits, history, sampling, position) == expected
+
+
+def test_json_fields_of_plans_boards_and_answers(tmp_path):
+    assert names(WIRE, "field of plan") == {f.name for f in fields(Plan)}
+    assert names(WIRE, "field of capacity") == {f.name for f in fields(Capacity)}
+
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan, stats = await boards.form((0, 3, 6)), {}
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                await ask(cluster, [1, 2, 3], stats=stats)
+            clients = await connect_all(boards.addresses)
+            try:
+                return await status(clients[0]), stats["b0"]
+            finally:
+                for client in clients:
+                    client.close()
+
+    told, stats = run(go())
+    (top,) = [t for t in tables(section(m.Status)) if tuple(t[0])[:2] == ("field", "type")]
+    assert {r["field"].strip("`") for r in top} == set(told)
+    assert names(WIRE, "field of capacity") == set(told["capacity"])
+    assert names(WIRE, "field of section") == set(told["section"])
+    assert names(WIRE, "stat") == set(stats)
+
+
+# docs/shards.md
+
+
+def test_manifest_fields():
+    (top,) = [t for t in tables(SHARDS) if tuple(t[0])[:2] == ("field", "type")]
+    # `sha256` is the manifest's own, which it can't hold.
+    assert {r["field"] for r in top} == {f.name for f in fields(Manifest)} - {"sha256"}
+    assert names(SHARDS, "field of a shard") == {f.name for f in fields(Shard)}
+    assert names(SHARDS, "field of a file") == {f.name for f in fields(ModelFile)}
+    assert f"at most {_MAX_MANIFEST_BYTES} bytes" in SHARDS
+
+
+def test_format_numbers():
+    rows = table(SHARDS, "what", "constant")
+    assert {r["constant"]: str(constant(r["constant"])) for r in rows} == {r["constant"]: r["value"] for r in rows}
+    assert constant("model.shardfile.FORMAT") == constant("checkpoint.shard.SHARD_FORMAT")
+
+
+def test_block_sizes():
+    rows = {r["encoding"]: int(r["bytes a block of 32"]) for r in table(SHARDS, "encoding", "dtype")}
+    assert rows == {e: stored_bytes((1, BLOCK), e) for e in rows} and BLOCK == 32
+    assert {e for e in rows if e.startswith("int")} == set(BLOCK_BYTES)
+
+
+@pytest.mark.parametrize("encoding", ["int4", "int8"])
+def test_block_examples_decode_to_the_values_beside_them(encoding):
+    (lines,) = blocks(SHARDS, f"block {encoding}")
+    raw = hex_bytes([line for line in lines if not line.startswith("=")])
+    values = [float(x) for line in lines if line.startswith("=") for x in line[1:].split()]
+    assert len(raw) == BLOCK_BYTES[encoding] and len(values) == BLOCK
+    data = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(1, -1)
+    assert unpack(data, encoding, (1, BLOCK)).flatten().tolist() == values
+
+
+@pytest.mark.parametrize("encoding, levels, low", [("int4", 15, 0), ("int8", 127, -127)])
+def test_blocks_are_quantized_as_the_page_says(encoding, levels, low):
+    rng = np.random.default_rng(1)
+    for scale in (1e-6, 0.03, 1.0, 300.0):
+        w = (rng.normal(size=32) * scale).astype(np.float32)
+        minimum = np.float32(0)
+        if encoding == "int4":
+            half = np.float16(w.min())
+            minimum = np.float32(half if half <= w.min() else np.nextafter(half, np.float16(-np.inf)))
+        span = w.max() - minimum if encoding == "int4" else np.abs(w).max()
+        d = np.float16(span / np.float32(levels))
+        d = np.nextafter(d, np.float16(np.inf)) if np.float32(levels + 0.5) * np.float32(d) < span else d
+        q = np.clip(np.rint((w - minimum) / np.float32(d)), low, levels)
+        expected = q.astype(np.float32) * np.float32(d) + minimum
+        given = unpack(pack(torch.from_numpy(w[None]), encoding), encoding, (1, 32)).numpy()[0]
+        assert np.array_equal(given, expected)
+
+
+def test_a_shards_layout():
+    def entry(name, shape, encoding):
+        return Entry(name, None, shape, False, encoding in BLOCK_BYTES, encoding)
+
+    entries = [entry("b", (3,), "u8"), entry("a", (2, 64), "int4"), entry("d", (5,), "f32"), entry("c", (3,), "f16")]
+    plan = make_plan("layer-0000.safetensors", "layer", 0, entries)
+    assert len(plan.header) % 64 == 0 and int.from_bytes(plan.header[:8], "little") == len(plan.header) - 8
+    header = json.loads(plan.header[8:])
+    metadata = header.pop("__metadata__")
+    assert names(SHARDS, "key") == set(metadata)
+    assert json.loads(metadata["encodings"]) == {"a": ["int4", [2, 64]]}
+    assert [(n, t["data_offsets"]) for n, t in header.items()] == [
+        ("d", [0, 20]), ("a", [20, 100]), ("c", [100, 106]), ("b", [106, 109]),
+    ]  # fmt: skip
