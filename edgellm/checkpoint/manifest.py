@@ -85,8 +85,9 @@ class Manifest:
             value = getattr(self, name)
             if name == "rope_switch_len" and value is None:
                 continue
-            if not (_is_int(value) and 0 < value <= _MOST):
-                raise ManifestError(f"manifest: {name} is {str(value)[:60]!r}, expected a positive integer")
+            least = 0 if name == "activation_elements_per_token" else 1
+            if not (_is_int(value) and least <= value <= _MOST):
+                raise ManifestError(f"manifest: {name} is {str(value)[:60]!r}, expected an integer from {least} on")
         if len(self.kv_elements_per_token) != self.num_layers:
             raise ManifestError(f"manifest: {len(self.kv_elements_per_token)} KV sizes for {self.num_layers} layers")
         expected = [("embedding", None), *(("layer", i) for i in range(self.num_layers)), ("head", None)]
