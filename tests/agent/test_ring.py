@@ -257,3 +257,57 @@ def test_a_plan_for_other_shards_or_another_board_is_refused(tmp_path):
             client.close()
 
     run(go())
+
+
+class Turnstile:
+    """A gate that lets a given number of steps through."""
+
+    def __init__(self, steps):
+        self._steps = threading.Semaphore(steps)
+
+    def let(self, steps):
+        for _ in range(steps):
+            self._steps.release()
+
+    def wait(self, timeout):
+        return self._steps.acquire(timeout=timeout)
+
+
+def test_the_next_board_works_on_a_chunk_while_this_one_works_on_the_next(tmp_path):
+    gate = Turnstile(1)
+
+    async def go():
+        async with Boards(tmp_path, 2, gates={"b0": gate}) as boards:
+            plan = await boards.form((0, 3, 6))
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                answer = asyncio.create_task(ask(cluster, PROMPT))
+                while not boards.sections["b1"].calls:  # b0 is at its second chunk
+                    await asyncio.sleep(0.001)
+                seen = list(boards.sections["b0"].calls), list(boards.sections["b1"].calls)
+                gate.let(30)
+                return seen, [c.token for c in await answer]
+
+    (first, second), tokens = run(go())
+    assert first == [(0, 5, 12)] and second == [(0, 5, 12)]
+    assert tokens == generate(PROMPT, 10)
+
+
+def test_a_cancelled_answer_stops_the_boards(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6), context=2000)
+            async with ClusterClient(plan, boards.addresses) as cluster:
+                answer = asyncio.create_task(ask(cluster, PROMPT, 1900))
+                while len(boards.sections["b1"].calls) < 10:
+                    await asyncio.sleep(0.001)
+                answer.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await answer
+                steps = [a.stage.engine.steps for a in boards.agents]
+                running = [a.stage.running for a in boards.agents]
+                await asyncio.sleep(0.05)
+                return steps, [a.stage.engine.steps for a in boards.agents], running
+
+    before, after, running = run(go())
+    assert running == [0, 0]
+    assert after == before and after[1] < 1900
