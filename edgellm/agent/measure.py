@@ -14,6 +14,7 @@ from edgellm.errors import ManifestError
 log = logging.getLogger(__name__)
 _DECODE_STEPS = 7
 _HOP_S = 0.0005  # a hop on a wired LAN with our framing; the planner's only guess
+_OWN_CGROUPS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def free_ram_bytes() -> int:
@@ -65,16 +66,16 @@ def hop_s() -> float:
 def _cgroup_limits():
     """(limit, used without reclaimable cache) of this process's cgroups, v1 and v2; unlimited ones are left out."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN_CGROUPS.read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, limit_name, used_name, cache_key = Path("/sys/fs/cgroup"), "memory.max", "memory.current", "file"
+            root, limit_name, used_name, prefix, cache = _CGROUPS, "memory.max", "memory.current", "", "file"
         elif "memory" in controllers.split(","):
-            root = Path("/sys/fs/cgroup/memory")
-            limit_name, used_name, cache_key = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"
+            root, prefix, cache = _CGROUPS / "memory", "total_", "cache"
+            limit_name, used_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
         folder = root / path.lstrip("/")
@@ -83,7 +84,10 @@ def _cgroup_limits():
                 limit = (folder / limit_name).read_text().strip()
                 if limit.isdigit() and int(limit) < 1 << 50:
                     used = int((folder / used_name).read_text())
-                    yield int(limit), max(0, used - _stat(folder / "memory.stat", cache_key))
+                    stat = folder / "memory.stat"
+                    # Files in a tmpfs count as cache, and can't be dropped.
+                    reclaimable = _stat(stat, prefix + cache) - _stat(stat, prefix + "shmem")
+                    yield int(limit), max(0, used - reclaimable)
             except (OSError, ValueError):
                 pass  # a level without the controller
             if folder == root or root not in folder.parents:

@@ -1,0 +1,62 @@
+"""What a board offers: free RAM under control groups of either version, from files as the kernel writes them."""
+
+import psutil
+import pytest
+
+from edgellm.agent import measure
+
+MB = 1 << 20
+
+
+def group(folder, version: int, limit: str, used: int, cache: int, shmem: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    limit_name, used_name, prefix, cache_name = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_", "cache"),
+        2: ("memory.max", "memory.current", "", "file"),
+    }[version]
+    (folder / limit_name).write_text(f"{limit}\n")
+    (folder / used_name).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{prefix}{cache_name} {cache}\n{prefix}shmem {shmem}\n")
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine with 64 GB available, in the control group /a/b."""
+
+    def make(version: int):
+        own = tmp_path / "own"
+        own.write_text("5:cpu:/\n4:memory:/a/b\n0::/\n" if version == 1 else "0::/a/b\n")
+        monkeypatch.setattr(measure, "_OWN_CGROUPS", own)
+        monkeypatch.setattr(measure, "_CGROUPS", tmp_path)
+        memory = psutil.virtual_memory()._replace(available=64 << 30)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        return tmp_path / "memory" if version == 1 else tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("version", (1, 2))
+@pytest.mark.parametrize(
+    ("inner", "outer", "free_mb"),
+    [
+        # (limit, used, cache, of it tmpfs) of the group and of the one above it
+        ((4000 * MB, 300 * MB, 0, 0), None, 3700),
+        ((4000 * MB, 2300 * MB, 2000 * MB, 0), None, 3700),  # mapped shards are free already
+        ((4000 * MB, 2300 * MB, 2000 * MB, 500 * MB), None, 3200),  # a tmpfs can't be dropped
+        ((4000 * MB, 300 * MB, 0, 0), (1000 * MB, 300 * MB, 0, 0), 700),
+        ((4000 * MB, 4100 * MB, 0, 0), None, 0),
+        (None, None, 64 << 10),
+    ],
+)
+def test_a_board_offers_what_its_control_group_leaves(machine, version, inner, outer, free_mb):
+    root = machine(version)
+    none = "max" if version == 2 else str((1 << 63) - 4096)
+    group(root / "a", version, *(outer or (none, 0, 0, 0)))
+    group(root / "a" / "b", version, *(inner or (none, 0, 0, 0)))
+    assert measure.free_ram_bytes() == free_mb * MB
+
+
+def test_a_board_without_control_groups_offers_what_the_machine_has(machine, tmp_path):
+    machine(1)
+    (tmp_path / "own").unlink()
+    assert measure.free_ram_bytes() == 64 << 30
