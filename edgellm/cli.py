@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class _Group(click.Group):
 
     def main(self, *args, **kwargs):
         kwargs["standalone_mode"] = False
-        arguments = args[0] if args else sys.argv[1:]
+        arguments = (args[0] if args else kwargs.get("args")) or sys.argv[1:]
         verbose = "-v" in arguments or "--verbose" in arguments
         try:
             code = super().main(*args, **kwargs)
@@ -30,8 +31,12 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             sys.exit(130)
         except BrokenPipeError:
-            sys.stderr.close()  # whoever read our answer has enough of it
+            # Whoever read our answer has enough of it; what is left in the buffer goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
+        except click.exceptions.NoArgsIsHelpError as e:
+            e.show()
+            sys.exit(2)
         except click.ClickException as e:
             hint = f" Try '{e.ctx.command_path} --help'." if getattr(e, "ctx", None) else ""
             _fail(e.format_message() + hint, 2, False)
@@ -164,7 +169,7 @@ def agent(shards, listen, name, threads, ram, drain_seconds, announce, until_eof
 
     from edgellm.agent import measure
     from edgellm.agent.serve import AgentOptions, serve
-    from edgellm.plan import parse_size
+    from edgellm.plan import BOARD_NAME, parse_size
 
     logging.basicConfig(
         stream=sys.stderr, level=logging.DEBUG if verbose else logging.INFO,
@@ -173,6 +178,8 @@ def agent(shards, listen, name, threads, ram, drain_seconds, announce, until_eof
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     host, port = _address(listen)
     name = name or socket.gethostname().split(".")[0]
+    if not BOARD_NAME.match(name):
+        raise UsageError(f"{name!r} is no board name, expected letters, digits, '.', '_' or '-'. Give one with --name.")
     options = AgentOptions(
         shards, host, port, name, threads or measure.cores(), parse_size(ram, "--ram") if ram else None, drain_seconds
     )

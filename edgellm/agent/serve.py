@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import reprlib
 import signal
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from edgellm.agent.load import load_section, set_threads
 from edgellm.agent.stage import Stage
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S
-from edgellm.errors import EdgellmError, ManifestError, PlanError
+from edgellm.errors import BoardError, EdgellmError, ManifestError, PlanError
 from edgellm.plan import Plan, SectionNeed, section_need
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer, listen
@@ -59,8 +61,13 @@ class Agent:
 
     async def run(self, ready=lambda agent: None) -> None:
         """Measure, listen, serve until stopped. `ready(agent)` is called when it listens. Raises EdgellmError if the
-        shards are unusable, OSError if the address can't be had."""
-        server = await listen(self.options.host, self.options.port, self._make_peer)
+        shards are unusable or the address can't be had."""
+        place = f"{self.options.host}:{self.options.port}"
+        try:
+            server = await listen(self.options.host, self.options.port, self._make_peer)
+        except (OSError, ValueError) as e:
+            reason = os.strerror(e.errno).lower() if getattr(e, "errno", None) in errno.errorcode else str(e.args[-1]).lower()
+            raise BoardError(f"board {self.options.name} can't listen on {place}: {reason}", self.options.name) from None
         self.port = server.sockets[0].getsockname()[1]
         try:
             self._layer_s, self._head_s = await asyncio.to_thread(
