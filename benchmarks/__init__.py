@@ -1,0 +1,1 @@
+"""Measurements: engine.py (the whole path), phi3.py (what needs two boards), kernels.py (the native kernels)."""

@@ -1,0 +1,84 @@
+"""The benchmarks' tables and arithmetic; what they measure is for `make bench`."""
+
+import json
+
+import pytest
+
+from benchmarks import phi3, report
+from benchmarks.engine import Measurements, wire_rows
+from benchmarks.report import Row, at_least, at_most, holds
+from edgellm.plan import Plan, Section
+
+
+def test_a_table_shows_limits_and_what_falls_short():
+    rows = [
+        Row("decode", 61.234, "tok/s"),
+        at_least("  against one process", 2.5, "", 1.0),
+        at_most("overhead", 80, "bytes", 64),
+        at_most("memory", None, "MB", 200),
+        holds("imports torch", "no", "no", True),
+    ]
+    assert report.table(rows) == (
+        "decode                 61.2 tok/s\n"
+        "  against one process  2.50        ≥ 1.00  ok\n"
+        "overhead                 80 bytes  ≤ 64    falls short\n"
+        "memory                    – MB     ≤ 200   not measured\n"
+        "imports torch            no        no      ok"
+    )
+
+
+def test_a_limit_that_is_just_reached_is_met():
+    assert at_most("", 64, "", 64).ok and at_least("", 1.0, "", 1.0).ok
+    assert not at_least("", 0.999, "", 1.0).ok
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), ("4 + 5", "4 + 5"), (12, "12"), (0.034, "0.03"), (9.994, "9.99"), (9.996, "10.0"), (99.96, "100"),
+     (1234.5, "1234"), (-0.5, "-0.50")],
+)  # fmt: skip
+def test_numbers_have_about_three_digits(value, text):
+    assert report.number(value) == text
+
+
+def test_what_was_not_measured_has_no_median_and_no_ratio():
+    found = Measurements()
+    found.add("a", None)
+    for value in (3.0, 1.0, 2.0):
+        found.add("b", value)
+    assert found["a"] is None and found["nothing"] is None and found["b"] == 2.0
+    assert report.ratio(None, 1.0) is None and report.ratio(1.0, None) is None and report.ratio(1.0, 0.0) is None
+    assert report.ratio(3.0, 2.0) == 1.5
+
+
+def test_wire_rows_count_what_is_sent_beside_hidden_states():
+    sections = (Section("a", 0, 2), Section("b", 2, 4))
+    plan = Plan(1, "m", "0" * 64, 4, "latency", 64, 1, 8, "float32", sections)
+    rows = wire_rows(plan, {"a": 256 + 33.0, "b": 70.0}, 256)
+    assert [(r.name, r.value) for r in rows[::2]] == [("wire, a → b, a token", 289.0), ("wire, b → a, a token", 70.0)]
+    assert [(r.value, r.ok) for r in rows[1::2]] == [(33.0, True), (70.0, False)]
+    alone = Plan(1, "m", "0" * 64, 4, "latency", 64, 1, 8, "float32", (Section("a", 0, 4),))
+    assert wire_rows(alone, {"a": None}, 256) == []
+
+
+def test_json_holds_rows_with_their_verdicts_and_the_machine():
+    machine = report.machine()
+    content = json.loads(report.to_json("engine", machine, [at_most("overhead", 33, "bytes", 64)], runs=5))
+    assert content["rows"][0]["verdict"] == "ok" and content["runs"] == 5
+    assert content["machine"]["cores"] >= 1 and content["machine"]["versions"]["torch"]
+    assert machine["cpu"] in report.machine_text(machine, 0.5)
+
+
+def test_the_phi3_model_has_its_weights():
+    from transformers import Phi3Config
+
+    from edgellm.model.structure import trace
+
+    config = Phi3Config(**{k: v for k, v in phi3.CONFIG.items() if k not in ("architectures", "model_type")})
+    structure = trace(config)
+    weights = {f"model.layers.{i}.{name}": shape for (i, name), shape in
+               ((k, s) for k, s in structure.shapes.items() if isinstance(k, tuple))}  # fmt: skip
+    weights |= {k: s for k, s in structure.shapes.items() if isinstance(k, str)}
+    written = [None, *range(config.num_hidden_layers)]
+    assert {n: tuple(s) for group in written for n, s in phi3.tensors(group).items()} == weights
+    assert sum(phi3.elements(group) for group in written) == 3_821_079_552  # as published
