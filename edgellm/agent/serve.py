@@ -15,9 +15,9 @@ from edgellm.agent import measure
 from edgellm.agent.load import load_section, set_threads
 from edgellm.agent.stage import Stage
 from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S
+from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S, MAX_STEP_BYTES
 from edgellm.errors import BoardError, EdgellmError, ManifestError, PlanError
-from edgellm.plan import Plan, SectionNeed, section_need
+from edgellm.plan import Plan, SectionNeed, check_lengths, section_need
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer, listen
 from edgellm.wire.protocol import Protocol
@@ -25,6 +25,7 @@ from edgellm.wire.protocol import Protocol
 log = logging.getLogger(__name__)
 _MAX_STRANGERS = 64  # connections that haven't said hello; one more, and the oldest is closed
 _MAX_PEERS = 256
+_MAX_ASSIGNS = 4
 _IDLE_STEP_BYTES = 64 << 10  # largest step frame while no plan says how large they are
 
 
@@ -55,6 +56,7 @@ class Agent:
         self._strangers: dict[Peer, None] = {}
         self._peers: set[Peer] = set()
         self._assigning = asyncio.Lock()
+        self._assigns = 0  # being loaded or waiting for it
         self._tasks: set[asyncio.Task] = set()
         self._stop = asyncio.Event()
         self._draining = False
@@ -62,17 +64,19 @@ class Agent:
     async def run(self, ready=lambda agent: None) -> None:
         """Measure, listen, serve until stopped. `ready(agent)` is called when it listens. Raises EdgellmError if the
         shards are unusable or the address can't be had."""
-        place = f"{self.options.host}:{self.options.port}"
+        me, place = self.options.name, f"{self.options.host}:{self.options.port}"
         try:
             server = await listen(self.options.host, self.options.port, self._make_peer)
         except (OSError, ValueError) as e:
-            reason = os.strerror(e.errno).lower() if getattr(e, "errno", None) in errno.errorcode else str(e.args[-1]).lower()
-            raise BoardError(f"board {self.options.name} can't listen on {place}: {reason}", self.options.name) from None
+            known = getattr(e, "errno", None) in errno.errorcode
+            reason = (os.strerror(e.errno) if known else str(e.args[-1])).lower()
+            raise BoardError(f"board {me} can't listen on {place}: {reason}", me) from None
         self.port = server.sockets[0].getsockname()[1]
         try:
             self._layer_s, self._head_s = await asyncio.to_thread(
                 self._measure_decode, self.manifest, self.options.shards
             )
+            await server.start_serving()
             log.info(
                 "%s: %s, %.2f ms a layer, offers %.2f GB, listens on %s:%d",
                 self.options.name, self.manifest.model, self._layer_s * 1e3, self._offer() / 1e9,
@@ -157,6 +161,8 @@ class Agent:
                 peer.send(m.Pong(message.number, steps, waiting))
             case m.AskStatus():
                 peer.send(m.Status(self._status()))
+            case m.Assign() if self._assigns >= _MAX_ASSIGNS:
+                peer.send(m.Assigned(self._assigned(f"{_MAX_ASSIGNS} plans wait to be loaded already")))
             case m.Assign():
                 self._spawn(self._assign(peer, message.content))
             case m.Open() if self._draining:
@@ -178,7 +184,7 @@ class Agent:
             case m.Hidden():
                 self.stage.hidden(peer, message)
             case m.Token():
-                self.stage.token(message)
+                self.stage.token_from(peer, message)
             case m.Trace():
                 self.stage.trace(peer, message)
 
@@ -226,9 +232,10 @@ class Agent:
         if self.stage is None:
             return _IDLE_STEP_BYTES
         chunk = max(self.stage.plan.chunk, self.stage.plan.context)  # a trace is a whole sequence
-        return chunk * self.manifest.hidden_size * 4
+        return min(chunk * self.manifest.hidden_size * 4, MAX_STEP_BYTES)
 
     async def _assign(self, peer: Peer, content: dict) -> None:
+        self._assigns += 1
         async with self._assigning:
             error = None
             try:
@@ -240,9 +247,18 @@ class Agent:
             except Exception as e:  # whatever loading raises: the manager waits for an answer
                 error = f"{type(e).__name__}: {e}"
                 log.exception("could not load a section")
-        peer.send(m.Assigned({"error": error, "epoch": self.stage.epoch if self.stage else None}))
+        self._assigns -= 1
+        peer.send(m.Assigned(self._assigned(error)))
+
+    def _assigned(self, error: str | None) -> dict:
+        return {"error": error, "epoch": self.stage.epoch if self.stage else None}
+
+    def _check_draining(self) -> None:
+        if self._draining:
+            raise BoardError(f"board {self.options.name} is stopping and takes no section", self.options.name)
 
     def _parse_assign(self, content: dict) -> tuple[Plan, dict[str, tuple[str, int]]]:
+        self._check_draining()
         plan = Plan.from_dict(content.get("plan"))
         addresses = content.get("addresses")
         if content.get("board") != self.options.name:
@@ -255,12 +271,13 @@ class Agent:
             )
         if self.stage is not None and plan.epoch <= self.stage.epoch and plan != self.stage.plan:
             raise PlanError(f"board {self.options.name} is at epoch {self.stage.epoch}, the plan has {plan.epoch}")
+        check_lengths(self.manifest, plan.settings)
         if not isinstance(addresses, dict):
             raise PlanError("the plan came without addresses")
         parsed = {}
         for board in plan.boards:
             match addresses.get(board):
-                case [str(host), int(port)] if 0 < port < 1 << 16:
+                case [str(host), port] if 0 < len(host) < 254 and type(port) is int and 0 < port < 1 << 16:
                     parsed[board] = (host, port)
                 case other:
                     raise PlanError(f"the plan came with address {reprlib.repr(other)} for board {board}")
@@ -269,7 +286,7 @@ class Agent:
     async def _take(self, plan: Plan, addresses: dict) -> None:
         """Load the section of `plan` and switch to it: beside the old one where RAM allows, else instead of it."""
         own = plan.section_of(self.options.name)
-        if self.stage is not None and plan == self.stage.plan:
+        if self.stage is not None and plan == self.stage.plan and addresses == self.stage.addresses:
             return
         need = self._need(plan)
         offer = self._offer()
@@ -279,19 +296,27 @@ class Agent:
                 f"{need.total / 1e9:.2f} GB. Plan again."
             )
         if self.stage is not None and need.kv + need.weights > measure.free_ram_bytes():
-            self._leave(plan.epoch)
+            await self._leave(plan.epoch)
         log.info("loads layers %d-%d, epoch %d", own.start, own.end, plan.epoch)
-        section = await asyncio.to_thread(self._load, self.manifest, self.options.shards, own.start, own.end)
+        section, slots = await asyncio.to_thread(self._load_with_slots, plan)
+        self._check_draining()
         if self.stage is not None:
-            self._leave(plan.epoch)
-        self.stage = Stage(plan, self.options.name, addresses, section, self.manifest.rope_switch_len)
-        for peer in self._peers:
+            await self._leave(plan.epoch)
+        self.stage = Stage(plan, self.options.name, addresses, section, slots, self.manifest.rope_switch_len)
+        for peer in (*self._peers, *self._strangers):
             peer.protocol.max_step_bytes = self._step_bytes()
         log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
 
-    def _leave(self, epoch: int) -> None:
-        self.stage.stop(f"board {self.options.name} went on to epoch {epoch}")
-        self.stage = None
+    def _load_with_slots(self, plan: Plan) -> tuple[object, list]:
+        own = plan.section_of(self.options.name)
+        section = self._load(self.manifest, self.options.shards, own.start, own.end)
+        return section, [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)]
+
+    async def _leave(self, epoch: int) -> None:
+        """Give up the running stage, and wait for its running step, whose memory the next section may need."""
+        stage, self.stage = self.stage, None
+        stage.stop(f"board {self.options.name} went on to epoch {epoch}")
+        await asyncio.to_thread(stage.engine.join)
 
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.options.drain_s
