@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -30,10 +29,6 @@ class _Group(click.Group):
             sys.exit(130)
         except KeyboardInterrupt:
             sys.exit(130)
-        except BrokenPipeError:
-            # Whoever read our answer has enough of it; what is left in the buffer goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
         except click.exceptions.NoArgsIsHelpError as e:
             e.show()
             sys.exit(2)
@@ -215,7 +210,7 @@ def plan(manifest, boards, objective, context, slots, chunk, kv_dtype, explain, 
     \b
     Examples:
       edgellm plan --manifest phi3 --board pi1=3.1GB,pi2=3.1GB --explain
-      edgellm plan --manifest phi3 --board pi1=3.1GB@25ms --board old-pc=6GB@40ms --objective throughput
+      edgellm plan --manifest phi3 --board pi1=3.1GB@25ms --board pc=6GB@40ms --objective throughput
     """
     from edgellm.checkpoint.manifest import Manifest
     from edgellm.plan import explain_dict, explain_text, make_plan, parse_boards
@@ -430,7 +425,12 @@ def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, clus
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE", help="The cluster file to remove.")
 @_verbose
 def local_down(cluster, verbose):
-    """End what `local up` started, and remove its cluster file."""
+    """End what `local up` started, and remove its cluster file.
+
+    \b
+    Examples:
+      edgellm local down
+    """
     from edgellm.manager import local
     from edgellm.manager.cluster import ClusterFile, default_path
 

@@ -11,6 +11,8 @@ DEFAULT_CONTEXT = 2048  # tokens a slot holds
 DEFAULT_SLOTS = 4  # sequences at once
 DEFAULT_CHUNK = 128  # prompt tokens a prefill chunk
 DEFAULT_MAX_TOKENS = 512
+MAX_FRAME_BYTES = 64 << 20  # the largest body of a frame
+MAX_STEP_BYTES = MAX_FRAME_BYTES - 64  # the largest tensor in one; also all that a trace may answer
 
 # Timeouts by phase, in seconds.
 CONNECT_TIMEOUT_S = 5.0
@@ -21,6 +23,7 @@ PING_EVERY_S = 1.0
 PONG_TIMEOUT_S = 5.0  # a board that answers no ping for so long is dead or hangs
 MANAGER_SILENCE_S = 30.0  # a manager that says nothing for so long is gone
 BOARD_SILENCE_S = 600.0  # a board that sends no step for so long dials again when it has one
+STALL_TIMEOUT_S = 20.0  # no token for so long while no board has work: a step was lost
 STEP_TIMEOUT_S = 180.0  # a board that is asked to work and finishes no step for so long hangs
 
 

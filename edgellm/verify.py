@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import Sampling
+from edgellm.config import MAX_STEP_BYTES, Sampling
 from edgellm.errors import BoardError, ClusterError, UsageError
 from edgellm.manager.client import BoardClient, ClusterClient
 from edgellm.manager.tokens import Tokenizer
@@ -107,6 +107,12 @@ def verify(
     sequence = ids + tokens[:-1]
     expected, outputs = _reference(manifest, model_dir, sequence, len(ids), progress)
     progress("tracing the boards", 0, 0)
+    traceable = _traceable(plan, manifest)
+    if len(sequence) > traceable:
+        from edgellm.reference import Reference
+
+        sequence = sequence[:traceable]
+        outputs = Reference(manifest, model_dir).run(sequence, 1)[1]
     layers = asyncio.run(_compare_layers(plan, addresses, manifest, sequence, outputs))
     return Result(
         manifest.model, len(ids), tokens, [int(row.argmax()) for row in expected],
@@ -141,6 +147,12 @@ def _reference(manifest: Manifest, model_dir: Path, sequence: list[int], prompt_
         before = [row.numpy() for row in logits]
     logits, outputs = reference.run(sequence, len(sequence) - prompt_len + 1 - len(before), tell)
     return before + [row.numpy() for row in logits], outputs
+
+
+def _traceable(plan: Plan, manifest: Manifest) -> int:
+    """Tokens of which every board can send what all its layers make in one trace."""
+    most_layers = max(section.num_layers for section in plan.sections)
+    return max(1, MAX_STEP_BYTES // (4 * manifest.hidden_size * most_layers))
 
 
 async def _compare_layers(plan: Plan, addresses: dict, manifest: Manifest, sequence: list[int], outputs) -> list:

@@ -54,9 +54,7 @@ class Link:
 
     async def _dial(self) -> None:
         try:
-            peer = await connect(
-                self._host, self._port, self._me, self._ignore, self._lost, board=self.board
-            )
+            peer = await connect(self._host, self._port, self._me, self._ignore, self._lost, board=self.board)
         except BoardError as e:
             self._dialling = None
             self._fail(str(e))

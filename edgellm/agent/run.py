@@ -90,7 +90,7 @@ class Engine:
         self._held: dict[int, _Held] = {}
         self._decode: deque[tuple[Step, _Held]] = deque()
         self._prefill: deque[tuple[Step, _Held]] = deque()
-        self._jobs: deque[Callable[[object], None]] = deque()
+        self._jobs: deque[tuple[Callable[[object], None], Callable[[], None]]] = deque()
         self._decoded_since_chunk = 0
         self._running = 0
         self._stopping = False
@@ -161,8 +161,9 @@ class Engine:
             self._changed.notify()
             return True
 
-    def run_with_slot(self, job: Callable[[object, object], None]) -> None:
-        """Queue `job(section, slot)` with a slot of its own; raises BusyError when there is none."""
+    def run_with_slot(self, job: Callable[[object, object], None], dropped: Callable[[], None]) -> None:
+        """Queue `job(section, slot)` with a slot of its own; `dropped()` is called instead if the engine stops first.
+        Raises BusyError when there is no slot."""
         with self._changed:
             if not self._free:
                 raise BusyError(f"all {self._num_slots} slots are taken; ask again when an answer has ended")
@@ -175,14 +176,17 @@ class Engine:
                     with self._changed:
                         self._free.append(slot)
 
-            self._jobs.append(run)
+            self._jobs.append((run, dropped))
             self._changed.notify()
 
     def stop(self) -> None:
-        """End the thread after its running step, and wait for it."""
+        """End the thread after its running step; `join` waits for it."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
+
+    def join(self) -> None:
+        """Wait until the thread has ended, for as long as a step takes: not in an event loop."""
         self._thread.join()
 
     # The engine's thread.
@@ -195,6 +199,8 @@ class Engine:
                 work(self._section)
             with self._changed:
                 self._running = 0
+        for _, dropped in self._jobs:
+            dropped()
 
     def _next(self):
         """Wait for work and choose: every decode step that waits runs once between two prompt chunks, so that a long
@@ -215,7 +221,7 @@ class Engine:
                     return self._prefill.popleft()
                 if self._jobs:
                     self._running = 1
-                    return self._jobs.popleft()
+                    return self._jobs.popleft()[0]
                 self._changed.wait(0.005 if self._prefill else None)  # a congested link is looked at again
 
     def _compute(self, step: Step, held: _Held) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgellm.agent.link import Link
 from edgellm.agent.run import Engine, Step
-from edgellm.config import Sampling
+from edgellm.config import MAX_STEP_BYTES, Sampling
 from edgellm.errors import BusyError, EdgellmError, UsageError
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
@@ -39,10 +39,12 @@ class _Sequence:
 
 
 class Stage:
-    """`section` under `plan` on board `board`. `addresses` gives (host, port) by board."""
+    """`section` with its KV `slots` under `plan` on board `board`. `addresses` gives (host, port) by board."""
 
-    def __init__(self, plan: Plan, board: str, addresses: dict[str, tuple[str, int]], section, rope_switch_len=None):
-        self.plan, self.board, self.section = plan, board, section
+    def __init__(
+        self, plan: Plan, board: str, addresses: dict[str, tuple[str, int]], section, slots: list, rope_switch_len=None
+    ):
+        self.plan, self.board, self.section, self.addresses = plan, board, section, addresses
         self.epoch = plan.epoch
         own = plan.section_of(board)
         self.is_first, self.is_last = own.start == 0, own.end == plan.num_layers
@@ -52,6 +54,9 @@ class Stage:
         self._tasks: set[asyncio.Task] = set()
         self._loop = asyncio.get_running_loop()
         me = m.Hello("board", board)
+        stage = plan.stage_of(board)
+        self._hidden_from = plan.boards[stage - 1]
+        self._tokens_from = plan.boards[-1]
         self._next = self._first = None
         if not self.is_last:
             after = plan.next_board(board)
@@ -59,7 +64,6 @@ class Stage:
         elif not self.is_first:
             first = plan.sections[0].board
             self._first = Link(first, *addresses[first], me, self._link_failed)
-        slots = [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)]
         self.engine = Engine(section, slots, self._deliver, self._congested)
 
     @property
@@ -73,9 +77,10 @@ class Stage:
         return sum(link.sent_bytes for link in (self._next, self._first) if link)
 
     def stop(self, reason: str, code: str = "epoch") -> None:
-        """End every sequence with `reason`, hang up, and end the engine's thread."""
+        """End every sequence with `reason`, hang up, and have the engine end after its running step."""
         for sequence in list(self._sequences.values()):
             self._fail(sequence, code, reason)
+        self._relieve(all_of_them=True)
         for link in (self._next, self._first):
             if link:
                 link.close()
@@ -127,6 +132,11 @@ class Stage:
             peer.refuse(f"trace of {message.count} tokens from layer {message.layer}; "
                         f"a slot holds {self.plan.context}, the section starts at layer {start}")  # fmt: skip
             return
+        layers = self.plan.section_of(self.board).num_layers
+        answer_bytes = 4 * layers * message.count * self.section.hidden_size
+        if answer_bytes > MAX_STEP_BYTES:
+            peer.refuse(f"trace of {message.count} tokens: {answer_bytes} bytes to answer, at most {MAX_STEP_BYTES}")
+            return
 
         def job(section, slot):
             try:
@@ -139,8 +149,11 @@ class Stage:
                 answer = m.Traced(self.epoch, start + i, message.count, output.astype("<f4").tobytes())
                 self._loop.call_soon_threadsafe(peer.send, answer)
 
+        def dropped():
+            self._loop.call_soon_threadsafe(peer.refuse, f"board {self.board} went on to another plan")
+
         try:
-            self.engine.run_with_slot(job)
+            self.engine.run_with_slot(job, dropped)
         except BusyError as e:
             peer.refuse(str(e))
 
@@ -154,8 +167,9 @@ class Stage:
 
     def hidden(self, peer: Peer, message: m.Hidden) -> None:
         """Queue a step; one of a sequence that isn't open here (cancelled meanwhile) is dropped."""
-        if self.is_first:
-            peer.refuse("hidden states for the first board")
+        if self.is_first or peer.name != self._hidden_from:
+            expected = "nobody" if self.is_first else self._hidden_from
+            peer.refuse(f"hidden states from {peer.name}; board {self.board} takes them from {expected}")
             return
         x = np.frombuffer(message.data, "<f4").reshape(message.count, -1).astype(np.float32)
         if x.shape[1] != self.section.hidden_size or message.pass_len > self.plan.context:
@@ -168,6 +182,15 @@ class Stage:
         if self.engine.waiting_bytes > _MAX_WAITING_BYTES and peer not in self._paused:
             self._paused.add(peer)
             peer.pause_reading()
+
+    def token_from(self, peer: Peer, message: m.Token) -> None:
+        """A token over the wire; only the last board's count."""
+        if not self.is_first or peer.name != self._tokens_from:
+            peer.refuse(f"a token from {peer.name}; board {self.board} takes none from it")
+        elif message.token >= self.section.vocab_size:
+            peer.refuse(f"token id {message.token}; the vocabulary has {self.section.vocab_size}")
+        else:
+            self.token(message)
 
     def token(self, message: m.Token) -> None:
         """The last board has chosen: go on with it. One that was seen already changes nothing."""
@@ -196,8 +219,9 @@ class Stage:
             raise UsageError(f"open: max_tokens is {reprlib.repr(max_tokens)}, expected a number from 1")
         if not isinstance(eos, list) or any(type(i) is not int for i in eos):
             raise UsageError(f"open: eos is {reprlib.repr(eos)}, expected a list of token ids")
-        if (self.is_first or self.is_last) and not 1 <= len(message.ids) <= self.plan.context:
-            raise UsageError(f"a prompt of {len(message.ids)} tokens; a slot holds 1 to {self.plan.context}")
+        least, most = (1, self.plan.context) if self.is_first or self.is_last else (0, 0)
+        if not least <= len(message.ids) <= most:
+            raise UsageError(f"a prompt of {len(message.ids)} tokens; board {self.board} takes {least} to {most}")
         if any(i >= self.section.vocab_size for i in message.ids):
             raise UsageError(f"token id {max(message.ids)}; the vocabulary has {self.section.vocab_size}")
         return _Sequence(
@@ -237,11 +261,15 @@ class Stage:
                 error = e
         self._loop.call_soon_threadsafe(self._computed, step, result, logits, error)
 
-    def _computed(self, step: Step, result, logits, error) -> None:
-        if self._paused and self.engine.waiting_bytes <= _MAX_WAITING_BYTES // 2:
+    def _relieve(self, all_of_them: bool = False) -> None:
+        """Read again from boards that were made to wait, if enough of what waited is gone."""
+        if self._paused and (all_of_them or self.engine.waiting_bytes <= _MAX_WAITING_BYTES // 2):
             for peer in self._paused:
                 peer.resume_reading()
             self._paused.clear()
+
+    def _computed(self, step: Step, result, logits, error) -> None:
+        self._relieve()
         sequence = self._sequences.get(step.seq_id)
         if sequence is None:
             return
@@ -307,6 +335,7 @@ class Stage:
     def _drop(self, seq_id: int) -> dict:
         sequence = self._sequences.pop(seq_id, None)
         stats = self.engine.close(seq_id)
+        self._relieve()
         if sequence is None or stats is None:
             return {}
         return {**vars(stats), "sent_bytes": sequence.sent_bytes, "path": self.section.path}

@@ -157,7 +157,7 @@ class Manifest:
     def read(cls, folder: Path | str) -> "Manifest":
         """Read FOLDER/manifest.json (or the file itself); raises ManifestError with the path."""
         path = Path(folder)
-        path = path / MANIFEST_NAME if path.is_dir() else path
+        path = path if path.suffix == ".json" and not path.is_dir() else path / MANIFEST_NAME
         try:
             if path.stat().st_size > _MAX_MANIFEST_BYTES:
                 raise ManifestError(f"{path}: {path.stat().st_size} bytes, at most {_MAX_MANIFEST_BYTES}")

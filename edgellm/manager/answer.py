@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import Sampling
-from edgellm.errors import ClusterError, UsageError
+from edgellm.errors import BoardError, ClusterError, UsageError
 from edgellm.manager.client import ClusterClient
 from edgellm.manager.tokens import StopStrings, Tokenizer
 from edgellm.plan import Plan
@@ -132,6 +132,9 @@ class Asker:
                 )  # fmt: skip
                 try:
                     async for chosen in tokens:
+                        if chosen.token >= self.manifest.vocab_size:
+                            last = self.plan.boards[-1]
+                            raise BoardError(f"board {last} chose token {chosen.token}, which the model hasn't", last)
                         answer.total_s = time.perf_counter() - began
                         if answer.first_token_s is None:
                             answer.first_token_s = answer.total_s
@@ -151,16 +154,22 @@ class Asker:
 
     def _stage(self, board: str, stats: dict) -> dict:
         section = self.plan.section_of(board)
-        steps = stats.get("decode_steps") or 0
+        steps = _number(stats, "decode_steps")
         return {
             "board": board,
             "start": section.start,
             "end": section.end,
             "path": stats.get("path"),
-            "prefill_s": stats.get("prefill_s"),
-            "decode_ms_per_token": 1e3 * stats["decode_s"] / steps if steps else None,
-            "sent_bytes_per_token": stats["sent_bytes"] / steps if steps else None,
+            "prefill_s": _number(stats, "prefill_s"),
+            "decode_ms_per_token": 1e3 * _number(stats, "decode_s") / steps if steps else None,
+            "sent_bytes_per_token": _number(stats, "sent_bytes") / steps if steps else None,
         }
+
+
+def _number(stats: dict, name: str) -> float:
+    """A number that a board reported; 0 for anything else."""
+    value = stats.get(name)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
 
 
 def run_to_answer(coroutine, answer: Answer) -> None:

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from edgellm.config import PING_EVERY_S, PONG_TIMEOUT_S, STEP_TIMEOUT_S, Sampling
+from edgellm.config import PING_EVERY_S, PONG_TIMEOUT_S, STALL_TIMEOUT_S, STEP_TIMEOUT_S, Sampling
 from edgellm.errors import BoardError, BusyError
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
@@ -38,6 +38,12 @@ class BoardClient:
         self._answers: dict[type, asyncio.Queue] = {}
         self._sequences: dict[int, asyncio.Queue] = {}
         self._watcher: asyncio.Task | None = None
+        self._idle_since_s: float | None = None
+
+    @property
+    def idle_s(self) -> float:
+        """For how long the board has had nothing to compute, as far as its pongs tell."""
+        return 0.0 if self._idle_since_s is None else asyncio.get_running_loop().time() - self._idle_since_s
 
     async def connect(self) -> "BoardClient":
         """Dial and greet, and keep watch from then on: a board that stops answering pings is lost."""
@@ -53,6 +59,8 @@ class BoardClient:
         """Send (unless `message` is None), and wait for the next message of type `answer`."""
         queue = self._answers.setdefault(answer, asyncio.Queue())
         if message is not None:
+            while not queue.empty():  # answers that came too late for whoever asked
+                queue.get_nowait()
             self.send(message)
         return await self.receive(queue, timeout_s, f"no {answer.__name__.lower()}")
 
@@ -113,6 +121,10 @@ class BoardClient:
             except TimeoutError:
                 self._give_up(f"does not answer for {PONG_TIMEOUT_S:g} s")
                 return
+            if pong.steps != steps or pong.waiting:
+                self._idle_since_s = None
+            elif self._idle_since_s is None:
+                self._idle_since_s = clock()
             if pong.steps != steps or not pong.waiting:
                 steps, progress_s = pong.steps, clock()
             elif clock() - progress_s > STEP_TIMEOUT_S:
@@ -186,11 +198,20 @@ class ClusterClient:
             await self._close_sequence(seq_id, events, stats)
 
     async def _event(self, events: asyncio.Queue, timeout_s: float | None):
-        """The next message of a sequence from any board; raises the BoardError of the first board that is lost."""
+        """The next message of a sequence from any board; raises the BoardError of the first board that is lost.
+
+        Without `timeout_s` the boards may compute for as long as they make progress, but not idle.
+        """
         getter = asyncio.ensure_future(events.get())
         losses = {b.lost for b in self.boards}
         try:
-            await asyncio.wait({getter, *losses}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            wait_s = PING_EVERY_S if timeout_s is None else timeout_s
+            while True:
+                await asyncio.wait({getter, *losses}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                if timeout_s is not None or getter.done() or any(lost.done() for lost in losses):
+                    break
+                if all(board.idle_s > STALL_TIMEOUT_S for board in self.boards):
+                    raise BoardError(f"the answer stalled: no board has had work for {STALL_TIMEOUT_S:g} s. Ask again.")
             # A dead board also makes its neighbours report a broken link; name the dead one.
             if getter.done() and not _is_link_failure(getter.result()[1]):
                 return getter.result()
@@ -214,7 +235,7 @@ class ClusterClient:
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 while waiting and not any(b.lost.done() for b in waiting):
                     board, message = await self._event(events, _CLOSE_TIMEOUT_S)
-                    if isinstance(message, m.Closed):
+                    if isinstance(message, m.Closed) and board in waiting:
                         waiting.remove(board)
                         if stats is not None:
                             stats[board.name] = message.stats

@@ -138,7 +138,7 @@ async def form_cluster(
         capacities = []
         for board in boards:
             told = await status(board)
-            capacities.append(Capacity.from_dict(told["capacity"]))
+            capacities.append(Capacity.from_dict(told.get("capacity")))
         if shared_ram and len({host for host, _ in addresses.values()}) == 1 and len(boards) > 1:
             capacities = [_share(c, len(boards)) for c in capacities]
         plan = make_plan(manifest, capacities, settings, epoch)

@@ -24,7 +24,9 @@ def sample(logits: np.ndarray, history: Sequence[int], sampling: Sampling, posit
         best = int(np.argmax(logits))
     if sampling.temperature == 0.0:
         return best
-    probabilities, tokens = _nucleus(logits.astype(np.float64) / sampling.temperature, sampling)
+    with np.errstate(over="ignore"):  # at a tiny temperature all but the best go to minus infinity
+        scores = (logits.astype(np.float64) - float(logits[best])) / sampling.temperature
+    probabilities, tokens = _nucleus(scores, sampling)
     cumulative = np.cumsum(probabilities)
     draw = _uniform(sampling.seed, position) * cumulative[-1]
     return int(tokens[min(int(np.searchsorted(cumulative, draw, side="right")), len(tokens) - 1)])
@@ -42,10 +44,13 @@ def _nucleus(scores: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.nda
     """Probabilities, descending, and their token ids, of what top-k, top-p and min-p leave (at least one)."""
     count = len(scores)
     if 0 < sampling.top_k < count:
-        tokens = np.argpartition(-scores, sampling.top_k - 1)[: sampling.top_k]
+        least = np.partition(scores, count - sampling.top_k)[count - sampling.top_k]
+        tokens = np.flatnonzero(scores >= least)  # a few more where scores are equal
     else:
         tokens = np.arange(count)
     tokens = tokens[np.lexsort((tokens, -scores[tokens]))]  # ties in the order of their ids
+    if sampling.top_k:
+        tokens = tokens[: sampling.top_k]
     kept = scores[tokens]
     probabilities = np.exp(kept - kept[0])
     probabilities /= probabilities.sum()

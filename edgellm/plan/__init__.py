@@ -10,7 +10,7 @@ boards.py   boards typed on a command line ("pi1=3.1GB@25ms")
 
 from edgellm.plan.boards import parse_board, parse_boards, parse_size
 from edgellm.plan.explain import explain_dict, explain_text
-from edgellm.plan.make import check_plan, make_plan
+from edgellm.plan.make import check_lengths, check_plan, make_plan
 from edgellm.plan.needs import Needs, SectionNeed, headroom_bytes, section_need, usable_bytes
 from edgellm.plan.types import BOARD_NAME, KV_DTYPES, OBJECTIVES, Capacity, Plan, Section, Settings
 
@@ -24,6 +24,7 @@ __all__ = [
     "Section",
     "SectionNeed",
     "Settings",
+    "check_lengths",
     "check_plan",
     "explain_dict",
     "explain_text",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from edgellm.checkpoint.manifest import Manifest
+from edgellm.config import MAX_STEP_BYTES
 from edgellm.errors import PlanError
 from edgellm.plan.needs import Needs, SectionNeed, offer_for, section_need, usable_bytes
 from edgellm.plan.search import Kind, fits, search
@@ -63,16 +64,27 @@ def manifest_sha256(manifest: Manifest) -> str:
 
 
 def check_request(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings) -> None:
-    """Raise PlanError unless there are boards, each once, and the model's context is long enough."""
+    """Raise PlanError unless there are boards, each once, and the model and the wire allow the lengths."""
     if not capacities:
         raise PlanError(f"no boards to plan {manifest.model} on. Add one.")
     names = [c.board for c in capacities]
     for name in names:
         if names.count(name) > 1:
             raise PlanError(f"board {name} is given {names.count(name)} times, expected once")
+    check_lengths(manifest, settings)
+
+
+def check_lengths(manifest: Manifest, settings: Settings) -> None:
+    """Raise PlanError if the context is longer than the model's, or a chunk than a frame may be."""
     if settings.context > manifest.max_seq_len:
         raise PlanError(
             f"a context of {settings.context} tokens is over the {manifest.max_seq_len} of {manifest.model}. "
+            "Ask for less."
+        )
+    most = MAX_STEP_BYTES // (4 * manifest.hidden_size)
+    if min(settings.chunk, settings.context) > most:
+        raise PlanError(
+            f"a chunk of {settings.chunk} tokens of {manifest.model} is over the {most} that a frame can carry. "
             "Ask for less."
         )
 

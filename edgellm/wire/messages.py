@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from edgellm.config import MAX_FRAME_BYTES
 from edgellm.errors import RemoteProtocolError
 from edgellm.wire.frames import encode_frame
 
@@ -48,12 +49,16 @@ def _cut(text: str, limit: int) -> bytes:
 
 def _object(message: str, raw: bytes) -> dict:
     try:
-        content = json.loads(raw)
+        content = json.loads(raw.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise RemoteProtocolError(f"{message}: no JSON") from None
     if not isinstance(content, dict):
         raise RemoteProtocolError(f"{message}: JSON is no object")
     return content
+
+
+def _no_constant(text: str):
+    raise ValueError(f"{text} is no JSON")
 
 
 def _json(content: dict) -> bytes:
@@ -143,7 +148,7 @@ class Pong:
 
 @dataclass(frozen=True)
 class AskStatus:
-    """What do you offer, and what do you hold? `layer` asks to measure decode times anew when True."""
+    """What do you offer, and what do you hold?"""
 
     TYPE: ClassVar[int] = 5
     LIMIT: ClassVar[int] = 0
@@ -207,6 +212,7 @@ class Open:
 
     TYPE: ClassVar[int] = 10
     LIMIT: ClassVar[int] = 8 * _MB
+    OPTIONS_LIMIT: ClassVar[int] = 64 * _KB
     epoch: int
     seq_id: int
     options: dict
@@ -221,6 +227,8 @@ class Open:
     def decode(cls, body: bytes) -> "Open":
         epoch, seq_id, options_bytes, count = _unpack("open", _OPEN, body)
         _exact("open", body, _OPEN.size + options_bytes + 4 * count)
+        if options_bytes > cls.OPTIONS_LIMIT:
+            raise RemoteProtocolError(f"open: {options_bytes} bytes of options, at most {cls.OPTIONS_LIMIT}")
         at = _OPEN.size + options_bytes
         return cls(
             epoch, seq_id, _object("open", body[_OPEN.size : at]), struct.unpack_from(f"<{count}I", body, at)
@@ -266,7 +274,7 @@ class Hidden:
 
     TYPE: ClassVar[int] = 12
     OVERHEAD: ClassVar[int] = _HIDDEN.size  # bytes beside the tensor, without the frame's prefix
-    LIMIT: ClassVar[int] = 64 * _MB
+    LIMIT: ClassVar[int] = MAX_FRAME_BYTES
     epoch: int
     seq_id: int
     position: int
@@ -403,7 +411,7 @@ class Trace:
     """
 
     TYPE: ClassVar[int] = 18
-    LIMIT: ClassVar[int] = 64 * _MB
+    LIMIT: ClassVar[int] = MAX_FRAME_BYTES
     epoch: int
     layer: int  # the section's first layer in the question; the layer that `data` came out of in the answer
     count: int
@@ -423,7 +431,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Traced(Trace):
-    """A layer's output, float32 [count, hidden_size]. Data of one zero and count 1, layer 0xFFFFFFFF: refused."""
+    """A layer's output, float32 [count, hidden_size]."""
 
     TYPE: ClassVar[int] = 19
 

@@ -83,6 +83,8 @@ class Peer(asyncio.Protocol):
         self._hand_over()
 
     def eof_received(self) -> None:
+        while self._received and self.lost is None:  # what was said before hanging up still counts
+            self._give(self._received.popleft())
         try:
             self.protocol.receive_data(b"")
             self._end("closed by the peer")
@@ -149,16 +151,18 @@ class Peer(asyncio.Protocol):
                 self._received.clear()
             if not self._received or "write" in self._holds:
                 break
-            message = self._received.popleft()
-            if isinstance(message, Refuse):
-                self._end(f"refused: {message.reason}")
-            elif not isinstance(message, Hello):
-                self._on_message(self, message)
+            self._give(self._received.popleft())
         if self._received and "write" not in self._holds:
             self._hold("turn")
             asyncio.get_running_loop().call_soon(self._hand_over)
         else:
             self._release("turn")
+
+    def _give(self, message) -> None:
+        if isinstance(message, Refuse):
+            self._end(f"refused: {message.reason}")
+        elif not isinstance(message, Hello):
+            self._on_message(self, message)
 
     def _hold(self, why: str) -> None:
         if self.lost is None:
@@ -241,7 +245,12 @@ async def connect(
             _, peer = await asyncio.get_running_loop().create_connection(
                 lambda: Peer(Protocol(me, dials=True), on_message, on_lost), host, port, ssl=tls
             )
-            return await peer.ready
+            await peer.ready
+        if peer.lost is not None:  # right after its hello
+            raise RemoteProtocolError(peer.lost)
+        if board is not None and peer.name != board:
+            raise RemoteProtocolError(f"calls itself {peer.name}; is the address right?")
+        return peer
     except TimeoutError:
         reason = f"no answer within {timeout_s:g} s"
     except ValueError:  # a host that can't even be looked up
@@ -251,6 +260,10 @@ async def connect(
         reason = "connection refused, is its agent running?" if isinstance(e, ConnectionRefusedError) else reason
     except RemoteProtocolError as e:
         reason = str(e)
+    except BaseException:
+        if peer is not None:
+            peer.close()
+        raise
     if peer is not None:
         peer.close()
     raise BoardError(f"{who}: {reason}", board) from None
@@ -259,5 +272,7 @@ async def connect(
 async def listen(
     host: str, port: int, make_peer: Callable[[], Peer], *, tls: ssl.SSLContext | None = None
 ) -> asyncio.Server:
-    """Listen on HOST:PORT; raises OSError when the address can't be had."""
-    return await asyncio.get_running_loop().create_server(make_peer, host, port, ssl=tls, backlog=128)
+    """Take HOST:PORT, for `start_serving()` to listen on; raises OSError when the address can't be had."""
+    return await asyncio.get_running_loop().create_server(
+        make_peer, host, port, ssl=tls, backlog=128, start_serving=False
+    )

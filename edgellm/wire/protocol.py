@@ -6,6 +6,7 @@
         ...
 """
 
+from edgellm.config import MAX_STEP_BYTES
 from edgellm.errors import LocalProtocolError, RemoteProtocolError
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader
@@ -26,7 +27,7 @@ class Protocol:
     `max_step_bytes` bounds the tensor of a hidden or trace frame; an agent sets it from its plan.
     """
 
-    def __init__(self, me: m.Hello, dials: bool, max_step_bytes: int = m.Hidden.LIMIT):
+    def __init__(self, me: m.Hello, dials: bool, max_step_bytes: int = MAX_STEP_BYTES):
         self.peer: m.Hello | None = None
         self.closed = False
         self.max_step_bytes = max_step_bytes

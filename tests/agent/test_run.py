@@ -44,6 +44,11 @@ def make(slots=2, congested=lambda: False):
     return engine, section, delivered, wait_for
 
 
+def end(engine):
+    engine.stop()
+    engine.join()
+
+
 def step(seq_id, position, count=1, value=0):
     return Step(seq_id, np.full(count, value), position, position + count, True)
 
@@ -55,7 +60,7 @@ def test_steps_of_a_sequence_run_in_order_in_its_own_slot():
     for s in (step(1, 0, 3), step(2, 0, 2), step(1, 3), step(2, 2)):
         assert engine.submit(s)
     wait_for(4)
-    engine.stop()
+    end(engine)
     by_slot = {}
     for slot, position, count in section.calls:
         by_slot.setdefault(slot, []).append((position, count))
@@ -70,7 +75,7 @@ def test_a_full_board_says_busy_and_a_closed_sequence_makes_room():
         engine.open(2)
     engine.close(1)
     engine.open(2)
-    engine.stop()
+    end(engine)
 
 
 def test_a_gap_is_refused_and_an_old_position_is_computed_again():
@@ -82,14 +87,14 @@ def test_a_gap_is_refused_and_an_old_position_is_computed_again():
     engine.submit(step(1, 2))
     engine.submit(step(1, 4))
     wait_for(3)
-    engine.stop()
+    end(engine)
     assert [s.position for s, *_ in delivered] == [0, 2, 4]
 
 
 def test_a_step_of_an_unknown_sequence_is_not_taken():
     engine, *_ = make()
     assert engine.submit(step(9, 0)) is False
-    engine.stop()
+    end(engine)
 
 
 def test_closing_in_mid_step_frees_the_slot_only_after_the_step():
@@ -108,7 +113,7 @@ def test_closing_in_mid_step_frees_the_slot_only_after_the_step():
     while engine.free_slots == 0 and time.monotonic() < deadline:
         time.sleep(0.001)
     engine.open(2)
-    engine.stop()
+    end(engine)
     assert len(section.calls) == 1  # the second chunk was dropped
     assert delivered == []
 
@@ -129,7 +134,7 @@ def test_a_long_prompt_and_a_running_answer_take_turns():
         engine.submit(step(1, 1 + i))
     section.gate.set()
     wait_for(9)
-    engine.stop()
+    end(engine)
     kinds = [count for _, _, count in section.calls[3:]]
     assert kinds == [1, 8, 1, 8, 1, 8]
 
@@ -148,7 +153,7 @@ def test_a_congested_link_holds_prompt_chunks_and_lets_decode_steps_through():
     held.set()
     engine.submit(step(2, 8))
     wait_for(2)
-    engine.stop()
+    end(engine)
     assert [c[2] for c in section.calls] == [8, 1]
 
 
@@ -158,7 +163,7 @@ def test_an_error_in_a_step_is_delivered_and_the_engine_goes_on():
     engine.submit(step(1, 0, 2, value=666))
     engine.submit(step(1, 2))
     wait_for(2)
-    engine.stop()
+    end(engine)
     assert str(delivered[0][2]) == "broken" and delivered[0][1] is None
     assert delivered[1][2] is None
 
@@ -171,6 +176,21 @@ def test_stats_tell_prefill_from_decode():
     engine.submit(step(1, 6))
     wait_for(3)
     stats = engine.close(1)
-    engine.stop()
+    end(engine)
     assert (stats.prefill_tokens, stats.decode_steps) == (5, 2)
     assert stats.prefill_s > 0 and stats.decode_s > 0
+
+
+def test_a_job_that_waits_when_the_engine_stops_is_told():
+    engine, section, _, _ = make()
+    section.gate.clear()
+    engine.open(1)
+    engine.submit(step(1, 0, 4))
+    while not engine._running:
+        time.sleep(0.001)
+    told = []
+    engine.run_with_slot(lambda section, slot: told.append("ran"), lambda: told.append("dropped"))
+    engine.stop()
+    section.gate.set()
+    engine.join()
+    assert told == ["dropped"]
