@@ -93,3 +93,13 @@ BAD = [("temperature", -1), ("top_p", 1.5), ("top_k", -1), ("min_p", float("nan"
 def test_values_out_of_range_are_refused(name, value):
     with pytest.raises(UsageError, match="expected a"):
         Sampling(**{name: value})
+
+
+def test_a_tiny_temperature_is_greedy_and_no_garbage():
+    assert set(draws(Sampling(temperature=1e-320, seed=1), 50)) == {1}
+
+
+def test_top_k_keeps_the_lowest_ids_of_equal_scores():
+    equal = np.zeros(100, np.float32)
+    chosen = {sample(equal, (), Sampling(temperature=1.0, top_k=3, seed=2), p) for p in range(200)}
+    assert chosen == {0, 1, 2}
