@@ -166,9 +166,11 @@ def recall(path: Path) -> list[LocalAgent]:
     """The agents written down and still running. Raises ClusterError for a file that can't be read."""
     try:
         agents = [LocalAgent(**a) for a in json.loads(path.read_text())]
+        if odd := [a.pid for a in agents if type(a.pid) is not int or a.pid < 1]:
+            raise ValueError(f"{odd[0]!r} is no process")
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError, RecursionError) as e:
         raise ClusterError(f"{path}: {e}. Remove it, and end the agents that may still run.") from None
     return [a for a in agents if _process(a) is not None]
 
