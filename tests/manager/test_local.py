@@ -1,0 +1,181 @@
+"""Agents on this machine: `local up` and `down`, and the embedded ones, which never outlive the question."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+
+from edgellm.config import DEFAULT_MODEL
+from edgellm.errors import ClusterError
+from edgellm.manager.local import LocalAgent, end, recall, remember
+from tests.tiny import agents_of, environment, split_tiny, wait_until
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A home where the built-in model is a tiny one."""
+    home = tmp_path_factory.mktemp("home")
+    split = split_tiny(tmp_path_factory.mktemp("tiny"))
+    shutil.copytree(split, home / "cache/edgellm/models" / DEFAULT_MODEL)
+    return home
+
+
+@pytest.fixture(scope="module")
+def model_dir(home):
+    """The tiny model's folder; whatever still serves it at the end is killed, and wrong."""
+    folder = home / "cache/edgellm/models" / DEFAULT_MODEL
+    yield folder
+    left = agents_of(folder)
+    for process in left:
+        process.kill()
+    assert not left
+
+
+def start(home: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgellm", *arguments],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(home),
+        cwd=home,
+    )  # fmt: skip
+
+
+def edgellm(home: Path, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    process = start(home, *arguments)
+    try:
+        stdout, stderr = process.communicate(timeout=90)
+    finally:
+        process.kill()
+    return process.returncode, stdout, stderr
+
+
+def test_a_stale_record_is_harmless(tmp_path):
+    record = tmp_path / "agents.json"
+    assert recall(record) == []
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    own = psutil.Process()
+    agents = [
+        LocalAgent("local1", "127.0.0.1", 1, dead.pid, 0.0),
+        LocalAgent("local2", "127.0.0.1", 2, own.pid, own.create_time() - 100),  # our own number, used before us
+    ]
+    remember(record, agents)
+    assert json.loads(record.read_text()) == [asdict(a) for a in agents]
+    assert recall(record) == []
+    end(agents)  # and we live on
+
+
+@pytest.mark.parametrize("content", ["", "5", "{}", "[5]", '[{"name": "x"}]', "[" * 9000, '{"a": 1}', "null", "\udcff"])
+def test_a_record_that_is_none_is_named(tmp_path, content):
+    record = tmp_path / "agents.json"
+    record.write_bytes(content.encode(errors="surrogateescape"))
+    if content == "{}":
+        assert recall(record) == []
+    else:
+        with pytest.raises(ClusterError, match=r"agents\.json: .*Remove it"):
+            recall(record)
+
+
+@pytest.mark.parametrize("pid", ["12", None, -1, 0, 1.5, 10**30, True])
+def test_a_record_with_an_odd_number_ends_no_process(tmp_path, pid):
+    record = tmp_path / "agents.json"
+    good = asdict(LocalAgent("local1", "127.0.0.1", 1, 1, 0.0))
+    record.write_text(json.dumps([{**good, "pid": pid}]))
+    try:
+        assert recall(record) == []
+    except ClusterError as e:
+        assert "agents.json" in str(e)
+
+
+def test_up_serves_questions_until_down(home, model_dir):
+    record, cluster = home / "state/edgellm/agents.json", home / "config/edgellm/cluster.json"
+    record.parent.mkdir(parents=True)
+    remember(record, [LocalAgent("local1", "127.0.0.1", 1, os.getpid(), 0.0)])  # of an earlier boot
+    code, stdout, stderr = edgellm(home, "local", "down")
+    assert (code, stdout, record.exists()) == (0, "no local cluster was up\n", False), stderr
+
+    remember(record, [LocalAgent("local1", "127.0.0.1", 1, os.getpid(), 0.0)])
+    code, stdout, stderr = edgellm(home, "local", "up", "--context", "200")
+    try:
+        assert code == 0, stderr
+        assert sorted(line.split()[0] for line in stdout.splitlines()) == ["local1", "local2"]
+        assert str(cluster) in stderr and len(agents_of(model_dir)) == 2
+
+        code, stdout, stderr = edgellm(home, "local", "up")
+        assert (code, stdout) == (2, "") and "up already" in stderr and stderr.count("\n") == 1
+        assert len(agents_of(model_dir)) == 2
+
+        answers = [edgellm(home, "ask", "Why?", "--max-tokens", "8", "--json") for _ in range(2)]
+        assert [code for code, _, _ in answers] == [0, 0], answers
+        first, second = (json.loads(stdout) for _, stdout, _ in answers)
+        assert first["tokens"] == second["tokens"] and len(first["tokens"]) == 8
+        assert sorted(s["board"] for s in first["stages"]) == ["local1", "local2"]
+    finally:
+        code, stdout, stderr = edgellm(home, "local", "down")
+    assert (code, stdout) == (0, "2 agents ended\n"), stderr
+    assert not agents_of(model_dir) and not record.exists() and not cluster.exists()
+    code, stdout, stderr = edgellm(home, "local", "down")
+    assert (code, stdout, stderr) == (0, "no local cluster was up\n", "")
+
+
+def test_up_leaves_the_file_of_a_cluster_of_boards_alone(home, model_dir, tmp_path):
+    from edgellm.checkpoint.manifest import Manifest
+    from edgellm.manager.cluster import ClusterFile
+    from tests.fakes import make_plan
+
+    file = tmp_path / "cluster.json"
+    manifest = Manifest.read(model_dir)
+    plan = make_plan(manifest, (0, manifest.num_layers))
+    ClusterFile.make(model_dir, {"b0": ("192.0.2.1", 7710)}, plan).write(file)
+    before = file.read_bytes()
+    code, stdout, stderr = edgellm(home, "local", "up", "--cluster", str(file))
+    assert (code, stdout) == (2, "") and "describes a cluster of boards" in stderr
+    assert edgellm(home, "local", "down", "--cluster", str(file))[0] == 0
+    assert file.read_bytes() == before and not agents_of(model_dir)
+
+
+def test_up_that_can_not_fit_leaves_nothing_behind(home, model_dir):
+    code, stdout, stderr = edgellm(home, "local", "up", "--ram", "1MB", "--agents", "1")
+    assert (code, stdout) == (1, "") and "local1" in stderr.splitlines()[-1]
+    assert not agents_of(model_dir) and not (home / "state/edgellm/agents.json").exists()
+    assert not (home / "config/edgellm/cluster.json").exists()
+
+
+def test_an_embedded_answer_leaves_no_process_behind(home, model_dir):
+    code, stdout, stderr = edgellm(home, "ask", "Why?", "--max-tokens", "8", "--json")
+    assert code == 0, stderr
+    notes = stderr.splitlines()
+    assert notes[0].startswith("no cluster file: answering from this machine") and "local up" in notes[0]
+    answer = json.loads(stdout)
+    assert len(answer["tokens"]) == 8 and len(answer["stages"]) == 2  # it crossed a split
+    assert not agents_of(model_dir)
+
+
+def test_ctrl_c_while_the_embedded_agents_start_leaves_no_process_behind(home, model_dir):
+    process = start(home, "ask", "Why?")
+    try:
+        wait_until(lambda: len(agents_of(model_dir)) == 2)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, stdout) == (130, "") and "Traceback" not in stderr, stderr
+    assert not agents_of(model_dir)
+
+
+def test_embedded_agents_end_when_the_manager_is_killed(home, model_dir):
+    process = start(home, "ask", "Why?")
+    try:
+        wait_until(lambda: len(agents_of(model_dir)) == 2)
+    finally:
+        process.kill()
+        process.communicate()
+    wait_until(lambda: not agents_of(model_dir), 60)
