@@ -36,26 +36,41 @@ def cores() -> int:
 def measure_decode(manifest: Manifest, folder: Path) -> tuple[float, float]:
     """Seconds to decode one token through one layer and through the head, with the kernels that will be used.
 
-    Times the middle one of the layers whose shard is here, and scales the head by its bytes: both are read once a
-    token. Raises ManifestError if no layer is here or the one chosen is corrupt.
+    Times the middle one of the layers whose shard is here. The head is timed behind the last layer, or where their
+    shards aren't here, scaled by its bytes: too much for a small model, whose layers take more than their bytes do.
+    Raises ManifestError if no layer is here or the middle one is corrupt.
     """
     from edgellm.agent.load import load_section
 
-    here = [i for i in range(manifest.num_layers) if (folder / manifest.layer(i).name).is_file()]
-    if not here:
+    def here(shard) -> bool:
+        return (folder / shard.name).is_file()
+
+    def head_s() -> float:
+        if last > 0 and here(manifest.layer(last)) and here(manifest.head):
+            try:
+                section = load_section(manifest, folder, last, last + 1)
+                return max(0.0, _decode_s(section, True) - _decode_s(section, False))
+            except ManifestError as e:  # no matter unless this board is to hold it
+                log.warning("the head is not timed: %s", e)
+        return layer_s * manifest.head.ram_bytes / max(1, manifest.layer(layer).ram_bytes)
+
+    layers = [i for i in range(manifest.num_layers) if here(manifest.layer(i))]
+    if not layers:
         raise ManifestError(f"{folder}: no layer shard of {manifest.model} is here; push shards to this board first")
-    layer = here[len(here) // 2]
-    section = load_section(manifest, folder, layer, layer + 1, without_ends=True)
-    slot = section.new_slot(_DECODE_STEPS + 1)
-    x = section.example()
+    layer, last = layers[len(layers) // 2], manifest.num_layers - 1
+    layer_s = _decode_s(load_section(manifest, folder, layer, layer + 1, without_ends=True), False)
+    return layer_s, head_s()
+
+
+def _decode_s(section, want_logits: bool) -> float:
+    """Seconds of a decode step, the median of a few."""
+    slot, x = section.new_slot(_DECODE_STEPS + 1), section.example()
     seconds = []
     for position in range(_DECODE_STEPS):
         began = time.perf_counter()
-        section.forward(x, position, slot, position + 1, False)
+        section.forward(x, position, slot, position + 1, want_logits)
         seconds.append(time.perf_counter() - began)
-    layer_s = statistics.median(seconds)
-    head_s = layer_s * manifest.head.ram_bytes / max(1, manifest.layer(layer).ram_bytes)
-    return layer_s, head_s
+    return statistics.median(seconds)
 
 
 def hop_s() -> float:

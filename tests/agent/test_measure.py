@@ -1,9 +1,14 @@
-"""What a board offers: free RAM under control groups of either version, from files as the kernel writes them."""
+"""What a board offers: free RAM under control groups of either version, from files as the kernel writes them, and
+how fast it decodes."""
+
+import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from edgellm.agent import measure
+from edgellm.agent import load, measure
+from edgellm.errors import ManifestError
 
 MB = 1 << 20
 
@@ -60,3 +65,53 @@ def test_a_board_without_control_groups_offers_what_the_machine_has(machine, tmp
     machine(1)
     (tmp_path / "own").unlink()
     assert measure.free_ram_bytes() == 64 << 30
+
+
+class _SlowSection:
+    """Takes 2 ms, and 6 ms more for logits."""
+
+    def new_slot(self, context):
+        return None
+
+    def example(self):
+        return None
+
+    def forward(self, x, position, slot, pass_len, want_logits):
+        time.sleep(0.008 if want_logits else 0.002)
+
+
+@pytest.mark.parametrize(
+    ("there", "corrupt", "head_s"),
+    [
+        (("layer-0", "layer-1", "layer-2", "layer-3", "head"), False, 0.006),  # timed
+        (("layer-0", "layer-1", "layer-2", "layer-3", "head"), True, 0.040),  # twenty times a layer's bytes
+        (("layer-1", "head"), False, 0.040),
+        (("layer-2", "layer-3"), False, 0.040),
+    ],
+)
+def test_the_head_is_timed_where_it_is_and_scaled_where_not(tmp_path, monkeypatch, there, corrupt, head_s):
+    for name in there:
+        (tmp_path / name).touch()
+    loaded = []
+
+    def load_section(manifest, folder, start, end, *, without_ends=False):
+        loaded.append((start, end, without_ends))
+        if corrupt and not without_ends:
+            raise ManifestError("head: SHA-256 is 1, the manifest says 2")
+        return _SlowSection()
+
+    monkeypatch.setattr(load, "load_section", load_section)
+    manifest = SimpleNamespace(
+        num_layers=4, model="m", head=SimpleNamespace(name="head", ram_bytes=2000),
+        layer=lambda i: SimpleNamespace(name=f"layer-{i}", ram_bytes=100),
+    )  # fmt: skip
+    found = measure.measure_decode(manifest, tmp_path)
+    assert found[0] == pytest.approx(0.002, rel=0.5)
+    assert found[1] == pytest.approx(head_s, rel=0.5)
+    assert all(without_ends or (start, end) == (3, 4) for start, end, without_ends in loaded)
+
+
+def test_a_board_without_any_layer_says_so(tmp_path):
+    manifest = SimpleNamespace(num_layers=2, model="m", layer=lambda i: SimpleNamespace(name=f"layer-{i}"))
+    with pytest.raises(ManifestError, match="no layer shard of m is here; push shards"):
+        measure.measure_decode(manifest, tmp_path)
