@@ -25,11 +25,14 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.engine
 
-.venv/ready: pyproject.toml CMakeLists.txt $(wildcard edgellm/kernels/*.cpp edgellm/kernels/*.h)
+# The folders: an editable install knows its modules by name, so one that came or went wants another.
+.venv/ready: pyproject.toml CMakeLists.txt $(wildcard edgellm/kernels/*.cpp edgellm/kernels/*.h) \
+		$(shell find edgellm -name __pycache__ -prune -o -type d -print)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "edgellm needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m compileall -q edgellm
 	@touch $@
 
 clean:

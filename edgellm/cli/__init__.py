@@ -1,0 +1,28 @@
+"""The command line: one function a command, heavy imports inside. Answers on stdout, everything else on stderr."""
+
+import click
+
+from edgellm import __version__
+from edgellm.cli.agent import agent
+from edgellm.cli.ask import ask
+from edgellm.cli.group import CONTEXT, Group
+from edgellm.cli.local import local
+from edgellm.cli.models import plan, split, verify
+
+
+@click.group(cls=Group, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="edgellm")
+def main():
+    """A handful of small boards that answer as one machine.
+
+    \b
+    Examples:
+      edgellm ask "Why is the sky blue?"
+      edgellm local up && edgellm ask "And at night?"
+      edgellm split ./Phi-3-mini-4k-instruct --out phi3 --quantize int8
+      edgellm plan --manifest phi3 --board pi1=3.1GB,pi2=3.1GB --explain
+    """
+
+
+for command in (ask, local, split, plan, agent, verify):
+    main.add_command(command)

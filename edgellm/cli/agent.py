@@ -1,0 +1,70 @@
+"""`edgellm agent`: the daemon on a board."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from edgellm import config
+from edgellm.cli.group import verbose_option
+from edgellm.errors import UsageError
+
+
+@click.command()
+@click.option("--shards", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True,
+              help="Folder with a manifest and shard files.")  # fmt: skip
+@click.option("--listen", default=f"127.0.0.1:{config.DEFAULT_PORT}", show_default=True, metavar="HOST:PORT",
+              help="Address to serve on; port 0 takes a free one.")  # fmt: skip
+@click.option("--name", help="The board's name in plans.  [default: the host's name]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Computing threads.  [default: all cores]")
+@click.option("--ram", metavar="SIZE", help="Offer at most this much RAM, as in 3GB.")
+@click.option("--drain-seconds", type=click.FloatRange(0), default=60.0, show_default=True,
+              help="How long running answers may go on after SIGTERM.")  # fmt: skip
+@click.option("--announce", is_flag=True, hidden=True, help="Print the address as JSON when it listens.")
+@click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin does.")
+@verbose_option
+def agent(shards, listen, name, threads, ram, drain_seconds, announce, until_eof, verbose):
+    """Serve a section of a model from this machine.
+
+    The agent measures free RAM and speed, waits to be given a section, and serves it. SIGTERM lets running answers
+    end, takes no new ones, and exits.
+
+    \b
+    Examples:
+      edgellm agent --shards phi3 --listen 0.0.0.0:7710
+      edgellm agent --shards phi3 --listen 127.0.0.1:7711 --ram 2GB --threads 1
+    """
+    import asyncio
+    import socket
+
+    from edgellm.agent import measure
+    from edgellm.agent.serve import AgentOptions, serve
+    from edgellm.plan import BOARD_NAME, parse_size
+
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )  # fmt: skip
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    host, port = _address(listen)
+    name = name or socket.gethostname().split(".")[0]
+    if not BOARD_NAME.match(name):
+        raise UsageError(f"{name!r} is no board name, expected letters, digits, '.', '_' or '-'. Give one with --name.")
+    options = AgentOptions(
+        shards, host, port, name, threads or measure.cores(), parse_size(ram, "--ram") if ram else None, drain_seconds
+    )
+
+    def ready(running):
+        if announce:
+            print(json.dumps({"name": name, "host": host, "port": running.port}), flush=True)
+
+    asyncio.run(serve(options, ready, sys.stdin if until_eof else None))
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"{text!r} is no address, expected HOST:PORT like 0.0.0.0:{config.DEFAULT_PORT}")
+    return host.strip("[]"), int(port)

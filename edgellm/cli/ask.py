@@ -1,0 +1,130 @@
+"""`edgellm ask`: one question, to a cluster or to this machine."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from edgellm import config
+from edgellm.cli.group import make_settings, verbose_option
+from edgellm.cli.models import default_model
+from edgellm.console import Progress, note
+from edgellm.errors import UsageError
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option("--system", help="A system prompt.")
+@click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
+@click.option("--max-tokens", type=int, default=config.DEFAULT_MAX_TOKENS, show_default=True,
+              help="Longest answer.")  # fmt: skip
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--top-k", type=int, default=0, show_default=True, help="0 is off.")
+@click.option("--min-p", type=float, default=0.0, show_default=True)
+@click.option("--repeat-penalty", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, help="The same seed gives the same answer.  [default: random]")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (repeatable).")
+@click.option("--json", "as_json", is_flag=True, help="Print text, tokens, timings and finish reason as JSON.")
+@click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
+              help="Cluster file.  [default: $EDGELLM_CLUSTER, ./cluster.json, the user's config folder]")  # fmt: skip
+@verbose_option
+def ask(prompt, system, raw, as_json, cluster, verbose, max_tokens, stop, seed, **sampling):
+    """Ask the cluster; the answer streams to stdout as it is made.
+
+    PROMPT may be - or a pipe for stdin. Without a cluster file, two agents are started on this machine with the
+    built-in model, and ended after the answer. Ctrl-C stops the boards' work too.
+
+    \b
+    Examples:
+      edgellm ask "Why is the sky blue?"
+      git diff | edgellm ask - --system "Summarise this change in one sentence."
+      edgellm ask "Name three birds." --temperature 0.7 --seed 42 --json
+    """
+    import secrets
+
+    from edgellm.manager.answer import Question
+
+    chosen = secrets.randbits(31) if seed is None else seed
+    question = Question(
+        _prompt(prompt), system, raw, max_tokens, config.Sampling(seed=chosen, **sampling), tuple(stop)
+    )
+    from edgellm.manager.cluster import ClusterFile, find
+
+    path = find(str(cluster) if cluster else None)
+    if path is not None:
+        file = ClusterFile.read(path)
+        code = _ask(question, file.model_dir_path(path), file.plan, file.addresses(), as_json, verbose)
+    else:
+        code = _ask_embedded(question, as_json, verbose)
+    sys.exit(code)
+
+
+def _prompt(text: str | None) -> str:
+    if text is None and sys.stdin.isatty():
+        raise UsageError('no prompt. Ask something: edgellm ask "Why is the sky blue?"')
+    if text is None or text == "-":
+        raw = sys.stdin.buffer.read()
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as e:
+            raise UsageError(f"stdin is no UTF-8 text (byte {e.start})") from None
+    return text
+
+
+def _ask(question, model_dir, plan, addresses, as_json, verbose) -> int:
+    from edgellm.manager.answer import Answer, Asker, run_to_answer
+
+    asker = Asker(model_dir, plan)
+    ids = asker.encode(question)
+    answer = Answer(len(ids), question.sampling.seed)
+
+    def show(text):
+        if not as_json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    try:
+        run_to_answer(asker.ask(question, ids, addresses, answer, show), answer)
+    finally:
+        if answer.text and not as_json:
+            show("\n")
+    if as_json:
+        click.echo(json.dumps(answer.to_dict()))
+    if verbose:
+        note(_summary(answer))
+    return 130 if answer.finish == "cancelled" else 0
+
+
+def _summary(answer) -> str:
+    def rate(value):
+        return f"{value:.1f} tok/s" if value else "–"
+
+    stages = ", ".join(
+        f"{s['board']} [{s['start']}-{s['end']}) {s['decode_ms_per_token']:.1f} ms"
+        for s in answer.stages if s["decode_ms_per_token"] is not None
+    )  # fmt: skip
+    return (
+        f"prompt {answer.prompt_tokens} tokens, {rate(answer.prefill_tokens_per_s)}; answer {len(answer.tokens)} "
+        f"tokens, {rate(answer.decode_tokens_per_s)}; a token: {stages or '–'}; ended by {answer.finish}"
+    )
+
+
+def _ask_embedded(question, as_json, verbose) -> int:
+    import asyncio
+
+    from edgellm.checkpoint.manifest import Manifest
+    from edgellm.manager import local
+
+    note(f"no cluster file: answering from this machine with {config.DEFAULT_MODEL} on two agents "
+         "('edgellm local up' keeps them running)")  # fmt: skip
+    model_dir = default_model()
+    manifest = Manifest.read(model_dir)
+    settings = make_settings(manifest, None, 1, config.DEFAULT_CHUNK, "float32", "throughput")
+    with local.LocalAgents(model_dir, 2, local.state_dir() / "embedded") as agents:
+        with Progress() as progress:
+            progress("starting two agents")
+            addresses = agents.start()
+            made = asyncio.run(local.form_cluster(manifest, addresses, settings))
+        return _ask(question, model_dir, made, addresses, as_json, verbose)

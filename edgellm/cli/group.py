@@ -1,0 +1,77 @@
+"""What all commands share: errors in one line, options, settings."""
+
+import sys
+
+import click
+
+from edgellm import config
+from edgellm.console import note
+from edgellm.errors import EdgellmError, UsageError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Group(click.Group):
+    """Keeps the paragraphs of examples as they are written, and turns errors into one line."""
+
+    def main(self, *args, **kwargs):
+        kwargs["standalone_mode"] = False
+        arguments = (args[0] if args else kwargs.get("args")) or sys.argv[1:]
+        verbose = "-v" in arguments or "--verbose" in arguments
+        try:
+            code = super().main(*args, **kwargs)
+        except EdgellmError as e:
+            _fail(str(e), e.exit_code, verbose)
+        except click.exceptions.Abort:
+            sys.exit(130)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except click.exceptions.NoArgsIsHelpError as e:
+            e.show()
+            sys.exit(2)
+        except click.ClickException as e:
+            hint = f" Try '{e.ctx.command_path} --help'." if getattr(e, "ctx", None) else ""
+            _fail(e.format_message() + hint, 2, False)
+        except OSError as e:
+            where = f"{e.filename}: " if e.filename else ""
+            _fail(f"{where}{e.strerror or e}", 1, verbose)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(text: str, code: int, verbose: bool) -> None:
+    if verbose:
+        import traceback
+
+        traceback.print_exc()
+    note(f"edgellm: {' '.join(text.split())}")
+    sys.exit(code)
+
+
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="More on stderr; errors come with a traceback.")
+_PLAN_OPTIONS = [
+    click.option("--context", type=click.IntRange(1), metavar="TOKENS",
+                 help=f"Tokens a slot holds, prompt and answer.  [default: {config.DEFAULT_CONTEXT}, or the model's]"),
+    click.option("--slots", type=click.IntRange(1, 1024), default=config.DEFAULT_SLOTS, show_default=True,
+                 help="Sequences at once."),
+    click.option("--chunk", type=click.IntRange(1, 8192), default=config.DEFAULT_CHUNK, show_default=True,
+                 metavar="TOKENS", help="Prompt tokens a prefill chunk."),
+    click.option("--kv-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+                 help="Numbers in the KV cache; float16 takes half the RAM."),
+]  # fmt: skip
+
+
+def with_plan_options(command):
+    """Adds the options that `make_settings` takes."""
+    for option in reversed(_PLAN_OPTIONS):
+        command = option(command)
+    return command
+
+
+def make_settings(manifest, context, slots, chunk, kv_dtype, objective):
+    """Plan settings from options; raises UsageError for a context that the model doesn't have."""
+    from edgellm.plan import Settings
+
+    most = manifest.max_seq_len
+    if context is not None and context > most:
+        raise UsageError(f"--context is {context}, {manifest.model} was made for at most {most}")
+    return Settings(context or min(config.DEFAULT_CONTEXT, most), slots, chunk, kv_dtype, objective)

@@ -1,0 +1,95 @@
+"""`edgellm local up` and `local down`: a cluster on this machine."""
+
+from pathlib import Path
+
+import click
+
+from edgellm import config
+from edgellm.cli.group import make_settings, verbose_option, with_plan_options
+from edgellm.cli.models import default_model
+from edgellm.console import Progress, note
+from edgellm.errors import UsageError
+
+
+@click.group("local")
+def local():
+    """A cluster on this machine, without any board.
+
+    \b
+    Examples:
+      edgellm local up --agents 3
+      edgellm ask "Why is the sky blue?"
+      edgellm local down
+    """
+
+
+@local.command("up")
+@click.option("--agents", "count", type=click.IntRange(1, 8), default=2, show_default=True)
+@click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help=f"A split model's folder.  [default: {config.DEFAULT_MODEL}]")  # fmt: skip
+@click.option("--objective", type=click.Choice(["latency", "throughput"]), default="throughput", show_default=True)
+@with_plan_options
+@click.option("--ram", metavar="SIZE", help="Let each agent offer at most this much RAM.")
+@click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
+              help="Where to write the cluster file.  [default: the user's config folder]")  # fmt: skip
+@verbose_option
+def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, cluster, verbose):
+    """Start agents on loopback and keep them, so that a question starts at once.
+
+    \b
+    Examples:
+      edgellm local up
+      edgellm local up --agents 3 --model phi3 --context 1024
+    """
+    import asyncio
+
+    from edgellm.checkpoint.manifest import Manifest
+    from edgellm.manager import local as processes
+    from edgellm.manager.cluster import ClusterFile, default_path
+    from edgellm.plan import parse_size
+
+    path = cluster or default_path()
+    record = processes.state_dir() / "agents.json"
+    if processes.recall(record):
+        raise UsageError("a local cluster is up already. End it with 'edgellm local down' first.")
+    if path.exists() and not ClusterFile.read(path).is_local():
+        raise UsageError(f"{path} describes a cluster of boards. Give another place with --cluster FILE.")
+    model_dir = (model or default_model()).resolve()
+    manifest = Manifest.read(model_dir)
+    settings = make_settings(manifest, context, slots, chunk, kv_dtype, objective)
+    ram_bytes = parse_size(ram, "--ram") if ram else None
+    with processes.LocalAgents(model_dir, count, processes.state_dir(), detached=True, ram_bytes=ram_bytes) as agents:
+        with Progress() as progress:
+            progress(f"starting {count} agents")
+            addresses = agents.start()
+            made = asyncio.run(processes.form_cluster(manifest, addresses, settings))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ClusterFile.make(model_dir, addresses, made).write(path)
+        processes.remember(record, agents.agents)
+        agents.leave_running()
+    for section in made.sections:
+        host, port = addresses[section.board]
+        click.echo(f"{section.board} {host}:{port} {section}")
+    note(f"cluster file {path}; end it with 'edgellm local down'")
+
+
+@local.command("down")
+@click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE", help="The cluster file to remove.")
+@verbose_option
+def local_down(cluster, verbose):
+    """End what `local up` started, and remove its cluster file.
+
+    \b
+    Examples:
+      edgellm local down
+    """
+    from edgellm.manager import local as processes
+    from edgellm.manager.cluster import ClusterFile, default_path
+
+    record, path = processes.state_dir() / "agents.json", cluster or default_path()
+    agents = processes.recall(record)
+    processes.end(agents, note)
+    record.unlink(missing_ok=True)
+    if path.exists() and ClusterFile.read(path).is_local():
+        path.unlink()
+    click.echo(f"{len(agents)} agents ended" if agents else "no local cluster was up")

@@ -1,0 +1,134 @@
+"""`edgellm split`, `plan` and `verify`: about a model and how it is spread."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from edgellm import config
+from edgellm.cli.group import make_settings, verbose_option, with_plan_options
+from edgellm.console import Progress
+from edgellm.errors import UsageError
+
+
+@click.command()
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the shards.")
+@click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True,
+              help="Pack weights; none adds no quantization to what the source has.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace another split in the folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@verbose_option
+def split(source, out, quantize, force, as_json, verbose):
+    """Split a model into one shard file a layer, and a manifest.
+
+    SOURCE is a Hugging Face folder, a .gguf file, a hub id (org/name) or the built-in name smollm2-135m.
+    Interrupted, the same command goes on where it was.
+
+    \b
+    Examples:
+      edgellm split smollm2-135m --out smol
+      edgellm split ./Phi-3-mini-4k-instruct --out phi3 --quantize int8
+      edgellm split model.Q4_1.gguf --out model
+    """
+    manifest = split_source_to(source, out, quantize, force)
+    total = sum(s.bytes for s in manifest.shards)
+    if as_json:
+        click.echo(json.dumps({"model": manifest.model, "manifest": str(out / "manifest.json"),
+                               "shards": len(manifest.shards), "bytes": total}))  # fmt: skip
+    else:
+        click.echo(f"{out}: {manifest.model}, {manifest.num_layers} layers, {total / 1e9:.2f} GB in "
+                   f"{len(manifest.shards)} shards")  # fmt: skip
+
+
+def split_source_to(source, out, quantize, force=False):
+    from edgellm.checkpoint.sources import open_source
+    from edgellm.checkpoint.split import split as split_source
+
+    with Progress() as progress:
+        opened = open_source(str(source), progress)
+
+        def wrote(shard, done, total):
+            progress(f"split {opened.name}", done, total)
+
+        return split_source(opened, out, quantize, wrote, force=force)
+
+
+def default_model() -> Path:
+    """The built-in model's split, made now if it isn't there."""
+    from edgellm.manager.local import models_dir
+
+    out = models_dir() / config.DEFAULT_MODEL
+    if not (out / "manifest.json").is_file():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        split_source_to(config.DEFAULT_MODEL, out, "none")
+    return out
+
+
+@click.command()
+@click.option("--manifest", type=click.Path(path_type=Path, exists=True), required=True,
+              help="A split model's folder, or its manifest.json.")  # fmt: skip
+@click.option("--board", "boards", multiple=True, required=True, metavar="NAME=SIZE[@TIME],…",
+              help="A board's free RAM, and its decode time a layer if you know it.")  # fmt: skip
+@click.option("--objective", type=click.Choice(["latency", "throughput"]), default="latency", show_default=True,
+              help="Fewest, fastest boards for one answer; or the smallest slowest stage.")  # fmt: skip
+@with_plan_options
+@click.option("--explain", is_flag=True, help="Say who gets what, why, and what would not fit.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@verbose_option
+def plan(manifest, boards, objective, context, slots, chunk, kv_dtype, explain, as_json, verbose):
+    """Show which board would hold which layers, without any board.
+
+    \b
+    Examples:
+      edgellm plan --manifest phi3 --board pi1=3.1GB,pi2=3.1GB --explain
+      edgellm plan --manifest phi3 --board pi1=3.1GB@25ms --board pc=6GB@40ms --objective throughput
+    """
+    from edgellm.checkpoint.manifest import Manifest
+    from edgellm.plan import explain_dict, explain_text, make_plan, parse_boards
+
+    model = Manifest.read(manifest)
+    capacities = parse_boards(boards, model)
+    settings = make_settings(model, context, slots, chunk, kv_dtype, objective)
+    made = make_plan(model, capacities, settings, epoch=1)
+    if as_json:
+        content = {"plan": made.to_dict()}
+        if explain:
+            content["explain"] = explain_dict(made, model, capacities)
+        click.echo(json.dumps(content, indent=1))
+    elif explain:
+        click.echo(explain_text(made, model, capacities))
+    else:
+        for section in made.sections:
+            click.echo(f"{section.board}: {section}")
+
+
+@click.command()
+@click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
+              help="Cluster file.  [default: as for ask]")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(1, 4096), default=32, show_default=True, help="Tokens to compare.")
+@click.option("--prompt", default="The quick brown fox", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@verbose_option
+def verify(cluster, tokens, prompt, as_json, verbose):
+    """Compare the split's greedy tokens and logits with one transformers process over the same weights.
+
+    Names the first layer that differs, if any does. Works layer by layer where the whole model doesn't fit in memory.
+
+    \b
+    Examples:
+      edgellm verify
+      edgellm verify --cluster cluster.json --tokens 64 --json
+    """
+    from edgellm.manager.cluster import ClusterFile, find
+    from edgellm.verify import verify as run
+
+    path = find(str(cluster) if cluster else None)
+    if path is None:
+        raise UsageError("no cluster file. Start one with 'edgellm local up', or give it with --cluster FILE.")
+    file = ClusterFile.read(path)
+    with Progress() as progress:
+        result = run(file.model_dir_path(path), file.plan, file.addresses(), prompt, tokens, progress)
+    click.echo(json.dumps(result.to_dict()) if as_json else result.to_text())
+    sys.exit(0 if result.equal else 1)
