@@ -12,7 +12,8 @@ import numpy as np
 
 from edgellm.agent.link import Link
 from edgellm.agent.run import Engine, Step
-from edgellm.config import MAX_STEP_BYTES, Sampling
+from edgellm.agent.trace import answer_trace
+from edgellm.config import Sampling
 from edgellm.errors import BusyError, EdgellmError, UsageError
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
@@ -52,7 +53,7 @@ class Stage:
         self._sequences: dict[int, _Sequence] = {}
         self._paused: set[Peer] = set()
         self._tasks: set[asyncio.Task] = set()
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         me = m.Hello("board", board)
         stage = plan.stage_of(board)
         self._hidden_from = plan.boards[stage - 1]
@@ -117,45 +118,7 @@ class Stage:
 
     def trace(self, peer: Peer, message: m.Trace) -> None:
         """Run the section over a whole sequence in a slot of its own; answer with each layer's output."""
-        dtype = "<u4" if self.is_first else "<f4"
-        x = np.frombuffer(message.data, dtype).reshape(message.count, -1)
-        x = x[:, 0].astype(np.int64) if self.is_first else x.astype(np.float32)
-        start = self.plan.section_of(self.board).start
-        width = 1 if self.is_first else self.section.hidden_size
-        if len(message.data) != 4 * width * message.count:
-            peer.refuse(f"trace of {message.count} tokens with {len(message.data)} bytes; expected {4 * width} a token")
-            return
-        if self.is_first and int(x.max()) >= self.section.vocab_size:
-            peer.refuse(f"trace of token id {int(x.max())}; the vocabulary has {self.section.vocab_size}")
-            return
-        if message.count > self.plan.context or message.layer != start:
-            peer.refuse(f"trace of {message.count} tokens from layer {message.layer}; "
-                        f"a slot holds {self.plan.context}, the section starts at layer {start}")  # fmt: skip
-            return
-        layers = self.plan.section_of(self.board).num_layers
-        answer_bytes = 4 * layers * message.count * self.section.hidden_size
-        if answer_bytes > MAX_STEP_BYTES:
-            peer.refuse(f"trace of {message.count} tokens: {answer_bytes} bytes to answer, at most {MAX_STEP_BYTES}")
-            return
-
-        def job(section, slot):
-            try:
-                outputs = section.trace(x, slot)
-            except Exception as e:
-                log.exception("trace failed")
-                self._loop.call_soon_threadsafe(peer.refuse, f"trace failed: {e}")
-                return
-            for i, output in enumerate(outputs):
-                answer = m.Traced(self.epoch, start + i, message.count, output.astype("<f4").tobytes())
-                self._loop.call_soon_threadsafe(peer.send, answer)
-
-        def dropped():
-            self._loop.call_soon_threadsafe(peer.refuse, f"board {self.board} went on to another plan")
-
-        try:
-            self.engine.run_with_slot(job, dropped)
-        except BusyError as e:
-            peer.refuse(str(e))
+        answer_trace(self, peer, message)
 
     def manager_lost(self, peer: Peer) -> None:
         """Free what the manager's sequences hold here."""
@@ -259,7 +222,7 @@ class Stage:
                 logits, result = result, sample(result, history, sequence.sampling, step.end)
             except Exception as e:
                 error = e
-        self._loop.call_soon_threadsafe(self._computed, step, result, logits, error)
+        self.loop.call_soon_threadsafe(self._computed, step, result, logits, error)
 
     def _relieve(self, all_of_them: bool = False) -> None:
         """Read again from boards that were made to wait, if enough of what waited is gone."""
@@ -314,7 +277,7 @@ class Stage:
                 if position == len(sequence.ids):
                     sequence.ids.append(token)
             else:
-                self._loop.call_soon(self.token, message)
+                self.loop.call_soon(self.token, message)
         if sequence.logits:
             data = logits.astype("<f4").tobytes()
             sequence.owner.send(m.Logits(self.epoch, sequence.seq_id, position, data))
