@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def answer_trace(stage, peer: Peer, message: m.Trace) -> None:
-    """Have the engine of `stage` run the trace in a slot of its own; one `traced` a layer goes to `peer`, or a refusal."""
+    """Run the trace in a slot of its own on the engine of `stage`; `peer` gets one `traced` a layer, or a refusal."""
     try:
         x = _input(stage, message)
     except UsageError as e:
