@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -140,17 +140,14 @@ async def form_cluster(
             told = await status(board)
             capacities.append(Capacity.from_dict(told.get("capacity")))
         if shared_ram and len({host for host, _ in addresses.values()}) == 1 and len(boards) > 1:
-            capacities = [_share(c, len(boards)) for c in capacities]
+            part_bytes = psutil.virtual_memory().available // len(boards)
+            capacities = [replace(c, ram_bytes=min(c.ram_bytes, part_bytes)) for c in capacities]
         plan = make_plan(manifest, capacities, settings, epoch)
         await assign(plan, addresses, boards)
         return plan
     finally:
         for board in boards:
             board.close()
-
-
-def _share(capacity: Capacity, count: int) -> Capacity:
-    return Capacity(**{**capacity.to_dict(), "ram_bytes": capacity.ram_bytes // count})
 
 
 # `edgellm local up` writes down what it started, and `down` ends just that.

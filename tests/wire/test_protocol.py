@@ -6,6 +6,9 @@ from edgellm.errors import LocalProtocolError, RemoteProtocolError
 from edgellm.wire import messages as m
 from edgellm.wire.protocol import Protocol
 
+OPEN = m.Open(1, 2, {})
+HIDDEN = m.Hidden(1, 2, 0, 1, 1, True, bytes(4))
+
 
 def pair(role="manager"):
     dialler = Protocol(m.Hello(role, "a"), dials=True)
@@ -38,8 +41,8 @@ def test_hello_and_what_follows_may_come_in_one_piece():
 @pytest.mark.parametrize(
     "role, dialler_sends, listener_sends",
     [
-        ("manager", [m.Ping(1), m.AskStatus(), m.Open(1, 2, {}), m.Close(1, 2)], [m.Pong(1, 2, 3), m.Token(1, 2, 3, 4)]),
-        ("board", [m.Ping(1), m.Hidden(1, 2, 0, 1, 1, True, bytes(4)), m.Token(1, 2, 3, 4)], [m.Pong(1, 2, 3)]),
+        ("manager", [m.Ping(1), m.AskStatus(), OPEN, m.Close(1, 2)], [m.Pong(1, 2, 3), m.Token(1, 2, 3, 4)]),
+        ("board", [m.Ping(1), HIDDEN, m.Token(1, 2, 3, 4)], [m.Pong(1, 2, 3)]),
     ],
 )
 def test_each_side_sends_what_its_role_may(role, dialler_sends, listener_sends):
@@ -53,7 +56,7 @@ def test_each_side_sends_what_its_role_may(role, dialler_sends, listener_sends):
 
 
 @pytest.mark.parametrize(
-    "role, message", [("manager", m.Hidden(1, 2, 0, 1, 1, True, bytes(4))), ("board", m.Assign({})), ("board", m.Open(1, 2, {}))]
+    "role, message", [("manager", HIDDEN), ("board", m.Assign({})), ("board", OPEN)]
 )
 def test_what_a_role_may_not_send_is_our_error_and_theirs(role, message):
     dialler, listener = pair(role)
