@@ -7,6 +7,7 @@ import logging
 import os
 import reprlib
 import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Agent:
             raise BoardError(f"board {me} can't listen on {place}: {reason}", me) from None
         self.port = server.sockets[0].getsockname()[1]
         try:
-            self._layer_s, self._head_s = await asyncio.to_thread(
+            self._layer_s, self._head_s = await _in_own_thread(
                 self._measure_decode, self.manifest, self.options.shards
             )
             await server.start_serving()
@@ -298,7 +299,7 @@ class Agent:
         if self.stage is not None and need.kv + need.weights > measure.free_ram_bytes():
             await self._leave(plan.epoch)
         log.info("loads layers %d-%d, epoch %d", own.start, own.end, plan.epoch)
-        section, slots = await asyncio.to_thread(self._load_with_slots, plan)
+        section, slots = await _in_own_thread(self._load_with_slots, plan)
         self._check_draining()
         if self.stage is not None:
             await self._leave(plan.epoch)
@@ -322,6 +323,32 @@ class Agent:
         deadline = asyncio.get_running_loop().time() + self.options.drain_s
         while self.stage is not None and self.stage.running and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
+
+
+async def _in_own_thread(function, *args):
+    """`function(*args)` in a thread that ends with it.
+
+    OpenMP keeps a team of helpers for each thread that has computed, as long as that thread lives, and makes all teams
+    wait less eagerly once together they are more than the cores: a pool's idle thread would slow every step.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future = loop.create_future()
+
+    def settle(result, error):
+        if not done.cancelled():
+            done.set_exception(error) if error else done.set_result(result)
+
+    def run():
+        result = error = None
+        try:
+            result = function(*args)
+        except BaseException as e:
+            error = e
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name=function.__name__, daemon=True).start()
+    return await done
 
 
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:
