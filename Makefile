@@ -4,7 +4,7 @@ PROMPT ?= Why is the sky blue? Answer in one short paragraph.
 BIN = .venv/bin
 export PROMPT
 
-.PHONY: ask test test-slow lint bench clean
+.PHONY: ask test lint bench clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
@@ -13,10 +13,6 @@ ask: .venv/ready
 # Everything that needs nothing but loopback, in a few minutes.
 test: .venv/ready lint
 	$(BIN)/python -m pytest
-
-# What takes longer.
-test-slow: .venv/ready
-	$(BIN)/python -m pytest -m slow
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -13,8 +13,6 @@ from edgellm.checkpoint.split import split
 from tests.checkpoint.gguf_files import reference
 from tests.checkpoint.helpers import assert_same_weights, encodings
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

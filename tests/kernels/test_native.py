@@ -11,15 +11,24 @@ from edgellm.kernels import native
 from edgellm.model.packed import pack, unpack
 
 ENCODINGS = ["int4", "int8", "bf16", "f16"]
-TARGETS = ["avx512", "avx2", "neon", "portable"]
 
 
-@pytest.fixture(params=TARGETS)
+def available() -> list[str]:
+    """The instruction sets that this processor has; NEON is checked under qemu elsewhere."""
+    found = []
+    for name in ("avx512", "avx2", "neon", "portable"):
+        try:
+            native.use_target(name)
+            found.append(name)
+        except ValueError:
+            continue
+    native.use_target(None)
+    return found
+
+
+@pytest.fixture(params=available())
 def target(request):
-    try:
-        native.use_target(request.param)
-    except ValueError:
-        pytest.skip(f"this processor has no {request.param}")
+    native.use_target(request.param)
     yield request.param
     native.use_target(None)
 
@@ -169,7 +178,8 @@ def test_a_buffer_for_other_rows_is_refused():
 
 
 # weights, bytes, encoding, out, in, x, tokens, y, threads -> status
-POINTER = ctypes.cast(ctypes.create_string_buffer(4096), ctypes.c_void_p).value
+BUFFER = ctypes.create_string_buffer(4096)  # kept: the first call below really computes in it
+POINTER = ctypes.addressof(BUFFER)
 C_CALLS = [
     ((POINTER, 120, 0, 3, 64, POINTER, 1, POINTER, 1), 0),
     ((None, 120, 0, 3, 64, POINTER, 1, POINTER, 1), 1),
