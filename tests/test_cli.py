@@ -198,6 +198,8 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_board_is_asked(h
     ClusterFile.make(cluster.model_dir, nowhere, cluster.plan).write(file)
     line = fails(2, "ask", "x" * (CONTEXT + 1), "--cluster", file)
     assert line.startswith(f"the prompt has {CONTEXT + 1} tokens, a slot of this cluster holds {CONTEXT}.")
+    line = fails(2, "ask", "hi", "--cluster", file, "--system", "Be brief.")
+    assert line == "fake has no chat template. Leave --system out."
     line = fails(1, "ask", "hi", "--cluster", file)
     assert "board b0 (127.0.0.1:9): connection refused, is its agent running?" in line
 

@@ -44,18 +44,20 @@ def ask(prompt, system, raw, as_json, cluster, verbose, max_tokens, stop, seed, 
     """
     import secrets
 
-    from edgellm.manager.answer import Question
+    from edgellm.manager.answer import Asker, Question
+    from edgellm.manager.cluster import ClusterFile, find
 
     chosen = secrets.randbits(31) if seed is None else seed
     question = Question(
         _prompt(prompt), system, raw, max_tokens, config.Sampling(seed=chosen, **sampling), tuple(stop)
     )
-    from edgellm.manager.cluster import ClusterFile, find
-
     path = find(str(cluster) if cluster else None)
     if path is not None:
         file = ClusterFile.read(path)
-        code = _ask(question, file.model_dir_path(path), file.plan, file.addresses(), as_json, verbose)
+        asker = Asker(file.model_dir_path(path))
+        asker.check(file.plan)
+        ids = asker.encode(question, file.plan.context)
+        code = _ask(asker, question, ids, file.plan, file.addresses(), as_json, verbose)
     else:
         code = _ask_embedded(question, as_json, verbose)
     sys.exit(code)
@@ -73,11 +75,9 @@ def _prompt(text: str | None) -> str:
     return text
 
 
-def _ask(question, model_dir, plan, addresses, as_json, verbose) -> int:
-    from edgellm.manager.answer import Answer, Asker, run_to_answer
+def _ask(asker, question, ids, plan, addresses, as_json, verbose) -> int:
+    from edgellm.manager.answer import Answer, run_to_answer
 
-    asker = Asker(model_dir, plan)
-    ids = asker.encode(question)
     answer = Answer(len(ids), question.sampling.seed)
 
     def show(text):
@@ -86,7 +86,7 @@ def _ask(question, model_dir, plan, addresses, as_json, verbose) -> int:
             sys.stdout.flush()
 
     try:
-        run_to_answer(asker.ask(question, ids, addresses, answer, show), answer)
+        run_to_answer(asker.ask(question, ids, plan, addresses, answer, show), answer)
     finally:
         if answer.text and not as_json:
             show("\n")
@@ -114,17 +114,18 @@ def _summary(answer) -> str:
 def _ask_embedded(question, as_json, verbose) -> int:
     import asyncio
 
-    from edgellm.checkpoint.manifest import Manifest
     from edgellm.manager import local
+    from edgellm.manager.answer import Asker
 
     note(f"no cluster file: answering from this machine with {config.DEFAULT_MODEL} on two agents "
          "('edgellm local up' keeps them running)")  # fmt: skip
     model_dir = default_model()
-    manifest = Manifest.read(model_dir)
-    settings = make_settings(manifest, None, 1, config.DEFAULT_CHUNK, "float32", "throughput")
+    asker = Asker(model_dir)
+    settings = make_settings(asker.manifest, None, 1, config.DEFAULT_CHUNK, "float32", "throughput")
+    ids = asker.encode(question, settings.context)
     with local.LocalAgents(model_dir, 2, local.state_dir() / "embedded") as agents:
         with Progress() as progress:
             progress("starting two agents")
             addresses = agents.start()
-            made = asyncio.run(local.form_cluster(manifest, addresses, settings))
-        return _ask(question, model_dir, made, addresses, as_json, verbose)
+            made = asyncio.run(local.form_cluster(asker.manifest, addresses, settings))
+        return _ask(asker, question, ids, made, addresses, as_json, verbose)

@@ -11,7 +11,7 @@ from edgellm.config import Sampling
 from edgellm.errors import BoardError, ClusterError, UsageError
 from edgellm.manager.client import ClusterClient
 from edgellm.manager.tokens import StopStrings, Tokenizer
-from edgellm.plan import Plan
+from edgellm.plan import Plan, Section
 
 
 @dataclass(frozen=True)
@@ -76,29 +76,34 @@ class Answer:
 
 
 class Asker:
-    """Asks one model on one cluster. Everything that can be refused without a board is refused by `tokens`."""
+    """Asks one model. Everything that can be refused without a board is refused by `encode` and `check`."""
 
-    def __init__(self, model_dir: Path, plan: Plan):
+    def __init__(self, model_dir: Path):
+        self.model_dir = model_dir
         self.manifest = Manifest.read(model_dir)
-        if self.manifest.sha256 != plan.manifest_sha256:
-            raise ClusterError(
-                f"{model_dir} holds {self.manifest.model} ({self.manifest.sha256[:12]}…), the cluster serves "
-                f"{plan.model} ({plan.manifest_sha256[:12]}…). Deploy again, or use the cluster file of this model."
-            )
-        self.plan = plan
         self.tokenizer = Tokenizer(model_dir)
 
-    def encode(self, question: Question) -> list[int]:
-        """The prompt's token ids; raises UsageError if they don't fit in a slot."""
+    def check(self, plan: Plan) -> None:
+        """Raise ClusterError if the plan is another model's."""
+        if self.manifest.sha256 != plan.manifest_sha256:
+            raise ClusterError(
+                f"{self.model_dir} holds {self.manifest.model} ({self.manifest.sha256[:12]}…), the cluster serves "
+                f"{plan.model} ({plan.manifest_sha256[:12]}…). Deploy again, or use the cluster file of this model."
+            )
+
+    def encode(self, question: Question, context: int) -> list[int]:
+        """The prompt's token ids; raises UsageError if they don't fit in a slot of `context` tokens."""
         if question.raw or not self.tokenizer.has_template:
+            if question.system is not None:
+                raise UsageError(f"{self.manifest.model} has no chat template. Leave --system out.")
             ids = self.tokenizer.encode(question.prompt)
         else:
             ids = self.tokenizer.encode_chat(question.prompt, question.system)
         if not ids:
             raise UsageError("the prompt has no tokens. Ask something.")
-        if len(ids) > self.plan.context:
+        if len(ids) > context:
             raise UsageError(
-                f"the prompt has {len(ids)} tokens, a slot of this cluster holds {self.plan.context}. "
+                f"the prompt has {len(ids)} tokens, a slot of this cluster holds {context}. "
                 "Shorten it, or plan the cluster with a larger --context."
             )
         return ids
@@ -107,6 +112,7 @@ class Asker:
         self,
         question: Question,
         ids: list[int],
+        plan: Plan,
         addresses: dict[str, tuple[str, int]],
         answer: Answer,
         show: Callable[[str], None],
@@ -125,7 +131,7 @@ class Asker:
                 show(text)
 
         try:
-            async with ClusterClient(self.plan, addresses) as cluster:
+            async with ClusterClient(plan, addresses) as cluster:
                 tokens = cluster.generate(
                     ids, sampling=question.sampling, max_tokens=question.max_tokens,
                     eos=self.manifest.eos_token_ids, stats=stats,
@@ -133,7 +139,7 @@ class Asker:
                 try:
                     async for chosen in tokens:
                         if chosen.token >= self.manifest.vocab_size:
-                            last = self.plan.boards[-1]
+                            last = plan.boards[-1]
                             raise BoardError(f"board {last} chose token {chosen.token}, which the model hasn't", last)
                         answer.total_s = time.perf_counter() - began
                         if answer.first_token_s is None:
@@ -150,20 +156,20 @@ class Asker:
             take(stop.flush())
         finally:
             answer.text = "".join(pieces)
-            answer.stages = [self._stage(board, stats[board]) for board in self.plan.boards if stats.get(board)]
+            answer.stages = [_stage(s, stats[s.board]) for s in plan.sections if stats.get(s.board)]
 
-    def _stage(self, board: str, stats: dict) -> dict:
-        section = self.plan.section_of(board)
-        steps = _number(stats, "decode_steps")
-        return {
-            "board": board,
-            "start": section.start,
-            "end": section.end,
-            "path": stats.get("path"),
-            "prefill_s": _number(stats, "prefill_s"),
-            "decode_ms_per_token": 1e3 * _number(stats, "decode_s") / steps if steps else None,
-            "sent_bytes_per_token": _number(stats, "sent_bytes") / steps if steps else None,
-        }
+
+def _stage(section: Section, stats: dict) -> dict:
+    steps = _number(stats, "decode_steps")
+    return {
+        "board": section.board,
+        "start": section.start,
+        "end": section.end,
+        "path": stats.get("path"),
+        "prefill_s": _number(stats, "prefill_s"),
+        "decode_ms_per_token": 1e3 * _number(stats, "decode_s") / steps if steps else None,
+        "sent_bytes_per_token": _number(stats, "sent_bytes") / steps if steps else None,
+    }
 
 
 def _number(stats: dict, name: str) -> float:
