@@ -165,6 +165,7 @@ class Agent:
             case m.Assign() if self._assigns >= _MAX_ASSIGNS:
                 peer.send(m.Assigned(self._assigned(f"{_MAX_ASSIGNS} plans wait to be loaded already")))
             case m.Assign():
+                self._assigns += 1
                 self._spawn(self._assign(peer, message.content))
             case m.Open() if self._draining:
                 reason = f"board {self.options.name} is stopping and takes no new prompts"
@@ -236,9 +237,8 @@ class Agent:
         return min(chunk * self.manifest.hidden_size * 4, MAX_STEP_BYTES)
 
     async def _assign(self, peer: Peer, content: dict) -> None:
-        self._assigns += 1
+        error = None
         async with self._assigning:
-            error = None
             try:
                 plan, addresses = self._parse_assign(content)
                 await self._take(plan, addresses)

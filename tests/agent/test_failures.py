@@ -210,3 +210,20 @@ def test_a_token_that_the_model_has_not_is_refused_by_the_first_board(tmp_path):
             return await lost
 
     assert run(go()) == "refused: token id 97; the vocabulary has 97"
+
+
+def test_plans_that_wait_to_be_loaded_are_bounded(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 1) as boards:
+            plan = make_plan(boards.manifest, (0, 6))
+            board = await BoardClient("b0", *boards.addresses["b0"]).connect()
+            content = {"plan": plan.to_dict(), "addresses": boards.addresses, "board": "b0"}
+            async with boards.agents[0]._assigning:  # one is being loaded
+                for _ in range(5):
+                    board.send(m.Assign(content))
+                sixth = await board.ask(m.Assign(content), m.Assigned, 5.0)
+            answers = [sixth, *[await board.ask(None, m.Assigned, 5.0) for _ in range(5)]]
+            board.close()
+            return [a.content["error"] for a in answers]
+
+    assert sorted(map(str, run(go()))) == ["4 plans wait to be loaded already"] * 2 + ["None"] * 4
