@@ -58,14 +58,13 @@ def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, clus
     manifest = Manifest.read(model_dir)
     settings = make_settings(manifest, context, slots, chunk, kv_dtype, objective)
     ram_bytes = parse_size(ram, "--ram") if ram else None
-    with processes.LocalAgents(model_dir, count, processes.state_dir(), detached=True, ram_bytes=ram_bytes) as agents:
+    with processes.LocalAgents(model_dir, count, processes.state_dir(), record=record, ram_bytes=ram_bytes) as agents:
         with Progress() as progress:
             progress(f"starting {count} agents")
             addresses = agents.start()
             made = asyncio.run(processes.form_cluster(manifest, addresses, settings))
         path.parent.mkdir(parents=True, exist_ok=True)
         ClusterFile.make(model_dir, addresses, made).write(path)
-        processes.remember(record, agents.agents)
         agents.leave_running()
     for section in made.sections:
         host, port = addresses[section.board]

@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,15 +36,18 @@ class LocalAgent:
 
 
 class LocalAgents:
-    """Starts agents and ends them, at the latest at the end of the `with` block or, unless `detached`, when this
-    process dies. `prefix(name)` gives words to put before an agent's command, to run it under a limit."""
+    """Starts agents and ends them, at the latest at the end of the `with` block or when this process dies.
+
+    With a `record` they may outlive this process: they are written down there as soon as they start. `prefix(name)`
+    gives words to put before an agent's command, to run it under a limit.
+    """
 
     def __init__(
-        self, model_dir: Path, count: int, log_dir: Path, *, detached: bool = False, ram_bytes: int | None = None,
+        self, model_dir: Path, count: int, log_dir: Path, *, record: Path | None = None, ram_bytes: int | None = None,
         prefix: Callable[[str], list[str]] = lambda name: [],
     ):  # fmt: skip
         self._model_dir, self._count, self._log_dir = model_dir, count, log_dir
-        self._detached, self._ram_bytes, self._prefix = detached, ram_bytes, prefix
+        self._record, self._ram_bytes, self._prefix = record, ram_bytes, prefix
         self._processes: list[subprocess.Popen] = []
         self.agents: list[LocalAgent] = []
 
@@ -68,18 +73,23 @@ class LocalAgents:
             ]  # fmt: skip
             if self._ram_bytes:
                 command += ["--ram", f"{self._ram_bytes}B"]
-            if not self._detached:
+            if self._record is None:
                 command.append("--until-eof")
-            with open(self._log_dir / f"{name}.log", "w") as log:
+            with open(self._log_dir / f"{name}.log", "w") as log, _ctrl_c_waits():
                 process = subprocess.Popen(
                     command,
-                    stdin=subprocess.DEVNULL if self._detached else subprocess.PIPE,
+                    stdin=subprocess.DEVNULL if self._record else subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     start_new_session=True,  # Ctrl-C is for the manager, which tells the agents
                 )
-            self._processes.append(process)
+                self._processes.append(process)
+            self.agents.append(LocalAgent(name, "127.0.0.1", 0, process.pid, _started_s(process)))
+            if self._record:
+                remember(self._record, self.agents)
         self.agents = [self._wait(i, process) for i, process in enumerate(self._processes)]
+        if self._record:
+            remember(self._record, self.agents)
         return {a.name: (a.host, a.port) for a in self.agents}
 
     def stop(self) -> None:
@@ -96,6 +106,8 @@ class LocalAgents:
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     pipe.close()
+        if self._processes and self._record:
+            self._record.unlink(missing_ok=True)
         self._processes.clear()
 
     def leave_running(self) -> list[LocalAgent]:
@@ -115,8 +127,7 @@ class LocalAgents:
         if not line:
             raise BoardError(f"agent {name} did not start: {self._last_line(name)}", name)
         announced = json.loads(line)
-        started = psutil.Process(process.pid).create_time()
-        return LocalAgent(name, announced["host"], announced["port"], process.pid, started)
+        return LocalAgent(name, announced["host"], announced["port"], process.pid, _started_s(process))
 
     def _last_line(self, name: str) -> str:
         path = self._log_dir / f"{name}.log"
@@ -148,6 +159,31 @@ async def form_cluster(
     finally:
         for board in boards:
             board.close()
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits():
+    """Ctrl-C takes effect at the end of the block: no process is started and then forgotten."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught = []
+    signal.signal(signal.SIGINT, lambda *_: caught.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
+
+
+def _started_s(process: subprocess.Popen) -> float:
+    """When the process started; 0 if it has ended already."""
+    try:
+        return psutil.Process(process.pid).create_time()
+    except psutil.Error:
+        return 0.0
 
 
 # `edgellm local up` writes down what it started, and `down` ends just that.

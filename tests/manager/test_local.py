@@ -148,6 +148,19 @@ def test_up_that_can_not_fit_leaves_nothing_behind(home, model_dir):
     assert not (home / "config/edgellm/cluster.json").exists()
 
 
+def test_up_that_is_killed_while_it_starts_leaves_agents_that_down_ends(home, model_dir):
+    record = home / "state/edgellm/agents.json"
+    process = start(home, "local", "up")
+    try:
+        wait_until(lambda: record.is_file() and len(json.loads(record.read_text())) == 2)
+    finally:
+        process.kill()
+        process.communicate()
+    code, stdout, _ = edgellm(home, "local", "down")
+    assert (code, stdout) == (0, "2 agents ended\n")
+    assert not agents_of(model_dir)
+
+
 def test_an_embedded_answer_leaves_no_process_behind(home, model_dir):
     code, stdout, stderr = edgellm(home, "ask", "Why?", "--max-tokens", "8", "--json")
     assert code == 0, stderr
