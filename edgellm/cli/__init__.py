@@ -5,6 +5,7 @@ import click
 from edgellm import __version__
 from edgellm.cli.agent import agent
 from edgellm.cli.ask import ask
+from edgellm.cli.controller import controller
 from edgellm.cli.group import CONTEXT, Group
 from edgellm.cli.local import local
 from edgellm.cli.models import plan, split, verify
@@ -24,5 +25,5 @@ def main():
     """
 
 
-for command in (ask, local, split, plan, agent, verify):
+for command in (ask, local, split, plan, agent, verify, controller):
     main.add_command(command)

@@ -1,0 +1,14 @@
+"""`edgellm controller`: the steps that the playbooks run on the controller, each answering with one JSON object."""
+
+import click
+
+
+@click.group("controller")
+def controller():
+    """Steps that the playbooks run on this machine; each prints one JSON object.
+
+    \b
+    Examples:
+      edgellm controller model smollm2-135m
+      edgellm controller certificates --board pi1 --board pi2
+    """

@@ -1,0 +1,1 @@
+"""What the controller does beside asking: certificates, wheels, SSH to the boards."""
