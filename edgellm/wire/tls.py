@@ -1,0 +1,249 @@
+"""TLS 1.3 with both sides authenticated, without I/O: who we are, from a folder, and the TLS of one connection.
+
+    credentials = client_context("~/.config/edgellm/tls/manager")
+    channel = credentials.channel()
+    sock.sendall(channel.data_to_send())
+    plain = channel.receive(sock.recv(65536))
+
+asyncio's own TLS takes 256 KB a connection before a byte has come; an idle peer must cost next to nothing here.
+"""
+
+import contextlib
+import logging
+import os
+import ssl
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgellm.errors import ClusterError, RemoteProtocolError
+
+log = logging.getLogger(__name__)
+FILES = ("ca.pem", "cert.pem", "key.pem")
+MANAGER_URI = "edgellm:manager"
+BOARD_URI = "edgellm:board:"  # and its name
+
+_MAX_HANDSHAKE_BYTES = 64 << 10
+_RECORD_BYTES = 1 << 14  # the most that TLS puts into one record
+_PIECE_BYTES = 1 << 18
+_AGAIN = "Deploy again."
+
+
+class Credentials:
+    """What one side shows and whom it believes, from a folder with ca.pem, cert.pem and key.pem.
+
+    Files that are renewed while this is in use count from the next connection on; if they can't be used, the ones
+    before do. Raises ClusterError if they can't be used to begin with.
+    """
+
+    def __init__(self, folder: Path | str, server_side: bool):
+        self.folder, self.server_side = Path(folder), server_side
+        self._stamps = self._look()
+        self._context = _load(self.folder, server_side)
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """As of now."""
+        stamps = self._look()
+        if stamps != self._stamps:
+            self._stamps = stamps
+            try:
+                self._context = _load(self.folder, self.server_side)
+                log.info("reads the renewed certificate in %s", self.folder)
+            except ClusterError as e:
+                log.warning("keeps the certificate it has: %s", e)
+        return self._context
+
+    def channel(self, own: str = "our") -> "Channel":
+        """TLS for a new connection; `own` is whose certificate we show, for errors."""
+        return Channel(self.context, self.server_side, own)
+
+    def _look(self) -> list:
+        stamps = []
+        for name in FILES:
+            with contextlib.suppress(OSError):
+                s = os.stat(self.folder / name)
+                stamps.append((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
+        return stamps
+
+
+def server_context(folder: Path | str) -> Credentials:
+    """What a board listens with; raises ClusterError with the path and the way out."""
+    return Credentials(folder, server_side=True)
+
+
+def client_context(folder: Path | str) -> Credentials:
+    """What a manager, or a board, dials with; raises ClusterError with the path and the way out."""
+    return Credentials(folder, server_side=False)
+
+
+def identity(ssl_object) -> tuple[str, str | None] | None:
+    """Whom the peer's certificate names: ("manager", None), ("board", NAME), or None if it names neither or several.
+
+    `ssl_object` has been verified: anything else's certificate says nothing.
+    """
+    names = [value for kind, value in (ssl_object.getpeercert() or {}).get("subjectAltName", ()) if kind == "URI"]
+    match names:
+        case [uri] if uri == MANAGER_URI:
+            return "manager", None
+        case [uri] if uri.startswith(BOARD_URI) and len(uri) > len(BOARD_URI):
+            return "board", uri.removeprefix(BOARD_URI)
+    return None
+
+
+class Channel:
+    """The TLS of one connection: the peer's bytes in, plain bytes out, and the other way round.
+
+    `done` is True after the handshake; then `identity` says whom the peer's certificate names.
+    """
+
+    def __init__(self, context: ssl.SSLContext, server_side: bool, own: str = "our"):
+        self.done = False
+        self.ended = False  # the peer has said that it sends no more
+        self.identity: tuple[str, str | None] | None = None
+        self.received_bytes = 0
+        self._own = own
+        self._waiting: list[bytes] = []  # to be sent after the handshake
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_side=server_side)
+        if not server_side:
+            self._shake()
+
+    def receive(self, data: bytes) -> bytes:
+        """Take bytes from the peer; give the plain bytes they hold.
+
+        Raises RemoteProtocolError in a sentence; then `data_to_send` may hold what tells the peer.
+        """
+        self.received_bytes += len(data)
+        self._in.write(data)
+        try:
+            if not self.done and not self._shake():
+                if self.received_bytes > _MAX_HANDSHAKE_BYTES:
+                    raise RemoteProtocolError(
+                        f"a TLS handshake of {self.received_bytes} bytes, expected at most {_MAX_HANDSHAKE_BYTES}"
+                    )
+                return b""
+            plain = []
+            while True:
+                try:
+                    piece = self._tls.read(_RECORD_BYTES)
+                except ssl.SSLWantReadError:
+                    break
+                except ssl.SSLZeroReturnError:
+                    piece = b""
+                if not piece:
+                    self.ended = True
+                    break
+                plain.append(piece)
+            return plain[0] if len(plain) == 1 else b"".join(plain)
+        except ssl.SSLError as e:
+            raise RemoteProtocolError(_explain(e, self._own)) from None
+
+    def send(self, data: bytes) -> Iterator[bytes]:
+        """The bytes that carry `data` to the peer, in pieces; none before the handshake, they come with its end."""
+        if not self.done:
+            self._waiting.append(data)
+            data = b""
+        view = memoryview(data)
+        while True:
+            until = min(len(view), _PIECE_BYTES)
+            sent = 0
+            while sent < until:
+                sent += self._tls.write(view[sent:until])
+            view = view[until:]
+            if out := self._out.read():
+                yield out
+            if not view:
+                return
+
+    def data_to_send(self) -> bytes:
+        """What TLS itself has to say just now."""
+        return self._out.read()
+
+    def close(self) -> None:
+        """Nothing more will be sent: `data_to_send` tells the peer."""
+        if self.done:
+            with contextlib.suppress(ssl.SSLError):
+                self._tls.unwrap()
+
+    def _shake(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        self.identity = identity(self._tls)
+        self.done = True
+        for data in self._waiting:
+            view = memoryview(data)
+            while view:
+                view = view[self._tls.write(view) :]
+        self._waiting.clear()
+        return True
+
+
+def _load(folder: Path, server_side: bool) -> ssl.SSLContext:
+    ca, cert, key = (folder / name for name in FILES)
+    for path in (ca, cert, key):
+        try:
+            with open(path, "rb") as f:
+                mode = os.fstat(f.fileno()).st_mode
+        except OSError as e:
+            raise ClusterError(f"certificate file {path}: {(e.strerror or str(e)).lower()}. {_AGAIN}") from None
+    # As ssh does: whoever could read it may have it. A deploy makes it private again.
+    if mode & 0o077:
+        raise ClusterError(
+            f"certificate file {key}: others may read it (mode {stat.S_IMODE(mode):04o}), expected 0600. "
+            f"Run 'chmod 600 {key}' if nobody has, else remove it and deploy again."
+        )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # addresses vary: the name that counts is in the certificate's URI
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    if server_side:
+        context.num_tickets = 0  # no resumption: every connection shows its certificate, and when that ends
+    try:
+        context.load_verify_locations(ca)
+    except ssl.SSLError:
+        raise ClusterError(f"certificate file {ca}: no certificate. {_AGAIN}") from None
+    try:
+        context.load_cert_chain(cert, key, password="")  # never asks on a terminal
+    except ssl.SSLError as e:
+        reason = "the two belong to different certificates" if e.reason == "KEY_VALUES_MISMATCH" else "one is damaged"
+        raise ClusterError(f"certificate files {cert} and {key}: {reason}. {_AGAIN}") from None
+    return context
+
+
+# What is wrong with the peer's certificate, by OpenSSL's X509_V_ERR_*.
+_VERIFY = {
+    9: "its certificate is not valid yet; are the clocks right?",
+    10: "its certificate has expired. Deploy again to renew it",
+    **dict.fromkeys((7, 18, 19, 20, 21, 30), "its certificate is of another cluster. Deploy again if it is yours"),
+    26: "its certificate is for the other side of a connection",
+}
+_REFUSED = {
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired, by the peer's clock. Deploy again to renew it",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it is not valid yet, by the peer's clock. Are the clocks right?",
+    "TLSV1_ALERT_UNKNOWN_CA": "it is of another cluster. Deploy again",
+    "TLSV1_ALERT_DECRYPT_ERROR": "it is of another cluster. Deploy again",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it is for the other side of a connection. Deploy again",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "none was shown. Deploy again",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it can't be checked. Deploy again",
+}
+_NO_TLS = {"HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "WRONG_VERSION_NUMBER", "BAD_RECORD_TYPE", "UNEXPECTED_MESSAGE"}
+
+
+def _explain(error: ssl.SSLError, own: str) -> str:
+    """One sentence for what OpenSSL says, of the peer as "it"."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _VERIFY.get(error.verify_code, f"its certificate is not accepted: {error.verify_message}")
+    reason = error.reason or "unknown error"
+    if reason in _REFUSED:
+        return f"refused {own} certificate: {_REFUSED[reason]}"
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "it showed no certificate"
+    if reason in _NO_TLS:
+        return "it speaks no TLS"
+    if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_SHARED_CIPHER"):
+        return "it speaks no TLS 1.3"
+    return f"TLS failed: {reason.lower().replace('_', ' ')}"
