@@ -4,6 +4,7 @@ types.py    Capacity, Settings, Section, Plan: values, validated where they ente
 needs.py    what a section needs in RAM, and what a board leaves to use
 search.py   the exact search over boards, orders and cuts, in integers
 make.py     make_plan, check_plan, and the error that says what would fit
+rebalance.py  the next plan: kept, or moved with as few bytes as are worth it
 explain.py  a plan in numbers and words
 boards.py   boards typed on a command line ("pi1=3.1GB@25ms")
 """
@@ -12,13 +13,16 @@ from edgellm.plan.boards import parse_board, parse_boards, parse_size
 from edgellm.plan.explain import explain_dict, explain_text
 from edgellm.plan.make import check_lengths, check_plan, make_plan
 from edgellm.plan.needs import Needs, SectionNeed, headroom_bytes, section_need, usable_bytes
+from edgellm.plan.rebalance import GAIN, Move, next_plan
 from edgellm.plan.types import BOARD_NAME, KV_DTYPES, OBJECTIVES, Capacity, Plan, Section, Settings
 
 __all__ = [
     "BOARD_NAME",
+    "GAIN",
     "KV_DTYPES",
     "OBJECTIVES",
     "Capacity",
+    "Move",
     "Needs",
     "Plan",
     "Section",
@@ -30,6 +34,7 @@ __all__ = [
     "explain_text",
     "headroom_bytes",
     "make_plan",
+    "next_plan",
     "parse_board",
     "parse_boards",
     "parse_size",

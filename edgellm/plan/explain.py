@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import PlanError
-from edgellm.plan.make import check_request, kinds, largest_context, largest_slots, size
+from edgellm.plan.make import check_request, kinds, largest_context, largest_slots, ms, size
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
 from edgellm.plan.search import Kind, is_exact, token_ns_using_all
 from edgellm.plan.types import Capacity, Plan
@@ -68,16 +68,16 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
     for s in facts["sections"]:
         sizes = ("weights_bytes", "kv_bytes", "activations_bytes", "headroom_bytes", "free_bytes")
         layers = f"{s['start']}-{s['end']} ({s['end'] - s['start']})"
-        rows.append((s["board"], layers, *(size(s[name]) for name in sizes), _ms(s["stage_s"])))
+        rows.append((s["board"], layers, *(size(s[name]) for name in sizes), ms(s["stage_s"])))
     lines = [
         f"{plan.model} ({plan.num_layers} layers, quantization {manifest.quantization}) for {plan.objective}: "
         f"{slots} of {plan.context} tokens, KV {plan.kv_dtype}, prefill in chunks of {plan.chunk}",
         "",
         *_table(rows),
         "",
-        f"one answer:   {facts['tokens_per_s']:.1f} tokens/s, {_ms(facts['token_s'])} a token (predicted)",
+        f"one answer:   {facts['tokens_per_s']:.1f} tokens/s, {ms(facts['token_s'])} a token (predicted)",
         f"many at once: {facts['pipelined_tokens_per_s']:.1f} tokens/s together; the slowest stage is "
-        f"{facts['slowest_board']} with {_ms(facts['slowest_stage_s'])}",
+        f"{facts['slowest_board']} with {ms(facts['slowest_stage_s'])}",
         *(f"not used:     {u['board']}: {u['why']}" for u in facts["unused"]),
         *(f"wouldn't fit: {text}" for text in facts["would_not_fit"]),
     ]
@@ -100,11 +100,11 @@ def _why_unused(plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kin
         one_layer = kind.stage_ns(1, False)
         if one_layer > max(_stage_times(plan, by_name)):
             return (
-                f"one layer and a hop take {_ms(one_layer / 1e9)} there, more than the slowest stage's "
-                f"{_ms(slowest['stage_s'])}"
+                f"one layer and a hop take {ms(one_layer / 1e9)} there, more than the slowest stage's "
+                f"{ms(slowest['stage_s'])}"
             )
-        return f"adding {name} wouldn't make the slowest stage faster than {_ms(slowest['stage_s'])}" + (
-            f" and would slow a token from {_ms(now_ns / 1e9)} to {_ms(after / 1e9)}"
+        return f"adding {name} wouldn't make the slowest stage faster than {ms(slowest['stage_s'])}" + (
+            f" and would slow a token from {ms(now_ns / 1e9)} to {ms(after / 1e9)}"
             if after is not None and after > now_ns
             else ""
         )
@@ -113,8 +113,8 @@ def _why_unused(plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kin
     if after is None:
         return f"no split over {', '.join(plan.boards)} and {name} together fits"
     if after > now_ns:
-        return f"adding {name} would slow a token from {_ms(now_ns / 1e9)} to {_ms(after / 1e9)}"
-    return f"adding {name} wouldn't make a token faster than {_ms(now_ns / 1e9)}"
+        return f"adding {name} would slow a token from {ms(now_ns / 1e9)} to {ms(after / 1e9)}"
+    return f"adding {name} wouldn't make a token faster than {ms(now_ns / 1e9)}"
 
 
 def _stage_times(plan: Plan, by_name: dict[str, tuple[Capacity, Kind]]) -> list[int]:
@@ -145,10 +145,6 @@ def _would_not_fit(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity
 
 def _rate(seconds: float) -> float:
     return 1 / seconds if seconds else 0.0
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds * 1e3:.0f} ms"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -1,14 +1,14 @@
 """Making a plan and checking one; if nothing fits, the error computes the nearest thing that would."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import MAX_STEP_BYTES
 from edgellm.errors import PlanError
 from edgellm.plan.needs import Needs, SectionNeed, offer_for, section_need, usable_bytes
-from edgellm.plan.search import Kind, fits, search
+from edgellm.plan.search import Cut, Kind, fits, search
 from edgellm.plan.types import Capacity, Plan, Section, Settings
 
 CONTEXT_STEP = 64  # suggested contexts are multiples of it
@@ -24,7 +24,14 @@ def make_plan(manifest: Manifest, capacities: Sequence[Capacity], settings: Sett
     check_request(manifest, capacities, settings)
     cuts = search(Needs(manifest, settings), kinds(capacities), settings.objective)
     if cuts is None:
-        raise PlanError(_too_large(manifest, capacities, settings))
+        raise PlanError(too_large(manifest, capacities, settings))
+    return plan_of(cuts, manifest, capacities, settings, epoch)
+
+
+def plan_of(
+    cuts: Sequence[Cut], manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, epoch: int
+) -> Plan:
+    """The plan that a search's cuts are."""
     return Plan(
         epoch=epoch,
         model=manifest.model,
@@ -89,11 +96,39 @@ def check_lengths(manifest: Manifest, settings: Settings) -> None:
         )
 
 
-def kinds(capacities: Sequence[Capacity]) -> list[Kind]:
-    """The capacities as the search counts them."""
+def kinds(
+    capacities: Sequence[Capacity], manifest: Manifest | None = None, shards: Mapping[str, Set[str]] | None = None
+) -> list[Kind]:
+    """The capacities as the search counts them; with `shards`, the names of those on each board's disk, they bind."""
     return [
-        Kind(usable_bytes(c.ram_bytes), *(round(s * 1e9) for s in (c.layer_s, c.head_s, c.hop_s))) for c in capacities
+        Kind(
+            usable_bytes(c.ram_bytes),
+            *(round(s * 1e9) for s in (c.layer_s, c.head_s, c.hop_s)),
+            stored=None if shards is None else stored(manifest, shards.get(c.board, frozenset())),
+        )
+        for c in capacities
     ]
+
+
+def stored(manifest: Manifest, names: Set[str]) -> tuple[int, ...]:
+    """For every start the furthest end of a section whose shards are all among `names`; the start itself if none."""
+    n = manifest.num_layers
+    ends = []
+    end = n
+    for start in range(n - 1, -1, -1):
+        if manifest.shards[1 + start].name not in names:
+            end = start
+        elif start == n - 1 and manifest.head.name not in names:
+            end = n - 1
+        ends.append(end)
+    if manifest.embedding.name not in names:
+        ends[-1] = 0
+    return tuple(reversed(ends))
+
+
+def ms(seconds: float) -> str:
+    """A token's time for people: three digits of milliseconds."""
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds * 1e3:.0f} ms"
 
 
 def size(n: int) -> str:
@@ -134,7 +169,7 @@ def _largest(none: int, most: int, ok: Callable[[int], bool]) -> int:
     return low
 
 
-def _too_large(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings) -> str:
+def too_large(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings) -> str:
     """The sentence for a model that doesn't fit: need, offers, and what would fit."""
     whole = section_need(manifest, settings, 0, manifest.num_layers)
     offers = ", ".join(f"{c.board} {size(usable_bytes(c.ram_bytes))} of {size(c.ram_bytes)}" for c in capacities)

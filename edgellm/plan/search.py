@@ -18,18 +18,24 @@ from edgellm.plan.needs import Needs
 
 MAX_STATES = 4096
 
+_SHARDS_PERCENT = 100  # from here on boards with different shards on their disks count as alike
 _INFINITE = 1 << 200
 _STAGE = 1  # in a cost, below the nanoseconds: of two equally fast plans the one with fewer stages wins
 _NS = 1 << 12
 
 
 class Kind(NamedTuple):
-    """A board in integers: bytes it may use, and its times for a layer, for the head, for a hop."""
+    """A board in integers: bytes it may use, and its times for a layer, for the head, for a hop.
+
+    `stored` has for every start the furthest end of a section whose shards lie on the board's disk; None: any shard can
+    be brought to it.
+    """
 
     usable_bytes: int
     layer_ns: int
     head_ns: int
     hop_ns: int
+    stored: tuple[int, ...] | None = None
 
     def stage_ns(self, num_layers: int, has_head: bool, alone: bool = False) -> int:
         """A token's time at this board, the hop out of it included unless it is the only stage."""
@@ -56,7 +62,7 @@ def search(needs: Needs, boards: Sequence[Kind], objective: str) -> list[Cut] | 
     alone = [
         (board.stage_ns(n, True, alone=True), index)
         for index, board in enumerate(boards)
-        if needs.total(0, n) <= board.usable_bytes
+        if _reach(needs, board, None)[0] == n
     ]
     limit = None
     if objective == "throughput":
@@ -104,8 +110,7 @@ class Fleet(NamedTuple):
 
     @classmethod
     def of(cls, needs: Needs, boards: Sequence[Kind]) -> "Fleet":
-        smallest = min(needs.total(i, i + 1) for i in range(needs.num_layers))
-        useful = [i for i, board in enumerate(boards) if board.usable_bytes >= smallest]
+        useful = [i for i, board in enumerate(boards) if _holds_a_layer(needs, board)]
         groups = _alike(boards, useful, 0)
         is_coarse = False
         percent = 1
@@ -133,7 +138,8 @@ def _alike(boards: Sequence[Kind], indices: list[int], percent: int) -> list[lis
     for i in indices:
         for group in groups:
             a, b = boards[group[0]], boards[i]
-            if a == b or (percent and _near(a[0], b[0], percent) and _near(a[1], b[1], percent)):
+            near = percent and _near(a[0], b[0], percent) and _near(a[1], b[1], percent)
+            if a == b or (near and (a.stored == b.stored or percent > _SHARDS_PERCENT)):
                 group.append(i)
                 break
         else:
@@ -146,7 +152,16 @@ def _near(a: int, b: int, percent: int) -> bool:
 
 
 def _weakest(boards: list[Kind]) -> Kind:
-    return Kind(min(b.usable_bytes for b in boards), *(max(b[i] for b in boards) for i in (1, 2, 3)))
+    stored = [b.stored for b in boards if b.stored is not None]
+    return Kind(
+        min(b.usable_bytes for b in boards),
+        *(max(b[i] for b in boards) for i in (1, 2, 3)),
+        stored=tuple(map(min, *stored)) if len(stored) > 1 else stored[0] if stored else None,
+    )
+
+
+def _holds_a_layer(needs: Needs, board: Kind) -> bool:
+    return any(end > start for start, end in enumerate(_reach(needs, board, None)))
 
 
 def _reach(needs: Needs, board: Kind, limit: int | None) -> list[int]:
@@ -159,7 +174,8 @@ def _reach(needs: Needs, board: Kind, limit: int | None) -> list[int]:
     end = 0
     for start in range(n):
         end = max(end, start)
-        while end < n and needs.total(start, end + 1) <= board.usable_bytes:
+        stored = n if board.stored is None else board.stored[start]
+        while end < stored and needs.total(start, end + 1) <= board.usable_bytes:
             if limit is not None and board.stage_ns(end + 1 - start, end + 1 == n) > limit:
                 break
             end += 1

@@ -3,6 +3,8 @@
 They come from files and from the wire as plain dicts and are hostile until parsed; PlanError names the field.
 """
 
+import hashlib
+import json
 import re
 import reprlib
 from dataclasses import asdict, dataclass, fields
@@ -143,6 +145,13 @@ class Plan:
     def boards(self) -> tuple[str, ...]:
         """The boards' names in pipeline order."""
         return tuple(s.board for s in self.sections)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that tell this plan from any other, also of the same epoch: SHA-256 of its JSON (sorted keys,
+        no spaces)."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def stage_of(self, board: str) -> int:
         """The board's position in the pipeline; PlanError if it has none."""
