@@ -1,0 +1,180 @@
+"""How the board itself is doing, out of /sys and /proc: heat, throttling, voltage, link, RAM, uptime.
+
+What can't be read is None: no board has everything, and none of it is worth failing for.
+"""
+
+import ipaddress
+from pathlib import Path
+
+import psutil
+
+_COLDEST_C, _HOTTEST_C = -40.0, 150.0  # a sensor that says otherwise is broken or not connected
+_MAX_MBIT = 1_000_000
+_MAX_READ = 64 << 10
+_THROTTLED_BITS = 0b1110  # of a Raspberry Pi's firmware: capped, throttled, soft limit; bit 0 is undervoltage
+_FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
+
+_throttle_counts: dict[Path, int] = {}  # of x86 cores, by root folder, as last read
+
+
+def health(address: str | None = None, *, root: Path = Path("/"), addresses=psutil.net_if_addrs) -> dict:
+    """Health facts as `status` reports them (docs/wire.md); never raises.
+
+    `address` is the IP address that the agent listens on: its interface's speed is reported. Without one, or for one
+    of no interface, that of the default route.
+
+    temperature_c: of the hottest zone. throttled: the CPU is held below its speed now, by heat or by voltage.
+    undervoltage: the supply is too weak now. link_mbit: what the interface negotiated. ram_total_bytes, uptime_s.
+    """
+    facts = {
+        "temperature_c": lambda: _temperature_c(root),
+        "throttled": lambda: _throttled(root),
+        "undervoltage": lambda: _undervoltage(root),
+        "link_mbit": lambda: _link_mbit(root, address, addresses),
+        "ram_total_bytes": lambda: _ram_total_bytes(root),
+        "uptime_s": lambda: _uptime_s(root),
+    }
+    return {name: _or_none(read) for name, read in facts.items()}
+
+
+def _or_none(read):
+    try:
+        return read()
+    except Exception:  # whatever a driver makes of its files
+        return None
+
+
+def _temperature_c(root: Path) -> float | None:
+    readings = [_number(p) for p in sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))]
+    celsius = [r / 1000 for r in readings if r is not None and _COLDEST_C <= r / 1000 <= _HOTTEST_C]
+    return max(celsius, default=None)
+
+
+def _throttled(root: Path) -> bool | None:
+    firmware = _firmware(root)
+    told = [_cooled(root), _counts_rose(root), None if firmware is None else bool(firmware & _THROTTLED_BITS)]
+    if told[0] is None:
+        told[0] = _held_down(root)
+    known = [t for t in told if t is not None]
+    return any(known) if known else None
+
+
+def _cooled(root: Path) -> bool | None:
+    """Whether the kernel's thermal governor holds a CPU's frequency down."""
+    states = []
+    for device in sorted((root / "sys/class/thermal").glob("cooling_device*")):
+        kind = _text(device / "type") or ""
+        if "cpufreq" in kind:
+            states.append(_number(device / "cur_state"))
+    known = [s for s in states if s is not None]
+    return any(s > 0 for s in known) if known else None
+
+
+def _held_down(root: Path) -> bool | None:
+    """Whether a CPU may not run at its top frequency.
+
+    Only where no cooling device tells: an owner, or the image (Armbian does), may hold it down on purpose.
+    """
+    pairs = [
+        (_number(policy / "scaling_max_freq"), _number(policy / "cpuinfo_max_freq"))
+        for policy in sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
+    ]
+    known = [now < most for now, most in pairs if now is not None and most is not None]
+    return any(known) if known else None
+
+
+def _counts_rose(root: Path) -> bool | None:
+    """Whether an x86 core was throttled since the last look; None on the first, and where nothing counts."""
+    cores = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle")
+    counts = [_number(core / name) for core in cores for name in ("core_throttle_count", "package_throttle_count")]
+    known = [c for c in counts if c is not None]
+    if not known:
+        return None
+    before, _throttle_counts[root] = _throttle_counts.get(root), sum(known)
+    return None if before is None else sum(known) > before
+
+
+def _undervoltage(root: Path) -> bool | None:
+    known = []
+    for monitor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+        if _text(monitor / "name") == "rpi_volt":
+            known.append(_number(monitor / "in0_lcrit_alarm"))
+    firmware = _firmware(root)
+    known.append(None if firmware is None else firmware & 1)
+    known = [k for k in known if k is not None]
+    return any(k > 0 for k in known) if known else None
+
+
+def _firmware(root: Path) -> int | None:
+    """A Raspberry Pi's throttling bits, where its kernel shows them."""
+    text = _text(root / _FIRMWARE)
+    return int(text, 16) if text else None
+
+
+def _link_mbit(root: Path, address: str | None, addresses) -> int | None:
+    interface = _interface_of(address, addresses) if address else None
+    interface = interface or _default_interface(root)
+    if interface is None or "/" in interface or interface.startswith("."):
+        return None
+    speed = _number(root / "sys/class/net" / interface / "speed")
+    return speed if speed is not None and 0 < speed <= _MAX_MBIT else None  # -1: no cable; wireless has no file
+
+
+def _interface_of(address: str, addresses) -> str | None:
+    try:
+        wanted = ipaddress.ip_address(address.strip("[]").partition("%")[0])
+    except ValueError:
+        return None  # a name: most likely one that the default route leads to
+    for interface, entries in addresses().items():
+        for entry in entries:
+            try:
+                if ipaddress.ip_address(entry.address.partition("%")[0]) == wanted:
+                    return interface
+            except ValueError:
+                continue  # a MAC address
+    return None
+
+
+def _default_interface(root: Path) -> str | None:
+    """The interface of the IPv4 default route with the lowest metric, or else of the IPv6 one."""
+    found = []
+    for line in (_text(root / "proc/net/route") or "").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 7 and fields[1] == "00000000" and fields[7] == "00000000":
+            found.append((int(fields[6]), fields[0]))
+    if not found:
+        for line in (_text(root / "proc/net/ipv6_route") or "").splitlines():
+            fields = line.split()
+            if len(fields) > 9 and fields[0] == "0" * 32 and fields[1] == "00" and fields[9] != "lo":
+                found.append((int(fields[5], 16), fields[9]))
+    return min(found)[1] if found else None
+
+
+def _ram_total_bytes(root: Path) -> int | None:
+    for line in (_text(root / "proc/meminfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemTotal":
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def _uptime_s(root: Path) -> float | None:
+    text = _text(root / "proc/uptime")
+    return float(text.split()[0]) if text else None
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    try:
+        return int(text) if text else None
+    except ValueError:
+        return None
+
+
+def _text(path: Path) -> str | None:
+    """A small file's text; None if it can't be read (some answer with an error while there is nothing to tell)."""
+    try:
+        with open(path, "rb") as f:
+            return f.read(_MAX_READ).decode(errors="replace").strip()
+    except OSError:
+        return None
