@@ -2,6 +2,8 @@
 
 import click
 
+from edgellm.cli.controller.certificates import certificates
+
 
 @click.group("controller")
 def controller():
@@ -12,3 +14,6 @@ def controller():
       edgellm controller model smollm2-135m
       edgellm controller certificates --board pi1 --board pi2
     """
+
+
+controller.add_command(certificates)

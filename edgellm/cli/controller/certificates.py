@@ -1,0 +1,37 @@
+"""`edgellm controller certificates`: the CA, and the identities that it signs."""
+
+import json
+from pathlib import Path
+
+import click
+
+from edgellm.errors import ClusterError
+
+
+@click.command()
+@click.option("--board", "boards", multiple=True, metavar="NAME", help="A board that needs a certificate; repeat it.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
+              help="Where they lie.  [default: tls in the user's config folder]")  # fmt: skip
+def certificates(boards, folder):
+    """Make or renew the cluster's CA, the manager's certificate and the boards'.
+
+    What is good and lasts for 30 days more is left alone. Prints a JSON object: changed, folder, boards (the folder to
+    push to each), made and renewed.
+
+    \b
+    Examples:
+      edgellm controller certificates --board pi1 --board pi2
+    """
+    import platformdirs
+
+    try:
+        from edgellm.controller.certificates import ensure
+    except ModuleNotFoundError as e:
+        raise ClusterError(f"{e.name} is not installed. Run: pip install 'edgellm[controller]'") from None
+
+    done = ensure(folder or Path(platformdirs.user_config_dir("edgellm")) / "tls", list(boards))
+    answer = {
+        "changed": done.changed, "folder": str(done.folder), "boards": {n: str(f) for n, f in done.boards.items()},
+        "made": list(done.made), "renewed": list(done.renewed),
+    }  # fmt: skip
+    click.echo(json.dumps(answer))
