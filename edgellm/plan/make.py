@@ -7,8 +7,9 @@ from dataclasses import replace
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import MAX_STEP_BYTES
 from edgellm.errors import PlanError
+from edgellm.plan.fleet import Kind
 from edgellm.plan.needs import Needs, SectionNeed, offer_for, section_need, usable_bytes
-from edgellm.plan.search import Cut, Kind, fits, search
+from edgellm.plan.search import Cut, fits, search
 from edgellm.plan.types import Capacity, Plan, Section, Settings
 
 CONTEXT_STEP = 64  # suggested contexts are multiples of it

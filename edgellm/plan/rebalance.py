@@ -13,7 +13,7 @@ from edgellm.checkpoint.manifest import Manifest, Shard
 from edgellm.errors import PlanError
 from edgellm.plan.make import check_request, kinds, manifest_sha256, ms, plan_of, size, too_large
 from edgellm.plan.needs import Needs, usable_bytes
-from edgellm.plan.search import Kind, fits, search
+from edgellm.plan.search import fits, search
 from edgellm.plan.types import Capacity, Plan, Section, Settings
 
 GAIN = 0.10  # the least share of the objective's time that a move must save

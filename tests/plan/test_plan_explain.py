@@ -15,7 +15,7 @@ from edgellm.plan import (
     parse_boards,
     parse_size,
 )
-from edgellm.plan import search as search_module
+from edgellm.plan import fleet as fleet_module
 
 MB = 10**6
 
@@ -81,7 +81,7 @@ def test_a_board_more_than_layers_is_told(make_manifest, make_boards):
 
 
 def test_too_many_different_boards_are_no_claim(make_manifest, make_boards, monkeypatch):
-    monkeypatch.setattr(search_module, "MAX_STATES", 3)
+    monkeypatch.setattr(fleet_module, "MAX_STATES", 3)
     facts, _ = explained(make_manifest([100] * 3), make_boards((350, 2), (250, 3)))
     assert [u["board"] for u in facts["unused"]] == ["pi2"]
     assert "no better plan with it was found" in facts["unused"][0]["why"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgellm.errors import PlanError
 from edgellm.plan import Capacity, Settings, explain_dict, make_plan, section_need, usable_bytes
-from edgellm.plan import search as search_module
+from edgellm.plan import fleet as fleet_module
 
 # A layer has 10 MB, the embedding 5, the head 5; activations are 0.2 KB.
 LATENCY = [
@@ -84,7 +84,7 @@ def test_many_different_boards_get_a_plan_that_fits(make_manifest, make_boards):
 
 
 def test_very_different_boards_fall_back_to_the_largest_first(make_manifest, make_boards, monkeypatch):
-    monkeypatch.setattr(search_module, "MAX_STATES", 4)
+    monkeypatch.setattr(fleet_module, "MAX_STATES", 4)
     manifest = make_manifest([10] * 7)
     boards = make_boards((11, 1), (41, 9), (21, 5))
     plan = make_plan(manifest, boards, Settings(16, chunk=1), 1)
@@ -169,7 +169,7 @@ def test_plan_of_too_many_boards_is_never_over_capacity(make_manifest, make_boar
     manifest = make_manifest(layers, kv=kv, **shape)
     boards = make_boards(*offers)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "MAX_STATES", 3)
+        patch.setattr(fleet_module, "MAX_STATES", 3)
         try:
             plan = make_plan(manifest, boards, Settings(100, slots, chunk=8, objective=objective), 1)
         except PlanError:

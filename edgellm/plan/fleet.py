@@ -1,0 +1,184 @@
+"""Boards as the searches count them: in integers, by kind, how far each reaches, and what the rest costs at least.
+
+Boards of one kind (same numbers) are interchangeable; a state of a search is how many boards of each kind are in use.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+from edgellm.plan.needs import Needs
+
+MAX_STATES = 4096
+INFINITE = 1 << 200
+STAGE = 1  # in a cost of time, below the nanoseconds: of two equally fast plans the one with fewer stages wins
+NS = 1 << 12
+
+_SHARDS_PERCENT = 100  # from here on boards with different shards on their disks count as alike
+
+Choices = list[list[tuple[int, int]]]  # by state: (kind that is put in front, state of what follows it)
+
+
+class Kind(NamedTuple):
+    """A board in integers: bytes it may use, and its times for a layer, for the head, for a hop.
+
+    `stored` has for every start the furthest end of a section whose shards lie on the board's disk; None: any shard can
+    be brought to it. `holds` is the section that it has loaded; only the search for few bytes looks at that.
+    """
+
+    usable_bytes: int
+    layer_ns: int
+    head_ns: int
+    hop_ns: int
+    stored: tuple[int, ...] | None = None
+    holds: tuple[int, int] | None = None
+
+    def stage_ns(self, num_layers: int, has_head: bool, alone: bool = False) -> int:
+        """A token's time at this board, the hop out of it included unless it is the only stage."""
+        return num_layers * self.layer_ns + has_head * self.head_ns + (not alone) * self.hop_ns
+
+
+class Fleet(NamedTuple):
+    """The boards that hold at least one layer, by kind."""
+
+    kinds: list[Kind]
+    members: list[list[int]]  # indices of the boards of each kind, ascending
+    counts: list[int]
+    strides: list[int]  # a state is sum(used[k] * strides[k])
+    is_coarse: bool
+
+    @classmethod
+    def of(cls, needs: Needs, boards: Sequence[Kind], most: int | None = None) -> "Fleet":
+        """The fleet of these boards in at most `most` states (MAX_STATES), coarse if that takes it."""
+        useful = [i for i, board in enumerate(boards) if _holds_a_layer(needs, board)]
+        groups = _alike(boards, useful, 0)
+        is_coarse = False
+        percent = 1
+        while len(groups) > 1 and prod(len(g) + 1 for g in groups) > (MAX_STATES if most is None else most):
+            groups = _alike(boards, useful, percent)
+            is_coarse = True
+            percent *= 2
+        counts = [len(g) for g in groups]
+        return cls(
+            kinds=[_weakest([boards[i] for i in g]) for g in groups],
+            members=groups,
+            counts=counts,
+            strides=[prod(c + 1 for c in counts[k + 1 :]) for k in range(len(counts))],
+            is_coarse=is_coarse,
+        )
+
+    def states(self):
+        """All (state, boards in use of each kind), each after those it contains; (0, none) comes first."""
+        return enumerate(product(*(range(c + 1) for c in self.counts)))
+
+    def choices(self) -> Choices:
+        """By state: each kind that can be put in front, and the state without it."""
+        return [
+            [(k, state - self.strides[k]) for k, count in enumerate(used) if count] for state, used in self.states()
+        ]
+
+
+def _alike(boards: Sequence[Kind], indices: list[int], percent: int) -> list[list[int]]:
+    """Group boards: equal ones for 0 per cent, else those near the first of their group in RAM and layer time."""
+    groups: list[list[int]] = []
+    for i in indices:
+        for group in groups:
+            a, b = boards[group[0]], boards[i]
+            near = percent and _near(a[0], b[0], percent) and _near(a[1], b[1], percent)
+            if a == b or (near and (a.stored == b.stored or percent > _SHARDS_PERCENT)):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
+
+
+def _near(a: int, b: int, percent: int) -> bool:
+    return 100 * abs(a - b) <= percent * min(a, b) or percent > 1_000_000
+
+
+def _weakest(boards: list[Kind]) -> Kind:
+    stored = [b.stored for b in boards if b.stored is not None]
+    return Kind(
+        min(b.usable_bytes for b in boards),
+        *(max(b[i] for b in boards) for i in (1, 2, 3)),
+        stored=tuple(map(min, *stored)) if len(stored) > 1 else stored[0] if stored else None,
+    )
+
+
+def _holds_a_layer(needs: Needs, board: Kind) -> bool:
+    return any(end > start for start, end in enumerate(reach(needs, board, None)))
+
+
+def reach(needs: Needs, board: Kind, limit: int | None) -> list[int]:
+    """For every start the furthest end that the board holds (within `limit` ns a stage); the start itself if none.
+
+    Every end in between fits too, and a later start never reaches less far.
+    """
+    n = needs.num_layers
+    ends = []
+    end = 0
+    for start in range(n):
+        end = max(end, start)
+        stored = n if board.stored is None else board.stored[start]
+        while end < stored and needs.total(start, end + 1) <= board.usable_bytes:
+            if limit is not None and board.stage_ns(end + 1 - start, end + 1 == n) > limit:
+                break
+            end += 1
+        ends.append(end)
+    return ends
+
+
+class Price(NamedTuple):
+    """What sections cost on a kind of board: [start, end) costs layers[end] - layers[start] + stage, and `first` more
+    if it starts at 0, and `last` more if it has the head."""
+
+    layers: Sequence[int]
+    stage: int
+    first: int
+    last: int
+
+    def of(self, start: int, end: int) -> int:
+        """The cost of section [start, end)."""
+        n = len(self.layers) - 1
+        return self.layers[end] - self.layers[start] + self.stage + (not start) * self.first + (end == n) * self.last
+
+
+def time_price(kind: Kind, num_layers: int) -> Price:
+    """Time as a cost: in units of a nanosecond / NS, the hop included."""
+    layer = kind.layer_ns * NS
+    return Price([i * layer for i in range(num_layers + 1)], kind.hop_ns * NS + STAGE, 0, kind.head_ns * NS)
+
+
+def cheapest(
+    num_layers: int, choices: Choices, reaches: Sequence[Sequence[int]], prices: Sequence[Price]
+) -> list[list[int]]:
+    """cost[state][start]: the least cost at which exactly these boards hold [start, num_layers).
+
+    The board put in front takes [start, end) for any end in (start, reach[start]]. Its cost is a difference of sums, so
+    the best end is the minimum over a sliding window: one pass over the layers a state and kind.
+    """
+    n = num_layers
+    costs = [[INFINITE] * n + [0]]
+    for fronts in choices[1:]:
+        row = [INFINITE] * (n + 1)
+        for k, before in fronts:
+            rest, ends, (layers, stage, first, last) = costs[before], reaches[k], prices[k]
+            window: deque[tuple[int, int]] = deque()  # (cost up to a constant, end): ends fall, costs rise
+            for start in range(n - 1, -1, -1):
+                end = start + 1
+                if rest[end] < INFINITE:
+                    cost = rest[end] + layers[end] + (last if end == n else 0)
+                    while window and window[-1][0] >= cost:
+                        window.pop()
+                    window.append((cost, end))
+                while window and window[0][1] > ends[start]:
+                    window.popleft()
+                if window:
+                    cost = window[0][0] - layers[start] + stage + (0 if start else first)
+                    if cost < row[start]:
+                        row[start] = cost
+        costs.append(row)
+    return costs
