@@ -250,7 +250,7 @@ async def measure(model: Path, count: int, runs: int, work: Path) -> tuple[list[
         plan = await local.form_cluster(manifest, addresses, settings)
         note(f"loads one transformers process in bf16, {threads} threads")
         with Answering([sys.executable, "-m", "benchmarks.baseline", str(model)]) as baseline:
-            async with ClusterClient(plan, addresses) as cluster:
+            async with ClusterClient.dial(plan, addresses) as cluster:
                 run = Run(cluster, baseline, manifest, threads)
                 pids, began = [os.getpid(), baseline.pid, *(a.pid for a in agents.agents)], time.monotonic()
                 before = cpu_s(pids)

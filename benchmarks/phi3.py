@@ -31,7 +31,7 @@ from edgellm.config import Sampling
 from edgellm.console import Progress, note
 from edgellm.errors import EdgellmError
 from edgellm.manager import local
-from edgellm.manager.client import ClusterClient, connect_all, status
+from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.plan import Plan, Settings, section_need, usable_bytes
 from edgellm.verify import verify
 
@@ -195,7 +195,7 @@ async def offers(addresses: dict[str, tuple[str, int]]) -> dict[str, int]:
     """Bytes of RAM that each agent says it offers."""
     boards = await connect_all(addresses)
     try:
-        return {b.name: (await status(b))["capacity"]["ram_bytes"] for b in boards}
+        return {b.name: (await b.status())["capacity"]["ram_bytes"] for b in boards}
     finally:
         for board in boards:
             board.close()
@@ -205,7 +205,7 @@ async def ask(plan: Plan, addresses: dict[str, tuple[str, int]], manifest: Manif
     """A short answer to random ids: seconds to the first token, tokens a second, what each stage computes."""
     prompt = random.Random(0).choices(range(manifest.vocab_size), k=PROMPT)
     clock, stats = asyncio.get_running_loop().time, {}
-    async with ClusterClient(plan, addresses) as cluster, asyncio.timeout(_ANSWER_TIMEOUT_S):
+    async with ClusterClient.dial(plan, addresses) as cluster, asyncio.timeout(_ANSWER_TIMEOUT_S):
         for tokens in (2, DECODED):  # the first one warms up
             began = clock()
             stream = cluster.generate(prompt, sampling=Sampling(), max_tokens=tokens, eos=(), stats=stats)

@@ -8,7 +8,9 @@
     ├── PlanError           sections that don't fit
     ├── ClusterError        a cluster file that can't be used
     ├── BoardError          a board that doesn't do its part (names the board)
-    │   └── BusyError       a board with no free KV slot
+    │   ├── BusyError       a board with no free KV slot
+    │   ├── ClaimError      a board that another manager is giving a plan, or that holds another epoch
+    │   └── AnswerError     a board that can't compute this answer, today or tomorrow
     └── ProtocolError
         ├── LocalProtocolError    we misused the wire
         └── RemoteProtocolError   they sent bad bytes
@@ -59,6 +61,14 @@ class BoardError(EdgellmError):
 
 class BusyError(BoardError):
     """A board has no free KV slot."""
+
+
+class ClaimError(BoardError):
+    """Another manager is changing the plan, or has changed it."""
+
+
+class AnswerError(BoardError):
+    """A board can't compute this answer: asking again won't help."""
 
 
 class ProtocolError(EdgellmError):

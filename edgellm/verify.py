@@ -11,7 +11,9 @@ import numpy as np
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import MAX_STEP_BYTES, Sampling
 from edgellm.errors import BoardError, ClusterError, UsageError
-from edgellm.manager.client import BoardClient, ClusterClient
+from edgellm.manager.board import BoardClient
+from edgellm.manager.client import ClusterClient
+from edgellm.manager.survey import Fleet, standing_plan
 from edgellm.manager.tokens import Tokenizer
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
@@ -90,7 +92,7 @@ class Result:
 
 def verify(
     model_dir: Path, plan: Plan, addresses: dict, prompt: str | list[int], count: int,
-    progress: Callable[[str, int, int], None],
+    progress: Callable[[str, int, int], None], *, tls=None,
 ) -> Result:  # fmt: skip
     """Have the cluster answer `prompt` (a text, or token ids) with `count` greedy tokens and compare.
 
@@ -103,7 +105,8 @@ def verify(
     if len(ids) + count > plan.context:
         raise UsageError(f"{len(ids)} prompt tokens and {count} more; a slot of this cluster holds {plan.context}")
     progress("asking the cluster", 0, 0)
-    tokens, logits = asyncio.run(_ask(plan, addresses, ids, count))
+    plan, addresses = asyncio.run(_standing(manifest, plan, addresses, tls))
+    tokens, logits = asyncio.run(_ask(plan, addresses, tls, ids, count))
     sequence = ids + tokens[:-1]
     expected, outputs = _reference(manifest, model_dir, sequence, len(ids), progress)
     progress("tracing the boards", 0, 0)
@@ -113,15 +116,22 @@ def verify(
 
         sequence = sequence[:traceable]
         outputs = Reference(manifest, model_dir).run(sequence, 1)[1]
-    layers = asyncio.run(_compare_layers(plan, addresses, manifest, sequence, outputs))
+    layers = asyncio.run(_compare_layers(plan, addresses, tls, manifest, sequence, outputs))
     return Result(
         manifest.model, len(ids), tokens, [int(row.argmax()) for row in expected],
         max(_difference(a, b) for a, b in zip(logits, expected, strict=True)), layers, _TOLERANCE[plan.kv_dtype],
     )  # fmt: skip
 
 
-async def _ask(plan: Plan, addresses: dict, ids: list[int], count: int) -> tuple[list[int], list[np.ndarray]]:
-    async with ClusterClient(plan, addresses) as cluster:
+async def _standing(manifest: Manifest, plan: Plan, addresses: dict, tls) -> tuple[Plan, dict]:
+    """The plan that the boards hold by now, and where they are."""
+    async with Fleet(manifest, addresses, tls) as fleet:
+        await fleet.survey(needed=plan.boards)
+        return standing_plan(fleet.reports) or plan, dict(fleet.addresses)
+
+
+async def _ask(plan: Plan, addresses: dict, tls, ids: list[int], count: int) -> tuple[list[int], list[np.ndarray]]:
+    async with ClusterClient.dial(plan, addresses, tls) as cluster:
         stream = cluster.generate(ids, sampling=Sampling(), max_tokens=count, eos=(), logits=True)
         chosen = [c async for c in stream]
     return [c.token for c in chosen], [np.frombuffer(c.logits, "<f4") for c in chosen]
@@ -155,7 +165,9 @@ def _traceable(plan: Plan, manifest: Manifest) -> int:
     return max(1, MAX_STEP_BYTES // (4 * manifest.hidden_size * most_layers))
 
 
-async def _compare_layers(plan: Plan, addresses: dict, manifest: Manifest, sequence: list[int], outputs) -> list:
+async def _compare_layers(
+    plan: Plan, addresses: dict, tls, manifest: Manifest, sequence: list[int], outputs
+) -> list:
     """Give each board the reference's input to its section, and compare what its layers make of it."""
     found = []
     for section in plan.sections:
@@ -163,7 +175,7 @@ async def _compare_layers(plan: Plan, addresses: dict, manifest: Manifest, seque
             data = np.asarray(sequence, "<u4").tobytes()
         else:
             data = outputs[section.start - 1].numpy().astype("<f4").tobytes()
-        board = await BoardClient(section.board, *addresses[section.board]).connect()
+        board = await BoardClient(section.board, *addresses[section.board], tls).connect()
         try:
             for layer in range(section.start, section.end):
                 question = m.Trace(plan.epoch, section.start, len(sequence), data) if layer == section.start else None

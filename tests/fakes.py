@@ -15,7 +15,8 @@ from edgellm.agent.load import load_section
 from edgellm.agent.serve import Agent, AgentOptions
 from edgellm.checkpoint.manifest import Manifest, Shard
 from edgellm.config import Sampling
-from edgellm.manager.client import ClusterClient, assign, connect_all
+from edgellm.manager.client import ClusterClient, connect_all
+from edgellm.manager.rebalance import assign
 from edgellm.plan import Plan, Section
 
 VOCAB, HIDDEN, LAYERS = 97, 4, 6

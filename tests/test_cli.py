@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from edgellm import __version__
 from edgellm.cli import main
-from edgellm.manager.client import connect_all, status
+from edgellm.manager.client import connect_all
 from edgellm.manager.cluster import ClusterFile
 from tests.fakes import Boards, generate, make_manifest, make_plan
 from tests.tiny import environment, wait_until, write_tokenizer
@@ -72,7 +72,7 @@ class Cluster:
         async def ask_all():
             boards = await connect_all(self.boards.addresses)
             try:
-                return [(await status(b))["section"]["free_slots"] for b in boards]
+                return [(await b.status())["section"]["free_slots"] for b in boards]
             finally:
                 for board in boards:
                     board.close()

@@ -14,7 +14,7 @@ from edgellm.checkpoint.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile
 from edgellm.checkpoint.shard import Entry, make_plan
 from edgellm.checkpoint.tensors import BLOCK, BLOCK_BYTES, stored_bytes
 from edgellm.config import Sampling
-from edgellm.manager.client import ClusterClient, connect_all, status
+from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.model.packed import pack, unpack
 from edgellm.plan import Capacity, Plan
 from edgellm.wire import messages as m
@@ -227,11 +227,11 @@ def test_json_fields_of_plans_boards_and_answers(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan, stats = await boards.form((0, 3, 6)), {}
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 await ask(cluster, [1, 2, 3], stats=stats)
             clients = await connect_all(boards.addresses)
             try:
-                return await status(clients[0]), stats["b0"]
+                return await clients[0].status(), stats["b0"]
             finally:
                 for client in clients:
                     client.close()

@@ -33,10 +33,10 @@ def test_agents_answer_as_transformers_does(family, tmp_path):
     async def go():
         async with Boards(tmp_path / "split", 3, real=True) as boards:
             plan = await boards.form((0, 1, 3, 5), slots=4, chunk=8, context=64)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 together = await asyncio.gather(*(ask(cluster, p, NEW_TOKENS) for p in PROMPTS))
             plan = await boards.form((0, 3, 5), slots=1, chunk=5, context=64, epoch=2)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 reassigned = await ask(cluster, PROMPTS[0], NEW_TOKENS)
             return together, reassigned
 

@@ -15,8 +15,9 @@ from edgellm.checkpoint.manifest import Manifest
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from edgellm.config import DEFAULT_MODEL
-from edgellm.manager.client import ClusterClient, assign, connect_all
+from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.local import LocalAgents
+from edgellm.manager.rebalance import assign
 from edgellm.manager.tokens import Tokenizer
 from edgellm.plan import Plan, Section
 from tests.fakes import ask, run
@@ -89,7 +90,7 @@ def test_the_split_gives_the_tokens_of_one_process(model_dir, addresses, expecte
     assert max(len(ids) for ids, _ in expected.values()) > 2 * plan.chunk
 
     async def go():
-        async with ClusterClient(plan, addresses) as cluster:
+        async with ClusterClient.dial(plan, addresses) as cluster:
             return await asyncio.gather(*(ask(cluster, ids, NEW_TOKENS) for ids, _ in expected.values()))
 
     answers = run(go(), 100)

@@ -15,10 +15,10 @@ class Link:
     """Sends to `board` at HOST:PORT; `on_failed(reason)` is called when that stops working, and what was sent since
     may be lost. The next `send` dials again."""
 
-    def __init__(self, board: str, host: str, port: int, me: Hello, on_failed: Callable[[str], None]):
+    def __init__(self, board: str, host: str, port: int, me: Hello, on_failed: Callable[[str], None], *, tls=None):
         self.board = board
         self.sent_bytes = 0
-        self._host, self._port, self._me, self._on_failed = host, port, me, on_failed
+        self._host, self._port, self._me, self._on_failed, self._tls = host, port, me, on_failed, tls
         self._peer: Peer | None = None
         self._waiting: list = []
         self._dialling: asyncio.Task | None = None
@@ -54,7 +54,9 @@ class Link:
 
     async def _dial(self) -> None:
         try:
-            peer = await connect(self._host, self._port, self._me, self._ignore, self._lost, board=self.board)
+            peer = await connect(
+                self._host, self._port, self._me, self._ignore, self._lost, board=self.board, tls=self._tls
+            )
         except BoardError as e:
             self._dialling = None
             self._fail(str(e))

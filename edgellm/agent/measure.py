@@ -28,6 +28,33 @@ def free_ram_bytes() -> int:
     return free
 
 
+def disk_free_bytes(folder: Path) -> int:
+    """Bytes that may still be written beside `folder`; 0 if that can't be told."""
+    try:
+        return psutil.disk_usage(str(folder)).free
+    except OSError:
+        return 0
+
+
+def shards_here(manifest: Manifest, folder: Path) -> dict:
+    """Shards that lie in `folder`, by name and size: {"embedding": bool, "layers": [[start, end], …], "head": bool}."""
+
+    def here(shard) -> bool:
+        try:
+            return (folder / shard.name).stat().st_size == shard.bytes
+        except OSError:
+            return False
+
+    runs: list[list[int]] = []
+    for i in range(manifest.num_layers):
+        if here(manifest.layer(i)):
+            if runs and runs[-1][1] == i:
+                runs[-1][1] = i + 1
+            else:
+                runs.append([i, i + 1])
+    return {"embedding": here(manifest.embedding), "layers": runs, "head": here(manifest.head)}
+
+
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -84,6 +84,7 @@ class Engine:
         congested: Callable[[], bool] = lambda: False,
     ):
         self.steps = 0  # computed so far
+        self.total = Stats()  # of all sequences
         self._section, self._deliver, self._congested = section, deliver, congested
         self._free = list(slots)
         self._num_slots = len(slots)
@@ -233,7 +234,9 @@ class Engine:
             except Exception as e:  # whatever a model's code raises ends this sequence, not the agent
                 log.exception("step at position %d of sequence %x failed", step.position, step.seq_id)
                 error = e
-            held.stats.add(step, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            held.stats.add(step, seconds)
+            self.total.add(step, seconds)
             self.steps += 1
         with self._changed:
             held.queued -= 1

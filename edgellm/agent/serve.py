@@ -1,39 +1,39 @@
-"""The daemon: listens, says what the board offers, takes its section of a plan, and hands messages to its stage."""
+"""The daemon: listens, says what the board offers, and hands messages to what it holds."""
 
 import asyncio
 import contextlib
 import errno
 import logging
 import os
-import reprlib
 import signal
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm import __version__
-from edgellm.agent import measure
+from edgellm.agent import measure, systemd
+from edgellm.agent.health import health
+from edgellm.agent.holding import Holding, in_own_thread
 from edgellm.agent.load import load_section, set_threads
 from edgellm.agent.stage import Stage
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S, MAX_STEP_BYTES
-from edgellm.errors import BoardError, EdgellmError, ManifestError, PlanError
-from edgellm.plan import Plan, SectionNeed, check_lengths, section_need
+from edgellm.errors import BoardError, EdgellmError
 from edgellm.wire import messages as m
+from edgellm.wire import tls
 from edgellm.wire.peer import Peer, listen
 from edgellm.wire.protocol import Protocol
 
 log = logging.getLogger(__name__)
 _MAX_STRANGERS = 64  # connections that haven't said hello; one more, and the oldest is closed
 _MAX_PEERS = 256
-_MAX_ASSIGNS = 4
+_MAX_CHANGES = 4  # assigns and commits that wait for each other
 _IDLE_STEP_BYTES = 64 << 10  # largest step frame while no plan says how large they are
 
 
 @dataclass(frozen=True)
 class AgentOptions:
     """`ram_bytes` caps the offer; `threads` is for computing; `drain_s` is how long running answers may go on after
-    SIGTERM."""
+    SIGTERM; `tls` is the folder of this board's certificate (None: plain TCP)."""
 
     shards: Path
     host: str
@@ -42,6 +42,7 @@ class AgentOptions:
     threads: int
     ram_bytes: int | None = None
     drain_s: float = 60.0
+    tls: Path | None = None
 
 
 class Agent:
@@ -49,15 +50,18 @@ class Agent:
 
     def __init__(self, options: AgentOptions, load=load_section, measure_decode=measure.measure_decode):
         self.options = options
-        self._load, self._measure_decode = load, measure_decode
+        self._measure_decode = measure_decode
         self.manifest = Manifest.read(options.shards)
         self.port = options.port  # the real one after listening, where 0 was asked for
-        self.stage: Stage | None = None
+        self._server_tls = tls.server_context(options.tls) if options.tls else None
+        client_tls = tls.client_context(options.tls) if options.tls else None
+        self.holding = Holding(
+            options.name, self.manifest, options.shards, load, ram_bytes=options.ram_bytes, tls=client_tls
+        )
         self._layer_s = self._head_s = 0.0
         self._strangers: dict[Peer, None] = {}
         self._peers: set[Peer] = set()
-        self._assigning = asyncio.Lock()
-        self._assigns = 0  # being loaded or waiting for it
+        self._changes = 0
         self._tasks: set[asyncio.Task] = set()
         self._stop = asyncio.Event()
         self._draining = False
@@ -67,41 +71,46 @@ class Agent:
         shards are unusable or the address can't be had."""
         me, place = self.options.name, f"{self.options.host}:{self.options.port}"
         try:
-            server = await listen(self.options.host, self.options.port, self._make_peer)
+            server = await listen(self.options.host, self.options.port, self._make_peer, tls=self._server_tls)
         except (OSError, ValueError) as e:
             known = getattr(e, "errno", None) in errno.errorcode
             reason = (os.strerror(e.errno) if known else str(e.args[-1])).lower()
             raise BoardError(f"board {me} can't listen on {place}: {reason}", me) from None
         self.port = server.sockets[0].getsockname()[1]
         try:
-            self._layer_s, self._head_s = await _in_own_thread(
+            self._layer_s, self._head_s = await in_own_thread(
                 self._measure_decode, self.manifest, self.options.shards
             )
             await server.start_serving()
             log.info(
                 "%s: %s, %.2f ms a layer, offers %.2f GB, listens on %s:%d",
-                self.options.name, self.manifest.model, self._layer_s * 1e3, self._offer() / 1e9,
+                self.options.name, self.manifest.model, self._layer_s * 1e3, self.holding.offer_bytes() / 1e9,
                 self.options.host, self.port,
             )  # fmt: skip
             ready(self)
+            systemd.ready()
             sweep = asyncio.create_task(self._sweep())
             await self._stop.wait()
+            systemd.stopping()
             await self._drain()
             sweep.cancel()
         finally:
             server.close()
-            if self.stage is not None:
-                self.stage.stop(f"board {self.options.name} is stopping", "draining")
+            self.holding.stop(f"board {self.options.name} is stopping")
             for peer in [*self._strangers, *self._peers]:
                 peer.close()
 
     def stop(self) -> None:
         """Take no new sequences, let running ones end, then return from `run`. A second call doesn't wait."""
-        if self._draining and self.stage is not None:
-            self.stage.stop(f"board {self.options.name} was told twice to stop", "draining")
-            self.stage = None
-        self._draining = True
+        if self._draining:
+            self.holding.stop(f"board {self.options.name} was told twice to stop")
+        self._draining = self.holding.closed = True
         self._stop.set()
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage that runs now."""
+        return self.holding.stage
 
     # Connections
 
@@ -132,6 +141,7 @@ class Agent:
         else:
             level = logging.DEBUG if reason.startswith("closed by") else logging.WARNING
             log.log(level, "connection of %s (%s) ended: %s", peer.name, peer.address, reason)
+        self.holding.release(peer)
         if self.stage is not None:
             self.stage.manager_lost(peer)
 
@@ -139,6 +149,7 @@ class Agent:
         """Peers that fell silent (asleep, unplugged) are let go; greeted ones are strangers no more."""
         while True:
             await asyncio.sleep(1.0)
+            systemd.watchdog()
             now = asyncio.get_running_loop().time()
             for peer in list(self._peers):
                 patience_s = MANAGER_SILENCE_S if peer.protocol.peer.role == "manager" else BOARD_SILENCE_S
@@ -162,11 +173,13 @@ class Agent:
                 peer.send(m.Pong(message.number, steps, waiting))
             case m.AskStatus():
                 peer.send(m.Status(self._status()))
-            case m.Assign() if self._assigns >= _MAX_ASSIGNS:
-                peer.send(m.Assigned(self._assigned(f"{_MAX_ASSIGNS} plans wait to be loaded already")))
-            case m.Assign():
-                self._assigns += 1
-                self._spawn(self._assign(peer, message.content))
+            case m.Claim():
+                peer.send(m.Claimed(self._claim(peer, message.content)))
+            case m.Assign() | m.Commit() if self._changes >= _MAX_CHANGES:
+                peer.refuse(f"{_MAX_CHANGES} changes of the plan wait already")
+            case m.Assign() | m.Commit():
+                self._changes += 1  # counted when it arrives
+                self._spawn(self._change(peer, message))
             case m.Open() if self._draining:
                 reason = f"board {self.options.name} is stopping and takes no new prompts"
                 peer.send(m.Failed(message.epoch, message.seq_id, m.FAILURES.index("draining"), reason))
@@ -197,16 +210,34 @@ class Agent:
 
     # Capacity and section
 
-    def _need(self, plan: Plan) -> SectionNeed:
-        own = plan.section_of(self.options.name)
-        return section_need(self.manifest, plan.settings, own.start, own.end)
+    def _claim(self, peer: Peer, content: dict) -> dict:
+        error = None
+        try:
+            self.holding.claim(peer, content)
+        except EdgellmError as e:
+            error = str(e)
+            log.info("refused a claim of %s: %s", peer.address, error)
+        return {"error": error, "epoch": self.holding.epoch}
 
-    def _offer(self) -> int:
-        """Free RAM for a section, as if this agent held none: its KV counts as free, its mapped shards are already."""
-        free = measure.free_ram_bytes()
-        if self.stage is not None:
-            free += self._need(self.stage.plan).kv
-        return min(free, self.options.ram_bytes) if self.options.ram_bytes else free
+    async def _change(self, peer: Peer, message: m.Assign | m.Commit) -> None:
+        done, error = {}, None
+        try:
+            if isinstance(message, m.Assign):
+                done = await self.holding.prepare(peer, message.content)
+            else:
+                done = await self.holding.commit(peer, message.content.get("epoch"))
+        except EdgellmError as e:
+            error = str(e)
+            log.warning("refused a section: %s", error)
+        except Exception as e:  # whatever loading raises: the manager waits for an answer
+            error = f"{type(e).__name__}: {e}"
+            log.exception("could not load a section")
+        finally:
+            self._changes -= 1
+        for known in (*self._peers, *self._strangers):
+            known.protocol.max_step_bytes = self._step_bytes()
+        answer = m.Assigned if isinstance(message, m.Assign) else m.Committed
+        peer.send(answer({"error": error, "epoch": self.holding.epoch, **done}))
 
     def _status(self) -> dict:
         status = {
@@ -215,18 +246,27 @@ class Agent:
             "model": self.manifest.model,
             "manifest_sha256": self.manifest.sha256,
             "draining": self._draining,
+            "epoch": self.holding.epoch,
+            "claimed": self.holding.claimed,
+            "plan": None,
+            "addresses": None,
+            "shards": measure.shards_here(self.manifest, self.options.shards),
+            "disk_free_bytes": measure.disk_free_bytes(self.options.shards),
             "capacity": {
-                "board": self.options.name, "ram_bytes": self._offer(), "layer_s": self._layer_s,
+                "board": self.options.name, "ram_bytes": self.holding.offer_bytes(), "layer_s": self._layer_s,
                 "head_s": self._head_s, "hop_s": measure.hop_s(), "cores": self.options.threads,
             },
             "section": None,
+            "health": health(self.options.host),
         }  # fmt: skip
         if self.stage is not None:
             own = self.stage.plan.section_of(self.options.name)
+            status["plan"], status["addresses"] = self.stage.plan.to_dict(), self.stage.addresses
             status["section"] = {
                 "epoch": self.stage.epoch, "start": own.start, "end": own.end, "path": self.stage.section.path,
                 "slots": self.stage.engine.num_slots, "free_slots": self.stage.engine.free_slots,
                 "steps": self.stage.engine.steps, "sent_bytes": self.stage.link_sent_bytes,
+                "decode_steps": self.stage.engine.total.decode_steps, "decode_s": self.stage.engine.total.decode_s,
             }  # fmt: skip
         return status
 
@@ -236,119 +276,10 @@ class Agent:
         chunk = max(self.stage.plan.chunk, self.stage.plan.context)  # a trace is a whole sequence
         return min(chunk * self.manifest.hidden_size * 4, MAX_STEP_BYTES)
 
-    async def _assign(self, peer: Peer, content: dict) -> None:
-        error = None
-        async with self._assigning:
-            try:
-                plan, addresses = self._parse_assign(content)
-                await self._take(plan, addresses)
-            except EdgellmError as e:
-                error = str(e)
-                log.warning("refused a section: %s", error)
-            except Exception as e:  # whatever loading raises: the manager waits for an answer
-                error = f"{type(e).__name__}: {e}"
-                log.exception("could not load a section")
-        self._assigns -= 1
-        peer.send(m.Assigned(self._assigned(error)))
-
-    def _assigned(self, error: str | None) -> dict:
-        return {"error": error, "epoch": self.stage.epoch if self.stage else None}
-
-    def _check_draining(self) -> None:
-        if self._draining:
-            raise BoardError(f"board {self.options.name} is stopping and takes no section", self.options.name)
-
-    def _parse_assign(self, content: dict) -> tuple[Plan, dict[str, tuple[str, int]]]:
-        self._check_draining()
-        plan = Plan.from_dict(content.get("plan"))
-        addresses = content.get("addresses")
-        if content.get("board") != self.options.name:
-            other = reprlib.repr(content.get("board"))
-            raise PlanError(f"this is board {self.options.name}, the plan was sent for {other}")
-        if plan.manifest_sha256 != self.manifest.sha256 or plan.num_layers != self.manifest.num_layers:
-            raise ManifestError(
-                f"board {self.options.name} has the shards of {self.manifest.model} ({self.manifest.sha256[:12]}…), "
-                f"the plan is for {plan.model} ({plan.manifest_sha256[:12]}…). Push the same shards to every board."
-            )
-        if self.stage is not None and plan.epoch <= self.stage.epoch and plan != self.stage.plan:
-            raise PlanError(f"board {self.options.name} is at epoch {self.stage.epoch}, the plan has {plan.epoch}")
-        check_lengths(self.manifest, plan.settings)
-        if not isinstance(addresses, dict):
-            raise PlanError("the plan came without addresses")
-        parsed = {}
-        for board in plan.boards:
-            match addresses.get(board):
-                case [str(host), port] if 0 < len(host) < 254 and type(port) is int and 0 < port < 1 << 16:
-                    parsed[board] = (host, port)
-                case other:
-                    raise PlanError(f"the plan came with address {reprlib.repr(other)} for board {board}")
-        return plan, parsed
-
-    async def _take(self, plan: Plan, addresses: dict) -> None:
-        """Load the section of `plan` and switch to it: beside the old one where RAM allows, else instead of it."""
-        own = plan.section_of(self.options.name)
-        if self.stage is not None and plan == self.stage.plan and addresses == self.stage.addresses:
-            return
-        need = self._need(plan)
-        offer = self._offer()
-        if need.total > offer:
-            raise PlanError(
-                f"board {self.options.name} offers {offer / 1e9:.2f} GB now; layers {own.start}-{own.end} need "
-                f"{need.total / 1e9:.2f} GB. Plan again."
-            )
-        if self.stage is not None and need.kv + need.weights > measure.free_ram_bytes():
-            await self._leave(plan.epoch)
-        log.info("loads layers %d-%d, epoch %d", own.start, own.end, plan.epoch)
-        section, slots = await _in_own_thread(self._load_with_slots, plan)
-        self._check_draining()
-        if self.stage is not None:
-            await self._leave(plan.epoch)
-        self.stage = Stage(plan, self.options.name, addresses, section, slots, self.manifest.rope_switch_len)
-        for peer in (*self._peers, *self._strangers):
-            peer.protocol.max_step_bytes = self._step_bytes()
-        log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
-
-    def _load_with_slots(self, plan: Plan) -> tuple[object, list]:
-        own = plan.section_of(self.options.name)
-        section = self._load(self.manifest, self.options.shards, own.start, own.end)
-        return section, [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)]
-
-    async def _leave(self, epoch: int) -> None:
-        """Give up the running stage, and wait for its running step, whose memory the next section may need."""
-        stage, self.stage = self.stage, None
-        stage.stop(f"board {self.options.name} went on to epoch {epoch}")
-        await asyncio.to_thread(stage.engine.join)
-
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.options.drain_s
         while self.stage is not None and self.stage.running and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
-
-
-async def _in_own_thread(function, *args):
-    """`function(*args)` in a thread that ends with it.
-
-    OpenMP keeps a team of helpers for each thread that has computed, as long as that thread lives, and makes all teams
-    wait less eagerly once together they are more than the cores: a pool's idle thread would slow every step.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future = loop.create_future()
-
-    def settle(result, error):
-        if not done.cancelled():
-            done.set_exception(error) if error else done.set_result(result)
-
-    def run():
-        result = error = None
-        try:
-            result = function(*args)
-        except BaseException as e:
-            error = e
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name=function.__name__, daemon=True).start()
-    return await done
 
 
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:

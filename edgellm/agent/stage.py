@@ -40,11 +40,13 @@ class _Sequence:
 
 
 class Stage:
-    """`section` with its KV `slots` under `plan` on board `board`. `addresses` gives (host, port) by board."""
+    """`section` with its KV `slots` under `plan` on board `board`. `addresses` gives (host, port) by board; `tls` is
+    the SSL context to dial them with."""
 
     def __init__(
-        self, plan: Plan, board: str, addresses: dict[str, tuple[str, int]], section, slots: list, rope_switch_len=None
-    ):
+        self, plan: Plan, board: str, addresses: dict[str, tuple[str, int]], section, slots: list, rope_switch_len=None,
+        *, tls=None,
+    ):  # fmt: skip
         self.plan, self.board, self.section, self.addresses = plan, board, section, addresses
         self.epoch = plan.epoch
         own = plan.section_of(board)
@@ -61,11 +63,11 @@ class Stage:
         self._next = self._first = None
         if not self.is_last:
             after = plan.next_board(board)
-            self._next = Link(after, *addresses[after], me, self._link_failed)
+            self._next = Link(after, *addresses[after], me, self._link_failed, tls=tls)
         elif not self.is_first:
             first = plan.sections[0].board
-            self._first = Link(first, *addresses[first], me, self._link_failed)
-        self.engine = Engine(section, slots, self._deliver, self._congested)
+            self._first = Link(first, *addresses[first], me, self._link_failed, tls=tls)
+        self.engine = Engine(section, list(slots), self._deliver, self._congested)
 
     @property
     def running(self) -> int:
@@ -91,6 +93,10 @@ class Stage:
 
     def open(self, peer: Peer, message: m.Open) -> None:
         """Reserve a slot and answer `opened`; on the first board, start with the prompt. Answers `failed` if not."""
+        if message.options.get("plan") != self.plan.digest:
+            reason = f"board {self.board} holds another plan of epoch {self.epoch} than the one that was asked for"
+            self._refuse(peer, message, "epoch", reason)
+            return
         try:
             sequence = self._parse(peer, message)
             self.engine.open(message.seq_id)

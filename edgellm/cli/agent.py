@@ -22,10 +22,12 @@ from edgellm.errors import UsageError
 @click.option("--ram", metavar="SIZE", help="Offer at most this much RAM, as in 3GB.")
 @click.option("--drain-seconds", type=click.FloatRange(0), default=60.0, show_default=True,
               help="How long running answers may go on after SIGTERM.")  # fmt: skip
+@click.option("--tls", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="FOLDER",
+              help="This board's certificate: ca.pem, cert.pem, key.pem. Needed beyond loopback.")  # fmt: skip
 @click.option("--announce", is_flag=True, hidden=True, help="Print the address as JSON when it listens.")
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin does.")
 @verbose_option
-def agent(shards, listen, name, threads, ram, drain_seconds, announce, until_eof, verbose):
+def agent(shards, listen, name, threads, ram, drain_seconds, tls, announce, until_eof, verbose):
     """Serve a section of a model from this machine.
 
     The agent measures free RAM and speed, waits to be given a section, and serves it. SIGTERM lets running answers
@@ -33,7 +35,7 @@ def agent(shards, listen, name, threads, ram, drain_seconds, announce, until_eof
 
     \b
     Examples:
-      edgellm agent --shards phi3 --listen 0.0.0.0:7710
+      edgellm agent --shards phi3 --listen 192.168.1.11:7710 --tls /etc/edgellm/tls
       edgellm agent --shards phi3 --listen 127.0.0.1:7711 --ram 2GB --threads 1
     """
     import asyncio
@@ -52,15 +54,28 @@ def agent(shards, listen, name, threads, ram, drain_seconds, announce, until_eof
     name = name or socket.gethostname().split(".")[0]
     if not BOARD_NAME.match(name):
         raise UsageError(f"{name!r} is no board name, expected letters, digits, '.', '_' or '-'. Give one with --name.")
-    options = AgentOptions(
-        shards, host, port, name, threads or measure.cores(), parse_size(ram, "--ram") if ram else None, drain_seconds
-    )
+    if tls is None and not _is_loopback(host):
+        raise UsageError(
+            f"{host} can be reached from other machines, and only the owner's may. Give this board's certificate with "
+            "--tls FOLDER (deploy makes them), or listen on 127.0.0.1."
+        )
+    ram_bytes = parse_size(ram, "--ram") if ram else None
+    options = AgentOptions(shards, host, port, name, threads or measure.cores(), ram_bytes, drain_seconds, tls)
 
     def ready(running):
         if announce:
             print(json.dumps({"name": name, "host": host, "port": running.port}), flush=True)
 
     asyncio.run(serve(options, ready, sys.stdin if until_eof else None))
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _address(text: str) -> tuple[str, int]:

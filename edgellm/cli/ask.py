@@ -29,8 +29,10 @@ from edgellm.errors import UsageError
 @click.option("--json", "as_json", is_flag=True, help="Print text, tokens, timings and finish reason as JSON.")
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Cluster file.  [default: $EDGELLM_CLUSTER, ./cluster.json, the user's config folder]")  # fmt: skip
+@click.option("--wait", type=click.FloatRange(0), default=config.PATIENCE_S, show_default=True, metavar="SECONDS",
+              help="How long to go on trying without a token when boards are lost.")  # fmt: skip
 @verbose_option
-def ask(prompt, system, raw, as_json, cluster, verbose, max_tokens, stop, seed, **sampling):
+def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, seed, **sampling):
     """Ask the cluster; the answer streams to stdout as it is made.
 
     PROMPT may be - or a pipe for stdin. Without a cluster file, two agents are started on this machine with the
@@ -46,6 +48,7 @@ def ask(prompt, system, raw, as_json, cluster, verbose, max_tokens, stop, seed, 
 
     from edgellm.manager.answer import Asker, Question
     from edgellm.manager.cluster import ClusterFile, find
+    from edgellm.manager.session import Session
 
     chosen = secrets.randbits(31) if seed is None else seed
     question = Question(
@@ -57,9 +60,17 @@ def ask(prompt, system, raw, as_json, cluster, verbose, max_tokens, stop, seed, 
         asker = Asker(file.model_dir_path(path))
         asker.check(file.plan)
         ids = asker.encode(question, file.plan.context)
-        code = _ask(asker, question, ids, file.plan, file.addresses(), as_json, verbose)
+
+        def adopted(plan, addresses):
+            file.with_plan(plan, addresses).write_if_newer(path)
+
+        session = Session(
+            asker.manifest, file.plan, file.addresses(), tls=file.client_tls(path), patience_s=wait, tell=note,
+            adopted=adopted,
+        )  # fmt: skip
+        code = _ask(asker, question, ids, session, as_json, verbose)
     else:
-        code = _ask_embedded(question, as_json, verbose)
+        code = _ask_embedded(question, wait, as_json, verbose)
     sys.exit(code)
 
 
@@ -75,7 +86,7 @@ def _prompt(text: str | None) -> str:
     return text
 
 
-def _ask(asker, question, ids, plan, addresses, as_json, verbose) -> int:
+def _ask(asker, question, ids, session, as_json, verbose) -> int:
     from edgellm.manager.answer import Answer, run_to_answer
 
     answer = Answer(len(ids), question.sampling.seed)
@@ -86,7 +97,7 @@ def _ask(asker, question, ids, plan, addresses, as_json, verbose) -> int:
             sys.stdout.flush()
 
     try:
-        run_to_answer(asker.ask(question, ids, plan, addresses, answer, show), answer)
+        run_to_answer(asker.ask(question, ids, session, answer, show), answer)
     finally:
         if answer.text and not as_json:
             show("\n")
@@ -111,11 +122,12 @@ def _summary(answer) -> str:
     )
 
 
-def _ask_embedded(question, as_json, verbose) -> int:
+def _ask_embedded(question, wait, as_json, verbose) -> int:
     import asyncio
 
     from edgellm.manager import local
     from edgellm.manager.answer import Asker
+    from edgellm.manager.session import Session
 
     note(f"no cluster file: answering from this machine with {config.DEFAULT_MODEL} on two agents "
          "('edgellm local up' keeps them running)")  # fmt: skip
@@ -128,4 +140,5 @@ def _ask_embedded(question, as_json, verbose) -> int:
             progress("starting two agents")
             addresses = agents.start()
             made = asyncio.run(local.form_cluster(asker.manifest, addresses, settings))
-        return _ask(asker, question, ids, made, addresses, as_json, verbose)
+        session = Session(asker.manifest, made, addresses, patience_s=wait, tell=note)
+        return _ask(asker, question, ids, session, as_json, verbose)

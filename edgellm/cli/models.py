@@ -129,6 +129,8 @@ def verify(cluster, tokens, prompt, as_json, verbose):
         raise UsageError("no cluster file. Start one with 'edgellm local up', or give it with --cluster FILE.")
     file = ClusterFile.read(path)
     with Progress() as progress:
-        result = run(file.model_dir_path(path), file.plan, file.addresses(), prompt, tokens, progress)
+        result = run(
+            file.model_dir_path(path), file.plan, file.addresses(), prompt, tokens, progress, tls=file.client_tls(path)
+        )
     click.echo(json.dumps(result.to_dict()) if as_json else result.to_text())
     sys.exit(0 if result.equal else 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import Sampling
 from edgellm.errors import BoardError, ClusterError, UsageError
-from edgellm.manager.client import ClusterClient
+from edgellm.manager.session import Session
 from edgellm.manager.tokens import StopStrings, Tokenizer
 from edgellm.plan import Plan, Section
 
@@ -112,14 +112,13 @@ class Asker:
         self,
         question: Question,
         ids: list[int],
-        plan: Plan,
-        addresses: dict[str, tuple[str, int]],
+        session: Session,
         answer: Answer,
         show: Callable[[str], None],
     ) -> None:
         """Fill `answer` and `show` its text as it comes; cancelled, what has come stays in `answer`.
 
-        Raises BoardError naming the board that can't be reached, is busy, dies or hangs.
+        Raises BoardError naming a board that is busy, or without which the cluster can't go on.
         """
         began = time.perf_counter()
         stream, stop, pieces = self.tokenizer.decoder(), StopStrings(question.stop), []
@@ -131,15 +130,15 @@ class Asker:
                 show(text)
 
         try:
-            async with ClusterClient(plan, addresses) as cluster:
-                tokens = cluster.generate(
+            async with session:
+                tokens = session.generate(
                     ids, sampling=question.sampling, max_tokens=question.max_tokens,
                     eos=self.manifest.eos_token_ids, stats=stats,
                 )  # fmt: skip
                 try:
                     async for chosen in tokens:
                         if chosen.token >= self.manifest.vocab_size:
-                            last = plan.boards[-1]
+                            last = session.plan.boards[-1]
                             raise BoardError(f"board {last} chose token {chosen.token}, which the model hasn't", last)
                         answer.total_s = time.perf_counter() - began
                         if answer.first_token_s is None:
@@ -156,7 +155,7 @@ class Asker:
             take(stop.flush())
         finally:
             answer.text = "".join(pieces)
-            answer.stages = [_stage(s, stats[s.board]) for s in plan.sections if stats.get(s.board)]
+            answer.stages = [_stage(s, stats[s.board]) for s in session.plan.sections if stats.get(s.board)]
 
 
 def _stage(section: Section, stats: dict) -> dict:

@@ -1,4 +1,4 @@
-"""The manager's side of the wire: a connection to every board of a plan, and the answers that come out of them."""
+"""One plan, as long as it stands: sequences that are opened on all its boards, and the tokens that come out."""
 
 import asyncio
 import contextlib
@@ -6,15 +6,13 @@ import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from edgellm.config import PING_EVERY_S, PONG_TIMEOUT_S, STALL_TIMEOUT_S, STEP_TIMEOUT_S, Sampling
-from edgellm.errors import BoardError, BusyError
+from edgellm.config import PING_EVERY_S, PONG_TIMEOUT_S, STALL_TIMEOUT_S, Sampling
+from edgellm.errors import AnswerError, BoardError, BusyError
+from edgellm.manager.board import ANSWER_TIMEOUT_S, BoardClient
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
-from edgellm.wire.peer import Peer, connect
 
-_OPEN_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 3.0
-_ASSIGN_TIMEOUT_S = 900.0  # reading and hashing a section from a slow card
 
 
 @dataclass(frozen=True)
@@ -28,132 +26,23 @@ class Chosen:
     logits: bytes | None = field(default=None, repr=False)
 
 
-class BoardClient:
-    """A connection to one board. Every wait ends with an answer or with a BoardError that names the board."""
-
-    def __init__(self, name: str, host: str, port: int):
-        self.name, self.host, self.port = name, host, port
-        self.peer: Peer | None = None
-        self.lost = asyncio.get_running_loop().create_future()
-        self._answers: dict[type, asyncio.Queue] = {}
-        self._sequences: dict[int, asyncio.Queue] = {}
-        self._watcher: asyncio.Task | None = None
-        self._idle_since_s: float | None = None
-
-    @property
-    def idle_s(self) -> float:
-        """For how long the board has had nothing to compute, as far as its pongs tell."""
-        return 0.0 if self._idle_since_s is None else asyncio.get_running_loop().time() - self._idle_since_s
-
-    async def connect(self) -> "BoardClient":
-        """Dial and greet, and keep watch from then on: a board that stops answering pings is lost."""
-        me = m.Hello("manager", "edgellm")
-        self.peer = await connect(self.host, self.port, me, self._message, self._lost, board=self.name)
-        self._watcher = asyncio.create_task(self._watch())
-        return self
-
-    def send(self, message) -> None:
-        self.peer.send(message)
-
-    async def ask(self, message, answer: type, timeout_s: float = _OPEN_TIMEOUT_S):
-        """Send (unless `message` is None), and wait for the next message of type `answer`."""
-        queue = self._answers.setdefault(answer, asyncio.Queue())
-        if message is not None:
-            while not queue.empty():  # answers that came too late for whoever asked
-                queue.get_nowait()
-            self.send(message)
-        return await self.receive(queue, timeout_s, f"no {answer.__name__.lower()}")
-
-    async def receive(self, queue: asyncio.Queue, timeout_s: float | None, missing: str):
-        """The next item of `queue`; raises BoardError if the board is lost or `timeout_s` passes before."""
-        getter = asyncio.ensure_future(queue.get())
-        try:
-            await asyncio.wait({getter, self.lost}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if getter.done():
-                return getter.result()
-            if self.lost.done():
-                raise self.lost.result()
-            raise self.error(f"{missing} within {timeout_s:g} s")
-        finally:
-            getter.cancel()
-
-    def subscribe(self, seq_id: int, queue: asyncio.Queue) -> None:
-        """Messages of this sequence go to `queue`, as (board client, message)."""
-        self._sequences[seq_id] = queue
-
-    def unsubscribe(self, seq_id: int) -> None:
-        self._sequences.pop(seq_id, None)
-
-    def error(self, reason: str) -> BoardError:
-        return BoardError(f"board {self.name} ({self.host}:{self.port}): {reason}", self.name)
-
-    def close(self) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
-        if self.peer is not None:
-            self.peer.close()
-
-    def _message(self, peer: Peer, message) -> None:
-        seq_id = getattr(message, "seq_id", None)
-        if seq_id in self._sequences:
-            self._sequences[seq_id].put_nowait((self, message))
-        elif type(message) in self._answers:
-            self._answers[type(message)].put_nowait(message)
-
-    def _lost(self, peer: Peer, reason: str) -> None:
-        self._give_up(reason)
-
-    def _give_up(self, reason: str) -> None:
-        if not self.lost.done():
-            self.lost.set_result(self.error(reason))
-
-    async def _watch(self) -> None:
-        """Ping; give up on a board that answers none, or that is asked to compute and finishes no step."""
-        pongs = self._answers.setdefault(m.Pong, asyncio.Queue())
-        clock = asyncio.get_running_loop().time
-        number, steps, progress_s = 0, -1, clock()
-        while True:
-            number += 1
-            self.send(m.Ping(number))
-            try:
-                async with asyncio.timeout(PONG_TIMEOUT_S):
-                    pong = await pongs.get()
-            except TimeoutError:
-                self._give_up(f"does not answer for {PONG_TIMEOUT_S:g} s")
-                return
-            if pong.steps != steps or pong.waiting:
-                self._idle_since_s = None
-            elif self._idle_since_s is None:
-                self._idle_since_s = clock()
-            if pong.steps != steps or not pong.waiting:
-                steps, progress_s = pong.steps, clock()
-            elif clock() - progress_s > STEP_TIMEOUT_S:
-                self._give_up(f"has work and finishes no step for {STEP_TIMEOUT_S:g} s")
-                return
-            await asyncio.sleep(PING_EVERY_S)
-
-
 class ClusterClient:
-    """Connections to all boards of a plan, in pipeline order. Use as `async with`."""
+    """The boards of a plan, in pipeline order, connected. As `async with ClusterClient.dial(…)` they are connected here
+    and let go at the end."""
 
-    def __init__(self, plan: Plan, addresses: dict[str, tuple[str, int]]):
-        self.plan = plan
-        self.boards = [BoardClient(name, *addresses[name]) for name in plan.boards]
+    def __init__(self, plan: Plan, boards: list[BoardClient]):
+        self.plan, self.boards = plan, boards
 
-    async def __aenter__(self) -> "ClusterClient":
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def dial(cls, plan: Plan, addresses: dict[str, tuple[str, int]], tls=None) -> AsyncIterator["ClusterClient"]:
+        """Connect to all boards of `plan` at once; raises BoardError naming the first that can't be reached."""
+        boards = await connect_all({name: addresses[name] for name in plan.boards}, tls)
         try:
-            await _all(b.connect() for b in self.boards)
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    async def __aexit__(self, *exc) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for board in self.boards:
-            board.close()
+            yield cls(plan, boards)
+        finally:
+            for board in boards:
+                board.close()
 
     async def generate(
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...], logits: bool = False,
@@ -162,15 +51,18 @@ class ClusterClient:
         """Stream the answer to the prompt `ids`, token by token; the last one has a finish reason.
 
         Leaving the iteration early (or being cancelled) stops the boards' work. `stats` is filled at the end with
-        what each board reports. Raises BusyError when a board has no free slot, BoardError when one is lost, hangs or
-        can't go on: always naming it.
+        what each board reports. Raises BusyError when a board has no free slot, AnswerError when one can't compute
+        this, BoardError when one is lost, hangs, or went on to another plan: always naming it.
         """
         seq_id = secrets.randbits(64)
         events: asyncio.Queue = asyncio.Queue()
         clock = asyncio.get_running_loop().time
         for board in self.boards:
             board.subscribe(seq_id, events)
-        options = {"sampling": sampling.to_dict(), "max_tokens": max_tokens, "eos": list(eos), "logits": logits}
+        options = {
+            "plan": self.plan.digest, "sampling": sampling.to_dict(), "max_tokens": max_tokens, "eos": list(eos),
+            "logits": logits,
+        }  # fmt: skip
         try:
             # The first board starts when it is opened: the others first.
             others = self.boards[1:]
@@ -178,7 +70,7 @@ class ClusterClient:
                 needs_ids = i == len(self.boards) - 1
                 board.send(m.Open(self.plan.epoch, seq_id, options, tuple(ids) if needs_ids else ()))
             for _ in others:
-                _opened(*await self._event(events, _OPEN_TIMEOUT_S))
+                _opened(*await self._event(events, ANSWER_TIMEOUT_S))
             self.boards[0].send(m.Open(self.plan.epoch, seq_id, options, tuple(ids)))
             expected, held = len(ids), None
             while True:
@@ -243,29 +135,18 @@ class ClusterClient:
             board.unsubscribe(seq_id)
 
 
-async def assign(plan: Plan, addresses: dict[str, tuple[str, int]], boards: list[BoardClient]) -> None:
-    """Have every board of the plan load its section, all at once. Raises BoardError with the first one's reason."""
-
-    async def one(board: BoardClient) -> None:
-        content = {"plan": plan.to_dict(), "addresses": addresses, "board": board.name}
-        answer = await board.ask(m.Assign(content), m.Assigned, _ASSIGN_TIMEOUT_S)
-        if answer.content.get("error"):
-            raise board.error(str(answer.content["error"]))
-
-    await _all(one(b) for b in boards if b.name in plan.boards)
-
-
-async def status(board: BoardClient) -> dict:
-    """What a board says of itself (docs/wire.md)."""
-    return (await board.ask(m.AskStatus(), m.Status)).content
-
-
-async def connect_all(addresses: dict[str, tuple[str, int]]) -> list[BoardClient]:
+async def connect_all(addresses: dict[str, tuple[str, int]], tls=None) -> list[BoardClient]:
     """Connect to every board at once; raises BoardError naming the first that can't be reached."""
-    return await _all(BoardClient(name, host, port).connect() for name, (host, port) in addresses.items())
+    boards = [BoardClient(name, host, port, tls) for name, (host, port) in addresses.items()]
+    try:
+        return await all_of(b.connect() for b in boards)
+    except BaseException:
+        for board in boards:
+            board.close()
+        raise
 
 
-async def _all(coroutines) -> list:
+async def all_of(coroutines) -> list:
     """All results in order, or the first error with the others cancelled."""
     tasks = [asyncio.ensure_future(c) for c in coroutines]
     try:
@@ -286,4 +167,5 @@ def _opened(board: BoardClient, message) -> None:
     if isinstance(message, m.Failed):
         if m.FAILURES[message.code] == "busy":
             raise BusyError(f"board {board.name} is busy: {message.reason}", board.name)
-        raise board.error(message.reason)
+        kind = AnswerError if m.FAILURES[message.code] in ("error", "unknown") else BoardError
+        raise kind(str(board.error(message.reason)), board.name)

@@ -1,7 +1,8 @@
 """The cluster file: what deploy (or `local up`) writes for the manager. Boards, their addresses, the model, the plan.
 
-Format 1, a JSON object: `format`, `model` (its name), `model_dir` (the folder with manifest.json and the tokenizer
-files; relative to the cluster file where it lies near it), `boards` (name, host, port), `plan`, `created` (ISO time).
+Format 2, a JSON object: `format`, `model` (its name), `model_dir` (the folder with manifest.json and the tokenizer
+files), `tls` (the folder with the manager's certificate, or null; both relative to the cluster file where they lie near
+it), `boards` (name, host, port, and `ssh`: how to log in there, or null), `plan`, `created` (ISO time).
 """
 
 import ipaddress
@@ -9,7 +10,7 @@ import json
 import os
 import re
 import reprlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,15 +18,37 @@ from edgellm.checkpoint.manifest import write_atomically
 from edgellm.errors import ClusterError, PlanError
 from edgellm.plan import BOARD_NAME, Plan
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "cluster.json"
 VARIABLE = "EDGELLM_CLUSTER"
 
 _MAX_BYTES = 4 << 20
-_FIELDS = {"format", "model", "model_dir", "boards", "plan", "created"}
+_FIELDS = {"format", "model", "model_dir", "tls", "boards", "plan", "created"}
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z")
 _MAKE = "Make it with 'edgellm local up', or deploy."
 _AGAIN = "Deploy again, or remove the file."
+
+
+@dataclass(frozen=True)
+class SshAccess:
+    """How to log in on a board; None leaves the choice to SSH's own configuration. `key` is a private key's path."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+    key: str | None = None
+
+    def __post_init__(self):
+        if not (isinstance(self.host, str) and is_host(self.host)):
+            raise ClusterError(f"ssh: {reprlib.repr(self.host)} is no host name or IP address")
+        for name in ("user", "key"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value.isprintable() and 0 < len(value) <= 4096):
+                raise ClusterError(f"ssh: {name} is {reprlib.repr(value)}, expected a text")
+        if self.user is not None and self.user.startswith("-"):
+            raise ClusterError(f"ssh: user is {self.user!r}, expected a user's name")
+        if self.port is not None and (type(self.port) is not int or not 1 <= self.port <= 65535):
+            raise ClusterError(f"ssh: port is {reprlib.repr(self.port)}, expected 1 to 65535")
 
 
 @dataclass(frozen=True)
@@ -35,11 +58,12 @@ class Board:
     name: str
     host: str
     port: int
+    ssh: SshAccess | None = None
 
     def __post_init__(self):
         if not (isinstance(self.name, str) and BOARD_NAME.match(self.name)):
             raise ClusterError(f"boards: {reprlib.repr(self.name)} is no board name")
-        if not (isinstance(self.host, str) and _is_host(self.host)):
+        if not (isinstance(self.host, str) and is_host(self.host)):
             raise ClusterError(f"boards: {self.name}: {reprlib.repr(self.host)} is no host name or IP address")
         if isinstance(self.port, bool) or not isinstance(self.port, int) or not 1 <= self.port <= 65535:
             raise ClusterError(f"boards: {self.name}: port is {reprlib.repr(self.port)}, expected 1 to 65535")
@@ -47,19 +71,24 @@ class Board:
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """A cluster. `model_dir` is absolute, or relative to the folder of the file it is read from."""
+    """A cluster. `model_dir` and `tls` are absolute, or relative to the folder of the file they are read from."""
 
     model: str
     model_dir: str
     boards: tuple[Board, ...]
     plan: Plan
+    tls: str | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self):
         if self.model != self.plan.model:
             raise ClusterError(f"model is {reprlib.repr(self.model)}, the plan's is {self.plan.model!r}")
-        if not (isinstance(self.model_dir, str) and 0 < len(self.model_dir) <= 4096 and "\0" not in self.model_dir):
-            raise ClusterError(f"model_dir is {reprlib.repr(self.model_dir)}, expected a folder")
+        for name in ("model_dir", "tls"):
+            value = getattr(self, name)
+            if name == "tls" and value is None:
+                continue
+            if not (isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value):
+                raise ClusterError(f"{name} is {reprlib.repr(value)}, expected a folder")
         names = [b.name for b in self.boards]
         for name in names:
             if names.count(name) > 1:
@@ -78,10 +107,14 @@ class ClusterFile:
             raise ClusterError(f"created is {reprlib.repr(self.created)}, expected an ISO time with its zone")
 
     @classmethod
-    def make(cls, model_dir: Path | str, addresses: dict[str, tuple[str, int]], plan: Plan) -> "ClusterFile":
+    def make(
+        cls, model_dir: Path | str, addresses: dict[str, tuple[str, int]], plan: Plan, *, tls: Path | str | None = None,
+        ssh: dict[str, SshAccess] | None = None,
+    ) -> "ClusterFile":  # fmt: skip
         """A cluster made now; `addresses` are host and port by board name."""
-        boards = tuple(Board(name, host, port) for name, (host, port) in addresses.items())
-        return cls(plan.model, str(Path(model_dir).absolute()), boards, plan)
+        boards = tuple(Board(name, host, port, (ssh or {}).get(name)) for name, (host, port) in addresses.items())
+        folder = None if tls is None else str(Path(tls).absolute())
+        return cls(plan.model, str(Path(model_dir).absolute()), boards, plan, folder)
 
     def addresses(self) -> dict[str, tuple[str, int]]:
         """Host and port by board name."""
@@ -89,11 +122,31 @@ class ClusterFile:
 
     def is_local(self) -> bool:
         """Whether every board is on loopback."""
-        return all(_is_loopback(b.host) for b in self.boards)
+        return all(is_loopback(b.host) for b in self.boards)
 
     def model_dir_path(self, path: Path | str) -> Path:
         """The model's folder, for a cluster file that lies at `path`."""
         return Path(os.path.normpath(Path(path).absolute().parent / self.model_dir))
+
+    def tls_path(self, path: Path | str) -> Path | None:
+        """The folder with the manager's certificate, for a cluster file that lies at `path`; None without TLS."""
+        return None if self.tls is None else Path(os.path.normpath(Path(path).absolute().parent / self.tls))
+
+    def client_tls(self, path: Path | str):
+        """The SSL context to dial boards with, or None; raises ClusterError if the certificate can't be used."""
+        folder = self.tls_path(path)
+        if folder is None:
+            return None
+        from edgellm.wire.tls import client_context
+
+        return client_context(folder)
+
+    def with_plan(self, plan: Plan, addresses: dict[str, tuple[str, int]]) -> "ClusterFile":
+        """The same cluster under another plan; boards that `addresses` adds come along."""
+        known = {b.name for b in self.boards}
+        added = tuple(Board(name, *addresses[name]) for name in addresses if name not in known)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return replace(self, boards=(*self.boards, *added), plan=plan, created=now)
 
     @classmethod
     def read(cls, path: Path | str) -> "ClusterFile":
@@ -116,17 +169,32 @@ class ClusterFile:
     def write(self, path: Path | str) -> None:
         """Write it whole or not at all; ClusterError with the path if that fails."""
         path = Path(path)
-        content = {**self.to_dict(), "model_dir": _stored(self.model_dir_path(path), path.absolute().parent)}
+        folder = path.absolute().parent
+        content = {**self.to_dict(), "model_dir": _stored(self.model_dir_path(path), folder)}
+        if self.tls is not None:
+            content["tls"] = _stored(self.tls_path(path), folder)
         try:
             write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
         except OSError as e:
             raise ClusterError(f"cluster file {path}: {e.strerror or e}. Give another place with --cluster.") from None
+
+    def write_if_newer(self, path: Path | str) -> bool:
+        """Write it unless the file there has this epoch of the same model or a later one; whether it was written."""
+        try:
+            there = ClusterFile.read(path)
+        except ClusterError:
+            there = None
+        if there and there.plan.manifest_sha256 == self.plan.manifest_sha256 and there.plan.epoch >= self.plan.epoch:
+            return False
+        self.write(path)
+        return True
 
     def to_dict(self) -> dict:
         return {
             "format": FORMAT,
             "model": self.model,
             "model_dir": self.model_dir,
+            "tls": self.tls,
             "boards": [asdict(b) for b in self.boards],
             "plan": self.plan.to_dict(),
             "created": self.created,
@@ -145,12 +213,19 @@ class ClusterFile:
         for board in content["boards"]:
             if not isinstance(board, dict):
                 raise ClusterError(f"boards: {reprlib.repr(board)} is no object")
-            _check_keys(board, {"name", "host", "port"}, "boards: one")
+            _check_keys(board, {"name", "host", "port", "ssh"}, "boards: one")
+            if board["ssh"] is not None:
+                if not isinstance(board["ssh"], dict):
+                    raise ClusterError(f"boards: ssh is {reprlib.repr(board['ssh'])}, expected an object or null")
+                _check_keys(board["ssh"], {"host", "user", "port", "key"}, "boards: ssh")
         return cls(
             model=content["model"],
             model_dir=content["model_dir"],
-            boards=tuple(Board(**b) for b in content["boards"]),
+            boards=tuple(
+                Board(**{**b, "ssh": None if b["ssh"] is None else SshAccess(**b["ssh"])}) for b in content["boards"]
+            ),
             plan=Plan.from_dict(content["plan"]),
+            tls=content["tls"],
             created=content["created"],
         )
 
@@ -191,7 +266,8 @@ def _check_keys(content: dict, expected: set[str], what: str) -> None:
         raise ClusterError(f"{what} has an unknown field {reprlib.repr(extra[0])}")
 
 
-def _is_host(text: str) -> bool:
+def is_host(text: str) -> bool:
+    """Whether this is a host's name or IP address."""
     try:
         ipaddress.ip_address(text)
         return True
@@ -201,7 +277,8 @@ def _is_host(text: str) -> bool:
         return len(text) <= 253 and all(_LABEL.match(label) for label in labels) and not labels[-1].isdigit()
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether this is an address of this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

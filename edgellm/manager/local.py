@@ -10,15 +10,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from edgellm.checkpoint.manifest import Manifest, write_atomically
 from edgellm.errors import BoardError, ClusterError
-from edgellm.manager.client import assign, connect_all, status
-from edgellm.plan import Capacity, Plan, Settings, make_plan
+from edgellm.manager.rebalance import settle
+from edgellm.manager.survey import Fleet
+from edgellm.plan import Plan, Settings
 
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 10.0
@@ -136,29 +137,17 @@ class LocalAgents:
 
 
 async def form_cluster(
-    manifest: Manifest, addresses: dict[str, tuple[str, int]], settings: Settings, epoch: int = 1, *,
-    shared_ram: bool = True,
-) -> Plan:  # fmt: skip
+    manifest: Manifest, addresses: dict[str, tuple[str, int]], settings: Settings, *, shared_ram: bool = True
+) -> Plan:
     """Ask the agents what they offer, plan, and have them load their sections. Raises PlanError or BoardError.
 
-    Agents of one machine share its RAM, so that each can only count on its part: not so (`shared_ram` False) where
-    each offers RAM of its own.
+    With `shared_ram` the agents are processes that share this machine's RAM, and each may use its part of it.
     """
-    boards = await connect_all(addresses)
-    try:
-        capacities = []
-        for board in boards:
-            told = await status(board)
-            capacities.append(Capacity.from_dict(told.get("capacity")))
-        if shared_ram and len({host for host, _ in addresses.values()}) == 1 and len(boards) > 1:
-            part_bytes = psutil.virtual_memory().available // len(boards)
-            capacities = [replace(c, ram_bytes=min(c.ram_bytes, part_bytes)) for c in capacities]
-        plan = make_plan(manifest, capacities, settings, epoch)
-        await assign(plan, addresses, boards)
-        return plan
-    finally:
-        for board in boards:
-            board.close()
+    async with Fleet(manifest, addresses, shared_ram=shared_ram) as fleet:
+        await fleet.survey()
+        if fleet.missing:
+            raise BoardError("; ".join(fleet.missing.values()))
+        return (await settle(fleet, settings, grow=True)).plan
 
 
 @contextlib.contextmanager

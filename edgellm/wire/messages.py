@@ -14,7 +14,7 @@ from edgellm.errors import RemoteProtocolError
 from edgellm.wire.frames import encode_frame
 
 MAGIC = b"EDGE"
-VERSION = 1
+VERSION = 2
 
 # Finish reasons, as numbered in TOKEN.
 FINISH = ("", "eos", "length", "context")
@@ -187,16 +187,46 @@ class Status(_JsonMessage):
 
 @dataclass(frozen=True)
 class Assign(_JsonMessage):
-    """Take your section of this plan: `plan`, `addresses` (board → [host, port]), `board` (who you are)."""
+    """Prepare your section of this plan: `plan`, `addresses` (board → [host, port]), `board` (who you are). Only for
+    who holds the claim."""
 
     TYPE: ClassVar[int] = 7
 
 
 @dataclass(frozen=True)
 class Assigned(_JsonMessage):
-    """Answer to assign: `error` is null, or the sentence that says why not."""
+    """Answer to assign: `error` is null, or the sentence that says why not; `loaded_bytes` of shards."""
 
     TYPE: ClassVar[int] = 8
+
+
+@dataclass(frozen=True)
+class Claim(_JsonMessage):
+    """I am about to give you a plan of `epoch`, which `replaces` the epoch that you hold (null: none). Nobody else may
+    until my connection ends, I commit, or I claim epoch null, which gives the claim back."""
+
+    TYPE: ClassVar[int] = 20
+
+
+@dataclass(frozen=True)
+class Claimed(_JsonMessage):
+    """Answer to claim: `error` is null, or the sentence that says why not; `epoch` that is held."""
+
+    TYPE: ClassVar[int] = 21
+
+
+@dataclass(frozen=True)
+class Commit(_JsonMessage):
+    """Switch to the prepared section of `epoch`; running sequences of the old one end."""
+
+    TYPE: ClassVar[int] = 22
+
+
+@dataclass(frozen=True)
+class Committed(_JsonMessage):
+    """Answer to commit, as to assign."""
+
+    TYPE: ClassVar[int] = 23
 
 
 _OPEN = struct.Struct(">IQII")
@@ -206,8 +236,9 @@ _OPEN = struct.Struct(">IQII")
 class Open:
     """Reserve a slot for a sequence. The first board starts to work on it at once, so it is opened last.
 
-    `ids` are the prompt's token ids (first and last board; empty for others). `options`: `sampling`, `max_tokens`,
-    `eos` (token ids that end the answer), `logits` (true: the last board also sends its logits).
+    `ids` are the prompt's token ids (first and last board; empty for others). `options`: `plan` (its digest),
+    `sampling`, `max_tokens`, `eos` (token ids that end the answer), `logits` (true: the last board also sends its
+    logits).
     """
 
     TYPE: ClassVar[int] = 10
@@ -438,7 +469,7 @@ class Traced(Trace):
 
 MESSAGES = (
     Hello, Refuse, Ping, Pong, AskStatus, Status, Assign, Assigned, Open, Opened, Hidden, Token, Close, Closed,
-    Failed, Logits, Trace, Traced,
+    Failed, Logits, Trace, Traced, Claim, Claimed, Commit, Committed,
 )  # fmt: skip
 BY_TYPE = {m.TYPE: m for m in MESSAGES}
 

@@ -13,9 +13,10 @@ from edgellm.wire.frames import FrameReader
 
 # What may be received, by (what I am, what the peer is); the side that dials is a manager or a board, the side that
 # listens is always a board.
-_FROM_MANAGER = (m.Refuse, m.Ping, m.AskStatus, m.Assign, m.Open, m.Close, m.Trace)
+_FROM_MANAGER = (m.Refuse, m.Ping, m.AskStatus, m.Claim, m.Assign, m.Commit, m.Open, m.Close, m.Trace)
 _FROM_BOARD_TO_MANAGER = (
-    m.Refuse, m.Pong, m.Status, m.Assigned, m.Opened, m.Token, m.Closed, m.Failed, m.Logits, m.Traced,
+    m.Refuse, m.Pong, m.Status, m.Claimed, m.Assigned, m.Committed, m.Opened, m.Token, m.Closed, m.Failed, m.Logits,
+    m.Traced,
 )  # fmt: skip
 _FROM_DIALLING_BOARD = (m.Refuse, m.Ping, m.Hidden, m.Token)
 _FROM_LISTENING_BOARD = (m.Refuse, m.Pong)

@@ -91,7 +91,7 @@ async def mid_answer(tmp_path: Path, **kwargs):
     async with Boards(tmp_path, 2, gates={"b1": gate}) as boards:
         try:
             plan = await boards.form((0, 3, 6), slots=3, **kwargs)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=ANSWER, eos=())
                 tokens = [(await anext(stream)).token]
                 gate.clear()

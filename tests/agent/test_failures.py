@@ -7,7 +7,9 @@ import pytest
 
 from edgellm.config import Sampling
 from edgellm.errors import BoardError
-from edgellm.manager.client import BoardClient, ClusterClient, assign, connect_all
+from edgellm.manager.board import BoardClient
+from edgellm.manager.client import ClusterClient, connect_all
+from edgellm.manager.rebalance import assign
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer, connect
 from tests.fakes import HIDDEN, Boards, ask, generate, make_plan, run
@@ -28,14 +30,14 @@ def test_a_link_that_is_refused_right_after_the_hello_fails_its_sequence(tmp_pat
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6))
             monkeypatch.setattr(Peer, "data_received", refuse_b0)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 # The manager waits a little for a dead board to be found out before it believes the neighbour.
                 monkeypatch.setattr("edgellm.manager.client.PONG_TIMEOUT_S", 0.1)
                 monkeypatch.setattr("edgellm.manager.client.PING_EVERY_S", 0.1)
                 with pytest.raises(BoardError, match="board b0 .*board b1 .*no boards today"):
                     await ask(cluster, PROMPT)
             monkeypatch.setattr(Peer, "data_received", received)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 return await ask(cluster, PROMPT)
 
     assert [c.token for c in run(go())] == generate(PROMPT, 10)
@@ -49,7 +51,7 @@ def test_a_link_that_was_made_to_wait_is_read_again_after_a_cancel(tmp_path, mon
         async with Boards(tmp_path, 2, gates={"b1": gate}) as boards:
             plan = await boards.form((0, 3, 6), context=200)
             stage = boards.agents[1].stage
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 long = asyncio.create_task(ask(cluster, PROMPT * 10))
                 while not stage._paused:
                     await asyncio.sleep(0.001)
@@ -69,7 +71,7 @@ def test_an_answer_whose_step_was_lost_ends_with_an_error(tmp_path, monkeypatch)
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6))
             boards.agents[1].stage.hidden = lambda peer, message: None
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 with pytest.raises(BoardError, match="the answer stalled: no board has had work for 0.2 s"):
                     await ask(cluster, PROMPT)
 
@@ -82,7 +84,7 @@ def test_a_new_plan_does_not_stop_the_loop_while_a_step_runs(tmp_path):
     async def go():
         async with Boards(tmp_path, 2, gates={"b1": gate}) as boards:
             plan = await boards.form((0, 3, 6))
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 answer = asyncio.create_task(ask(cluster, PROMPT))
                 while not boards.agents[1].stage.engine.waiting:
                     await asyncio.sleep(0.001)
@@ -104,7 +106,7 @@ def test_no_section_is_taken_while_a_board_drains(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6))
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=30, eos=())
                 tokens = [(await anext(stream)).token]
                 clients = await connect_all(boards.addresses)
@@ -124,7 +126,7 @@ def test_the_same_plan_with_other_addresses_moves_the_links(tmp_path):
             nowhere = {**boards.addresses, "b1": ("127.0.0.1", 1)}
             await assign(plan, nowhere, clients)
             await assign(plan, boards.addresses, clients)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 return await ask(cluster, PROMPT)
 
     assert [c.token for c in run(go())] == generate(PROMPT, 10)
@@ -136,7 +138,7 @@ def test_two_boards_that_swapped_addresses_are_noticed(tmp_path):
             plan = await boards.form((0, 3, 6))
             swapped = dict(zip(["b1", "b0"], boards.addresses.values(), strict=True))
             with pytest.raises(BoardError, match="calls itself b[01]; is the address right"):
-                async with ClusterClient(plan, swapped):
+                async with ClusterClient.dial(plan, swapped):
                     pass
 
     run(go())
@@ -164,7 +166,7 @@ def test_a_plan_that_the_model_can_not_hold_leaves_the_running_one(tmp_path):
             plan = await boards.form((0, 3, 6))
             with pytest.raises(BoardError, match="context of 5000 tokens is over the 4096"):
                 await boards.form((0, 2, 6), epoch=2, context=5000)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 return await ask(cluster, PROMPT)
 
     assert [c.token for c in run(go())] == generate(PROMPT, 10)

@@ -75,7 +75,7 @@ def test_peers_that_fell_silent_are_let_go_and_an_idle_cluster_still_answers(tmp
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6))
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 assert [c.token for c in await ask(cluster, PROMPT)] == generate(PROMPT, 10)
                 strangers = [await Stranger.dial(boards.agents[1], hello) for hello in (MANAGER, BOARD)]
                 assert [await s.refused() for s in strangers] == ["silent for 1 s", "silent for 1.2 s"]

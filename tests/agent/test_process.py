@@ -17,7 +17,8 @@ import pytest
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import Sampling
 from edgellm.errors import BoardError
-from edgellm.manager.client import ClusterClient, assign, connect_all, status
+from edgellm.manager.client import ClusterClient, connect_all
+from edgellm.manager.rebalance import assign
 from edgellm.plan import Plan, Section
 from tests.fakes import ask, run
 from tests.tiny import CONTEXT, environment, split_tiny
@@ -85,7 +86,7 @@ class Cluster:
     async def status(self, name: str) -> dict:
         (board,) = await connect_all(self.addresses(name))
         try:
-            return await status(board)
+            return await board.status()
         finally:
             board.close()
 
@@ -129,7 +130,7 @@ def expected(cluster) -> list[int]:
 
     async def go():
         plan = await cluster.form("pi0")
-        async with ClusterClient(plan, cluster.addresses("pi0")) as client:
+        async with ClusterClient.dial(plan, cluster.addresses("pi0")) as client:
             return [c.token for c in await ask(client, PROMPT, LONG)]
 
     return run(go(), START_S)
@@ -139,7 +140,7 @@ def expected(cluster) -> list[int]:
 async def answering(cluster: Cluster, *names: str):
     """(client, stream, its first tokens) of an answer that has begun and is far from its end."""
     plan = await cluster.form(*names)
-    async with ClusterClient(plan, cluster.addresses(*names)) as client:
+    async with ClusterClient.dial(plan, cluster.addresses(*names)) as client:
         stream = client.generate(PROMPT, sampling=Sampling(), max_tokens=LONG, eos=())
         yield client, stream, [(await anext(stream)).token]
         await stream.aclose()
@@ -186,7 +187,7 @@ def test_a_hanging_agent_is_named_within_the_timeout_and_serves_again_when_it_wa
         await cluster.until_free("pi1")
         monkeypatch.undo()
         plan = await cluster.form("pi0", "pi1")
-        async with ClusterClient(plan, cluster.addresses("pi0", "pi1")) as client:
+        async with ClusterClient.dial(plan, cluster.addresses("pi0", "pi1")) as client:
             assert [c.token for c in await ask(client, PROMPT, LONG)] == expected
 
     run(go())

@@ -8,7 +8,8 @@ import pytest
 
 from edgellm.config import Sampling
 from edgellm.errors import BoardError, BusyError
-from edgellm.manager.client import ClusterClient, assign, connect_all, status
+from edgellm.manager.client import ClusterClient, connect_all
+from edgellm.manager.rebalance import assign
 from edgellm.plan import Section
 from tests.fakes import Boards, ask, generate, make_manifest, make_plan, run
 
@@ -21,7 +22,7 @@ def test_the_split_answers_as_one(tmp_path, cuts):
         async with Boards(tmp_path, len(cuts) - 1) as boards:
             plan = await boards.form(cuts)
             stats = {}
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 chosen = await ask(cluster, PROMPT, stats=stats)
             return chosen, stats, boards
 
@@ -40,7 +41,7 @@ def test_several_sequences_at_once_do_not_mix(tmp_path):
         prompts = [[i, 2 * i + 1, 7] * (i + 1) for i in range(4)]
         async with Boards(tmp_path, 3) as boards:
             plan = await boards.form((0, 2, 4, 6), slots=4)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 answers = await asyncio.gather(*(ask(cluster, p, 20) for p in prompts))
             return prompts, answers
 
@@ -55,7 +56,7 @@ def test_eos_context_and_stop_end_an_answer(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6), context=20)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 eos = await ask(cluster, PROMPT, eos=(expected[4],))
                 context = await ask(cluster, PROMPT, max_tokens=100)
                 one = await ask(cluster, PROMPT, max_tokens=1)
@@ -71,7 +72,7 @@ def test_a_full_board_is_busy_and_free_again_when_the_answer_is_left(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6), slots=1)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 running = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=40, eos=())
                 first = await anext(running)
                 with pytest.raises(BusyError, match="board b1 is busy: all 1 slots are taken"):
@@ -88,13 +89,12 @@ def test_a_manager_that_disappears_frees_its_slots(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6), slots=1)
-            gone = ClusterClient(plan, boards.addresses)
-            await gone.__aenter__()
+            gone = ClusterClient(plan, await connect_all({b: boards.addresses[b] for b in plan.boards}))
             stream = gone.generate(PROMPT, sampling=Sampling(), max_tokens=50, eos=())
             await anext(stream)
             for board in gone.boards:
                 board.peer._transport.abort()
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 while True:
                     try:
                         answer = await ask(cluster, PROMPT)
@@ -116,7 +116,7 @@ def test_a_section_is_reassigned_between_two_questions(tmp_path):
             answers = []
             for epoch, cuts in ((1, (0, 3, 6)), (2, (0, 1, 6)), (3, (0, 2, 4, 6))):
                 plan = await boards.form(cuts, epoch=epoch)
-                async with ClusterClient(plan, boards.addresses) as cluster:
+                async with ClusterClient.dial(plan, boards.addresses) as cluster:
                     answers.append([c.token for c in await ask(cluster, PROMPT)])
             return answers
 
@@ -128,7 +128,7 @@ def test_another_epoch_is_refused_with_both_numbers(tmp_path):
         async with Boards(tmp_path, 2) as boards:
             old = await boards.form((0, 3, 6), epoch=1)
             await boards.form((0, 2, 6), epoch=2)
-            async with ClusterClient(old, boards.addresses) as cluster:
+            async with ClusterClient.dial(old, boards.addresses) as cluster:
                 with pytest.raises(BoardError, match="holds epoch 2, not epoch 1"):
                     await ask(cluster, PROMPT)
             with pytest.raises(BoardError, match="at epoch 2, the plan has 1"):
@@ -141,7 +141,7 @@ def test_a_long_rope_sequence_is_replayed_from_the_start_when_it_crosses_the_swi
     async def go():
         async with Boards(tmp_path, 2, make_manifest(rope_switch_len=15)) as boards:
             plan = await boards.form((0, 3, 6), chunk=8)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 chosen = await ask(cluster, PROMPT)
             return chosen, boards.sections["b1"].calls
 
@@ -160,7 +160,7 @@ def test_a_board_that_dies_in_mid_answer_is_named_and_the_others_free_the_sequen
     async def go():
         async with Boards(tmp_path, 3, gates={"b2": gate}) as boards:
             plan = await boards.form((0, 2, 4, 6))
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=50, eos=())
                 await anext(stream)
                 await boards.stop(1)
@@ -180,7 +180,7 @@ def test_a_board_whose_loop_hangs_is_named_within_the_pong_timeout(tmp_path, mon
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6))
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=50, eos=())
                 await anext(stream)
                 boards.agents[1]._message = lambda peer, message: None
@@ -202,7 +202,7 @@ def test_a_board_whose_section_hangs_is_named(tmp_path, monkeypatch):
         async with Boards(tmp_path, 2, gates={"b1": gate}) as boards:
             try:
                 plan = await boards.form((0, 3, 6))
-                async with ClusterClient(plan, boards.addresses) as cluster:
+                async with ClusterClient.dial(plan, boards.addresses) as cluster:
                     with pytest.raises(BoardError, match="board b1 .* finishes no step for 0.3 s"):
                         await ask(cluster, PROMPT)
             finally:
@@ -215,7 +215,7 @@ def test_stopping_lets_a_running_answer_end_and_takes_no_new_one(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6))
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=30, eos=())
                 tokens = [(await anext(stream)).token]
                 boards.agents[0].stop()
@@ -232,9 +232,9 @@ def test_stopping_lets_a_running_answer_end_and_takes_no_new_one(tmp_path):
 def test_status_tells_capacity_and_section(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
-            before = [await status(c) for c in await connect_all(boards.addresses)]
+            before = [await c.status() for c in await connect_all(boards.addresses)]
             await boards.form((0, 3, 6), slots=3)
-            return before, [await status(c) for c in await connect_all(boards.addresses)]
+            return before, [await c.status() for c in await connect_all(boards.addresses)]
 
     before, after = run(go())
     assert [b["section"] for b in before] == [None, None]
@@ -279,7 +279,7 @@ def test_the_next_board_works_on_a_chunk_while_this_one_works_on_the_next(tmp_pa
     async def go():
         async with Boards(tmp_path, 2, gates={"b0": gate}) as boards:
             plan = await boards.form((0, 3, 6))
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 answer = asyncio.create_task(ask(cluster, PROMPT))
                 while not boards.sections["b1"].calls:  # b0 is at its second chunk
                     await asyncio.sleep(0.001)
@@ -296,7 +296,7 @@ def test_a_cancelled_answer_stops_the_boards(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6), context=2000)
-            async with ClusterClient(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 answer = asyncio.create_task(ask(cluster, PROMPT, 1900))
                 while len(boards.sections["b1"].calls) < 10:
                     await asyncio.sleep(0.001)

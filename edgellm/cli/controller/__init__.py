@@ -3,6 +3,7 @@
 import click
 
 from edgellm.cli.controller.certificates import certificates
+from edgellm.cli.controller.cluster import canary, fit, form
 
 
 @click.group("controller")
@@ -16,4 +17,5 @@ def controller():
     """
 
 
-controller.add_command(certificates)
+for command in (certificates, fit, form, canary):
+    controller.add_command(command)

@@ -1,0 +1,251 @@
+"""What this board holds: its stage of a plan, and while a manager changes the plan, the stage to come."""
+
+import asyncio
+import contextlib
+import logging
+import reprlib
+import threading
+from dataclasses import dataclass
+
+from edgellm.agent import measure
+from edgellm.agent.stage import Stage
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.errors import BoardError, ClaimError, ManifestError, PlanError
+from edgellm.plan import Plan, SectionNeed, check_lengths, section_need
+from edgellm.wire.peer import Peer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Next:
+    """A stage to come. `section` is None until it is loaded: at the switch, if there is no room beside the old one."""
+
+    plan: Plan
+    addresses: dict[str, tuple[str, int]]
+    section: object | None = None
+    slots: list | None = None
+    loaded_bytes: int = 0
+
+
+class Holding:
+    """A board's epoch and stage, changed by one manager at a time: claim, prepare, commit.
+
+    `load(manifest, folder, start, end)` gives a section; `tls` is the SSL context for links to other boards.
+    """
+
+    def __init__(self, board: str, manifest: Manifest, folder, load, *, ram_bytes: int | None = None, tls=None):
+        self.board, self.manifest, self.folder = board, manifest, folder
+        self.epoch: int | None = None  # of the last plan that was committed; without a section there may be no stage
+        self.stage: Stage | None = None
+        self.closed = False  # draining: no new plans
+        self._load, self._ram_bytes, self._tls = load, ram_bytes, tls
+        self._slots: list = []
+        self._claim: tuple[Peer, int] | None = None
+        self._next: _Next | None = None
+        self._changing = asyncio.Lock()
+
+    @property
+    def claimed(self) -> bool:
+        """Whether a manager is changing the plan."""
+        return self._claim is not None
+
+    def offer_bytes(self) -> int:
+        """Free RAM for a section, as if this agent held none: its KV counts as free, its mapped shards are already."""
+        free = measure.free_ram_bytes()
+        if self.stage is not None:
+            free += self._need(self.stage.plan).kv
+        return min(free, self._ram_bytes) if self._ram_bytes else free
+
+    def claim(self, peer: Peer, content: dict) -> None:
+        """Let `peer` change the plan. Raises ClaimError if another does, or if it doesn't know what is held here."""
+        epoch, replaces = content.get("epoch"), content.get("replaces")
+        if epoch is None:
+            self.release(peer)
+            return
+        self._check_open()
+        if type(epoch) is not int or type(replaces) not in (int, type(None)):
+            raise PlanError(f"claim of epoch {reprlib.repr(epoch)}, replacing {reprlib.repr(replaces)}")
+        if self._claim is not None and self._claim[0] is not peer:
+            raise ClaimError(f"another manager is giving board {self.board} the plan of epoch {self._claim[1]}")
+        if replaces != self.epoch or (self.epoch is not None and epoch <= self.epoch):
+            held = "no plan" if self.epoch is None else f"epoch {self.epoch}"
+            raise ClaimError(f"board {self.board} holds {held}; epoch {epoch} would replace {replaces}")
+        self._claim, self._next = (peer, epoch), None
+
+    def release(self, peer: Peer) -> None:
+        """The manager gives its claim back, or is gone; what it had prepared is dropped."""
+        if self._claim is not None and self._claim[0] is peer:
+            self._claim = self._next = None
+
+    async def prepare(self, peer: Peer, content: dict) -> dict:
+        """Load the section of the plan in `content` beside the running one if there is room; else it is loaded by
+        `commit`. Returns {"beside", "loaded_bytes"}. Raises EdgellmError if it can't be served here."""
+        async with self._changing:
+            self._check_claim(peer, (content.get("plan") or {}).get("epoch"))
+            plan, addresses = self._parse(content)
+            coming = _Next(plan, addresses)
+            beside = True
+            if self.board in plan.boards and not self._is_held(plan):
+                coming.loaded_bytes = self._bytes_to_load(plan)
+                self._check_fit(plan)
+                beside = self._room_beside(plan)
+                if beside:
+                    await self._fill(coming)
+                    self._check_claim(peer, plan.epoch)
+            self._next = coming
+            return {"beside": beside, "loaded_bytes": coming.loaded_bytes}
+
+    async def commit(self, peer: Peer, epoch) -> dict:
+        """Switch to what was prepared, and give the claim back. Running sequences end with code epoch.
+
+        Returns {"loaded_bytes"}. Raises EdgellmError if nothing of that epoch was prepared, or loading it fails; then
+        the board holds the new epoch without a section.
+        """
+        async with self._changing:
+            self._check_claim(peer, epoch)
+            coming = self._next
+            if coming is None:
+                raise ClaimError(f"board {self.board} has not prepared epoch {epoch}")
+            self._claim = self._next = None
+            plan = coming.plan
+            held = self._is_held(plan)
+            section, slots = (self.stage.section, self._slots) if held else (coming.section, coming.slots)
+            await self._leave(plan.epoch)
+            self.epoch = plan.epoch
+            if self.board not in plan.boards:
+                log.info("holds no section, epoch %d", plan.epoch)
+                return {"loaded_bytes": 0}
+            if section is None:
+                await self._fill(coming)
+                section, slots = coming.section, coming.slots
+            self._check_open()
+            own = plan.section_of(self.board)
+            self.stage = Stage(
+                plan, self.board, coming.addresses, section, slots, self.manifest.rope_switch_len, tls=self._tls
+            )
+            self._slots = slots
+            log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
+            return {"loaded_bytes": coming.loaded_bytes}
+
+    def stop(self, reason: str) -> None:
+        """End the stage and its sequences."""
+        self.closed = True
+        if self.stage is not None:
+            self.stage.stop(reason, "draining")
+            self.stage = None
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise BoardError(f"board {self.board} is stopping and takes no section", self.board)
+
+    def _check_claim(self, peer: Peer, epoch) -> None:
+        self._check_open()
+        if self._claim is None or self._claim[0] is not peer or self._claim[1] != epoch:
+            raise ClaimError(f"board {self.board} was not claimed for epoch {reprlib.repr(epoch)} on this connection")
+
+    def _parse(self, content: dict) -> tuple[Plan, dict[str, tuple[str, int]]]:
+        plan = Plan.from_dict(content.get("plan"))
+        addresses = content.get("addresses")
+        if content.get("board") != self.board:
+            other = reprlib.repr(content.get("board"))
+            raise PlanError(f"this is board {self.board}, the plan was sent for {other}")
+        if plan.manifest_sha256 != self.manifest.sha256 or plan.num_layers != self.manifest.num_layers:
+            raise ManifestError(
+                f"board {self.board} has the shards of {self.manifest.model} ({self.manifest.sha256[:12]}…), "
+                f"the plan is for {plan.model} ({plan.manifest_sha256[:12]}…). Push the same shards to every board."
+            )
+        check_lengths(self.manifest, plan.settings)
+        if not isinstance(addresses, dict):
+            raise PlanError("the plan came without addresses")
+        parsed = {}
+        for board in plan.boards:
+            match addresses.get(board):
+                case [str(host), port] if 0 < len(host) < 254 and type(port) is int and 0 < port < 1 << 16:
+                    parsed[board] = (host, port)
+                case other:
+                    raise PlanError(f"the plan came with address {reprlib.repr(other)} for board {board}")
+        return plan, parsed
+
+    def _need(self, plan: Plan) -> SectionNeed:
+        own = plan.section_of(self.board)
+        return section_need(self.manifest, plan.settings, own.start, own.end)
+
+    def _is_held(self, plan: Plan) -> bool:
+        """Whether the running section, with its KV slots, is just what `plan` asks for."""
+        if self.stage is None or self.board not in plan.boards:
+            return False
+        now, then = self.stage.plan, plan
+        own, other = now.section_of(self.board), then.section_of(self.board)
+        kv = [(p.context, p.slots, p.kv_dtype) for p in (now, then)]
+        return own == other and kv[0] == kv[1]
+
+    def _new_shards(self, plan: Plan) -> list:
+        """Shards of the plan's section that the running one doesn't have."""
+        own = plan.section_of(self.board)
+        held = set()
+        if self.stage is not None:
+            now = self.stage.plan.section_of(self.board)
+            held = {s.name for s in self.manifest.section_shards(now.start, now.end)}
+        return [s for s in self.manifest.section_shards(own.start, own.end) if s.name not in held]
+
+    def _bytes_to_load(self, plan: Plan) -> int:
+        return sum(s.bytes for s in self._new_shards(plan))
+
+    def _check_fit(self, plan: Plan) -> None:
+        own, need, offer = plan.section_of(self.board), self._need(plan), self.offer_bytes()
+        if need.total > offer:
+            raise PlanError(
+                f"board {self.board} offers {offer / 1e9:.2f} GB now; layers {own.start}-{own.end} need "
+                f"{need.total / 1e9:.2f} GB. Plan again."
+            )
+
+    def _room_beside(self, plan: Plan) -> bool:
+        """Whether KV and new shards fit beside the running section; shards that both have are mapped once."""
+        if self.stage is None:
+            return True
+        need = self._need(plan)
+        return need.kv + need.activations + sum(s.ram_bytes for s in self._new_shards(plan)) < measure.free_ram_bytes()
+
+    async def _fill(self, coming: _Next) -> None:
+        plan, own = coming.plan, coming.plan.section_of(self.board)
+        log.info("loads layers %d-%d, epoch %d", own.start, own.end, plan.epoch)
+
+        def load():
+            section = self._load(self.manifest, self.folder, own.start, own.end)
+            return section, [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)]
+
+        coming.section, coming.slots = await in_own_thread(load)
+
+    async def _leave(self, epoch: int) -> None:
+        """Give up the running stage, and wait for its running step, whose memory the next section may need."""
+        stage, self.stage = self.stage, None
+        if stage is not None:
+            stage.stop(f"board {self.board} went on to epoch {epoch}")
+            await asyncio.to_thread(stage.engine.join)
+
+
+async def in_own_thread(function, *args):
+    """`function(*args)` in a thread that ends with it.
+
+    OpenMP keeps a team of helpers for each thread that has computed, as long as that thread lives, and makes all teams
+    wait less eagerly once together they are more than the cores: a pool's idle thread would slow every step.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future = loop.create_future()
+
+    def settle(result, error):
+        if not done.cancelled():
+            done.set_exception(error) if error else done.set_result(result)
+
+    def run():
+        result = error = None
+        try:
+            result = function(*args)
+        except BaseException as e:
+            error = e
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name=function.__name__, daemon=True).start()
+    return await done

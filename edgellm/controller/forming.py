@@ -1,0 +1,229 @@
+"""Forming the cluster for deploy: does the model fit, which board takes what, and is the answer right?"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgellm.checkpoint.manifest import Manifest, write_atomically
+from edgellm.config import Sampling
+from edgellm.errors import BoardError, ClusterError, EdgellmError, PlanError, UsageError
+from edgellm.manager.cluster import Board, ClusterFile, SshAccess
+from edgellm.manager.rebalance import Outcome, propose, settle
+from edgellm.manager.session import Session
+from edgellm.manager.survey import Fleet
+from edgellm.manager.tokens import Tokenizer
+from edgellm.plan import Capacity, Plan, Settings, make_plan, parse_board
+
+_RETRY_FOR_S = 60.0  # another manager may be at it, or an agent be starting
+CANARY_PROMPT = "Once upon a time, a small board"
+CANARY_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What deploy asks for. `ram_bytes` and `disk_bytes` by board are estimates for boards without an agent yet."""
+
+    model_dir: Path
+    settings: Settings
+    tls: Path | None
+    boards: tuple[Board, ...]
+    ram_bytes: dict[str, int]
+    disk_bytes: dict[str, int]
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        return {b.name: (b.host, b.port) for b in self.boards}
+
+    @classmethod
+    def read(cls, path: Path) -> "Request":
+        """From a JSON file; raises UsageError naming what is wrong."""
+        try:
+            content = json.loads(path.read_text())
+            boards = []
+            for board in content["boards"]:
+                ssh = board.get("ssh")
+                boards.append(Board(board["name"], board["host"], board["port"], SshAccess(**ssh) if ssh else None))
+            return cls(
+                Path(content["model_dir"]),
+                Settings.from_dict(content["settings"]),
+                Path(content["tls"]) if content.get("tls") else None,
+                tuple(boards),
+                {b["name"]: b["ram_bytes"] for b in content["boards"] if b.get("ram_bytes") is not None},
+                {b["name"]: b["disk_bytes"] for b in content["boards"] if b.get("disk_bytes") is not None},
+            )
+        except OSError as e:
+            raise UsageError(f"{path}: {e.strerror or e}") from None
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, EdgellmError) as e:
+            raise UsageError(f"{path}: {type(e).__name__}: {e}") from None
+
+    def client_tls(self):
+        """The SSL context to dial the boards with, or None."""
+        if self.tls is None:
+            return None
+        from edgellm.wire.tls import client_context
+
+        return client_context(self.tls)
+
+
+def fit(request: Request) -> str | None:
+    """None if the model fits on these boards, else the sentence that says what is missing. Asks agents that answer, and
+    takes the estimate for others."""
+    manifest = Manifest.read(request.model_dir)
+    measured = asyncio.run(_capacities(request, manifest)) if request.tls is None or request.tls.is_dir() else {}
+    capacities = []
+    for board in request.boards:
+        capacity = measured.get(board.name)
+        if capacity is None:
+            ram_bytes = request.ram_bytes.get(board.name, 0)
+            if ram_bytes <= 0:
+                continue
+            capacity = parse_board(f"{board.name}={ram_bytes}B", manifest)
+        capacities.append(_on_disk(capacity, request))
+    try:
+        make_plan(manifest, capacities, request.settings, 1)
+    except PlanError as e:
+        return str(e)
+    return None
+
+
+def form(request: Request, path: Path, tell: Callable[[str], None], *, dry_run: bool = False) -> dict:
+    """Have the boards take the plan that suits them, and write the cluster file to `path` if anything is new.
+
+    Boards that don't answer are left out and named. Raises PlanError if the others can't hold the model, BoardError if
+    one fails; then no plan is half taken.
+    """
+    return asyncio.run(_form(request, path, tell, dry_run))
+
+
+async def _form(request: Request, path: Path, tell: Callable[[str], None], dry_run: bool) -> dict:
+    manifest = Manifest.read(request.model_dir)
+    file = _file_at(path)
+    known = file.plan if file and file.plan.manifest_sha256 == manifest.sha256 else None
+    async with Fleet(manifest, request.addresses, request.client_tls(), strangers=False) as fleet:
+        if dry_run:
+            await fleet.survey()
+            fleet.reports = {
+                name: replace(r, capacity=_on_disk(r.capacity, request)) for name, r in fleet.reports.items()
+            }
+            move = await propose(fleet, request.settings, known, any_shard=True)
+            outcome = Outcome(move.plan, move, move.changed, {})
+        else:
+            outcome = await _settled(fleet, request.settings, known, tell)
+        missing = {name: fleet.missing[name] for name in sorted(fleet.missing)}
+    plan = outcome.plan
+    new = ClusterFile.make(request.model_dir, request.addresses, plan, tls=request.tls,
+                           ssh={b.name: b.ssh for b in request.boards if b.ssh})  # fmt: skip
+    same_file = file is not None and _same(file, new, path)
+    if not dry_run and not same_file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write(path)
+    return {
+        "changed": outcome.changed or not same_file,
+        "epoch": plan.epoch,
+        "sections": [{"board": s.board, "start": s.start, "end": s.end} for s in plan.sections],
+        "reason": outcome.move.reason if outcome.move else "",
+        "moved_bytes": outcome.move.moved_bytes if outcome.move else 0,
+        "loaded_bytes": outcome.loaded_bytes,
+        "unused": [b.name for b in request.boards if b.name not in plan.boards and b.name not in missing],
+        "missing": missing,
+        "cluster_file": str(path),
+    }
+
+
+async def _settled(fleet: Fleet, settings: Settings, known: Plan | None, tell: Callable[[str], None]) -> Outcome:
+    """`settle`, again and again while boards are claimed by another manager or just starting."""
+    end_s = time.monotonic() + _RETRY_FOR_S
+    while True:
+        await fleet.survey()
+        if not fleet.reports:
+            raise BoardError("no board answers: " + "; ".join(fleet.missing.values()))
+        try:
+            return await settle(fleet, settings, known, grow=True, tell=tell)
+        except BoardError as e:
+            if time.monotonic() > end_s:
+                raise
+            tell(f"{e}; trying again …")
+        await asyncio.sleep(1.0)
+
+
+async def _capacities(request: Request, manifest: Manifest) -> dict[str, Capacity]:
+    try:
+        tls = request.client_tls()
+    except ClusterError:
+        return {}  # the first deploy: no certificate yet, and no agent
+    async with Fleet(manifest, request.addresses, tls, strangers=False) as fleet:
+        await fleet.survey()
+        return {name: r.capacity for name, r in fleet.reports.items()}
+
+
+def _on_disk(capacity: Capacity, request: Request) -> Capacity:
+    """A board can't hold more weights than its disk has room for."""
+    disk_bytes = request.disk_bytes.get(capacity.board)
+    return capacity if disk_bytes is None else replace(capacity, ram_bytes=min(capacity.ram_bytes, disk_bytes))
+
+
+def _file_at(path: Path) -> ClusterFile | None:
+    try:
+        return ClusterFile.read(path)
+    except ClusterError:
+        return None
+
+
+def _same(old: ClusterFile, new: ClusterFile, path: Path) -> bool:
+    """Whether two cluster files for `path` say the same, whenever they were made."""
+    places = [(f.model_dir_path(path), f.tls_path(path), f.boards, f.plan) for f in (old, new)]
+    return places[0] == places[1]
+
+
+def canary(file: ClusterFile, path: Path, cache: Path, tell: Callable[[str], None]) -> list[int]:
+    """Ask the cluster in `file` a fixed question; its greedy tokens, which are those of the reference.
+
+    The reference is run once for a model and remembered in `cache`. Raises BoardError if the tokens differ.
+    """
+    model_dir = file.model_dir_path(path)
+    manifest = Manifest.read(model_dir)
+    ids = Tokenizer(model_dir).encode(CANARY_PROMPT)[: file.plan.context]
+    tokens = asyncio.run(_ask(file, path, manifest, ids, tell))
+    remembered = cache / f"{manifest.sha256[:12]}.json"
+    expected = _remembered(remembered)
+    if expected is None:
+        tell("computing the reference's answer, once for this model …")
+        expected = _reference(manifest, model_dir, ids, tokens)
+        if expected == tokens:
+            cache.mkdir(parents=True, exist_ok=True)
+            write_atomically(remembered, json.dumps(expected).encode())
+    if expected[: len(tokens)] != tokens:
+        at = next(i for i, (a, b) in enumerate(zip(expected, tokens, strict=False)) if a != b)
+        raise BoardError(
+            f"the cluster's answer to the canary question is wrong: token {at} is {tokens[at]}, expected "
+            f"{expected[at]}. 'edgellm verify' names the layer and the board."
+        )
+    return tokens
+
+
+async def _ask(file: ClusterFile, path: Path, manifest: Manifest, ids: list[int], tell) -> list[int]:
+    session = Session(manifest, file.plan, file.addresses(), tls=file.client_tls(path), tell=tell)
+    async with session:
+        count = min(CANARY_TOKENS, max(1, file.plan.context - len(ids)))
+        stream = session.generate(ids, sampling=Sampling(), max_tokens=count, eos=())
+        return [chosen.token async for chosen in stream]
+
+
+def _remembered(path: Path) -> list[int] | None:
+    try:
+        tokens = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    ok = isinstance(tokens, list) and len(tokens) == CANARY_TOKENS and all(type(t) is int for t in tokens)
+    return tokens if ok else None
+
+
+def _reference(manifest: Manifest, model_dir: Path, ids: list[int], tokens: list[int]) -> list[int]:
+    """The most likely token after each prefix of prompt and answer."""
+    from edgellm.reference import Reference
+
+    logits, _ = Reference(manifest, model_dir).run(ids + tokens[:-1], len(tokens))
+    return [int(row.argmax()) for row in logits]

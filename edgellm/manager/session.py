@@ -1,0 +1,112 @@
+"""An answer that outlives its boards: the plan is followed or made anew, and what was said so far is replayed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.config import PATIENCE_S, Sampling
+from edgellm.errors import AnswerError, BoardError, BusyError, ClaimError, EdgellmError, PlanError
+from edgellm.manager.client import Chosen, ClusterClient
+from edgellm.manager.rebalance import Outcome, settle
+from edgellm.manager.survey import Fleet, standing_plan
+from edgellm.plan import Plan
+
+_RETRY_S = (0.1, 0.2, 0.5, 1.0)  # between surveys; the last one again and again
+
+
+class Session:
+    """Asks a cluster. `plan` and `addresses` are what is known of it before any board was asked.
+
+    `tell(text)` is called when something happens that a person may want to know; `adopted(plan, addresses)` when
+    another plan than the known one serves. Without progress for `patience_s` the answer is given up.
+    """
+
+    def __init__(
+        self, manifest: Manifest, plan: Plan, addresses: dict[str, tuple[str, int]], *, tls=None,
+        patience_s: float = PATIENCE_S, tell: Callable[[str], None] = lambda text: None,
+        adopted: Callable[[Plan, dict], None] = lambda plan, addresses: None,
+    ):  # fmt: skip
+        self.plan = plan
+        self._fleet = Fleet(manifest, addresses, tls)
+        self._patience_s, self._tell, self._adopted = patience_s, tell, adopted
+        self._told: str | None = None
+
+    async def __aenter__(self) -> "Session":
+        return self
+
+    async def __aexit__(self, *exc) -> None:
+        self._fleet.close()
+
+    async def generate(
+        self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...],
+        stats: dict[str, dict] | None = None,
+    ) -> AsyncIterator[Chosen]:  # fmt: skip
+        """As `ClusterClient.generate`, but a board that is lost, hangs, restarts or gets another section costs
+        only time.
+
+        Raises BusyError where no slot is free at the start, AnswerError for what can't be computed, PlanError or
+        BoardError when the cluster couldn't go on for `patience_s`, or no board answers at the start.
+        """
+        done: list[int] = []
+        clock = asyncio.get_running_loop().time
+        moved_s, attempt = clock(), 0
+        while True:
+            try:
+                cluster = await self._ready(grow=attempt == 0)
+                tokens = cluster.generate(
+                    ids + done, sampling=sampling, max_tokens=max_tokens - len(done), eos=eos, stats=stats
+                )
+                async with aclosing(tokens):
+                    async for chosen in tokens:
+                        done.append(chosen.token)
+                        moved_s, attempt, self._told = clock(), 1, None
+                        yield chosen
+                        if chosen.finish:
+                            return
+                return
+            except AnswerError:
+                raise
+            except (BoardError, PlanError) as e:
+                hopeless = not done and not self._fleet.reports
+                if hopeless or (isinstance(e, BusyError) and attempt == 0) or clock() - moved_s > self._patience_s:
+                    raise
+                self._say(e)
+            await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+            attempt += 1
+
+    async def _ready(self, grow: bool) -> ClusterClient:
+        """A client for a plan that stands; if none does, the next one is made. Raises EdgellmError if that fails."""
+        fleet = self._fleet
+        await fleet.survey(needed=self.plan.boards if grow else None)
+        if not fleet.reports:
+            raise BoardError("; ".join(fleet.missing.values()) or "the cluster has no boards")
+        outcome = await self._settle(grow)
+        if outcome.plan != self.plan:
+            self.plan = outcome.plan
+            self._adopted(outcome.plan, {b: fleet.addresses[b] for b in fleet.addresses})
+        return ClusterClient(outcome.plan, fleet.clients(outcome.plan.boards))
+
+    async def _settle(self, grow: bool) -> Outcome:
+        fleet = self._fleet
+        standing = standing_plan(fleet.reports)
+        spare = standing is not None and set(fleet.reports) - set(standing.boards)
+        try:
+            return await settle(fleet, None, self.plan, grow=grow and bool(spare), tell=self._tell)
+        except EdgellmError as e:
+            if standing is None:
+                missing = [text for text in fleet.missing.values()]
+                if isinstance(e, PlanError) and missing:
+                    raise PlanError(f"{'; '.join(missing)}. Without: {e}") from None
+                raise
+            self._tell(f"a better plan could not be taken: {e}")  # the one that stands will do
+            await fleet.survey()
+            return await settle(fleet, None, self.plan, grow=False, tell=self._tell)
+
+    def _say(self, error: EdgellmError) -> None:
+        """Once a trouble, not at each try."""
+        text = str(error)
+        if isinstance(error, ClaimError) or text == self._told:
+            return
+        self._told = text
+        self._tell(f"{text} Trying to go on …" if text.endswith(".") else f"{text}; trying to go on …")
