@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from edgellm.checkpoint.manifest import Manifest, Shard
 from edgellm.errors import PlanError
+from edgellm.plan.fleet import Kind
 from edgellm.plan.make import check_request, kinds, manifest_sha256, ms, plan_of, size, too_large
 from edgellm.plan.needs import Needs, usable_bytes
 from edgellm.plan.search import fits, search
