@@ -1,19 +1,19 @@
-"""The one file with sockets: a protocol on an asyncio transport, with a timeout for every phase.
-
-TLS has its place here: `connect` and `listen` hand an `ssl.SSLContext` to asyncio, and nothing else changes.
-"""
+"""One connection: a protocol on an asyncio transport, in TLS if there are credentials, with a timeout a phase."""
 
 import asyncio
 import contextlib
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable
 
 from edgellm.config import CONNECT_TIMEOUT_S, FRAME_TIMEOUT_S, HELLO_TIMEOUT_S, WRITE_TIMEOUT_S
 from edgellm.errors import BoardError, LocalProtocolError, RemoteProtocolError
+from edgellm.wire.listener import listen
 from edgellm.wire.messages import Hello, Refuse
 from edgellm.wire.protocol import Protocol
+from edgellm.wire.tls import Channel, Credentials
+
+__all__ = ["Peer", "connect", "listen"]
 
 _TURN = 16  # messages that a peer who dialled us gets answered before others have their turn
 
@@ -21,7 +21,8 @@ _TURN = 16  # messages that a peer who dialled us gets answered before others ha
 class Peer(asyncio.Protocol):
     """One connection. Calls `on_message(peer, message)` for each message and, once, `on_lost(peer, reason)`.
 
-    Closes by itself on a bad frame, a missing hello, half a frame that isn't completed, and a peer that doesn't read.
+    Closes by itself on a bad frame, a missing hello, half a frame that isn't completed, and a peer that doesn't read;
+    with a TLS `channel`, also on a hello that isn't by whom the peer's certificate names.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Peer(asyncio.Protocol):
         protocol: Protocol,
         on_message: Callable[["Peer", object], None],
         on_lost: Callable[["Peer", str], None],
+        channel: Channel | None = None,
     ):
         self.protocol = protocol
         self.ready: asyncio.Future = asyncio.get_running_loop().create_future()
@@ -38,6 +40,7 @@ class Peer(asyncio.Protocol):
         self.received_bytes = 0
         self.last_heard_s = asyncio.get_running_loop().time()
         self._on_message, self._on_lost = on_message, on_lost
+        self._channel = channel
         self._transport: asyncio.Transport | None = None
         self._can_write = asyncio.Event()
         self._can_write.set()
@@ -64,16 +67,43 @@ class Peer(asyncio.Protocol):
         self._arm("hello", HELLO_TIMEOUT_S, f"no hello within {HELLO_TIMEOUT_S:g} s")
         self._flush()
 
+    def secured(self, channel: Channel, transport, plain: bytes) -> None:
+        """As `connection_made`, on a `transport` where `channel` has done its handshake and held `plain` besides."""
+        self._channel = channel
+        self.connection_made(transport)
+        self._take(plain)
+
     def data_received(self, data: bytes) -> None:
         self.received_bytes += len(data)
         self.last_heard_s = asyncio.get_running_loop().time()
+        if self._channel is not None:
+            try:
+                data = self._channel.receive(data)
+            except RemoteProtocolError as e:
+                self._end(str(e))
+                return
+            self._flush()  # what TLS has to say
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        if data:
+            self._read(data)
+        if self._channel is not None and self._channel.ended and self.lost is None:
+            self.eof_received()
+
+    def _read(self, data: bytes) -> None:
         try:
             messages = self.protocol.receive_data(data)
         except RemoteProtocolError as e:
-            self._end(str(e))
+            encrypted = self._channel is None and self.protocol.peer is None and data.startswith(b"\x15\x03")
+            self._end("it speaks TLS, and this side has no certificate" if encrypted else str(e))
             return
         if self.protocol.peer is not None and not self.ready.done():
             self._disarm("hello")
+            if imposture := self._imposture():
+                self.protocol.data_to_send()  # no hello for this one
+                self.refuse(imposture)
+                return
             self._flush()
             self.ready.set_result(self)
         if messages:
@@ -87,12 +117,12 @@ class Peer(asyncio.Protocol):
             self._give(self._received.popleft())
         try:
             self.protocol.receive_data(b"")
-            self._end("closed by the peer")
+            self._end(self._closed())
         except RemoteProtocolError as e:
             self._end(str(e))
 
     def connection_lost(self, exc) -> None:
-        self._end(str(exc) if exc else "closed by the peer")
+        self._end(self._closed(exc))
 
     def pause_writing(self) -> None:
         self._can_write.clear()
@@ -143,6 +173,25 @@ class Peer(asyncio.Protocol):
     def close(self) -> None:
         self._end("closed by us")
 
+    def _imposture(self) -> str | None:
+        """What is wrong with a hello, seen with the certificate; None if nothing is."""
+        if self._channel is None:
+            return None
+        hello, shown = self.protocol.peer, self._channel.identity
+        if shown is None:
+            return "the certificate names neither a manager nor a board"
+        role, name = shown
+        if hello.role != role or name not in (None, hello.name):
+            theirs = role if name is None else f"{role} {name}"
+            return f"a hello from {hello.role} {hello.name} with the certificate of {theirs}"
+        return None
+
+    def _closed(self, exc: Exception | None = None) -> str:
+        if self._channel is not None and self.protocol.dials and self.protocol.peer is None:
+            # The alert that says why may be lost where the connection is reset.
+            return "closed the connection before its hello, for its log to say why. Is it of this cluster?"
+        return str(exc) if exc else "closed by the peer"
+
     def _hand_over(self) -> None:
         """Messages to the owner. One who dialled us gets a few at a time, so that others have their turn, and none
         while our answers to it lie unread."""
@@ -185,9 +234,10 @@ class Peer(asyncio.Protocol):
 
     def _flush(self) -> None:
         data = self.protocol.data_to_send()
-        if data:
-            self.sent_bytes += len(data)
-            self._transport.write(data)
+        for piece in self._channel.send(data) if self._channel else (data,):
+            if piece:
+                self.sent_bytes += len(piece)
+                self._transport.write(piece)
 
     def _end(self, reason: str) -> None:
         if self.lost is not None:
@@ -208,8 +258,11 @@ class Peer(asyncio.Protocol):
             self._flush()
             if self.congested:
                 self._transport.abort()
-            else:
-                self._transport.close()
+                return
+            if self._channel is not None:
+                self._channel.close()
+                self._transport.write(self._channel.data_to_send())
+            self._transport.close()
 
     def _arm(self, name: str, seconds: float, reason: str) -> None:
         if name not in self._timers:
@@ -234,17 +287,22 @@ async def connect(
     on_lost,
     *,
     board: str | None = None,
-    tls: ssl.SSLContext | None = None,
+    tls: Credentials | None = None,
     timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> Peer:
-    """Dial a board and exchange hellos. Raises BoardError that names the board (or its address) and the reason."""
+    """Dial a board and exchange hellos. Raises BoardError that names the board (or its address) and the reason.
+
+    With `tls`, the board's certificate must name whom its hello does, and thus `board` if that is given.
+    """
     who = f"board {board} ({host}:{port})" if board else f"{host}:{port}"
+    own = "this manager's" if me.role == "manager" else f"board {me.name}'s"
     peer = None
     try:
         async with asyncio.timeout(timeout_s):
             _, peer = await asyncio.get_running_loop().create_connection(
-                lambda: Peer(Protocol(me, dials=True), on_message, on_lost), host, port, ssl=tls
-            )
+                lambda: Peer(Protocol(me, dials=True), on_message, on_lost, tls.channel(own) if tls else None),
+                host, port,
+            )  # fmt: skip
             await peer.ready
         if peer.lost is not None:  # right after its hello
             raise RemoteProtocolError(peer.lost)
@@ -267,12 +325,3 @@ async def connect(
     if peer is not None:
         peer.close()
     raise BoardError(f"{who}: {reason}", board) from None
-
-
-async def listen(
-    host: str, port: int, make_peer: Callable[[], Peer], *, tls: ssl.SSLContext | None = None
-) -> asyncio.Server:
-    """Take HOST:PORT, for `start_serving()` to listen on; raises OSError when the address can't be had."""
-    return await asyncio.get_running_loop().create_server(
-        make_peer, host, port, ssl=tls, backlog=128, start_serving=False
-    )

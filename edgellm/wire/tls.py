@@ -146,13 +146,10 @@ class Channel:
             data = b""
         view = memoryview(data)
         while True:
-            until = min(len(view), _PIECE_BYTES)
-            sent = 0
-            while sent < until:
-                sent += self._tls.write(view[sent:until])
-            view = view[until:]
+            self._write(view[:_PIECE_BYTES])
             if out := self._out.read():
                 yield out
+            view = view[_PIECE_BYTES:]
             if not view:
                 return
 
@@ -173,12 +170,16 @@ class Channel:
             return False
         self.identity = identity(self._tls)
         self.done = True
-        for data in self._waiting:
-            view = memoryview(data)
-            while view:
-                view = view[self._tls.write(view) :]
+        self._write(memoryview(b"".join(self._waiting)))
         self._waiting.clear()
         return True
+
+    def _write(self, view: memoryview) -> None:
+        try:
+            while view:
+                view = view[self._tls.write(view) :]  # a record at a time
+        except ssl.SSLError:
+            """After a fatal alert, of theirs or ours: reading has told, or will."""
 
 
 def _load(folder: Path, server_side: bool) -> ssl.SSLContext:
