@@ -9,6 +9,7 @@ from edgellm.cli.controller import controller
 from edgellm.cli.group import CONTEXT, Group
 from edgellm.cli.local import local
 from edgellm.cli.models import plan, split, verify
+from edgellm.cli.rebalance import rebalance
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -25,5 +26,5 @@ def main():
     """
 
 
-for command in (ask, local, split, plan, agent, verify, controller):
+for command in (ask, local, split, plan, agent, verify, rebalance, controller):
     main.add_command(command)

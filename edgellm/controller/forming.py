@@ -1,4 +1,4 @@
-"""Forming the cluster for deploy: does the model fit, which board takes what, and is the answer right?"""
+"""Forming the cluster for deploy: whether the model fits, which board takes what, whether the answer is right."""
 
 import asyncio
 import json

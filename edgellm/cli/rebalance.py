@@ -1,0 +1,64 @@
+"""`edgellm rebalance`: a better plan for the boards as they are now."""
+
+import json
+from pathlib import Path
+
+import click
+
+from edgellm.cli.group import verbose_option
+from edgellm.console import note
+from edgellm.errors import UsageError
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Show what would move, and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
+              help="Cluster file.  [default: as for ask]")  # fmt: skip
+@verbose_option
+def rebalance(dry_run, as_json, cluster, verbose):
+    """Measure the boards anew and move layers where that gains 10 % or more.
+
+    Running answers go on, with the same tokens. Shards must be on the boards already: deploy pushes them.
+
+    \b
+    Examples:
+      edgellm rebalance --dry-run
+      edgellm rebalance --json
+    """
+    import asyncio
+
+    from edgellm.checkpoint.manifest import Manifest
+    from edgellm.manager.cluster import ClusterFile, find
+    from edgellm.plan import explain_move, explain_move_dict
+
+    path = find(str(cluster) if cluster else None)
+    if path is None:
+        raise UsageError("no cluster file. Deploy, or start a local cluster with 'edgellm local up'.")
+    file = ClusterFile.read(path)
+    manifest = Manifest.read(file.model_dir_path(path))
+    move, current, capacities, loaded = asyncio.run(_rebalance(file, path, manifest, dry_run))
+    if as_json:
+        content = explain_move_dict(move, manifest, capacities, current)
+        click.echo(json.dumps({**content, "dry_run": dry_run, "loaded_bytes": loaded}))
+    else:
+        click.echo(explain_move(move, manifest, capacities, current))
+
+
+async def _rebalance(file, path, manifest, dry_run):
+    from edgellm.manager.rebalance import propose, settle
+    from edgellm.manager.survey import Fleet, newest_plan
+
+    async with Fleet(manifest, file.addresses(), file.client_tls(path)) as fleet:
+        await fleet.survey()
+        for reason in fleet.missing.values():
+            note(reason)
+        current = newest_plan(fleet.reports) or file.plan
+        capacities = [fleet.reports[b].capacity for b in sorted(fleet.reports)]
+        move = await propose(fleet, file.plan.settings, file.plan)
+        loaded = {}
+        if not dry_run:
+            outcome = await settle(fleet, None, file.plan, grow=True, tell=note)
+            move, loaded = outcome.move or move, outcome.loaded_bytes
+            file.with_plan(outcome.plan, fleet.addresses).write_if_newer(path)
+        return move, current, capacities, loaded
