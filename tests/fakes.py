@@ -18,6 +18,7 @@ from edgellm.config import Sampling
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.rebalance import assign
 from edgellm.plan import Plan, Section
+from edgellm.wire.tls import client_context
 
 VOCAB, HIDDEN, LAYERS = 97, 4, 6
 
@@ -103,16 +104,19 @@ class FakeSection:
 class Boards:
     """Agents on loopback, in this event loop. Use as `async with Boards(tmp_path, 3) as boards`.
 
-    They serve the fake model, which is written to `folder`; or, with `real`, the split model that is there.
+    They serve the fake model, which is written to `folder`; or, with `real`, the split model that is there. `tls` is
+    a folder with the cluster's certificates.
     """
 
     def __init__(
-        self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None, real: bool = False
+        self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None, real: bool = False,
+        tls: Path | None = None,
     ):
         self.folder, self.count, self.gates, self.real = folder, count, gates or {}, real
         if not real:
             (manifest or make_manifest()).write(folder)
         self.manifest = Manifest.read(folder)
+        self.tls = tls
         self.agents: list[Agent] = []
         self.sections: dict[str, FakeSection] = {}
         self._tasks: list[asyncio.Task] = []
@@ -121,7 +125,8 @@ class Boards:
         ready = []
         for i in range(self.count):
             name = f"b{i}"
-            options = AgentOptions(self.folder, "127.0.0.1", 0, name, 1, ram_bytes=1 << 30, drain_s=5.0)
+            tls = self.tls and self.tls / "boards" / name
+            options = AgentOptions(self.folder, "127.0.0.1", 0, name, 1, ram_bytes=1 << 30, drain_s=5.0, tls=tls)
             load = load_section if self.real else self._loader(name)
             agent = Agent(options, load, lambda manifest, folder: (0.001, 0.002))
             listening = asyncio.Event()
@@ -140,13 +145,18 @@ class Boards:
     async def form(self, cuts: tuple[int, ...], **settings) -> Plan:
         """Have the boards take the sections between `cuts`."""
         plan = make_plan(self.manifest, cuts, **settings)
-        clients = await connect_all(self.addresses)
+        clients = await connect_all(self.addresses, self.client_tls)
         try:
             await assign(plan, self.addresses, clients)
         finally:
             for client in clients:
                 client.close()
         return plan
+
+    @property
+    def client_tls(self):
+        """What the manager dials with."""
+        return client_context(self.tls / "manager") if self.tls else None
 
     @property
     def addresses(self) -> dict[str, tuple[str, int]]:

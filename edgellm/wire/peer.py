@@ -182,7 +182,7 @@ class Peer(asyncio.Protocol):
             return "the certificate names neither a manager nor a board"
         role, name = shown
         if hello.role != role or name not in (None, hello.name):
-            theirs = role if name is None else f"{role} {name}"
+            theirs = "the manager" if name is None else f"{role} {name}"
             return f"a hello from {hello.role} {hello.name} with the certificate of {theirs}"
         return None
 

@@ -84,14 +84,14 @@ class MidAnswer:
 
 
 @contextlib.asynccontextmanager
-async def mid_answer(tmp_path: Path, **kwargs):
-    """What happens inside must leave the answer, the agents and their slots alone."""
+async def mid_answer(tmp_path: Path, tls: Path | None = None, **kwargs):
+    """What happens inside must leave the answer, the agents and their slots alone. `tls` as for `Boards`."""
     gate = threading.Event()
     gate.set()
-    async with Boards(tmp_path, 2, gates={"b1": gate}) as boards:
+    async with Boards(tmp_path, 2, gates={"b1": gate}, tls=tls) as boards:
         try:
             plan = await boards.form((0, 3, 6), slots=3, **kwargs)
-            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+            async with ClusterClient.dial(plan, boards.addresses, boards.client_tls) as cluster:
                 stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=ANSWER, eos=())
                 tokens = [(await anext(stream)).token]
                 gate.clear()
