@@ -107,26 +107,32 @@ class Holding:
             coming = self._next
             if coming is None:
                 raise ClaimError(f"board {self.board} has not prepared epoch {epoch}")
-            self._claim = self._next = None
-            plan = coming.plan
-            held = self._is_held(plan)
-            section, slots = (self.stage.section, self._slots) if held else (coming.section, coming.slots)
-            await self._leave(plan.epoch)
-            self.epoch = plan.epoch
-            if self.board not in plan.boards:
-                log.info("holds no section, epoch %d", plan.epoch)
-                return {"loaded_bytes": 0}
-            if section is None:
-                await self._fill(coming)
-                section, slots = coming.section, coming.slots
-            self._check_open()
-            own = plan.section_of(self.board)
-            self.stage = Stage(
-                plan, self.board, coming.addresses, section, slots, self.manifest.rope_switch_len, tls=self._tls
-            )
-            self._slots = slots
-            log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
+            self._next = None
+            try:
+                await self._switch(coming)
+            finally:  # claimed until it is done: who looks on shall wait
+                self.release(peer)
             return {"loaded_bytes": coming.loaded_bytes}
+
+    async def _switch(self, coming: _Next) -> None:
+        plan = coming.plan
+        held = self._is_held(plan)
+        section, slots = (self.stage.section, self._slots) if held else (coming.section, coming.slots)
+        await self._leave(plan.epoch)
+        self.epoch = plan.epoch
+        if self.board not in plan.boards:
+            log.info("holds no section, epoch %d", plan.epoch)
+            return
+        if section is None:
+            await self._fill(coming)
+            section, slots = coming.section, coming.slots
+        self._check_open()
+        own = plan.section_of(self.board)
+        self.stage = Stage(
+            plan, self.board, coming.addresses, section, slots, self.manifest.rope_switch_len, tls=self._tls
+        )
+        self._slots = slots
+        log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
 
     def stop(self, reason: str) -> None:
         """End the stage and its sequences."""

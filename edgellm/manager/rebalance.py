@@ -13,7 +13,7 @@ from edgellm.plan import Move, Plan, Settings, next_plan
 from edgellm.wire import messages as m
 
 _CLAIM_TIMEOUT_S = 10.0
-_LOAD_TIMEOUT_S = max(900.0, BOARD_SILENCE_S)  # reading and hashing a section from a slow card
+LOAD_TIMEOUT_S = max(900.0, BOARD_SILENCE_S)  # reading and hashing a section from a slow card
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ async def propose(fleet: Fleet, settings: Settings, fallback: Plan | None = None
     is missing if the model doesn't fit on these boards.
     """
     reports = fleet.reports
+    if not reports:
+        raise BoardError("no board answers: " + "; ".join(fleet.missing.values()))
     current = newest_plan(reports) or fallback
     if current is not None and current.manifest_sha256 != fleet.manifest.sha256:
         current = None
@@ -124,7 +126,7 @@ async def _prepare(board: BoardClient, plan: Plan, addresses: dict) -> dict:
 
 
 async def _ask(board: BoardClient, message, answer: type) -> dict:
-    content = (await board.ask(message, answer, _LOAD_TIMEOUT_S)).content
+    content = (await board.ask(message, answer, LOAD_TIMEOUT_S)).content
     if content.get("error"):
         raise board.error(str(content["error"]))
     return content

@@ -8,7 +8,7 @@ from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import PATIENCE_S, Sampling
 from edgellm.errors import AnswerError, BoardError, BusyError, ClaimError, EdgellmError, PlanError
 from edgellm.manager.client import Chosen, ClusterClient
-from edgellm.manager.rebalance import Outcome, settle
+from edgellm.manager.rebalance import LOAD_TIMEOUT_S, Outcome, settle
 from edgellm.manager.survey import Fleet, standing_plan
 from edgellm.plan import Plan
 
@@ -69,7 +69,8 @@ class Session:
                 raise
             except (BoardError, PlanError) as e:
                 hopeless = not done and not self._fleet.reports
-                if hopeless or (isinstance(e, BusyError) and attempt == 0) or clock() - moved_s > self._patience_s:
+                patience_s = LOAD_TIMEOUT_S if isinstance(e, ClaimError) else self._patience_s  # another is at work
+                if hopeless or (isinstance(e, BusyError) and attempt == 0) or clock() - moved_s > patience_s:
                     raise
                 self._say(e)
             await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
