@@ -100,6 +100,8 @@ def _near(a: int, b: int, percent: int) -> bool:
 
 
 def _weakest(boards: list[Kind]) -> Kind:
+    if len(set(boards)) == 1:
+        return boards[0]
     stored = [b.stored for b in boards if b.stored is not None]
     return Kind(
         min(b.usable_bytes for b in boards),

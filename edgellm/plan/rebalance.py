@@ -11,14 +11,18 @@ from dataclasses import dataclass
 
 from edgellm.checkpoint.manifest import Manifest, Shard
 from edgellm.errors import PlanError
+from edgellm.plan.fewest import Cost, Fewest
 from edgellm.plan.fleet import Kind
 from edgellm.plan.make import check_request, kinds, manifest_sha256, ms, plan_of, size, too_large
-from edgellm.plan.needs import Needs, usable_bytes
-from edgellm.plan.search import fits, search
+from edgellm.plan.needs import Needs
+from edgellm.plan.search import Cut, fits, search
 from edgellm.plan.types import Capacity, Plan, Section, Settings
 
 GAIN = 0.10  # the least share of the objective's time that a move must save
 SLACK = GAIN / 2  # how much slower than the fastest a plan may be that loads fewer bytes
+
+_MOST_NS = 1 << 80
+_WHAT = {"latency": "a token", "throughput": "the slowest stage"}
 
 Held = Mapping[str, tuple[int, int] | None]
 
@@ -62,41 +66,36 @@ def next_plan(
     PlanError, with what is missing, if no plan fits.
     """
     check_request(manifest, capacities, settings)
+    objective, same = settings.objective, current is not None and current.manifest_sha256 == manifest_sha256(manifest)
     if held is None:
-        same = current is not None and current.manifest_sha256 == manifest_sha256(manifest)
         held = {s.board: (s.start, s.end) for s in current.sections} if same else {}
-    needs = Needs(manifest, settings)
-    boards = kinds(capacities, manifest, shards)
-    cuts = search(needs, boards, settings.objective)
+    held = {board: there for board, there in held.items() if there and 0 <= there[0] < there[1] <= manifest.num_layers}
+    needs, boards = Needs(manifest, settings), kinds(capacities, manifest, shards)
+    fewest = Fewest(
+        manifest,
+        needs,
+        [k._replace(holds=held.get(c.board)) for k, c in zip(boards, capacities, strict=True)],
+        objective,
+    )
+    now = _cuts(current, capacities) if same else None
+    before = fewest.cost(now) if now else None
+    fastest = search(needs, boards, objective)
+    best_ns = fewest.cost(fastest).figure_ns if fastest else None
+    force = _forced(current, manifest, capacities, settings, needs, boards)
+
+    if force is None and (best_ns is None or not _is_worth(before.figure_ns, best_ns)):
+        reason = _kept(objective, before.figure_ns, best_ns)
+        return _move(current, False, reason, manifest, held, before, before, best_ns)
+    limit_ns = _MOST_NS if best_ns is None else int(best_ns * (1 + SLACK))
+    if force is None:
+        limit_ns = min(limit_ns, _most_worth(before.figure_ns))
+    # If nothing is held, every plan loads the whole model once.
+    cuts = min(filter(None, (fastest, fewest.cuts(limit_ns) if held else None)), key=fewest.cost, default=None)
     if cuts is None:
         raise PlanError(_nothing_fits(manifest, capacities, settings, shards))
-    best = plan_of(cuts, manifest, capacities, settings, epoch)
-    by_name = dict(zip((c.board for c in capacities), boards, strict=True))
-    before = _time(current, by_name) if current is not None else None
-    best_ns = figure_ns(best, by_name, settings.objective)
-    before_ns = None
-    if before is not None and current.manifest_sha256 == best.manifest_sha256:
-        before_ns = figure_ns(current, by_name, settings.objective)
-    else:
-        before = None
-    gain = None if before_ns is None else 1 - best_ns / before_ns if before_ns else 0.0
-    force = _forced(current, manifest, capacities, settings, needs, boards)
-    if force is None and not gain >= GAIN:
-        plan, changed, reason = current, False, _kept(settings.objective, before_ns, best_ns)
-    else:
-        plan, changed = best, True
-        reason = force or _worth(settings.objective, before_ns, best_ns)
-    moved = {s.board: to_load(manifest, s, held.get(s.board)) for s in plan.sections}
-    return Move(
-        plan,
-        changed,
-        reason,
-        gain,
-        {board: tuple(s.name for s in loads) for board, loads in moved.items() if loads},
-        sum(s.bytes for loads in moved.values() for s in loads),
-        None if before is None else before / 1e9,
-        _time(plan, by_name) / 1e9,
-    )
+    plan, after = plan_of(cuts, manifest, capacities, settings, epoch), fewest.cost(cuts)
+    reason = _moved(objective, force, before.figure_ns if before else None, after)
+    return _move(plan, True, reason, manifest, held, before, after, after.figure_ns)
 
 
 def to_load(manifest: Manifest, section: Section, held: tuple[int, int] | None) -> tuple[Shard, ...]:
@@ -105,22 +104,45 @@ def to_load(manifest: Manifest, section: Section, held: tuple[int, int] | None) 
     return tuple(s for s in manifest.section_shards(section.start, section.end) if s not in there)
 
 
-def stage_times(plan: Plan, by_name: Mapping[str, Kind]) -> list[int] | None:
-    """Nanoseconds of a token at each stage; None if a board isn't known."""
-    if not all(b in by_name for b in plan.boards):
+def _move(
+    plan: Plan, changed: bool, reason: str, manifest: Manifest, held: Held, before: Cost | None, after: Cost, best_ns
+) -> Move:
+    moved = {s.board: to_load(manifest, s, held.get(s.board)) for s in plan.sections}
+    moved_bytes = sum(s.bytes for loads in moved.values() for s in loads)
+    if moved_bytes and not changed:
+        boards = " and ".join(board for board, loads in moved.items() if loads)
+        reason += f"; {boards} load {size(moved_bytes)} again"
+    return Move(
+        plan=plan,
+        changed=changed,
+        reason=reason,
+        gain=None if before is None or best_ns is None else _gain(before.figure_ns, best_ns),
+        moved={board: tuple(s.name for s in loads) for board, loads in moved.items() if loads},
+        moved_bytes=moved_bytes,
+        token_s_before=before.token_ns / 1e9 if before else None,
+        token_s=after.token_ns / 1e9,
+    )
+
+
+def _cuts(plan: Plan, capacities: Sequence[Capacity]) -> list[Cut] | None:
+    """A plan as the searches count it; None if one of its boards is not there."""
+    index = {c.board: i for i, c in enumerate(capacities)}
+    if not all(board in index for board in plan.boards):
         return None
-    alone = len(plan.sections) == 1
-    return [by_name[s.board].stage_ns(s.num_layers, s.end == plan.num_layers, alone) for s in plan.sections]
+    return [Cut(index[s.board], s.start, s.end) for s in plan.sections]
 
 
-def figure_ns(plan: Plan, by_name: Mapping[str, Kind], objective: str) -> int | None:
-    """What the objective compares: a token's time through all stages, or the slowest stage's."""
-    times = stage_times(plan, by_name)
-    return None if times is None else max(times) if objective == "throughput" else sum(times)
+def _gain(before_ns: int, after_ns: int) -> float:
+    return 1 - after_ns / before_ns if before_ns else 0.0
 
 
-def _time(plan: Plan, by_name: Mapping[str, Kind]) -> int | None:
-    return figure_ns(plan, by_name, "latency")
+def _most_worth(before_ns: int) -> int:
+    """The longest time that is a gain of GAIN."""
+    return int(before_ns * (1 - GAIN))
+
+
+def _is_worth(before_ns: int, after_ns: int) -> bool:
+    return after_ns < before_ns and after_ns <= _most_worth(before_ns)
 
 
 def _forced(
@@ -134,42 +156,46 @@ def _forced(
     """Why the current plan can't stay, in words; None if it can."""
     if current is None:
         return "there was no plan"
-    if current.manifest_sha256 != manifest_sha256(manifest):
-        return f"the model is {manifest.model} ({manifest_sha256(manifest)[:12]}), the plan was for {current.model}"
+    if current.manifest_sha256 != (sha256 := manifest_sha256(manifest)):
+        return f"the shards are those of {manifest.model} ({sha256[:12]}), the plan was for {current.model} " + (
+            f"({current.manifest_sha256[:12]})"
+        )
     if current.settings != settings:
         old, new = current.settings.to_dict(), settings.to_dict()
         return ", ".join(f"{name} is {new[name]} instead of {old[name]}" for name in new if new[name] != old[name])
-    by_name = dict(zip((c.board for c in capacities), zip(capacities, boards, strict=True), strict=True))
+    by_name = {c.board: (c, kind) for c, kind in zip(capacities, boards, strict=True)}
+    if gone := [s for s in current.sections if s.board not in by_name]:
+        return "; ".join(f"board {s.board} is gone, which held {s}" for s in gone)
     for section in current.sections:
-        if section.board not in by_name:
-            return f"board {section.board} is gone, which held {section}"
         capacity, kind = by_name[section.board]
         if (need := needs.total(section.start, section.end)) > kind.usable_bytes:
             return (
-                f"board {section.board} offers {size(capacity.ram_bytes)}, "
-                f"{size(usable_bytes(capacity.ram_bytes))} of it usable; its {section} need {size(need)}"
+                f"board {section.board} offers {size(capacity.ram_bytes)}, {size(kind.usable_bytes)} of it usable, "
+                f"and its {section} need {size(need)}"
             )
         if kind.stored is not None and kind.stored[section.start] < section.end:
-            return f"board {section.board}'s disk lacks shards of its {section}"
+            return f"the disk of board {section.board} lacks some of the shards of its {section}"
     return None
 
 
-def _kept(objective: str, before_ns: int, best_ns: int) -> str:
-    what = "the slowest stage takes" if objective == "throughput" else "a token takes"
-    if best_ns >= before_ns:
-        return f"no plan is faster than the current one: {what} {ms(before_ns / 1e9)}"
+def _kept(objective: str, before_ns: int, best_ns: int | None) -> str:
+    what = _WHAT[objective]
+    if best_ns is None or best_ns >= before_ns:
+        return f"no faster plan was found: {what} takes {ms(before_ns / 1e9)}"
     return (
-        f"{what} {ms(before_ns / 1e9)} and would take {ms(best_ns / 1e9)} with the fastest plan: "
-        f"{1 - best_ns / before_ns:.1%} less, a move is worth it from {GAIN:.0%} on"
+        f"{what} takes {ms(before_ns / 1e9)} and would take {ms(best_ns / 1e9)} with the fastest plan, "
+        f"{_gain(before_ns, best_ns):.1%} less; a move is worth it from {GAIN:.0%} on"
     )
 
 
-def _worth(objective: str, before_ns: int, after_ns: int) -> str:
-    what = "the slowest stage takes" if objective == "throughput" else "a token takes"
-    return (
-        f"{what} {ms(after_ns / 1e9)} instead of {ms(before_ns / 1e9)}: {1 - after_ns / before_ns:.1%} less, "
-        f"a move is worth it from {GAIN:.0%} on"
-    )
+def _moved(objective: str, force: str | None, before_ns: int | None, after: Cost) -> str:
+    load = f"{size(after.load_bytes)} to load" if after.load_bytes else "nothing to load"
+    time = f"{_WHAT[objective]} takes {ms(after.figure_ns / 1e9)}"
+    if before_ns is not None:
+        time += f" instead of {ms(before_ns / 1e9)}"
+    if force is None:
+        return f"{time}, {_gain(before_ns, after.figure_ns):.1%} less; {load}"
+    return f"{force}; {load}, {time}"
 
 
 def _nothing_fits(

@@ -1,0 +1,192 @@
+"""The search for the plan that loads the fewest bytes, of all those that are fast enough.
+
+For latency the time of a whole plan is bounded, so the fewest bytes of a part don't tell the fewest of the whole. The
+search goes from the first layer to the last, always on from where the bytes so far and the least that the rest can take
+are fewest, and drops what can't be fast enough any more, or is met again with no fewer bytes and no less time.
+
+It is exact for up to MAX_STATES states (8 boards that differ or hold different sections; more if some are alike and
+hold nothing), unless it gives up after MAX_STEPS. Beyond, boards that hold something keep the order of what they hold,
+each used or not, and the others may come in between.
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, count
+from typing import NamedTuple
+
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.plan.fleet import INFINITE, NS, Choices, Fleet, Kind, Price, cheapest, reach, time_price
+from edgellm.plan.needs import Needs
+from edgellm.plan.search import Cut
+
+MAX_STATES = 512
+MAX_STEPS = 100_000
+
+_BYTE = 1 << 96  # bytes count above all time: 4096 stages of an hour a layer are less
+
+
+class Cost(NamedTuple):
+    """What plans are compared by: bytes to load, the objective's figure, a token's time, both in ns, and stages."""
+
+    load_bytes: int
+    figure_ns: int
+    token_ns: int
+    stages: int
+
+
+class Fewest:
+    """The search over boards that may hold a section already (`Kind.holds`); see `cuts`."""
+
+    def __init__(self, manifest: Manifest, needs: Needs, boards: Sequence[Kind], objective: str):
+        self._needs, self._boards, self._objective = needs, boards, objective
+        self._n = needs.num_layers
+        self._loads = [load_price(manifest, board.holds) for board in boards]
+        self._reaches = [reach(needs, board, None) for board in boards]
+        self._manifest = manifest
+
+    def cost(self, cuts: Sequence[Cut]) -> Cost:
+        """What a plan costs."""
+        times = [self._boards[c.index].stage_ns(c.end - c.start, c.end == self._n, len(cuts) == 1) for c in cuts]
+        figure = max(times) if self._objective == "throughput" else sum(times)
+        return Cost(sum(self._loads[c.index].of(c.start, c.end) for c in cuts), figure, sum(times), len(cuts))
+
+    def cuts(self, limit_ns: int) -> list[Cut] | None:
+        """The plan of the least cost whose figure is at most `limit_ns`, as evenly cut as that allows; None if it finds
+        none."""
+        self._kinds, self._members, self._choices = _choices(self._needs, self._boards)
+        self._times = [time_price(kind, self._n) for kind in self._kinds]
+        loads = [load_price(self._manifest, kind.holds) for kind in self._kinds]
+        self._both = [_both(load, time) for load, time in zip(loads, self._times, strict=True)]
+        found = [
+            [Cut(index, 0, self._n)]
+            for index, board in enumerate(self._boards)
+            if self._reaches[index][0] == self._n and board.stage_ns(self._n, True, alone=True) <= limit_ns
+        ]
+        several = self._several if self._objective == "latency" else self._several_least_slow
+        if (cuts := several(limit_ns)) is not None:
+            found.append(cuts)
+        return self._even(min(found, key=self.cost), limit_ns) if found else None
+
+    def _several_least_slow(self, limit_ns: int) -> list[Cut] | None:
+        """Throughput: of those that load the fewest bytes the one whose slowest stage is fastest."""
+        if (best := self._several(limit_ns)) is None:
+            return None
+        fewest, slowest, _, _ = self.cost(best)
+        times = sorted(time for time in self._stage_times() if time < slowest)
+        low, high = 0, len(times)  # times[high:] are slow enough
+        while low < high:
+            middle = (low + high) // 2
+            cuts = self._several(times[middle])
+            if cuts is not None and self.cost(cuts).load_bytes == fewest:
+                best, high = cuts, middle
+            else:
+                low = middle + 1
+        return best
+
+    def _stage_times(self) -> set[int]:
+        layers = range(1, self._n + 1)
+        return {kind.stage_ns(m, head) for kind in self._kinds for m in layers for head in (False, True)}
+
+    def _several(self, limit_ns: int) -> list[Cut] | None:
+        """The cheapest plan of several stages: of all of them together (latency) or of each, `limit_ns` at most."""
+        n, latency = self._n, self._objective == "latency"
+        reaches = [reach(self._needs, kind, limit_ns) for kind in self._kinds]
+        both = self._both
+        rest = cheapest(n, self._choices, reaches, both)
+        times = cheapest(n, self._choices, reaches, self._times) if latency else None
+        limit = (limit_ns + 1) * NS - 1
+        order = count()
+        # (cost with the least of the rest, -start, order, state, cost so far, (what led here, kind, end))
+        heap = [(row[0], 0, next(order), state, 0, None) for state, row in enumerate(rest) if row[0] < INFINITE]
+        heapq.heapify(heap)
+        fastest: dict[tuple[int, int], int] = {}
+        for _ in range(MAX_STEPS):
+            if not heap:
+                break
+            _, start, _, state, cost, path = heapq.heappop(heap)
+            start = -start
+            if start == n:
+                return self._named(path)
+            if fastest.get((state, start), INFINITE) <= cost % _BYTE:
+                continue
+            fastest[state, start] = cost % _BYTE
+            for k, before in self._choices[state]:
+                least, least_time = rest[before], times[before] if latency else None
+                for end in range(start + 1, reaches[k][start] + 1):
+                    if least[end] >= INFINITE or (start == 0 and end == n):
+                        continue
+                    so_far = cost + both[k].of(start, end)
+                    if latency and so_far % _BYTE + least_time[end] > limit:
+                        continue
+                    heapq.heappush(heap, (so_far + least[end], -end, next(order), before, so_far, (path, k, end)))
+        return None
+
+    def _named(self, path: tuple | None) -> list[Cut]:
+        """A path of kinds as cuts: of boards of one kind those listed first come first."""
+        steps = []
+        while path is not None:
+            path, k, end = path
+            steps.append((k, end))
+        unused = [iter(members) for members in self._members]
+        cuts, start = [], 0
+        for k, end in reversed(steps):
+            cuts.append(Cut(next(unused[k]), start, end))
+            start = end
+        return cuts
+
+    def _even(self, cuts: list[Cut], limit_ns: int) -> list[Cut]:
+        """The same boards in the same order at the same cost, neighbours as even as can be."""
+        changed = True
+        while changed:
+            changed = False
+            for i in range(len(cuts) - 1):
+                others = [[*cuts[:i], *pair, *cuts[i + 2 :]] for pair in self._pairs(cuts[i], cuts[i + 1])]
+                others = [cuts for cuts in others if self.cost(cuts).figure_ns <= limit_ns]
+                best = min([cuts, *others], key=lambda cuts: (self.cost(cuts), self._squares(cuts)))
+                changed |= best != cuts
+                cuts = best
+        return cuts
+
+    def _pairs(self, a: Cut, b: Cut) -> Iterator[tuple[Cut, Cut]]:
+        """Every other way for two neighbours to share their layers."""
+        first, second = (self._reaches[c.index] for c in (a, b))
+        for cut in range(a.start + 1, min(first[a.start], b.end - 1) + 1):
+            if second[cut] >= b.end and cut != a.end:
+                yield Cut(a.index, a.start, cut), Cut(b.index, cut, b.end)
+
+    def _squares(self, cuts: Sequence[Cut]) -> int:
+        return sum(self._boards[c.index].stage_ns(c.end - c.start, c.end == self._n) ** 2 for c in cuts)
+
+
+def load_price(manifest: Manifest, holds: tuple[int, int] | None) -> Price:
+    """Bytes that a board which holds a section has to load for another."""
+    start, end = holds or (0, 0)
+    layers = [0 if start <= s.layer < end else s.bytes for s in manifest.shards[1:-1]]
+    embedding = 0 if holds and start == 0 else manifest.embedding.bytes
+    head = 0 if holds and end == manifest.num_layers else manifest.head.bytes
+    return Price([0, *accumulate(layers)], 0, embedding, head)
+
+
+def _both(load: Price, time: Price) -> Price:
+    """Bytes first, then time."""
+    layers = [a * _BYTE + b for a, b in zip(load.layers, time.layers, strict=True)]
+    return Price(layers, *(a * _BYTE + b for a, b in zip(load[1:], time[1:], strict=True)))
+
+
+def _choices(needs: Needs, boards: Sequence[Kind]) -> tuple[list[Kind], list[list[int]], Choices]:
+    """Kinds, the boards of each, and what can be put in front of what: anything, or (of too many) what keeps order."""
+    fleet = Fleet.of(needs, boards, MAX_STATES)
+    if not fleet.is_coarse:
+        return fleet.kinds, fleet.members, fleet.choices()
+    chain = sorted((i for i, board in enumerate(boards) if board.holds), key=lambda i: boards[i].holds)
+    others = [i for i, board in enumerate(boards) if not board.holds]
+    new = Fleet.of(needs, [boards[i] for i in others], max(2, MAX_STATES // (len(chain) + 1)))
+    new_choices = new.choices()
+    choices: Choices = []
+    for last in range(len(chain) + 1):  # of the chain's last `last` boards some are in use, the first of those surely
+        for state, fronts in enumerate(new_choices):
+            here = [(len(chain) + k, last * len(new_choices) + before) for k, before in fronts]
+            here += [(len(chain) - last, before * len(new_choices) + state) for before in range(last)]
+            choices.append(here)
+    members = [[i] for i in chain] + [[others[i] for i in group] for group in new.members]
+    return [*(boards[i] for i in chain), *new.kinds], members, choices
