@@ -110,8 +110,8 @@ def _move(
     moved = {s.board: to_load(manifest, s, held.get(s.board)) for s in plan.sections}
     moved_bytes = sum(s.bytes for loads in moved.values() for s in loads)
     if moved_bytes and not changed:
-        boards = " and ".join(board for board, loads in moved.items() if loads)
-        reason += f"; {boards} load {size(moved_bytes)} again"
+        boards = [board for board, loads in moved.items() if loads]
+        reason += f"; {' and '.join(boards)} load{'s' * (len(boards) == 1)} {size(moved_bytes)} again"
     return Move(
         plan=plan,
         changed=changed,
@@ -133,7 +133,7 @@ def _cuts(plan: Plan, capacities: Sequence[Capacity]) -> list[Cut] | None:
 
 
 def _gain(before_ns: int, after_ns: int) -> float:
-    return 1 - after_ns / before_ns if before_ns else 0.0
+    return (before_ns - after_ns) / before_ns if before_ns else 0.0
 
 
 def _most_worth(before_ns: int) -> int:
@@ -210,10 +210,10 @@ def _nothing_fits(
         missing = [s for s in manifest.shards if s.name not in there]
         if missing:
             lacks.append(f"{capacity.board} lacks {_words(missing)}")
-    nowhere = [s for s in manifest.shards if not any(s.name in names for names in shards.values())]
-    text = f"{manifest.model} would fit into these boards' RAM, but the shards on their disks don't make a whole: "
+    nowhere = [s for s in manifest.shards if not any(s.name in shards.get(c.board, ()) for c in capacities)]
+    text = f"{manifest.model} would fit into the RAM of these boards, but the shards on their disks make no whole: "
     if nowhere:
-        text += f"none has {_words(nowhere)}; "
+        text += f"nobody has {_words(nowhere)}; "
     return f"{text}{'; '.join(lacks)}. Bring back the board that has them, or deploy to push them."
 
 

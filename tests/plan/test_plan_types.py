@@ -1,6 +1,8 @@
 """Plans, capacities and settings go through JSON unharmed, and hostile ones are refused with the field's name."""
 
+import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +35,14 @@ def test_plan_knows_its_boards():
     assert str(PLAN.sections[0]) == "layers 0-4"
     with pytest.raises(PlanError, match="pi9 has no section"):
         PLAN.section_of("pi9")
+
+
+def test_a_digest_tells_plans_of_one_epoch_apart():
+    text = json.dumps(PLAN.to_dict(), sort_keys=True, separators=(",", ":"))
+    assert PLAN.digest == hashlib.sha256(text.encode()).hexdigest()[:16] == "a0a01390cb0ba981"
+    assert Plan.from_dict(json.loads(json.dumps(PLAN.to_dict()))).digest == PLAN.digest
+    other = replace(PLAN, sections=(Section("pi2", 0, 3), Section("pi1", 3, 6)))
+    assert len({PLAN.digest, other.digest, replace(PLAN, epoch=8).digest}) == 3
 
 
 @pytest.mark.parametrize("value", [PLAN, CAPACITY, PLAN.settings])
