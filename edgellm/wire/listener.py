@@ -33,9 +33,7 @@ async def listen(
 
     `make_peer` gives the Peer of a connection: as soon as it stands, or with TLS after the handshake.
     """
-    infos = await asyncio.get_running_loop().getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets = []
     try:
         for family, kind, proto, _, address in dict.fromkeys(infos):

@@ -76,15 +76,16 @@ def test_a_peer_that_belongs_here_is_answered(cluster, tls):
     run(go())
 
 
+POSES = "refused: a hello from {} with the certificate of {}"
 DIALLING = {
     # who listens; with which certificate we dial, and as whom; what we are told
     "expired": ("b0", "then", "manager", "pc", "refused this manager's certificate: it has expired, by the"),
     "not yet valid": ("b0", "soon", "manager", "pc", "refused this manager's certificate: it is not valid yet"),
     "another CA": ("b0", "other/manager", "manager", "pc", "its certificate is of another cluster. Deploy again if"),
     "expired board": ("b0", "boards/old", "board", "old", "refused board old's certificate: it has expired"),
-    "board as manager": ("b0", "boards/b1", "manager", "pc", "refused: a hello from manager pc with the certificate of b"),
-    "board as another": ("b0", "boards/b1", "board", "b9", "refused: a hello from board b9 with the certificate of b"),
-    "manager as board": ("b0", "manager", "board", "b1", "refused: a hello from board b1 with the certificate of the m"),
+    "board as manager": ("b0", "boards/b1", "manager", "pc", POSES.format("manager pc", "board b1")),
+    "board as another": ("b0", "boards/b1", "board", "b9", POSES.format("board b9", "board b1")),
+    "manager as board": ("b0", "manager", "board", "b1", POSES.format("board b1", "the manager")),
     "expired agent": ("old", "manager", "manager", "pc", "its certificate has expired. Deploy again to renew it"),
     "agent before its time": ("young", "manager", "manager", "pc", "its certificate is not valid yet; are the clocks"),
     "agent as another": ("b1", "manager", "manager", "pc", "a hello from board b0 with the certificate of board b1"),
