@@ -5,6 +5,7 @@ import click
 from edgellm import __version__
 from edgellm.cli.agent import agent
 from edgellm.cli.ask import ask
+from edgellm.cli.cluster import doctor, logs, status
 from edgellm.cli.controller import controller
 from edgellm.cli.group import CONTEXT, Group
 from edgellm.cli.local import local
@@ -26,5 +27,5 @@ def main():
     """
 
 
-for command in (ask, local, split, plan, agent, verify, rebalance, controller):
+for command in (ask, status, doctor, logs, rebalance, local, split, plan, verify, agent, controller):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""Scripts over SSH, against a server on loopback: host keys, logins, lines, limits, deadlines, what a hostile board sends."""
+"""Scripts over SSH, against a server on loopback: host keys, logins, lines, limits, deadlines, hostile boards."""
 
 import os
 import socket

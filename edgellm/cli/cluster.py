@@ -1,0 +1,268 @@
+"""`edgellm status`, `doctor` and `logs`: how the cluster is, what is wrong with it, what its agents say."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from edgellm.cli.group import verbose_option
+from edgellm.console import Progress, note
+from edgellm.errors import ManifestError, UsageError
+
+_REFRESH_S = 2.0
+_COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red")
+
+cluster_option = click.option(
+    "--cluster", type=click.Path(path_type=Path), metavar="FILE",
+    help="Cluster file.  [default: $EDGELLM_CLUSTER, ./cluster.json, the user's config folder]",
+)  # fmt: skip
+
+
+def _open(cluster: Path | None):
+    """(cluster file, its path); raises UsageError if there is none."""
+    from edgellm.manager.cluster import ClusterFile, find
+
+    path = find(str(cluster) if cluster else None)
+    if path is None:
+        raise UsageError("no cluster file. Deploy, or start a local cluster with 'edgellm local up'.")
+    return ClusterFile.read(path), path
+
+
+def _named(file, names: tuple[str, ...]) -> list:
+    """The boards of these names, or all; raises UsageError for a name that is none's."""
+    known = {b.name: b for b in file.boards}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{name!r} is none of the cluster's boards: {', '.join(known)}")
+    return [known[n] for n in dict.fromkeys(names)] or list(file.boards)
+
+
+def _console():
+    """For tables on stdout; not cut to 80 columns where nobody looks."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help=f"Look again every {_REFRESH_S:g} seconds, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object (with --watch, one a line).")
+@cluster_option
+@verbose_option
+def status(watch, as_json, cluster, verbose):
+    """Show what every board does, and how it is.
+
+    RAM: free beside the section, of all that the board offers. KV: free slots, of all. Exits with 1 unless every board
+    of the plan serves it.
+
+    \b
+    Examples:
+      edgellm status
+      edgellm status --watch
+      edgellm status --json | jq '.boards[] | {board, temperature_c}'
+    """
+    import asyncio
+
+    try:
+        sys.exit(asyncio.run(_status(cluster, watch, as_json)))
+    except KeyboardInterrupt:
+        if not watch:
+            raise
+
+
+async def _status(cluster: Path | None, watch: bool, as_json: bool) -> int:
+    import asyncio
+
+    from rich.live import Live
+
+    console, live = _console(), None
+    try:
+        while True:
+            with Progress() as progress:
+                content = await _look(cluster, progress if live is None else lambda what: None)
+            if as_json:
+                click.echo(json.dumps(content))
+            elif watch and console.is_terminal:
+                if live is None:
+                    live = Live(console=console, auto_refresh=False)
+                    live.start()
+                live.update(_rendered(content), refresh=True)
+            else:
+                console.print(_rendered(content))
+            if not watch:
+                return 0 if content["serving"] else 1
+            await asyncio.sleep(_REFRESH_S)
+    finally:
+        if live is not None:
+            live.stop()
+
+
+async def _look(cluster: Path | None, progress) -> dict:
+    from edgellm.checkpoint.manifest import Manifest
+    from edgellm.controller.status import ask_boards, describe
+
+    file, path = _open(cluster)
+    try:
+        manifest = Manifest.read(file.model_dir_path(path))
+    except ManifestError:
+        manifest = None  # doctor names it
+    words = await ask_boards(
+        file.addresses(), file.client_tls(path), lambda boards: progress(f"waiting for {', '.join(boards)}")
+    )
+    return {"cluster_file": str(path), **describe(file, words, manifest)}
+
+
+def _rendered(content: dict):
+    """The table of boards, a line on the model, and what else is to be said."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header, justify in (
+        ("board", "left"), ("address", "left"), ("layers", "right"), ("path", "left"), ("RAM GB", "right"),
+        ("KV", "right"), ("°C", "right"), ("throttled", "left"), ("Mb/s", "right"), ("ms/token", "right"),
+        ("version", "left"), ("epoch", "right"), ("state", "left"),
+    ):  # fmt: skip
+        table.add_column(header, justify=justify, overflow="fold")
+    for row in content["boards"]:
+        style = "green" if row["serving"] else "red" if row["in_plan"] else "dim"
+        cells = [row["board"], row["address"], *_measures(row), Text(row["state"], style=style)]
+        table.add_row(*(c if isinstance(c, Text) else Text(c) for c in cells))
+    speed = f", about {content['tokens_per_s']:.3g} tokens/s" if content["tokens_per_s"] else ""
+    lines = [
+        f"{content['model']}: {content['num_layers']} layers, {content['slots']} slots of {content['context']} tokens, "
+        f"{content['objective']}, epoch {content['epoch']}{speed}",
+        *(f"! {n}" for n in content["notes"]),
+    ]
+    return Group(table, *(Text(line) for line in lines))
+
+
+def _measures(row: dict) -> list:
+    def shown(value, form="{}"):
+        return "–" if value is None else form.format(value)
+
+    def gb(value):
+        return shown(None if value is None else value / 1e9, "{:.2f}")
+
+    section, flags = row["section"], {None: "–", True: "yes", False: "no"}
+    return [
+        f"{section['start']}-{section['end']}" if section else "–",
+        shown(row["path"]),
+        f"{gb(row['ram_free_bytes'])}/{gb(row['ram_offered_bytes'])}",
+        f"{shown(row['free_slots'])}/{shown(row['slots'])}" if section else "–",
+        shown(row["temperature_c"], "{:.0f}"),
+        flags[row["throttled"]] + (", undervoltage" if row["undervoltage"] else ""),
+        shown(row["link_mbit"]),
+        shown(row["decode_ms_per_token"], "{:.1f}"),
+        shown(row["version"]),
+        shown(row["epoch"]),
+    ]
+
+
+@click.command()
+@click.argument("boards", nargs=-1, metavar="[BOARD]...")
+@click.option("--quick", is_flag=True, help="Look whether shards are there, but don't read them.")
+@click.option("--json", "as_json", is_flag=True, help="Print findings and what was measured as JSON.")
+@cluster_option
+@verbose_option
+def doctor(boards, quick, as_json, cluster, verbose):
+    """Find what is wrong with the boards, and say what to do.
+
+    Over SSH and over the wire: reachability, versions, clock, links of 100 Mb/s, slow or full disks, heat and
+    undervoltage, missing or damaged shards, certificates that end soon, agents that fail. Reading all shards takes
+    about a minute for 3 GB on a good card. Exits with 1 if there are findings.
+
+    \b
+    Examples:
+      edgellm doctor
+      edgellm doctor pi2 --quick
+      edgellm doctor --json | jq '.boards[].findings[].todo'
+    """
+    import asyncio
+
+    from edgellm.controller.doctor import diagnose, report
+    from edgellm.controller.examine import Meter, examine
+
+    file, path = _open(cluster)
+    _named(file, boards)
+    told: list[str] = []  # not between the pieces of a progress bar
+    with Progress() as progress:
+        progress(f"examining {', '.join(boards) or f'{len(file.boards)} boards'}")
+        facts = asyncio.run(examine(file, path, boards, quick=quick, meter=Meter(progress), tell=told.append))
+    for text in told:
+        note(text)
+    findings = {f.board: diagnose(f) for f in facts}
+    healthy = not any(findings.values())
+    if as_json:
+        click.echo(json.dumps({"healthy": healthy, "boards": [report(f, findings[f.board]) for f in facts]}))
+    else:
+        _console().print(*_diagnoses(facts, findings), sep="\n")
+    sys.exit(0 if healthy else 1)
+
+
+def _diagnoses(facts, findings) -> list:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from edgellm.controller.doctor import summary
+
+    width, lines = max(len(f.board) for f in facts), []
+    for fact in facts:
+        found = findings[fact.board]
+        mark = ("✗ ", "bold red") if found else ("✓ ", "green")
+        lines.append(Text.assemble(mark, (f"{fact.board:<{width}}", "bold"), "  ", (summary(fact), "dim")))
+        for f in found:
+            text = Text.assemble((f"{f.about}: ", "red"), f"{f.what.rstrip('.')}. ", (f.todo, "bold"))
+            lines.append(Padding(text, (0, 0, 0, width + 4)))
+    return lines
+
+
+@click.command()
+@click.argument("boards", nargs=-1, metavar="[BOARD]...")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("-n", "--lines", type=click.IntRange(0, 100_000), default=100, show_default=True,
+              help="Lines of each board to begin with.")  # fmt: skip
+@cluster_option
+@verbose_option
+def logs(boards, follow, lines, cluster, verbose):
+    """Show what the agents log: each board's journal over SSH, or the log files of a local cluster.
+
+    Several boards' lines are put in order of time, each behind its board's name.
+
+    \b
+    Examples:
+      edgellm logs
+      edgellm logs pi2 -n 1000
+      edgellm logs -f
+    """
+    from edgellm.controller.logs import End, read_logs
+    from edgellm.manager.local import state_dir
+
+    file, _ = _open(cluster)
+    chosen = _named(file, boards)
+    width, failed = max(len(b.name) for b in chosen), False
+    prefixes = {
+        b.name: click.style(f"{b.name:<{width}} | ", fg=_COLOURS[i % len(_COLOURS)]) if len(chosen) > 1 else ""
+        for i, b in enumerate(chosen)
+    }
+    entries = read_logs(
+        chosen, lines=lines, follow=follow, log_dir=state_dir(), tell=note,
+        waits=lambda names: note(f"waiting for {', '.join(names)} …"),
+    )  # fmt: skip
+    try:
+        for entry in entries:
+            if not isinstance(entry, End):
+                click.echo(f"{prefixes[entry.board]}{f'{entry.time} ' if entry.time else ''}{entry.text}")
+            elif entry.error:
+                note(f"edgellm: {entry.error}")
+                failed = True
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+    except BrokenPipeError:  # whoever read us has enough, as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1 if failed else 0)

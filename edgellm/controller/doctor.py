@@ -1,0 +1,296 @@
+"""What is wrong with a board, and what to do about it: findings out of facts, without I/O."""
+
+from dataclasses import asdict, dataclass, field
+
+DEPLOY = "Run 'ansible-playbook deploy.yml'"
+HERE = "this machine"
+
+_SKEW_S = 5.0  # certificates and logs go by the clock
+_GIGABIT = 1000
+_HOT_C = 80.0  # boards slow down from here or a little above
+_SLOW_READ = 20e6  # bytes/s: a gigabyte of shards takes most of a minute to take over
+_DISK_FREE_BYTES = 1_000_000_000
+_RAM_BYTES = 900_000_000  # an agent itself takes half a gigabyte
+_CERTIFICATE_DAYS = 30
+_RESTARTED_S = 86400.0  # restarts longer ago than this are history
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The agent's systemd unit; `restarts` since it was started by hand, `since_s` how long it has been active."""
+
+    load: str
+    active: str
+    sub: str
+    enabled: str
+    restarts: int = 0
+    since_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a board; None: not known. `*_error` is a reason where something failed, else None.
+
+    `files` are sizes in bytes by name, of what lies in its model folder; `sums` their SHA-256 ("" for one that can't
+    be read); `needed` the names that must be there; `wrong` (size, SHA-256) by name is what the manifest has.
+    """
+
+    board: str
+    tcp_error: str | None = None
+    wire_error: str | None = None
+    ssh_error: str | None = None
+    has_ssh: bool = True
+    is_root: bool = True
+    version: str | None = None
+    our_version: str | None = None
+    unit: Unit | None = None
+    skew_s: float | None = None
+    link_mbit: int | None = None
+    temperature_c: float | None = None
+    throttled: bool | None = None
+    undervoltage: bool | None = None
+    firmware: int | None = None
+    ram_total_bytes: int | None = None
+    offered_bytes: int | None = None
+    need_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    read_bytes_per_s: float | None = None
+    manifest_error: str | None = None
+    model_sha256: str | None = None
+    manifest_sha256: str | None = None
+    manifest: dict[str, tuple[int, str]] = field(default_factory=dict)
+    needed: frozenset[str] = frozenset()
+    files: dict[str, int] | None = None
+    sums: dict[str, str] | None = None
+    certificate_error: str | None = None
+    certificate_days: float | None = None
+    ca_days: float | None = None
+    key_mode: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with `board`: what it is `about` (a word), `what`, and `todo`, a sentence each."""
+
+    board: str
+    about: str
+    what: str
+    todo: str
+
+
+def diagnose(facts: Facts) -> list[Finding]:
+    """Everything that is wrong with one board; an empty list for a healthy one."""
+    found = []
+    for about, rule in _RULES:
+        found += [Finding(facts.board, about, what, todo) for what, todo in rule(facts)]
+    return found
+
+
+def summary(facts: Facts) -> str:
+    """What was found fine or measured, in a short line."""
+    parts = []
+    if facts.version:
+        parts.append(f"edgellm {facts.version}")
+    if facts.temperature_c is not None:
+        parts.append(f"{facts.temperature_c:.0f} °C")
+    if facts.link_mbit is not None:
+        parts.append(f"link {facts.link_mbit} Mb/s")
+    if facts.read_bytes_per_s is not None:
+        parts.append(f"reads {facts.read_bytes_per_s / 1e6:.0f} MB/s")
+    if facts.disk_free_bytes is not None:
+        parts.append(f"{facts.disk_free_bytes / 1e9:.1f} GB of disk free")
+    if facts.sums is not None:
+        parts.append(f"{sum(1 for n in facts.sums if n in facts.manifest)} files of the model verified")
+    elif facts.files is not None:
+        parts.append(f"{sum(1 for n in facts.files if n in facts.manifest)} files of the model there")
+    if facts.skew_s is not None:
+        parts.append(f"clock {facts.skew_s:+.1f} s")
+    if facts.certificate_days is not None:
+        parts.append(f"certificate for {facts.certificate_days:.0f} days")
+    if not facts.has_ssh and facts.board != HERE:
+        parts.append("no SSH known: only what its agent tells")
+    return ", ".join(parts)
+
+
+def report(facts: Facts, findings: list[Finding]) -> dict:
+    """Findings and facts of a board, for JSON; of its files, how many were there and how many were read."""
+    known = asdict(facts)
+    for name in ("board", "manifest", "needed", "files", "sums"):
+        del known[name]
+    return {
+        "board": facts.board,
+        "findings": [{"about": f.about, "what": f.what, "todo": f.todo} for f in findings],
+        "facts": {
+            **known,
+            "files": None if facts.files is None else len(facts.files),
+            "sums": None if facts.sums is None else len(facts.sums),
+        },
+    }
+
+
+def _reach(f: Facts):
+    if f.tcp_error and f.has_ssh and f.ssh_error:
+        yield f"can't be reached: {f.tcp_error}", "Check its power, its cable, and its address in the inventory."
+        return
+    if f.ssh_error:
+        yield f.ssh_error, "Until SSH works, only what its agent tells is known."
+    elif not f.is_root:
+        yield "its SSH user may not use sudo without a password", "Allow it; until then not everything can be checked."
+    if f.tcp_error and not f.has_ssh:
+        yield f"its agent can't be reached: {f.tcp_error}", "Check that it runs, its cable, and its address."
+    elif f.tcp_error and (f.unit is None or f.unit.active == "active"):
+        yield f"its agent can't be reached: {f.tcp_error}", "Check its firewall, and its address in the inventory."
+    elif f.wire_error and not f.tcp_error:
+        if "version" in f.wire_error:
+            todo = "Run 'ansible-playbook playbooks/upgrade.yml', so that all have one version."
+        elif "certificate" in f.wire_error or "TLS" in f.wire_error:
+            todo = f"{DEPLOY}, which renews certificates."
+        else:
+            todo = f"'edgellm logs {f.board}' may tell why."
+        yield f"its agent does not answer as it should: {f.wire_error}", todo
+
+
+def _agent(f: Facts):
+    unit = f.unit
+    if unit is None:
+        return
+    logs = f"'edgellm logs {f.board}' tells why"
+    if unit.load in ("not-found", ""):
+        yield "the agent is not installed", f"{DEPLOY}."
+        return
+    if unit.active != "active":
+        yield f"the agent does not run ({unit.active}, {unit.sub})", f"{logs}; {_lower(DEPLOY)} to start it."
+    if unit.enabled not in ("enabled", "enabled-runtime", "static", "linked"):
+        yield f"the agent would not start after a reboot ({unit.enabled or 'not enabled'})", f"{DEPLOY}."
+    if unit.restarts and (unit.since_s is None or unit.since_s < _RESTARTED_S):
+        ago = "" if unit.since_s is None else f", the last time {_span(unit.since_s)} ago"
+        yield f"the agent was restarted {unit.restarts} times{ago}", f"{logs}."
+
+
+def _version(f: Facts):
+    if f.version and f.our_version and f.version != f.our_version:
+        yield (
+            f"it runs edgellm {f.version}, this machine {f.our_version}",
+            "Run 'ansible-playbook playbooks/upgrade.yml'.",
+        )
+
+
+def _clock(f: Facts):
+    if f.skew_s is not None and abs(f.skew_s) > _SKEW_S:
+        where = "ahead of" if f.skew_s > 0 else "behind"
+        yield (
+            f"its clock is {_span(abs(f.skew_s))} {where} this machine's",
+            "Let it keep time with 'sudo timedatectl set-ntp true', or set it.",
+        )
+
+
+def _link(f: Facts):
+    if f.link_mbit is not None and f.link_mbit < _GIGABIT:
+        yield (
+            f"its link runs at {f.link_mbit} Mb/s",
+            "If board and switch can do 1000, another cable or port will: all four pairs must connect.",
+        )
+
+
+def _heat(f: Facts):
+    degrees = "" if f.temperature_c is None else f" ({f.temperature_c:.0f} °C)"
+    since_boot = bool(f.firmware and f.firmware >> 16 & 0b1110)
+    todo = "Give it a heat sink, a fan, or air."
+    if f.temperature_c is not None and f.temperature_c >= _HOT_C:
+        yield f"it is hot: {f.temperature_c:.0f} °C, and slows down{' now' if f.throttled else ' soon'}", todo
+    elif f.throttled or (f.firmware and f.firmware & 0b1110):
+        yield f"its CPU is held below its speed{degrees}", todo
+    elif since_boot:
+        yield "its CPU was held below its speed since it booted", todo
+
+
+def _power(f: Facts):
+    todo = "Give it the supply its maker asks for, with a short thick cable."
+    if f.undervoltage or (f.firmware and f.firmware & 1):
+        yield "its supply is too weak now", todo
+    elif f.firmware and f.firmware >> 16 & 1:
+        yield "its supply was too weak since it booted", todo
+
+
+def _disk(f: Facts):
+    if f.read_bytes_per_s is not None and f.read_bytes_per_s < _SLOW_READ:
+        yield (
+            f"its disk reads {f.read_bytes_per_s / 1e6:.1f} MB/s, expected {_SLOW_READ / 1e6:.0f} or more",
+            "Taking over layers will be slow: give it a better card, or an SSD.",
+        )
+    if f.disk_free_bytes is not None and f.disk_free_bytes < _DISK_FREE_BYTES:
+        yield (
+            f"{f.disk_free_bytes / 1e9:.2f} GB of its disk are free, expected {_DISK_FREE_BYTES / 1e9:.0f} or more",
+            "Make room, or the next upgrade or model will not fit.",
+        )
+
+
+def _ram(f: Facts):
+    if f.ram_total_bytes is not None and f.ram_total_bytes < _RAM_BYTES:
+        yield (
+            f"it has {f.ram_total_bytes / 1e9:.2f} GB of RAM, the agent alone takes half a gigabyte",
+            "Take it out of the inventory: it holds the others up.",
+        )
+    elif f.offered_bytes is not None and f.need_bytes is not None and f.offered_bytes < f.need_bytes:
+        yield (
+            f"it offers {f.offered_bytes / 1e9:.2f} GB, its section needs {f.need_bytes / 1e9:.2f} GB",
+            "End what else runs there, or let 'edgellm rebalance' move layers.",
+        )
+
+
+def _shards(f: Facts):
+    again = f"{DEPLOY}, which pushes what is missing or damaged."
+    if f.manifest_error:
+        yield f.manifest_error, again
+    if f.model_sha256 and f.manifest_sha256 and f.model_sha256 != f.manifest_sha256:
+        yield f"it has another model ({f.model_sha256[:12]}…, expected {f.manifest_sha256[:12]}…)", again
+        return
+    if f.files is None:
+        return
+    missing = sorted(f.needed - f.files.keys())
+    if missing:
+        yield f"it lacks {_some(missing)}", again
+    wrong = {n for n, size in f.files.items() if n in f.manifest and size != f.manifest[n][0]}
+    sums = f.sums or {}
+    unread = {n for n, digest in sums.items() if not digest}
+    wrong |= {n for n, digest in sums.items() if digest and n in f.manifest and digest != f.manifest[n][1]}
+    if wrong - unread:
+        yield f"damaged: {_some(sorted(wrong - unread))}", again
+    if unread:
+        yield f"can't be read: {_some(sorted(unread))}", f"The disk may be failing: replace it. {DEPLOY} after that."
+
+
+def _certificates(f: Facts):
+    renew = f"{DEPLOY}, which renews it."
+    if f.certificate_error:
+        yield f.certificate_error, renew
+    for name, days in (("certificate", f.certificate_days), ("cluster's CA certificate", f.ca_days)):
+        if days is not None and days < 0:
+            yield f"its {name} ended {-days:.0f} days ago", renew
+        elif days is not None and days < _CERTIFICATE_DAYS:
+            yield f"its {name} ends in {days:.0f} days", renew
+    if f.key_mode is not None and f.key_mode not in ("600", "400"):
+        yield f"its private key has mode {f.key_mode}, expected 600", f"{DEPLOY}, which sets it."
+
+
+_RULES = (
+    ("reach", _reach), ("agent", _agent), ("version", _version), ("clock", _clock), ("link", _link), ("heat", _heat),
+    ("power", _power), ("disk", _disk), ("ram", _ram), ("shards", _shards), ("certificates", _certificates),
+)  # fmt: skip
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _span(seconds: float) -> str:
+    """A length of time in the unit that fits."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]

@@ -1,0 +1,308 @@
+"""Gathers what `edgellm doctor` goes by: over the wire and over SSH, from all boards at once."""
+
+import asyncio
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from edgellm import __version__
+from edgellm.checkpoint.manifest import Manifest, sha256_of
+from edgellm.controller.doctor import HERE, Facts, Unit
+from edgellm.controller.ssh import plain, run_script
+from edgellm.controller.status import Word, ask_boards, describe
+from edgellm.errors import EdgellmError
+from edgellm.manager.cluster import Board, ClusterFile
+from edgellm.plan import section_need
+
+_TCP_TIMEOUT_S = 4.0
+_SCRIPT_S = 90.0  # without reading the model
+_SLOWEST_READ = 4e6  # bytes/s: of a card that is given up on
+_LEAST_READ_BYTES = 4 << 20  # less read at once says nothing of a disk
+_FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+
+# Fixed text: what a board is to be asked can't depend on anything that a user or a board has said.
+_ASK = r"""
+export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+exec </dev/null
+echo "clock $(date +%s.%N)"
+echo "user $(id -u)"
+echo "uptime $(cat /proc/uptime)"
+systemctl show edgellm-agent.service -p LoadState -p ActiveState -p SubState -p UnitFileState -p NRestarts \
+    -p ActiveEnterTimestampMonotonic 2>/dev/null | sed 's/^/unit /'
+df -Pk /var/lib/edgellm /opt/edgellm 2>/dev/null | awk 'NR > 1 { print "free", $4 }'
+command -v vcgencmd >/dev/null && echo "firmware $(vcgencmd get_throttled 2>/dev/null)"
+sed 's/^/cert /' /etc/edgellm/tls/cert.pem 2>/dev/null
+sed 's/^/ca /' /etc/edgellm/tls/ca.pem 2>/dev/null
+echo "key $(stat -c %a /etc/edgellm/tls/key.pem 2>/dev/null)"
+cd /var/lib/edgellm/model/ 2>/dev/null || { echo "end"; exit 0; }
+stat -L -c 'file %s %n' -- * 2>/dev/null
+largest=$(ls -S -- *.safetensors 2>/dev/null | head -n 1)
+[ -n "$largest" ] && dd if="./$largest" of=/dev/null bs=1M count=64 iflag=direct 2>&1 |
+    sed -n 's/^[0-9].*copied/read &/p'
+"""
+_SUMS = r"""
+for file in *; do
+    [ -f "$file" ] || continue
+    sum=$(nice -n 19 sha256sum <"$file" 2>/dev/null)
+    echo "sum ${sum%% *} $file"
+done
+"""
+QUICK_SCRIPT = _ASK + "echo end\n"
+SCRIPT = _ASK + _SUMS + "echo end\n"
+
+
+class Meter:
+    """Progress of several boards as one: `report(what, done, total)` in bytes, called from one thread at a time."""
+
+    def __init__(self, report: Callable[[str, int, int], None] = lambda what, done, total: None):
+        self._report, self._lock = report, threading.Lock()
+        self._done, self._total = 0, 0
+
+    def expect(self, count: int) -> None:
+        with self._lock:
+            self._total += count
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            self._report("verifying shards", self._done, self._total)
+
+
+async def examine(
+    cluster: ClusterFile, path: Path, names: tuple[str, ...] = (), *, quick: bool = False, run=run_script,
+    meter: Meter | None = None, tell: Callable[[str], None] = lambda text: None,
+) -> list[Facts]:  # fmt: skip
+    """Facts of this machine and of the boards named (all, if none are). Raises nothing for a board.
+
+    With `quick`, shards are looked at but not read. `run` is what runs a script on a board (`run_script`).
+    """
+    meter = meter or Meter()
+    here, manifest, tls = _this_machine(cluster, path)
+    boards = [b for b in cluster.boards if not names or b.name in names]
+    asked = asyncio.create_task(ask_boards({b.name: (b.host, b.port) for b in boards}, tls))
+    tasks = [asyncio.create_task(in_thread(_by_ssh, b, manifest, quick, run, meter, tell)) for b in boards]
+    local = cluster.is_local() and manifest is not None and not quick
+    own = in_thread(_sums_here, cluster.model_dir_path(path), manifest, meter) if local else asyncio.sleep(0, {})
+    try:
+        here = replace(here, **await own)
+        words = await asked
+        rows = {row["board"]: row for row in describe(cluster, words, manifest)["boards"]}
+        silent = [b for b in boards if words[b.name].error]
+        tcp = dict(zip([b.name for b in silent], await asyncio.gather(*map(_tcp_error, silent)), strict=True))
+        facts = [here]
+        for board, task in zip(boards, tasks, strict=True):
+            by_wire = _by_wire(board, words[board.name], rows[board.name], cluster, manifest)
+            facts.append(replace(by_wire, tcp_error=tcp.get(board.name), **await task))
+        return facts
+    finally:
+        for task in (asked, *tasks):
+            task.cancel()
+
+
+async def in_thread(function, *args):
+    """`function(*args)` in a thread that nobody waits for when the program ends."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future = loop.create_future()
+
+    def settle(result, error):
+        if not done.done():
+            done.set_exception(error) if error else done.set_result(result)
+
+    def work():
+        result = error = None
+        try:
+            result = function(*args)
+        except Exception as e:
+            error = e
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await done
+
+
+def _this_machine(cluster: ClusterFile, path: Path):
+    """(facts, manifest or None, TLS or None) of the controller itself."""
+    manifest = tls = None
+    here = Facts(HERE, our_version=__version__, has_ssh=False)
+    try:
+        manifest = Manifest.read(cluster.model_dir_path(path))
+        here = replace(here, manifest_sha256=cluster.plan.manifest_sha256, model_sha256=manifest.sha256)
+    except EdgellmError as e:
+        here = replace(here, manifest_error=str(e))
+    if manifest is not None and manifest.sha256 != cluster.plan.manifest_sha256:
+        manifest = None
+    folder = cluster.tls_path(path)
+    if folder is not None:
+        from edgellm.controller.certificates import remaining_days
+
+        try:
+            here = replace(here, certificate_days=remaining_days(folder / "cert.pem"))
+            here = replace(here, ca_days=remaining_days(folder / "ca.pem"))
+            tls = cluster.client_tls(path)
+        except EdgellmError as e:
+            here = replace(here, certificate_error=str(e))
+    return here, manifest, tls
+
+
+def _sums_here(folder: Path, manifest: Manifest, meter: Meter) -> dict:
+    """Facts of the model that the agents of this machine share."""
+    wanted = _wanted(manifest)
+    files = {n: (folder / n).stat().st_size for n in wanted if (folder / n).is_file()}
+    meter.expect(sum(files.values()))
+    sums = {}
+    for name, size in files.items():
+        try:
+            sums[name] = sha256_of(folder / name)
+        except OSError:
+            sums[name] = ""
+        meter.add(size)
+    return {"manifest": wanted, "needed": frozenset(wanted), "files": files, "sums": sums}
+
+
+def _wanted(manifest: Manifest) -> dict[str, tuple[int, str]]:
+    return {f.name: (f.bytes, f.sha256) for f in (*manifest.shards, *manifest.files)}
+
+
+def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest: Manifest | None) -> Facts:
+    """What the board's agent tells, and what is expected of the board."""
+    facts = Facts(
+        board.name, our_version=__version__, has_ssh=board.ssh is not None, wire_error=word.error,
+        version=row["version"], link_mbit=row["link_mbit"], temperature_c=row["temperature_c"],
+        throttled=row["throttled"], undervoltage=row["undervoltage"], ram_total_bytes=row["ram_total_bytes"],
+        offered_bytes=row["ram_offered_bytes"], disk_free_bytes=row["disk_free_bytes"],
+        manifest_sha256=cluster.plan.manifest_sha256,
+    )  # fmt: skip
+    model = (word.status or {}).get("manifest_sha256")
+    if isinstance(model, str) and re.fullmatch(r"[0-9a-f]{64}", model):
+        facts = replace(facts, model_sha256=model)
+    section = row["section"]
+    if section is None and board.name in cluster.plan.boards:
+        own = cluster.plan.section_of(board.name)
+        section = {"start": own.start, "end": own.end}
+    if manifest is None or section is None or section["end"] > manifest.num_layers:
+        return facts
+    need = section_need(manifest, cluster.plan.settings, section["start"], section["end"]).total
+    shards = {s.name for s in manifest.section_shards(section["start"], section["end"])}
+    return replace(
+        facts, need_bytes=need, manifest=_wanted(manifest),
+        needed=frozenset(shards | {f.name for f in manifest.files}),
+    )  # fmt: skip
+
+
+def _by_ssh(board: Board, manifest: Manifest | None, quick: bool, run, meter: Meter, tell) -> dict:
+    """Facts that need SSH, as the fields of `Facts`."""
+    if board.ssh is None:
+        return {}
+    wanted = _wanted(manifest) if manifest else {}
+    total = sum(size for size, _ in wanted.values())
+    deadline_s = _SCRIPT_S if quick else _SCRIPT_S + 2 * total / _SLOWEST_READ
+    lines: list[tuple[float, str]] = []
+
+    def on_line(line: str) -> None:
+        lines.append((time.time(), line))
+        word, _, rest = line.partition(" ")
+        name = rest.rpartition(" ")[2]
+        if name in wanted and not quick and word in ("file", "sum"):
+            (meter.expect if word == "file" else meter.add)(wanted[name][0])
+
+    try:
+        run(board.name, board.ssh, QUICK_SCRIPT if quick else SCRIPT, on_line, deadline_s=deadline_s, tell=tell)
+    except EdgellmError as e:
+        return {"ssh_error": str(e).removeprefix(f"board {board.name}").lstrip(": ")}
+    return parse(lines, quick)
+
+
+def parse(lines: list[tuple[float, str]], quick: bool = False) -> dict:
+    """What the script said, with the time that each line came, as fields of `Facts`. A board says what it likes: what
+    isn't well-formed is left out."""
+    said: dict[str, list[str]] = {}
+    came_s = {}
+    for at_s, line in lines:
+        word, _, rest = line.partition(" ")
+        said.setdefault(word, []).append(rest)
+        came_s.setdefault(word, at_s)
+    if "end" not in said:
+        return {"ssh_error": "its answers over SSH broke off; is its disk or shell in order?"}
+    facts: dict = {"is_root": said.get("user") == ["0"]}
+    if (clock := _float(_first(said, "clock"))) is not None:
+        facts["skew_s"] = clock - came_s["clock"]
+    unit = dict(line.partition("=")[::2] for line in said.get("unit", ()))
+    if unit:
+        facts["unit"] = _unit(unit, _float(_first(said, "uptime").split(" ")[0]))
+    free = [n for text in said.get("free", ()) if (n := _int(text)) is not None]
+    if free:
+        facts["disk_free_bytes"] = min(free) * 1024
+    if match := re.fullmatch(r"throttled=0x([0-9a-fA-F]{1,8})", _first(said, "firmware")):
+        facts["firmware"] = int(match[1], 16)
+    if match := re.match(r"(\d{1,15}) bytes .*copied, ([0-9.e+-]{1,20}) s", _first(said, "read")):
+        seconds = _float(match[2])
+        if seconds and seconds > 0 and int(match[1]) >= _LEAST_READ_BYTES:
+            facts["read_bytes_per_s"] = int(match[1]) / seconds
+    for word, field in (("cert", "certificate_days"), ("ca", "ca_days")):
+        if word in said:
+            days = _days("\n".join(said[word]))
+            facts |= {field: days} if days is not None else {"certificate_error": "its certificate can't be read"}
+    if re.fullmatch(r"[0-7]{3,4}", _first(said, "key")):
+        facts["key_mode"] = _first(said, "key")
+    if "file" in said or facts["is_root"]:
+        facts["files"] = _named(said.get("file", ()), r"(\d{1,15})", int)
+    if "files" in facts and not quick:
+        facts["sums"] = _named(said.get("sum", ()), r"([0-9a-f]{64}|)", str)
+    return facts
+
+
+def _unit(said: dict[str, str], uptime_s: float | None) -> Unit:
+    active_since = _int(said.get("ActiveEnterTimestampMonotonic", ""))
+    since_s = None if active_since is None or uptime_s is None else max(0.0, uptime_s - active_since / 1e6)
+    words = [plain(said.get(k, ""), 40) for k in ("LoadState", "ActiveState", "SubState", "UnitFileState")]
+    return Unit(*words, restarts=_int(said.get("NRestarts", "")) or 0, since_s=since_s)
+
+
+def _days(pem: str) -> float | None:
+    from cryptography import x509
+
+    try:
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+    except ValueError:
+        return None
+    return (certificate.not_valid_after_utc - datetime.now(UTC)).total_seconds() / 86400
+
+
+def _named(lines, value: str, make) -> dict:
+    """Lines "VALUE NAME" as {name: value}."""
+    found = (re.fullmatch(rf"{value} ({_FILE_NAME})", line) for line in lines)
+    return {m[2]: make(m[1]) for m in found if m}
+
+
+def _first(said: dict[str, list[str]], word: str) -> str:
+    return said.get(word, [""])[0]
+
+
+def _int(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\d{1,18}", text) else None
+
+
+def _float(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"\d{1,15}(\.\d{1,12})?(e[+-]?\d{1,2})?", text) else None
+
+
+async def _tcp_error(board: Board) -> str | None:
+    """Why the board's port can't be connected to; None if it can."""
+    try:
+        async with asyncio.timeout(_TCP_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(board.host, board.port)
+        writer.close()
+    except TimeoutError:
+        return f"no answer from {board.host}:{board.port} within {_TCP_TIMEOUT_S:g} s"
+    except ConnectionRefusedError:
+        return f"{board.host}:{board.port} refuses connections"
+    except (OSError, ValueError) as e:
+        reason = (getattr(e, "strerror", None) or "the name is not known").lower()
+        return f"{board.host}:{board.port}: {reason}"
+    return None

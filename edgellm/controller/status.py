@@ -1,0 +1,255 @@
+"""What `edgellm status` tells: all boards are asked at once, and each one's word is held beside the plan."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.controller.ssh import plain
+from edgellm.errors import EdgellmError
+from edgellm.manager.board import BoardClient
+from edgellm.manager.cluster import ClusterFile
+from edgellm.plan import Plan, section_need
+from edgellm.plan.needs import Needs, offer_for, usable_bytes
+
+_REACH_TIMEOUT_S = 4.0  # to connect, and again to answer
+_PATIENCE_S = 1.0  # before whoever waits is told for whom
+_MAX_STRANGERS = 64
+
+
+@dataclass(frozen=True)
+class Word:
+    """What came of asking a board: its status message, or why there is none."""
+
+    host: str
+    port: int
+    status: dict | None = None
+    error: str | None = None
+
+
+async def ask_boards(
+    addresses: dict[str, tuple[str, int]], tls=None, waits: Callable[[list[str]], None] = lambda boards: None
+) -> dict[str, Word]:
+    """Ask all boards at once; then those that only they know of, the boards of a plan newer than ours.
+
+    `waits` is told which boards are slow to answer. Takes a few seconds at most, and raises nothing for a board.
+    """
+    words = await _ask_all(addresses, tls, waits)
+    strangers = {}
+    for name, word in words.items():
+        for board, address in _addresses_of(name, word).items():
+            if board not in words and len(strangers) < _MAX_STRANGERS:
+                strangers[board] = address
+    return {**words, **await _ask_all(strangers, tls, waits)} if strangers else words
+
+
+async def _ask_all(addresses, tls, waits) -> dict[str, Word]:
+    tasks = {name: asyncio.create_task(_ask(name, *address, tls)) for name, address in addresses.items()}
+    try:
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=_PATIENCE_S)
+        if late := [name for name, task in tasks.items() if not task.done()]:
+            waits(late)
+        return {name: await task for name, task in tasks.items()}
+    finally:
+        for task in tasks.values():
+            task.cancel()
+
+
+async def _ask(name: str, host: str, port: int, tls) -> Word:
+    client = BoardClient(name, host, port, tls)
+    try:
+        await client.connect(_REACH_TIMEOUT_S)
+        return Word(host, port, await client.status(_REACH_TIMEOUT_S))
+    except EdgellmError as e:
+        reason = str(e).removeprefix(f"board {name} ({host}:{port}): ")
+        return Word(host, port, error=plain(reason, 300))
+    finally:
+        client.close()
+
+
+def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | None = None) -> dict:
+    """The state of a cluster as one JSON object (`edgellm status --json`), from what its boards said.
+
+    The plan that counts is the cluster file's, or the newest one that all its boards serve, if that is newer or the
+    cluster file's is served by nobody. `serving` is whether every board of it does. Without the `manifest` it isn't
+    known what is left of a board's offer.
+    """
+    plans = {name: plan for name, word in words.items() if (plan := _plan_of(name, word))}
+    plan = _counting(cluster.plan, plans)
+    rows = [_row(name, word, plan, plans.get(name), manifest) for name, word in words.items()]
+    rows += [_row(name, Word("?", 0, error="no address"), plan, None, manifest) for name in plan.boards
+             if name not in words]  # fmt: skip
+    order = {name: i for i, name in enumerate(plan.boards)}
+    rows.sort(key=lambda row: order.get(row["board"], len(order)))
+    return {
+        "model": plan.model,
+        "objective": plan.objective,
+        "num_layers": plan.num_layers,
+        "context": plan.context,
+        "slots": plan.slots,
+        "epoch": plan.epoch,
+        "cluster_file_epoch": cluster.plan.epoch,
+        "serving": all(row["serving"] for row in rows if row["in_plan"]),
+        "tokens_per_s": _tokens_per_s(plan, rows),
+        "notes": _notes(cluster, plan, words, rows),
+        "boards": rows,
+    }
+
+
+def _counting(ours: Plan, plans: dict[str, Plan]) -> Plan:
+    whole = [
+        plan for plan in plans.values()
+        if plan.manifest_sha256 == ours.manifest_sha256
+        and all(b in plans and plans[b].digest == plan.digest for b in plan.boards)
+    ]  # fmt: skip
+    newest = max(whole, key=lambda plan: plan.epoch, default=ours)
+    return newest if newest.epoch >= ours.epoch else ours
+
+
+def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifest | None) -> dict:
+    said = word.status or {}
+    section, health = _dict(said.get("section")), _dict(said.get("health"))
+    offered = _count(_dict(said.get("capacity")).get("ram_bytes"))
+    layers = held.section_of(name) if held else None
+    taken = 0
+    if layers and manifest and manifest.sha256 == held.manifest_sha256:
+        taken = section_need(manifest, held.settings, layers.start, layers.end).total
+    known = offered is not None and (layers is None or taken > 0)
+    steps, decode_s = _count(section.get("decode_steps")), _real(section.get("decode_s"))
+    serving = bool(held and held.digest == plan.digest and name in plan.boards and not said.get("draining"))
+    return {
+        "board": name,
+        "address": f"{word.host}:{word.port}",
+        "state": "serving" if serving else _state(name, word, plan, held, offered, manifest),
+        "serving": serving,
+        "in_plan": name in plan.boards,
+        "section": {"start": layers.start, "end": layers.end} if layers else None,
+        "path": _short(section.get("path")),
+        "ram_total_bytes": _count(health.get("ram_total_bytes")),
+        "ram_offered_bytes": offered,
+        "ram_free_bytes": max(0, offered - taken) if known else None,
+        "disk_free_bytes": _count(said.get("disk_free_bytes")),
+        "slots": _count(section.get("slots")),
+        "free_slots": _count(section.get("free_slots")),
+        "temperature_c": _real(health.get("temperature_c")),
+        "throttled": _flag(health.get("throttled")),
+        "undervoltage": _flag(health.get("undervoltage")),
+        "link_mbit": _count(health.get("link_mbit")),
+        "uptime_s": _real(health.get("uptime_s")),
+        "decode_ms_per_token": round(decode_s / steps * 1e3, 3) if steps and decode_s is not None else None,
+        "hop_s": _real(_dict(said.get("capacity")).get("hop_s")),
+        "version": _short(said.get("version")),
+        "epoch": _count(said.get("epoch")),
+    }
+
+
+def _state(name: str, word: Word, plan: Plan, held: Plan | None, offered: int | None, manifest) -> str:
+    """Why a board doesn't serve the plan, in a few words."""
+    if word.status is None:
+        return f"unreachable: {word.error}"
+    said = word.status
+    if said.get("draining"):
+        return "stopping"
+    if said.get("manifest_sha256") != plan.manifest_sha256:
+        return f"has another model: {_short(said.get('model')) or '?'}"
+    if held is not None:
+        return f"serves epoch {held.epoch}" if held.epoch != plan.epoch else "serves another plan of this epoch"
+    if name in plan.boards:
+        return "no section, a plan is under way" if said.get("claimed") else "no section"
+    least = min(_layer_needs(plan, manifest), default=0)
+    if offered is not None and usable_bytes(offered) < least:
+        return f"spare: offers {offered / 1e9:.2f} GB, a layer needs {offer_for(least) / 1e9:.2f} GB"
+    if plan.objective == "latency":
+        return "spare: fewer boards answer sooner"
+    return f"spare: not in the plan of epoch {plan.epoch}"
+
+
+def _layer_needs(plan: Plan, manifest: Manifest | None) -> list[int]:
+    """What each layer alone would need; nothing if the manifest is not that of the plan."""
+    if manifest is None or manifest.sha256 != plan.manifest_sha256:
+        return []
+    needs = Needs(manifest, plan.settings)
+    return [needs.total(i, i + 1) for i in range(plan.num_layers)]
+
+
+def _notes(cluster: ClusterFile, plan: Plan, words: dict[str, Word], rows: list[dict]) -> list[str]:
+    """What is to be said of the cluster as a whole."""
+    notes = []
+    ours = cluster.plan
+    if plan.digest != ours.digest:
+        what = f"epoch {plan.epoch}" if plan.epoch != ours.epoch else "another plan of that epoch"
+        notes.append(
+            f"the cluster file has epoch {ours.epoch}, the boards serve {what}: another manager made that plan, and "
+            "the next question or deploy follows it"
+        )
+    newest = max((row["epoch"] for row in rows if row["epoch"] is not None), default=None)
+    if newest is not None and newest > plan.epoch:
+        names = ", ".join(row["board"] for row in rows if row["epoch"] == newest)
+        notes.append(
+            f"{names} went on to epoch {newest}, which not all of its boards serve: the next question or deploy "
+            "finishes that change of plan"
+        )
+    missing = [row["board"] for row in rows if row["in_plan"] and not row["serving"]]
+    if missing:
+        notes.append(
+            f"{', '.join(missing)} of the plan's {len(plan.boards)} boards can't serve now: the next question makes a "
+            "plan over the others if the model fits; 'edgellm doctor' says more"
+        )
+    if strangers := sorted(words.keys() - {b.name for b in cluster.boards}):
+        notes.append(f"{', '.join(strangers)}: in a plan of these boards, but not in this cluster file")
+    versions = {row["version"] for row in rows if row["version"]}
+    if len(versions) > 1:
+        notes.append(f"the boards run different versions ({', '.join(sorted(versions))}): upgrade them all")
+    return notes
+
+
+def _tokens_per_s(plan: Plan, rows: list[dict]) -> float | None:
+    """Of one answer at a time, from what each board has measured while decoding; None before all have."""
+    stages = [row for row in rows if row["in_plan"]]
+    if any(row["decode_ms_per_token"] is None for row in stages) or len(stages) != len(plan.boards):
+        return None
+    hops_s = sum(row["hop_s"] or 0.0 for row in stages) if len(stages) > 1 else 0.0
+    token_s = sum(row["decode_ms_per_token"] for row in stages) / 1e3 + hops_s
+    return round(1 / token_s, 2) if token_s > 0 else None
+
+
+# What a board says is hostile until parsed.
+
+
+def _plan_of(name: str, word: Word) -> Plan | None:
+    """The plan that the board says it serves a section of."""
+    with contextlib.suppress(EdgellmError):
+        plan = Plan.from_dict((word.status or {}).get("plan"))
+        return plan if name in plan.boards else None
+    return None
+
+
+def _addresses_of(name: str, word: Word) -> dict[str, tuple[str, int]]:
+    plan, found = _plan_of(name, word), {}
+    for board in plan.boards if plan else ():
+        match _dict(word.status.get("addresses")).get(board):
+            case [str(host), port] if 0 < len(host) < 254 and type(port) is int and 0 < port < 1 << 16:
+                found[board] = (host, port)
+    return found
+
+
+def _dict(value) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 60 else None
+
+
+def _real(value) -> float | None:
+    return float(value) if type(value) in (int, float) and -1e12 < value < 1e12 else None
+
+
+def _flag(value) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _short(value) -> str | None:
+    return plain(value, 60) if isinstance(value, str) and value else None
