@@ -1,16 +1,18 @@
 """Planning: manifest + measured capacities → which board holds which layers. Pure functions, standard library only.
 
-types.py    Capacity, Settings, Section, Plan: values, validated where they enter
-needs.py    what a section needs in RAM, and what a board leaves to use
-search.py   the exact search over boards, orders and cuts, in integers
-make.py     make_plan, check_plan, and the error that says what would fit
-rebalance.py  the next plan: kept, or moved with as few bytes as are worth it
-explain.py  a plan in numbers and words
-boards.py   boards typed on a command line ("pi1=3.1GB@25ms")
+types.py      Capacity, Settings, Section, Plan: values, validated where they enter
+needs.py      what a section needs in RAM, and what a board leaves to use
+fleet.py      boards as the searches count them, in integers
+search.py     the exact search over boards, orders and cuts
+make.py       make_plan, check_plan, and the error that says what would fit
+fewest.py     the search for the fewest bytes to load
+rebalance.py  next_plan: kept, or moved with as few bytes as are worth it
+explain.py    a plan, and a move, in numbers and words
+boards.py     boards typed on a command line ("pi1=3.1GB@25ms")
 """
 
 from edgellm.plan.boards import parse_board, parse_boards, parse_size
-from edgellm.plan.explain import explain_dict, explain_text
+from edgellm.plan.explain import explain_dict, explain_move, explain_move_dict, explain_text
 from edgellm.plan.make import check_lengths, check_plan, make_plan
 from edgellm.plan.needs import Needs, SectionNeed, headroom_bytes, section_need, usable_bytes
 from edgellm.plan.rebalance import GAIN, Move, next_plan
@@ -31,6 +33,8 @@ __all__ = [
     "check_lengths",
     "check_plan",
     "explain_dict",
+    "explain_move",
+    "explain_move_dict",
     "explain_text",
     "headroom_bytes",
     "make_plan",

@@ -1,4 +1,4 @@
-"""A plan explained: who gets what, how fast it should be, who isn't used and why, what would not fit."""
+"""A plan explained: who gets what, how fast it should be, who isn't used and why, what would not fit; and a move."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,9 @@ from edgellm.errors import PlanError
 from edgellm.plan.fleet import Kind
 from edgellm.plan.make import check_request, kinds, largest_context, largest_slots, ms, size
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
+from edgellm.plan.rebalance import Move
 from edgellm.plan.search import is_exact, token_ns_using_all
-from edgellm.plan.types import Capacity, Plan
+from edgellm.plan.types import Capacity, Plan, Section
 
 _MOST_SLOTS = 1024
 
@@ -68,8 +69,7 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
     rows = [("board", "layers", "weights", "KV", "activations", "headroom", "free", "time a token")]
     for s in facts["sections"]:
         sizes = ("weights_bytes", "kv_bytes", "activations_bytes", "headroom_bytes", "free_bytes")
-        layers = f"{s['start']}-{s['end']} ({s['end'] - s['start']})"
-        rows.append((s["board"], layers, *(size(s[name]) for name in sizes), ms(s["stage_s"])))
+        rows.append((s["board"], _layers(s), *(size(s[name]) for name in sizes), ms(s["stage_s"])))
     lines = [
         f"{plan.model} ({plan.num_layers} layers, quantization {manifest.quantization}) for {plan.objective}: "
         f"{slots} of {plan.context} tokens, KV {plan.kv_dtype}, prefill in chunks of {plan.chunk}",
@@ -83,6 +83,91 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         *(f"wouldn't fit: {text}" for text in facts["would_not_fit"]),
     ]
     return "\n".join(lines)
+
+
+def explain_move_dict(move: Move, manifest: Manifest, capacities: Sequence[Capacity], current: Plan | None) -> dict:
+    """A move in numbers, for --json; what isn't known of the current plan is None. The arguments are next_plan's."""
+    by_name = {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities), strict=True)}
+    file_bytes = {s.name: s.bytes for s in manifest.shards}
+    old = {s.board: s for s in current.sections} if current else {}
+    new = {s.board: s for s in move.plan.sections}
+    boards = []
+    for board in dict.fromkeys([*new, *old, *by_name]):
+        loads = move.moved.get(board, ())
+        boards.append(
+            {
+                "board": board,
+                "before": _start_end(old.get(board)),
+                "after": _start_end(new.get(board)),
+                "load": list(loads),
+                "load_bytes": sum(file_bytes[name] for name in loads),
+            }
+        )
+    slowest = max(_stage_times(move.plan, by_name)) / 1e9
+    slowest_before = None
+    if current and move.token_s_before is not None:
+        slowest_before = max(_stage_times(current, by_name)) / 1e9
+    return {
+        "changed": move.changed,
+        "reason": move.reason,
+        "gain": move.gain,
+        "model": move.plan.model,
+        "epoch_before": current.epoch if current else None,
+        "epoch": move.plan.epoch,
+        **move.plan.settings.to_dict(),
+        "boards": boards,
+        "moved_bytes": move.moved_bytes,
+        "token_s_before": move.token_s_before,
+        "token_s": move.token_s,
+        "tokens_per_s_before": None if move.token_s_before is None else _rate(move.token_s_before),
+        "tokens_per_s": _rate(move.token_s),
+        "slowest_stage_s_before": slowest_before,
+        "slowest_stage_s": slowest,
+        "pipelined_tokens_per_s_before": None if slowest_before is None else _rate(slowest_before),
+        "pipelined_tokens_per_s": _rate(slowest),
+    }
+
+
+def explain_move(move: Move, manifest: Manifest, capacities: Sequence[Capacity], current: Plan | None) -> str:
+    """The same in words: each board's section now and next side by side, what it loads, how fast both are, and why."""
+    facts = explain_move_dict(move, manifest, capacities, current)
+    rows = [("board", "layers now", "next", "to load")]
+    for board in facts["boards"]:
+        load = size(board["load_bytes"]) if board["load"] else "-"
+        rows.append((board["board"], _layers(board["before"]), _layers(board["after"]), load))
+    if not move.changed:
+        what = f"epoch {move.plan.epoch} stays"
+    else:
+        what = f"epoch {move.plan.epoch}" + (f" instead of {current.epoch}" if current else "")
+    one, many = (
+        _speeds(facts[f"{name}_before"], facts[name], move.changed)
+        for name in ("tokens_per_s", "pipelined_tokens_per_s")
+    )
+    return "\n".join(
+        [
+            f"{move.plan.model} ({move.plan.num_layers} layers) for {move.plan.objective}: {what}",
+            "",
+            *_table(rows),
+            "",
+            f"to load:      {size(move.moved_bytes)}",
+            f"one answer:   {one} (predicted)",
+            f"many at once: {many} together",
+            f"{'moved' if move.changed else 'kept'}:".ljust(14) + move.reason,
+        ]
+    )
+
+
+def _start_end(section: Section | None) -> dict | None:
+    return None if section is None else {"start": section.start, "end": section.end}
+
+
+def _layers(section: dict | None) -> str:
+    return "-" if section is None else f"{section['start']}-{section['end']} ({section['end'] - section['start']})"
+
+
+def _speeds(before: float | None, after: float, changed: bool) -> str:
+    now = f"{after:.1f} tokens/s"
+    return now if before is None or not changed else f"{before:.1f} tokens/s now, {now} next"
 
 
 def _why_unused(plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kind]], unused: Capacity, slowest) -> str:

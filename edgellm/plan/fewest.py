@@ -4,9 +4,9 @@ For latency the time of a whole plan is bounded, so the fewest bytes of a part d
 search goes from the first layer to the last, always on from where the bytes so far and the least that the rest can take
 are fewest, and drops what can't be fast enough any more, or is met again with no fewer bytes and no less time.
 
-It is exact for up to MAX_STATES states (8 boards that differ or hold different sections; more if some are alike and
-hold nothing), unless it gives up after MAX_STEPS. Beyond, boards that hold something keep the order of what they hold,
-each used or not, and the others may come in between.
+It is exact for up to MAX_STATES states (9 boards that differ or hold different sections; more if some are alike and
+hold nothing), unless it gives up after MAX_STEPS, a hundred times as many as it has been seen to take. Beyond, boards
+that hold something keep the order of what they hold, each used or not, and the others may come in between.
 """
 
 import heapq
@@ -20,8 +20,10 @@ from edgellm.plan.needs import Needs
 from edgellm.plan.search import Cut
 
 MAX_STATES = 512
-MAX_STEPS = 100_000
+MAX_STEPS = 50_000
 
+_RATES = 16  # tried at most; mostly 3 to 6 are
+_Step = tuple[int, int]  # kind, end
 _BYTE = 1 << 96  # bytes count above all time: 4096 stages of an hour a layer are less
 
 
@@ -32,6 +34,16 @@ class Cost(NamedTuple):
     figure_ns: int
     token_ns: int
     stages: int
+
+
+class _Path(NamedTuple):
+    """The cheapest path at some prices: the table it comes from, its cost there, its bytes and its time."""
+
+    table: list[list[int]]
+    table_cost: int
+    load_bytes: int
+    time: int
+    steps: tuple[_Step, ...]
 
 
 class Fewest:
@@ -50,29 +62,28 @@ class Fewest:
         figure = max(times) if self._objective == "throughput" else sum(times)
         return Cost(sum(self._loads[c.index].of(c.start, c.end) for c in cuts), figure, sum(times), len(cuts))
 
-    def cuts(self, limit_ns: int) -> list[Cut] | None:
+    def cuts(self, limit_ns: int, best_ns: int = 0) -> list[Cut] | None:
         """The plan of the least cost whose figure is at most `limit_ns`, as evenly cut as that allows; None if it finds
-        none."""
+        none. `best_ns`: no plan's figure is less."""
         self._kinds, self._members, self._choices = _choices(self._needs, self._boards)
-        self._times = [time_price(kind, self._n) for kind in self._kinds]
-        loads = [load_price(self._manifest, kind.holds) for kind in self._kinds]
-        self._both = [_both(load, time) for load, time in zip(loads, self._times, strict=True)]
+        self._prices = [_price(load_price(self._manifest, k.holds), time_price(k, self._n)) for k in self._kinds]
         found = [
             [Cut(index, 0, self._n)]
             for index, board in enumerate(self._boards)
             if self._reaches[index][0] == self._n and board.stage_ns(self._n, True, alone=True) <= limit_ns
         ]
-        several = self._several if self._objective == "latency" else self._several_least_slow
-        if (cuts := several(limit_ns)) is not None:
+        latency = self._objective == "latency"
+        cuts = self._several(limit_ns) if latency else self._several_least_slow(limit_ns, best_ns)
+        if cuts is not None:
             found.append(cuts)
         return self._even(min(found, key=self.cost), limit_ns) if found else None
 
-    def _several_least_slow(self, limit_ns: int) -> list[Cut] | None:
+    def _several_least_slow(self, limit_ns: int, best_ns: int) -> list[Cut] | None:
         """Throughput: of those that load the fewest bytes the one whose slowest stage is fastest."""
         if (best := self._several(limit_ns)) is None:
             return None
         fewest, slowest, _, _ = self.cost(best)
-        times = sorted(time for time in self._stage_times() if time < slowest)
+        times = sorted(time for time in self._stage_times() if best_ns <= time < slowest)
         low, high = 0, len(times)  # times[high:] are slow enough
         while low < high:
             middle = (low + high) // 2
@@ -89,47 +100,98 @@ class Fewest:
 
     def _several(self, limit_ns: int) -> list[Cut] | None:
         """The cheapest plan of several stages: of all of them together (latency) or of each, `limit_ns` at most."""
-        n, latency = self._n, self._objective == "latency"
         reaches = [reach(self._needs, kind, limit_ns) for kind in self._kinds]
-        both = self._both
-        rest = cheapest(n, self._choices, reaches, both)
-        times = cheapest(n, self._choices, reaches, self._times) if latency else None
+        fewest = self._least(reaches, self._prices)
+        if fewest is None:
+            return None
         limit = (limit_ns + 1) * NS - 1
-        order = count()
-        # (cost with the least of the rest, -start, order, state, cost so far, (what led here, kind, end))
-        heap = [(row[0], 0, next(order), state, 0, None) for state, row in enumerate(rest) if row[0] < INFINITE]
+        if self._objective == "throughput" or fewest.time <= limit:
+            return self._named(fewest.steps)
+        fastest = self._least(reaches, [_mixed(price, 0, 1) for price in self._prices])
+        return self._named(self._bounded(reaches, fewest, fastest, limit)) if fastest.time <= limit else None
+
+    def _bounded(
+        self, reaches: Sequence[Sequence[int]], fewest: "_Path", fastest: "_Path", limit: int
+    ) -> tuple[_Step, ...]:
+        """The cheapest path whose time is at most `limit`, where that of the fewest bytes takes longer.
+
+        Bytes and time in one price bound both. The bound is tightest at the rate of exchange at which the cheapest path
+        over the limit and the one within it cost the same; of these the latter is also what to beat.
+        """
+        over, within = fewest, fastest
+        for _ in range(_RATES):
+            byte, time = over.time - within.time, within.load_bytes - over.load_bytes
+            mixed = self._least(reaches, [_mixed(price, byte, time) for price in self._prices])
+            if mixed.table_cost >= over.load_bytes * byte + over.time * time:
+                break
+            over, within = (over, mixed) if mixed.time <= limit else (mixed, within)
+
+        def least(state: int, start: int, cost: int) -> int:
+            """What a path that came here at `cost` costs at least in the end; INFINITE if it takes too long."""
+            bytes_so_far, time_so_far = divmod(cost, _BYTE)
+            time_at_least = time_so_far + fastest.table[state][start]
+            if fewest.table[state][start] >= INFINITE or time_at_least > limit:
+                return INFINITE
+            bytes_at_least = bytes_so_far - ((limit - time_so_far) * time - mixed.table[state][start]) // byte
+            return max(cost + fewest.table[state][start], bytes_at_least * _BYTE + time_at_least)
+
+        best, n, order = within.load_bytes * _BYTE + within.time, self._n, count()
+        # (cost in the end at least, -start, order, state, cost so far, (what led here, step))
+        heap = [
+            (at_least, 0, next(order), s, 0, None)
+            for s in range(len(self._choices))
+            if (at_least := least(s, 0, 0)) < best
+        ]
         heapq.heapify(heap)
-        fastest: dict[tuple[int, int], int] = {}
+        times: dict[tuple[int, int], int] = {}
         for _ in range(MAX_STEPS):
             if not heap:
                 break
             _, start, _, state, cost, path = heapq.heappop(heap)
             start = -start
             if start == n:
-                return self._named(path)
-            if fastest.get((state, start), INFINITE) <= cost % _BYTE:
-                continue
-            fastest[state, start] = cost % _BYTE
+                steps = []
+                while path is not None:
+                    path, step = path
+                    steps.append(step)
+                return tuple(reversed(steps))
+            if times.get((state, start), INFINITE) <= cost % _BYTE:
+                continue  # was here with no more bytes and no more time
+            times[state, start] = cost % _BYTE
             for k, before in self._choices[state]:
-                least, least_time = rest[before], times[before] if latency else None
                 for end in range(start + 1, reaches[k][start] + 1):
-                    if least[end] >= INFINITE or (start == 0 and end == n):
+                    if start == 0 and end == n:
                         continue
-                    so_far = cost + both[k].of(start, end)
-                    if latency and so_far % _BYTE + least_time[end] > limit:
-                        continue
-                    heapq.heappush(heap, (so_far + least[end], -end, next(order), before, so_far, (path, k, end)))
-        return None
+                    so_far = cost + self._prices[k].of(start, end)
+                    if (at_least := least(before, end, so_far)) < best:
+                        heapq.heappush(heap, (at_least, -end, next(order), before, so_far, (path, (k, end))))
+        return within.steps
 
-    def _named(self, path: tuple | None) -> list[Cut]:
-        """A path of kinds as cuts: of boards of one kind those listed first come first."""
-        steps = []
-        while path is not None:
-            path, k, end = path
+    def _least(self, reaches: Sequence[Sequence[int]], prices: Sequence[Price]) -> "_Path | None":
+        """The cheapest path of several stages at these prices; None if there is none."""
+        table = cheapest(self._n, self._choices, reaches, prices)
+        state, start = min(range(len(table)), key=lambda state: table[state][0]), 0
+        if table[state][0] >= INFINITE:
+            return None
+        steps, cost, path_cost = [], 0, table[state][0]
+        while start < self._n:
+            here = table[state][start]
+            k, before, end = next(
+                (k, before, end)
+                for k, before in self._choices[state]
+                for end in range(start + 1, reaches[k][start] + 1)
+                if prices[k].of(start, end) + table[before][end] == here and (start or end < self._n)
+            )
+            cost += self._prices[k].of(start, end)
             steps.append((k, end))
+            state, start = before, end
+        return _Path(table, path_cost, *divmod(cost, _BYTE), tuple(steps))
+
+    def _named(self, steps: Sequence[_Step]) -> list[Cut]:
+        """A path of kinds as cuts: of boards of one kind those listed first come first."""
         unused = [iter(members) for members in self._members]
         cuts, start = [], 0
-        for k, end in reversed(steps):
+        for k, end in steps:
             cuts.append(Cut(next(unused[k]), start, end))
             start = end
         return cuts
@@ -167,10 +229,16 @@ def load_price(manifest: Manifest, holds: tuple[int, int] | None) -> Price:
     return Price([0, *accumulate(layers)], 0, embedding, head)
 
 
-def _both(load: Price, time: Price) -> Price:
+def _price(load: Price, time: Price) -> Price:
     """Bytes first, then time."""
     layers = [a * _BYTE + b for a, b in zip(load.layers, time.layers, strict=True)]
     return Price(layers, *(a * _BYTE + b for a, b in zip(load[1:], time[1:], strict=True)))
+
+
+def _mixed(price: Price, byte: int, time: int) -> Price:
+    """The price if a byte costs `byte` and a unit of time `time`."""
+    mixed = [a * byte + b * time for a, b in (divmod(cost, _BYTE) for cost in (*price.layers, *price[1:]))]
+    return Price(mixed[:-3], *mixed[-3:])
 
 
 def _choices(needs: Needs, boards: Sequence[Kind]) -> tuple[list[Kind], list[list[int]], Choices]:

@@ -157,7 +157,8 @@ def time_price(kind: Kind, num_layers: int) -> Price:
 def cheapest(
     num_layers: int, choices: Choices, reaches: Sequence[Sequence[int]], prices: Sequence[Price]
 ) -> list[list[int]]:
-    """cost[state][start]: the least cost at which exactly these boards hold [start, num_layers).
+    """cost[state][start]: the least cost at which exactly these boards hold [start, num_layers), at start 0 in several
+    sections.
 
     The board put in front takes [start, end) for any end in (start, reach[start]]. Its cost is a difference of sums, so
     the best end is the minimum over a sliding window: one pass over the layers a state and kind.
@@ -176,7 +177,8 @@ def cheapest(
                     while window and window[-1][0] >= cost:
                         window.pop()
                     window.append((cost, end))
-                while window and window[0][1] > ends[start]:
+                most = ends[start] if start else min(ends[0], n - 1)
+                while window and window[0][1] > most:
                     window.popleft()
                 if window:
                     cost = window[0][0] - layers[start] + stage + (0 if start else first)

@@ -129,8 +129,8 @@ def test_missing_shards_are_told_by_board(ten, make_boards):
         next_plan(ten, current, boards, LATENCY, 2, shards=shards)
     assert str(e.value) == (
         "tiny would fit into the RAM of these boards, but the shards on their disks make no whole: nobody has "
-        "layers 6-8 and 9-10, the head; pi1 lacks layers 6-8 and 9-10, the head; pi2 lacks the embedding, layers 0-10, the head. "
-        "Bring back the board that has them, or deploy to push them."
+        "layers 6-8 and 9-10, the head; pi1 lacks layers 6-8 and 9-10, the head; "
+        "pi2 lacks the embedding, layers 0-10, the head. Bring back the board that has them, or deploy to push them."
     )
     shards["pi2"] = names(ten, 6, 10)
     assert not next_plan(ten, plan_for(ten, LATENCY, (("pi1", 0, 6), ("pi2", 6, 10))), boards, LATENCY, 2).changed
