@@ -9,8 +9,11 @@ from edgellm.plan import (
     Capacity,
     Settings,
     explain_dict,
+    explain_move,
+    explain_move_dict,
     explain_text,
     make_plan,
+    next_plan,
     parse_board,
     parse_boards,
     parse_size,
@@ -160,3 +163,79 @@ def test_sizes_are_decimal_or_binary():
     assert [parse_size(s, "--ram") for s in ("2GB", "2 GiB", "1.5MB", "123B")] == [2 * 10**9, 2 << 30, 1_500_000, 123]
     with pytest.raises(UsageError, match="--ram is '2', expected a number with GB, GiB, MB or MiB"):
         parse_size("2", "--ram")
+
+
+def test_a_move_is_told_board_by_board(make_manifest, make_boards):
+    manifest = make_manifest([10] * 10, embedding=5, head=5)
+    boards = make_boards((200, 5), (200, 5), (200, 6))
+    request = Settings(16, chunk=1, objective="throughput")
+    current = make_plan(manifest, boards[:2], request, 4)
+    move = next_plan(manifest, current, boards, request, 5)
+    facts = explain_move_dict(move, manifest, boards, current)
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["boards"] == [
+        {
+            "board": "pi1",
+            "before": {"start": 0, "end": 5},
+            "after": {"start": 0, "end": 4},
+            "load": [],
+            "load_bytes": 0,
+        },
+        {
+            "board": "pi3",
+            "before": None,
+            "after": {"start": 4, "end": 6},
+            "load": ["layer-0004.safetensors", "layer-0005.safetensors"],
+            "load_bytes": 20 * MB,
+        },
+        {
+            "board": "pi2",
+            "before": {"start": 5, "end": 10},
+            "after": {"start": 6, "end": 10},
+            "load": [],
+            "load_bytes": 0,
+        },
+    ]
+    assert (facts["changed"], facts["epoch_before"], facts["epoch"], facts["moved_bytes"]) == (True, 4, 5, 20 * MB)
+    assert facts["pipelined_tokens_per_s_before"] == pytest.approx(40)
+    assert facts["pipelined_tokens_per_s"] == pytest.approx(50)
+    assert facts["gain"] == pytest.approx(0.2)
+    text = explain_move(move, manifest, boards, current)
+    assert text.splitlines() == [
+        "tiny (10 layers) for throughput: epoch 5 instead of 4",
+        "",
+        "board  layers now      next  to load",
+        "pi1       0-5 (5)   0-4 (4)        -",
+        "pi3             -   4-6 (2)  20.0 MB",
+        "pi2      5-10 (5)  6-10 (4)        -",
+        "",
+        "to load:      20.0 MB",
+        "one answer:   20.0 tokens/s now, 19.2 tokens/s next (predicted)",
+        "many at once: 40.0 tokens/s now, 50.0 tokens/s next together",
+        "moved:        the slowest stage takes 20 ms instead of 25 ms, 20.0% less; 20.0 MB to load",
+    ]
+
+
+def test_a_kept_plan_a_first_one_and_a_lost_board_are_told(make_manifest, make_boards):
+    manifest = make_manifest([10] * 10, embedding=5, head=5)
+    boards = make_boards((60, 5), (60, 5), (60, 4.8))
+    request = Settings(16, chunk=1)
+    first = next_plan(manifest, None, boards[:2], request, 1)
+    text = explain_move(first, manifest, boards[:2], None)
+    assert "for latency: epoch 1\n" in text and "pi1             -   0-5 (5)  55.0 MB" in text
+    assert "\none answer:   20.0 tokens/s (predicted)\n" in text
+    kept = next_plan(manifest, first.plan, boards, request, 2)
+    text = explain_move(kept, manifest, boards, first.plan)
+    assert "for latency: epoch 1 stays\n" in text and "pi3             -         -        -" in text
+    assert (
+        "kept:         a token takes 50 ms and would take 49 ms with the fastest plan, 2.0% less; a move is worth it from "
+        "10% on" in text
+    )
+    lost = next_plan(manifest, first.plan, boards[1:], request, 2)
+    facts = explain_move_dict(lost, manifest, boards[1:], first.plan)
+    assert [b["board"] for b in facts["boards"]] == ["pi3", "pi2", "pi1"]
+    assert facts["boards"][2]["after"] is None
+    assert (facts["token_s_before"], facts["slowest_stage_s_before"], facts["gain"]) == (None, None, None)
+    assert "moved:        board pi1 is gone, which held layers 0-5; 55.0 MB to load" in explain_move(
+        lost, manifest, boards[1:], first.plan
+    )

@@ -1,6 +1,7 @@
 """The next plan: tables of what boards offer and hold, and equality with trying everything."""
 
 import re
+import time
 from dataclasses import replace
 from itertools import combinations, permutations
 
@@ -21,6 +22,9 @@ from edgellm.plan import (
     section_need,
     usable_bytes,
 )
+from edgellm.plan.fewest import Fewest
+from edgellm.plan.make import kinds
+from edgellm.plan.needs import Needs
 from edgellm.plan.rebalance import SLACK
 
 MB = 10**6
@@ -290,3 +294,33 @@ def test_many_different_boards_keep_the_order_of_what_they_hold(make_manifest, m
     assert move.plan.boards == tuple(b.board for b in left)
     assert move.moved_bytes < 200 * MB
     assert re.match(r"board pi6 is gone, which held layers 25-30; 0\.\d\d GB to load, ", move.reason)
+
+
+@settings(max_examples=200, deadline=None)
+@given(problem=problems(), slack=st.floats(1, 3))
+def test_fewest_bytes_within_any_time_equal_trying_everything(make_manifest, make_boards, problem, slack):
+    layers, shape, offers, held, disks, _, request = problem
+    manifest, boards = make_manifest(layers, **shape), make_boards(*offers)
+    shards = {b.board: names(manifest, *disk) for b, disk in zip(boards, disks, strict=True)}
+    kinds_ = [k._replace(holds=h) for k, h in zip(kinds(boards, manifest, shards), held, strict=True)]
+    search = Fewest(manifest, Needs(manifest, request), kinds_, request.objective)
+    prices = [price(parts, boards, held, manifest, request) for parts in every_plan(manifest, boards, disks, request)]
+    limit = int(slack * min((figure for _, figure, _, _ in prices), default=1))
+    found = search.cuts(limit)
+    assert (search.cost(found) if found else None) == min((p for p in prices if p[1] <= limit), default=None)
+    assert search.cuts(min((p[1] for p in prices), default=1) - 1) is None
+
+
+@pytest.mark.parametrize("objective", ["latency", "throughput"])
+def test_eight_different_boards_and_32_layers_take_less_than_a_second_or_two(make_manifest, make_boards, objective):
+    manifest = make_manifest([10 + i % 3 for i in range(32)], embedding=20, head=20)
+    boards = make_boards(*[(70 + 3 * i, 5 + i * i % 11 / 4, 5 + i, 1) for i in range(8)])
+    order = (3, 0, 7, 5, 1, 6, 2, 4)
+    held = {f"pi{b + 1}": (4 * i, 4 * i + 4) for i, b in enumerate(order)}
+    started = time.process_time()
+    move = next_plan(manifest, None, boards, replace(LATENCY, objective=objective), 1, held=held)
+    assert time.process_time() - started < 3
+    fastest = make_plan(manifest, boards, replace(LATENCY, objective=objective), 1)
+    everything = sum(s.bytes for s in manifest.shards)
+    assert move.moved_bytes < everything / 2
+    assert next_plan(manifest, fastest, boards, move.plan.settings, 2).plan is fastest
