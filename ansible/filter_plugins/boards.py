@@ -1,0 +1,185 @@
+"""What a board's probe found, whether the board can be used, and failed tasks in one sentence."""
+
+import re
+
+PYTHON_LEAST = (3, 11)
+CLOCK_TOLERANCE_S = 3600
+MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+AGENT_BYTES = 500 << 20  # an agent's own memory
+SYSTEMS = ("debian", "ubuntu", "armbian", "raspbian")
+
+
+def board_facts(stdout: str, now_s: float) -> dict:
+    """The probe's `edgellm_NAME=VALUE` lines as a dict of texts, with `clock_ahead_s` against `now_s` of this machine."""
+    found = dict(re.findall(r"^edgellm_(\w+)=(.*?)\s*$", stdout, re.M))
+    facts = {"missing": [], "packages": [], "python": "", "python_minor": "", **found}
+    facts["clock_ahead_s"] = int(found["time_s"]) - round(now_s) if found.get("time_s", "").isdigit() else 0
+    facts["machine"] = MACHINES.get(found.get("machine", ""), found.get("machine", ""))
+    for name in ("ram_kb", "ram_free_kb", "opt_free_kb", "var_free_kb"):
+        facts[name] = int(found[name]) if found.get(name, "").isdigit() else 0
+    version = tuple(int(part) for part in found.get("python_version", "").split(".")[:2] if part.isdigit())
+    if len(version) == 2 and version >= PYTHON_LEAST and found.get("python_whole") == "yes":
+        facts["python_minor"] = ".".join(map(str, version))
+    else:
+        facts["missing"].append("python3")
+    if not found.get("rsync"):
+        facts["missing"].append("rsync")
+    return facts
+
+
+def board_problem(facts: dict, board: str, disk_mb: int) -> str:
+    """Why the board can't be used, with the way out, in one sentence or two; "" if it can, as far as its probe tells.
+
+    `disk_mb` is what a board without edgellm needs free for the software.
+    """
+    system, machine, bits = facts.get("id", ""), facts["machine"], facts.get("bits", "")
+    family = {system, *facts.get("id_like", "").split()}
+    if facts.get("root") != "yes":
+        return (
+            f"board {board}: {facts.get('user', 'the user')} can't use sudo without a password. "
+            f"Allow it in /etc/sudoers.d, or name another user as ansible_user."
+        )
+    if not family & set(SYSTEMS):
+        named = facts.get("pretty") or system or "no Linux that names itself"
+        return f"board {board} runs {named}; edgellm sets up Debian, Ubuntu and Armbian. Put one of them on its card."
+    if machine not in MACHINES.values():
+        return f"board {board} is {machine}; edgellm runs on x86_64 and aarch64. Use a 64-bit board."
+    if bits == "32" or facts.get("packages_for", machine) in ("armhf", "armel", "i386"):
+        return (
+            f"board {board} has a 32-bit system ({facts.get('packages_for', '32 bits')}) on a 64-bit kernel ({machine}). "
+            f"Put a 64-bit image on its card."
+        )
+    if facts.get("systemd") != "yes":
+        return f"board {board} was not booted with systemd, which is to supervise the agent. Put an image with systemd on its card."
+    if read_only := facts.get("read_only"):
+        return (
+            f"board {board}: {read_only} is read-only. Look for errors of its card in 'dmesg', then remount it writable "
+            f"or replace the card."
+        )
+    if abs(facts["clock_ahead_s"]) > CLOCK_TOLERANCE_S:
+        hours, way = abs(facts["clock_ahead_s"]) / 3600, "ahead of" if facts["clock_ahead_s"] > 0 else "behind"
+        return (
+            f"board {board}: its clock is {hours:.1f} hours {way} this machine's, and certificates would not be valid. "
+            f"Set it, with 'timedatectl set-ntp true' where it reaches a time server."
+        )
+    if not facts.get("installed") and facts["opt_free_kb"] < disk_mb * 1000:
+        return (
+            f"board {board} has {facts['opt_free_kb'] // 1000} MB free in /opt, the software takes {disk_mb} MB. "
+            f"Free some, or use a larger card."
+        )
+    return ""
+
+
+def kind(facts: dict) -> list[str]:
+    """What wheels a board needs: machine and Python."""
+    return [facts["machine"], facts["python_minor"]]
+
+
+def last_line(stderr: str) -> str:
+    """The sentence with which a command of ours failed, without its name."""
+    lines = [line.strip() for line in str(stderr).splitlines() if line.strip()]
+    return lines[-1].removeprefix("edgellm: ").removeprefix("error: ") if lines else "it failed without a word"
+
+
+def ram_estimate(facts: dict, memory_max: str, ram: str) -> int:
+    """Bytes that an agent may find free for a section, on a board that has none yet."""
+    most = facts["ram_kb"] * 1024
+    if match := re.fullmatch(r"([\d.]+)%", str(memory_max)):
+        most = int(most * float(match[1]) / 100)
+    elif match := re.fullmatch(r"([\d.]+)([KMGT]?)", str(memory_max)):
+        most = min(most, int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " ")))
+    free = min(most, facts["ram_free_kb"] * 1024) - AGENT_BYTES
+    if match := re.fullmatch(r"([\d.]+)\s*([KMGT]?)(i?)B", str(ram)):
+        free = min(free, int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ")))
+    return max(0, free)
+
+
+def with_packages(facts: dict, stdout: str) -> dict:
+    """The facts of a board as it will be when apt has installed what is missing; `stdout` is of the task that asked."""
+    found = dict(re.findall(r"^edgellm_(\w+)=(.*?)\s*$", stdout, re.M))
+    if found.get("python"):
+        facts = {**facts, "python": found["python"], "python_minor": found["python_minor"]}
+    return {**facts, "packages": found.get("packages", "").split()}
+
+
+def packages_problem(facts: dict, stdout: str, board: str) -> str:
+    """Why apt can't bring what the board lacks; "" if it can. `stdout` is of the task that asked apt."""
+    if re.search(r"^edgellm_packages=\S", stdout, re.M):
+        return ""
+    lacks, python = " and ".join(facts["missing"]), facts.get("python_version")
+    if "python3" in facts["missing"]:
+        lacks = lacks.replace("python3", f"Python 3.11 or newer (it has {python})" if python else "Python 3.11 or newer")
+    reason = "its apt reaches no mirror" if "edgellm_mirror=no" in stdout else "its mirror has none"
+    return (
+        f"board {board} lacks {lacks}, and {reason}. Give it a mirror for this once, install it by hand, or use an image "
+        f"of Debian 12, Ubuntu 24.04 or newer."
+    )
+
+
+def why(result, board: str, address: str = "") -> str:
+    """A failed or unreachable task's result as a sentence that names the board and the way out."""
+    texts = [result.get(key) for key in ("msg", "module_stderr", "stderr", "stdout")]
+    for item in result.get("results") or []:
+        texts += [item.get(key) for key in ("msg", "stderr") if item.get("failed")]
+    text = "\n".join(str(t) for t in texts if t)
+    place = f"{board} ({address})" if address and address != board else board
+    for pattern, sentence in REASONS:
+        if re.search(pattern, text, re.I):
+            return sentence.format(board=board, place=place)
+    if text.startswith(("board ", "edgellm: ")):
+        return " ".join(text.splitlines()[0].removeprefix("edgellm: ").split())
+    said = [line.strip() for line in text.splitlines() if line.strip()] or ["it gave no reason"]
+    return f"board {board}: {said[0]} {said[-1] if len(said) > 1 else ''}".rstrip(". ")[:600] + ". Mend that, and run it again."
+
+
+def not_healthy(result, board: str, version: str, before: dict, journal: str) -> str:
+    """Why an agent doesn't run as it should, and what runs instead; `before` is the agent's state until then."""
+    if "systemd" not in str(result.get("invocation", "")) and "edgellm-agent" not in str(result.get("msg", "")):
+        return why(result, board)
+    last = " | ".join(line.strip() for line in journal.splitlines()[-4:])
+    back = f"{before['version']} runs again" if before.get("version") else "there is none before it to go back to"
+    return f"board {board}: the agent of edgellm {version} does not start, and {back}. Its journal ends: {last}"
+
+
+REASONS = (
+    (r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+     "board {place} shows another SSH host key than before. If it has a new card, forget the old key with 'ssh-keygen -R'."),
+    (r"Host key verification failed|authenticity of host",
+     "board {place}: its SSH host key is not known here. Log in once with 'ssh' and accept it."),
+    (r"Permission denied \(|Too many authentication failures|Permission denied, please try again",
+     "board {place} refuses the SSH key or user. Correct ansible_user and ansible_ssh_private_key_file, or run 'ssh-copy-id'."),
+    (r"no such identity|Load key .*(invalid format|error in libcrypto|Permission denied)|UNPROTECTED PRIVATE KEY",
+     "board {place}: the SSH private key can't be read here. Correct ansible_ssh_private_key_file, mode 0600."),
+    (r"Could not resolve hostname|Name or service not known",
+     "board {place}: its name can't be resolved. Give its IP address as ansible_host."),
+    (r"Connection refused",
+     "board {place}: nothing listens for SSH there. Enable its ssh service, or correct ansible_host and ansible_port."),
+    (r"timed out|No route to host|Network is unreachable|Host is down|Connection reset|closed by remote|Broken pipe|"
+     r"kex_exchange|banner exchange|Timeout, server|Shared connection to|Connection closed",
+     "board {place} can't be reached over SSH. Check its power and cable, and ansible_host."),
+    (r"No space left on device|Disk quota exceeded|Errno 28",
+     "board {board}: its disk is full. Free some space, or use a larger card."),
+    (r"Read-only file system|Errno 30",
+     "board {board}: its file system is read-only. Look for errors of its card in 'dmesg', then remount it or replace it."),
+    (r"Input/output error|Structure needs cleaning|Errno 5\b",
+     "board {board}: its disk has errors. Look at 'dmesg', and replace the card."),
+    (r"sudo: .*password is required|Missing sudo password|is not in the sudoers|may not run sudo",
+     "board {board}: its user can't use sudo without a password. Allow it in /etc/sudoers.d, or name another ansible_user."),
+)  # fmt: skip
+
+
+class FilterModule:
+    """For Ansible."""
+
+    def filters(self):
+        return {
+            "edgellm_board_facts": board_facts,
+            "edgellm_board_problem": board_problem,
+            "edgellm_ram_estimate": ram_estimate,
+            "edgellm_packages_problem": packages_problem,
+            "edgellm_why": why,
+            "edgellm_not_healthy": not_healthy,
+            "edgellm_kind": kind,
+            "edgellm_with_packages": with_packages,
+            "edgellm_last_line": last_line,
+        }

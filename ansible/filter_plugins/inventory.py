@@ -1,0 +1,180 @@
+"""What the inventory says, checked before a board is touched, and the boards as `edgellm controller` wants them."""
+
+import re
+import socket
+from collections import Counter
+from ipaddress import ip_address
+from pathlib import Path
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.plugins.inventory import detect_range, expand_hostname_range
+
+BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+# One value for the whole cluster; the others may differ from board to board.
+CLUSTER_WIDE = tuple(
+    f"edgellm_{v}" for v in ("model", "quantize", "objective", "context", "slots", "chunk", "kv_dtype")
+)
+# What argument_specs can't say.
+TYPES = {"int": "whole number", "str": "text"}
+LIMITS = {"edgellm_port": (1, 65535), "edgellm_context": (1, 1 << 24), "edgellm_slots": (1, 1024),
+          "edgellm_chunk": (1, 8192), "edgellm_threads": (1, 1024), "edgellm_drain_seconds": (0, 3600)}  # fmt: skip
+FORMS = {
+    "edgellm_memory_max": (r"\d+(\.\d+)?[KMGT%]?|infinity", "a size for systemd as 90% or 3G"),
+    "edgellm_ram": (r"\d+(\.\d+)?\s*([KMGT]i?)?B", "a size as 3GB"),
+    "edgellm_model": (r"[^\s'\"].*", "a model"),
+}
+CONNECTION = ("host", "port", "user", "ssh_private_key_file", "ssh_common_args", "ssh_extra_args", "host_key_checking",
+              "python_interpreter")  # fmt: skip
+
+
+def inventory_problems(names, hostvars, options, sources) -> list[str]:
+    """Sentences, one a trouble, each with the name of the board or the variable and the way out; none if it is sound.
+
+    `names` are the boards, `options` the variables of the inventory as the role's argument_specs have them, `sources`
+    the inventory's paths.
+    """
+    found = [p for source in sources for p in listed_twice(Path(source))]
+    told: dict[str, list[str]] = {}  # a sentence, and whom it is about
+    for name in names:
+        for sentence in _variables(hostvars[name], options):
+            told.setdefault(sentence, []).append(name)
+        if not BOARD_NAME.match(name):
+            found.append(
+                f"board {name!r} has a name that edgellm can't use. Give it one of letters, digits, '.', '_' and '-', "
+                f"and its address as ansible_host."
+            )
+    for sentence, boards in told.items():
+        found.append(f"{'board' if len(boards) == 1 else 'boards'} {', '.join(boards)}: {sentence}")
+    for variable in CLUSTER_WIDE:
+        values = {str(hostvars[name].get(variable, "")): name for name in reversed(names)}
+        if len(values) > 1:
+            each = " and ".join(f"{value or 'unset'} on {name}" for value, name in sorted(values.items()))
+            found.append(f"{variable} is {each}, but a cluster has one. Set it once, under [boards:vars].")
+    return found or _places(names, hostvars)
+
+
+def _variables(values, options: dict) -> list[str]:
+    mine = {key: values[key] for key in values if key.startswith("edgellm_")}
+    found = []
+    for key in sorted(mine.keys() - options.keys()):
+        found.append(f"there is no variable {key}. Correct or remove it; inventory.ini lists those there are.")
+    for key in sorted(mine.keys() & options.keys()):
+        value, option = mine[key], options[key]
+        if option["default"] == "" and (value is None or value == ""):
+            continue
+        wrong = bool(ArgumentSpecValidator({key: option}).validate({key: value}).error_messages)
+        wants = f"one of {', '.join(option['choices'])}" if option.get("choices") else f"a {TYPES[option['type']]}"
+        if key in LIMITS:
+            least, most = LIMITS[key]
+            wants = f"a whole number from {least} to {most}"
+            wrong = wrong or not re.fullmatch(r"-?\d+", str(value)) or not least <= int(value) <= most
+        if key in FORMS:
+            form, wants = FORMS[key]
+            wrong = wrong or not re.fullmatch(form, str(value))
+        if wrong:
+            found.append(f"{key} is {value!r}, expected {wants}. Correct it in the inventory.")
+    return found
+
+
+def _places(names, hostvars) -> list[str]:
+    found, doors, addresses = [], {}, {}
+    for name in names:
+        values = hostvars[name]
+        host, port = str(values.get("ansible_host") or name), int(values.get("ansible_port") or 22)
+        address = str(values.get("edgellm_address") or host)
+        try:
+            address = resolve(address)
+        except OSError:
+            found.append(
+                f"board {name}: {address} is neither an IP address nor a name that this machine can resolve. "
+                f"Give the board's IP address as edgellm_address or ansible_host."
+            )
+            continue
+        if other := doors.setdefault((host, port), name) != name and doors[host, port]:
+            found.append(_one_address(other, name, host, "ansible_host"))
+        elif other := addresses.setdefault(address, name) != name and addresses[address]:
+            found.append(_one_address(other, name, address, "edgellm_address"))
+    return found
+
+
+def _one_address(one: str, other: str, address: str, variable: str) -> str:
+    return f"boards {one} and {other} have one address, {address}. Correct {variable} of one of them."
+
+
+def listed_twice(path: Path) -> list[str]:
+    """Boards that an INI inventory has twice in one group; Ansible would merge the two without a word."""
+    if not path.is_file() or path.suffix in (".yml", ".yaml", ".json"):
+        return []
+    section, seen = "ungrouped", Counter()
+    for line in path.read_text(errors="replace").splitlines():
+        line = line.split("#")[0].split(";")[0].strip()
+        if header := re.match(r"\[([^]]+)\]", line):
+            section = header[1]
+        elif line and ":" not in section:
+            pattern = line.split()[0].strip("'\"")
+            for name in expand_hostname_range(pattern) if detect_range(pattern) else [pattern]:
+                seen[section, name] += 1
+    return [
+        f"board {name} is listed {times} times in [{section}] of {path.name}. "
+        f"Keep one line, or give the other a name of its own."
+        for (section, name), times in seen.items()
+        if times > 1
+    ]
+
+
+def resolve(address: str) -> str:
+    """An IP address as it is, a name's first address; OSError if it has none."""
+    try:
+        return str(ip_address(address.strip("[]")))
+    except ValueError:
+        return socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]
+
+
+def fleet(names, hostvars, port) -> list[dict]:
+    """Boards for `edgellm controller`: name, host and port of the agent, and how to log in. `port` is the default."""
+    boards = []
+    for name in names:
+        values = hostvars[name]
+        host = str(values.get("ansible_host") or name)
+        user, ssh_port = values.get("ansible_user"), values.get("ansible_port")
+        key = values.get("ansible_ssh_private_key_file")
+        boards.append({
+            "name": name,
+            "host": resolve(str(values.get("edgellm_address") or host)),
+            "port": int(values.get("edgellm_port") or port),
+            "ssh": {
+                "host": host,
+                "user": str(user) if user else None,
+                "port": int(ssh_port) if ssh_port else None,
+                "key": str(Path(key).expanduser()) if key else None,
+            },
+        })  # fmt: skip
+    return boards
+
+
+def connections(names, hostvars) -> dict[str, dict]:
+    """How Ansible reached each board, without passwords: enough to stop its agent when its line is gone."""
+    wanted = [f"ansible_{c}" for c in CONNECTION]
+    known = {name: {key: str(hostvars[name][key]) for key in wanted if hostvars[name].get(key)} for name in names}
+    return {name: {"ansible_host": name, **values} for name, values in known.items()}
+
+
+def formed(answer: dict) -> str:
+    """What `edgellm controller form` did, in a line."""
+    sections = ", ".join(f"{s['board']} layers {s['start']}-{s['end']}" for s in answer["sections"])
+    unused = f"; not needed: {', '.join(answer['unused'])}" if answer.get("unused") else ""
+    moved = f"; {answer['moved_bytes'] / 1e6:.1f} MB moved" if answer["changed"] else "; nothing changed"
+    return f"epoch {answer['epoch']}: {sections}{unused}{moved}"
+
+
+class FilterModule:
+    """For Ansible."""
+
+    def filters(self):
+        return {
+            "edgellm_inventory_problems": inventory_problems,
+            "edgellm_fleet": fleet,
+            "edgellm_formed": formed,
+            "edgellm_connections": connections,
+            "edgellm_resolve": resolve,
+        }

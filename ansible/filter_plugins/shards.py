@@ -1,0 +1,61 @@
+"""Which of a model's files a board lacks, and which of them it gets."""
+
+import re
+
+
+def checksums(files: list[dict]) -> str:
+    """Files as `sha256sum --check` reads them."""
+    return "".join(f"{f['sha256']}  {f['name']}\n" for f in files)
+
+
+def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb: int) -> dict:
+    """What to push to a board, after `sha256sum --check` of `files` there and a last line of `df -Pk`.
+
+    {"names", "short": its disk has no room for all, "problem": a sentence if not even for `least`, "message", and
+    "filters" for rsync}. `spare_mb` stay free. Corrupt files are replaced one by one, so they need room for one.
+    """
+    whole = set(re.findall(r"^(\S+): OK$", stdout, re.M))
+    corrupt = set(re.findall(r"^(\S+): FAILED$", stdout, re.M))
+    free_bytes = int(stdout.splitlines()[-1].split()[3]) * 1024 - spare_mb * 10**6
+    lacking = [f for f in files if f["name"] not in whole]
+    needed = [f for f in lacking if f["name"] in least]
+
+    def room(some: list[dict]) -> int:
+        replaced = [f["bytes"] for f in some if f["name"] in corrupt]
+        return sum(f["bytes"] for f in some if f["name"] not in corrupt) + max(replaced, default=0)
+
+    short, problem = room(lacking) > free_bytes, ""
+    chosen = needed if short else lacking
+    if room(chosen) > free_bytes:
+        problem = (
+            f"board {board} has {max(0, free_bytes) / 1e6:.0f} MB to spare in /var/lib, the files that it must hold take "
+            f"{room(chosen) / 1e6:.0f} MB. Free some space, or use a larger card."
+        )
+    names, total = [f["name"] for f in chosen], sum(f["bytes"] for f in chosen)
+    return {
+        "names": names,
+        "corrupt": sorted(corrupt),
+        "short": short,
+        "problem": problem,
+        "message": f"{len(names)} files, {total / 1e6:.1f} MB, are pushed …",
+        "filters": [*(f"--include=/{name}" for name in names), "--exclude=*"],
+    }
+
+
+def section_files(sections: list[dict], board: str, files: list[dict], least: list[str]) -> list[str]:
+    """Names of the files that `board` needs for its section of a plan, and to measure itself."""
+    end = max(s["end"] for s in sections)
+    wanted = set(least)
+    for section in sections:
+        if section["board"] == board:
+            wanted |= {f"layer-{i:04d}.safetensors" for i in range(section["start"], section["end"])}
+            wanted |= {"embedding.safetensors"} if section["start"] == 0 else set()
+            wanted |= {"head.safetensors"} if section["end"] == end else set()
+    return [f["name"] for f in files if f["name"] in wanted]
+
+
+class FilterModule:
+    """For Ansible."""
+
+    def filters(self):
+        return {"edgellm_checksums": checksums, "edgellm_push": push, "edgellm_section_files": section_files}

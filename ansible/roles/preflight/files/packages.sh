@@ -1,0 +1,30 @@
+# Asks apt whether it could install what a board lacks, and says under which names: edgellm_packages=…
+# $1 lists what is missing, of python3 and rsync; $2 is "yes" where the package lists may be renewed.
+LC_ALL=C DEBIAN_FRONTEND=noninteractive
+export LC_ALL DEBIAN_FRONTEND
+apt="apt-get -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=15 -o Acquire::https::Timeout=15"
+if [ "$2" = yes ]; then
+  timeout 300 $apt -o APT::Update::Error-Mode=any update >/dev/null 2>&1 || { echo edgellm_mirror=no; exit 0; }
+fi
+packages=
+for want in $1; do
+  found=
+  names=$want
+  [ "$want" = python3 ] && names="python3 python3.14 python3.13 python3.12 python3.11"
+  for name in $names; do
+    version=$(apt-cache policy "$name" 2>/dev/null | awk '/Candidate:/ {print $2}' | sed 's/^[0-9]*://')
+    case "$want $version" in
+      "$want " | "$want (none)") continue ;;
+      "python3 3."[0-9].* | "python3 3.10."*) continue ;;
+    esac
+    found=$name
+    break
+  done
+  [ -n "$found" ] || exit 0
+  packages="$packages $found"
+  [ "$want" = python3 ] || continue
+  echo "edgellm_python=/usr/bin/$found"
+  echo "edgellm_python_minor=$(echo "$version" | cut -d. -f1,2)"
+done
+# The last word is apt's own: dependencies, pinned and held packages.
+$apt install --simulate --no-install-recommends $packages >/dev/null 2>&1 && echo "edgellm_packages=${packages# }"

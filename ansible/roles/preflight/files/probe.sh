@@ -1,0 +1,38 @@
+# Says what a board is, a line each: edgellm_NAME=VALUE. POSIX sh, changes nothing, needs no Python. Runs as the
+# SSH user; what follows "as_root" as root.
+say() { echo "edgellm_$1=$2"; }
+as_root() { if [ "$(id -u)" = 0 ]; then sh -c "$1"; else sudo -n sh -c "$1"; fi; }
+LC_ALL=C
+export LC_ALL
+say time_s "$(date +%s)"
+say user "$(id -un)"
+as_root true 2>/dev/null && say root yes
+say id "$(. /etc/os-release && echo "$ID")"
+say id_like "$(. /etc/os-release && echo "$ID_LIKE")"
+say pretty "$(. /etc/os-release && echo "$PRETTY_NAME")"
+say machine "$(uname -m)"
+say bits "$(getconf LONG_BIT 2>/dev/null)"
+say packages_for "$(dpkg --print-architecture 2>/dev/null)"
+[ -d /run/systemd/system ] && say systemd yes
+say ram_kb "$(awk '/^MemTotal:/ {print $2}' /proc/meminfo)"
+say ram_free_kb "$(awk '/^MemAvailable:/ {print $2}' /proc/meminfo)"
+say rsync "$(command -v rsync)"
+for folder in /opt /var/lib /etc; do
+  # access(2) says so even for root; a folder that is not there yet would be made in /.
+  as_root "[ -w $folder ] || { [ ! -e $folder ] && [ -w / ]; }" 2>/dev/null || { say read_only "$folder"; break; }
+done
+free_kb() { df -Pk "$1" 2>/dev/null | awk 'NR == 2 {print $4}'; }
+say opt_free_kb "$([ -d /opt ] && free_kb /opt || free_kb /)"
+say var_free_kb "$(free_kb /var/lib)"
+say installed "$(readlink /opt/edgellm/current 2>/dev/null)"
+for python in python3 python3.14 python3.13 python3.12 python3.11; do
+  path=$(command -v "$python") || continue
+  version=$("$path" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
+  # Debian's python3-minimal lacks some of these.
+  whole=$("$path" -c 'import ctypes, json, sqlite3, ssl, venv, zipfile; print("yes")' 2>/dev/null)
+  say python "$path"
+  say python_version "$version"
+  say python_whole "$whole"
+  "$path" -c 'import sys; sys.exit(sys.version_info < (3, 11))' && [ "$whole" = yes ] && break
+done
+true

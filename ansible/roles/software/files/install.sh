@@ -1,0 +1,12 @@
+# Installs a version from a folder of wheels: $1 where to, $2 wheels, $3 Python. The marker comes last: without it,
+# the next run begins anew.
+export LC_ALL=C.UTF-8 PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+unset PYTHONPATH PYTHONDONTWRITEBYTECODE
+rm -rf "$1"
+"$3" -m venv --without-pip "$1"
+PYTHONPATH=$(echo "$2"/pip-*.whl) "$1/bin/python" -m pip install --quiet --no-index --no-cache-dir --no-compile \
+  --find-links "$2" --require-hashes --requirement "$2/requirements.txt"
+"$1/bin/python" -c 'import edgellm.agent.serve, edgellm.agent.load'
+sync
+: >"$1/.complete"
+sync "$1/.complete"
