@@ -143,7 +143,7 @@ class Fewest:
             if (at_least := least(s, 0, 0)) < best
         ]
         heapq.heapify(heap)
-        times: dict[tuple[int, int], int] = {}
+        seen: dict[tuple[int, int], list[tuple[int, int]]] = {}  # bytes and times of those that went on from there
         for _ in range(MAX_STEPS):
             if not heap:
                 break
@@ -155,9 +155,11 @@ class Fewest:
                     path, step = path
                     steps.append(step)
                 return tuple(reversed(steps))
-            if times.get((state, start), INFINITE) <= cost % _BYTE:
-                continue  # was here with no more bytes and no more time
-            times[state, start] = cost % _BYTE
+            bytes_so_far, time_so_far = divmod(cost, _BYTE)
+            others = seen.setdefault((state, start), [])
+            if any(b <= bytes_so_far and t <= time_so_far for b, t in others):
+                continue
+            others.append((bytes_so_far, time_so_far))
             for k, before in self._choices[state]:
                 for end in range(start + 1, reaches[k][start] + 1):
                     if start == 0 and end == n:

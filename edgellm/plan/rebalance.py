@@ -90,9 +90,8 @@ def next_plan(
     if force is None:
         limit_ns = min(limit_ns, _most_worth(before.figure_ns))
     # If nothing is held, every plan loads the whole model once.
-    cuts = min(
-        filter(None, (fastest, fewest.cuts(limit_ns, best_ns or 0) if held else None)), key=fewest.cost, default=None
-    )
+    frugal = fewest.cuts(limit_ns, best_ns or 0) if held else None
+    cuts = min(filter(None, (fastest, frugal)), key=fewest.cost, default=None)
     if cuts is None:
         raise PlanError(_nothing_fits(manifest, capacities, settings, shards))
     plan, after = plan_of(cuts, manifest, capacities, settings, epoch), fewest.cost(cuts)
