@@ -4,7 +4,7 @@ PROMPT ?= Why is the sky blue? Answer in one short paragraph.
 BIN = .venv/bin
 export PROMPT
 
-.PHONY: ask test lint bench clean
+.PHONY: ask test test-boards test-arm lint bench clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
@@ -13,6 +13,18 @@ ask: .venv/ready
 # Everything that needs nothing but loopback, in a few minutes.
 test: .venv/ready lint
 	$(BIN)/python -m pytest
+
+# End to end on boards in namespaces. As root on Debian nothing may be missing: what is gets installed. Elsewhere it is
+# skipped, with the reason.
+export EDGELLM_BOARDS ?= $(shell test "$$(id -u)" = 0 && test -e /etc/debian_version && echo required)
+test-boards: .venv/ready
+	$(if $(EDGELLM_BOARDS),tests/boards/lab install)
+	$(BIN)/python -m pytest tests/boards -m boards
+
+# The same with one aarch64 board, under qemu-user: slow.
+test-arm: .venv/ready
+	$(if $(EDGELLM_BOARDS),tests/boards/lab install arm)
+	$(BIN)/python -m pytest tests/boards -m arm
 
 lint: .venv/ready
 	$(BIN)/ruff check .
