@@ -6,6 +6,7 @@ there is a limit on both. Only who has finished the handshake becomes a peer.
 
 import asyncio
 import errno
+import functools
 import logging
 import socket
 from collections import Counter
@@ -60,7 +61,7 @@ class Listener:
         self._silent: dict[_Pending, None] = {}
         self._shaking: dict[_Pending, None] = {}
         self._tasks: set[asyncio.Task] = set()
-        self._closed = False
+        self._closed = self._short = False
         self._notes_since_s, self._notes, self._unsaid = -_NOTES_EVERY_S, 0, 0
 
     async def start_serving(self) -> None:
@@ -71,6 +72,8 @@ class Listener:
 
     def close(self) -> None:
         """Accept no more, and end what hasn't become a peer."""
+        if self._closed:
+            return
         self._closed = True
         for sock in self.sockets:
             self._loop.remove_reader(sock)
@@ -79,6 +82,7 @@ class Listener:
             task.cancel()
         for pending in [*self._silent, *self._shaking]:
             pending.end(None)
+        self._sum_up()
 
     def _resume(self, sock: socket.socket) -> None:
         if not self._closed:
@@ -97,12 +101,15 @@ class Listener:
                 self._loop.remove_reader(sock)
                 self._loop.call_later(_PAUSE_S, self._resume, sock)
                 self._make_room(self._silent, 0)
-                log.warning("accepts nobody for %g s: %s", _PAUSE_S, e.strerror.lower())
+                if not self._short:
+                    log.warning("accepts nobody for now: %s; tries again every %g s", e.strerror.lower(), _PAUSE_S)
+                self._short = True
                 return
+            self._short = False
             connection.setblocking(False)
             task = self._loop.create_task(self._begin(connection))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(functools.partial(self._begun, connection))
 
     async def _begin(self, connection: socket.socket) -> None:
         make = self.make_peer if self.tls is None else lambda: _Pending(self)
@@ -110,9 +117,14 @@ class Listener:
             await self._loop.connect_accepted_socket(make, connection)
         except OSError:  # gone already
             connection.close()
-        except BaseException:
+        except Exception:
             connection.close()
             raise
+
+    def _begun(self, connection: socket.socket, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():  # perhaps before it had begun
+            connection.close()
 
     # What pending connections call
 
@@ -133,14 +145,18 @@ class Listener:
         """Into the log, unless it has had enough of this lately."""
         now_s = self._loop.time()
         if now_s - self._notes_since_s > _NOTES_EVERY_S:
-            if self._unsaid:
-                log.info("%d more connections ended before they had shown a certificate", self._unsaid)
-            self._notes_since_s, self._notes, self._unsaid = now_s, 0, 0
+            self._sum_up()
+            self._notes_since_s, self._notes = now_s, 0
         self._notes += 1
         if self._notes <= _NOTES:
             log.info("connection of %s ended: %s", address, reason)
         else:
             self._unsaid += 1
+
+    def _sum_up(self) -> None:
+        if self._unsaid:
+            log.info("%d more connections ended before they had shown a certificate", self._unsaid)
+        self._unsaid = 0
 
     @staticmethod
     def _make_room(room: dict["_Pending", None], most: int) -> None:
