@@ -287,7 +287,7 @@ def _has(path: Path, content: bytes) -> bool:
 
 def _make_folder(path: Path, work: _Work) -> None:
     if not path.is_dir():
-        path.mkdir(mode=0o700, parents=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         work.changed = True
     if path.stat().st_mode & 0o077:
         path.chmod(0o700)
