@@ -1,8 +1,12 @@
 // The C ABI of libedgellm: checks arguments, picks this processor's instruction set, shares rows among threads.
-#include <cstdint>
-#include <cstring>
+#include <stdint.h>
+#include <string.h>
 
 #include "rows.h"
+
+#ifdef EDGELLM_X86_64
+#include <cpuid.h>
+#endif
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "packed weights are little-endian and are read in place"
@@ -11,6 +15,11 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 using namespace edgellm;
+
+// GNU OpenMP's runtime by its ABI instead of pragmas: any compiler will do, and our threads are those that torch has.
+extern "C" void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+extern "C" int omp_get_thread_num();
+extern "C" int omp_get_num_threads();
 
 namespace {
 
@@ -27,18 +36,23 @@ enum Status : int {
 
 constexpr uint64_t MOST = uint64_t{1} << 31;  // of rows, columns and tokens: products of two stay below 2^64
 
-bool runs_here(const Target& target) {
 #ifdef EDGELLM_X86_64
-    __builtin_cpu_init();
-    if (&target == &AVX512_TARGET)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("fma");
-    if (&target == &AVX2_TARGET)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#endif
-    return &target == &BASE_TARGET;
+// What the processor has and the system saves, asked of it directly: not every compiler's runtime knows.
+bool runs_here(const Target& target) {
+    if (&target == &BASE_TARGET) return true;
+    unsigned a, b, c, d, saved, high;
+    const unsigned first = bit_OSXSAVE | bit_FMA | bit_F16C;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & first) != first) return false;
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    const bool avx512 = &target == &AVX512_TARGET;
+    const unsigned bits = avx512 ? bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL : bit_AVX2;
+    const unsigned registers = avx512 ? 0xe6 : 0x06;  // XMM and YMM; opmask and both halves of ZMM
+    return (b & bits) == bits && (saved & registers) == registers;
 }
+#else
+bool runs_here(const Target& target) { return &target == &BASE_TARGET; }
+#endif
 
 const Target* const TARGETS[] = {
 #ifdef EDGELLM_X86_64
@@ -73,12 +87,19 @@ void share(uint64_t rows, int threads, const Work& work) {
     const uint64_t most = (rows + LEAST - 1) / LEAST;
     const int parts = static_cast<uint64_t>(threads) < most ? threads : static_cast<int>(most);
     if (parts <= 1) return work(0, rows);
-    const uint64_t run = ((rows + parts - 1) / parts + 3) / 4 * 4;
-#pragma omp parallel for num_threads(parts) schedule(static, 1)
-    for (int part = 0; part < parts; part++) {
-        const uint64_t start = run * part, end = start + run < rows ? start + run : rows;
-        if (start < end) work(start, end);
-    }
+    struct Job {
+        const Work& work;
+        uint64_t rows, run;
+        int parts;
+    } job = {work, rows, ((rows + parts - 1) / parts + 3) / 4 * 4, parts};
+    const auto one_thread = [](void* data) {
+        const Job& job = *static_cast<const Job*>(data);
+        for (int part = omp_get_thread_num(); part < job.parts; part += omp_get_num_threads()) {
+            const uint64_t start = job.run * part, end = start + job.run < job.rows ? start + job.run : job.rows;
+            if (start < end) job.work(start, end);
+        }
+    };
+    GOMP_parallel(one_thread, &job, parts, 0);
 }
 
 }  // namespace
@@ -93,7 +114,7 @@ EXPORT const char* edgellm_target() { return chosen->name; }
 EXPORT int edgellm_use_target(const char* name) {
     if (name == nullptr) return chosen = best_target(), OK;
     for (const Target* target : TARGETS)
-        if (std::strcmp(target->name, name) == 0 && runs_here(*target)) return chosen = target, OK;
+        if (strcmp(target->name, name) == 0 && runs_here(*target)) return chosen = target, OK;
     return BAD_TARGET;
 }
 
@@ -142,13 +163,13 @@ EXPORT int edgellm_read(const void* data, uint64_t bytes, uint64_t* total) {
     for (; at + 128 <= bytes; at += 128) {
         __builtin_prefetch(p + at + 1024);
         __builtin_prefetch(p + at + 1088);
-        std::memcpy(&v, p + at, 64);
+        memcpy(&v, p + at, 64);
         a += v;
-        std::memcpy(&v, p + at + 64, 64);
+        memcpy(&v, p + at + 64, 64);
         b += v;
     }
     if (at < bytes) {
-        std::memcpy(&v, p + at, 64);
+        memcpy(&v, p + at, 64);
         a += v;
     }
     a += b;

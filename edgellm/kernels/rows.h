@@ -1,7 +1,7 @@
 // What the C ABI (libedgellm.cpp) and the instruction sets (rows_*.cpp) agree on.
 #pragma once
-#include <cstddef>
-#include <cstdint>
+#include <stddef.h>
+#include <stdint.h>
 
 namespace edgellm {
 

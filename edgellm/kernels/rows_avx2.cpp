@@ -1,7 +1,6 @@
 // x86-64-v3: 8 floats a register, fused multiply-add, and half floats converted by the processor.
 #include <immintrin.h>
-
-#include <cstring>
+#include <string.h>
 
 #include "rows.h"
 
@@ -35,7 +34,7 @@ template <int E>
 inline void decode(const uint8_t* p, const Scales<E>&, size_t, Vec (&w)[4]) {
     if constexpr (E == INT4) {
         int32_t bits;
-        std::memcpy(&bits, p, 4);
+        memcpy(&bits, p, 4);
         const __m128 dm = _mm_cvtph_ps(_mm_cvtsi32_si128(bits));
         const Vec d = _mm256_broadcastss_ps(dm), m = _mm256_broadcastss_ps(_mm_movehdup_ps(dm));
         const __m256i low = _mm256_set1_epi32(15);
@@ -46,7 +45,7 @@ inline void decode(const uint8_t* p, const Scales<E>&, size_t, Vec (&w)[4]) {
         }
     } else if constexpr (E == INT8) {
         uint16_t bits;
-        std::memcpy(&bits, p, 2);
+        memcpy(&bits, p, 2);
         const Vec d = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
         for (int i = 0; i < 4; i++) {
             const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 2 + 8 * i));

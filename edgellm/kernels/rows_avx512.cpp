@@ -1,7 +1,6 @@
 // x86-64-v4: 16 floats a register; int4 is looked up in a table of the block's 16 possible weights.
 #include <immintrin.h>
-
-#include <cstring>
+#include <string.h>
 
 #include "rows.h"
 
@@ -62,7 +61,7 @@ inline void decode(const uint8_t* p, const Scales<E>& scales, size_t g, Vec (&w)
         w[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(q, 4), table);
     } else if constexpr (E == INT8) {
         uint16_t bits;
-        std::memcpy(&bits, p, 2);
+        memcpy(&bits, p, 2);
         const Vec d = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
         for (int i = 0; i < 2; i++) {
             const __m128i q = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2 + 16 * i));

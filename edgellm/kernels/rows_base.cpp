@@ -1,5 +1,5 @@
 // What every processor of the architecture can do: NEON (ARMv8.0) on aarch64, plain vectors of 4 floats elsewhere.
-#include <cstring>
+#include <string.h>
 
 #include "rows.h"
 
@@ -34,7 +34,7 @@ inline float sum(Vec v) { return vaddvq_f32(v); }
 
 inline Vec halves(const uint8_t* p, size_t bytes) {  // up to 4 half floats, the rest zero
     uint64_t bits = 0;
-    std::memcpy(&bits, p, bytes);
+    memcpy(&bits, p, bytes);
     return vcvt_f32_f16(vreinterpret_f16_u64(vcreate_u64(bits)));
 }
 
@@ -83,26 +83,26 @@ constexpr size_t CHAINS = 2;
 constexpr size_t rows_at_once(size_t tokens) { return tokens == 1 ? 4 : 1; }
 
 inline Vec zero() { return Vec{}; }
-inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
 inline Vec add(Vec a, Vec b) { return a + b; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
 inline Vec load(const float* p) {
     Vec v;
-    std::memcpy(&v, p, sizeof v);
+    memcpy(&v, p, sizeof v);
     return v;
 }
 
 inline uint16_t bits16(const uint8_t* p) {
     uint16_t bits;
-    std::memcpy(&bits, p, 2);
+    memcpy(&bits, p, 2);
     return bits;
 }
 
 inline float from_bits(uint32_t bits) {
     float value;
-    std::memcpy(&value, &bits, 4);
+    memcpy(&value, &bits, 4);
     return value;
 }
 

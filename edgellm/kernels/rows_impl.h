@@ -77,11 +77,11 @@ void tile(const Linear& job, size_t row, size_t token) {
         const uint8_t* padded_rows[R];
         const float* padded_xs[T];
         for (size_t r = 0; r < R; r++) {
-            std::memcpy(weights[r], rows[r] + groups * 2 * GROUP, 2 * rest);
+            memcpy(weights[r], rows[r] + groups * 2 * GROUP, 2 * rest);
             padded_rows[r] = weights[r];
         }
         for (size_t t = 0; t < T; t++) {
-            std::memcpy(x[t], xs[t] + groups * GROUP, sizeof(float) * rest);
+            memcpy(x[t], xs[t] + groups * GROUP, sizeof(float) * rest);
             padded_xs[t] = x[t];
         }
         step<E, R, T>(padded_rows, 0, padded_xs, 0, scales, 0, acc);
@@ -147,10 +147,10 @@ void dequantize_of(const uint8_t* row, size_t in, float* into) {
     if (const size_t rest = in % GROUP) {
         uint8_t weights[2 * GROUP] = {};
         float values[GROUP];
-        std::memcpy(weights, row + groups * 2 * GROUP, 2 * rest);
+        memcpy(weights, row + groups * 2 * GROUP, 2 * rest);
         decode<E>(weights, scales, 0, w);
         for (size_t i = 0; i < PARTS; i++) store(values + i * WIDTH, w[i]);
-        std::memcpy(into + groups * GROUP, values, sizeof(float) * rest);
+        memcpy(into + groups * GROUP, values, sizeof(float) * rest);
     }
 }
 
