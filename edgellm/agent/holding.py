@@ -70,7 +70,8 @@ class Holding:
             raise ClaimError(f"another manager is giving board {self.board} the plan of epoch {self._claim[1]}")
         if replaces != self.epoch or (self.epoch is not None and epoch <= self.epoch):
             held = "no plan" if self.epoch is None else f"epoch {self.epoch}"
-            raise ClaimError(f"board {self.board} holds {held}; epoch {epoch} would replace {replaces}")
+            there = "no plan" if replaces is None else f"epoch {replaces}"
+            raise ClaimError(f"board {self.board} holds {held}; it was claimed for epoch {epoch} in place of {there}")
         self._claim, self._next = (peer, epoch), None
 
     def release(self, peer: Peer) -> None:
@@ -82,7 +83,9 @@ class Holding:
         """Load the section of the plan in `content` beside the running one if there is room; else it is loaded by
         `commit`. Returns {"beside", "loaded_bytes"}. Raises EdgellmError if it can't be served here."""
         async with self._changing:
-            self._check_claim(peer, (content.get("plan") or {}).get("epoch"))
+            asked = content.get("plan")
+            self._check_claim(peer, asked.get("epoch") if isinstance(asked, dict) else None)
+            self._next = None
             plan, addresses = self._parse(content)
             coming = _Next(plan, addresses)
             beside = True
@@ -118,8 +121,8 @@ class Holding:
         plan = coming.plan
         held = self._is_held(plan)
         section, slots = (self.stage.section, self._slots) if held else (coming.section, coming.slots)
+        self.epoch = plan.epoch  # before anything is waited for: no claim may count on the old one from now on
         await self._leave(plan.epoch)
-        self.epoch = plan.epoch
         if self.board not in plan.boards:
             log.info("holds no section, epoch %d", plan.epoch)
             return
@@ -225,10 +228,11 @@ class Holding:
 
     async def _leave(self, epoch: int) -> None:
         """Give up the running stage, and wait for its running step, whose memory the next section may need."""
-        stage, self.stage = self.stage, None
+        stage, self.stage, self._slots = self.stage, None, []
         if stage is not None:
             stage.stop(f"board {self.board} went on to epoch {epoch}")
             await asyncio.to_thread(stage.engine.join)
+            stage.section = None
 
 
 async def in_own_thread(function, *args):

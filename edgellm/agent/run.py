@@ -187,8 +187,13 @@ class Engine:
             self._changed.notify()
 
     def join(self) -> None:
-        """Wait until the thread has ended, for as long as a step takes: not in an event loop."""
+        """Wait until the thread has ended, for as long as a step takes: not in an event loop. Then section and slots
+        are let go of."""
         self._thread.join()
+        with self._changed:
+            self._section = None
+            for holder in (self._free, self._held, self._decode, self._prefill, self._jobs):
+                holder.clear()
 
     # The engine's thread.
 

@@ -105,17 +105,22 @@ async def _take(plan: Plan, addresses: dict, boards: list[BoardClient], epochs: 
     claimed: list[BoardClient] = []
     try:
         for board in boards:  # one after the other, always in this order: two managers can't block each other
+            claimed.append(board)
             claim = m.Claim({"replaces": epochs[board.name], "epoch": plan.epoch})
             answer = await board.ask(claim, m.Claimed, _CLAIM_TIMEOUT_S)
             if error := answer.content.get("error"):
-                raise ClaimError(f"board {board.name}: {error}", board.name)
-            claimed.append(board)
-        prepared = await all_of(_prepare(b, plan, addresses) for b in boards)
-        committed = await all_of(_ask(b, m.Commit({"epoch": plan.epoch}), m.Committed) for b in boards)
+                raise ClaimError(str(error), board.name)
     except BaseException:
         for board in claimed:
             if not board.lost.done():
                 board.send(m.Claim({"replaces": None, "epoch": None}))
+        raise
+    try:
+        prepared = await all_of(_prepare(b, plan, addresses) for b in boards)
+        committed = await all_of(_ask(b, m.Commit({"epoch": plan.epoch}), m.Committed) for b in boards)
+    except BaseException:
+        for board in boards:  # frees the claims; and no late answer is taken for the next one
+            board.close()
         raise
     return {b.name: _bytes(c) or _bytes(p) for b, p, c in zip(boards, prepared, committed, strict=True)}
 
