@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -118,14 +119,15 @@ def test_no_section_is_taken_while_a_board_drains(tmp_path):
     assert run(go()) == generate(PROMPT, 30)
 
 
-def test_the_same_plan_with_other_addresses_moves_the_links(tmp_path):
+def test_the_same_sections_at_other_addresses_move_the_links(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = make_plan(boards.manifest, (0, 3, 6))
             clients = await connect_all(boards.addresses)
             nowhere = {**boards.addresses, "b1": ("127.0.0.1", 1)}
             await assign(plan, nowhere, clients)
-            await assign(plan, boards.addresses, clients)
+            plan = replace(plan, epoch=2)
+            assert await assign(plan, boards.addresses, clients) == {"b0": 0, "b1": 0}  # bytes loaded
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 return await ask(cluster, PROMPT)
 
@@ -193,7 +195,7 @@ def test_middle_boards_refuse_ids_that_they_do_not_need(tmp_path):
             board = await BoardClient("b1", *boards.addresses["b1"]).connect()
             events = asyncio.Queue()
             board.subscribe(9, events)
-            board.send(m.Open(plan.epoch, 9, {"max_tokens": 3}, (1, 2)))
+            board.send(m.Open(plan.epoch, 9, {"plan": plan.digest, "max_tokens": 3}, (1, 2)))
             _, answer = await board.receive(events, 5.0, "nothing")
             board.close()
             return answer
@@ -214,18 +216,19 @@ def test_a_token_that_the_model_has_not_is_refused_by_the_first_board(tmp_path):
     assert run(go()) == "refused: token id 97; the vocabulary has 97"
 
 
-def test_plans_that_wait_to_be_loaded_are_bounded(tmp_path):
+def test_changes_of_the_plan_that_wait_for_each_other_are_bounded(tmp_path):
     async def go():
         async with Boards(tmp_path, 1) as boards:
-            plan = make_plan(boards.manifest, (0, 6))
+            plan, (agent,) = make_plan(boards.manifest, (0, 6)), boards.agents
             board = await BoardClient("b0", *boards.addresses["b0"]).connect()
-            content = {"plan": plan.to_dict(), "addresses": boards.addresses, "board": "b0"}
-            async with boards.agents[0]._assigning:  # one is being loaded
+            await board.ask(m.Claim({"replaces": None, "epoch": 1}), m.Claimed)
+            async with agent.holding._changing:  # one is being loaded
                 for _ in range(5):
-                    board.send(m.Assign(content))
-                sixth = await board.ask(m.Assign(content), m.Assigned, 5.0)
-            answers = [sixth, *[await board.ask(None, m.Assigned, 5.0) for _ in range(5)]]
-            board.close()
-            return [a.content["error"] for a in answers]
+                    board.send(m.Assign({"plan": plan.to_dict(), "addresses": boards.addresses, "board": "b0"}))
+                async with asyncio.timeout(5):
+                    reason = str(await board.lost)
+                assert not agent.holding.claimed
+            await boards.form((0, 6))  # the four are refused one after the other, then this
+            return reason
 
-    assert sorted(map(str, run(go()))) == ["4 plans wait to be loaded already"] * 2 + ["None"] * 4
+    assert run(go()).endswith("refused: 4 changes of the plan wait already")

@@ -131,7 +131,7 @@ def test_a_manager_that_reads_no_logits_blocks_nobody_and_takes_no_memory(tmp_pa
             section = at.boards.sections["b1"]
             section.forward = _wider(section.forward, wide)
             at.gate.set()
-            greedy = {"sampling": {}, "max_tokens": 1500, "eos": [], "logits": True}
+            greedy = {"plan": at.plan.digest, "max_tokens": 1500, "eos": [], "logits": True}
             for agent in (at.last, at.first):
                 sleeper = await Stranger.dial(agent, MANAGER, m.Open(1, 77, greedy, tuple(PROMPT)))
                 assert isinstance(await sleeper.next(), m.Opened)

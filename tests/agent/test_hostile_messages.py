@@ -8,9 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgellm.checkpoint.manifest import Manifest
+from edgellm.errors import BoardError
 from edgellm.manager.client import connect_all
+from edgellm.manager.rebalance import assign
+from edgellm.plan import Plan
 from edgellm.wire import messages as m
-from tests.agent.hostile import BEFORE, DEADLINE_S, MANAGER, Stranger, mid_answer
+from tests.agent.hostile import BEFORE, DEADLINE_S, MANAGER, Stranger, mid_answer, until
 from tests.fakes import HIDDEN, Boards, make_manifest, make_plan, run
 
 pytestmark = pytest.mark.usefixtures("logged")
@@ -20,7 +23,7 @@ def test_an_order_that_follows_a_refused_one_reserves_nothing(tmp_path):
     async def go():
         async with mid_answer(tmp_path) as at:
             orders = [m.Trace(7, 3, 1, bytes(16))]  # of another epoch: refused
-            orders += [m.Open(1, 100 + i, {"sampling": {}, "max_tokens": 5, "eos": []}, (1, 2)) for i in range(5)]
+            orders += [m.Open(1, 100 + i, {**GOOD, "plan": at.plan.digest}, (1, 2)) for i in range(5)]
             stranger = await Stranger.dial(at.last, b"".join(m.encode(x) for x in (MANAGER, *orders)))
             assert "not epoch 7" in await stranger.refused()
             assert at.last.stage.engine.free_slots == 2
@@ -47,7 +50,7 @@ def test_close_and_token_for_another_manager_s_sequence_change_nothing(tmp_path)
             stranger = await Stranger.dial(at.last, MANAGER, m.Close(1, at.seq_id), m.Close(1, 5), m.Ping(1))
             answers = [await stranger.next(), await stranger.next()]
             assert answers[0] == m.Closed(1, 5, {}) and isinstance(answers[1], m.Pong)
-            stranger.send(m.Open(1, at.seq_id, {"sampling": {}, "max_tokens": 5}, (1,)))
+            stranger.send(m.Open(1, at.seq_id, {**GOOD, "plan": at.plan.digest}, (1,)))
             assert "open here already" in (await stranger.next()).reason
 
     run(go())
@@ -85,19 +88,32 @@ def test_an_open_with_odd_options_fails_with_a_sentence_and_takes_no_slot(tmp_pa
             for agent in at.boards.agents:
                 stranger = await Stranger.dial(agent, MANAGER)
                 for name, (options, ids, reason) in OPENS.items():
-                    stranger.send(m.Open(1, 9, options, ids))
+                    stranger.send(m.Open(1, 9, {**options, "plan": at.plan.digest}, ids))
                     answer = await stranger.next()
                     assert isinstance(answer, m.Failed) and reason in answer.reason, (name, answer)
                     assert len(answer.reason) < 1000 and m.FAILURES[answer.code] == "error", (name, answer)
                     assert agent.stage.engine.free_slots == 2, name
-                stranger.send(m.Open(7, 9, GOOD, (1,)))
+                stranger.send(m.Open(7, 9, {**GOOD, "plan": at.plan.digest}, (1,)))
                 answer = await stranger.next()
                 assert m.FAILURES[answer.code] == "epoch" and "holds epoch 1, not epoch 7" in answer.reason
 
     run(go())
 
 
-# JSON of any kind, and, more often than chance has it, with the fields that an assignment and its plan have.
+@pytest.mark.parametrize("digest", [None, "", "0" * 16, 5, ["0"], {}, "\ud800", "no digest"])
+def test_an_open_without_the_plan_s_digest_fails_with_code_epoch_and_takes_no_slot(tmp_path, digest):
+    async def go():
+        async with mid_answer(tmp_path) as at:
+            stranger = await Stranger.dial(at.last, MANAGER)
+            stranger.send(m.Open(1, 9, {**GOOD, **({} if digest == "no digest" else {"plan": digest})}, (1,)))
+            answer = await stranger.next()
+            assert m.FAILURES[answer.code] == "epoch" and "holds another plan of epoch 1" in answer.reason
+            assert at.last.stage.engine.free_slots == 2
+
+    run(go())
+
+
+# JSON of any kind, and, more often than chance has it, with the fields that a change of the plan has.
 _TEXT = st.text(st.characters(exclude_categories=()), max_size=8)  # lone surrogates, too
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXT
 _JSON = st.recursive(
@@ -108,7 +124,7 @@ _JSON = st.recursive(
 
 
 def _odd_plan(manifest) -> st.SearchStrategy:
-    good = make_plan(manifest, (0, 3, 6), epoch=1).to_dict()
+    good = make_plan(manifest, (0, 3, 6), epoch=2).to_dict()
     field = st.sampled_from([*good, "more"]).flatmap(lambda k: st.tuples(st.just(k), _JSON))
     return _JSON | field.map(lambda pair: {**good, pair[0]: pair[1]})
 
@@ -117,7 +133,7 @@ def test_assign_with_any_json_is_answered_with_a_sentence(tmp_path):
     """All examples go to agents that are in the middle of an answer, so they are drawn first and sent together."""
     make_manifest().write(tmp_path)
     manifest = Manifest.read(tmp_path)
-    good = {"plan": make_plan(manifest, (0, 3, 6)).to_dict(), "board": "b1",
+    good = {"plan": make_plan(manifest, (0, 3, 6), epoch=2).to_dict(), "board": "b1",
             "addresses": {"b0": ["127.0.0.1", 1], "b1": ["127.0.0.1", 2]}}  # fmt: skip
     contents = []
 
@@ -130,7 +146,6 @@ def test_assign_with_any_json_is_answered_with_a_sentence(tmp_path):
         st.booleans(),
     )
     def draw(content, addresses, keep):
-        # A plan of epoch 1 that isn't the one held is refused at the latest for its epoch.
         contents.append({**good, **content} if keep else content)
         contents.append({**good, "plan": {**good["plan"], "chunk": 7}, "addresses": addresses})
 
@@ -139,14 +154,51 @@ def test_assign_with_any_json_is_answered_with_a_sentence(tmp_path):
     async def go():
         async with mid_answer(tmp_path) as at:
             stage = at.last.stage
-            stranger = await Stranger.dial(at.last, MANAGER)
+            stranger = await Stranger.dial(at.last, MANAGER, m.Claim({"replaces": 1, "epoch": 2}))
+            assert (await stranger.next()).content == {"error": None, "epoch": 1}
+            prepared = 0
             for content in contents:
                 stranger.send(m.Assign(content))
                 answer = await stranger.next()
-                assert isinstance(answer, m.Assigned), (content, answer)
-                assert answer.content["error"] or content["plan"] == good["plan"], (content, answer)
+                assert isinstance(answer, m.Assigned) and answer.content["epoch"] == 1, (content, answer)
+                if answer.content["error"] is None:  # it was one, after all
+                    assert Plan.from_dict(content["plan"]).epoch == 2 and content["board"] == "b1", (content, answer)
+                    prepared += 1
                 assert len(answer.content["error"] or "") < 2000, answer
-            assert at.last.stage is stage
+            assert 0 < prepared < len(contents) / 2 and at.last.stage is stage
+
+    run(go())
+
+
+def test_claim_and_commit_with_any_json_are_answered_with_a_sentence(tmp_path):
+    contents = []
+
+    @settings(max_examples=200, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(
+        st.fixed_dictionaries({}, optional={"replaces": _JSON, "epoch": _JSON, "more": _JSON}),
+        st.sampled_from([{}, {"replaces": 1}, {"epoch": 2}]),
+    )
+    def draw(content, good):
+        contents.append({**content, **good})
+
+    draw()
+
+    async def go():
+        async with mid_answer(tmp_path) as at:
+            holding = at.last.holding
+            stage = holding.stage
+            stranger = await Stranger.dial(at.last, MANAGER)
+            for content in contents:
+                for message, answer in ((m.Claim, m.Claimed), (m.Commit, m.Committed)):
+                    stranger.send(message(content))
+                    got = await stranger.next()
+                    assert isinstance(got, answer) and got.content["epoch"] == 1, (content, got)
+                    assert len(got.content["error"] or "") < 2000, got
+                    assert got.content["error"] or message is m.Claim, (content, got)
+                    assert holding.claimed is (holding._claim is not None and type(holding._claim[1]) is int)
+            assert holding.stage is stage
+            await Stranger.hang_up()
+            await until(lambda: not holding.claimed)
 
     run(go())
 
@@ -154,23 +206,22 @@ def test_assign_with_any_json_is_answered_with_a_sentence(tmp_path):
 def test_a_plan_with_an_address_that_can_not_be_one_fails_its_sequences_and_nothing_else(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
-            plan = await boards.form((0, 3, 6))
-            (_, client) = await connect_all(boards.addresses)
-            for epoch, host in enumerate(("x" * 100, "a\0b", "\ud800", "..", "no such name.invalid"), 2):
+            await boards.form((0, 3, 6))
+            for epoch, host in enumerate(("x" * 100, "a\0b", "\ud800", "..", "no such name.invalid", "", "x" * 254), 2):
                 plan = make_plan(boards.manifest, (0, 3, 6), epoch=epoch)
-                addresses = {"b0": (host, 1), "b1": boards.addresses["b1"]}
-                content = {"plan": plan.to_dict(), "addresses": addresses, "board": "b1"}
-                answer = await client.ask(m.Assign(content), m.Assigned, DEADLINE_S)
-                if answer.content["error"]:
-                    assert "address" in answer.content["error"]
+                (client,) = await connect_all({"b1": boards.addresses["b1"]})
+                try:
+                    await assign(plan, {"b0": (host, 1), "b1": boards.addresses["b1"]}, [client])
+                except BoardError as e:
+                    assert len(host) in (0, 254) and "the plan came with address" in str(e)
                     continue
                 queue = asyncio.Queue()
                 client.subscribe(epoch, queue)
-                client.send(m.Open(epoch, epoch, GOOD, (1,)))
+                client.send(m.Open(epoch, epoch, {**GOOD, "plan": plan.digest}, (1,)))
                 assert isinstance((await queue.get())[1], m.Opened)
                 failed = (await client.receive(queue, DEADLINE_S, "nothing"))[1]
                 assert m.FAILURES[failed.code] == "link" and "board b0" in failed.reason
                 assert boards.agents[1].stage.engine.free_slots == 2
-            client.close()
+                client.close()
 
     run(go())

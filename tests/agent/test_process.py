@@ -16,6 +16,7 @@ import pytest
 
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import Sampling
+from edgellm.controller.certificates import ensure
 from edgellm.errors import BoardError
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.rebalance import assign
@@ -170,8 +171,8 @@ def test_an_agent_ends_when_its_stdin_does(cluster):
 
 
 def test_a_hanging_agent_is_named_within_the_timeout_and_serves_again_when_it_wakes(cluster, expected, monkeypatch):
-    monkeypatch.setattr("edgellm.manager.client.PONG_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("edgellm.manager.client.PING_EVERY_S", 0.1)
+    monkeypatch.setattr("edgellm.manager.board.PONG_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("edgellm.manager.board.PING_EVERY_S", 0.1)
 
     async def go():
         async with answering(cluster, "pi0", "pi1") as (client, stream, tokens):
@@ -238,6 +239,7 @@ def test_an_agent_that_can_not_start_says_why_in_one_line(model_dir, tmp_path):
     alone.mkdir()
     manifest = Manifest.read(model_dir)
     replace(manifest, sha256="").write(alone)
+    identity = ensure(tmp_path / "tls", ["pi1"]).boards["pi1"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         used = f"127.0.0.1:{taken.getsockname()[1]}"
         cases = [
@@ -247,7 +249,9 @@ def test_an_agent_that_can_not_start_says_why_in_one_line(model_dir, tmp_path):
             (["--shards", model_dir, "--listen", used], 1, "in use"),
             (["--shards", model_dir, "--listen", "7710"], 2, "HOST:PORT"),
             (["--shards", model_dir, "--listen", "pi1:99999"], 2, "HOST:PORT"),
-            (["--shards", model_dir, "--listen", "no-such-host.invalid:0"], 1, "no-such-host.invalid"),
+            (["--shards", model_dir, "--listen", "no-such.invalid:0", "--tls", identity], 1, "no-such.invalid"),
+            (["--shards", model_dir, "--listen", "0.0.0.0:0"], 2, "--tls FOLDER"),
+            (["--shards", model_dir, "--listen", "127.0.0.1:0", "--tls", alone], 1, "ca.pem"),
             (["--shards", model_dir, "--ram", "lots"], 2, "--ram"),
             (["--shards", model_dir, "--name", "two words"], 2, "two words"),
         ]

@@ -77,7 +77,7 @@ def test_local_means_loopback_only(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format is 2, this edgellm reads 1"),
+        ({"format": 1}, "format is 1, this edgellm reads 2"),
         ({"format": None}, "format is None"),
         ({"model": "other"}, "model is 'other', the plan's is 'tiny'"),
         ({"model_dir": ""}, "model_dir"),

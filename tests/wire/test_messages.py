@@ -8,7 +8,7 @@ from edgellm.errors import RemoteProtocolError
 from edgellm.wire import messages as m
 
 LITERAL = [
-    (m.Hello("manager", "pc"), b'EDGE\x00\x01{"role":"manager","name":"pc"}'),
+    (m.Hello("manager", "pc"), b'EDGE\x00\x02{"role":"manager","name":"pc"}'),
     (m.Refuse("too late"), b"too late"),
     (m.Ping(258), b"\0\0\0\0\0\0\x01\x02"),
     (m.Pong(1, 2, 3), b"\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x03"),
@@ -16,6 +16,10 @@ LITERAL = [
     (m.Status({"name": "pi1"}), b'{"name":"pi1"}'),
     (m.Assign({"board": "pi1"}), b'{"board":"pi1"}'),
     (m.Assigned({"error": None}), b'{"error":null}'),
+    (m.Claim({"replaces": None, "epoch": 7}), b'{"replaces":null,"epoch":7}'),
+    (m.Claimed({"error": None, "epoch": 6}), b'{"error":null,"epoch":6}'),
+    (m.Commit({"epoch": 7}), b'{"epoch":7}'),
+    (m.Committed({"error": "pi1 is stopping"}), b'{"error":"pi1 is stopping"}'),
     (
         m.Open(1, 2, {"a": 1}, (5, 258)),
         b'\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x07\0\0\0\x02{"a":1}\x05\0\0\0\x02\x01\0\0',
@@ -66,12 +70,14 @@ def test_any_body_decodes_or_is_refused(kind, body):
 @pytest.mark.parametrize(
     "kind, body, reason",
     [
-        (m.Hello, b"EDGF\x00\x01{}", "starts with b'EDGF'"),
-        (m.Hello, b'EDGE\x00\x09{"role":"manager","name":""}', "version 9, this edgellm speaks 1"),
-        (m.Hello, b'EDGE\x00\x01{"role":"root","name":""}', "role must be manager or board"),
+        (m.Hello, b"EDGF\x00\x02{}", "starts with b'EDGF'"),
+        (m.Hello, b'EDGE\x00\x01{"role":"manager","name":""}', "version 1, this edgellm speaks 2"),
+        (m.Hello, b'EDGE\x00\x02{"role":"root","name":""}', "role must be manager or board"),
         (m.Ping, b"123", "3 bytes, expected 8"),
         (m.Status, b"[1]", "JSON is no object"),
         (m.Status, b"[" * 100_000, "no JSON"),
+        (m.Claim, b"7", "claim: JSON is no object"),
+        (m.Commit, b'{"epoch":NaN}', "commit: no JSON"),
         (m.Open, b"\0" * 19, "19 bytes, expected at least 20"),
         (m.Open, b"\0" * 16 + b"\xff\xff\xff\xff", "20 bytes, expected 17179869200"),
         (m.Hidden, b"\0" * 12 + b"\0\0\0\0\0\0\0\x03\0\0\0\x04\0\0\0\0" + b"\0" * 4, "4 bytes of tensor for 3 tokens"),

@@ -41,7 +41,11 @@ def test_hello_and_what_follows_may_come_in_one_piece():
 @pytest.mark.parametrize(
     "role, dialler_sends, listener_sends",
     [
-        ("manager", [m.Ping(1), m.AskStatus(), OPEN, m.Close(1, 2)], [m.Pong(1, 2, 3), m.Token(1, 2, 3, 4)]),
+        (
+            "manager",
+            [m.Ping(1), m.AskStatus(), m.Claim({}), m.Assign({}), m.Commit({}), OPEN, m.Close(1, 2)],
+            [m.Pong(1, 2, 3), m.Claimed({}), m.Assigned({}), m.Committed({}), m.Token(1, 2, 3, 4)],
+        ),
         ("board", [m.Ping(1), HIDDEN, m.Token(1, 2, 3, 4)], [m.Pong(1, 2, 3)]),
     ],
 )
@@ -56,7 +60,8 @@ def test_each_side_sends_what_its_role_may(role, dialler_sends, listener_sends):
 
 
 @pytest.mark.parametrize(
-    "role, message", [("manager", HIDDEN), ("board", m.Assign({})), ("board", OPEN)]
+    "role, message",
+    [("manager", HIDDEN), *(("board", message) for message in (m.Claim({}), m.Assign({}), m.Commit({}), OPEN))],
 )
 def test_what_a_role_may_not_send_is_our_error_and_theirs(role, message):
     dialler, listener = pair(role)
@@ -94,7 +99,7 @@ def test_another_version_is_refused_with_a_sentence_that_the_peer_can_read():
     with pytest.raises(RemoteProtocolError, match="version 9"):
         listener.receive_data(dialler.data_to_send())
     (refusal,) = dialler.receive_data(listener.data_to_send())
-    assert "speaks wire version 9, this edgellm speaks 1" in refusal.reason
+    assert "speaks wire version 9, this edgellm speaks 2" in refusal.reason
 
 
 def test_a_second_hello_is_refused():
