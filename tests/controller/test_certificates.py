@@ -1,11 +1,12 @@
 """The CA and what it signs: made once, healed, renewed in time, private, and never silently replaced."""
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -262,21 +263,27 @@ def test_only_board_names_become_folders(tmp_path, name):
     assert not (tmp_path / "tls").exists()
 
 
-def _ensure(folder, barrier, name):
-    barrier.wait(20)
-    ensure(folder, [name], NOW)
-
-
 def test_two_at_once_make_one_ca(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(4)
-    runs = [context.Process(target=_ensure, args=(tmp_path / "tls", barrier, f"pi{i % 2}")) for i in range(4)]
+    code = (
+        "import sys; from edgellm.controller.certificates import ensure\n"
+        "print(flush=True); input(); print(ensure(sys.argv[1], [sys.argv[2]]).made)"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "tls"), f"pi{i % 2}"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for i in range(4)
+    ]  # fmt: skip
     for one in runs:
-        one.start()
+        one.stdout.readline()  # it stands ready
     for one in runs:
-        one.join(30)
-    assert [one.exitcode for one in runs] == [0] * 4
-    assert not ensure(tmp_path / "tls", ["pi0", "pi1"], NOW).changed
+        one.stdin.write("\n")
+        one.stdin.flush()
+    made = [one.communicate(timeout=60)[0] for one in runs]
+    assert [one.returncode for one in runs] == [0] * 4
+    assert sorted("".join(made).count(f"'{who}'") for who in ("ca", "manager", "board pi0", "board pi1")) == [1] * 4
+    assert not ensure(tmp_path / "tls", ["pi0", "pi1"]).changed
 
 
 def test_a_run_that_hangs_is_not_waited_for_for_ever(folder, monkeypatch):
