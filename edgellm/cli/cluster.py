@@ -40,10 +40,10 @@ def _named(file, names: tuple[str, ...]) -> list:
 
 
 def _console():
-    """For tables on stdout; not cut to 80 columns where nobody looks."""
+    """For tables on stdout; where nobody looks, lines are as long as they are."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
 
 
 @click.command()
@@ -217,7 +217,7 @@ def _diagnoses(facts, findings) -> list:
         lines.append(Text.assemble(mark, (f"{fact.board:<{width}}", "bold"), "  ", (summary(fact), "dim")))
         for f in found:
             text = Text.assemble((f"{f.about}: ", "red"), f"{f.what.rstrip('.')}. ", (f.todo, "bold"))
-            lines.append(Padding(text, (0, 0, 0, width + 4)))
+            lines.append(Padding(text, (0, 0, 0, width + 4), expand=False))
     return lines
 
 

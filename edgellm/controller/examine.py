@@ -214,7 +214,7 @@ def _by_ssh(board: Board, manifest: Manifest | None, quick: bool, run, meter: Me
     try:
         run(board.name, board.ssh, QUICK_SCRIPT if quick else SCRIPT, on_line, deadline_s=deadline_s, tell=tell)
     except EdgellmError as e:
-        return {"ssh_error": str(e).removeprefix(f"board {board.name}").lstrip(": ")}
+        return {"ssh_error": re.sub(r"^board \S+( \(\S+\))?: ", "", str(e))}
     return parse(lines, quick)
 
 
@@ -227,7 +227,7 @@ def parse(lines: list[tuple[float, str]], quick: bool = False) -> dict:
         word, _, rest = line.partition(" ")
         said.setdefault(word, []).append(rest)
         came_s.setdefault(word, at_s)
-    if "end" not in said:
+    if not lines or lines[-1][1] != "end":
         return {"ssh_error": "its answers over SSH broke off; is its disk or shell in order?"}
     facts: dict = {"is_root": said.get("user") == ["0"]}
     if (clock := _float(_first(said, "clock"))) is not None:

@@ -85,7 +85,6 @@ class Sshd(paramiko.ServerInterface):
             code = self.answer(command, stdin, channel)
             if code is not None:
                 channel.send_exit_status(code)
-        except OSError:
-            pass  # the other side has hung up
-        finally:
             channel.close()
+        except (OSError, EOFError, paramiko.SSHException):
+            pass  # the other side has hung up

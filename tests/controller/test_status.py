@@ -1,0 +1,218 @@
+"""What boards say, beside the plan: who serves, who doesn't and why, which plan counts, what nonsense does."""
+
+import json
+import socket
+from dataclasses import replace
+
+import pytest
+
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.controller.status import Word, ask_boards, describe
+from edgellm.manager.cluster import ClusterFile
+from tests.certificates import make_cluster
+from tests.fakes import Boards, make_manifest, make_plan, run
+
+SHA = "5" * 64
+MANIFEST = replace(make_manifest(), sha256=SHA)
+ADDRESSES = {f"b{i}": ("10.0.0.1", 7710 + i) for i in range(4)}
+
+
+def plan_of(cuts=(0, 3, 6), **changes):
+    return make_plan(MANIFEST, cuts, **changes)
+
+
+def cluster_of(plan, boards=3) -> ClusterFile:
+    return ClusterFile.make("model", {f"b{i}": ADDRESSES[f"b{i}"] for i in range(boards)}, plan)
+
+
+def said(name: str, serves=None, **changes) -> Word:
+    """What board `name` says while it serves its section of a plan (None: it has none)."""
+    status = {
+        "name": name, "version": "0.1.0", "model": "fake", "manifest_sha256": SHA, "draining": False, "claimed": False,
+        "epoch": serves.epoch if serves else None, "plan": serves.to_dict() if serves else None,
+        "addresses": {b: list(ADDRESSES[b]) for b in serves.boards} if serves else None,
+        "disk_free_bytes": 5_000_000_000,
+        "capacity": {"board": name, "ram_bytes": 2_000_000_000, "layer_s": 0.01, "head_s": 0.0, "hop_s": 0.001,
+                     "cores": 4},
+        "section": None,
+        "health": {"temperature_c": 51.5, "throttled": False, "undervoltage": None, "link_mbit": 1000,
+                   "ram_total_bytes": 4_000_000_000, "uptime_s": 100.5},
+    }  # fmt: skip
+    if serves:
+        own = serves.section_of(name)
+        status["section"] = {
+            "epoch": serves.epoch, "start": own.start, "end": own.end, "path": "generic", "slots": 4, "free_slots": 3,
+            "steps": 100, "sent_bytes": 5, "decode_steps": 50, "decode_s": 1.2,
+        }  # fmt: skip
+    return Word(*ADDRESSES[name], {**status, **changes})
+
+
+def dead(name: str) -> Word:
+    return Word(*ADDRESSES[name], error="no answer within 4 s")
+
+
+def states(content: dict) -> dict[str, str]:
+    return {row["board"]: row["state"] for row in content["boards"]}
+
+
+def test_a_cluster_that_serves():
+    plan = plan_of()
+    content = describe(cluster_of(plan, 2), {"b1": said("b1", plan), "b0": said("b0", plan)}, MANIFEST)
+    assert content["serving"] and content["notes"] == [] and content["epoch"] == content["cluster_file_epoch"] == 1
+    first = content["boards"][0]
+    assert first == {
+        "board": "b0", "address": "10.0.0.1:7710", "state": "serving", "serving": True, "in_plan": True,
+        "section": {"start": 0, "end": 3}, "path": "generic", "ram_total_bytes": 4_000_000_000,
+        "ram_offered_bytes": 2_000_000_000, "ram_free_bytes": first["ram_free_bytes"],
+        "disk_free_bytes": 5_000_000_000, "slots": 4, "free_slots": 3, "temperature_c": 51.5, "throttled": False,
+        "undervoltage": None, "link_mbit": 1000, "uptime_s": 100.5, "decode_ms_per_token": 24.0, "hop_s": 0.001,
+        "version": "0.1.0", "epoch": 1,
+    }  # fmt: skip
+    assert 1_990_000_000 < first["ram_free_bytes"] < 2_000_000_000
+    assert content["tokens_per_s"] == pytest.approx(1 / (2 * (0.024 + 0.001)), abs=0.01)
+
+
+OTHER = plan_of((0, 2, 6))
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        (dead("b1"), "unreachable: no answer within 4 s"),
+        (said("b1"), "no section"),
+        (said("b1", claimed=True), "no section, a plan is under way"),
+        (said("b1", plan_of(), draining=True), "stopping"),
+        (said("b1", manifest_sha256="6" * 64, model="gpt2"), "has another model: gpt2"),
+        (said("b1", plan_of(epoch=3)), "serves epoch 3"),
+        (said("b1", OTHER), "serves another plan of this epoch"),
+    ],
+)
+def test_a_board_of_the_plan_that_does_not_serve_it(word, state):
+    content = describe(cluster_of(plan_of(epoch=1)), {"b0": said("b0", plan_of()), "b1": word}, MANIFEST)
+    assert states(content)["b1"] == state and not content["serving"]
+    assert any("b1 of the plan's 2 boards can't serve" in note for note in content["notes"])
+    assert content["tokens_per_s"] is None or state.startswith(("stopping", "serves"))
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes", "state"),
+    [
+        ("throughput", {}, "spare: not in the plan of epoch 1"),
+        ("latency", {}, "spare: fewer boards answer sooner"),
+        (
+            "latency",
+            {"capacity": {"board": "b2", "ram_bytes": 1000}},
+            "spare: offers 0.00 GB, a layer needs 0.07 GB",
+        ),
+        ("latency", {"manifest_sha256": "6" * 64}, "has another model: fake"),
+    ],
+)
+def test_a_spare_board_is_shown_last_with_the_reason(objective, changes, state):
+    plan = replace(plan_of(), objective=objective)
+    words = {"b2": said("b2", **changes), "b0": said("b0", plan), "b1": said("b1", plan)}
+    content = describe(cluster_of(plan), words, MANIFEST)
+    assert list(states(content).items())[-1] == ("b2", state) and content["serving"]
+    assert not content["boards"][-1]["in_plan"]
+
+
+def test_a_newer_plan_that_all_its_boards_serve_counts():
+    ours, newer = plan_of(epoch=4), plan_of((0, 4, 6), epoch=5)
+    content = describe(cluster_of(ours), {"b0": said("b0", newer), "b1": said("b1", newer)}, MANIFEST)
+    assert content["serving"] and content["epoch"] == 5 and content["cluster_file_epoch"] == 4
+    assert "the cluster file has epoch 4, the boards serve epoch 5" in content["notes"][0]
+
+
+def test_a_newer_plan_that_broke_off_is_told():
+    ours, newer = plan_of(epoch=4), plan_of((0, 4, 6), epoch=5)
+    content = describe(cluster_of(ours), {"b0": said("b0", newer), "b1": said("b1", ours)}, MANIFEST)
+    assert not content["serving"] and content["epoch"] == 4
+    assert any("b0 went on to epoch 5, which not all" in note for note in content["notes"])
+
+
+def test_an_older_plan_or_one_of_another_model_never_counts():
+    ours, older = plan_of(epoch=4), plan_of(epoch=3)
+    assert describe(cluster_of(ours), {n: said(n, older) for n in ("b0", "b1")}, MANIFEST)["epoch"] == 4
+    other = replace(plan_of(epoch=9), manifest_sha256="6" * 64)
+    words = {n: said(n, other, manifest_sha256="6" * 64) for n in ("b0", "b1")}
+    assert describe(cluster_of(ours), words, MANIFEST)["epoch"] == 4
+
+
+def test_a_board_that_another_manager_added():
+    ours, newer = plan_of(epoch=1), plan_of((0, 2, 4, 6), epoch=2)
+    words = {n: said(n, newer) for n in ("b0", "b1", "b2")}
+    content = describe(cluster_of(ours, 2), words, MANIFEST)
+    assert content["serving"] and any(note.startswith("b2: in a plan of these boards") for note in content["notes"])
+
+
+def test_mixed_versions_are_told():
+    plan = plan_of()
+    words = {"b0": said("b0", plan), "b1": said("b1", plan, version="0.2.0")}
+    assert "different versions (0.1.0, 0.2.0)" in describe(cluster_of(plan, 2), words)["notes"][0]
+
+
+def test_without_the_manifest_free_ram_is_not_known():
+    plan = plan_of()
+    row = describe(cluster_of(plan, 2), {n: said(n, plan) for n in ("b0", "b1")})["boards"][0]
+    assert row["ram_offered_bytes"] == 2_000_000_000 and row["ram_free_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"health": None, "section": None, "capacity": None, "plan": None},
+        {"health": [1], "section": "x", "capacity": 7, "plan": [], "addresses": 3, "epoch": "9", "version": 5},
+        {"plan": {"epoch": 10**30}, "epoch": -1, "disk_free_bytes": 1e300, "addresses": {"b9": ["h", 0]}},
+        {"health": {"temperature_c": float("inf"), "throttled": 1, "link_mbit": True, "ram_total_bytes": 1 << 90}},
+        {"plan": plan_of((0, 6)).to_dict()},  # a plan without this board
+        {"capacity": {"ram_bytes": -5, "hop_s": "x"}, "section": {"decode_s": "x", "decode_steps": -1}},
+        {"version": "\x1b[2J" * 100, "model": "\x1b]0;x\x07", "manifest_sha256": "y"},
+    ],
+)
+def test_nonsense_from_a_board_is_taken_for_what_it_is(changes):
+    content = describe(cluster_of(plan_of(), 2), {"b0": said("b0", plan_of()), "b1": said("b1", **changes)}, MANIFEST)
+    assert not content["serving"]
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    assert "\x1b" not in text and "\\u001b" not in text and "\x07" not in text
+
+
+def test_live_boards_are_asked_at_once_and_dead_ones_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.controller.status._REACH_TIMEOUT_S", 1.5)
+
+    async def go():
+        with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections, and says nothing
+            async with Boards(tmp_path, 2) as boards:
+                plan = await boards.form((0, 3, 6))
+                addresses = {**boards.addresses, "gone": ("127.0.0.1", 1), "mute": mute.getsockname()}
+                late = []
+                words = await ask_boards(addresses, None, late.extend)
+                file = ClusterFile.make(tmp_path, boards.addresses, plan)
+                return describe(file, words, Manifest.read(tmp_path)), late
+
+    content, late = run(go())
+    assert content["serving"] and late == ["mute"]
+    by_name = {row["board"]: row for row in content["boards"]}
+    assert by_name["b0"]["ram_total_bytes"] and by_name["b0"]["section"] == {"start": 0, "end": 3}
+    assert by_name["gone"]["state"] == "unreachable: connection refused, is its agent running?"
+    assert by_name["mute"]["state"].startswith("unreachable: no answer within 1.5 s")
+
+
+def test_boards_that_only_other_boards_know_are_asked_too(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+            await boards.form((0, 2, 4, 6))
+            return await ask_boards({"b0": boards.addresses["b0"]})
+
+    assert {name: word.error for name, word in run(go()).items()} == {"b0": None, "b1": None, "b2": None}
+
+
+def test_over_tls_with_certificates(tmp_path):
+    tls = make_cluster(tmp_path / "tls", ["b0"])
+
+    async def go():
+        (tmp_path / "model").mkdir()
+        async with Boards(tmp_path / "model", 1, tls=tls) as boards:
+            good = await ask_boards(boards.addresses, boards.client_tls)
+            return good, await ask_boards(boards.addresses)
+
+    good, without = run(go())
+    assert good["b0"].error is None and without["b0"].status is None and without["b0"].error
