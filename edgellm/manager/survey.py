@@ -13,7 +13,8 @@ from edgellm.manager.board import BoardClient
 from edgellm.manager.cluster import is_loopback
 from edgellm.plan import Capacity, Plan
 
-_REACH_TIMEOUT_S = 2.5  # to connect, and again to answer: a board that is well takes milliseconds
+_REACH_TIMEOUT_S = 4.0  # to connect, and again to answer: a board that is well takes milliseconds
+_LOST_TIMEOUT_S = 1.0  # the same, for a board that was lost or missing a moment ago
 _GRACE_S = 0.3  # for boards that aren't needed
 
 
@@ -144,17 +145,19 @@ class Fleet:
 
     async def _ask(self, name: str) -> Report:
         client = self._clients.get(name)
+        lost = name in self.missing or (client is not None and client.lost.done())
+        timeout_s = _LOST_TIMEOUT_S if lost else _REACH_TIMEOUT_S
         if client is None or client.lost.done():
             self.drop(name)
             client = BoardClient(name, *self.addresses[name], self._tls)
             try:
-                await client.connect(_REACH_TIMEOUT_S)
+                await client.connect(timeout_s)
             except BaseException:
                 client.close()
                 raise
             self._clients[name] = client
         try:
-            return Report.parse(name, await client.status(_REACH_TIMEOUT_S), self.manifest)
+            return Report.parse(name, await client.status(timeout_s), self.manifest)
         except BoardError:
             self.drop(name)
             raise

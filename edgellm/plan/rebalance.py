@@ -81,7 +81,7 @@ def next_plan(
     before = fewest.cost(now) if now else None
     fastest = search(needs, boards, objective)
     best_ns = fewest.cost(fastest).figure_ns if fastest else None
-    force = _forced(current, manifest, capacities, settings, needs, boards)
+    force = _forced(current, manifest, capacities, settings, needs, boards, held)
 
     if force is None and (best_ns is None or not _is_worth(before.figure_ns, best_ns)):
         reason = _kept(objective, before.figure_ns, best_ns)
@@ -153,6 +153,7 @@ def _forced(
     settings: Settings,
     needs: Needs,
     boards: Sequence[Kind],
+    held: Held,
 ) -> str | None:
     """Why the current plan can't stay, in words; None if it can."""
     if current is None:
@@ -169,7 +170,9 @@ def _forced(
         return "; ".join(f"board {s.board} is gone, which held {s}" for s in gone)
     for section in current.sections:
         capacity, kind = by_name[section.board]
-        if (need := needs.total(section.start, section.end)) > kind.usable_bytes:
+        # What runs may use its headroom up: free RAM wavers, and that is what the headroom is for.
+        runs = held.get(section.board) == (section.start, section.end)
+        if (need := needs.total(section.start, section.end)) > (capacity.ram_bytes if runs else kind.usable_bytes):
             return (
                 f"board {section.board} offers {size(capacity.ram_bytes)}, {size(kind.usable_bytes)} of it usable, "
                 f"and its {section} need {size(need)}"

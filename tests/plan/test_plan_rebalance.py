@@ -68,11 +68,24 @@ JOINS = [
     (THROUGHPUT, ((200, 5), (200, 5), (200, 26)), TWO, None, 0),
     # one that holds no layer
     (THROUGHPUT, ((200, 5), (200, 5), (9, 1)), TWO, None, 0),
-    # RAM shrank on one: its neighbour takes what doesn't fit any more
-    (LATENCY, ((200, 5, 0, 1), (36, 4, 0, 1)), TWO, (("pi1", 0, 7), ("pi2", 7, 10)), 20),
+    # RAM shrank on one, by less than the headroom that it has for this
+    (LATENCY, ((200, 5, 0, 1), (36, 4, 0, 1)), TWO, None, 0),
     # one is slow now, and throttled boards are relieved
     (THROUGHPUT, ((200, 5), (200, 20)), TWO, (("pi1", 0, 8), ("pi2", 8, 10)), 30),
 ]
+
+
+def test_what_runs_may_use_its_headroom_up_and_no_more(ten, make_boards):
+    """pi2 runs layers that need 55 MB and a little."""
+    current = plan_for(ten, LATENCY, TWO)
+    pi1, pi2 = make_boards((200, 5, 0, 1), (200, 4, 0, 1))
+    need = Needs(ten, LATENCY).total(5, 10)
+    enough, short = (replace(pi2, ram_bytes=ram_bytes) for ram_bytes in (need, need - 1))
+    assert next_plan(ten, current, [pi1, enough], LATENCY, 2).plan is current
+    assert cuts(next_plan(ten, current, [pi1, short], LATENCY, 2).plan) == (("pi1", 0, 10),)
+    # an agent that restarted would have to load it, and needs the headroom
+    restarted = next_plan(ten, current, [pi1, enough], LATENCY, 2, held={"pi1": (0, 5), "pi2": None})
+    assert cuts(restarted.plan) == (("pi1", 0, 10),)
 
 
 @pytest.mark.parametrize(("request_", "offers", "current", "expected", "megabytes"), JOINS)
