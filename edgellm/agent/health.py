@@ -4,9 +4,8 @@ What can't be read is None: no board has everything, and none of it is worth fai
 """
 
 import ipaddress
+import struct
 from pathlib import Path
-
-import psutil
 
 _COLDEST_C, _HOTTEST_C = -40.0, 150.0  # a sensor that says otherwise is broken or not connected
 _MAX_MBIT = 1_000_000
@@ -17,11 +16,11 @@ _FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 _throttle_counts: dict[Path, int] = {}  # of x86 cores, by root folder, as last read
 
 
-def health(address: str | None = None, *, root: Path = Path("/"), addresses=psutil.net_if_addrs) -> dict:
+def health(address: str | None = None, *, root: Path = Path("/")) -> dict:
     """Health facts as `status` reports them (docs/wire.md); never raises.
 
-    `address` is the IP address that the agent listens on: its interface's speed is reported. Without one, or for one
-    of no interface, that of the default route.
+    `address` is the IP address that the agent listens on: its interface's speed is reported; without one, that of the
+    default route.
 
     temperature_c: of the hottest zone. throttled: the CPU is held below its speed now, by heat or by voltage.
     undervoltage: the supply is too weak now. link_mbit: what the interface negotiated. ram_total_bytes, uptime_s.
@@ -30,7 +29,7 @@ def health(address: str | None = None, *, root: Path = Path("/"), addresses=psut
         "temperature_c": lambda: _temperature_c(root),
         "throttled": lambda: _throttled(root),
         "undervoltage": lambda: _undervoltage(root),
-        "link_mbit": lambda: _link_mbit(root, address, addresses),
+        "link_mbit": lambda: _link_mbit(root, address),
         "ram_total_bytes": lambda: _ram_total_bytes(root),
         "uptime_s": lambda: _uptime_s(root),
     }
@@ -111,43 +110,53 @@ def _firmware(root: Path) -> int | None:
     return int(text, 16) if text else None
 
 
-def _link_mbit(root: Path, address: str | None, addresses) -> int | None:
-    interface = _interface_of(address, addresses) if address else None
-    interface = interface or _default_interface(root)
+def _link_mbit(root: Path, address: str | None) -> int | None:
+    interface = _interface(root, address)
     if interface is None or "/" in interface or interface.startswith("."):
         return None
     speed = _number(root / "sys/class/net" / interface / "speed")
     return speed if speed is not None and 0 < speed <= _MAX_MBIT else None  # -1: no cable; wireless has no file
 
 
-def _interface_of(address: str, addresses) -> str | None:
+def _interface(root: Path, address: str | None) -> str | None:
+    """The interface of this address, or of the default route.
+
+    Out of the routing table: a hardened unit may not ask the kernel (AF_NETLINK) which interface has an address.
+    """
     try:
-        wanted = ipaddress.ip_address(address.strip("[]").partition("%")[0])
+        ip = ipaddress.ip_address((address or "").strip("[]").partition("%")[0])
     except ValueError:
-        return None  # a name: most likely one that the default route leads to
-    for interface, entries in addresses().items():
-        for entry in entries:
-            try:
-                if ipaddress.ip_address(entry.address.partition("%")[0]) == wanted:
-                    return interface
-            except ValueError:
-                continue  # a MAC address
-    return None
+        ip = ipaddress.IPv4Address(0)  # a name, or none: most likely where the default route leads
+    if ip.is_loopback:
+        return None
+    if ip.version == 6 and not ip.is_unspecified:
+        for line in (_text(root / "proc/net/if_inet6") or "").splitlines():
+            fields = line.split()
+            if len(fields) > 5 and fields[0] == ip.packed.hex():
+                return fields[5]
+    routes = _routes(root)
+    own = [r for r in routes if ip.version == 4 and ip in r[0]] or [r for r in routes if not r[0].prefixlen]
+    if own:
+        return min(own, key=lambda r: (-r[0].prefixlen, r[1]))[2]
+    found = []
+    for line in (_text(root / "proc/net/ipv6_route") or "").splitlines():
+        fields = line.split()
+        if len(fields) > 9 and fields[0] == "0" * 32 and fields[1] == "00" and fields[9] != "lo":
+            found.append((int(fields[5], 16), fields[9]))
+    return min(found)[1] if found else None
 
 
-def _default_interface(root: Path) -> str | None:
-    """The interface of the IPv4 default route with the lowest metric, or else of the IPv6 one."""
+def _routes(root: Path) -> list[tuple[ipaddress.IPv4Network, int, str]]:
+    """(network, metric, interface) of the IPv4 routing table."""
     found = []
     for line in (_text(root / "proc/net/route") or "").splitlines()[1:]:
         fields = line.split()
-        if len(fields) > 7 and fields[1] == "00000000" and fields[7] == "00000000":
-            found.append((int(fields[6]), fields[0]))
-    if not found:
-        for line in (_text(root / "proc/net/ipv6_route") or "").splitlines():
-            fields = line.split()
-            if len(fields) > 9 and fields[0] == "0" * 32 and fields[1] == "00" and fields[9] != "lo":
-                found.append((int(fields[5], 16), fields[9]))
-    return min(found)[1] if found else None
+        if len(fields) > 7:
+            # Numbers as this machine holds what are bytes in network order.
+            network, mask = (struct.pack("=I", int(fields[i], 16)) for i in (1, 7))
+            prefix = f"{ipaddress.IPv4Address(network)}/{ipaddress.IPv4Address(mask)}"
+            found.append((ipaddress.IPv4Network(prefix), int(fields[6]), fields[0]))
+    return found
 
 
 def _ram_total_bytes(root: Path) -> int | None:

@@ -1,7 +1,6 @@
 """Health facts out of a made-up /sys and /proc: every board lacks some of them, and none may fail."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +10,9 @@ ROUTE = """Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\
 wlan0\t00000000\t0100000A\t0003\t0\t0\t600\t00000000\t0\t0\t0
 end0\t00000000\t0100000A\t0003\t0\t0\t100\t00000000\t0\t0\t0
 end0\t0000000A\t00000000\t0001\t0\t0\t100\t00FFFFFF\t0\t0\t0
+usb0\t0000010A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
 """
+ADDRESSES6 = "fe800000000000000000000000000001 03 40 20 80     usb0\n00000000000000000000000000000001 01 80 10 80 lo\n"
 ROUTE6 = (
     "fe800000000000000000000000000000 40 00000000000000000000000000000000 00 "
     "00000000000000000000000000000000 00000100 00000001 00000000 00000001     end0\n"
@@ -24,15 +25,6 @@ CPU = "sys/devices/system/cpu/cpu0"
 COOLING = "sys/class/thermal/cooling_device0"
 
 
-def interfaces():
-    """As psutil.net_if_addrs gives them."""
-    return {
-        "lo": [SimpleNamespace(address="127.0.0.1")],
-        "end0": [SimpleNamespace(address="aa:bb:cc:dd:ee:ff"), SimpleNamespace(address="10.0.0.5")],
-        "usb0": [SimpleNamespace(address="10.1.0.5"), SimpleNamespace(address="fe80::1%usb0")],
-    }
-
-
 def board(root: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +33,7 @@ def board(root: Path, files: dict[str, str]) -> Path:
 
 
 def read(root: Path, files: dict[str, str], address: str | None = None) -> dict:
-    return health(address, root=board(root, files), addresses=interfaces)
+    return health(address, root=board(root, files))
 
 
 def test_a_board_that_tells_nothing_gives_none_for_all(tmp_path):
@@ -135,10 +127,14 @@ SPEEDS = {"sys/class/net/end0/speed": "1000", "sys/class/net/end1/speed": "2500"
     [
         ({"proc/net/route": ROUTE}, None, 1000),  # the lower metric: not the wireless one
         ({"proc/net/route": ROUTE}, "10.1.0.5", 100),
-        ({"proc/net/route": ROUTE}, "[fe80::1%usb0]", 100),
+        ({"proc/net/route": ROUTE, "proc/net/if_inet6": ADDRESSES6}, "[fe80::1%usb0]", 100),
+        ({"proc/net/route": ROUTE}, "fe80::2", 1000),
+        ({"proc/net/route": ROUTE}, "10.0.0.5", 1000),
+        ({"proc/net/route": ROUTE}, "192.168.7.7", 1000),
         ({"proc/net/route": ROUTE}, "0.0.0.0", 1000),
         ({"proc/net/route": ROUTE}, "pi1.lan", 1000),
         ({"proc/net/route": ROUTE}, "127.0.0.1", None),
+        ({"proc/net/route": ROUTE}, "::1", None),
         ({"proc/net/ipv6_route": ROUTE6}, None, 2500),
         ({"proc/net/route": ROUTE, "sys/class/net/end0/speed": "-1"}, None, None),
         ({"proc/net/route": ROUTE.replace("end0", "../../../x")}, None, None),
@@ -152,9 +148,14 @@ def test_link_speed_of_the_agents_interface_or_the_default_route(tmp_path, files
 
 def test_garbage_everywhere_is_none_and_never_raises(tmp_path):
     files = {"proc/meminfo": "MemTotal: lots", "proc/uptime": "ages", "proc/net/route": "\0" * 5000}
-    facts = health(root=board(tmp_path, files), addresses=lambda: 1 / 0)
-    assert set(facts.values()) == {None}
-    assert set(health("10.0.0.5", root=tmp_path, addresses=lambda: 1 / 0).values()) == {None}
+    assert set(read(tmp_path, files).values()) == {None}
+    files = {
+        "proc/net/route": "head\nend0 xyz 0 0 0 0 0 zz 0\n",
+        "proc/net/if_inet6": "x\n",
+        "proc/net/ipv6_route": "y",
+    }
+    assert set(read(tmp_path, files, "10.0.0.5").values()) == {None}
+    assert set(read(tmp_path, files, "fe80::1").values()) == {None}
 
 
 def test_on_this_machine_it_answers_whatever_there_is():
