@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.boards import harness
-from tests.boards.harness import FIGURES, HOME, LAB, ROOT, Board, Controller, figure, lab, wait_for
+from tests.boards.harness import FIGURES, HOME, LAB, ROOT, Board, Controller, figure, lab
 
 KEEP = bool(os.environ.get("EDGELLM_BOARDS_KEEP"))
 CACHE = HOME / "cache"
 # A folder is tested in this order: what destroys the cluster comes last.
-ORDER = ("test_lab", "test_deploy", "test_hostile", "test_loss", "test_rebalance", "test_healing", "test_bad_inventory",
-         "test_upgrade", "test_arm")  # fmt: skip
+ORDER = ("test_lab", "test_deploy", "test_hostile", "test_loss", "test_ram", "test_rebalance", "test_healing",
+         "test_bad_inventory", "test_upgrade", "test_arm")  # fmt: skip
 
 PROMPT = "Why is the sky blue?"  # greedy, its answer is longer than 200 tokens, and repeats nothing
 MAX_TOKENS = 200
@@ -120,14 +120,17 @@ class Cluster:
     def __init__(self):
         self.controller = new_controller("offline")
         self.boards = [Board(1), Board(2), Board(3)]
+        self.blank_files: dict[Board, set[str]] = {}
         self.inventory()
         for board, memory in zip(self.boards, (4096, 4096, 2048), strict=True):
             if not board.is_up():
                 board.up(memory=memory)
+                if not board.ours():
+                    self.blank_files[board] = board.files()
 
     def inventory(self, *more: Board, **options) -> None:
         """The three boards, and `more`; objective throughput: the model is cut for all of them."""
-        self.controller.inventory([*self.boards, *more], edgellm_objective="throughput", **options)
+        self.controller.inventory([*self.boards, *more], **{"edgellm_objective": "throughput", **options})
 
     def heal(self) -> None:
         """As it was after its deploy, whatever a test left: boards, cables, agents, plan."""
@@ -137,7 +140,6 @@ class Cluster:
             if not board.is_up():
                 board.up()
             board.heal()
-            lab("pids", board.number)
             for pid in board.pids():
                 os.kill(pid, 18)  # SIGCONT
         if set(self.controller.plan()) != {b.name for b in self.boards} or not self.answers():
@@ -188,13 +190,3 @@ def extra(lab_up):
     yield make
     for board in made:
         board.destroy()
-
-
-def serving(cluster: Cluster, board: Board, timeout: float = 60) -> None:
-    """Wait until the board's agent answers the manager."""
-
-    def answers():
-        boards = cluster.controller.status()["boards"]
-        return any(b["name"] == board.name and not b.get("error") for b in boards)
-
-    wait_for(answers, timeout, f"answer from {board}")

@@ -19,6 +19,10 @@ HOME = Path(os.environ.get("EDGELLM_BOARDS_HOME", "/var/tmp/edgellm-boards"))
 BIN = Path(sys.prefix) / "bin"
 PORT = 7710
 
+_BY_ITSELF = re.compile(
+    r"/var/log/|/var/lib/systemd/|/var/lib/apt/|/var/cache/|/var/lib/private|/home/edge/\.ansible|/root/\.ansible|/etc/\w+-$"
+)
+
 FIGURES: list[tuple[str, str]] = []  # what was measured, for the end of the run
 
 
@@ -38,7 +42,7 @@ def lab(*args: object, timeout: float = 60, check: bool = True) -> str:
 class Process:
     """A program in a session of its own; what it prints is kept with the time it came."""
 
-    def __init__(self, command: list, env: dict[str, str], stdin: str | None = None, together: bool = False):
+    def __init__(self, command: list, env: dict[str, str], stdin: bool = False, together: bool = False):
         self.command = [str(c) for c in command]
         self.chunks: list[tuple[float, bytes]] = []  # stdout: monotonic time, bytes of one read
         self._errors: list[tuple[float, bytes]] = []
@@ -46,16 +50,13 @@ class Process:
         self.began = time.monotonic()
         self._popen = subprocess.Popen(
             self.command, cwd=ROOT, env=env, start_new_session=True,
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT if together else subprocess.PIPE,
         )  # fmt: skip
         streams = [(self._popen.stdout, self.chunks)] + ([] if together else [(self._popen.stderr, self._errors)])
         self._threads = [threading.Thread(target=self._read, args=s, daemon=True) for s in streams]
         for thread in self._threads:
             thread.start()
-        if stdin is not None:
-            self._popen.stdin.write(stdin.encode())
-            self._popen.stdin.close()
 
     def _read(self, stream, into):
         with stream:
@@ -96,6 +97,10 @@ class Process:
         for thread in self._threads:
             thread.join(5)
         return rc
+
+    def end_input(self) -> None:
+        """Close its stdin."""
+        self._popen.stdin.close()
 
     def interrupt(self) -> None:
         """Ctrl-C: SIGINT to everything it started."""
@@ -199,8 +204,12 @@ class Board:
         self.root(f'python3 -c "{code}" {shlex.quote(path)}')
 
     def files(self) -> set[str]:
-        """Every file on its disk."""
-        return set(self.root("find / -xdev -not -path '/proc/*' -printf '%p\\n'").splitlines())
+        """Every file on its disk, but what a board writes by itself or when somebody logs in or asks apt."""
+        return {f for f in self.root("find / -xdev").splitlines() if not _BY_ITSELF.match(f)}
+
+    def ours(self) -> set[str]:
+        """What of edgellm is on its disk."""
+        return {f for f in self.files() if "edgellm" in f and "/edgellm-.service.d" not in f}
 
     def pids(self, unit: str = "edgellm-agent.service") -> list[int]:
         """The unit's processes, as this machine counts them; empty if it doesn't run."""
@@ -281,14 +290,14 @@ class Controller:
         lines += [f"ansible_ssh_common_args='{common}'"] + [f"{k}={v}" for k, v in variables.items()]
         self.inventory_path.write_text("\n".join(lines) + "\n")
 
-    def _start(self, kind: type, program: str, *args, root: Path = ROOT, **options):
-        command = [LAB, "in", "env", "-C", root, BIN / program, *args]
-        return kind(command, self.env, **options)
+    def start(self, program: str, *args: object, kind: type = Process, root: Path = ROOT, **options):
+        """Start a program of the project's venv in `root` on the boards' network."""
+        return kind([LAB, "in", "env", "-C", root, BIN / program, *args], self.env, **options)
 
     def playing(self, playbook: str, *args: str, root: Path = ROOT) -> Process:
         """A playbook, started."""
         options = ["-i", self.inventory_path, "--diff", *args]
-        return self._start(Process, "ansible-playbook", playbook, *options, root=root, together=True)
+        return self.start("ansible-playbook", playbook, *options, root=root, together=True)
 
     def ansible(self, playbook: str, *args: str, root: Path = ROOT, timeout: float = 600) -> Played:
         """Run a playbook to its end, always with --diff: no private key may ever stand in what is printed."""
@@ -305,9 +314,9 @@ class Controller:
     def deploy(self, *args: str, timeout: float = 600) -> Played:
         return self.ansible("deploy.yml", *args, timeout=timeout)
 
-    def edgellm(self, *args: object, timeout: float = 120, check: bool = True, stdin: str | None = None) -> Process:
+    def edgellm(self, *args: object, timeout: float = 120, check: bool = True) -> Process:
         """Run `edgellm ARGS` to its end."""
-        process = self._start(Process, "edgellm", *args, stdin=stdin)
+        process = self.start("edgellm", *args)
         rc = process.wait(timeout)
         assert rc == 0 or not check, f"{process}: exit {rc}\n{process.text[-2000:]}{process.errors[-2000:]}"
         return process
@@ -318,11 +327,11 @@ class Controller:
 
     def asking(self, prompt: str, max_tokens: int) -> Asking:
         """`edgellm ask` in the background."""
-        return self._start(Asking, "edgellm", "ask", prompt, "--max-tokens", max_tokens, "-v")
+        return self.start("edgellm", "ask", prompt, "--max-tokens", max_tokens, "-v", kind=Asking)
 
     def python(self, *args: object, timeout: float = 120) -> Process:
         """Run this Python with `args` on the boards' network."""
-        process = self._start(Process, "python", *args)
+        process = self.start("python", *args)
         rc = process.wait(timeout)
         assert rc == 0, f"{process}: exit {rc}\n{process.text[-2000:]}{process.errors[-4000:]}"
         return process
@@ -339,8 +348,12 @@ class Controller:
         return self.cluster()["plan"]["epoch"]
 
     def status(self) -> dict:
-        """What `edgellm status --json` says."""
-        return json.loads(self.edgellm("status", "--json").text)
+        """What `edgellm status --json` says; whether all is well it also tells by its exit code, which is ignored."""
+        return json.loads(self.edgellm("status", "--json", check=False).text)
+
+    def row(self, board: Board) -> dict:
+        """What `edgellm status --json` says of a board."""
+        return next(row for row in self.status()["boards"] if row["board"] == board.name)
 
     def remove(self) -> None:
         shutil.rmtree(self.home, ignore_errors=True)

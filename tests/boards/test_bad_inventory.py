@@ -1,0 +1,97 @@
+"""Bad inventories and boards that can't be used: named in a sentence, and nothing half-done."""
+
+import re
+import subprocess
+
+import pytest
+
+from tests.boards.conftest import PROMPT
+from tests.boards.harness import HOME
+
+
+def sentence(text: str, *words: str) -> str:
+    """The first line of a playbook's output that has all these words."""
+    for line in text.splitlines():
+        if all(w in line for w in words):
+            return line
+    raise AssertionError(f"no line has {words}:\n{text[-3000:]}")
+
+
+@pytest.fixture
+def untouched(cluster, controller):
+    """Nothing was changed on the cluster, and it answers."""
+    before = controller.cluster(), [b.agent_started() for b in cluster.boards]
+    yield
+    assert (controller.cluster(), [b.agent_started() for b in cluster.boards]) == before
+    assert len(controller.ask(PROMPT, 3)["tokens"]) == 3
+
+
+@pytest.mark.parametrize("variable, value, words", [
+    ("edgellm_slots", "lots", ("edgellm_slots", "lots")),
+    ("edgellm_port", "77100", ("edgellm_port", "77100")),
+    ("edgellm_objective", "speed", ("edgellm_objective", "speed", "latency")),
+    ("edgellm_slot", "4", ("edgellm_slot", "no variable")),
+])  # fmt: skip
+def test_a_wrong_variable_is_named(cluster, controller, untouched, variable, value, words):
+    cluster.inventory(**{variable: value})
+    played = controller.deploy()
+    assert played.rc != 0
+    sentence(played.text, *words)
+    assert all(counts["changed"] == 0 for counts in played.recap.values())
+
+
+def test_a_board_listed_twice_and_two_boards_with_one_address(cluster, controller, untouched):
+    cluster.inventory()
+    text = controller.inventory_path.read_text()
+    controller.inventory_path.write_text(text.replace("board2 ansible_host", "board1 ansible_host"))
+    played = controller.deploy()
+    assert played.rc != 0
+    sentence(played.text, "board1", "twice")
+
+    controller.inventory_path.write_text(text.replace("ansible_host=10.78.0.12", "ansible_host=10.78.0.11"))
+    played = controller.deploy()
+    assert played.rc != 0
+    sentence(played.text, "board1", "board2", "10.78.0.11")
+
+
+def test_a_model_that_does_not_fit_says_how_much_is_missing(cluster, controller, untouched):
+    cluster.inventory(edgellm_slots=1000)
+    played = controller.deploy()
+    assert played.rc != 0
+    assert re.search(r"\d[\d.]* [GM]B", sentence(played.text, "GB"))
+    assert played.changed(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
+
+
+def test_no_board_at_all(cluster, controller, untouched):
+    controller.inventory([])
+    played = controller.deploy()
+    assert played.rc != 0
+    sentence(played.text, "no boards")
+
+
+@pytest.mark.timeout(1200)
+def test_boards_that_cannot_be_used_are_named_and_the_others_deployed(cluster, controller, extra, untouched):
+    full, readonly, clock, key, bare, gone = (extra(n, memory=1024, disk=1024, image=image)
+                                              for n, image in ((4, "full"), (5, "full"), (6, "full"), (7, "full"),
+                                                               (8, "bare"), (9, "full")))  # fmt: skip
+    full.fill(30)
+    readonly.readonly()
+    clock.clock(-5 * 3600)
+    gone.kill()
+    other = HOME / "other_key"
+    if not other.exists():
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True, timeout=10)
+    bad = [full, readonly, clock, key, bare, gone]
+    controller.inventory([*cluster.boards, *bad], {key: f"ansible_ssh_private_key_file={other}"},
+                         edgellm_objective="throughput")  # fmt: skip
+    played = controller.deploy()
+    assert played.rc != 0
+    assert played.changed(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
+    sentence(played.text, "board4", "MB free")
+    sentence(played.text, "board5", "read-only")
+    sentence(played.text, "board6", "clock", "5.0 hours")
+    sentence(played.text, "board7", "SSH key")
+    sentence(played.text, "board8", "rsync", "mirror")
+    sentence(played.text, "board9", "can't be reached")
+    for board in (full, clock, key, bare):
+        assert board.ours() == set()

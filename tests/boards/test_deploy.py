@@ -1,0 +1,106 @@
+"""From bare boards to a cluster that answers, and what a second deploy, --check and --limit do."""
+
+import stat
+
+import pytest
+
+from tests.boards.conftest import MAX_TOKENS, PROMPT, new_controller
+from tests.boards.harness import PORT, figure
+
+
+def test_three_blank_boards_without_any_uplink(deployed, reference):
+    cluster, played = deployed
+    played.good()
+    if max(played.changed(*cluster.boards).values()):  # 0 if EDGELLM_BOARDS_KEEP kept a deployed cluster
+        figure("deploy: three blank boards, no uplink", played.seconds)
+    assert set(cluster.controller.plan()) == {"board1", "board2", "board3"}
+    answer = cluster.controller.ask(PROMPT, MAX_TOKENS)
+    assert answer["tokens"] == reference["tokens"]
+    assert answer["text"] == reference["text"]
+    assert {s["board"] for s in answer["stages"]} == {"board1", "board2", "board3"}
+    figure("three boards on this machine's cores, decode", answer["timings"]["decode_tokens_per_s"], "tok/s")
+
+
+def test_a_second_deploy_changes_nothing_and_disturbs_nothing(cluster, controller, reference):
+    before = controller.cluster(), [b.agent_started() for b in cluster.boards]
+    asking = controller.asking(PROMPT, MAX_TOKENS)
+    asking.after(1)
+    played = controller.deploy().good()
+    assert asking.answer(60) == reference["text"]
+    assert played.changed(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
+    assert [counts["changed"] for counts in played.recap.values()] == [0] * len(played.recap)
+    assert (controller.cluster(), [b.agent_started() for b in cluster.boards]) == before
+    figure("deploy: the second, nothing to do", played.seconds)
+
+
+def test_check_of_a_deployed_cluster_finds_nothing_to_change(cluster, controller):
+    played = controller.deploy("--check").good()
+    assert played.changed(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
+
+
+def test_limit_deploys_one_board_and_leaves_the_cluster_whole(cluster, controller):
+    before = controller.cluster()
+    played = controller.deploy("--limit", "board1").good()
+    assert played.changed(cluster.boards[0]) == {"board1": 0}
+    assert "board2" not in played.recap and "board3" not in played.recap
+    assert controller.cluster() == before
+
+
+def test_private_keys_are_their_owners_alone(cluster, controller):
+    keys = set()
+    for board in cluster.boards:
+        assert board.root("stat -c '%a %U' /etc/edgellm/tls/key.pem") == "600 edgellm\n"
+        keys.add(board.root("sha256sum < /etc/edgellm/tls/key.pem"))
+        assert board.root("grep -rlE 'BEGIN .*PRIVATE KEY' /etc/edgellm /var/lib/edgellm /opt/edgellm/*.* "
+                          "/home/edge/.ansible /root/.ansible /var/log 2>/dev/null",
+                          check=False).split() == ["/etc/edgellm/tls/key.pem"]  # fmt: skip
+    assert len(keys) == 3
+    private = [p for p in controller.config.rglob("*") if p.is_file() and b"PRIVATE KEY" in p.read_bytes()]
+    assert len(private) >= 5  # the CA's, the manager's, three boards'
+    assert {stat.S_IMODE(p.stat().st_mode) for p in private} == {0o600}
+
+
+def test_the_agent_is_a_hardened_service_of_a_user_of_its_own(cluster):
+    for board in cluster.boards:
+        lines = board.ssh("systemctl show edgellm-agent").splitlines()
+        shown = dict(line.split("=", 1) for line in lines if "=" in line)
+        expected = {"User": "edgellm", "NoNewPrivileges": "yes", "ProtectSystem": "strict", "Restart": "always",
+                    "Type": "notify", "UnitFileState": "enabled", "ActiveState": "active", "ProtectHome": "yes",
+                    "PrivateTmp": "yes"}  # fmt: skip
+        assert {k: shown[k] for k in expected} == expected
+        assert shown["MemoryMax"].isdigit() and 0 < int(shown["MemoryMax"]) < 4096 << 20
+        assert shown["WatchdogUSec"] == "30s"
+        assert board.ssh("getent passwd edgellm").strip().endswith(("/nologin", "/false"))
+
+
+def test_agents_listen_on_the_inventorys_address_only(cluster):
+    for board in cluster.boards:
+        listening = {line.split()[3] for line in board.root("ss -Hltn").splitlines()} - {"0.0.0.0:22", "[::]:22"}
+        assert listening == {f"{board.host}:{PORT}"}
+
+
+def test_an_agent_starts_by_itself_after_a_reboot(cluster, controller, reference):
+    cluster.boards[2].reboot()
+    answer = controller.ask(PROMPT, 20)
+    assert answer["tokens"] == reference["tokens"][:20]
+
+
+@pytest.mark.timeout(1500)
+def test_three_blank_boards_with_a_mirror_and_without_python3_venv(extra, reference):
+    boards = [extra(n, memory=memory, image="bare") for n, memory in ((4, 4096), (5, 4096), (6, 2048))]
+    for board in boards:
+        board.uplink(True)
+    controller = new_controller("mirror")
+    controller.inventory(boards, edgellm_objective="throughput")
+
+    blank = [board.files() for board in boards]
+    controller.deploy("--check").good()
+    assert [board.files() - was for board, was in zip(boards, blank, strict=True)] == [set()] * 3
+
+    played = controller.deploy(timeout=900).good()
+    figure("deploy: three blank boards with a mirror, lacking packages", played.seconds)
+    answer = controller.ask(PROMPT, 50)
+    assert answer["tokens"] == reference["tokens"][:50]
+    assert {s["board"] for s in answer["stages"]} == {b.name for b in boards}
+    again = controller.deploy().good()
+    assert again.changed(*boards) == dict.fromkeys(again.changed(*boards), 0)
