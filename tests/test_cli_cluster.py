@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from edgellm.cli import main
 from edgellm.manager.cluster import ClusterFile, SshAccess
-from tests.controller.shards import whole_manifest, write_model
+from tests.controller.shards import whole_manifest
 from tests.controller.sshd import Sshd
 from tests.fakes import Boards
 from tests.tiny import environment
@@ -33,7 +33,6 @@ class Cluster:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        write_model(self.folder)
         self.boards = Boards(self.folder, 3, whole_manifest())
         self.call(self.boards.__aenter__())
         self.plan = self.call(self.boards.form((0, 3, 6)))
@@ -134,7 +133,7 @@ def test_status_json(cluster):
 def test_status_exits_with_1_when_a_board_of_the_plan_is_gone(lame):
     done = invoke("status", "--cluster", lame)
     assert done.exit_code == 1 and "unreachable: connection refused" in done.stdout
-    assert "b1 of the plan's 2 boards can't serve now" in done.stdout
+    assert "b1 (1 of the plan's 2 boards) can't serve now" in done.stdout
 
 
 def test_a_cluster_without_its_model_folder_has_a_status(cluster, tmp_path):

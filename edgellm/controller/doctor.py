@@ -31,6 +31,8 @@ class Unit:
 class Facts:
     """What is known of a board; None: not known. `*_error` is a reason where something failed, else None.
 
+    `idle` is why a board of the plan doesn't serve it, though its agent answers.
+
     `files` are sizes in bytes by name, of what lies in its model folder; `sums` their SHA-256 ("" for one that can't
     be read); `needed` the names that must be there; `wrong` (size, SHA-256) by name is what the manifest has.
     """
@@ -39,6 +41,7 @@ class Facts:
     tcp_error: str | None = None
     wire_error: str | None = None
     ssh_error: str | None = None
+    idle: str | None = None
     has_ssh: bool = True
     is_root: bool = True
     version: str | None = None
@@ -167,6 +170,11 @@ def _agent(f: Facts):
         yield f"the agent was restarted {unit.restarts} times{ago}", f"{logs}."
 
 
+def _plan(f: Facts):
+    if f.idle and not (f.model_sha256 and f.model_sha256 != f.manifest_sha256):  # which is named below
+        yield f"it does not serve its section: {f.idle}", f"Ask anything, or {_lower(DEPLOY)}: either settles the plan."
+
+
 def _version(f: Facts):
     if f.version and f.our_version and f.version != f.our_version:
         yield (
@@ -274,8 +282,9 @@ def _certificates(f: Facts):
 
 
 _RULES = (
-    ("reach", _reach), ("agent", _agent), ("version", _version), ("clock", _clock), ("link", _link), ("heat", _heat),
-    ("power", _power), ("disk", _disk), ("ram", _ram), ("shards", _shards), ("certificates", _certificates),
+    ("reach", _reach), ("agent", _agent), ("plan", _plan), ("version", _version), ("clock", _clock), ("link", _link),
+    ("heat", _heat), ("power", _power), ("disk", _disk), ("ram", _ram), ("shards", _shards),
+    ("certificates", _certificates),
 )  # fmt: skip
 
 

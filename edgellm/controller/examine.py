@@ -84,13 +84,14 @@ async def examine(
     meter = meter or Meter()
     here, manifest, tls = _this_machine(cluster, path)
     boards = [b for b in cluster.boards if not names or b.name in names]
-    asked = asyncio.create_task(ask_boards({b.name: (b.host, b.port) for b in boards}, tls))
+    mute = cluster.tls is not None and tls is None  # no certificate to ask with, which is a finding of this machine
+    asked = asyncio.create_task(ask_boards({} if mute else {b.name: (b.host, b.port) for b in boards}, tls))
     tasks = [asyncio.create_task(in_thread(_by_ssh, b, manifest, quick, run, meter, tell)) for b in boards]
     local = cluster.is_local() and manifest is not None and not quick
     own = in_thread(_sums_here, cluster.model_dir_path(path), manifest, meter) if local else asyncio.sleep(0, {})
     try:
         here = replace(here, **await own)
-        words = await asked
+        words = await asked or {b.name: Word(b.host, b.port) for b in boards}
         rows = {row["board"]: row for row in describe(cluster, words, manifest)["boards"]}
         silent = [b for b in boards if words[b.name].error]
         tcp = dict(zip([b.name for b in silent], await asyncio.gather(*map(_tcp_error, silent)), strict=True))
@@ -146,7 +147,7 @@ def _this_machine(cluster: ClusterFile, path: Path):
             here = replace(here, ca_days=remaining_days(folder / "ca.pem"))
             tls = cluster.client_tls(path)
         except EdgellmError as e:
-            here = replace(here, certificate_error=str(e))
+            here = replace(here, certificate_error=str(e).removesuffix(" Deploy again."))
     return here, manifest, tls
 
 
@@ -181,18 +182,20 @@ def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest
     model = (word.status or {}).get("manifest_sha256")
     if isinstance(model, str) and re.fullmatch(r"[0-9a-f]{64}", model):
         facts = replace(facts, model_sha256=model)
+    if row["in_plan"] and not row["serving"] and word.status is not None:
+        facts = replace(facts, idle=row["state"])
+    if manifest is None:
+        return facts
+    facts = replace(facts, manifest=_wanted(manifest), needed=frozenset(f.name for f in manifest.files))
     section = row["section"]
     if section is None and board.name in cluster.plan.boards:
         own = cluster.plan.section_of(board.name)
         section = {"start": own.start, "end": own.end}
-    if manifest is None or section is None or section["end"] > manifest.num_layers:
+    if section is None or section["end"] > manifest.num_layers:
         return facts
     need = section_need(manifest, cluster.plan.settings, section["start"], section["end"]).total
     shards = {s.name for s in manifest.section_shards(section["start"], section["end"])}
-    return replace(
-        facts, need_bytes=need, manifest=_wanted(manifest),
-        needed=frozenset(shards | {f.name for f in manifest.files}),
-    )  # fmt: skip
+    return replace(facts, need_bytes=need, needed=facts.needed | shards)
 
 
 def _by_ssh(board: Board, manifest: Manifest | None, quick: bool, run, meter: Meter, tell) -> dict:

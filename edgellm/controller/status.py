@@ -194,8 +194,8 @@ def _notes(cluster: ClusterFile, plan: Plan, words: dict[str, Word], rows: list[
     missing = [row["board"] for row in rows if row["in_plan"] and not row["serving"]]
     if missing:
         notes.append(
-            f"{', '.join(missing)} of the plan's {len(plan.boards)} boards can't serve now: the next question makes a "
-            "plan over the others if the model fits; 'edgellm doctor' says more"
+            f"{', '.join(missing)} ({len(missing)} of the plan's {len(plan.boards)} boards) can't serve now: the next "
+            "question makes a plan over the boards that answer, if the model fits; 'edgellm doctor' says more"
         )
     if strangers := sorted(words.keys() - {b.name for b in cluster.boards}):
         notes.append(f"{', '.join(strangers)}: in a plan of these boards, but not in this cluster file")

@@ -1,22 +1,21 @@
-"""Shards small enough to hash in no time: each holds its own name."""
+"""Shards small enough to hash in no time, as `fakes.Boards` writes them: zeros."""
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 from edgellm.checkpoint.manifest import Manifest
 from tests.fakes import make_manifest
 
 
 def whole_manifest() -> Manifest:
-    """The fake model's manifest, for the shards that `write_model` makes."""
+    """The fake model's manifest with the SHA-256 that its shards really have."""
     manifest = make_manifest()
-    shards = tuple(
-        replace(s, bytes=len(s.name), sha256=hashlib.sha256(s.name.encode()).hexdigest()) for s in manifest.shards
-    )
-    return replace(manifest, shards=shards)
+    digest = {s.bytes: hashlib.sha256(bytes(s.bytes)).hexdigest() for s in manifest.shards}
+    return replace(manifest, shards=tuple(replace(s, sha256=digest[s.bytes]) for s in manifest.shards))
 
 
-def write_model(folder) -> None:
+def write_model(folder: Path) -> None:
     """The shard files, without the manifest."""
     for shard in whole_manifest().shards:
-        (folder / shard.name).write_text(shard.name)
+        (folder / shard.name).write_bytes(bytes(shard.bytes))

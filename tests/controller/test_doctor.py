@@ -48,6 +48,8 @@ def test_what_is_not_known_is_no_finding():
         ({"wire_error": "its certificate has expired"}, "reach", "renews"),
         ({"wire_error": "it speaks no TLS"}, "reach", "deploy.yml"),
         ({"wire_error": "no status within 4 s"}, "reach", "edgellm logs pi1"),
+        ({"idle": "no section"}, "plan", "does not serve its section: no section. Ask anything"),
+        ({"idle": "has another model", "model_sha256": "0" * 64}, "shards", "another model"),
         (unit(load="not-found", active="inactive", sub="dead", enabled=""), "agent", "not installed"),
         (unit(active="failed", sub="failed"), "agent", "does not run (failed, failed). 'edgellm logs pi1' tells why"),
         (unit(active="activating", sub="auto-restart", restarts=0), "agent", "activating, auto-restart"),

@@ -1,6 +1,5 @@
 """Doctor's edge: the script as sh runs it on a made-up board, answers of every kind, boards of which some are dead."""
 
-import hashlib
 import subprocess
 import sys
 import time
@@ -75,12 +74,12 @@ def test_the_script_tells_all_of_a_healthy_board(tmp_path):
     assert facts["firmware"] == 0x50000 and facts["key_mode"] == "600" and facts["disk_free_bytes"] > 0
     assert 300 < facts["certificate_days"] < 1000 and facts["ca_days"] > facts["certificate_days"]
     assert facts["files"].keys() == facts["sums"].keys() == names
-    assert facts["sums"]["head.safetensors"] == hashlib.sha256(b"head.safetensors").hexdigest()
+    assert facts["sums"]["head.safetensors"] == whole_manifest().head.sha256
 
 
 def test_the_quick_script_reads_no_shards(tmp_path):
     facts = asked(Sham(tmp_path), QUICK_SCRIPT)
-    assert "sums" not in facts and facts["files"]["head.safetensors"] == len("head.safetensors")
+    assert "sums" not in facts and facts["files"]["head.safetensors"] == whole_manifest().head.bytes
 
 
 def test_a_disk_is_timed_where_a_shard_is_large_enough(tmp_path):
@@ -155,11 +154,10 @@ def test_examine_puts_wire_and_ssh_together(tmp_path):
     async def go():
         (tmp_path / "model").mkdir()
         sham = Sham(tmp_path / "sham")
-        (sham.model / "layer-0001.safetensors").write_text("LAYER-0001.safetensors")
+        (sham.model / "layer-0001.safetensors").write_bytes(bytes(7) + b"x")
         (sham.model / "layer-0004.safetensors").unlink()
         steps, told = [], []
         async with Boards(tmp_path / "model", 2, whole_manifest()) as boards:
-            write_model(tmp_path / "model")
             plan = await boards.form((0, 3, 6))
             file = cluster_of(boards, plan, tmp_path / "cluster.json")
             meter = Meter(lambda what, done, total: steps.append((done, total)))
@@ -217,8 +215,7 @@ def test_a_local_cluster_has_its_shards_verified_here(tmp_path):
     async def go():
         (tmp_path / "model").mkdir()
         async with Boards(tmp_path / "model", 2, whole_manifest()) as boards:
-            write_model(tmp_path / "model")
-            (tmp_path / "model" / "head.safetensors").write_text("HEAD.safetensors")
+            (tmp_path / "model" / "head.safetensors").write_bytes(bytes(7) + b"x")
             file = cluster_of(boards, await boards.form((0, 3, 6)), tmp_path / "cluster.json", ssh=False)
             return await examine(file, tmp_path / "cluster.json")
 
@@ -230,9 +227,10 @@ def test_a_local_cluster_has_its_shards_verified_here(tmp_path):
 def test_this_machines_own_troubles(tmp_path):
     plan = make_plan(replace(make_manifest(), sha256="0" * 64), (0, LAYERS))
     file = ClusterFile.make(tmp_path / "nowhere", {"b0": ("127.0.0.1", 1)}, plan, tls=tmp_path / "tls")
-    here = run(examine(file, tmp_path / "cluster.json", quick=True))[0]
+    here, b0 = run(examine(file, tmp_path / "cluster.json", quick=True))
     abouts = {f.about: f.what for f in diagnose(here)}
     assert "manifest.json" in abouts["shards"] and "cert.pem" in abouts["certificates"]
+    assert diagnose(b0) == []  # not asked without a certificate: that is no trouble of the board's
 
 
 def test_the_scripts_are_fixed_text_that_sh_can_read():

@@ -90,7 +90,7 @@ OTHER = plan_of((0, 2, 6))
 def test_a_board_of_the_plan_that_does_not_serve_it(word, state):
     content = describe(cluster_of(plan_of(epoch=1)), {"b0": said("b0", plan_of()), "b1": word}, MANIFEST)
     assert states(content)["b1"] == state and not content["serving"]
-    assert any("b1 of the plan's 2 boards can't serve" in note for note in content["notes"])
+    assert any("b1 (1 of the plan's 2 boards) can't serve" in note for note in content["notes"])
     assert content["tokens_per_s"] is None or state.startswith(("stopping", "serves"))
 
 
