@@ -89,12 +89,13 @@ class Agent:
             )  # fmt: skip
             ready(self)
             systemd.ready()
-            sweep = asyncio.create_task(self._sweep())
+            self._spawn(self._sweep())
             await self._stop.wait()
             systemd.stopping()
             await self._drain()
-            sweep.cancel()
         finally:
+            for task in self._tasks:
+                task.cancel()
             server.close()
             self.holding.stop(f"board {self.options.name} is stopping")
             for peer in [*self._strangers, *self._peers]:
