@@ -15,6 +15,7 @@ from edgellm.agent.load import load_section
 from edgellm.agent.serve import Agent, AgentOptions
 from edgellm.checkpoint.manifest import Manifest, Shard
 from edgellm.config import Sampling
+from edgellm.errors import ManifestError
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.rebalance import assign
 from edgellm.plan import Plan, Section
@@ -23,10 +24,12 @@ from edgellm.wire.tls import client_context
 VOCAB, HIDDEN, LAYERS = 97, 4, 6
 
 
-def make_manifest(num_layers: int = LAYERS, rope_switch_len: int | None = None) -> Manifest:
-    """A manifest of tiny shards that exist nowhere."""
+def make_manifest(num_layers: int = LAYERS, rope_switch_len: int | None = None, ram_bytes: int = 8) -> Manifest:
+    """A manifest of tiny shards; a layer's counts as `ram_bytes` in memory, and 8 + its number in its file."""
     shards = [Shard("embedding.safetensors", "embedding", None, 8, 8, "0" * 64)]
-    shards += [Shard(f"layer-{i:04}.safetensors", "layer", i, 8, 8, "0" * 64) for i in range(num_layers)]
+    shards += [
+        Shard(f"layer-{i:04}.safetensors", "layer", i, 8 + i, ram_bytes, "0" * 64) for i in range(num_layers)
+    ]
     shards += [Shard("head.safetensors", "head", None, 8, 8, "0" * 64)]
     return Manifest(
         "fake", "FakeForCausalLM", "fake", "none", num_layers, HIDDEN, VOCAB, 4096, (), (2,) * num_layers, 8,
@@ -105,36 +108,30 @@ class Boards:
     """Agents on loopback, in this event loop. Use as `async with Boards(tmp_path, 3) as boards`.
 
     They serve the fake model, which is written to `folder`; or, with `real`, the split model that is there. `tls` is
-    a folder with the cluster's certificates.
+    a folder with the cluster's certificates. `stored` has by board the layers (start, end) whose shards lie on its
+    disk, the ends of the model with the first and the last one; the others have all. `broken` boards can't load.
     """
 
     def __init__(
         self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None, real: bool = False,
-        tls: Path | None = None,
-    ):
+        tls: Path | None = None, stored: dict[str, tuple[int, int]] | None = None,
+    ):  # fmt: skip
         self.folder, self.count, self.gates, self.real = folder, count, gates or {}, real
+        self.stored = stored or {}
         if not real:
             (manifest or make_manifest()).write(folder)
         self.manifest = Manifest.read(folder)
+        if not real:
+            write_shards(folder, self.manifest, (0, self.manifest.num_layers))
         self.tls = tls
         self.agents: list[Agent] = []
         self.sections: dict[str, FakeSection] = {}
+        self.loads: list[tuple[str, int, int]] = []  # (board, start, end), in order
+        self.broken: set[str] = set()
         self._tasks: list[asyncio.Task] = []
 
     async def __aenter__(self) -> "Boards":
-        ready = []
-        for i in range(self.count):
-            name = f"b{i}"
-            tls = self.tls and self.tls / "boards" / name
-            options = AgentOptions(self.folder, "127.0.0.1", 0, name, 1, ram_bytes=1 << 30, drain_s=5.0, tls=tls)
-            load = load_section if self.real else self._loader(name)
-            agent = Agent(options, load, lambda manifest, folder: (0.001, 0.002))
-            listening = asyncio.Event()
-            ready.append(listening.wait())
-            self.agents.append(agent)
-            self._tasks.append(asyncio.create_task(agent.run(lambda _, event=listening: event.set())))
-        async with asyncio.timeout(10):
-            await asyncio.gather(*ready)
+        await asyncio.gather(*(self._start(f"b{i}") for i in range(self.count)))
         return self
 
     async def __aexit__(self, *exc) -> None:
@@ -168,12 +165,52 @@ class Boards:
         with contextlib.suppress(asyncio.CancelledError):
             await self._tasks[i]
 
+    async def start(self, i: int) -> None:
+        """A new agent where board i died: it holds nothing. Or board i = count joins."""
+        await self._start(f"b{i}", self.agents[i].port if i < len(self.agents) else 0)
+
+    def cut(self, i: int) -> None:
+        """End every connection of board i, as if the cable had been pulled; it may be dialled again."""
+        agent = self.agents[i]
+        links = [link for link in (agent.stage._next, agent.stage._first) if link] if agent.stage else []
+        for peer in [*agent._peers, *agent._strangers, *(link._peer for link in links if link._peer)]:
+            peer._transport.abort()
+
+    async def _start(self, name: str, port: int = 0) -> None:
+        folder = self.folder
+        if name in self.stored:
+            folder = self.folder / name
+            folder.mkdir(exist_ok=True)
+            self.manifest.write(folder)
+            write_shards(folder, self.manifest, self.stored[name])
+        options = AgentOptions(
+            folder, "127.0.0.1", port, name, 1, ram_bytes=1 << 30, drain_s=5.0,
+            tls=self.tls and self.tls / "boards" / name,
+        )  # fmt: skip
+        load = load_section if self.real else self._loader(name)
+        agent = Agent(options, load, lambda manifest, folder: (0.001, 0.002))
+        listening, i = asyncio.Event(), int(name[1:])
+        task = asyncio.create_task(agent.run(lambda _: listening.set()))
+        # In the order of names, whoever is up first.
+        self.agents[i : i + 1], self._tasks[i : i + 1] = [agent], [task]
+        async with asyncio.timeout(10):
+            await listening.wait()
+
     def _loader(self, name: str):
         def load(manifest, folder, start, end):
+            self.loads.append((name, start, end))
+            if name in self.broken:
+                raise ManifestError(f"{folder}/layer-{start:04}.safetensors: SHA-256 differs. Deploy again.")
             self.sections[name] = FakeSection(manifest, start, end, self.gates.get(name))
             return self.sections[name]
 
         return load
+
+
+def write_shards(folder: Path, manifest: Manifest, layers: tuple[int, int]) -> None:
+    """Files of the right sizes for these layers."""
+    for shard in manifest.section_shards(*layers):
+        (folder / shard.name).write_bytes(bytes(shard.bytes))
 
 
 async def ask(cluster: ClusterClient, prompt: list[int], max_tokens: int = 10, eos=(), **kwargs) -> list:
