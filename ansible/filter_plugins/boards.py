@@ -1,5 +1,6 @@
 """What a board's probe found, whether the board can be used, and failed tasks in one sentence."""
 
+import json
 import re
 
 PYTHON_LEAST = (3, 11)
@@ -10,7 +11,7 @@ SYSTEMS = ("debian", "ubuntu", "armbian", "raspbian")
 
 
 def board_facts(stdout: str, now_s: float) -> dict:
-    """The probe's `edgellm_NAME=VALUE` lines as a dict of texts, with `clock_ahead_s` against `now_s` of this machine."""
+    """The probe's `edgellm_NAME=VALUE` lines as a dict, with `clock_ahead_s` against `now_s` of this machine."""
     found = dict(re.findall(r"^edgellm_(\w+)=(.*?)\s*$", stdout, re.M))
     facts = {"missing": [], "packages": [], "python": "", "python_minor": "", **found}
     facts["clock_ahead_s"] = int(found["time_s"]) - round(now_s) if found.get("time_s", "").isdigit() else 0
@@ -41,20 +42,23 @@ def board_problem(facts: dict, board: str, disk_mb: int) -> str:
         )
     if not family & set(SYSTEMS):
         named = facts.get("pretty") or system or "no Linux that names itself"
-        return f"board {board} runs {named}; edgellm sets up Debian, Ubuntu and Armbian. Put one of them on its card."
+        return f"board {board} runs {named}; edgellm knows Debian, Ubuntu and Armbian. Put one of them on its card."
     if machine not in MACHINES.values():
         return f"board {board} is {machine}; edgellm runs on x86_64 and aarch64. Use a 64-bit board."
     if bits == "32" or facts.get("packages_for", machine) in ("armhf", "armel", "i386"):
         return (
-            f"board {board} has a 32-bit system ({facts.get('packages_for', '32 bits')}) on a 64-bit kernel ({machine}). "
-            f"Put a 64-bit image on its card."
+            f"board {board} has a 32-bit system ({facts.get('packages_for', '32 bits')}) on a 64-bit kernel "
+            f"({machine}). Put a 64-bit image on its card."
         )
     if facts.get("systemd") != "yes":
-        return f"board {board} was not booted with systemd, which is to supervise the agent. Put an image with systemd on its card."
+        return (
+            f"board {board} was not booted with systemd, which is to supervise the agent. Put an image with systemd on "
+            f"its card."
+        )
     if read_only := facts.get("read_only"):
         return (
-            f"board {board}: {read_only} is read-only. Look for errors of its card in 'dmesg', then remount it writable "
-            f"or replace the card."
+            f"board {board}: {read_only} is on a read-only file system. Look for errors of its card in 'dmesg', then "
+            f"remount it writable or replace the card."
         )
     if abs(facts["clock_ahead_s"]) > CLOCK_TOLERANCE_S:
         hours, way = abs(facts["clock_ahead_s"]) / 3600, "ahead of" if facts["clock_ahead_s"] > 0 else "behind"
@@ -108,11 +112,11 @@ def packages_problem(facts: dict, stdout: str, board: str) -> str:
         return ""
     lacks, python = " and ".join(facts["missing"]), facts.get("python_version")
     if "python3" in facts["missing"]:
-        lacks = lacks.replace("python3", f"Python 3.11 or newer (it has {python})" if python else "Python 3.11 or newer")
+        lacks = lacks.replace("python3", "Python 3.11 or newer" + (f" (it has {python})" if python else ""))
     reason = "its apt reaches no mirror" if "edgellm_mirror=no" in stdout else "its mirror has none"
     return (
-        f"board {board} lacks {lacks}, and {reason}. Give it a mirror for this once, install it by hand, or use an image "
-        f"of Debian 12, Ubuntu 24.04 or newer."
+        f"board {board} lacks {lacks}, and {reason}. Give it a mirror for this once, install it by hand, or use an "
+        f"image of Debian 12, Ubuntu 24.04 or newer."
     )
 
 
@@ -129,7 +133,8 @@ def why(result, board: str, address: str = "") -> str:
     if text.startswith(("board ", "edgellm: ")):
         return " ".join(text.splitlines()[0].removeprefix("edgellm: ").split())
     said = [line.strip() for line in text.splitlines() if line.strip()] or ["it gave no reason"]
-    return f"board {board}: {said[0]} {said[-1] if len(said) > 1 else ''}".rstrip(". ")[:600] + ". Mend that, and run it again."
+    words = f"{said[0]} {said[-1] if len(said) > 1 else ''}".rstrip(". ")[:600]
+    return f"board {board}: {words}. Mend that, and run it again."
 
 
 def not_healthy(result, board: str, version: str, before: dict, journal: str) -> str:
@@ -141,13 +146,27 @@ def not_healthy(result, board: str, version: str, before: dict, journal: str) ->
     return f"board {board}: the agent of edgellm {version} does not start, and {back}. Its journal ends: {last}"
 
 
+def answers(stdout: str, board: str) -> bool:
+    """Whether `board` answered, by what `edgellm status --json` printed."""
+    try:
+        return any(row["board"] == board and row["version"] for row in json.loads(stdout)["boards"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def lost(board: str) -> str:
+    """The sentence for a board that stopped answering while it was being set up."""
+    return f"board {board} was lost while it was being set up. Check its power and cable, then run this again."
+
+
 REASONS = (
     (r"REMOTE HOST IDENTIFICATION HAS CHANGED",
      "board {place} shows another SSH host key than before. If it has a new card, forget the old key with 'ssh-keygen -R'."),
     (r"Host key verification failed|authenticity of host",
      "board {place}: its SSH host key is not known here. Log in once with 'ssh' and accept it."),
     (r"Permission denied \(|Too many authentication failures|Permission denied, please try again",
-     "board {place} refuses the SSH key or user. Correct ansible_user and ansible_ssh_private_key_file, or run 'ssh-copy-id'."),
+     "board {place} refuses the SSH key or user. Correct ansible_user and ansible_ssh_private_key_file, "
+     "or run 'ssh-copy-id'."),
     (r"no such identity|Load key .*(invalid format|error in libcrypto|Permission denied)|UNPROTECTED PRIVATE KEY",
      "board {place}: the SSH private key can't be read here. Correct ansible_ssh_private_key_file, mode 0600."),
     (r"Could not resolve hostname|Name or service not known",
@@ -160,11 +179,12 @@ REASONS = (
     (r"No space left on device|Disk quota exceeded|Errno 28",
      "board {board}: its disk is full. Free some space, or use a larger card."),
     (r"Read-only file system|Errno 30",
-     "board {board}: its file system is read-only. Look for errors of its card in 'dmesg', then remount it or replace it."),
+     "board {board}: its file system is read-only. Look for errors of its card in 'dmesg', then remount or replace it."),
     (r"Input/output error|Structure needs cleaning|Errno 5\b",
      "board {board}: its disk has errors. Look at 'dmesg', and replace the card."),
     (r"sudo: .*password is required|Missing sudo password|is not in the sudoers|may not run sudo",
-     "board {board}: its user can't use sudo without a password. Allow it in /etc/sudoers.d, or name another ansible_user."),
+     "board {board}: its user can't use sudo without a password. Allow it in /etc/sudoers.d, or name another as "
+     "ansible_user."),
 )  # fmt: skip
 
 
@@ -178,6 +198,8 @@ class FilterModule:
             "edgellm_ram_estimate": ram_estimate,
             "edgellm_packages_problem": packages_problem,
             "edgellm_why": why,
+            "edgellm_lost": lost,
+            "edgellm_answers": answers,
             "edgellm_not_healthy": not_healthy,
             "edgellm_kind": kind,
             "edgellm_with_packages": with_packages,

@@ -11,8 +11,9 @@ def checksums(files: list[dict]) -> str:
 def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb: int) -> dict:
     """What to push to a board, after `sha256sum --check` of `files` there and a last line of `df -Pk`.
 
-    {"names", "short": its disk has no room for all, "problem": a sentence if not even for `least`, "message", and
-    "filters" for rsync}. `spare_mb` stay free. Corrupt files are replaced one by one, so they need room for one.
+    {"names", "corrupt", "short": its disk has no room for all, "disk_bytes" that it has for shards, "problem": a
+    sentence if there is no room for `least`, "message", "filters" for rsync}. `spare_mb` stay free. Corrupt files are
+    replaced one by one, so they need room for one.
     """
     whole = set(re.findall(r"^(\S+): OK$", stdout, re.M))
     corrupt = set(re.findall(r"^(\S+): FAILED$", stdout, re.M))
@@ -28,18 +29,25 @@ def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb:
     chosen = needed if short else lacking
     if room(chosen) > free_bytes:
         problem = (
-            f"board {board} has {max(0, free_bytes) / 1e6:.0f} MB to spare in /var/lib, the files that it must hold take "
-            f"{room(chosen) / 1e6:.0f} MB. Free some space, or use a larger card."
+            f"board {board} has {max(0, free_bytes) / 1e6:.0f} MB to spare in /var/lib, the files that it must hold "
+            f"take {room(chosen) / 1e6:.0f} MB. Free some space, or use a larger card."
         )
     names, total = [f["name"] for f in chosen], sum(f["bytes"] for f in chosen)
     return {
         "names": names,
         "corrupt": sorted(corrupt),
         "short": short,
+        "disk_bytes": max(0, free_bytes) + sum(f["bytes"] for f in files if f["name"] in whole),
         "problem": problem,
         "message": f"{len(names)} files, {total / 1e6:.1f} MB, are pushed …",
         "filters": [*(f"--include=/{name}" for name in names), "--exclude=*"],
     }
+
+
+def disk(hostvars) -> dict:
+    """What a board's disk could hold of the model, where that is less than all of it."""
+    found = hostvars.get("shards_push") or {}
+    return {"disk_bytes": found["disk_bytes"]} if found.get("short") else {}
 
 
 def section_files(sections: list[dict], board: str, files: list[dict], least: list[str]) -> list[str]:
@@ -58,4 +66,9 @@ class FilterModule:
     """For Ansible."""
 
     def filters(self):
-        return {"edgellm_checksums": checksums, "edgellm_push": push, "edgellm_section_files": section_files}
+        return {
+            "edgellm_checksums": checksums,
+            "edgellm_push": push,
+            "edgellm_disk": disk,
+            "edgellm_section_files": section_files,
+        }
