@@ -11,6 +11,7 @@
     │   ├── BusyError       a board with no free KV slot
     │   ├── ClaimError      a board that another manager is giving a plan, or that holds another epoch
     │   └── AnswerError     a board that can't compute this answer, today or tomorrow
+    ├── WheelhouseError     wheels for the boards that can't be had
     └── ProtocolError
         ├── LocalProtocolError    we misused the wire
         └── RemoteProtocolError   they sent bad bytes
@@ -69,6 +70,10 @@ class ClaimError(BoardError):
 
 class AnswerError(BoardError):
     """A board can't compute this answer: asking again won't help."""
+
+
+class WheelhouseError(EdgellmError):
+    """Wheels for the boards can't be resolved, fetched or built."""
 
 
 class ProtocolError(EdgellmError):

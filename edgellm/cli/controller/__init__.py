@@ -4,6 +4,7 @@ import click
 
 from edgellm.cli.controller.certificates import certificates
 from edgellm.cli.controller.cluster import canary, fit, form
+from edgellm.cli.controller.wheelhouse import wheelhouse
 
 
 @click.group("controller")
@@ -17,5 +18,5 @@ def controller():
     """
 
 
-for command in (certificates, fit, form, canary):
+for command in (certificates, wheelhouse, fit, form, canary):
     controller.add_command(command)

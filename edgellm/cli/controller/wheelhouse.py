@@ -1,0 +1,32 @@
+"""`edgellm controller wheelhouse`: every wheel that a kind of board needs."""
+
+import json
+from pathlib import Path
+
+import click
+
+from edgellm.cli.group import verbose_option
+from edgellm.console import Progress
+
+
+@click.command()
+@click.option("--machine", required=True, metavar="x86_64|aarch64", help="What 'uname -m' says on the board.")
+@click.option("--python", required=True, metavar="3.11", help="The board's Python.")
+@click.option("--source", type=click.Path(path_type=Path), metavar="REPO",
+              help="Repository of the edgellm to install.  [default: the one this edgellm runs from]")  # fmt: skip
+@verbose_option
+def wheelhouse(machine, python, source, verbose):
+    """Make a folder with every wheel that a kind of board needs, so that it needs no compiler and no internet.
+
+    Prints a JSON object: changed, folder, id, pip (the name of pip's wheel), wheels (their number), bytes. Made once,
+    and again when edgellm changes.
+
+    \b
+    Examples:
+      edgellm controller wheelhouse --machine aarch64 --python 3.11
+    """
+    from edgellm.controller.wheelhouse import default_source, make
+
+    with Progress() as progress:
+        made = make(source or default_source(), machine, python, progress=progress)
+    click.echo(json.dumps(made.to_dict()))

@@ -1,0 +1,254 @@
+"""The wheelhouse of a kind of board: a folder with every wheel it needs, so that it needs no compiler, no internet.
+
+    wheels/aarch64-py3.11/0.1.0-1f2e3d4c/      the folder's name is the wheelhouse's id
+        *.whl                                  edgellm's own, its dependencies', and pip's
+        requirements.txt                       all but pip, with hashes
+        wheelhouse.json                        what it was made of
+
+On a board: `python -m pip install --no-index --find-links FOLDER --require-hashes -r FOLDER/requirements.txt`, with
+PYTHONPATH=FOLDER/pip-….whl where there is no pip.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from edgellm.checkpoint.manifest import fsync_folder, sha256_of, write_atomically
+from edgellm.controller import wheels
+from edgellm.controller.wheels import Target, Wheels, check_library, locked
+from edgellm.errors import UsageError, WheelhouseError
+
+MACHINES = tuple(wheels.ELF_MACHINES)
+PIP = "pip>=25,<28"  # fetched for the boards
+_RECIPE = 1  # counts up when the same inputs make another wheelhouse
+_STAMP = "wheelhouse.json"
+_KEEP = 4  # of one kind; they share their dependencies' bytes
+_LEAST_BYTES = 700 << 20  # free on the disk before wheels are fetched
+_SOURCES = ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE")  # and edgellm/
+
+
+@dataclass(frozen=True)
+class Wheelhouse:
+    """A finished wheelhouse; `pip` is the name of pip's wheel in it, `wheels` all wheels' sizes in bytes by name."""
+
+    id: str
+    folder: Path
+    wheels: dict[str, int]
+    pip: str
+    changed: bool = False
+
+    def to_dict(self) -> dict:
+        return {
+            "changed": self.changed, "folder": str(self.folder), "id": self.id, "pip": self.pip,
+            "wheels": len(self.wheels), "bytes": sum(self.wheels.values()),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Hashes of what a wheelhouse is made of: the sources of edgellm's own wheel, and what the others follow from."""
+
+    sources: str
+    dependencies: str
+
+
+def make(
+    source: Path, machine: str, python: str, *, cache: Path | None = None,
+    progress: Callable[[str], None] = lambda what: None, run: wheels.Run = wheels.run,
+) -> Wheelhouse:  # fmt: skip
+    """The wheelhouse of the edgellm in the repository `source` for a machine and a Python ("3.11").
+
+    Made if it isn't there, dependencies resolved anew only if those in pyproject.toml changed. Raises UsageError for
+    a target that edgellm doesn't have, WheelhouseError for what can't be fetched or built; nothing half-made is left.
+    """
+    source, cache = Path(source).resolve(), cache or _cache_folder()
+    dependencies, least = _project(source)
+    target = _target(machine, python, least)
+    kind = cache / "wheels" / f"{target.machine}-py{target.python}"
+    try:
+        kind.mkdir(parents=True, exist_ok=True)
+        with locked(kind):
+            inputs = _inputs(source, [*dependencies, PIP], target)
+            earlier = _earlier(kind)
+            for stamped, house in earlier:
+                if stamped == inputs:
+                    return house
+            alike = [h for stamped, h in earlier if stamped.dependencies == inputs.dependencies]
+            workshop = Wheels(cache / "tools", progress, run)
+            made = _make(source, target, [*dependencies, PIP], inputs, kind, alike, workshop)
+            for _, house in earlier[_KEEP - 1 :]:
+                if house.folder != made.folder:
+                    shutil.rmtree(house.folder, ignore_errors=True)
+            return made
+    except OSError as e:
+        raise WheelhouseError(f"{e.filename or kind}: {e.strerror or e}; the wheels need a place there") from None
+
+
+def default_source() -> Path:
+    """The repository from which this edgellm is installed with `pip install -e`; UsageError if it isn't."""
+    try:
+        told = json.loads(importlib.metadata.distribution("edgellm").read_text("direct_url.json") or "{}")
+        url = urlsplit(told["url"])
+        if url.scheme == "file" and told["dir_info"].get("editable"):
+            return Path(unquote(url.path))
+    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UsageError("this edgellm is not installed with 'pip install -e'. Name its repository with --source.")
+
+
+def _cache_folder() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("edgellm"))
+
+
+def _project(source: Path) -> tuple[list[str], tuple[int, int]]:
+    """(dependencies, least Python) out of edgellm's pyproject.toml."""
+    path = source / "pyproject.toml"
+    try:
+        project = tomllib.loads(path.read_text())["project"]
+        if project["name"] != "edgellm":
+            raise UsageError(f"{path} is {project['name']}'s. Give the repository of edgellm with --source.")
+        least = re.fullmatch(r">=(\d+)\.(\d+)", project["requires-python"])
+        return list(project["dependencies"]), (int(least[1]), int(least[2]))
+    except FileNotFoundError:
+        raise UsageError(f"{source} has no pyproject.toml. Give the repository of edgellm with --source.") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise WheelhouseError(f"{path}: {e!r}; expected the project that this edgellm is of") from None
+
+
+def _target(machine: str, python: str, least: tuple[int, int]) -> Target:
+    version = re.fullmatch(r"(\d)\.(\d{1,2})", python)
+    if machine not in MACHINES:
+        raise UsageError(f"the machine is {machine!r}, edgellm runs on {' and '.join(MACHINES)}")
+    if version is None:
+        raise UsageError(f"Python is {python!r}, expected two numbers such as 3.11")
+    if (int(version[1]), int(version[2])) < least:
+        raise UsageError(f"Python {python} is older than edgellm's oldest, {least[0]}.{least[1]}")
+    return Target(machine, python)
+
+
+def _inputs(source: Path, requirements: list[str], target: Target) -> _Inputs:
+    digest = hashlib.sha256(f"{_RECIPE} {target} {'' if target.is_machine else wheels.ZIG}\0".encode())
+    for path in sorted(_source_files(source)):
+        digest.update(f"{path.relative_to(source)}\0{sha256_of(path)}\0".encode())
+    others = json.dumps([_RECIPE, str(target), wheels.GLIBC, requirements])
+    return _Inputs(digest.hexdigest(), hashlib.sha256(others.encode()).hexdigest())
+
+
+def _source_files(source: Path) -> Iterator[Path]:
+    yield from (path for name in _SOURCES if (path := source / name).is_file())
+    for folder, folders, names in os.walk(source / "edgellm"):
+        folders[:] = [f for f in folders if f != "__pycache__"]
+        yield from (Path(folder) / n for n in names if not n.endswith((".pyc", ".so")))
+
+
+def _earlier(kind: Path) -> list[tuple[_Inputs, Wheelhouse]]:
+    """The whole wheelhouses of a kind, newest first."""
+    found = []
+    for stamp in kind.glob(f"*/{_STAMP}"):
+        if stamp.parent.suffix == ".part":
+            continue
+        try:
+            told = json.loads(stamp.read_text())
+            house = Wheelhouse(stamp.parent.name, stamp.parent, told["wheels"], told["pip"])
+            if _is_whole(house.folder, house.wheels):
+                found.append((stamp.stat().st_mtime_ns, _Inputs(**told["inputs"]), house))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # damaged: made again
+    return [(inputs, house) for _, inputs, house in sorted(found, key=lambda f: f[0], reverse=True)]
+
+
+def _is_whole(folder: Path, sizes: dict[str, int]) -> bool:
+    def size(path: Path) -> int:
+        return path.stat().st_size if path.is_file() else -1
+
+    return size(folder / "requirements.txt") > 0 and all(size(folder / name) == n for name, n in sizes.items())
+
+
+def _make(
+    source: Path, target: Target, requirements: list[str], inputs: _Inputs, kind: Path, alike: list[Wheelhouse],
+    workshop: Wheels,
+) -> Wheelhouse:  # fmt: skip
+    for left in kind.glob("*.part"):  # by one that was killed
+        shutil.rmtree(left)
+    part, work = kind / "new.part", kind / "work.part"
+    try:
+        part.mkdir()
+        work.mkdir()
+        own = workshop.build(source, target, part, work)
+        with zipfile.ZipFile(own) as archive:
+            check_library(archive.read("edgellm/kernels/libedgellm.so"), target.machine)
+        if _inputs(source, requirements, target) != inputs:
+            raise WheelhouseError(f"{source} was changed while edgellm was built from it. Run this again.")
+        if alike:
+            for name in alike[0].wheels:
+                if not name.startswith("edgellm-"):
+                    _link(alike[0].folder / name, part / name)
+        else:
+            free = shutil.disk_usage(part).free
+            if free < _LEAST_BYTES:
+                raise WheelhouseError(
+                    f"{kind} has {free / 1e6:.0f} MB free, fetching the boards' wheels takes {_LEAST_BYTES / 1e6:.0f} "
+                    "MB. Free some space, or set XDG_CACHE_HOME to another disk."
+                )
+            workshop.fetch(pins := workshop.resolve(requirements, target, work), target, part, work)
+            _check_fetched(pins, part)
+        return _finish(part, kind, inputs)
+    except (zipfile.BadZipFile, KeyError) as e:
+        raise WheelhouseError(f"edgellm's wheel for {target.machine} lacks its library: {e}") from None
+    finally:
+        for folder in (part, work):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _link(path: Path, new: Path) -> None:
+    try:
+        os.link(path, new)
+    except OSError:  # a file system without links
+        shutil.copy2(path, new)
+
+
+def _check_fetched(pins: list[str], folder: Path) -> None:
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    there = {plain(p.name.split("-")[0]) for p in folder.glob("*.whl")}
+    if missing := [p for p in pins if plain(re.split(r"[=\[ ]", p)[0]) not in there]:
+        raise WheelhouseError(f"pip fetched no wheel of {missing[0]} ({len(missing)} of {len(pins)} are missing)")
+
+
+def _finish(part: Path, kind: Path, inputs: _Inputs) -> Wheelhouse:
+    """Name the wheelhouse by what is in it, and move it into place."""
+    files = sorted(part.glob("*.whl"))
+    hashes = {p.name: sha256_of(p) for p in files}
+    named = {p.name.split("-")[0].lower(): p.name for p in files}
+    lines = [
+        "{}=={} --hash=sha256:{}".format(*name.split("-")[:2], sha256)
+        for name, sha256 in hashes.items() if name != named["pip"]
+    ]  # fmt: skip
+    (part / "requirements.txt").write_text("".join(f"{line}\n" for line in lines))
+    digest = hashlib.sha256("".join(f"{name} {sha256}\n" for name, sha256 in hashes.items()).encode()).hexdigest()
+    version = named["edgellm"].split("-")[1]
+    folder = kind / f"{version}-{digest[:8]}"
+    house = Wheelhouse(folder.name, folder, {p.name: p.stat().st_size for p in files}, named["pip"], changed=True)
+    stamp = json.dumps({"inputs": asdict(inputs), "wheels": house.wheels, "pip": house.pip}, indent=1)
+    write_atomically(part / _STAMP, stamp.encode())
+    if _is_whole(folder, house.wheels):  # of other sources that make the same wheels
+        write_atomically(folder / _STAMP, stamp.encode())
+        return replace(house, changed=False)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(part, folder)
+    fsync_folder(kind)
+    return house
+

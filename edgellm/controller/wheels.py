@@ -1,0 +1,242 @@
+"""Wheels for another machine's Python: which ones, fetched with pip; and edgellm's own, built for it.
+
+Two tools are fetched from the package index when they are first needed, and kept in the cache folder: uv resolves for
+a machine or Python that isn't this one (pip evaluates markers for itself), and zig compiles for another machine.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgellm.errors import WheelhouseError
+
+GLIBC = (2, 28)  # Debian 10, and what torch's wheels need
+ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
+UV = "uv>=0.11,<0.14"
+ZIG = "ziglang==0.17.1"  # exactly, since it decides the bytes of our wheel
+_LOCK_TIMEOUT_S = 3600.0
+_RESOLVE_TIMEOUT_S, _BUILD_TIMEOUT_S, _FETCH_TIMEOUT_S = 600.0, 1200.0, 3600.0
+_EPOCH = "315532800"  # 1980, where zip files begin
+_CUDA = re.compile(r"(nvidia|cuda)-|triton\Z")
+_OFFLINE = re.compile(
+    r"connection broken by|NewConnectionError|error sending request|Failed to fetch|Read timed out|ConnectTimeout|"
+    r"name resolution|Network is unreachable|dns error|Connection refused"
+)
+_ONLY_FOR = re.compile(r"only found wheels for `([^`]+)` .*?tags?: (.*)")
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+def run(command: list[str], env: dict[str, str], cwd: Path, timeout_s: float) -> subprocess.CompletedProcess:
+    """Run a command to its end, without input, its output kept as text."""
+    return subprocess.run(
+        command, env=env, cwd=cwd, timeout=timeout_s, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        errors="replace",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """A board's machine and Python, for example aarch64 and 3.11."""
+
+    machine: str
+    python: str
+
+    def __str__(self) -> str:
+        return f"{self.machine} and Python {self.python}"
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether this computer can build for it without cross-compiling."""
+        return sys.platform == "linux" and platform.machine() == self.machine
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this very interpreter's kind, so that pip can resolve for it."""
+        return self.is_machine and self.python == f"{sys.version_info.major}.{sys.version_info.minor}"
+
+    @property
+    def pip_options(self) -> list[str]:
+        """What makes pip choose wheels for it; pip doesn't know that a newer platform takes older ones' wheels."""
+        platforms = [f"manylinux_2_{minor}" for minor in range(GLIBC[1], 4, -1)] + ["manylinux2014", "linux"]
+        options = ["--only-binary=:all:", "--implementation", "cp", "--python-version", self.python]
+        return options + [word for p in platforms for word in ("--platform", f"{p}_{self.machine}")]
+
+
+class Wheels:
+    """Resolves, fetches and builds. `tools` is a folder of the cache; `run` runs commands; `progress(what)` is told
+    what begins. All raise WheelhouseError in a sentence."""
+
+    def __init__(self, tools: Path, progress: Callable[[str], None] = lambda what: None, run: Run = run):
+        self._tools, self._progress, self._run = tools, progress, run
+
+    def resolve(self, requirements: list[str], target: Target, work: Path) -> list[str]:
+        """"name==version" of every package that `requirements` need on the target; never a CUDA build of torch."""
+        self._progress(f"resolve packages for {target}")
+        wanted = work / "requirements.in"
+        wanted.write_text("".join(f"{r}\n" for r in requirements))
+        if target.is_here:
+            report = work / "report.json"
+            command = [
+                *_pip("install"), "--dry-run", "--ignore-installed", "--quiet", "--report", str(report),
+                "--target", str(work / "nowhere"), *target.pip_options, "-r", str(wanted),
+            ]  # fmt: skip
+            self._do(command, work, _RESOLVE_TIMEOUT_S, target)
+            found = [i["metadata"] for i in json.loads(report.read_text())["install"]]
+            pins = [f"{m['name']}=={m['version']}" for m in found]
+        else:
+            command = [
+                str(self._tool(UV, target, work) / "bin" / "uv"), "pip", "compile", "--quiet", "--no-header",
+                "--no-annotate", "--only-binary", ":all:", "--python-version", target.python,
+                "--python-platform", f"{target.machine}-manylinux_{GLIBC[0]}_{GLIBC[1]}", str(wanted),
+            ]  # fmt: skip
+            told = self._do(command, work, _RESOLVE_TIMEOUT_S, target, UV_PYTHON_DOWNLOADS="never").stdout
+            pins = [line.split("#")[0].split(";")[0].strip() for line in told.splitlines()]
+        pins = [p for p in pins if p]
+        if cuda := [p for p in pins if _CUDA.match(p)]:
+            raise WheelhouseError(
+                f"torch for {target} comes with CUDA here: {len(cuda)} packages such as {cuda[0]}, gigabytes that no "
+                "board can use. Set PIP_EXTRA_INDEX_URL and UV_EXTRA_INDEX_URL to an index with CPU builds of torch."
+            )
+        return pins
+
+    def fetch(self, pins: list[str], target: Target, into: Path, work: Path) -> None:
+        """Put the wheels of these "name==version" into a folder."""
+        self._progress(f"fetch {len(pins)} wheels for {target}")
+        wanted = work / "pins.txt"
+        wanted.write_text("".join(f"{p}\n" for p in pins))
+        command = [
+            *_pip("download"), "--no-deps", "--quiet", "--progress-bar=off", *target.pip_options,
+            "--dest", str(into), "-r", str(wanted),
+        ]  # fmt: skip
+        self._do(command, work, _FETCH_TIMEOUT_S, target)
+
+    def build(self, source: Path, target: Target, into: Path, work: Path) -> Path:
+        """Build edgellm's own wheel out of its repository; the same files give the same bytes."""
+        self._progress(f"build edgellm for {target.machine}")
+        tag = f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{target.machine}"
+        settings = {"wheel.reproducible": "true"}
+        env = {"SOURCE_DATE_EPOCH": _EPOCH, "_PYTHON_HOST_PLATFORM": tag}
+        if not target.is_machine:
+            zig = self._tool(ZIG, target, work) / "ziglang" / "zig"
+            glibc = f"{GLIBC[0]}.{GLIBC[1]}"
+            env |= {
+                # Without C++'s library, which the kernels don't use and zig would take a minute to compile.
+                "CXX": f"{zig} c++ -nostdlib++ -target {target.machine}-linux-gnu.{glibc}",
+                "LDFLAGS": "-s",
+                "ZIG_GLOBAL_CACHE_DIR": str(self._tools / "zig-cache"),
+                "ZIG_LOCAL_CACHE_DIR": str(work / "zig-cache"),
+            }
+            settings |= {
+                "cmake.define.CMAKE_SYSTEM_NAME": "Linux",
+                "cmake.define.CMAKE_SYSTEM_PROCESSOR": target.machine,
+                "install.strip": "false",  # this machine's strip doesn't know that machine's files
+            }
+        into.mkdir(exist_ok=True)
+        options = [f"--config-settings={name}={value}" for name, value in settings.items()]
+        command = [*_pip("wheel"), "--no-deps", "--quiet", *options, "--wheel-dir", str(into)]
+        self._do([*command, str(source)], work, _BUILD_TIMEOUT_S, target, **env)
+        made = list(into.glob(f"edgellm-*-py3-none-{tag}.whl"))
+        if len(made) != 1:
+            there = ", ".join(sorted(p.name for p in into.iterdir())) or "nothing"
+            raise WheelhouseError(f"edgellm's wheel for {target.machine} should end in py3-none-{tag}.whl, not {there}")
+        return made[0]
+
+    def _tool(self, requirement: str, target: Target, work: Path) -> Path:
+        """The folder in which a tool is installed, fetched if need be."""
+        folder = self._tools / re.sub(r"[^\w.]+", "-", requirement)
+        self._tools.mkdir(parents=True, exist_ok=True)
+        with locked(self._tools):
+            if not folder.is_dir():
+                self._progress(f"fetch {requirement}")
+                part = folder.with_name(f"{folder.name}.part")
+                shutil.rmtree(part, ignore_errors=True)
+                command = [*_pip("install"), "--no-deps", "--only-binary=:all:", "--quiet", "--target", str(part)]
+                self._do([*command, requirement], work, _FETCH_TIMEOUT_S, target)
+                part.rename(folder)
+        return folder
+
+    def _do(self, command: list[str], work: Path, timeout_s: float, target: Target, **env: str):
+        """Run a command in `work`, where its temporary files go too; raises WheelhouseError if it fails."""
+        # Flags meant for this machine (-march=native, say) must not reach what a board gets.
+        ours = {k: v for k, v in os.environ.items() if not re.match(r"C(XX|PP)?FLAGS$|LDFLAGS$|CMAKE_|SKBUILD_", k)}
+        ours |= {"TMPDIR": str(work), "LC_ALL": "C.UTF-8", **env}
+        what = f"{Path(command[0]).name} {' '.join(command[1:4])}"
+        try:
+            done = self._run(command, ours, work, timeout_s)
+        except subprocess.TimeoutExpired:
+            raise WheelhouseError(
+                f"'{what}' took more than {timeout_s:.0f} s. Look at the network, then run this again."
+            ) from None
+        except OSError as e:
+            raise WheelhouseError(f"{command[0]}: {e.strerror or e}") from None
+        if done.returncode:
+            raise WheelhouseError(why(f"{done.stdout}\n{done.stderr}", what, target))
+        return done
+
+
+def _pip(command: str) -> list[str]:
+    return [sys.executable, "-m", "pip", command, "--disable-pip-version-check", "--no-input"]
+
+
+def why(output: str, what: str, target: Target) -> str:
+    """What the output of a failed pip or uv means, in a sentence."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    if "No module named pip" in output:
+        return f"{sys.executable} has no pip. Install it: {sys.executable} -m ensurepip"
+    if full := next((line for line in lines if "No space left on device" in line), None):
+        return f"the disk is full ({full[-120:]}). Free some space, or set XDG_CACHE_HOME to another disk."
+    if only := _ONLY_FOR.search(" ".join(lines)):
+        package, pythons = only[1], sorted({int(n) for n in re.findall(r"`cp3(\d+)`", only[2]) if int(n) >= 11})
+        use = f"use an image with Python 3.{pythons[0]} to 3.{pythons[-1]}" if pythons else "none is for Linux"
+        return f"there is no {package} wheel for {target}; {use}"
+    if offline := next((line for line in lines if _OFFLINE.search(line)), None):
+        return (
+            "the package index can't be reached, and the boards' wheels are not all in the cache yet "
+            f"({offline[:160]}). Connect this machine to the network (the boards need none), or set PIP_INDEX_URL and "
+            "UV_DEFAULT_INDEX to a mirror."
+        )
+    causes = [line for line in lines if re.match(r"(error|cause|ERROR|CMake Error|×|╰)\W", line)] or lines[-1:]
+    return f"'{what}' failed for {target}: {' '.join(causes[:3])[:400] or 'it said nothing'}"
+
+
+def check_library(library: bytes, machine: str) -> None:
+    """Raises WheelhouseError unless this shared library is for `machine` and a glibc that boards have."""
+    found = int.from_bytes(library[18:20], "little")
+    if library[:4] != b"\x7fELF" or found != ELF_MACHINES[machine]:
+        raise WheelhouseError(f"libedgellm was built for ELF machine {found}, {machine} is {ELF_MACHINES[machine]}")
+    needed = max([(int(a), int(b)) for a, b in re.findall(rb"GLIBC_(\d+)\.(\d+)", library)], default=GLIBC)
+    if needed > GLIBC:
+        raise WheelhouseError(
+            f"libedgellm built here needs glibc {needed[0]}.{needed[1]}, boards are promised {GLIBC[0]}.{GLIBC[1]}. "
+            "Build it with an older compiler or system."
+        )
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """Hold a folder alone; another edgellm that works there is waited for."""
+    fd = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise WheelhouseError(f"another edgellm has held {folder} for {_LOCK_TIMEOUT_S:.0f} s") from None
+                time.sleep(0.2)
+        yield
+    finally:
+        os.close(fd)
