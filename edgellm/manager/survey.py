@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,7 @@ import psutil
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import BoardError, EdgellmError
 from edgellm.manager.board import BoardClient
-from edgellm.manager.cluster import is_loopback
+from edgellm.manager.cluster import is_host, is_loopback
 from edgellm.plan import Capacity, Plan
 
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer: a board that is well takes milliseconds
@@ -48,16 +49,18 @@ class Report:
         if status.get("draining"):
             raise BoardError(f"board {board} is stopping", board)
         epoch = status.get("epoch")
-        if type(epoch) not in (int, type(None)):
-            raise BoardError(f"board {board} reports an epoch that is no number", board)
+        if epoch is not None and not (type(epoch) is int and 0 <= epoch < 1 << 32):
+            raise BoardError(f"board {board} reports {reprlib.repr(epoch)} as its epoch", board)
         plan = None if status.get("plan") is None else Plan.from_dict(status["plan"])
         if plan is not None:
             plan.section_of(board)
+            if (plan.epoch, plan.manifest_sha256, plan.num_layers) != (epoch, manifest.sha256, manifest.num_layers):
+                raise BoardError(f"board {board} reports a plan that isn't of its epoch {epoch} and its model", board)
         capacity = Capacity.from_dict(status.get("capacity"))
         if capacity.board != board:
             raise BoardError(f"board {board} reports the capacity of {capacity.board}", board)
         return cls(
-            board, capacity, epoch, plan, _addresses(status.get("addresses")), status.get("claimed") is True,
+            board, capacity, epoch, plan, _addresses(status.get("addresses"), plan), status.get("claimed") is True,
             _shards(status.get("shards"), manifest), status,
         )  # fmt: skip
 
@@ -65,7 +68,7 @@ class Report:
 def standing_plan(reports: Mapping[str, Report]) -> Plan | None:
     """The newest plan that every board of it holds; None if there is none. Two plans of one epoch aren't mixed up."""
     plans = {r.plan.digest: r.plan for r in reports.values() if r.plan is not None}
-    for plan in sorted(plans.values(), key=lambda p: p.epoch, reverse=True):
+    for plan in sorted(plans.values(), key=_age, reverse=True):
         if all(b in reports and reports[b].plan is not None and reports[b].plan.digest == plan.digest
                for b in plan.boards):  # fmt: skip
             return plan
@@ -74,7 +77,12 @@ def standing_plan(reports: Mapping[str, Report]) -> Plan | None:
 
 def newest_plan(reports: Mapping[str, Report]) -> Plan | None:
     """The plan of the highest epoch that any board still holds a section of."""
-    return max((r.plan for r in reports.values() if r.plan is not None), key=lambda p: p.epoch, default=None)
+    return max((r.plan for r in reports.values() if r.plan is not None), key=_age, default=None)
+
+
+def _age(plan: Plan) -> tuple[int, str]:
+    """Plans in the order in which they were made; of one epoch, in the same order for every manager."""
+    return plan.epoch, plan.digest
 
 
 class Fleet:
@@ -173,12 +181,12 @@ class Fleet:
                 self.reports[name] = replace(report, capacity=replace(report.capacity, ram_bytes=ram_bytes))
 
 
-def _addresses(content) -> dict[str, tuple[str, int]]:
+def _addresses(content, plan: Plan | None) -> dict[str, tuple[str, int]]:
     """Where a board says that the boards of its plan are; what isn't well-formed is left out."""
     found = {}
-    with contextlib.suppress(AttributeError, TypeError, ValueError):
-        for board, (host, port) in content.items():
-            if isinstance(host, str) and type(port) is int and 0 < port < 1 << 16:
+    for board in plan.boards if plan is not None and isinstance(content, dict) else ():
+        match content.get(board):
+            case [str(host), port] if is_host(host) and type(port) is int and 0 < port < 1 << 16:
                 found[board] = (host, port)
     return found
 
@@ -186,8 +194,8 @@ def _addresses(content) -> dict[str, tuple[str, int]]:
 def _shards(content, manifest: Manifest) -> frozenset[str]:
     """Names of the shards that a board says it has."""
     names = set()
-    with contextlib.suppress(AttributeError, TypeError, ValueError):
-        for start, end in content["layers"]:
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        for start, end in content["layers"][: manifest.num_layers]:
             names |= {manifest.layer(i).name for i in range(max(0, start), min(end, manifest.num_layers))}
     with contextlib.suppress(KeyError, TypeError):
         names |= {manifest.embedding.name} if content["embedding"] is True else set()
