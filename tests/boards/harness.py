@@ -20,7 +20,7 @@ BIN = Path(sys.prefix) / "bin"
 PORT = 7710
 
 _BY_ITSELF = re.compile(
-    r"/var/log/|/var/lib/systemd/|/var/lib/apt/|/var/cache/|/var/lib/private|/home/edge/\.ansible|/root/\.ansible|/etc/\w+-$"
+    r"/var/log/|/var/lib/systemd/|/var/lib/apt/|/var/cache/|/var/lib/private|/var/tmp/|/home/edge/\.ansible|/root/\.ansible|/etc/\w+-$"
 )
 
 FIGURES: list[tuple[str, str]] = []  # what was measured, for the end of the run

@@ -3,7 +3,7 @@
 
 packages() {
   echo "mmdebstrap:mmdebstrap nft:nftables ssh:openssh-client rsync:rsync lxcfs:lxcfs ip:iproute2 ps:procps losetup:mount mkfs.ext4:e2fsprogs gcc:gcc python3:python3"
-  [ "${1:-}" != arm ] || echo "qemu-aarch64-static:qemu-user-static"
+  [ "${1:-}" != arm ] || echo "qemu-aarch64-static:qemu-user-static arch-test:arch-test"
 }
 
 install() {

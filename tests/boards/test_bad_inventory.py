@@ -10,11 +10,13 @@ from tests.boards.harness import HOME
 
 
 def sentence(text: str, *words: str) -> str:
-    """The first line of a playbook's output that has all these words."""
-    for line in text.splitlines():
-        if all(w in line for w in words):
-            return line
-    raise AssertionError(f"no line has {words}:\n{text[-3000:]}")
+    """The place in a playbook's output, however its lines are wrapped, where all these words stand together."""
+    flat = " ".join(text.split())
+    for place in re.finditer(re.escape(words[0]), flat):
+        near = flat[max(0, place.start() - 100) : place.end() + 300]
+        if all(w in near for w in words):
+            return near
+    raise AssertionError(f"nowhere in it stand {words} together:\n{text[-3000:]}")
 
 
 @pytest.fixture
