@@ -130,14 +130,15 @@ class Wheels:
         if not target.is_machine:
             zig = self._tool(ZIG, target, work) / "ziglang" / "zig"
             glibc = f"{GLIBC[0]}.{GLIBC[1]}"
+            # Without C++'s library, which the kernels don't use and zig would take a minute to compile.
+            compiler = [str(zig), "c++", "-nostdlib++", "-target", f"{target.machine}-linux-gnu.{glibc}"]
             env |= {
-                # Without C++'s library, which the kernels don't use and zig would take a minute to compile.
-                "CXX": f"{zig} c++ -nostdlib++ -target {target.machine}-linux-gnu.{glibc}",
                 "LDFLAGS": "-s",
                 "ZIG_GLOBAL_CACHE_DIR": str(self._tools / "zig-cache"),
                 "ZIG_LOCAL_CACHE_DIR": str(work / "zig-cache"),
             }
             settings |= {
+                "cmake.define.CMAKE_CXX_COMPILER": ";".join(compiler),
                 "cmake.define.CMAKE_SYSTEM_NAME": "Linux",
                 "cmake.define.CMAKE_SYSTEM_PROCESSOR": target.machine,
                 "install.strip": "false",  # this machine's strip doesn't know that machine's files
