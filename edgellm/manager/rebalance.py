@@ -61,10 +61,9 @@ async def settle(
     reports = fleet.reports
     standing = standing_plan(reports)
     if standing is not None and settings is not None:
-        grow = grow or standing.settings != settings
         places = {b: fleet.addresses[b] for b in standing.boards}
-        if any(reports[b].addresses != places for b in standing.boards):
-            standing = None  # a board has moved: its neighbours must be told
+        if standing.settings != settings or any(reports[b].addresses != places for b in standing.boards):
+            standing = None  # not what is asked for; or a board has moved, and its neighbours must be told
     if standing is not None and (not grow or any(r.claimed for r in reports.values())):
         return Outcome(standing, None, False, {})
     if not reports:
