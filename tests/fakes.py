@@ -109,15 +109,16 @@ class Boards:
 
     They serve the fake model, which is written to `folder`; or, with `real`, the split model that is there. `tls` is
     a folder with the cluster's certificates. `stored` has by board the layers (start, end) whose shards lie on its
-    disk, the ends of the model with the first and the last one; the others have all. `broken` boards can't load.
+    disk, the ends of the model with the first and the last one; the others have all. `broken` boards can't load. Each
+    takes 1 ms for a layer and `head_s` for the head, or so it says.
     """
 
     def __init__(
         self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None, real: bool = False,
-        tls: Path | None = None, stored: dict[str, tuple[int, int]] | None = None,
+        tls: Path | None = None, stored: dict[str, tuple[int, int]] | None = None, head_s: float = 0.002,
     ):  # fmt: skip
         self.folder, self.count, self.gates, self.real = folder, count, gates or {}, real
-        self.stored = stored or {}
+        self.stored, self.head_s = stored or {}, head_s
         if not real:
             (manifest or make_manifest()).write(folder)
         self.manifest = Manifest.read(folder)
@@ -188,7 +189,7 @@ class Boards:
             tls=self.tls and self.tls / "boards" / name,
         )  # fmt: skip
         load = load_section if self.real else self._loader(name)
-        agent = Agent(options, load, lambda manifest, folder: (0.001, 0.002))
+        agent = Agent(options, load, lambda manifest, folder: (0.001, self.head_s))
         listening, i = asyncio.Event(), int(name[1:])
         task = asyncio.create_task(agent.run(lambda _: listening.set()))
         # In the order of names, whoever is up first.
