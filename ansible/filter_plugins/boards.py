@@ -126,12 +126,14 @@ def why(result, board: str, address: str = "") -> str:
     for item in result.get("results") or []:
         texts += [item.get(key) for key in ("msg", "stderr") if item.get("failed")]
     text = "\n".join(str(t) for t in texts if t)
+    if ours := re.findall(r"^edgellm: (.+)$", str(result.get("stderr", "")), re.M):
+        return ours[-1].strip()
     place = f"{board} ({address})" if address and address != board else board
     for pattern, sentence in REASONS:
         if re.search(pattern, text, re.I):
             return sentence.format(board=board, place=place)
-    if text.startswith(("board ", "edgellm: ")):
-        return " ".join(text.splitlines()[0].removeprefix("edgellm: ").split())
+    if text.startswith("board "):
+        return " ".join(text.split())
     said = [line.strip() for line in text.splitlines() if line.strip()] or ["it gave no reason"]
     words = f"{said[0]} {said[-1] if len(said) > 1 else ''}".rstrip(". ")[:600]
     return f"board {board}: {words}. Mend that, and run it again."
@@ -161,7 +163,7 @@ def lost(board: str) -> str:
 
 REASONS = (
     (r"REMOTE HOST IDENTIFICATION HAS CHANGED",
-     "board {place} shows another SSH host key than before. If it has a new card, forget the old key with 'ssh-keygen -R'."),
+     "board {place} shows another SSH host key than before. If its card is new, forget the old key: 'ssh-keygen -R'."),
     (r"Host key verification failed|authenticity of host",
      "board {place}: its SSH host key is not known here. Log in once with 'ssh' and accept it."),
     (r"Permission denied \(|Too many authentication failures|Permission denied, please try again",
@@ -179,7 +181,7 @@ REASONS = (
     (r"No space left on device|Disk quota exceeded|Errno 28",
      "board {board}: its disk is full. Free some space, or use a larger card."),
     (r"Read-only file system|Errno 30",
-     "board {board}: its file system is read-only. Look for errors of its card in 'dmesg', then remount or replace it."),
+     "board {board}: its file system is read-only. Look for errors of its card in 'dmesg', remount or replace it."),
     (r"Input/output error|Structure needs cleaning|Errno 5\b",
      "board {board}: its disk has errors. Look at 'dmesg', and replace the card."),
     (r"sudo: .*password is required|Missing sudo password|is not in the sudoers|may not run sudo",

@@ -1,0 +1,344 @@
+"""The playbooks, as far as that can be seen without a board: variables and their documents agree, ansible-lint is
+content, what a board's probe finds becomes one sentence, a deploy without boards or with an unsound inventory stops."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+ROOT = Path(__file__).parent.parent
+ROLES = sorted(p.name for p in (ROOT / "ansible/roles").iterdir() if p.is_dir())
+BIN = Path(sys.executable).parent
+sys.path.insert(0, str(ROOT / "ansible/filter_plugins"))
+
+import boards  # noqa: E402
+import inventory  # noqa: E402
+import shards  # noqa: E402
+
+
+def read(path: str):
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def spec(role: str) -> dict:
+    return read(f"ansible/roles/{role}/meta/argument_specs.yml")["argument_specs"]["main"]
+
+
+def defaults(role: str) -> dict:
+    path = f"ansible/roles/{role}/defaults/main.yml"
+    return read(path) if (ROOT / path).exists() else {}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_argument_specs_agree_with_defaults(role):
+    options = spec(role)["options"]
+    assert {name: option["default"] for name, option in options.items()} == defaults(role)
+    for name, option in options.items():
+        assert name.startswith(f"{role}_")
+        assert option["description"] and option["type"]
+
+
+def test_every_variable_of_the_inventory_is_in_the_sample_with_its_default():
+    sample = (ROOT / "inventory.ini").read_text()
+    told = dict(re.findall(r"^(edgellm_\w+)=(.*)$", sample, re.M))
+    assert told == {name: str(value) for name, value in defaults("edgellm").items()}
+
+
+def test_no_role_uses_a_variable_of_the_inventory_that_is_not_there():
+    known = set(defaults("edgellm")) | {"edgellm_bin", "edgellm_folder"}
+    filters = {name for module in (boards, inventory, shards) for name in module.FilterModule().filters()}
+    groups = {f"edgellm_{group}" for group in ("out", "ready", "running", "stocked", "removed")}
+    own = {"edgellm_found", "edgellm_options", "edgellm_specs", "edgellm_gone", "edgellm_time_s"}
+    for path in [*(ROOT / "ansible/roles").rglob("*.yml"), *(ROOT / "playbooks").glob("*.yml")]:
+        used = set(re.findall(r"\bedgellm_\w+", path.read_text()))
+        assert used - known - filters - groups - own - {"edgellm_"} == set(), path
+
+
+def test_the_roles_are_those_that_playbooks_use():
+    used = set()
+    for path in (ROOT / "playbooks").glob("*.yml"):
+        used |= set(re.findall(r"(?:name|role): (\w+)$", path.read_text(), re.M)) & set(ROLES)
+    assert used | {"edgellm"} == set(ROLES)
+
+
+def test_ansible_lint_at_its_production_profile():
+    if not (BIN / "ansible-lint").exists():
+        pytest.skip("ansible-lint is not installed here")
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [BIN / "ansible-lint", "-q"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# Deploys that stop before any board is asked
+
+
+def deploy(tmp_path, lines: str, *arguments: str) -> str:
+    """What ansible-playbook says of an inventory with these lines under [boards]; it must fail."""
+    if not (BIN / "ansible-playbook").exists():
+        pytest.skip("ansible-playbook is not installed here")
+    path = tmp_path / "inventory.ini"
+    path.write_text(f"[boards]\n{lines}\n[boards:vars]\nansible_connection=ssh\nansible_user=nobody\n")
+    done = subprocess.run(
+        [BIN / "ansible-playbook", "-i", path, "deploy.yml", *arguments], cwd=ROOT, capture_output=True, text=True,
+        timeout=120, env={**os.environ, "HOME": str(tmp_path), "ANSIBLE_NOCOLOR": "1", "COLUMNS": "1000"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "preflight :" not in done.stdout
+    return " ".join((done.stdout + done.stderr).split())
+
+
+def test_deploy_says_that_there_are_no_boards(tmp_path):
+    assert "There are no boards in inventory.ini. Add a line under [boards]" in deploy(tmp_path, "")
+
+
+def test_deploy_names_an_unknown_variable(tmp_path):
+    assert "there is no variable edgellm_prot" in deploy(tmp_path, "pi1 ansible_host=192.0.2.1 edgellm_prot=7711")
+
+
+# The inventory
+
+OPTIONS = spec("edgellm")["options"]
+HOST = {"ansible_host": "192.0.2.1"}
+
+
+def problems(hosts: dict, sources=()) -> list[str]:
+    return inventory.inventory_problems(list(hosts), hosts, OPTIONS, sources)
+
+
+def test_the_sample_is_sound():
+    sample = re.findall(r"^(edgellm_\w+)=(.*)$", (ROOT / "inventory.ini").read_text(), re.M)
+    assert problems({"pi1": {**HOST, **dict(sample)}}) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("edgellm_prot", 7711, "board pi1: there is no variable edgellm_prot"),
+        ("edgellm_port", "many", "board pi1: edgellm_port is 'many', expected a whole number from 1 to 65535"),
+        ("edgellm_port", 70000, "expected a whole number from 1 to 65535"),
+        ("edgellm_port", "", "edgellm_port is '', expected"),
+        ("edgellm_slots", 0, "expected a whole number from 1 to 1024"),
+        ("edgellm_threads", "all", "expected a whole number from 1 to 1024"),
+        ("edgellm_kv_dtype", "int8", "expected one of float32, float16"),
+        ("edgellm_objective", "speed", "expected one of latency, throughput"),
+        ("edgellm_memory_max", "lots", "expected a size for systemd as 90% or 3G"),
+        ("edgellm_ram", "3", "expected a size as 3GB"),
+        ("edgellm_model", "", "edgellm_model is '', expected a model"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_what_it_should_be(variable, value, said):
+    [sentence] = problems({"pi1": {**HOST, variable: value}})
+    assert said in sentence
+
+
+def test_one_sentence_names_all_boards_of_a_wrong_variable():
+    hosts = {f"pi{i}": {"ansible_host": f"192.0.2.{i}", "edgellm_slots": "x"} for i in (1, 2)}
+    [sentence] = problems(hosts)
+    assert sentence.startswith("boards pi1, pi2: edgellm_slots is 'x'")
+
+
+def test_a_variable_of_the_cluster_has_one_value():
+    hosts = {"pi1": {**HOST, "edgellm_slots": 2}, "pi2": {"ansible_host": "192.0.2.2", "edgellm_slots": 4}}
+    assert "edgellm_slots is 2 on pi1 and 4 on pi2, but a cluster has one" in problems(hosts)[0]
+
+
+def test_two_boards_with_one_address_are_named():
+    assert problems({"pi1": HOST, "pi2": HOST}) == [
+        "boards pi1 and pi2 have one address, 192.0.2.1. Correct ansible_host of one of them."
+    ]
+    hosts = {"pi1": HOST, "pi2": {"ansible_host": "192.0.2.2", "edgellm_address": "192.0.2.1"}}
+    assert "Correct edgellm_address" in problems(hosts)[0]
+
+
+def test_a_board_listed_twice_is_named(tmp_path):
+    path = tmp_path / "inventory.ini"
+    path.write_text("[boards]\npi1 ansible_host=a\npi[1:2]  # both\n#pi2\n[rack]\npi2\n[boards:vars]\npi2=x\n")
+    [sentence] = inventory.listed_twice(path)
+    assert sentence.startswith("board pi1 is listed 2 times in [boards] of inventory.ini.")
+
+
+def test_a_name_that_cannot_be_in_a_plan_is_named():
+    assert "board 'pi 1' has a name that edgellm can't use" in problems({"pi 1": HOST})[0]
+
+
+def test_boards_as_the_controller_wants_them():
+    values = {"ansible_host": "192.0.2.1", "ansible_user": "edge", "ansible_port": "2222", "edgellm_port": 7711}
+    [board] = inventory.fleet(["pi1"], {"pi1": values}, 7710)
+    ssh = {"host": "192.0.2.1", "user": "edge", "port": 2222, "key": None}
+    assert board == {"name": "pi1", "host": "192.0.2.1", "port": 7711, "ssh": ssh}
+
+
+def test_passwords_are_not_remembered():
+    values = {**HOST, "ansible_password": "secret", "ansible_become_password": "secret", "ansible_user": "edge"}
+    assert inventory.connections(["pi1"], {"pi1": values}) == {"pi1": {**HOST, "ansible_user": "edge"}}
+
+
+# What a board is
+
+GOOD = {
+    "time_s": "1000000", "user": "edge", "root": "yes", "id": "debian", "id_like": "", "pretty": "Debian GNU/Linux 12",
+    "machine": "aarch64", "bits": "64", "packages_for": "arm64", "systemd": "yes", "ram_kb": "4000000",
+    "ram_free_kb": "3500000", "rsync": "/usr/bin/rsync", "opt_free_kb": "9000000", "var_free_kb": "9000000",
+    "installed": "", "python": "/usr/bin/python3", "python_version": "3.11.2", "python_whole": "yes",
+}  # fmt: skip
+
+
+def facts(**changes) -> dict:
+    stdout = "Welcome!\r\n" + "".join(f"edgellm_{key}={value}\r\n" for key, value in {**GOOD, **changes}.items())
+    return boards.board_facts(stdout, 1000000.0)
+
+
+def test_a_good_board_has_no_problem():
+    assert facts()["python_minor"] == "3.11" and facts()["missing"] == []
+    assert boards.board_problem(facts(), "pi1", 2500) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"id": "fedora", "pretty": "Fedora Linux 40"}, "board pi1 runs Fedora Linux 40"),
+        ({"machine": "armv7l", "bits": "32", "packages_for": "armhf"}, "board pi1 is armv7l"),
+        ({"bits": "32", "packages_for": "armhf"}, "a 32-bit system (armhf) on a 64-bit kernel (aarch64)"),
+        ({"root": "no"}, "edge can't use sudo without a password"),
+        ({"systemd": ""}, "not booted with systemd"),
+        ({"read_only": "/var/lib"}, "/var/lib is on a read-only file system"),
+        ({"time_s": "992800"}, "its clock is 2.0 hours behind this machine's"),
+        ({"opt_free_kb": "1000000"}, "has 1000 MB free in /opt, the software takes 2500 MB"),
+    ],
+)
+def test_a_board_that_cannot_be_used_is_named_with_the_way_out(changes, said):
+    sentence = boards.board_problem(facts(**changes), "pi1", 2500)
+    assert said in sentence and "pi1" in sentence and sentence.endswith(".")
+
+
+@pytest.mark.parametrize("changes", [{"time_s": "1000300"}, {"id": "armbian"}, {"id": "x", "id_like": "ubuntu debian"},
+                                     {"opt_free_kb": "1000", "installed": "versions/0.1.0-x"}])  # fmt: skip
+def test_what_is_tolerated(changes):
+    assert boards.board_problem(facts(**changes), "pi1", 2500) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [({"python_version": "3.9.2"}, ["python3"]), ({"python_whole": ""}, ["python3"]), ({"rsync": ""}, ["rsync"]),
+     ({"python": "", "python_version": "", "python_whole": ""}, ["python3"])],
+)  # fmt: skip
+def test_missing_packages(changes, missing):
+    assert facts(**changes)["missing"] == missing
+
+
+def test_what_apt_cannot_bring_is_named():
+    old = facts(python_version="3.9.2", rsync="")
+    sentence = boards.packages_problem(old, "edgellm_mirror=no\n", "pi1")
+    assert "board pi1 lacks Python 3.11 or newer (it has 3.9.2) and rsync, and its apt reaches no mirror" in sentence
+    assert boards.packages_problem(old, "edgellm_packages=python3.11 rsync\n", "pi1") == ""
+
+
+def test_python_that_apt_will_bring_counts():
+    stdout = "edgellm_python=/usr/bin/python3.12\nedgellm_python_minor=3.12\nedgellm_packages=python3.12 rsync\n"
+    found = boards.with_packages(facts(python_version="3.10.1"), stdout)
+    assert (found["python"], found["python_minor"], found["packages"]) == ("/usr/bin/python3.12", "3.12",
+                                                                           ["python3.12", "rsync"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("memory_max", "ram", "megabytes"),
+    [("90%", "", 3062), ("1G", "", 549), ("90%", "1GB", 1000), ("90%", "1GiB", 1074)],
+)
+def test_estimated_ram(memory_max, ram, megabytes):
+    found = facts(ram_kb=str(4 << 20), ram_free_kb="3502000")
+    assert round(boards.ram_estimate(found, memory_max, ram) / 1e6) == pytest.approx(megabytes, abs=30)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("Failed to connect to the host via ssh: edge@x: Permission denied (publickey).", "refuses the SSH key"),
+        ("ssh: connect to host 192.0.2.1 port 22: Connection timed out", "can't be reached over SSH"),
+        ("ssh: connect to host 192.0.2.1 port 22: No route to host", "can't be reached over SSH"),
+        ("ssh: connect to host 192.0.2.1 port 22: Connection refused", "nothing listens for SSH"),
+        ("Host key verification failed.", "its SSH host key is not known here"),
+        ("rsync: write failed on '/var/lib/x': No space left on device (28)", "its disk is full"),
+        ("OSError: [Errno 30] Read-only file system: '/opt/x'", "its file system is read-only"),
+        ("sudo: a password is required", "can't use sudo without a password"),
+    ],
+)
+def test_what_went_wrong_becomes_a_sentence(message, said):
+    sentence = boards.why({"msg": "non-zero return code", "stderr": message}, "pi1", "192.0.2.1")
+    assert said in sentence and sentence.startswith("board pi1") and "\n" not in sentence
+
+
+def test_a_sentence_of_ours_stays_as_it_is():
+    assert boards.why({"msg": "board pi2: it has no card."}, "pi1") == "board pi2: it has no card."
+    assert boards.why({"msg": "non-zero", "stderr": "note\nedgellm: 2 GB are missing. Add a board."}, "pi1") == (
+        "2 GB are missing. Add a board."
+    )
+
+
+def test_the_status_says_whether_a_board_answers():
+    told = '{"boards": [{"board": "pi1", "version": "0.1.0"}, {"board": "pi2", "version": null}]}'
+    assert boards.answers(told, "pi1") and not boards.answers(told, "pi2") and not boards.answers("", "pi1")
+
+
+# Shards
+
+FILES = [{"name": f"layer-000{i}.safetensors", "bytes": 100 * 10**6, "sha256": str(i)} for i in range(4)]
+DF = "/dev/x 1 1 {} 1% /\n"
+
+
+def pushed(stdout: str, free_mb: int, least=("layer-0002.safetensors",)) -> dict:
+    return shards.push(stdout + DF.format(free_mb * 10**6 // 1024 + 1), FILES, list(least), "pi1", 200)
+
+
+def test_a_board_gets_what_it_lacks():
+    push = pushed("layer-0000.safetensors: OK\nlayer-0001.safetensors: FAILED\n", 1000)
+    assert push["names"] == [f["name"] for f in FILES[1:]] and push["corrupt"] == ["layer-0001.safetensors"]
+    assert "--include=/layer-0003.safetensors" in push["filters"] and push["filters"][-1] == "--exclude=*"
+    assert not push["short"] and not push["problem"]
+
+
+def test_a_board_with_little_room_gets_what_it_needs():
+    push = pushed("", 350)
+    assert push["short"] and push["names"] == ["layer-0002.safetensors"] and not push["problem"]
+    assert push["disk_bytes"] == pytest.approx(150e6, abs=2048)
+
+
+def test_a_board_without_room_is_named_with_both_numbers():
+    assert "has 50 MB to spare in /var/lib, the files that it must hold take 100 MB" in pushed("", 250)["problem"]
+
+
+def test_corrupt_files_need_room_for_one():
+    assert pushed("".join(f"{f['name']}: FAILED\n" for f in FILES), 310)["names"] == [f["name"] for f in FILES]
+
+
+def test_a_section_has_its_layers_and_its_ends():
+    files = [*FILES, {"name": "embedding.safetensors"}, {"name": "head.safetensors"}, {"name": "manifest.json"}]
+    sections = [{"board": "pi1", "start": 0, "end": 1}, {"board": "pi2", "start": 1, "end": 4}]
+    assert shards.section_files(sections, "pi1", files, ["manifest.json"]) == [
+        "layer-0000.safetensors", "embedding.safetensors", "manifest.json",
+    ]  # fmt: skip
+    assert "head.safetensors" in shards.section_files(sections, "pi2", files, [])
+
+
+# Scripts for boards, on this machine
+
+
+@pytest.mark.skipif(not shutil.which("sh"), reason="there is no sh")
+def test_the_probe_says_what_this_machine_is():
+    script = (ROOT / "ansible/roles/preflight/files/probe.sh").read_text()
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60)
+    found = boards.board_facts(done.stdout, time.time())
+    assert done.returncode == 0 and abs(found["clock_ahead_s"]) < 60
+    assert found["ram_kb"] > 0 and found["opt_free_kb"] > 0
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "ansible/roles").rglob("*.sh")), ids=lambda p: p.name)
+def test_scripts_are_sound(script):
+    subprocess.run(["sh", "-n", script], check=True, timeout=20)
