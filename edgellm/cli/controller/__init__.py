@@ -4,6 +4,7 @@ import click
 
 from edgellm.cli.controller.certificates import certificates
 from edgellm.cli.controller.cluster import canary, fit, form
+from edgellm.cli.controller.model import model
 from edgellm.cli.controller.wheelhouse import wheelhouse
 
 
@@ -18,5 +19,5 @@ def controller():
     """
 
 
-for command in (certificates, wheelhouse, fit, form, canary):
+for command in (model, certificates, wheelhouse, fit, form, canary):
     controller.add_command(command)

@@ -1,0 +1,42 @@
+"""`edgellm controller model`: the split that is pushed to boards."""
+
+import json
+
+import click
+
+from edgellm.cli.group import verbose_option
+from edgellm.cli.models import split_source_to
+
+
+@click.command()
+@click.argument("source")
+@click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True,
+              help="Pack weights; none adds no quantization to what the source has.")  # fmt: skip
+@verbose_option
+def model(source, quantize, verbose):
+    """Split a model into the cache, unless it is there already.
+
+    SOURCE is what 'edgellm split' takes, or a folder that it made. Prints a JSON object: changed, model, folder,
+    manifest_sha256, total_bytes, files (name, bytes, sha256 of each), and measure (the names of those that a board
+    needs at least to measure itself).
+
+    \b
+    Examples:
+      edgellm controller model smollm2-135m
+      edgellm controller model ./Phi-3-mini-4k-instruct --quantize int8
+    """
+    from edgellm.checkpoint.manifest import MANIFEST_NAME
+    from edgellm.controller.model import describe, finished_split, split_folder
+
+    folder = finished_split(source, quantize)
+    changed = False
+    if folder is None:
+        folder = split_folder(source, quantize)
+        before = _age(folder / MANIFEST_NAME)
+        split_source_to(source, folder, quantize, force=True)
+        changed = _age(folder / MANIFEST_NAME) != before
+    click.echo(json.dumps({"changed": changed, **describe(folder)}))
+
+
+def _age(path):
+    return path.stat().st_mtime_ns if path.is_file() else None

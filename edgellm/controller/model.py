@@ -1,0 +1,59 @@
+"""The model on the controller: where its split lies, and which of its files a board gets."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from edgellm.checkpoint.builtin import cache_folder
+from edgellm.checkpoint.manifest import MANIFEST_NAME, Manifest
+from edgellm.errors import CheckpointError, UsageError
+
+_MOST_CHARACTERS = 64
+
+
+def split_folder(source: str, quantize: str, cache: Path | None = None) -> Path:
+    """The folder in the cache for a source's split, another one for every source and quantization.
+
+    A checkpoint on this machine is known by its path, so that the split of a changed one takes its forerunner's place.
+    """
+    path, cache = Path(source).expanduser(), cache or cache_folder()
+    name, identity = source.replace("/", "--"), source
+    if path.exists():
+        path = path.resolve()
+        name, identity = path.stem if path.is_file() else path.name, str(path)
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._-")[:_MOST_CHARACTERS]
+    if path.exists() or safe != name:
+        safe = f"{safe}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    return cache / (safe if quantize == "none" else f"{safe}+{quantize}")  # no name of a model has a plus
+
+
+def finished_split(source: str, quantize: str) -> Path | None:
+    """The folder itself if `source` is one that `edgellm split` made, else None. Raises UsageError if it was made with
+    another --quantize, ManifestError or CheckpointError if it is damaged."""
+    folder = Path(source).expanduser()
+    if not (folder / MANIFEST_NAME).is_file():
+        return None
+    manifest = Manifest.read(folder)
+    if quantize not in ("none", manifest.quantization):
+        raise UsageError(
+            f"{folder} was split with --quantize {manifest.quantization}, not {quantize}. Split its source again."
+        )
+    for entry in (*manifest.files, *manifest.shards):
+        path = folder / entry.name
+        size = path.stat().st_size if path.is_file() else 0
+        if size != entry.bytes:
+            raise CheckpointError(f"{path} has {size} bytes, the manifest says {entry.bytes}. Split the model again.")
+    return folder.resolve()
+
+
+def describe(folder: Path) -> dict:
+    """What the playbooks need to know of a split: its files, and those that a board needs to measure itself."""
+    manifest = Manifest.read(folder)
+    files = [{"name": MANIFEST_NAME, "bytes": (folder / MANIFEST_NAME).stat().st_size, "sha256": manifest.sha256}]
+    files += [{"name": e.name, "bytes": e.bytes, "sha256": e.sha256} for e in (*manifest.files, *manifest.shards)]
+    timed = (manifest.layer(manifest.num_layers // 2), manifest.layer(manifest.num_layers - 1), manifest.head)
+    measure = [MANIFEST_NAME, *(e.name for e in (*manifest.files, *timed))]
+    return {
+        "model": manifest.model, "folder": str(folder), "manifest_sha256": manifest.sha256,
+        "total_bytes": sum(f["bytes"] for f in files), "files": files, "measure": list(dict.fromkeys(measure)),
+    }  # fmt: skip
