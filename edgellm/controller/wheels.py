@@ -27,7 +27,7 @@ ZIG = "ziglang==0.17.1"  # exactly, since it decides the bytes of our wheel
 _LOCK_TIMEOUT_S = 3600.0
 _RESOLVE_TIMEOUT_S, _BUILD_TIMEOUT_S, _FETCH_TIMEOUT_S = 600.0, 1200.0, 3600.0
 _EPOCH = "315532800"  # 1980, where zip files begin
-_CUDA = re.compile(r"(nvidia|cuda)-|triton\Z")
+_CUDA = re.compile(r"(nvidia|cuda)-|triton==")
 _OFFLINE = re.compile(
     r"connection broken by|NewConnectionError|error sending request|Failed to fetch|Read timed out|ConnectTimeout|"
     r"name resolution|Network is unreachable|dns error|Connection refused"
