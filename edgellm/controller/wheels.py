@@ -29,8 +29,8 @@ _RESOLVE_TIMEOUT_S, _BUILD_TIMEOUT_S, _FETCH_TIMEOUT_S = 600.0, 1200.0, 3600.0
 _EPOCH = "315532800"  # 1980, where zip files begin
 _CUDA = re.compile(r"(nvidia|cuda)-|triton==")
 _OFFLINE = re.compile(
-    r"connection broken by|NewConnectionError|error sending request|Failed to fetch|Read timed out|ConnectTimeout|"
-    r"name resolution|Network is unreachable|dns error|Connection refused"
+    r"connection broken|error sending request|Failed to fetch|timed out|name resolution|Name or service not known|"
+    r"Network is unreachable|dns error|Connection refused|Cannot connect to proxy"
 )
 _ONLY_FOR = re.compile(r"only found wheels for `([^`]+)` .*?tags?: (.*)")
 
@@ -201,10 +201,10 @@ def why(output: str, what: str, target: Target) -> str:
         package, pythons = only[1], sorted({int(n) for n in re.findall(r"`cp3(\d+)`", only[2]) if int(n) >= 11})
         use = f"use an image with Python 3.{pythons[0]} to 3.{pythons[-1]}" if pythons else "none is for Linux"
         return f"there is no {package} wheel for {target}; {use}"
-    if offline := next((line for line in lines if _OFFLINE.search(line)), None):
+    if offline := list(_OFFLINE.finditer(output)):
         return (
-            "the package index can't be reached, and the boards' wheels are not all in the cache yet "
-            f"({offline[:160]}). Connect this machine to the network (the boards need none), or set PIP_INDEX_URL and "
+            f"the package index can't be reached ({offline[-1][0]}), and the wheels of {target} are not in the cache "
+            "yet. Connect this machine to the network (the boards need none), or set PIP_INDEX_URL and "
             "UV_DEFAULT_INDEX to a mirror."
         )
     causes = [line for line in lines if re.match(r"(error|cause|ERROR|CMake Error|×|╰)\W", line)] or lines[-1:]

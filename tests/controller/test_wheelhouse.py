@@ -309,7 +309,7 @@ ERROR: No matching distribution found for rich==14.3.1"""
     "output, said",
     [
         (NO_WHEEL, "there is no torch wheel for aarch64 and Python 3.15; use an image with Python 3.11 to 3.14"),
-        (UV_OFFLINE, "the package index can't be reached.*Failed to fetch.*Connect this machine to the network"),
+        (UV_OFFLINE, "can't be reached .Failed to fetch.*aarch64 and Python 3.15 are not in the cache yet. Connect"),
         (PIP_OFFLINE, "the package index can't be reached.*the boards need none"),
         ("OSError: [Errno 28] No space left on device: '/x'", "the disk is full .*XDG_CACHE_HOME"),
         ("/usr/bin/python3: No module named pip", "has no pip. Install it: .* -m ensurepip"),
