@@ -10,7 +10,7 @@ from edgellm import config
 from edgellm.cli.group import make_settings, verbose_option
 from edgellm.cli.models import default_model
 from edgellm.console import Progress, note
-from edgellm.errors import UsageError
+from edgellm.errors import ClusterError, UsageError
 
 
 @click.command()
@@ -62,7 +62,10 @@ def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, 
         ids = asker.encode(question, file.plan.context)
 
         def adopted(plan, addresses):
-            file.with_plan(plan, addresses).write_if_newer(path)
+            try:
+                file.with_plan(plan, addresses).write_if_newer(path)
+            except ClusterError as e:  # the answer goes on without
+                note(str(e))
 
         session = Session(
             asker.manifest, file.plan, file.addresses(), tls=file.client_tls(path), patience_s=wait, tell=note,

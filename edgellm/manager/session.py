@@ -19,7 +19,8 @@ class Session:
     """Asks a cluster. `plan` and `addresses` are what is known of it before any board was asked.
 
     `tell(text)` is called when something happens that a person may want to know; `adopted(plan, addresses)` when
-    another plan than the known one serves. Without progress for `patience_s` the answer is given up.
+    another plan than the known one serves. `patience_s` after the first trouble, the answer is given up unless there
+    was a token since.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Session:
         """
         done: list[int] = []
         clock = asyncio.get_running_loop().time
-        moved_s, attempt = clock(), 0
+        stuck_s, attempt = None, 0
         while True:
             try:
                 cluster = await self._ready(grow=attempt == 0)
@@ -60,7 +61,7 @@ class Session:
                 async with aclosing(tokens):
                     async for chosen in tokens:
                         done.append(chosen.token)
-                        moved_s, attempt, self._told = clock(), 1, None
+                        stuck_s, attempt, self._told = None, 1, None
                         yield chosen
                         if chosen.finish:
                             return
@@ -68,9 +69,10 @@ class Session:
             except AnswerError:
                 raise
             except (BoardError, PlanError) as e:
-                hopeless = not done and not self._fleet.reports
+                hopeless = attempt == 0 and (isinstance(e, BusyError) or not self._fleet.reports)
                 patience_s = LOAD_TIMEOUT_S if isinstance(e, ClaimError) else self._patience_s  # another is at work
-                if hopeless or (isinstance(e, BusyError) and attempt == 0) or clock() - moved_s > patience_s:
+                stuck_s = clock() if stuck_s is None else stuck_s  # a long prompt was no trouble
+                if hopeless or clock() - stuck_s >= patience_s:
                     raise
                 self._say(e)
             await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
