@@ -1,8 +1,8 @@
 """A model of arithmetic instead of weights, so that agents, wire and manager are tested without torch.
 
-The embedding gives [id, position]; every layer adds its number to the hidden state and stores the id in its KV slot;
-the next token is a hash of all ids so far and of the sum that the layers made: a lost, doubled, reordered or mixed-up
-step changes it.
+The embedding gives [id, position]; every layer adds its number to the hidden state (and 7 more in a pass that is longer
+than a LongRoPE switch) and stores the id in its KV slot; the next token is a hash of all ids so far and of the sum that
+the layers made: a lost, doubled, reordered or mixed-up step changes it.
 """
 
 import asyncio
@@ -18,10 +18,12 @@ from edgellm.config import Sampling
 from edgellm.errors import ManifestError
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.rebalance import assign
+from edgellm.model.sampling import sample
 from edgellm.plan import Plan, Section
 from edgellm.wire.tls import client_context
 
 VOCAB, HIDDEN, LAYERS = 97, 4, 6
+GREEDY = Sampling()
 
 
 def make_manifest(num_layers: int = LAYERS, rope_switch_len: int | None = None, ram_bytes: int = 8) -> Manifest:
@@ -48,18 +50,20 @@ def make_plan(
     )  # fmt: skip
 
 
-def next_token(ids: list[int], num_layers: int = LAYERS) -> int:
-    """What the fake model answers to `ids`."""
-    total = sum((i + 1) * (k + 1) for k, i in enumerate(ids)) + len(ids) * sum(range(num_layers))
-    return total % VOCAB
+def next_token(ids: list[int], sampling: Sampling = GREEDY, switch: int | None = None) -> int:
+    """What the fake model answers to `ids`; `switch` is its `rope_switch_len`."""
+    each = sum(range(LAYERS)) + (7 * LAYERS if switch is not None and len(ids) > switch else 0)
+    logits = np.zeros(VOCAB, np.float32)
+    logits[(sum((i + 1) * (k + 1) for k, i in enumerate(ids)) + len(ids) * each) % VOCAB] = 1.0
+    return sample(logits, ids, sampling, len(ids))
 
 
-def generate(ids: list[int], count: int) -> list[int]:
+def generate(ids: list[int], count: int, sampling: Sampling = GREEDY, switch: int | None = None) -> list[int]:
     """The fake model's answer of `count` tokens."""
     ids = list(ids)
     start = len(ids)
     for _ in range(count):
-        ids.append(next_token(ids))
+        ids.append(next_token(ids, sampling, switch))
     return ids[start:]
 
 
@@ -71,6 +75,7 @@ class FakeSection:
     def __init__(self, manifest: Manifest, start: int, end: int, gate=None):
         self.start, self.end, self.gate = start, end, gate
         self.is_first, self.is_last = start == 0, end == manifest.num_layers
+        self.switch = manifest.rope_switch_len
         self.calls: list[tuple[int, int, int]] = []  # (position, tokens, pass_len)
 
     def new_slot(self, context: int, kv_dtype: str = "float32"):
@@ -89,6 +94,8 @@ class FakeSection:
             assert x.dtype == np.float32 and x.shape == (count, HIDDEN)
             hidden = x.copy()
         hidden[:, 1] += sum(range(self.start, self.end))
+        if self.switch is not None and pass_len > self.switch:
+            hidden[:, 1] += 7 * (self.end - self.start)
         slot[position : position + count] = hidden[:, :2]
         if not self.is_last:
             return hidden

@@ -147,7 +147,7 @@ def test_a_long_rope_sequence_is_replayed_from_the_start_when_it_crosses_the_swi
             return chosen, boards.sections["b1"].calls
 
     chosen, calls = run(go())
-    assert [c.token for c in chosen] == generate(PROMPT, 10)
+    assert [c.token for c in chosen] == generate(PROMPT, 10, switch=15) != generate(PROMPT, 10)
     # positions 12, 13, 14 are decoded; token 15 makes the sequence 16 long: all again under the other factors
     assert calls == [(0, 8, 12), (8, 4, 12), (12, 1, 13), (13, 1, 14), (14, 1, 15), (0, 8, 16), (8, 8, 16)] + [
         (p, 1, p + 1) for p in range(16, 21)
