@@ -3,116 +3,30 @@
 import asyncio
 import re
 import threading
-from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgellm.config import Sampling
-from edgellm.manager.session import Session
-from edgellm.plan import Plan
 from tests.fakes import GREEDY, Boards, generate, make_manifest, run
+from tests.manager.asking import (
+    PROMPT,
+    Happening,
+    asked,
+    cut,
+    cut_between_boards,
+    drain,
+    form,
+    hang,
+    lose_a_step,
+    restart,
+    stop,
+)
 
-PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]
 COUNT = 150  # tokens: far more than come while something happens
-Happening = Callable[[Boards], Awaitable[None]]
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-class Asked:
-    """An answer, and what was told on the way."""
-
-    def __init__(self):
-        self.tokens: list[int] = []
-        self.finish = ""
-        self.told: list[str] = []
-        self.adopted: list[Plan] = []
-
-
-async def asked(
-    boards: Boards, plan: Plan, at: dict[int, Happening], count: int = COUNT, sampling: Sampling = GREEDY, **kwargs
-) -> Asked:
-    """Ask, and after so many tokens have something happen."""
-    got = Asked()
-    async with Session(
-        boards.manifest, plan, boards.addresses, patience_s=kwargs.pop("patience_s", 10), tell=got.told.append,
-        adopted=lambda plan, addresses: got.adopted.append(plan),
-    ) as session:  # fmt: skip
-        if 0 in at:
-            await at[0](boards)
-        stream = session.generate(kwargs.pop("prompt", PROMPT), sampling=sampling, max_tokens=count, eos=(), **kwargs)
-        async for chosen in stream:
-            got.tokens.append(chosen.token)
-            assert chosen.position == len(PROMPT) + len(got.tokens) - 1 and not got.finish
-            got.finish = chosen.finish
-            if len(got.tokens) in at:
-                await at[len(got.tokens)](boards)
-    return got
-
-
-# What happens to boards
-
-
-def cut(*which: int) -> Happening:
-    async def cut(boards):
-        for i in which:
-            boards.cut(i)
-
-    return cut
-
-
-def stop(*which: int) -> Happening:
-    async def stop(boards):
-        for i in which:
-            await boards.stop(i)
-
-    return stop
-
-
-def restart(*which: int) -> Happening:
-    async def restart(boards):
-        for i in which:
-            await boards.stop(i)
-        for i in which:
-            await boards.start(i)
-
-    return restart
-
-
-def drain(i: int) -> Happening:
-    async def drain(boards):
-        boards.agents[i].stop()
-
-    return drain
-
-
-def form(cuts: tuple[int, ...], epoch: int, **kwargs) -> Happening:
-    async def form(boards):
-        await boards.form(cuts, epoch=epoch, context=256, **kwargs)
-
-    return form
-
-
-async def cut_between_boards(boards):
-    """The manager's own connections stay."""
-    boards.agents[0].stage._next._peer._transport.abort()
-
-
-async def hang(boards):
-    """Board b1 is there and says nothing more."""
-    agent = boards.agents[1]
-    agent._message = lambda peer, message: None
-    for peer in agent._peers:
-        peer._on_message = agent._message
-
-
-async def lose_a_step(boards):
-    """A hidden state vanishes on the way."""
-    stage = boards.agents[1].stage
-    stage.hidden = lambda peer, message: delattr(stage, "hidden")
-
 
 CASES = {
     "the first board's cable": ({3: cut(0)}, "board b0", 1),
@@ -152,7 +66,7 @@ def test_the_answer_is_the_same_whatever_happens(tmp_path, monkeypatch, at, told
     async def go():
         async with Boards(tmp_path, 3) as boards:
             plan = await boards.form((0, 3, 5, 6), context=256)
-            got = await asked(boards, plan, at)
+            got = await asked(boards, plan, at, COUNT)
             free = [a.stage.engine.free_slots == a.stage.plan.slots for a, task in zip(boards.agents, boards._tasks,
                     strict=True) if a.stage and not task.done()]  # fmt: skip
             return got, free, plan
@@ -168,7 +82,7 @@ def test_a_draining_board_answers_to_the_end_and_the_next_answer_goes_without_it
     async def go():
         async with Boards(tmp_path, 3) as boards:
             plan = await boards.form((0, 3, 5, 6), context=256)
-            return await asked(boards, plan, {3: drain(1)}), await asked(boards, plan, {})
+            return await asked(boards, plan, {3: drain(1)}, COUNT), await asked(boards, plan, {}, COUNT)
 
     first, second = run(go())
     assert first.tokens == second.tokens == generate(PROMPT, COUNT)
@@ -217,7 +131,7 @@ def test_three_answers_at_once_are_all_right(tmp_path):
         async with Boards(tmp_path, 4) as boards:
             plan = await boards.form((0, 3, 5, 6), context=256, slots=3)
             at = {3: cut(1), 30: restart(2), 60: form((0, 1, 6), 20, slots=3), 90: stop(0)}
-            return await asyncio.gather(asked(boards, plan, at), asked(boards, plan, {}), asked(boards, plan, {}))
+            return await asyncio.gather(*(asked(boards, plan, happens, COUNT) for happens in (at, {}, {})))
 
     answers = run(go())
     assert [a.tokens for a in answers] == [generate(PROMPT, COUNT)] * 3
@@ -235,7 +149,7 @@ def test_a_question_that_is_cancelled_in_a_replay_leaves_nothing_behind(tmp_path
                 boards.cut(0)
                 gate.clear()
 
-            answer = asyncio.create_task(asked(boards, plan, {3: cut_and_close}))
+            answer = asyncio.create_task(asked(boards, plan, {3: cut_and_close}, COUNT))
             while gate.is_set() or not boards.agents[1].stage.running:
                 await asyncio.sleep(0.001)
             await asyncio.sleep(0.02)
@@ -245,7 +159,7 @@ def test_a_question_that_is_cancelled_in_a_replay_leaves_nothing_behind(tmp_path
             gate.set()
             while any(a.stage.engine.free_slots < 2 or a.holding.claimed for a in boards.agents):
                 await asyncio.sleep(0.001)
-            return await asked(boards, plan, {})
+            return await asked(boards, plan, {}, COUNT)
 
     assert run(go()).tokens == generate(PROMPT, COUNT)
 

@@ -1,0 +1,109 @@
+"""Questions whose boards have something happen to them in mid-answer."""
+
+from collections.abc import Awaitable, Callable
+
+from edgellm.manager.session import Session
+from edgellm.plan import Plan
+from tests.fakes import GREEDY, Boards
+
+PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]
+Happening = Callable[[Boards], Awaitable[None]]
+
+
+class Asked:
+    """An answer, and what was told on the way."""
+
+    def __init__(self):
+        self.tokens: list[int] = []
+        self.finish = ""
+        self.told: list[str] = []
+        self.adopted: list[Plan] = []
+        self.stats: dict[str, dict] = {}
+
+
+async def asked(
+    boards: Boards, plan: Plan, at: dict[int, Happening], count: int, sampling=GREEDY, *, eos=(), patience_s=10.0,
+    got: Asked | None = None,
+) -> Asked:  # fmt: skip
+    """Ask, and after so many tokens have something happen. With `got`, what has come is there even after an error."""
+    got = got or Asked()
+    async with Session(
+        boards.manifest, plan, boards.addresses, patience_s=patience_s, tell=got.told.append,
+        adopted=lambda plan, addresses: got.adopted.append(plan),
+    ) as session:  # fmt: skip
+        if 0 in at:
+            await at[0](boards)
+        stream = session.generate(PROMPT, sampling=sampling, max_tokens=count, eos=eos, stats=got.stats)
+        async for chosen in stream:
+            got.tokens.append(chosen.token)
+            assert chosen.position == len(PROMPT) + len(got.tokens) - 1 and not got.finish
+            got.finish = chosen.finish
+            if len(got.tokens) in at:
+                await at[len(got.tokens)](boards)
+    return got
+
+
+# What happens to boards
+
+
+def cut(*which: int) -> Happening:
+    """All their connections end; they may be dialled again."""
+
+    async def cut(boards):
+        for i in which:
+            boards.cut(i)
+
+    return cut
+
+
+def stop(*which: int) -> Happening:
+    async def stop(boards):
+        for i in which:
+            await boards.stop(i)
+
+    return stop
+
+
+def restart(*which: int) -> Happening:
+    async def restart(boards):
+        for i in which:
+            await boards.stop(i)
+        for i in which:
+            await boards.start(i)
+
+    return restart
+
+
+def drain(i: int) -> Happening:
+    async def drain(boards):
+        boards.agents[i].stop()
+
+    return drain
+
+
+def form(cuts: tuple[int, ...], epoch: int, **kwargs) -> Happening:
+    """Another manager commits a plan."""
+
+    async def form(boards):
+        await boards.form(cuts, epoch=epoch, context=256, **kwargs)
+
+    return form
+
+
+async def cut_between_boards(boards: Boards) -> None:
+    """The manager's own connections stay."""
+    boards.agents[0].stage._next._peer._transport.abort()
+
+
+async def hang(boards: Boards) -> None:
+    """Board b1 is there and says nothing more."""
+    agent = boards.agents[1]
+    agent._message = lambda peer, message: None
+    for peer in agent._peers:
+        peer._on_message = agent._message
+
+
+async def lose_a_step(boards: Boards) -> None:
+    """A hidden state vanishes on the way."""
+    stage = boards.agents[1].stage
+    stage.hidden = lambda peer, message: delattr(stage, "hidden")

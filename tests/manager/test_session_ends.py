@@ -1,0 +1,366 @@
+"""How an answer ends: of itself, with the counts right however often it was replayed; or in an error, and when."""
+
+import asyncio
+import re
+
+import pytest
+
+from edgellm.errors import AnswerError, BoardError, BusyError, PlanError
+from edgellm.manager.answer import Answer, Asker, Question
+from edgellm.manager.session import Session
+from tests.fakes import GREEDY, VOCAB, Boards, generate, make_manifest, make_plan, run
+from tests.manager.asking import PROMPT, Asked, asked, cut, form, restart, stop
+from tests.tiny import write_tokenizer
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+MANY = {3: cut(1), 8: restart(2), 14: form((0, 1, 6), 30)}  # an answer is replayed three times
+LARGE = make_manifest(ram_bytes=300_000_000)  # three layers fit on a board
+
+
+async def answered(boards: Boards, at: dict, count: int, **kwargs) -> Asked:
+    return await asked(boards, await boards.form((0, 3, 5, 6), context=256), at, count, **kwargs)
+
+
+# Counts
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 14, 15, 30])
+def test_max_tokens_are_those_of_the_whole_answer(tmp_path, count):
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+            return await answered(boards, MANY, count)
+
+    got = run(go())
+    assert (got.tokens, got.finish) == (generate(PROMPT, count), "length")
+
+
+def test_eos_ends_a_replayed_answer(tmp_path):
+    expected = generate(PROMPT, 60)
+    eos = next(t for t in expected[16:] if t not in expected[:16])
+
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+            return await answered(boards, MANY, 60, eos=(eos,))
+
+    got = run(go())
+    assert (got.tokens, got.finish) == (expected[: expected.index(eos) + 1], "eos")
+
+
+@pytest.mark.parametrize("context", [20, 27, 40])
+def test_the_context_ends_a_replayed_answer_where_it_ends_any(tmp_path, context):
+    count = context - len(PROMPT) + 1
+
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+            plan = await boards.form((0, 3, 5, 6), context=context)
+            at = {count - 3: cut(1), count - 2: restart(0), count - 1: cut(2)}
+            return await asked(boards, plan, at, 100)
+
+    got = run(go())
+    assert (got.tokens, got.finish) == (generate(PROMPT, count), "context")
+
+
+def test_a_stop_text_ends_a_replayed_answer_and_its_stages_are_those_that_served_last(tmp_path):
+    vocab = [chr(i) for i in range(33, 127)] + ["Ġ", "Ċ", "ĉ"]
+    assert len(vocab) == VOCAB
+
+    def text(tokens):
+        return "".join(vocab[t] for t in tokens).replace("Ġ", " ").replace("Ċ", "\n").replace("ĉ", "\t")
+
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+            write_tokenizer(tmp_path, vocab)
+            asker, shown = Asker(tmp_path), []
+            plan = await boards.form((0, 3, 5, 6), context=256)
+            prompt = "Why is the sky blue?"
+            ids = asker.encode(Question(prompt), 256)
+            whole = text(generate(ids, 80))
+            question = Question(prompt, max_tokens=200, stop=(whole[60:64],))
+            answer = Answer(len(ids), 0)
+
+            def show(piece):
+                shown.append(piece)
+                if len(shown) in (5, 25):
+                    boards.cut(1)
+                if len(shown) == 15:
+                    tasks.append(asyncio.create_task(boards.form((0, 2, 6), epoch=7, context=256)))
+
+            tasks = []
+            session = Session(boards.manifest, plan, boards.addresses, patience_s=10)
+            await asker.ask(question, ids, session, answer, show)
+            await asyncio.gather(*tasks)
+            while any(a.stage and a.stage.running for a in boards.agents):
+                await asyncio.sleep(0.001)
+            return whole, question.stop[0], answer, "".join(shown)
+
+    whole, stopped_by, answer, shown = run(go())
+    assert answer.text == shown == whole[: whole.index(stopped_by)] and answer.finish == "stop"
+    assert [(s["board"], s["start"], s["end"]) for s in answer.stages] == [("b0", 0, 2), ("b1", 2, 6)]
+    assert all(s["decode_ms_per_token"] > 0 for s in answer.stages)
+
+
+def test_an_answer_that_must_outgrow_a_smaller_context_says_so(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+
+            async def another_context(boards):
+                await boards.form((0, 3, 5, 6), epoch=2, context=20)
+
+            with pytest.raises(AnswerError, match="board b2 .*: a prompt of 2[1-9] tokens; board b2 takes 1 to 20"):
+                await answered(boards, {9: another_context}, 100)
+
+    run(go())
+
+
+# Patience
+
+
+def test_what_is_missing_is_named_with_numbers_when_the_others_are_too_small(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2, LARGE) as boards:
+            plan, got = await boards.form((0, 3, 6), context=256), Asked()
+            with pytest.raises(PlanError) as e:
+                await asked(boards, plan, {5: stop(1)}, 100, patience_s=0.1, got=got)
+            return str(e.value), got
+
+    error, got = run(go())
+    assert re.match(
+        r"board b1 \(127\.0\.0\.1:\d+\): connection refused, is its agent running\?\. Without: .*b0 .*1\.07 GB", error
+    )
+    assert got.tokens == generate(PROMPT, 100)[: len(got.tokens)] and len(got.tokens) >= 5
+    assert len(got.told) == 2 and got.told[1].startswith(error) and got.told[1].endswith("Trying to go on …")
+
+
+def test_what_is_missing_is_named_when_the_others_lack_the_shards(tmp_path):
+    async def go():
+        stored = {"b0": (0, 3), "b1": (3, 6), "b2": (0, 4)}
+        async with Boards(tmp_path, 3, stored=stored) as boards:
+            plan = await boards.form((0, 3, 6), context=256)
+            with pytest.raises(PlanError) as e:
+                await asked(boards, plan, {5: stop(1)}, 100, patience_s=0.1)
+            return str(e.value)
+
+    error = run(go())
+    assert error.startswith("board b1 (127.0.0.1:") and "nobody has layers 4-6, the head" in error, error
+
+
+def test_an_answer_goes_on_when_the_board_that_it_needs_is_back(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2, LARGE) as boards:
+            got, tasks = Asked(), []
+
+            async def away_for_a_while(boards):
+                async def back():
+                    while not any("Without" in text for text in got.told):
+                        await asyncio.sleep(0.005)
+                    await asyncio.sleep(0.1)
+                    await boards.start(1)
+
+                await boards.stop(1)
+                tasks.append(asyncio.create_task(back()))
+
+            plan = await boards.form((0, 3, 6), context=256)
+            await asked(boards, plan, {5: away_for_a_while}, 100, got=got)
+            await asyncio.gather(*tasks)
+            return got
+
+    got = run(go())
+    assert got.tokens == generate(PROMPT, 100) and [p.epoch for p in got.adopted] == [2]
+    assert len([text for text in got.told if "Without" in text]) == 1  # once a trouble, not at each try
+
+
+def test_the_answer_is_given_up_after_the_patience_and_not_before(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan, clock = await boards.form((0, 3, 6), context=256), asyncio.get_running_loop().time
+            ends = {}
+            for patience_s in (0.0, 0.3):
+                began_s = clock()
+                with pytest.raises(BoardError, match="board b"):
+                    await asked(boards, plan, {5: stop(0, 1)}, 100, patience_s=patience_s)
+                ends[patience_s] = clock() - began_s
+                await boards.start(0)
+                await boards.start(1)
+                plan = await boards.form((0, 3, 6), context=256)
+            return ends
+
+    ends = run(go())
+    assert ends[0.0] < 0.25 and 0.3 <= ends[0.3] < 1.5
+
+
+def test_patience_begins_with_the_trouble_not_with_the_question(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6), context=256)
+
+            async def slow_then_cut(boards):
+                await asyncio.sleep(0.3)
+                boards.cut(1)
+
+            return await asked(boards, plan, {5: slow_then_cut, 6: slow_then_cut}, 200, patience_s=0.25)
+
+    assert run(go()).tokens == generate(PROMPT, 200)
+
+
+def test_if_no_board_answers_at_the_start_it_fails_at_once_and_names_them(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6), context=256)
+            with pytest.raises(BoardError, match="board b0 .*refused.*; board b1 .*refused"):
+                await asked(boards, plan, {0: stop(0, 1)}, 10)
+
+    run(go(), 3)
+
+
+def test_boards_that_are_all_lost_before_the_first_token_are_waited_for(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan, got = await boards.form((0, 3, 6), context=256), Asked()
+            stage = boards.agents[0].stage
+            stage._feed = lambda sequence, start: None  # no first token
+            answer = asyncio.create_task(asked(boards, plan, {}, 50, got=got))
+            while not stage.running:
+                await asyncio.sleep(0.001)
+            await stop(0, 1)(boards)
+            while len(got.told) < 2:
+                await asyncio.sleep(0.001)
+            await boards.start(0)
+            await boards.start(1)
+            return await answer
+
+    assert run(go()).tokens == generate(PROMPT, 50)
+
+
+# Busy boards, and what can't be computed
+
+
+def test_a_full_board_is_an_error_at_the_start(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6), context=256, slots=1)
+
+            async def ask_too(boards):
+                with pytest.raises(BusyError, match="board b1 is busy: all 1 slots are taken"):
+                    await asked(boards, plan, {}, 10)
+
+            return await asked(boards, plan, {3: ask_too}, 200)
+
+    assert run(go()).tokens == generate(PROMPT, 200)
+
+
+def test_a_full_board_is_waited_for_in_a_replay(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6), context=256, slots=1)
+            opened = 0
+
+            async def others_come_first(boards):
+                """Three tries find the slot taken."""
+                stage = boards.agents[1].stage
+                really = stage.engine.open
+
+                def open_(seq_id):
+                    nonlocal opened
+                    opened += 1
+                    if opened < 4:
+                        raise BusyError("all 1 slots are taken; ask again when an answer has ended")
+                    really(seq_id)
+
+                stage.engine.open = open_
+                boards.cut(0)
+
+            return await asked(boards, plan, {3: others_come_first}, 100), opened
+
+    got, opened = run(go())
+    assert got.tokens == generate(PROMPT, 100) and opened == 4
+    assert sum("is busy" in text for text in got.told) == 1
+
+
+def test_a_step_that_can_not_be_computed_is_not_tried_again(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+
+            async def break_the_model(boards):
+                def forward(*args):
+                    raise ArithmeticError("a weight is not finite")
+
+                boards.sections["b1"].forward = forward
+
+            got = Asked()
+            plan = await boards.form((0, 3, 6), context=256)
+            with pytest.raises(AnswerError, match="board b1 .*ArithmeticError: a weight is not finite"):
+                await asked(boards, plan, {3: break_the_model}, 200, got=got)
+            return got
+
+    assert run(go()).told == []
+
+
+# Which plan is used
+
+
+def test_a_plan_that_is_better_is_taken_before_the_answer_and_not_in_its_middle(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 3, head_s=0.001) as boards:
+            plan = make_plan(boards.manifest, (0, 3, 6), context=256)
+            await boards.form((0, 3, 6), context=256)  # b2 has nothing to do
+            await boards.stop(2)
+
+            async def join(boards):
+                await boards.start(2)
+
+            first = await asked(boards, plan, {3: join}, 100)
+            return first, await asked(boards, plan, {}, 100)
+
+    first, second = run(go())
+    assert first.tokens == second.tokens == generate(PROMPT, 100)
+    assert (first.adopted, first.told) == ([], [])
+    assert [p.epoch for p in second.adopted] == [2] and set(second.adopted[0].boards) == {"b0", "b1", "b2"}
+    assert second.told == ["epoch 2: " + ", ".join(f"{s.board} {s}" for s in second.adopted[0].sections)]
+
+
+def test_a_better_plan_that_can_not_be_taken_is_told_and_the_one_that_stands_answers(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 3, head_s=0.001) as boards:
+            plan = make_plan(boards.manifest, (0, 3, 6), context=256)
+            await boards.form((0, 3, 6), context=256)
+            boards.broken.add("b2")
+            return await asked(boards, plan, {}, 100)
+
+    got = run(go())
+    assert got.tokens == generate(PROMPT, 100) and got.adopted == []
+    assert re.search("a better plan could not be taken: board b2 .*SHA-256 differs", got.told[1])
+
+
+def test_a_plan_that_another_manager_is_committing_is_waited_for_even_beyond_the_patience(tmp_path, monkeypatch):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6), context=256)
+            await boards.stop(1)
+            await boards.start(1)  # nothing stands now
+            boards.agents[0].holding._claim = ("another manager", 5)
+            answer = asyncio.create_task(asked(boards, plan, {}, 50, patience_s=0.05))
+            await asyncio.sleep(0.3)
+            assert not answer.done()
+            boards.agents[0].holding._claim = None
+            return await answer
+
+    got = run(go())
+    assert got.tokens == generate(PROMPT, 50) and not any("giving" in text for text in got.told)
+
+
+def test_boards_that_the_cluster_file_does_not_know_are_found(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+            old = make_plan(boards.manifest, (0, 6), context=256)  # b0 alone
+            new = await boards.form((0, 3, 5, 6), epoch=4, context=256)
+            adopted = []
+            async with Session(
+                boards.manifest, old, {"b0": boards.addresses["b0"]}, adopted=lambda *args: adopted.append(args)
+            ) as session:
+                stream = session.generate(PROMPT, sampling=GREEDY, max_tokens=20, eos=())
+                assert [c.token async for c in stream] == generate(PROMPT, 20)
+            return adopted, [(new, boards.addresses)]
+
+    adopted, expected = run(go())
+    assert adopted == expected
