@@ -143,7 +143,7 @@ def not_healthy(result, board: str, version: str, before: dict, journal: str) ->
     """Why an agent doesn't run as it should, and what runs instead; `before` is the agent's state until then."""
     if "systemd" not in str(result.get("invocation", "")) and "edgellm-agent" not in str(result.get("msg", "")):
         return why(result, board)
-    last = " | ".join(line.strip() for line in journal.splitlines()[-4:])
+    last = " | ".join(line.strip() for line in journal.splitlines()[-4:]) or "without a word"
     back = f"{before['version']} runs again" if before.get("version") else "there is none before it to go back to"
     return f"board {board}: the agent of edgellm {version} does not start, and {back}. Its journal ends: {last}"
 

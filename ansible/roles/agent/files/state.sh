@@ -1,5 +1,5 @@
 # The agent as it is, in JSON.
 unit=/etc/systemd/system/edgellm-agent.service
-printf '{"version": "%s", "model": "%s", "active": "%s", "unit": "%s"}\n' \
-  "$(basename "$(readlink /opt/edgellm/current)")" "$(basename "$(readlink /var/lib/edgellm/model)")" \
+printf '{"time_s": %s, "version": "%s", "model": "%s", "active": "%s", "unit": "%s"}\n' \
+  "$(date +%s)" "$(basename "$(readlink /opt/edgellm/current)")" "$(basename "$(readlink /var/lib/edgellm/model)")" \
   "$(systemctl is-active edgellm-agent.service)" "$([ -e "$unit" ] && base64 -w 0 "$unit")"
