@@ -167,6 +167,11 @@ class Boards:
     def addresses(self) -> dict[str, tuple[str, int]]:
         return {a.options.name: ("127.0.0.1", a.port) for a in self.agents}
 
+    @property
+    def running(self) -> list[Agent]:
+        """Those that haven't died."""
+        return [agent for agent, task in zip(self.agents, self._tasks, strict=True) if not task.done()]
+
     async def stop(self, i: int) -> None:
         """As if board i had died: its listener and its connections go away."""
         self._tasks[i].cancel()

@@ -52,7 +52,7 @@ CASES = {
     ),
     "another manager leaves two boards out": ({3: form((0, 6), 2)}, "went on to epoch 2", 2),
     "a plan with other chunks and slots": ({3: form((0, 3, 5, 6), 2, chunk=64, slots=1)}, "went on to epoch 2", 2),
-    "a board hangs": ({3: hang}, "board b1 .* does not answer for 0.2 s", 2),
+    "a board hangs": ({3: hang}, "board b1 .* does not answer for 0.4 s", 2),
     "a step is lost": ({3: lose_a_step}, "the answer stalled", 1),
     "a plan, and a board of it": ({3: form((0, 1, 2, 6), 2), 20: stop(1), 50: restart(2)}, "board b2", 4),
 }  # fmt: skip
@@ -60,22 +60,21 @@ CASES = {
 
 @pytest.mark.parametrize("at, told, epoch", CASES.values(), ids=CASES)
 def test_the_answer_is_the_same_whatever_happens(tmp_path, monkeypatch, at, told, epoch):
-    monkeypatch.setattr("edgellm.manager.board.PONG_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("edgellm.manager.board.PONG_TIMEOUT_S", 0.4)
     monkeypatch.setattr("edgellm.manager.client.STALL_TIMEOUT_S", 0.1)
 
     async def go():
         async with Boards(tmp_path, 3) as boards:
             plan = await boards.form((0, 3, 5, 6), context=256)
             got = await asked(boards, plan, at, COUNT)
-            free = [a.stage.engine.free_slots == a.stage.plan.slots for a, task in zip(boards.agents, boards._tasks,
-                    strict=True) if a.stage and not task.done()]  # fmt: skip
-            return got, free, plan
+            while any(a.stage and a.stage.engine.free_slots < a.stage.plan.slots for a in boards.running):
+                await asyncio.sleep(0.001)  # no sequence is left behind
+            return got
 
-    got, free, plan = run(go())
+    got = run(go())
     assert got.tokens == generate(PROMPT, COUNT) and got.finish == "length"
     assert [p.epoch for p in got.adopted][-1:] == ([epoch] if epoch > 1 else [])
     assert told is None or re.search(told, "\n".join(got.told)), got.told
-    assert all(free), "a sequence is left behind"
 
 
 def test_a_draining_board_answers_to_the_end_and_the_next_answer_goes_without_it(tmp_path):
