@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import reprlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -46,13 +47,16 @@ class Request:
             for board in content["boards"]:
                 ssh = board.get("ssh")
                 boards.append(Board(board["name"], board["host"], board["port"], SshAccess(**ssh) if ssh else None))
+            names = [b.name for b in boards]
+            if again := [n for n in names if names.count(n) > 1]:
+                raise UsageError(f"board {again[0]} is there {names.count(again[0])} times, expected once")
             return cls(
                 Path(content["model_dir"]),
                 Settings.from_dict(content["settings"]),
                 Path(content["tls"]) if content.get("tls") else None,
                 tuple(boards),
-                {b["name"]: b["ram_bytes"] for b in content["boards"] if b.get("ram_bytes") is not None},
-                {b["name"]: b["disk_bytes"] for b in content["boards"] if b.get("disk_bytes") is not None},
+                _bytes_of(content["boards"], "ram_bytes"),
+                _bytes_of(content["boards"], "disk_bytes"),
             )
         except OSError as e:
             raise UsageError(f"{path}: {e.strerror or e}") from None
@@ -159,6 +163,15 @@ async def _capacities(request: Request, manifest: Manifest) -> dict[str, Capacit
         return {name: r.capacity for name, r in fleet.reports.items()}
 
 
+def _bytes_of(boards: list[dict], name: str) -> dict[str, int]:
+    """This number of each board that has it."""
+    found = {b["name"]: b[name] for b in boards if b.get(name) is not None}
+    for board, value in found.items():
+        if type(value) is not int:
+            raise UsageError(f"board {board}: {name} is {reprlib.repr(value)}, expected a number of bytes")
+    return found
+
+
 def _on_disk(capacity: Capacity, request: Request) -> Capacity:
     """A board can't hold more weights than its disk has room for."""
     disk_bytes = request.disk_bytes.get(capacity.board)
@@ -215,7 +228,7 @@ async def _ask(file: ClusterFile, path: Path, manifest: Manifest, ids: list[int]
 def _remembered(path: Path) -> list[int] | None:
     try:
         tokens = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     ok = isinstance(tokens, list) and len(tokens) == CANARY_TOKENS and all(type(t) is int for t in tokens)
     return tokens if ok else None
