@@ -292,6 +292,65 @@ def test_v_says_how_fast_it_was_on_stderr(cluster):
     assert "b0 [0-3)" in result.stderr and "b1 [3-6)" in result.stderr and "tok/s" in result.stderr
 
 
+# Boards that are lost
+
+
+@pytest.fixture
+def own(tmp_path_factory):
+    """A cluster for one test."""
+    cluster = Cluster(tmp_path_factory.mktemp("own"))
+    yield cluster
+    cluster.stop()
+
+
+def test_an_answer_goes_on_without_a_board_and_the_cluster_file_has_the_new_plan(own, home):
+    own.pace.delay_s = 0.005
+    process = start(own, home, "--max-tokens", "80")
+    try:
+        first = process.stdout.read(5)
+        own.call(own.boards.stop(0))
+        stdout, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, (first + stdout).decode()) == (0, answer_to("Why?", 80) + "\n"), stderr
+    trouble, plan = stderr.decode().splitlines()
+    assert trouble.startswith("board b0 (127.0.0.1:") and trouble.endswith("; trying to go on …")
+    assert plan == "epoch 2: b1 layers 0-6"
+    file = ClusterFile.read(own.file)
+    assert (file.plan.epoch, file.plan.boards, file.addresses()) == (2, ("b1",), own.boards.addresses)
+
+
+def test_wait_is_how_long_lost_boards_are_waited_for(own):
+    own.call(own.boards.stop(1))
+    for i in range(3, 6):
+        (own.model_dir / f"layer-{i:04}.safetensors").unlink()  # b0 can't stand in
+    began_s = time.monotonic()
+    result = call("ask", "Why?", "--cluster", own.file, "--wait", "0")
+    assert (result.exit_code, result.stdout) == (1, "") and time.monotonic() - began_s < 10
+    assert "board b1 (127.0.0.1:" in result.stderr and "nobody has layers 3-6" in result.stderr
+    assert result.stderr.count("\n") == 1 and "trying to go on" not in result.stderr
+    result = call("ask", "Why?", "--cluster", own.file, "--wait", "0.3")
+    assert (result.exit_code, result.stdout) == (1, "") and "Trying to go on …" in result.stderr
+    own.call(own.boards.stop(0))
+    result = call("ask", "Why?", "--cluster", own.file)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1  # no board at all: at once, for 120 s would be odd
+    assert "board b0 (127.0.0.1:" in result.stderr and "board b1 (127.0.0.1:" in result.stderr
+    assert "--wait" in fails(2, "ask", "Why?", "--wait", "-1")
+
+
+def test_a_cluster_file_that_can_not_be_written_does_not_end_the_answer(own):
+    own.call(own.boards.form((0, 2, 6), epoch=3, context=CONTEXT, slots=2, chunk=16))
+    own.file.with_name("cluster.json.part").mkdir()
+    result = call("ask", "Why?", "--cluster", own.file, "--max-tokens", 20)
+    assert (result.exit_code, result.stdout) == (0, answer_to("Why?", 20) + "\n"), result.stderr
+    assert result.stderr.startswith(f"cluster file {own.file}: ") and result.stderr.count("\n") == 1
+    assert ClusterFile.read(own.file).plan == own.plan
+    own.file.with_name("cluster.json.part").rmdir()
+    result = call("ask", "Why?", "--cluster", own.file, "--max-tokens", 20)
+    assert result.stderr == "" and ClusterFile.read(own.file).plan.epoch == 3
+
+
 @pytest.fixture
 def slow(cluster):
     cluster.pace.delay_s = 0.01

@@ -1,13 +1,14 @@
 """The cluster file: written whole, found in the right place, and refused with what is wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
 import pytest
 
 from edgellm.errors import ClusterError
-from edgellm.manager.cluster import Board, ClusterFile, default_path, find
+from edgellm.manager.cluster import Board, ClusterFile, SshAccess, default_path, find
 from edgellm.plan import Plan, Section
 
 PLAN = Plan(
@@ -66,6 +67,66 @@ def test_a_moved_folder_still_works(tmp_path, monkeypatch):
     assert ClusterFile.read("cluster.json").model_dir_path("cluster.json") == after / "model"
 
 
+@pytest.mark.parametrize("tls, stored", [("tls/manager", "tls/manager"), ("../keys", "../keys"), (None, None)])
+def test_the_certificate_s_folder_is_relative_if_near(tmp_path, tls, stored):
+    root = tmp_path / "root"
+    root.mkdir()
+    folder = None if tls is None else (root / tls).resolve()
+    ClusterFile.make(root / "model", ADDRESSES, PLAN, tls=folder).write(root / "cluster.json")
+    assert json.loads((root / "cluster.json").read_text())["tls"] == stored
+    read = ClusterFile.read(root / "cluster.json")
+    assert read.tls_path(root / "cluster.json") == folder
+    if tls is None:
+        assert read.client_tls(root / "cluster.json") is None
+    else:
+        with pytest.raises(ClusterError, match="ca.pem"):
+            read.client_tls(root / "cluster.json")
+
+
+def test_how_to_log_in_is_kept_by_board(tmp_path):
+    ssh = {"pi1": SshAccess("192.168.0.11", "pi", 2222, "/home/me/.ssh/key"), "spare": SshAccess("spare.local")}
+    ClusterFile.make(tmp_path, ADDRESSES, PLAN, ssh=ssh).write(tmp_path / "cluster.json")
+    assert {b.name: b.ssh for b in ClusterFile.read(tmp_path / "cluster.json").boards} == {**ssh, "pi2": None}
+
+
+@pytest.mark.parametrize(
+    ("ssh", "message"),
+    [
+        ("pi@pi1", "ssh is 'pi@pi1', expected an object or null"),
+        ({}, "boards: ssh lacks host"),
+        ({"host": "pi1", "user": None, "port": None, "key": None, "shell": "sh"}, "unknown field 'shell'"),
+        ({"host": "-oProxyCommand=x", "user": None, "port": None, "key": None}, "is no host name"),
+        ({"host": "pi1", "user": "-oX", "port": None, "key": None}, "user is '-oX'"),
+        ({"host": "pi1", "user": "", "port": None, "key": None}, "user is ''"),
+        ({"host": "pi1", "user": "a\nb", "port": None, "key": None}, "user is"),
+        ({"host": "pi1", "user": None, "port": 0, "key": None}, "port is 0, expected 1 to 65535"),
+        ({"host": "pi1", "user": None, "port": True, "key": None}, "port is True"),
+        ({"host": "pi1", "user": None, "port": None, "key": 5}, "key is 5"),
+    ],
+)
+def test_bad_ways_to_log_in_are_named(content, ssh, message):
+    first, *rest = content["boards"]
+    with pytest.raises(ClusterError) as e:
+        ClusterFile.from_dict({**content, "boards": [{**first, "ssh": ssh}, *rest]})
+    assert message in str(e.value)
+
+
+def test_a_new_plan_is_written_only_over_an_older_one_of_the_same_model(tmp_path):
+    path = tmp_path / "cluster.json"
+    file = ClusterFile.make(tmp_path / "model", ADDRESSES, PLAN, ssh={"pi1": SshAccess("pi1")})
+    newer = replace(PLAN, epoch=5, sections=(Section("pi1", 0, 2), Section("pi9", 2, 4)))
+    made = file.with_plan(newer, {**ADDRESSES, "pi1": ("10.9.9.9", 1), "pi9": ("10.0.0.9", 7710)})
+    assert made.addresses() == {**ADDRESSES, "pi9": ("10.0.0.9", 7710)}  # what deploy wrote of the others stays
+    assert made.boards[0].ssh == SshAccess("pi1") and made.plan == newer
+    assert file.write_if_newer(path) and made.write_if_newer(path)  # nothing there; an older one
+    assert not file.write_if_newer(path) and not made.write_if_newer(path)
+    assert ClusterFile.read(path).plan == newer
+    other = ClusterFile.make(tmp_path / "model", ADDRESSES, replace(PLAN, manifest_sha256="cd" * 32))
+    assert other.write_if_newer(path) and ClusterFile.read(path).plan == other.plan
+    path.write_text("{")
+    assert file.write_if_newer(path) and ClusterFile.read(path).plan == PLAN
+
+
 def test_local_means_loopback_only(tmp_path):
     def made(second):
         return ClusterFile.make(tmp_path, {"pi1": ("127.0.0.1", 1), "pi2": (second, 2)}, PLAN)
@@ -83,6 +144,8 @@ def test_local_means_loopback_only(tmp_path):
         ({"model_dir": ""}, "model_dir"),
         ({"model_dir": 3}, "model_dir is 3"),
         ({"model_dir": "a\0b"}, "model_dir"),
+        ({"tls": ""}, "tls is '', expected a folder"),
+        ({"tls": 5}, "tls is 5"),
         ({"boards": {}}, "boards is no list"),
         ({"boards": [3]}, "boards: 3 is no object"),
         ({"boards": []}, "plan: it uses board pi1, which is not among the 0 boards"),
