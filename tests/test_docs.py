@@ -14,12 +14,14 @@ from edgellm.checkpoint.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile
 from edgellm.checkpoint.shard import Entry, make_plan
 from edgellm.checkpoint.tensors import BLOCK, BLOCK_BYTES, stored_bytes
 from edgellm.config import Sampling
+from edgellm.errors import BoardError
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.model.packed import pack, unpack
 from edgellm.plan import Capacity, Plan
+from edgellm.wire import listener, protocol, tls
 from edgellm.wire import messages as m
-from edgellm.wire import protocol
 from edgellm.wire.frames import FrameReader
+from edgellm.wire.peer import Peer
 from tests.fakes import Boards, ask, run
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -149,7 +151,7 @@ def test_version_and_its_refusal():
 def test_the_constants_of_time_and_limits():
     rows = [(r["constant"], r["seconds"]) for r in table(WIRE, "phase", "constant")]
     rows += [(r["constant"], r["value"]) for r in table(WIRE, "what", "constant")]
-    assert len(rows) >= 15
+    assert len(rows) >= 26
     for path, value in rows:
         assert constant(path) == float(value), path
     own = {n for n in vars(importlib.import_module("edgellm.config")) if n.endswith("_S")}
@@ -241,7 +243,49 @@ def test_json_fields_of_plans_boards_and_answers(tmp_path):
     assert {r["field"].strip("`") for r in top} == set(told)
     assert names(WIRE, "field of capacity") == set(told["capacity"])
     assert names(WIRE, "field of section") == set(told["section"])
+    assert names(WIRE, "field of health") == set(told["health"])
+    assert set(told["shards"]) == {"embedding", "layers", "head"} and told["shards"]["layers"] == [[0, 6]]
     assert names(WIRE, "stat") == set(stats)
+
+
+def test_json_fields_of_claims_and_commits_and_the_options_of_an_open(tmp_path, monkeypatch):
+    """What a manager sends and a board answers, seen on the wire."""
+    seen = {}
+    send = Peer.send
+
+    def look(peer, message):
+        content = message.options if isinstance(message, m.Open) else getattr(message, "content", {})
+        seen.setdefault(type(message), set()).update(content)
+        send(peer, message)
+
+    monkeypatch.setattr(Peer, "send", look)
+
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6))
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+                await ask(cluster, [1, 2, 3])
+            with pytest.raises(BoardError, match="context of 5000"):
+                await boards.form((0, 3, 6), epoch=2, context=5000)
+
+    run(go())
+    for message in (m.Claim, m.Claimed, m.Assigned, m.Commit, m.Committed):
+        assert names(WIRE, f"field of {message.__name__.lower()}") == seen[message], message
+    assert names(WIRE, "option") == seen[m.Open]
+    (words,) = [r["meaning"] for r in table(section(m.Assign), "offset")]
+    assert set(re.findall(r"(\w+)`(?: \(below\))?[,:;]", words)) == seen[m.Assign]
+
+
+def test_the_digest_of_the_plan_in_the_example():
+    plan = Plan.from_dict(example(m.Assign)[0]["content"]["plan"])
+    assert f"the example is `{plan.digest}`" in " ".join(section(m.Assign).split())
+    assert example(m.Open)[0]["options"]["plan"] == plan.digest
+
+
+def test_identities_and_the_alert_of_tls():
+    assert f"`{tls.MANAGER_URI}`" in WIRE and f"`{tls.BOARD_URI}NAME`" in WIRE
+    assert all(f"`{name}`" in WIRE for name in tls.FILES)
+    assert f"protocol_version (`{listener._NO_TLS_ALERT.hex(' ')}`)" in WIRE
 
 
 # docs/shards.md
