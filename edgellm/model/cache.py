@@ -1,5 +1,7 @@
 """The KV space of one sequence on one board: preallocated, written at explicit positions, read without a copy."""
 
+import weakref
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -16,7 +18,7 @@ class _Position(CacheLayerMixin):
 
     def __init__(self, at: "KVSlot"):
         super().__init__()
-        self.at = at
+        self.at = weakref.proxy(at)  # no cycle: a slot's memory is free as soon as the slot is dropped
 
     def lazy_initialization(self, key_states, value_states): ...
 

@@ -1,6 +1,7 @@
 """A section: consecutive layers of any decoder, run by transformers' own code over mapped shards (the generic path)."""
 
 import inspect
+import weakref
 from pathlib import Path
 
 import torch
@@ -41,10 +42,10 @@ class Section:
         self._outputs: list[torch.Tensor] | None = None
         self._pass_length = rope.follow_pass_length(model)
         self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
-        layers = find_layers(model)[1]
+        layers, own = find_layers(model)[1], weakref.ref(self)  # no cycle: memory is free as soon as we are dropped
         if not self.is_first:
-            layers[start].register_forward_pre_hook(self._enter, with_kwargs=True)
-        layers[end - 1].register_forward_hook(self._leave)
+            layers[start].register_forward_pre_hook(lambda *args: own()._enter(*args), with_kwargs=True)
+        layers[end - 1].register_forward_hook(lambda *args: own()._leave(*args))
 
     @classmethod
     def load(

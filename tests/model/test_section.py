@@ -1,9 +1,11 @@
 """Sections: idempotent steps, slots that don't disturb one another, mapped weights, files that aren't what they say."""
 
 import dataclasses
+import gc
 import json
 import os
 import re
+import weakref
 
 import pytest
 import torch
@@ -121,6 +123,25 @@ def test_a_section_without_ends_takes_and_gives_hidden_states(llama):
     section = Section.load(llama[1], llama[2], 0, 5, without_ends=True)
     assert section.forward(torch.randn(3, 64), 0, section.new_slot(8), 3, True).shape == (3, 64)
     assert section.ram_bytes < Section.load(llama[1], llama[2], 0, 5).ram_bytes
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3_longrope", "gemma2", "mixtral", "gpt2"])
+def test_memory_is_free_as_soon_as_a_section_and_its_slots_are_dropped(tmp_path, family):
+    """Without waiting for the garbage collector: a board has no room for two sections."""
+    manifest = make_split(random_model(CONFIGS[family]()), tmp_path, "f32")
+    section = Section.load(manifest, tmp_path, 1, 3)
+    slot = section.new_slot(32)
+    section.forward(torch.zeros(4, manifest.hidden_size), 0, slot, 4, False)
+    keys = [layer.keys for layer in slot.layers if hasattr(layer, "keys") and layer.keys is not None]
+    held = [weakref.ref(x) for x in (section, slot, section.model, *section.model.parameters(), *keys)]
+    assert len(keys) == 2 and len(held) > 8
+    gc.collect()
+    gc.disable()
+    try:
+        del section, slot, keys
+        assert [ref() for ref in held if ref() is not None] == []
+    finally:
+        gc.enable()
 
 
 def test_progress_counts_bytes(llama):
