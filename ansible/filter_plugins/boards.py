@@ -132,7 +132,7 @@ def why(result, board: str, address: str = "") -> str:
     for pattern, sentence in REASONS:
         if re.search(pattern, text, re.I):
             return sentence.format(board=board, place=place)
-    if text.startswith("board "):
+    if text.startswith(("board ", "The ")):
         return " ".join(text.split())
     said = [line.strip() for line in text.splitlines() if line.strip()] or ["it gave no reason"]
     words = f"{said[0]} {said[-1] if len(said) > 1 else ''}".rstrip(". ")[:600]
