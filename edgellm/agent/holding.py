@@ -41,6 +41,7 @@ class Holding:
         self.closed = False  # draining: no new plans
         self._load, self._ram_bytes, self._tls = load, ram_bytes, tls
         self._slots: list = []
+        self._leaving: Stage | None = None
         self._claim: tuple[Peer, int] | None = None
         self._next: _Next | None = None
         self._changing = asyncio.Lock()
@@ -49,6 +50,11 @@ class Holding:
     def claimed(self) -> bool:
         """Whether a manager is changing the plan."""
         return self._claim is not None
+
+    @property
+    def step_s(self) -> float:
+        """For how long the running step has been computed, also that of a stage that is being given up."""
+        return max((s.engine.step_s for s in (self.stage, self._leaving) if s is not None), default=0.0)
 
     def offer_bytes(self) -> int:
         """Free RAM for a section, as if this agent held none: its KV counts as free, its mapped shards are already."""
@@ -230,9 +236,10 @@ class Holding:
         """Give up the running stage, and wait for its running step, whose memory the next section may need."""
         stage, self.stage, self._slots = self.stage, None, []
         if stage is not None:
+            self._leaving = stage
             stage.stop(f"board {self.board} went on to epoch {epoch}")
             await asyncio.to_thread(stage.engine.join)
-            stage.section = None
+            stage.section = self._leaving = None
 
 
 async def in_own_thread(function, *args):

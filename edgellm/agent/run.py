@@ -94,12 +94,19 @@ class Engine:
         self._jobs: deque[tuple[Callable[[object], None], Callable[[], None]]] = deque()
         self._decoded_since_chunk = 0
         self._running = 0
+        self._step_since_s: float | None = None
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
     # Called by the event loop.
+
+    @property
+    def step_s(self) -> float:
+        """For how long the running step has been computed; 0 between two steps."""
+        since_s = self._step_since_s
+        return 0.0 if since_s is None else time.perf_counter() - since_s
 
     @property
     def free_slots(self) -> int:
@@ -233,12 +240,13 @@ class Engine:
     def _compute(self, step: Step, held: _Held) -> None:
         result = error = None
         if not held.closed:
-            began = time.perf_counter()
+            began = self._step_since_s = time.perf_counter()
             try:
                 result = self._section.forward(step.x, step.position, held.slot, step.pass_len, step.want_logits)
             except Exception as e:  # whatever a model's code raises ends this sequence, not the agent
                 log.exception("step at position %d of sequence %x failed", step.position, step.seq_id)
                 error = e
+            self._step_since_s = None
             seconds = time.perf_counter() - began
             held.stats.add(step, seconds)
             self.total.add(step, seconds)

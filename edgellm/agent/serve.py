@@ -16,7 +16,7 @@ from edgellm.agent.holding import Holding, in_own_thread
 from edgellm.agent.load import load_section, set_threads
 from edgellm.agent.stage import Stage
 from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S, MAX_STEP_BYTES
+from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S, MAX_STEP_BYTES, STEP_TIMEOUT_S
 from edgellm.errors import BoardError, EdgellmError
 from edgellm.wire import messages as m
 from edgellm.wire import tls
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _MAX_STRANGERS = 64  # connections that haven't said hello; one more, and the oldest is closed
 _MAX_PEERS = 256
 _MAX_CHANGES = 4  # assigns and commits that wait for each other
+_SWEEP_S = 1.0
 _IDLE_STEP_BYTES = 64 << 10  # largest step frame while no plan says how large they are
 
 
@@ -149,8 +150,9 @@ class Agent:
     async def _sweep(self) -> None:
         """Peers that fell silent (asleep, unplugged) are let go; greeted ones are strangers no more."""
         while True:
-            await asyncio.sleep(1.0)
-            systemd.watchdog()
+            await asyncio.sleep(_SWEEP_S)
+            if self.holding.step_s < STEP_TIMEOUT_S:  # a thread that hangs can't be ended: a restart is all that helps
+                systemd.watchdog()
             now = asyncio.get_running_loop().time()
             for peer in list(self._peers):
                 patience_s = MANAGER_SILENCE_S if peer.protocol.peer.role == "manager" else BOARD_SILENCE_S

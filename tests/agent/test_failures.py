@@ -232,3 +232,36 @@ def test_changes_of_the_plan_that_wait_for_each_other_are_bounded(tmp_path):
             return reason
 
     assert run(go()).endswith("refused: 4 changes of the plan wait already")
+
+
+@pytest.mark.parametrize("then", ["goes on", "is to be given up"])
+def test_an_agent_whose_step_hangs_is_left_to_systemd(tmp_path, monkeypatch, then):
+    """Its loop lives and answers, so only the agent itself can tell."""
+    monkeypatch.setattr("edgellm.agent.serve.STEP_TIMEOUT_S", 0.05)
+    fed = []
+    monkeypatch.setattr("edgellm.agent.systemd.watchdog", lambda: fed.append(1))
+    monkeypatch.setattr("edgellm.agent.serve._SWEEP_S", 0.01)
+    gate = threading.Event()
+    gate.set()
+
+    async def go():
+        async with Boards(tmp_path, 1, gates={"b0": gate}) as boards:
+            plan = await boards.form((0, 6))
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+                assert [c.token for c in await ask(cluster, PROMPT)] == generate(PROMPT, 10)
+                gate.clear()
+                answer = asyncio.create_task(ask(cluster, PROMPT))
+                while not boards.agents[0].stage.engine.waiting:
+                    await asyncio.sleep(0.001)
+                forming = asyncio.create_task(boards.form((0, 6), epoch=2)) if then != "goes on" else None
+                await asyncio.sleep(0.1)
+                assert fed
+                fed.clear()
+                await asyncio.sleep(0.05)
+                assert not fed  # systemd would restart it by and by
+                gate.set()
+                await asyncio.gather(answer, *filter(None, [forming]), return_exceptions=True)
+                while not fed:
+                    await asyncio.sleep(0.001)
+
+    run(go())
