@@ -7,7 +7,7 @@ import click
 
 from edgellm.cli.group import verbose_option
 from edgellm.console import note
-from edgellm.errors import UsageError
+from edgellm.errors import ClaimError, UsageError
 
 
 @click.command()
@@ -55,10 +55,12 @@ async def _rebalance(file, path, manifest, dry_run):
             note(reason)
         current = newest_plan(fleet.reports) or file.plan
         capacities = [fleet.reports[b].capacity for b in sorted(fleet.reports)]
-        move = await propose(fleet, file.plan.settings, file.plan)
+        move = await propose(fleet, current.settings, file.plan)
         loaded = {}
         if not dry_run:
             outcome = await settle(fleet, None, file.plan, grow=True, tell=note)
-            move, loaded = outcome.move or move, outcome.loaded_bytes
+            if outcome.move is None:
+                raise ClaimError("another manager is giving the boards a plan. Try again when it is done.")
+            move, loaded = outcome.move, outcome.loaded_bytes
             file.with_plan(outcome.plan, fleet.addresses).write_if_newer(path)
         return move, current, capacities, loaded
