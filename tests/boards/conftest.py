@@ -7,6 +7,7 @@ EDGELLM_BOARDS_KEEP=1: leave boards and controller as they are at the end, and b
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.boards import harness
-from tests.boards.harness import FIGURES, HOME, LAB, ROOT, Board, Controller, figure, lab
+from tests.boards.harness import FIGURES, HOME, LAB, ROOT, Board, Controller, Process, figure, lab
 
 KEEP = bool(os.environ.get("EDGELLM_BOARDS_KEEP"))
 CACHE = HOME / "cache"
@@ -84,7 +85,10 @@ def lab_up():
         lab("build", timeout=1500)
         figure("images built, or found", time.monotonic() - began)
         lab("start")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends us wants our programs and boards ended too
         yield
+        for process in list(Process.started):
+            process.kill()
         if not KEEP:
             lab("stop", timeout=120)
 
@@ -141,7 +145,7 @@ class Cluster:
                 board.up()
             board.heal()
             for pid in board.pids():
-                os.kill(pid, 18)  # SIGCONT
+                os.kill(pid, signal.SIGCONT)
         if set(self.controller.plan()) != {b.name for b in self.boards} or not self.answers():
             self.controller.deploy().good()
 

@@ -1,5 +1,6 @@
 """Boards and their controller as a person has them: power, cable, ssh; playbooks, commands. No wait without an end."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,8 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 LAB = Path(__file__).with_name("lab")
@@ -42,12 +47,15 @@ def lab(*args: object, timeout: float = 60, check: bool = True) -> str:
 class Process:
     """A program in a session of its own; what it prints is kept with the time it came."""
 
+    started: ClassVar[weakref.WeakSet] = weakref.WeakSet()  # all that may still run
+
     def __init__(self, command: list, env: dict[str, str], stdin: bool = False, together: bool = False):
         self.command = [str(c) for c in command]
         self.chunks: list[tuple[float, bytes]] = []  # stdout: monotonic time, bytes of one read
         self._errors: list[tuple[float, bytes]] = []
         self._changed = threading.Condition()
         self.began = time.monotonic()
+        self.started.add(self)
         self._popen = subprocess.Popen(
             self.command, cwd=ROOT, env=env, start_new_session=True,
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
@@ -107,8 +115,12 @@ class Process:
         os.killpg(self._popen.pid, signal.SIGINT)
 
     def kill(self) -> None:
+        """End it and all that it started, in whatever session by now (Ansible's workers have their own)."""
         if self.running():
-            os.killpg(self._popen.pid, signal.SIGKILL)
+            for process in psutil.Process(self._popen.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._popen.kill()
             self._popen.wait(10)
 
     def _tail(self) -> str:
@@ -265,7 +277,7 @@ class Played:
 class Controller:
     """The machine that deploys and asks: on the boards' network, with a home of its own."""
 
-    played: list[Played] = []  # for reports: of every controller, the newest last
+    played: ClassVar[list[Played]] = []  # for reports: of every controller, the newest last
 
     def __init__(self, folder: Path, cache: Path):
         self.home, self.inventory_path = folder, folder / "inventory.ini"
@@ -274,9 +286,13 @@ class Controller:
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "XDG_", "EDGELLM_", "PYTEST_"))}
         self.env = {
             **keep, "HOME": str(folder), "XDG_CACHE_HOME": str(cache), "XDG_CONFIG_HOME": str(folder / ".config"),
-            "PATH": f"{BIN}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix, "LC_ALL": "C.UTF-8",
+            "LC_ALL": "C.UTF-8",
             "PYTHONUNBUFFERED": "1", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "TERM": "dumb",
         }  # fmt: skip
+        # Where wheels come from is a matter of this machine, not of the controller's home.
+        for pip in (Path.home() / ".config/pip/pip.conf", Path.home() / ".pip/pip.conf"):
+            if pip.exists():
+                self.env.setdefault("PIP_CONFIG_FILE", str(pip))
         keys = [p.read_text().split()[:2] for p in sorted((HOME / "images").glob("*/*/etc/ssh/ssh_host_*_key.pub"))]
         hosts = [Board(n).host for n in range(1, 20)]
         (folder / ".ssh/known_hosts").write_text("".join(f"{h} {k[0]} {k[1]}\n" for h in hosts for k in keys))

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from edgellm.checkpoint.manifest import Manifest
 from tests.boards.conftest import MAX_TOKENS, PROMPT, Cluster
 from tests.boards.harness import figure
 
@@ -17,17 +18,13 @@ def slow(cluster: Cluster, percent: str) -> None:
 
 def moved_bytes(controller, before: dict, after: dict) -> int:
     """What boards had to load that they did not hold, by the manifest."""
-    cluster = controller.cluster()
-    folder = (controller.config / cluster["model_dir"]).resolve()
-    shards = {s["file"]: s for s in json.loads((folder / "manifest.json").read_text())["shards"]}
-    by_layer = {s["layer"]: s["bytes"] for s in shards.values() if s.get("layer") is not None}
-    total = 0
-    last = max(by_layer) + 1
+    manifest = Manifest.read((controller.config / controller.cluster()["model_dir"]).resolve())
+    last, total = manifest.num_layers, 0
     for board, (start, end) in after.items():
         had = before.get(board, (0, 0))
-        total += sum(by_layer[i] for i in range(start, end) if not had[0] <= i < had[1])
-        total += sum(s["bytes"] for s in shards.values() if s["kind"] == "embedding") if start == 0 < had[0] else 0
-        total += sum(s["bytes"] for s in shards.values() if s["kind"] == "head") if end == last != had[1] else 0
+        total += sum(manifest.layer(i).bytes for i in range(start, end) if not had[0] <= i < had[1])
+        total += manifest.embedding.bytes if start == 0 and (had[0] > 0 or had[1] == 0) else 0
+        total += manifest.head.bytes if end == last and had[1] < last else 0
     return total
 
 
