@@ -39,7 +39,7 @@ async def propose(fleet: Fleet, settings: Settings, fallback: Plan | None = None
     current = newest_plan(reports) or fallback
     if current is not None and current.manifest_sha256 != fleet.manifest.sha256:
         current = None
-    epoch = 1 + max([r.epoch or 0 for r in reports.values()] + [current.epoch if current else 0])
+    epoch = _next_epoch(reports, current, fallback)
     shards = None if any_shard else {b: r.shards for b, r in reports.items()}
     held = {b: r.held for b, r in reports.items()}
     capacities = [reports[b].capacity for b in sorted(reports)]
@@ -80,7 +80,7 @@ async def settle(
         return Outcome(standing, move, False, {})
     plan = move.plan
     if not move.changed:  # a board came back empty-handed: the same sections, taken again
-        plan = replace(plan, epoch=1 + max([r.epoch or 0 for r in reports.values()] + [plan.epoch]))
+        plan = replace(plan, epoch=_next_epoch(reports, plan, fallback))
     tell(f"epoch {plan.epoch}: {_sections(plan)}")
     loaded = await take(fleet, plan)
     return Outcome(plan, move, True, loaded)
@@ -134,6 +134,11 @@ async def _ask(board: BoardClient, message, answer: type) -> dict:
     if content.get("error"):
         raise board.error(str(content["error"]))
     return content
+
+
+def _next_epoch(reports, *known: Plan | None) -> int:
+    """One above all that is known, also of boards that have forgotten since."""
+    return 1 + max([0, *(r.epoch or 0 for r in reports.values()), *(p.epoch for p in known if p is not None)])
 
 
 def _bytes(content: dict) -> int:

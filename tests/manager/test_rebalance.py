@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from edgellm.config import Sampling
 from edgellm.errors import EdgellmError, PlanError
 from edgellm.manager.rebalance import propose, settle, take
+from edgellm.manager.session import Session
 from edgellm.manager.survey import Fleet
 from tests.fakes import generate, make_plan, run
 from tests.manager.managers import PROMPT, SETTINGS, answer, changed, fleet_of, held, sections
@@ -81,6 +83,26 @@ def test_a_board_that_comes_back_empty_handed_gets_its_section_again_and_only_th
     assert after.plan == replace(before, epoch=2) and after.changed and not after.move.changed
     assert after.loaded_bytes == {"b0": 0, "b1": 11 + 12, "b2": 0} and after.move.moved_bytes == 23
     assert loads.count(("b1", 3, 5)) == 2 and len(loads) == 4
+
+
+def test_epochs_rise_above_what_the_cluster_file_knows_though_the_boards_have_forgotten(boards_of):
+    async def go():
+        async with boards_of(3) as boards:
+            old = await boards.form((0, 3, 5, 6), epoch=3)
+            newest = replace(old, epoch=8)
+            for i in (0, 1):
+                await boards.stop(i)
+                await boards.start(i)
+            adopted = []
+            async with Session(
+                boards.manifest, newest, boards.addresses, adopted=lambda plan, _: adopted.append(plan)
+            ) as session:
+                stream = session.generate(PROMPT, sampling=Sampling(), max_tokens=20, eos=())
+                assert [c.token async for c in stream] == generate(PROMPT, 20)
+            return adopted, old
+
+    adopted, old = run(go())
+    assert adopted == [replace(old, epoch=9)]
 
 
 def test_a_board_gets_only_layers_whose_shards_it_has(boards_of):
