@@ -187,7 +187,8 @@ class Boards:
         agent = self.agents[i]
         links = [link for link in (agent.stage._next, agent.stage._first) if link] if agent.stage else []
         for peer in [*agent._peers, *agent._strangers, *(link._peer for link in links if link._peer)]:
-            peer._transport.abort()
+            if peer._transport is not None:  # it is only being made
+                peer._transport.abort()
 
     async def _start(self, name: str, port: int = 0) -> None:
         folder = self.folder
