@@ -28,7 +28,7 @@ async def asked(
     """Ask, and after so many tokens have something happen. With `got`, what has come is there even after an error."""
     got = got or Asked()
     async with Session(
-        boards.manifest, plan, boards.addresses, patience_s=patience_s, tell=got.told.append,
+        boards.manifest, plan, boards.addresses, tls=boards.client_tls, patience_s=patience_s, tell=got.told.append,
         adopted=lambda plan, addresses: got.adopted.append(plan),
     ) as session:  # fmt: skip
         if 0 in at:

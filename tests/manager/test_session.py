@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgellm.config import Sampling
+from tests.certificates import make_cluster
 from tests.fakes import GREEDY, Boards, generate, make_manifest, run
 from tests.manager.asking import (
     PROMPT,
@@ -123,6 +124,19 @@ def test_a_long_rope_sequence_is_the_same_when_it_is_replayed_before_at_or_after
             return await asked(boards, plan, at, 100)
 
     assert run(go()).tokens == generate(PROMPT, 100, switch=switch)
+
+
+def test_over_tls_it_is_no_different(tmp_path):
+    tls = make_cluster(tmp_path / "tls", ["b0", "b1", "b2"])
+    at = {3: cut(1), 20: restart(2), 40: form((0, 1, 2, 6), 5), 60: cut_between_boards, 80: stop(0)}
+
+    async def go():
+        async with Boards(tmp_path, 3, tls=tls) as boards:
+            plan = await boards.form((0, 3, 5, 6), context=256)
+            return await asked(boards, plan, at, COUNT)
+
+    got = run(go())
+    assert got.tokens == generate(PROMPT, COUNT) and got.adopted[-1].epoch == 6
 
 
 def test_three_answers_at_once_are_all_right(tmp_path):
