@@ -39,7 +39,7 @@ def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb:
         "short": short,
         "disk_bytes": max(0, free_bytes) + sum(f["bytes"] for f in files if f["name"] in whole),
         "problem": problem,
-        "message": ", ".join(names if len(names) < 4 else [f"{len(names)} files"]) + f", {total / 1e6:.1f} MB,",
+        "message": ", ".join(names if len(names) < 4 else [f"{len(names)} files"]) + f", {total / 1e6:.1f} MB",
         "filters": [*(f"--include=/{name}" for name in names), "--exclude=*"],
     }
 

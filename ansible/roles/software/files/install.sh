@@ -2,6 +2,11 @@
 # the next run begins anew.
 export LC_ALL=C.UTF-8 PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 unset PYTHONPATH PYTHONDONTWRITEBYTECODE
+# A run that was interrupted may still be at it.
+exec 9>/opt/edgellm/.lock
+flock --timeout 600 9
+[ ! -e "$1/.complete" ] || exit 0
+trap 'rm -rf "$1"' EXIT
 rm -rf "$1"
 "$3" -m venv --without-pip "$1"
 PYTHONPATH=$(echo "$2"/pip-*.whl) "$1/bin/python" -m pip install --quiet --no-index --no-cache-dir --no-compile \
@@ -10,3 +15,4 @@ PYTHONPATH=$(echo "$2"/pip-*.whl) "$1/bin/python" -m pip install --quiet --no-in
 sync
 : >"$1/.complete"
 sync "$1/.complete"
+trap - EXIT
