@@ -181,6 +181,12 @@ def test_passwords_are_not_remembered():
     assert inventory.connections(["pi1"], {"pi1": values}) == {"pi1": {**HOST, "ansible_user": "edge"}}
 
 
+def test_a_board_with_another_name_is_not_gone():
+    known = {"pi1": {"ansible_host": "192.0.2.1"}, "pi2": {"ansible_host": "192.0.2.2"}, "pi3": {"ansible_host": "pi3"}}
+    hosts = {"one": HOST, "pi2": {"ansible_host": "192.0.2.9"}}
+    assert inventory.gone(known, list(hosts), hosts) == ["pi3"]
+
+
 # What a board is
 
 GOOD = {

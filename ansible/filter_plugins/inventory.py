@@ -159,6 +159,15 @@ def connections(names, hostvars) -> dict[str, dict]:
     return {name: {"ansible_host": name, **values} for name, values in known.items()}
 
 
+def gone(known: dict, names, hostvars) -> list[str]:
+    """Boards that the last deploy knew and the inventory doesn't; not those that only have another name now."""
+    here = {(str(hostvars[n].get("ansible_host") or n), int(hostvars[n].get("ansible_port") or 22)) for n in names}
+    return [
+        name for name, how in known.items()
+        if name not in names and (how["ansible_host"], int(how.get("ansible_port") or 22)) not in here
+    ]  # fmt: skip
+
+
 def formed(answer: dict) -> str:
     """What `edgellm controller form` did, in a line."""
     sections = ", ".join(f"{s['board']} layers {s['start']}-{s['end']}" for s in answer["sections"])
@@ -175,6 +184,7 @@ class FilterModule:
             "edgellm_inventory_problems": inventory_problems,
             "edgellm_fleet": fleet,
             "edgellm_formed": formed,
+            "edgellm_gone": gone,
             "edgellm_connections": connections,
             "edgellm_resolve": resolve,
         }
