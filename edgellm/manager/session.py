@@ -108,8 +108,8 @@ class Session:
 
     def _say(self, error: EdgellmError) -> None:
         """Once a trouble, not at each try."""
-        text = str(error)
-        if isinstance(error, ClaimError) or text == self._told:
+        text = "the plan is being changed" if isinstance(error, ClaimError) else str(error)
+        if text == self._told:
             return
         self._told = text
         self._tell(f"{text} Trying to go on …" if text.endswith(".") else f"{text}; trying to go on …")
