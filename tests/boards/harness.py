@@ -236,7 +236,9 @@ class Board:
     def agent_bytes(self) -> int:
         """Resident memory of the agent, shards it has mapped included."""
         status = [Path(f"/proc/{pid}/status").read_text() for pid in self.pids()]
-        return sum(int(re.search(r"VmRSS:\s+(\d+)", s)[1]) for s in status) * 1024
+        total = sum(int(re.search(r"VmRSS:\s+(\d+)", s)[1]) for s in status) * 1024
+        assert total, f"no agent runs on {self}"
+        return total
 
     def agent_started(self) -> str:
         """When systemd last started the agent: another value means a restart. Empty if it doesn't run."""
@@ -268,7 +270,8 @@ class Played:
 
     def good(self) -> "Played":
         """Itself, if it succeeded everywhere."""
-        assert self.rc == 0, f"exit {self.rc}\n{self.text[-6000:]}"
+        errors = " … ".join(re.findall(r"^\[ERROR\]: (.*)", self.text, re.M))
+        assert self.rc == 0, f"exit {self.rc} after {self.seconds:.0f} s: {errors[-1500:]}"
         for host, counts in self.recap.items():
             assert counts["unreachable"] == counts["failed"] == 0, (host, counts)
         return self

@@ -51,7 +51,7 @@ def test_private_keys_are_their_owners_alone(cluster, controller):
     for board in cluster.boards:
         assert board.root("stat -c '%a %U' /etc/edgellm/tls/key.pem") == "600 edgellm\n"
         keys.add(board.root("sha256sum < /etc/edgellm/tls/key.pem"))
-        assert board.root("grep -rlE 'BEGIN .*PRIVATE KEY' /etc/edgellm /var/lib/edgellm /opt/edgellm/*.* "
+        assert board.root("grep -rlE 'BEGIN[ ]([A-Z]+ )?PRIVATE KEY' /etc/edgellm /var/lib/edgellm /opt/edgellm/*.* "
                           "/home/edge/.ansible /root/.ansible /var/log 2>/dev/null",
                           check=False).split() == ["/etc/edgellm/tls/key.pem"]  # fmt: skip
     assert len(keys) == 3

@@ -33,6 +33,8 @@ def identity(folder: Path, *, ca: Path | None, days: tuple[int, int]) -> Path:
         .not_valid_before(now + days[0] * DAY).not_valid_after(now + days[1] * DAY)
         .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier("edgellm:manager")]), False)
         .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.CLIENT_AUTH]), False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
         .sign(ca_key, hashes.SHA256())
     )  # fmt: skip
     folder.mkdir()
@@ -46,7 +48,7 @@ def identity(folder: Path, *, ca: Path | None, days: tuple[int, int]) -> Path:
 @pytest.fixture
 def steady(cluster, controller, reference):
     """An answer goes on meanwhile, and every agent keeps its memory and its process."""
-    controller.ask(PROMPT, 50)
+    controller.ask(PROMPT, 10)
     before = {b: (b.agent_bytes(), b.agent_started()) for b in cluster.boards}
     asking = controller.asking(PROMPT, MAX_TOKENS)
     asking.after(5)
@@ -55,32 +57,31 @@ def steady(cluster, controller, reference):
     for board, (was_bytes, started) in before.items():
         assert board.agent_started() == started
         assert board.agent_bytes() - was_bytes < MARGIN, f"{board}: {was_bytes} bytes before"
-    assert controller.ask(PROMPT, 20)["tokens"] == reference["tokens"][:20]
+    assert controller.ask(PROMPT, 5)["tokens"] == reference["tokens"][:5]
 
 
 def probe(controller, kind: str, *args: object) -> dict:
     return json.loads(controller.python("-m", "tests.boards.probe", kind, *args).text.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", ["none", "other-ca", "expired", "not-yet"])
-def test_a_peer_without_a_valid_certificate_is_refused(cluster, controller, steady, tmp_path, case):
-    board = cluster.boards[0]
-    tls = controller.config / "tls"
-    folder = {
-        "none": lambda: None,
-        "other-ca": lambda: identity(tmp_path / "id", ca=None, days=(-1, 100)),
-        "expired": lambda: identity(tmp_path / "id", ca=tls, days=(-100, -1)),
-        "not-yet": lambda: identity(tmp_path / "id", ca=tls, days=(2, 100)),
-    }[case]()
-    for _ in range(5):
-        answer = probe(controller, "tls", board.host, PORT, *([folder] if folder else []))
-        assert answer["received"] == 0
-        assert answer["refused"]
+def test_a_peer_without_a_valid_certificate_is_refused(cluster, controller, steady, tmp_path):
+    board, tls = cluster.boards[0], controller.config / "tls"
+    cases = {
+        "certificate required": None,
+        "unknown ca": identity(tmp_path / "other", ca=None, days=(-1, 100)),
+        "expired": identity(tmp_path / "expired", ca=tls, days=(-100, -1)),
+        "certificate": identity(tmp_path / "not yet", ca=tls, days=(2, 100)),
+    }
+    for why, folder in cases.items():
+        for _ in range(5):
+            answer = probe(controller, "tls", board.host, PORT, *([folder] if folder else []))
+            assert answer["received"] == 0
+            assert why in answer["refused"]
 
 
 def test_the_probe_would_be_heard_with_a_valid_certificate(cluster, controller, tmp_path):
     good = identity(tmp_path / "id", ca=controller.config / "tls", days=(-1, 100))
-    assert probe(controller, "tls", cluster.boards[0].host, PORT, good)["received"] > 500
+    assert probe(controller, "tls", cluster.boards[0].host, PORT, good)["received"] >= 500
 
 
 def test_a_peer_without_tls_gets_no_answer(cluster, controller, steady):
@@ -94,7 +95,7 @@ def test_a_port_scan_finds_ssh_and_the_agent_and_disturbs_nothing(cluster, contr
 
 
 def test_a_thousand_idle_connections_cost_next_to_nothing(cluster, controller, reference):
-    controller.ask(PROMPT, 50)
+    controller.ask(PROMPT, 10)
     board = cluster.boards[0]
     before = board.agent_bytes()
     idle = controller.start("python", "-m", "tests.boards.probe", "idle", board.host, PORT, stdin=True)
@@ -105,6 +106,7 @@ def test_a_thousand_idle_connections_cost_next_to_nothing(cluster, controller, r
     assert controller.status()["serving"]
     idle.end_input()
     idle.wait(30)
-    figure("agent's memory with 1000 idle connections: grown by", grown / 1e6, "MB")
+    held = json.loads(idle.text.splitlines()[-1])["held"]
+    figure(f"agent's memory with 1000 idle connections, {held} of them held to the end: grown by", grown / 1e6, "MB")
     assert grown < MARGIN
     assert board.agent_bytes() - before < MARGIN
