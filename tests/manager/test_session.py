@@ -53,7 +53,7 @@ CASES = {
     ),
     "another manager leaves two boards out": ({3: form((0, 6), 2)}, "went on to epoch 2", 2),
     "a plan with other chunks and slots": ({3: form((0, 3, 5, 6), 2, chunk=64, slots=1)}, "went on to epoch 2", 2),
-    "a board hangs": ({3: hang}, "board b1 .* does not answer for 1.5 s", 2),
+    "a board hangs": ({3: hang}, "board b1 .* does not answer for 1 s", 2),
     "a step is lost": ({3: lose_a_step}, "the answer stalled", 1),
     "a plan, and a board of it": ({3: form((0, 1, 2, 6), 2), 20: stop(1), 50: restart(2)}, "board b2", 4),
 }  # fmt: skip
@@ -61,8 +61,9 @@ CASES = {
 
 @pytest.mark.parametrize("at, told, epoch", CASES.values(), ids=CASES)
 def test_the_answer_is_the_same_whatever_happens(tmp_path, monkeypatch, at, told, epoch):
-    monkeypatch.setattr("edgellm.manager.board.PONG_TIMEOUT_S", 1.5)
-    monkeypatch.setattr("edgellm.manager.client.STALL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("edgellm.manager.board.PONG_TIMEOUT_S", 1.0)
+    # A board that hangs is no longer seen to work: as in earnest, silence is noticed before idleness.
+    monkeypatch.setattr("edgellm.manager.client.STALL_TIMEOUT_S", 0.1 if told == "the answer stalled" else 5.0)
 
     async def go():
         async with Boards(tmp_path, 3) as boards:
