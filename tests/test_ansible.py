@@ -53,7 +53,7 @@ def test_every_variable_of_the_inventory_is_in_the_sample_with_its_default():
 def test_no_role_uses_a_variable_of_the_inventory_that_is_not_there():
     known = set(defaults("edgellm")) | {"edgellm_bin", "edgellm_folder"}
     filters = {name for module in (boards, inventory, shards) for name in module.FilterModule().filters()}
-    groups = {f"edgellm_{group}" for group in ("out", "ready", "running", "stocked", "removed")}
+    groups = {f"edgellm_{group}" for group in ("out", "ready", "running", "stocked", "removed", "pythonless")}
     own = {"edgellm_found", "edgellm_options", "edgellm_specs", "edgellm_gone", "edgellm_time_s"}
     for path in [*(ROOT / "ansible/roles").rglob("*.yml"), *(ROOT / "playbooks").glob("*.yml")]:
         used = set(re.findall(r"\bedgellm_\w+", path.read_text()))
@@ -162,7 +162,7 @@ def test_a_board_listed_twice_is_named(tmp_path):
     path = tmp_path / "inventory.ini"
     path.write_text("[boards]\npi1 ansible_host=a\npi[1:2]  # both\n#pi2\n[rack]\npi2\n[boards:vars]\npi2=x\n")
     [sentence] = inventory.listed_twice(path)
-    assert sentence.startswith("board pi1 is listed 2 times in [boards] of inventory.ini.")
+    assert sentence.startswith("board pi1 is listed twice in [boards] of inventory.ini.")
 
 
 def test_a_name_that_cannot_be_in_a_plan_is_named():

@@ -115,7 +115,7 @@ def listed_twice(path: Path) -> list[str]:
             for name in expand_hostname_range(pattern) if detect_range(pattern) else [pattern]:
                 seen[section, name] += 1
     return [
-        f"board {name} is listed {times} times in [{section}] of {path.name}. "
+        f"board {name} is listed {'twice' if times == 2 else f'{times} times'} in [{section}] of {path.name}. "
         f"Keep one line, or give the other a name of its own."
         for (section, name), times in seen.items()
         if times > 1

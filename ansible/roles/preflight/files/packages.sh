@@ -1,18 +1,24 @@
 # Asks apt whether it could install what a board lacks, and says under which names: edgellm_packages=…
-# $1 lists what is missing, of python3 and rsync; $2 is "yes" where the package lists may be renewed.
+# $1 lists what is missing, of python3 and rsync; with "check" as $2 it leaves no trace.
 LC_ALL=C DEBIAN_FRONTEND=noninteractive
 export LC_ALL DEBIAN_FRONTEND
-apt="apt-get -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=15 -o Acquire::https::Timeout=15"
-if [ "$2" = yes ]; then
-  timeout 300 $apt -o APT::Update::Error-Mode=any update >/dev/null 2>&1 || { echo edgellm_mirror=no; exit 0; }
+lists=/var/lib/apt/lists
+if [ "$2" = check ]; then   # leave no trace
+  lists=$(mktemp -d)
+  trap 'rm -rf "$lists"' EXIT
 fi
+set -- "$1" -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=15 -o Acquire::https::Timeout=15 \
+  -o Dir::State::lists="$lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
+wanted=$1
+shift
+timeout 300 apt-get "$@" -o APT::Update::Error-Mode=any update >/dev/null 2>&1 || { echo edgellm_mirror=no; exit 0; }
 packages=
-for want in $1; do
+for want in $wanted; do
   found=
   names=$want
   [ "$want" = python3 ] && names="python3 python3.14 python3.13 python3.12 python3.11"
   for name in $names; do
-    version=$(apt-cache policy "$name" 2>/dev/null | awk '/Candidate:/ {print $2}' | sed 's/^[0-9]*://')
+    version=$(apt-cache "$@" policy "$name" 2>/dev/null | awk '/Candidate:/ {print $2}' | sed 's/^[0-9]*://')
     case "$want $version" in
       "$want " | "$want (none)") continue ;;
       "python3 3."[0-9].* | "python3 3.10."*) continue ;;
@@ -27,4 +33,4 @@ for want in $1; do
   echo "edgellm_python_minor=$(echo "$version" | cut -d. -f1,2)"
 done
 # The last word is apt's own: dependencies, pinned and held packages.
-$apt install --simulate --no-install-recommends $packages >/dev/null 2>&1 && echo "edgellm_packages=${packages# }"
+apt-get "$@" install --simulate --no-install-recommends $packages >/dev/null 2>&1 && echo "edgellm_packages=${packages# }"

@@ -8,6 +8,8 @@ flock --timeout 600 9
 [ ! -e "$1/.complete" ] || exit 0
 trap 'rm -rf "$1"' EXIT
 rm -rf "$1"
+# Wheels of a version whose push was given up.
+find "$(dirname "$2")" -mindepth 1 -maxdepth 1 ! -path "$2" -exec rm -rf {} +
 "$3" -m venv --without-pip "$1"
 PYTHONPATH=$(echo "$2"/pip-*.whl) "$1/bin/python" -m pip install --quiet --no-index --no-cache-dir --no-compile \
   --find-links "$2" --require-hashes --requirement "$2/requirements.txt"
