@@ -16,7 +16,7 @@ from edgellm.plan import Capacity, Plan
 
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer: a board that is well takes milliseconds
 _LOST_TIMEOUT_S = 1.0  # the same, for a board that was lost or missing a moment ago
-_GRACE_S = 0.3  # for boards that aren't needed
+_GRACE_S = 0.5  # for boards that aren't needed
 
 
 @dataclass(frozen=True)
