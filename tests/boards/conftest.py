@@ -133,8 +133,10 @@ class Cluster:
                     self.blank_files[board] = board.files()
 
     def inventory(self, *more: Board, **options) -> None:
-        """The three boards, and `more`; objective throughput: the model is cut for all of them."""
-        self.controller.inventory([*self.boards, *more], **{"edgellm_objective": "throughput", **options})
+        """The three boards, and `more`. Objective throughput: the model is cut for all of them. One thread each: they
+        share two cores, and threads that wait for each other there would be measured, not the board."""
+        usual = {"edgellm_objective": "throughput", "edgellm_threads": 1}
+        self.controller.inventory([*self.boards, *more], **{**usual, **options})
 
     def heal(self) -> None:
         """As it was after its deploy, whatever a test left: boards, cables, agents, plan."""

@@ -91,7 +91,7 @@ def test_three_blank_boards_with_a_mirror_and_without_python3_venv(extra, refere
     for board in boards:
         board.uplink(True)
     controller = new_controller("mirror")
-    controller.inventory(boards, edgellm_objective="throughput")
+    controller.inventory(boards, edgellm_objective="throughput", edgellm_threads=1)
 
     blank = [board.files() for board in boards]
     controller.deploy("--check").good()
