@@ -145,7 +145,7 @@ def not_healthy(result, board: str, version: str, before: dict, journal: str) ->
         return why(result, board)
     last = " | ".join(line.strip() for line in journal.splitlines()[-4:]) or "without a word"
     back = f"{before['version']} runs again" if before.get("version") else "there is none before it to go back to"
-    return f"board {board}: the agent of edgellm {version} does not start, and {back}. Its journal ends: {last}"
+    return f"board {board}: the agent of edgellm {version} does not start, and {back}. Its journal ends: {last}."
 
 
 def answers(stdout: str, board: str) -> bool:
