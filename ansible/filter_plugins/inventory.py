@@ -1,5 +1,6 @@
 """What the inventory says, checked before a board is touched, and the boards as `edgellm controller` wants them."""
 
+import json
 import re
 import socket
 from collections import Counter
@@ -176,6 +177,31 @@ def formed(answer: dict) -> str:
     return f"epoch {answer['epoch']}: {sections}{unused}{moved}"
 
 
+def controller_changes(hosts) -> list[str]:
+    """What a run has changed on this machine, a line each, from what its tasks left in the boards' variables."""
+    found = []
+    for host in hosts:
+        answers = {
+            "a model is split": [host.get("model_command")],
+            "wheels are built or fetched": (host.get("wheelhouse_commands") or {}).get("results", []),
+            "certificates are made or renewed": [host.get("authority_command")],
+            "the cluster has another plan or cluster file": [host.get("cluster_form")],
+        }
+        for told, results in answers.items():
+            if any(_changed(result) for result in results):
+                found.append(told)
+        if host.get("cluster_remembered") != host.get("cluster_before"):
+            found.append("boards are reached another way, or others")
+    return list(dict.fromkeys(found))
+
+
+def _changed(result) -> bool:
+    try:
+        return bool(json.loads(result["stdout"])["changed"])
+    except (TypeError, KeyError, ValueError):
+        return False
+
+
 class FilterModule:
     """For Ansible."""
 
@@ -184,6 +210,7 @@ class FilterModule:
             "edgellm_inventory_problems": inventory_problems,
             "edgellm_fleet": fleet,
             "edgellm_formed": formed,
+            "edgellm_controller_changes": controller_changes,
             "edgellm_gone": gone,
             "edgellm_connections": connections,
             "edgellm_resolve": resolve,
