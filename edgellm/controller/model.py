@@ -1,11 +1,13 @@
 """The model on the controller: where its split lies, and which of its files a board gets."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
+from edgellm import __version__
 from edgellm.checkpoint.builtin import cache_folder
-from edgellm.checkpoint.manifest import MANIFEST_NAME, Manifest
+from edgellm.checkpoint.manifest import MANIFEST_NAME, Manifest, write_atomically
 from edgellm.errors import CheckpointError, UsageError
 
 _MOST_CHARACTERS = 64
@@ -38,12 +40,45 @@ def finished_split(source: str, quantize: str) -> Path | None:
         raise UsageError(
             f"{folder} was split with --quantize {manifest.quantization}, not {quantize}. Split its source again."
         )
+    _check_sizes(folder, manifest)
+    return folder.resolve()
+
+
+def is_fresh(source: str, folder: Path) -> bool:
+    """Whether `folder` has the whole split of `source` as it is now, by the sizes and times of its files: then nothing
+    needs to be read. `remember` said so after the last split."""
+    try:
+        if _stamp_file(folder).read_text() != _stamp(source, folder):
+            return False
+        _check_sizes(folder, Manifest.read(folder))
+    except (OSError, CheckpointError):
+        return False
+    return True
+
+
+def remember(source: str, folder: Path) -> None:
+    """Note that `folder` has the split of `source` as it is now, for `is_fresh`."""
+    write_atomically(_stamp_file(folder), _stamp(source, folder).encode())
+
+
+def _stamp_file(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".source")
+
+
+def _stamp(source: str, folder: Path) -> str:
+    """What a source and its split look like from outside; other code may split otherwise."""
+    path = Path(source).expanduser()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    seen = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    return json.dumps([__version__, source, seen, Manifest.read(folder).sha256]) + "\n"
+
+
+def _check_sizes(folder: Path, manifest: Manifest) -> None:
     for entry in (*manifest.files, *manifest.shards):
         path = folder / entry.name
         size = path.stat().st_size if path.is_file() else 0
         if size != entry.bytes:
             raise CheckpointError(f"{path} has {size} bytes, the manifest says {entry.bytes}. Split the model again.")
-    return folder.resolve()
 
 
 def describe(folder: Path) -> dict:

@@ -26,15 +26,17 @@ def model(source, quantize, verbose):
       edgellm controller model ./Phi-3-mini-4k-instruct --quantize int8
     """
     from edgellm.checkpoint.manifest import MANIFEST_NAME
-    from edgellm.controller.model import describe, finished_split, split_folder
+    from edgellm.controller.model import describe, finished_split, is_fresh, remember, split_folder
 
     folder = finished_split(source, quantize)
     changed = False
     if folder is None:
         folder = split_folder(source, quantize)
-        before = _age(folder / MANIFEST_NAME)
-        split_source_to(source, folder, quantize, force=True)
-        changed = _age(folder / MANIFEST_NAME) != before
+        if not is_fresh(source, folder):
+            before = _age(folder / MANIFEST_NAME)
+            split_source_to(source, folder, quantize, force=True)
+            remember(source, folder)
+            changed = _age(folder / MANIFEST_NAME) != before
     click.echo(json.dumps({"changed": changed, **describe(folder)}))
 
 
