@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -49,7 +50,7 @@ def test_a_model_is_split_once_and_described(run, checkpoint, tmp_path):
 
 def test_a_split_that_is_there_is_not_looked_into_again(run, checkpoint, tmp_path, monkeypatch):
     told = run(checkpoint)
-    monkeypatch.setattr("edgellm.cli.controller.model.split_source_to", None)
+    monkeypatch.setattr(sys.modules["edgellm.cli.controller.model"], "split_source_to", None)
     assert run(checkpoint) == {**told, "changed": False}
     (split_folder(str(checkpoint), "none") / "layer-0001.safetensors").write_bytes(b"short")
     assert run(checkpoint).exit_code  # it would be split again
