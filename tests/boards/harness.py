@@ -268,6 +268,10 @@ class Played:
         """Changed tasks by board."""
         return {b.name: self.recap[b.name]["changed"] for b in boards}
 
+    def touched(self, *boards: Board) -> dict[str, int]:
+        """Changed tasks by board, without those that the controller did in its name (run_once, delegated)."""
+        return {b.name: len(re.findall(rf"^changed: \[{b.name}\](?! ->)", self.text, re.M)) for b in boards}
+
     def good(self) -> "Played":
         """Itself, if it succeeded everywhere."""
         errors = " … ".join(re.findall(r"^\[ERROR\]: (.*)", self.text, re.M))

@@ -61,7 +61,7 @@ def test_a_model_that_does_not_fit_says_how_much_is_missing(cluster, controller,
     played = controller.deploy()
     assert played.rc != 0
     assert re.search(r"\d[\d.]* [GM]B", sentence(played.text, "GB"))
-    assert played.changed(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
+    assert played.touched(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
 
 
 def test_no_board_at_all(cluster, controller, untouched):
@@ -88,7 +88,7 @@ def test_boards_that_cannot_be_used_are_named_and_the_others_deployed(cluster, c
                          edgellm_objective="throughput")  # fmt: skip
     played = controller.deploy()
     assert played.rc != 0
-    assert played.changed(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
+    assert played.touched(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
     sentence(played.text, "board4", "MB free")
     sentence(played.text, "board5", "read-only")
     sentence(played.text, "board6", "clock", "5.0 hours")

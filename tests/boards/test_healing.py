@@ -43,7 +43,7 @@ def test_power_loss_and_ctrl_c_in_mid_push_are_healed_by_the_next_deploy(cluster
     played = controller.finish(deploy)
     assert played.rc != 0
     assert "board4" in played.text.partition("PLAY RECAP")[0][-2000:]
-    assert played.changed(*cluster.boards) == others
+    assert played.touched(*cluster.boards) == others
     assert controller.ask(PROMPT, 10)["tokens"] == reference["tokens"][:10]
     figure("power loss in mid-push: that deploy ends after", played.seconds)
 
@@ -62,7 +62,7 @@ def test_power_loss_and_ctrl_c_in_mid_push_are_healed_by_the_next_deploy(cluster
     played = controller.deploy().good()
     figure("  the deploy that heals it", played.seconds)
     assert "board4" in controller.plan()
-    assert played.changed(*cluster.boards) == others
+    assert played.touched(*cluster.boards) == others
     assert controller.ask(PROMPT, 30)["tokens"] == reference["tokens"][:30]
     pieces = board.root(f"find {WHEELS} {MODELS} -name '.*.??????' -o -name '*.part'")
     assert pieces == "", "the push that was interrupted left pieces"
@@ -85,8 +85,8 @@ def test_a_flipped_byte_in_a_shard_is_named_by_doctor_and_healed_by_deploy(clust
     assert len(named) == 1 and board.name in named[0], doctor.text
 
     played = controller.deploy().good()
-    assert played.changed(cluster.boards[0], cluster.boards[2]) == {"board1": 0, "board3": 0}
-    assert played.changed(board)["board2"] > 0
+    assert played.touched(cluster.boards[0], cluster.boards[2]) == {"board1": 0, "board3": 0}
+    assert played.touched(board)["board2"] > 0
     assert board.root(f"sha256sum < {path}") == good
     assert controller.ask(PROMPT, 50)["tokens"] == reference["tokens"][:50]
     assert controller.deploy().good().changed(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}

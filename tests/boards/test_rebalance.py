@@ -40,10 +40,13 @@ def fourth(extra, cluster):
 def test_a_fourth_board_comes_and_goes_during_answers(cluster, controller, fourth, reference):
     before, epoch, started = controller.plan(), controller.epoch(), [b.agent_started() for b in cluster.boards]
     cluster.inventory(fourth)
-    slow(cluster, "15%")
+    deploy = controller.playing("deploy.yml")
+    deploy.until(fourth.pids, 400, "agent on the new board")  # which takes some seconds to start
+    slow(cluster, "5%")
     asking = controller.asking(PROMPT, MAX_TOKENS)
     asking.after(2)
-    played = controller.deploy().good()
+    assert controller.epoch() == epoch, "the new plan was there before the first token: it proves nothing"
+    played = controller.finish(deploy).good()
     assert asking.running(), "the answer ended before the deploy: it proves nothing. Give the agents less of a core."
     had = len(asking.chunks)
     slow(cluster, "")
@@ -54,7 +57,7 @@ def test_a_fourth_board_comes_and_goes_during_answers(cluster, controller, fourt
 
     after = controller.plan()
     assert "board4" in after and controller.epoch() > epoch
-    assert played.changed(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}, "only the new one is provisioned"
+    assert played.touched(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}, "only the new one is provisioned"
     assert [b.agent_started() for b in cluster.boards] == started
     assert controller.ask(PROMPT, 30)["tokens"] == reference["tokens"][:30]
     figure("  moved", moved_bytes(controller, before, after) / 1e6, "MB")
