@@ -132,11 +132,11 @@ class Cluster:
                 if not board.ours():
                     self.blank_files[board] = board.files()
 
-    def inventory(self, *more: Board, **options) -> None:
+    def inventory(self, *more: Board, per_board: dict[Board, str] | None = None, **options) -> None:
         """The three boards, and `more`. Objective throughput: the model is cut for all of them. One thread each: they
         share two cores, and threads that wait for each other there would be measured, not the board."""
         usual = {"edgellm_objective": "throughput", "edgellm_threads": 1}
-        self.controller.inventory([*self.boards, *more], **{**usual, **options})
+        self.controller.inventory([*self.boards, *more], per_board, **{**usual, **options})
 
     def heal(self) -> None:
         """As it was after its deploy, whatever a test left: boards, cables, agents, plan."""

@@ -22,9 +22,9 @@ def sentence(text: str, *words: str) -> str:
 @pytest.fixture
 def untouched(cluster, controller):
     """Nothing was changed on the cluster, and it answers."""
-    before = controller.cluster(), [b.agent_started() for b in cluster.boards]
+    before = controller.epoch(), controller.plan(), [b.agent_started() for b in cluster.boards]
     yield
-    assert (controller.cluster(), [b.agent_started() for b in cluster.boards]) == before
+    assert (controller.epoch(), controller.plan(), [b.agent_started() for b in cluster.boards]) == before
     assert len(controller.ask(PROMPT, 3)["tokens"]) == 3
 
 
@@ -73,9 +73,9 @@ def test_no_board_at_all(cluster, controller, untouched):
 
 @pytest.mark.timeout(1200)
 def test_boards_that_cannot_be_used_are_named_and_the_others_deployed(cluster, controller, extra, untouched):
-    full, readonly, clock, key, bare, gone = (extra(n, memory=1024, disk=1024, image=image)
-                                              for n, image in ((4, "full"), (5, "full"), (6, "full"), (7, "full"),
-                                                               (8, "bare"), (9, "full")))  # fmt: skip
+    full, readonly, clock, key, bare, gone = (
+        extra(n, memory=1024, image="bare" if n == 8 else "full") for n in range(4, 10)
+    )
     full.fill(30)
     readonly.readonly()
     clock.clock(-5 * 3600)
@@ -83,9 +83,8 @@ def test_boards_that_cannot_be_used_are_named_and_the_others_deployed(cluster, c
     other = HOME / "other_key"
     if not other.exists():
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True, timeout=10)
-    bad = [full, readonly, clock, key, bare, gone]
-    controller.inventory([*cluster.boards, *bad], {key: f"ansible_ssh_private_key_file={other}"},
-                         edgellm_objective="throughput")  # fmt: skip
+    wrong_key = {key: f"ansible_ssh_private_key_file={other}"}
+    cluster.inventory(full, readonly, clock, key, bare, gone, per_board=wrong_key)
     played = controller.deploy()
     assert played.rc != 0
     assert played.touched(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}

@@ -18,8 +18,12 @@ say ram_kb "$(awk '/^MemTotal:/ {print $2}' /proc/meminfo)"
 say ram_free_kb "$(awk '/^MemAvailable:/ {print $2}' /proc/meminfo)"
 say rsync "$(command -v rsync)"
 for folder in /opt /var/lib /etc; do
-  # access(2) says so even for root; a folder that is not there yet would be made in /.
-  as_root "[ -w $folder ] || { [ ! -e $folder ] && [ -w / ]; }" 2>/dev/null || { say read_only "$folder"; break; }
+  # Asked by writing: after an error of its card, folders still look writable. One that is not there would be made in /.
+  there=$folder
+  [ -d "$there" ] || there=/
+  case $(as_root "file=\$(mktemp -p $there .edgellm.XXXXXX) && rm \$file" 2>&1) in
+    *"Read-only file system"*) say read_only "$folder" && break ;;
+  esac
 done
 free_kb() { df -Pk "$1" 2>/dev/null | awk 'NR == 2 {print $4}'; }
 say opt_free_kb "$([ -d /opt ] && free_kb /opt || free_kb /)"
