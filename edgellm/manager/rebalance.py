@@ -79,8 +79,10 @@ async def settle(
     if standing is not None and not move.changed:
         return Outcome(standing, move, False, {})
     plan = move.plan
-    if not move.changed:  # a board came back empty-handed: the same sections, taken again
+    if not move.changed:
         plan = replace(plan, epoch=_next_epoch(reports, plan, fallback))
+        reason = "the same sections, taken again: a board has come back without its own"
+        move = replace(move, plan=plan, changed=True, reason=reason)
     tell(f"epoch {plan.epoch}: {_sections(plan)}")
     loaded = await take(fleet, plan)
     return Outcome(plan, move, True, loaded)

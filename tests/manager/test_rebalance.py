@@ -80,7 +80,8 @@ def test_a_board_that_comes_back_empty_handed_gets_its_section_again_and_only_th
             return before, after, boards.loads
 
     before, after, loads = run(go())
-    assert after.plan == replace(before, epoch=2) and after.changed and not after.move.changed
+    assert after.plan == replace(before, epoch=2) and after.changed
+    assert after.move.plan == after.plan and after.move.changed and "come back without its own" in after.move.reason
     assert after.loaded_bytes == {"b0": 0, "b1": 11 + 12, "b2": 0} and after.move.moved_bytes == 23
     assert loads.count(("b1", 3, 5)) == 2 and len(loads) == 4
 
