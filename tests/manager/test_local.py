@@ -105,7 +105,7 @@ def test_up_serves_questions_until_down(home, model_dir):
     code, stdout, stderr = edgellm(home, "local", "up", "--context", "200")
     try:
         assert code == 0, stderr
-        used = sorted(line.split()[0] for line in stdout.splitlines())  # one alone if the other was much slower just now
+        used = sorted(line.split()[0] for line in stdout.splitlines())  # one, if the other was slower just now
         assert used and set(used) <= {"local1", "local2"}
         assert str(cluster) in stderr and len(agents_of(model_dir)) == 2
 
