@@ -73,15 +73,6 @@ def test_a_fourth_board_comes_and_goes_during_answers(cluster, controller, fourt
         "inactive", "disabled",
     ]  # fmt: skip
 
-    # Back in, this time with all it needs; and out by the playbook.
-    cluster.inventory(fourth)
-    controller.deploy().good()
-    assert "board4" in controller.plan()
-    figure("a provisioned board comes back: deploy", controller.played[-1].seconds)
-    controller.ansible("playbooks/remove.yml", "-e", "board=board4").good()
-    assert "board4" not in controller.plan() and fourth.pids() == []
-    assert controller.ask(PROMPT, 10)["tokens"] == reference["tokens"][:10]
-
 
 @pytest.mark.timeout(1200)
 def test_bytes_move_as_predicted(cluster, controller, reference):

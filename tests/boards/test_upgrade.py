@@ -50,8 +50,6 @@ def test_an_upgrade_to_a_broken_version_rolls_back(cluster, controller, referenc
     answer = controller.ask(PROMPT, 30)
     assert answer["tokens"] == reference["tokens"][:30]
     figure("upgrade to a broken version, back by itself", played.seconds)
-    cluster.heal()
-    assert controller.deploy().good().changed(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
 
 
 @pytest.mark.timeout(1500)
