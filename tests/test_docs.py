@@ -159,9 +159,9 @@ def test_the_constants_of_time_and_limits():
 
 
 def test_bytes_of_a_decoded_token():
-    hidden = m.encode(m.Hidden(1, 2, 3, 1, 4, True, bytes(4 * 576)))
+    hidden = m.encode(m.Hidden(1, 2, 3, 4, 1, (1,), bytes(4 * 576)))
     overhead, token = re.search(r"`4 \* hidden_size \+ (\d+)` bytes:.*?Token of (\d+) bytes", WIRE, re.S).groups()
-    assert len(hidden) - 4 * 576 == int(overhead) and len(m.encode(m.Token(1, 2, 3, 4))) == int(token)
+    assert len(hidden) - 4 * 576 == int(overhead) and len(m.encode(m.Tokens(1, 2, 3, 0, (4,)))) == int(token)
     assert f"max(chunk, context) + {m.Hidden.OVERHEAD}`" in WIRE
 
 

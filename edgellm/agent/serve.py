@@ -201,8 +201,8 @@ class Agent:
                 self.stage.close(peer, message)
             case m.Hidden():
                 self.stage.hidden(peer, message)
-            case m.Token():
-                self.stage.token_from(peer, message)
+            case m.Tokens():
+                self.stage.tokens_from(peer, message)
             case m.Trace():
                 self.stage.trace(peer, message)
 
@@ -277,7 +277,7 @@ class Agent:
         if self.stage is None:
             return _IDLE_STEP_BYTES
         chunk = max(self.stage.plan.chunk, self.stage.plan.context)  # a trace is a whole sequence
-        return min(chunk * self.manifest.hidden_size * 4, MAX_STEP_BYTES)
+        return min(chunk * (self.manifest.hidden_size + 1) * 4, MAX_STEP_BYTES)  # and its ids
 
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.options.drain_s

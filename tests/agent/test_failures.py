@@ -210,7 +210,7 @@ def test_a_token_that_the_model_has_not_is_refused_by_the_first_board(tmp_path):
             lost = asyncio.get_running_loop().create_future()
             me, (host, port) = m.Hello("board", "b1"), boards.addresses["b0"]
             peer = await connect(host, port, me, print, lambda peer, why: lost.set_result(why), board="b0")
-            peer.send(m.Token(1, 9, 0, 97))
+            peer.send(m.Tokens(1, 9, 0, 0, (97,)))
             return await lost
 
     assert run(go()) == "refused: token id 97; the vocabulary has 97"

@@ -35,7 +35,7 @@ BEFORE_HELLO = {
 }
 AFTER_HELLO = {
     "hello again": ((MANAGER, MANAGER), "a frame of type 1 from a manager"),
-    "hidden from a manager": ((MANAGER, m.Hidden(1, 1, 0, 1, 1, True, bytes(16))), "a frame of type 12 from a manager"),
+    "hidden from a manager": ((MANAGER, m.Hidden(1, 1, 0, 1, 1, (1,), bytes(16))), "a frame of type 12 from a manager"),
     "open from a board": ((BOARD, m.Open(1, 1, {}, (1,))), "a frame of type 10 from a board"),
     "assign from a board": ((BOARD, m.Assign({})), "a frame of type 7 from a board"),
     "claim from a board": ((BOARD, m.Claim({})), "a frame of type 20 from a board"),
@@ -51,16 +51,16 @@ AFTER_HELLO = {
     "short ping": ((MANAGER, encode_frame(3, b"x")), "ping: 1 bytes, expected 8"),
     "open that is short of ids": ((MANAGER, encode_frame(10, struct.pack(">IQII", 1, 1, 2, 9) + b"{}")), "expected"),
     "open without JSON": ((MANAGER, encode_frame(10, struct.pack(">IQII", 1, 1, 2, 0) + b"{{")), "no JSON"),
-    "hidden of another epoch": ((BOARD, m.Hidden(7, 1, 0, 1, 1, True, bytes(16))), "holds epoch 1, not epoch 7"),
-    "token of another epoch": ((BOARD, m.Token(7, 1, 0, 1)), "holds epoch 1, not epoch 7"),
+    "hidden of another epoch": ((BOARD, m.Hidden(7, 1, 0, 1, 1, (1,), bytes(16))), "holds epoch 1, not epoch 7"),
+    "token of another epoch": ((BOARD, m.Tokens(7, 1, 0, 0, (1,))), "holds epoch 1, not epoch 7"),
     "trace of another epoch": ((MANAGER, m.Trace(7, 3, 1, bytes(16))), "holds epoch 1, not epoch 7"),
-    "hidden of no tokens": ((BOARD, m.Hidden(1, 1, 0, 0, 1, True, bytes(16))), "16 bytes of tensor for 0 tokens"),
-    "hidden of another size": ((BEFORE, m.Hidden(1, 1, 0, 1, 1, True, bytes(20))), "size 5 .* expected size 4"),
-    "hidden of a stranger": ((BOARD, m.Hidden(1, 1, 0, 1, 1, True, bytes(16))), "from mallory; board b1 .* from b0"),
-    "token of a stranger": ((BOARD, m.Token(1, 1, 0, 1)), "a token from mallory; board b1 takes none"),
-    "hidden past the context": ((BEFORE, m.Hidden(1, 1, 63, 2, 65, True, bytes(32))), "position 65.* at most 64"),
-    "hidden past its own pass": ((BOARD, m.Hidden(1, 1, 9, 2, 10, True, bytes(32))), "positions up to 11"),
-    "hidden of many tokens": ((BOARD, m.Hidden(1, 1, 0, 1 << 31, 1 << 31, True, bytes(16))), "16 bytes of tensor for"),
+    "hidden of no tokens": ((BOARD, m.Hidden(1, 1, 0, 1, 1, (), bytes(16))), "16 bytes of tensor for 0 tokens"),
+    "hidden of another size": ((BEFORE, m.Hidden(1, 1, 0, 1, 1, (1,), bytes(20))), "size 5 .* expected size 4"),
+    "hidden of a stranger": ((BOARD, m.Hidden(1, 1, 0, 1, 1, (1,), bytes(16))), "from mallory; board b1 .* from b0"),
+    "token of a stranger": ((BOARD, m.Tokens(1, 1, 0, 0, (1,))), "a token from mallory; board b1 takes none"),
+    "hidden past the context": ((BEFORE, m.Hidden(1, 1, 63, 65, 1, (1,) * 2, bytes(32))), "position 65.* at most 64"),
+    "hidden past its own pass": ((BOARD, m.Hidden(1, 1, 9, 10, 1, (1,) * 2, bytes(32))), "positions up to 11"),
+    "hidden of many tokens": ((BOARD, m.Hidden(1, 1, 0, 1 << 31, 1, (1,) * 1 << 31, bytes(16))), "16 bytes of tensor for"),
     "hidden with odd flags": ((BOARD, encode_frame(12, struct.pack(">IQIIIB3x", 1, 1, 0, 1, 1, 9) + bytes(16))), "fl"),
     "trace of a layer elsewhere": ((MANAGER, m.Trace(1, 0, 1, bytes(16))), "from layer 0; .* starts at layer 3"),
     "trace of an absurd layer": ((MANAGER, m.Trace(1, (1 << 32) - 1, 1, bytes(16))), "from layer 4294967295"),
@@ -94,7 +94,7 @@ def test_what_the_protocol_does_not_allow_after_a_hello_ends_the_connection_with
                     refusal = await stranger.refused()
                     assert re.search(reason, refusal), (name, refusal)
                 await until(lambda reason=reason: re.search(f"of (mallory|b0) .* ended: .*{reason}", logged()), name)
-            refusal = await (await Stranger.dial(at.first, BOARD, m.Hidden(1, 1, 0, 1, 1, True, bytes(16)))).refused()
+            refusal = await (await Stranger.dial(at.first, BOARD, m.Hidden(1, 1, 0, 1, 1, (1,), bytes(16)))).refused()
             assert refusal == "hidden states from mallory; board b0 takes them from nobody"
 
     run(go())

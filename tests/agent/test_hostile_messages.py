@@ -36,7 +36,7 @@ def test_hidden_states_of_an_unknown_sequence_are_dropped(tmp_path):
         async with mid_answer(tmp_path) as at:
             stranger = await Stranger.dial(at.last, BEFORE)
             for i in range(300):
-                stranger.send(m.Hidden(1, i, 0, 64, 64, True, bytes(64 * HIDDEN * 4)))
+                stranger.send(m.Hidden(1, i, 0, 64, 1, (1,) * 64, bytes(64 * HIDDEN * 4)))
             stranger.send(m.Ping(42))
             assert (await stranger.next()).number == 42
             assert at.last.stage.engine.waiting == 1

@@ -26,7 +26,7 @@ LITERAL = [
     ),
     (m.Opened(1, 2), b"\0\0\0\x01\0\0\0\0\0\0\0\x02"),
     (
-        m.Hidden(1, 2, 3, 1, 4, True, b"\0\0\x80?"),
+        m.Hidden(1, 2, 3, 4, 1, (1,), b"\0\0\x80?"),
         b"\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0\x01\0\0\0\x04\x01\0\0\0\0\0\x80?",
     ),
     (m.Token(1, 2, 3, 4, 1), b"\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0\x04\x01"),
@@ -54,7 +54,7 @@ def test_every_message_has_a_literal_and_a_type_of_its_own():
 
 def test_a_decode_step_costs_one_hidden_state_and_less_than_64_bytes():
     hidden = bytes(3072 * 4)
-    assert len(m.encode(m.Hidden(1, 2, 3, 1, 4, True, hidden))) - len(hidden) <= 64
+    assert len(m.encode(m.Hidden(1, 2, 3, 4, 1, (1,), hidden))) - len(hidden) <= 64
 
 
 @pytest.mark.parametrize("kind", m.MESSAGES)
