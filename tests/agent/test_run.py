@@ -13,26 +13,29 @@ from edgellm.errors import BusyError
 class Recorder:
     """A section that records what it is asked, and waits at `gate`."""
 
-    def __init__(self):
+    def __init__(self, batches=False):
+        self.batches = batches
         self.gate = threading.Event()
         self.gate.set()
         self.calls = []
+        self.together = []
 
-    def forward(self, x, position, slot, pass_len, want_logits):
+    def forward_many(self, steps):
         assert self.gate.wait(10)
-        if len(x) and x[0] == 666:
+        self.together.append(len(steps))
+        if any(s.x[0] == 666 for s in steps):
             raise RuntimeError("broken")
-        self.calls.append((slot, position, len(x)))
-        return x
+        self.calls += [(s.slot, s.position, len(s.x)) for s in steps]
+        return [s.x for s in steps]
 
 
-def make(slots=2, congested=lambda: False):
-    section, delivered = Recorder(), []
+def make(slots=2, congested=lambda: False, batches=False):
+    section, delivered = Recorder(batches), []
     done = threading.Condition()
 
-    def deliver(step, result, error):
+    def deliver(outcomes):
         with done:
-            delivered.append((step, result, error))
+            delivered.extend(outcomes)
             done.notify_all()
 
     engine = Engine(section, [f"slot{i}" for i in range(slots)], deliver, congested)
@@ -50,7 +53,7 @@ def end(engine):
 
 
 def step(seq_id, position, count=1, value=0):
-    return Step(seq_id, np.full(count, value), position, position + count, True)
+    return Step(seq_id, np.full(count, value), position, position + count, 1, (value,) * count)
 
 
 def test_steps_of_a_sequence_run_in_order_in_its_own_slot():

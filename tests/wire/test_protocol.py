@@ -6,7 +6,7 @@ from edgellm.errors import LocalProtocolError, RemoteProtocolError
 from edgellm.wire import messages as m
 from edgellm.wire.protocol import Protocol
 
-OPEN = m.Open(1, 2, {})
+OPEN = m.Open(1, 2, {}, ())
 HIDDEN = m.Hidden(1, 2, 0, 1, 1, (1,), bytes(4))
 
 
@@ -99,7 +99,7 @@ def test_another_version_is_refused_with_a_sentence_that_the_peer_can_read():
     with pytest.raises(RemoteProtocolError, match="version 9"):
         listener.receive_data(dialler.data_to_send())
     (refusal,) = dialler.receive_data(listener.data_to_send())
-    assert "speaks wire version 9, this edgellm speaks 2" in refusal.reason
+    assert "speaks wire version 9, this edgellm speaks 3" in refusal.reason
 
 
 def test_a_second_hello_is_refused():
@@ -110,7 +110,7 @@ def test_a_second_hello_is_refused():
 
 def test_step_frames_are_bounded_by_what_the_plan_allows():
     dialler, listener = pair("board")
-    listener.max_step_bytes = 64
+    listener.max_step_bytes = 68
     listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, (1,), bytes(64))))
     with pytest.raises(RemoteProtocolError, match="at most"):
         listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, (1,), bytes(68))))
