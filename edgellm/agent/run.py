@@ -1,5 +1,4 @@
-"""Runs a section: owns its KV slots, keeps the steps that wait, and computes them in a thread, those of several answers
-together.
+"""Runs a section: owns its KV slots, keeps the steps that wait, and computes them in a thread, several at once.
 
 Nothing here knows of sockets or torch. A section is anything with `forward_many(works) -> list of arrays or None`, one
 for each `Work`, arrays being NumPy's: x is int64 [tokens] for the first section and float32 [tokens, hidden_size] for
@@ -101,8 +100,8 @@ class Engine:
     """The slots and the queue of one section.
 
     `deliver(outcomes)` is called in the engine's thread with the (step, result, error) of steps that ran together:
-    `result` is what the section gave, `error` the exception if it raised. `congested()` tells that results can't be sent on just now: then prompt
-    chunks wait, and decode steps go on.
+    `result` is what the section gave, `error` the exception if it raised. `congested()` tells that results can't be
+    sent on just now: then prompt chunks wait, and decode steps go on.
     """
 
     def __init__(

@@ -124,8 +124,8 @@ def _summary(answer) -> str:
     reused = f" ({answer.reused_tokens} held already)" if answer.reused_tokens else ""
     drafts = f", {answer.accepted_tokens} of {answer.draft_tokens} drafts" if answer.draft_tokens else ""
     return (
-        f"prompt {answer.prompt_tokens} tokens{reused}, {rate(answer.prefill_tokens_per_s)}; answer {len(answer.tokens)} "
-        f"tokens{drafts}, {rate(answer.decode_tokens_per_s)}; a token: {stages or '–'}; ended by {answer.finish}"
+        f"prompt {answer.prompt_tokens} tokens{reused}, {rate(answer.prefill_tokens_per_s)}; "
+        f"answer {len(answer.tokens)} tokens{drafts}, {rate(answer.decode_tokens_per_s)}; a token: {stages or '–'}; ended by {answer.finish}"
     )
 
 

@@ -64,7 +64,7 @@ AFTER_HELLO = {
     "hidden of no tokens": ((BOARD, m.Hidden(1, 1, 0, 1, 1, (), bytes(16))), "16 bytes of ids and tensor for 0 tokens"),
     "hidden of another size": ((BEFORE, m.Hidden(1, 1, 0, 1, 1, (1,), bytes(20))), "size 5 .* expected size 4"),
     "hidden with more choices than tokens": ((BEFORE, hidden(1, 1, 2)), "2 choices in a step of 1"),
-    "hidden with too many choices": ((BEFORE, m.Hidden(1, 1, 0, 64, 17, (1,) * 20, bytes(320))), "17 choices .* most 16"),
+    "hidden with too many choices": ((BEFORE, m.Hidden(1, 1, 0, 64, 17, (1,) * 20, bytes(320))), "17 choices .* 16"),
     "hidden of ids and no tensor": ((BEFORE, m.Hidden(1, 1, 0, 2, 1, (1, 2), b"")), "8 bytes of ids and tensor for 2"),
     "hidden of an unknown token": ((BEFORE, m.Hidden(1, 1, 0, 1, 1, (97,), bytes(16))), "token id 97; the vocabulary"),
     "hidden of a stranger": ((BOARD, m.Hidden(1, 1, 0, 1, 1, (1,), bytes(16))), "from mallory; board b1 .* from b0"),
