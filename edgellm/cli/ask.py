@@ -125,7 +125,8 @@ def _summary(answer) -> str:
     drafts = f", {answer.accepted_tokens} of {answer.draft_tokens} drafts" if answer.draft_tokens else ""
     return (
         f"prompt {answer.prompt_tokens} tokens{reused}, {rate(answer.prefill_tokens_per_s)}; "
-        f"answer {len(answer.tokens)} tokens{drafts}, {rate(answer.decode_tokens_per_s)}; a token: {stages or '–'}; ended by {answer.finish}"
+        f"answer {len(answer.tokens)} tokens{drafts}, {rate(answer.decode_tokens_per_s)}; "
+        f"a token: {stages or '–'}; ended by {answer.finish}"
     )
 
 
