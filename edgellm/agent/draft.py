@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_LONGEST, _SHORTEST = 3, 1  # tokens of the suffix that is looked for
+_LONGEST, _SHORTEST = 4, 2  # tokens of the suffix that is looked for; a single one misleads more often than not
 _FIRST = 4  # drafts before anything is known
 _PAUSE = 8  # steps without drafts after the first misses in a row
 _LONGEST_PAUSE = 64
-_MISSES = 2  # so many in a row begin a pause
+_MISSES = 3  # so many in a row begin a pause
 
 
 class Drafter:
