@@ -13,71 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-import numpy as np
 
 from edgellm.agent.slots import Slot, Slots
+from edgellm.agent.steps import Outcome, Stats, Step, Work
 from edgellm.errors import BusyError
 
 log = logging.getLogger(__name__)
 _BATCH_STEPS = 16
 _BATCH_TOKENS = 64  # with drafts; one step alone may have more
-
-
-class Work(NamedTuple):
-    """A step as a section takes it: positions [position, position + len(x)) of the sequence in `slot`, in a pass that
-    ends at `pass_len` tokens; the last section gives logits after the last `logits` tokens."""
-
-    x: np.ndarray
-    position: int
-    slot: object
-    pass_len: int
-    logits: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """Positions [position, position + len(x)) of a sequence, to be computed here; `ids` are their tokens. After each of
-    the last `logits` tokens one is to be chosen."""
-
-    seq_id: int
-    x: np.ndarray
-    position: int
-    pass_len: int
-    logits: int
-    ids: Sequence[int]
-    long: bool = False  # with long rotary factors
-
-    @property
-    def end(self) -> int:
-        return self.position + len(self.x)
-
-    @property
-    def is_decode(self) -> bool:
-        """One token, and drafts behind it."""
-        return self.position > 0 and len(self.x) == max(1, self.logits)
-
-
-@dataclass
-class Stats:
-    """What this board did for one sequence. Seconds are computing time; steps that ran together share it."""
-
-    reused_tokens: int = 0  # of the prompt, that a slot held already
-    prefill_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_steps: int = 0
-    decode_s: float = 0.0
-    draft_tokens: int = 0  # in decode steps
-
-    def add(self, step: Step, seconds: float) -> None:
-        if step.is_decode:
-            self.decode_steps += 1
-            self.decode_s += seconds
-            self.draft_tokens += len(step.x) - 1
-        else:
-            self.prefill_tokens += len(step.x)
-            self.prefill_s += seconds
+_Batch = list[tuple[Step, "_Held"]]
 
 
 @dataclass
@@ -90,10 +34,6 @@ class _Held:
     begun: bool = False
     closed: bool = False
     stats: Stats = field(default_factory=Stats)
-
-
-Outcome = tuple[Step, np.ndarray | None, Exception | None]
-_Batch = list[tuple[Step, _Held]]
 
 
 class Engine:

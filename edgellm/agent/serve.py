@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ _MAX_STRANGERS = 64  # connections that haven't said hello; one more, and the ol
 _MAX_PEERS = 256
 _MAX_CHANGES = 4  # assigns and commits that wait for each other
 _SWEEP_S = 1.0
+_SWITCH_S = 0.0005  # a step that is done waits no longer than this for the loop to let it go on: Python's own is 5 ms
 _IDLE_STEP_BYTES = 64 << 10  # largest step frame while no plan says how large they are
 
 
@@ -288,6 +290,7 @@ class Agent:
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:
     """Run an agent until SIGTERM or SIGINT, or until the file `until_eof` ends (a parent process that is gone)."""
     set_threads(options.threads)
+    sys.setswitchinterval(_SWITCH_S)
     agent = Agent(options)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

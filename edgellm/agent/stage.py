@@ -10,8 +10,9 @@ import numpy as np
 
 from edgellm.agent.draft import Drafter
 from edgellm.agent.link import Link
-from edgellm.agent.run import Engine, Outcome, Step
+from edgellm.agent.run import Engine
 from edgellm.agent.sequence import Sequence, choose, finish_of, most_drafts, parse_open
+from edgellm.agent.steps import Outcome, Step
 from edgellm.agent.trace import answer_trace
 from edgellm.errors import BusyError, EdgellmError
 from edgellm.plan import Plan

@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from edgellm.agent.run import Engine, Step
+from edgellm.agent.run import Engine
+from edgellm.agent.steps import Step
 from edgellm.errors import BusyError
 
 
