@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ _MAX_STRANGERS = 64  # connections that haven't said hello; one more, and the ol
 _MAX_PEERS = 256
 _MAX_CHANGES = 4  # assigns and commits that wait for each other
 _SWEEP_S = 1.0
+_SWITCH_S = 0.0005  # a step that is done waits no longer than this for the loop to let it go on: Python's own is 5 ms
 _IDLE_STEP_BYTES = 64 << 10  # largest step frame while no plan says how large they are
 
 
@@ -201,8 +203,8 @@ class Agent:
                 self.stage.close(peer, message)
             case m.Hidden():
                 self.stage.hidden(peer, message)
-            case m.Token():
-                self.stage.token_from(peer, message)
+            case m.Tokens():
+                self.stage.tokens_from(peer, message)
             case m.Trace():
                 self.stage.trace(peer, message)
 
@@ -277,7 +279,7 @@ class Agent:
         if self.stage is None:
             return _IDLE_STEP_BYTES
         chunk = max(self.stage.plan.chunk, self.stage.plan.context)  # a trace is a whole sequence
-        return min(chunk * self.manifest.hidden_size * 4, MAX_STEP_BYTES)
+        return min(chunk * (self.manifest.hidden_size + 1) * 4, MAX_STEP_BYTES)  # and its ids
 
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.options.drain_s
@@ -288,6 +290,7 @@ class Agent:
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:
     """Run an agent until SIGTERM or SIGINT, or until the file `until_eof` ends (a parent process that is gone)."""
     set_threads(options.threads)
+    sys.setswitchinterval(_SWITCH_S)
     agent = Agent(options)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
