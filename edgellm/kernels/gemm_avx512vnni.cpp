@@ -1,5 +1,7 @@
 // Products with AVX-512 and its dot product of bytes (VNNI).
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of GCC 12's own header, falsely
+#endif
 #include <immintrin.h>
 #include <string.h>
 

@@ -10,7 +10,8 @@
 // A packed weight is seen as vectors of WIDTH rows: 16 / WIDTH of them are a tile.
 
 constexpr size_t PARTS = TILE / WIDTH;                // vectors a tile, or a canonical 16 lanes
-constexpr size_t GROUPS_A_TURN = 32;                  // for many tokens: so that weights stay in the first cache
+constexpr size_t GROUPS_A_TURN = 64;                  // for many tokens: so that weights stay in the first cache
+constexpr size_t ACTIVATION_BYTES = 512 << 10;        // of tokens that pass together: they stay in the second cache
 constexpr size_t AHEAD_BYTES = 2048;                  // how far before its use a weight is asked for
 
 constexpr size_t least(size_t a, size_t b) { return a < b ? a : b; }
@@ -107,38 +108,49 @@ void integer_tokens(const Matrix& w, const Activations& a, float* y, size_t ldy,
     for (; v < v_end; v++) integer_block<E, 1, T>(w, a, y, ldy, v, row_end, token, turn);
 }
 
-// Calls integer_tokens for the largest T that is left.
+// Calls integer_tokens for T = tokens, of at most T.
 template <int E, size_t T>
-size_t integer_some(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t v, size_t v_end, size_t row_end,
-                    size_t token, const Turn& turn) {
+void integer_count(size_t tokens, const Matrix& w, const Activations& a, float* y, size_t ldy, size_t v, size_t v_end,
+                   size_t row_end, size_t token, const Turn& turn) {
     if constexpr (T > 1) {
-        if (a.tokens - token < T) return integer_some<E, T - 1>(w, a, y, ldy, v, v_end, row_end, token, turn);
+        if (tokens < T) return integer_count<E, T - 1>(tokens, w, a, y, ldy, v, v_end, row_end, token, turn);
     }
     integer_tokens<E, T>(w, a, y, ldy, v, v_end, row_end, token, turn);
-    return T;
+}
+
+// Tokens [first, end) over all rows, in passes of even size, so that none is for a few only.
+template <int E>
+void integer_passes(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end,
+                    size_t first, size_t end) {
+    constexpr size_t MOST = most_tokens<E>();
+    const size_t groups = w.in / GROUP, tokens = end - first, passes = (tokens + MOST - 1) / MOST;
+    const size_t v_end = (row_end + WIDTH - 1) / WIDTH;
+    if (passes == 1) {
+        const Turn turn = {0, groups, AHEAD_BYTES, 0, 1};
+        return integer_count<E, MOST>(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end, first, turn);
+    }
+    constexpr size_t AT_ONCE = PARTS == 1 ? vectors_at_once<E>(MOST) : PARTS;
+    for (size_t v = row_start / WIDTH; v < v_end; v += AT_ONCE)
+        for (size_t group = 0; group < groups; group += GROUPS_A_TURN)
+            for (size_t pass = 0, token = first; pass < passes; pass++) {
+                const Turn turn = {group, least(groups, group + GROUPS_A_TURN), GROUPS_A_TURN * group_bytes(E), pass,
+                                   passes};
+                const size_t next = first + tokens * (pass + 1) / passes;
+                integer_count<E, MOST>(next - token, w, a, y, ldy, v, least(v + AT_ONCE, v_end), row_end, token, turn);
+                token = next;
+            }
 }
 
 template <int E>
 void integer_of(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
     constexpr size_t MOST = most_tokens<E>();
-    const size_t groups = w.in / GROUP, passes = (a.tokens + MOST - 1) / MOST;
-    const size_t v_end = (row_end + WIDTH - 1) / WIDTH;
-    if (passes <= 1) {
-        if (a.tokens == 0) return;
-        integer_some<E, MOST>(w, a, y, ldy, row_start / WIDTH, v_end, row_end, 0, {0, groups, AHEAD_BYTES, 0, 1});
-        return;
+    const size_t token_bytes = w.in + w.in / GROUP * 12;
+    const size_t at_once = ACTIVATION_BYTES / token_bytes > MOST ? ACTIVATION_BYTES / token_bytes / MOST * MOST : MOST;
+    const size_t rounds = (a.tokens + at_once - 1) / at_once;
+    for (size_t i = 0; i < rounds; i++) {
+        const size_t first = i * at_once;
+        integer_passes<E>(w, a, y, ldy, row_start, row_end, first, least(a.tokens, first + at_once));
     }
-    // Tokens in even shares, so that no pass over the weights is for a few only.
-    constexpr size_t AT_ONCE = PARTS == 1 ? vectors_at_once<E>(MOST) : PARTS;
-    for (size_t v = row_start / WIDTH; v < v_end; v += AT_ONCE)
-        for (size_t group = 0; group < groups; group += GROUPS_A_TURN) {
-            const size_t group_end = least(groups, group + GROUPS_A_TURN);
-            size_t pass = 0;
-            for (size_t token = 0; token < a.tokens; pass++) {
-                const Turn turn = {group, group_end, GROUPS_A_TURN * group_bytes(E), pass, passes};
-                token += integer_some<E, MOST>(w, a, y, ldy, v, least(v + AT_ONCE, v_end), row_end, token, turn);
-            }
-        }
 }
 
 // ---- packed weights, float activations
