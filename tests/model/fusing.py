@@ -1,10 +1,12 @@
 """Fused sections of one model run in one process, as the boards run them, and what they are compared with."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.model.fused.section import FusedSection, read_spec
@@ -71,6 +73,27 @@ def reference_logits(model, ids) -> np.ndarray:
         return model(torch.tensor([list(ids)])).logits[0].numpy()
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest norm of a row's difference, relative to the row's norm."""
-    return float((np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1)).max())
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """x as integer products take it: int8 in groups of 32."""
+    groups = x.reshape(-1, 32)
+    largest = groups.abs().amax(1, keepdim=True).clamp(min=1e-30)
+    return ((groups * (127 / largest)).round() * (largest / 127)).view(x.shape)
+
+
+@contextmanager
+def rounded_inputs(model):
+    """While entered, every linear module of the model sees its input as int8 in groups."""
+    kinds = torch.nn.Linear, Conv1D
+    hooks = [
+        m.register_forward_pre_hook(lambda _, args: (rounded(args[0]),)) for m in model.modules() if isinstance(m, kinds)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def difference(a: np.ndarray, b: np.ndarray, of=np.max) -> float:
+    """The largest norm of a row's difference relative to the row's norm, or what `of` says of them all."""
+    return float(of(np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1)))

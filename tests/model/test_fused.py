@@ -5,8 +5,9 @@ import pytest
 import torch
 import transformers as hf
 from families import _BASE, CONFIGS, generate, random_model
-from fusing import FusedRing, difference, load, reference_logits, step
+from fusing import FusedRing, difference, load, reference_logits, rounded_inputs, step
 from make_split import make_split, round_weights
+from test_families import prompt
 
 from edgellm.kernels import native
 from edgellm.model.structure import trace
@@ -50,9 +51,9 @@ def test_logits_are_those_of_transformers(family, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_are_those_of_generate(family, tmp_path):
     model, sections = sections_of(family, tmp_path, cuts=(0, 2, 5))
-    expected = generate(model, IDS[:20], 24)
+    expected = generate(model, prompt(), 24)
     assert len(set(expected)) > 5, "the reference's output is too dull to prove anything"
-    assert FusedRing(sections, kv_dtype="float32").generate(IDS[:20], 24) == expected
+    assert FusedRing(sections, kv_dtype="float32").generate(prompt(), 24) == expected
 
 
 @pytest.mark.parametrize("prompt_len", [28, 32, 33, 40])
@@ -62,14 +63,19 @@ def test_longrope_switches_where_generate_does(prompt_len, tmp_path):
     assert FusedRing(sections, kv_dtype="float32").generate(IDS[:prompt_len], 16) == expected
 
 
-# bf16 and f16 weights are multiplied exactly; int8 activations in groups of 32 add their rounding.
-@pytest.mark.parametrize("encoding, head, most", [("bf16", None, 2e-5), ("f16", None, 2e-5), ("int8", None, 0.06),
-                                                  ("int4", "int8", 0.06)])  # fmt: skip
+@pytest.mark.parametrize("encoding, head", [("bf16", None), ("f16", None), ("int8", None), ("int4", "int8")])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3", "phi3", "mistral_window", "odd_vocab"])
-def test_packed_weights_give_the_logits_of_the_unpacked_model(family, encoding, head, most, tmp_path):
+def test_packed_weights_give_the_logits_of_the_unpacked_model(family, encoding, head, tmp_path):
+    """With int8 and int4 the reference rounds what goes into its products too. A value that lies just between two steps
+    may be rounded the other way, hence the wider bound."""
     model, sections = sections_of(family, tmp_path, encoding, head)
     got = FusedRing(sections, kv_dtype="float32").logits(IDS, (80,))
-    assert difference(got, reference_logits(model, IDS)) < most
+    if encoding in ("bf16", "f16"):
+        assert difference(got, reference_logits(model, IDS)) < 2e-5
+        return
+    with rounded_inputs(model):
+        expected = reference_logits(model, IDS)
+    assert difference(got, expected, np.median) < 0.01 and difference(got, expected) < 0.1
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "phi3_longrope", "qwen3", "mistral_window"])

@@ -129,9 +129,10 @@ class FusedSection:
         return outputs
 
     def _run(self, steps: list[tuple]) -> list[np.ndarray | None]:
+        filled: dict[int, int] = {}  # by slot, where a sequence has several steps
         for x, position, slot, _, logits in steps:
-            tokens = self._check(x)
-            slot.check(position, tokens)
+            tokens, before = self._check(x), filled.get(id(slot), slot.filled)
+            filled[id(slot)] = max(before, slot.check(position, tokens, before))
             if not 0 <= logits <= tokens:
                 raise ModelError(f"logits of {logits} tokens of a step of {tokens}")
         batches: list[list[int]] = [[]]

@@ -33,10 +33,13 @@ class FusedSlot:
         self.address = start + -start % _LINE
         self.encoding = ENCODINGS["f16" if kv_dtype == "float16" else "f32"]
 
-    def check(self, position: int, tokens: int) -> None:
-        """Raises ModelError unless `tokens` from `position` on can be stored: no gap, and room."""
-        if not 0 <= position <= self.filled:
-            raise ModelError(f"tokens from position {position} on can't follow the {self.filled} that the slot holds")
+    def check(self, position: int, tokens: int, filled: int | None = None) -> int:
+        """The end of `tokens` stored from `position` on; raises ModelError unless they can be: no gap, and room.
+        `filled` tokens will have been stored by then."""
+        filled = self.filled if filled is None else filled
+        if not 0 <= position <= filled:
+            raise ModelError(f"tokens from position {position} on can't follow the {filled} that the slot holds")
         end = position + tokens
         if end > self.max_seq_len:
             raise ModelError(f"positions {position} to {end} don't fit a slot of {self.max_seq_len} tokens")
+        return end
