@@ -1,33 +1,56 @@
-"""From shard files to a section that the engine can run: NumPy outside, torch inside."""
+"""From shard files to a section that the engine can run: fused where its family is known, else torch inside."""
 
+import logging
 import threading
 from pathlib import Path
 
 import numpy as np
 
 from edgellm.checkpoint.manifest import Manifest
+from edgellm.errors import UsageError
 
+log = logging.getLogger(__name__)
+PATHS = ("auto", "generic")
 _BUILDING = threading.Lock()  # while a model is built without weights, torch's modules behave differently
+_threads = 1
 
 
-def set_threads(count: int) -> None:
-    """Threads for everything that computes in this process."""
-    import torch
+def set_threads(count: int, cores: tuple[int, ...] = ()) -> None:
+    """Threads for everything that computes in this process, the i-th of them on the i-th of `cores` if there are any.
 
-    from edgellm.model import packed
+    Torch takes as many when a section needs it. Raises ValueError if it can't be.
+    """
+    global _threads
+    from edgellm.kernels import native
 
-    torch.set_num_threads(count)
-    packed.set_threads(count)
+    native.set_threads(count, cores)
+    _threads = count
 
 
-def load_section(manifest: Manifest, folder: Path, start: int, end: int, *, without_ends: bool = False):
+def load_section(
+    manifest: Manifest, folder: Path, start: int, end: int, *, without_ends: bool = False, path: str = "auto"
+):
     """Section [start, end) from its shards, each checked against the manifest's SHA-256.
 
-    `without_ends` leaves the embedding and the head out even where the section is first or last (to time a layer).
-    Raises ManifestError naming the file that is missing, corrupt or of another shape.
+    `path` "auto" gives a fused section where its family is known, which needs neither torch nor transformers; "generic"
+    transformers' own layers. `without_ends` leaves the embedding and the head out even where the section is first or
+    last (to time a layer). Raises ManifestError naming the file that is missing, corrupt or of another shape.
     """
+    if path not in PATHS:
+        raise UsageError(f"path is {path!r}, expected one of {', '.join(PATHS)}")
+    if path == "auto":
+        from edgellm.model.fused.section import FusedSection, read_spec
+
+        spec, reason = read_spec(manifest, folder)
+        if spec is not None:
+            return FusedSection(spec, manifest, folder, start, end, without_ends=without_ends)
+        log.info("section %d-%d takes the generic path: %s", start, end, reason)
+
+    import torch
+
     from edgellm.model.section import Section
 
+    torch.set_num_threads(_threads)
     with _BUILDING:
         section = Section.load(manifest, folder, start, end, without_ends=without_ends)
     return _NumpySection(section, manifest)

@@ -18,6 +18,7 @@ from edgellm.checkpoint.tensors import (
     BLOCK_BYTES,
     FLOATS,
     PLAIN,
+    TILE,
     Rows,
     SourceTensor,
     stored_bytes,
@@ -25,7 +26,7 @@ from edgellm.checkpoint.tensors import (
 )
 from edgellm.errors import CheckpointError
 
-SHARD_FORMAT = "edgellm-shard-1"
+SHARD_FORMAT = "edgellm-shard-2"
 _CHUNK_ELEMENTS = 1 << 21  # of one tensor in memory at a time, where the source can be read in pieces
 _DTYPE_NAMES = {
     "f32": "F32", "f16": "F16", "bf16": "BF16", "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8", "u8": "U8",
@@ -110,8 +111,9 @@ def make_plan(name: str, kind: str, layer: int | None, entries: list[Entry]) -> 
 
 
 def _item_bytes(entry: Entry) -> int:
-    # Packed blocks want 2 for their fp16 scale; their own sizes (20, 34) keep what follows aligned to 2.
-    return 2 if entry.encoding in BLOCK_BYTES else PLAIN[entry.encoding].itemsize
+    # Packed weights first: the data begins on a cache line, and tiles, multiples of 32 bytes, keep everything after
+    # them aligned.
+    return 64 if entry.encoding in BLOCK_BYTES else PLAIN[entry.encoding].itemsize
 
 
 def write_shard(plan: ShardPlan, folder: Path, wrote: Callable[[int], None]) -> Shard:
@@ -164,6 +166,8 @@ def _put_entry(entry: Entry, put: Callable) -> None:
         raise AssertionError(f"{entry.name}: rows of shape {rows.shape}, planned {entry.shape}")
     count = rows.shape[0] if rows.shape else 1
     step = max(1, _CHUNK_ELEMENTS // max(1, math.prod(rows.shape[1:])))
+    if entry.encoding in BLOCK_BYTES:
+        step = max(TILE, step // TILE * TILE)  # whole tiles
     for start in range(0, count, step):
         stop = min(start + step, count)
         data = _encode(rows, start, stop, entry)
@@ -175,8 +179,11 @@ def _encode(rows: Rows, start: int, stop: int, entry: Entry) -> torch.Tensor:
     if entry.encoding == rows.encoding:
         data = rows.read(start, stop)
         if entry.encoding in BLOCK_BYTES:
+            from edgellm.model.tiles import from_blocks
+
             _check_scales(data, entry, start)
-        elif data.is_floating_point():
+            return torch.from_numpy(from_blocks(data.numpy(), entry.encoding))
+        if data.is_floating_point():
             _check_finite(data, entry, start, "value")
         return data
     values = rows.read_f32(start, stop)

@@ -1,4 +1,4 @@
-"""A source's tensors, read a few rows at a time: plain, packed (int4, int8), or dequantized from another GGUF type."""
+"""A source's tensors, read a few rows at a time: plain, in GGUF's blocks of int4 or int8, or dequantized."""
 
 import math
 from collections.abc import Callable
@@ -17,35 +17,44 @@ PLAIN = {
 }  # fmt: skip
 ENCODING_OF = {dtype: encoding for encoding, dtype in PLAIN.items()}
 FLOATS = ("f64", "f32", "f16", "bf16")
-BLOCK = 32  # elements a block of int4 and int8
+BLOCK = 32  # elements a block of GGUF's Q4_1 (int4) and Q8_0 (int8)
 BLOCK_BYTES = {"int4": 20, "int8": 34}
+TILE = 16  # rows that a shard stores together, of int4 and int8
+GROUP_BYTES = {"int4": 320, "int8": 544}  # of the blocks of a tile's rows, side by side
 
 
-def stored_shape(shape: tuple[int, ...], encoding: str) -> tuple[int, ...]:
-    """Shape of the tensor as stored: a packed row is in/32 blocks of bytes."""
+def block_shape(shape: tuple[int, ...], encoding: str) -> tuple[int, ...]:
+    """Shape of the tensor that holds rows in GGUF's blocks: a packed row is in/32 blocks of bytes."""
     if encoding in BLOCK_BYTES:
         return (*shape[:-1], shape[-1] // BLOCK * BLOCK_BYTES[encoding])
     return tuple(shape)
 
 
+def stored_shape(shape: tuple[int, ...], encoding: str) -> tuple[int, ...]:
+    """Shape of the tensor in a shard: a packed weight [out, in] is tiles of bytes."""
+    if encoding in GROUP_BYTES:
+        return -(-shape[0] // TILE), shape[1] // BLOCK * GROUP_BYTES[encoding]
+    return tuple(shape)
+
+
 def stored_bytes(shape: tuple[int, ...], encoding: str) -> int:
-    """Bytes of a tensor of `shape` in `encoding`."""
-    item = 1 if encoding in BLOCK_BYTES else PLAIN[encoding].itemsize
+    """Bytes in a shard of a tensor of `shape` in `encoding`."""
+    item = 1 if encoding in GROUP_BYTES else PLAIN[encoding].itemsize
     return math.prod(stored_shape(shape, encoding)) * item
 
 
 class Rows:
     """A tensor whose first dimension can be read piece by piece.
 
-    `shape` counts elements, `encoding` says what `read` returns: a tensor of that dtype, or for int4 and int8 a uint8
-    tensor [rows, bytes a row].
+    `shape` counts elements, `encoding` says what `read` returns: a tensor of that dtype, or for int4 and int8 GGUF's
+    blocks, a uint8 tensor [rows, bytes a row].
     """
 
     def __init__(self, shape: tuple[int, ...], encoding: str):
         self.shape, self.encoding = tuple(shape), encoding
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) as stored."""
+        """Rows [start, stop) as the source has them."""
         raise NotImplementedError
 
     def read_f32(self, start: int, stop: int) -> torch.Tensor:
@@ -53,20 +62,21 @@ class Rows:
         return to_f32(self.read(start, stop), self.encoding, (stop - start, *self.shape[1:]))
 
     def read_all(self) -> torch.Tensor:
-        """The whole tensor as stored; of a scalar too."""
-        return self.read(0, self.shape[0] if self.shape else 1).reshape(stored_shape(self.shape, self.encoding))
+        """The whole tensor as the source has it; of a scalar too."""
+        return self.read(0, self.shape[0] if self.shape else 1).reshape(block_shape(self.shape, self.encoding))
 
 
 class FileRows(Rows):
-    """Rows that lie in a file as they are to be stored."""
+    """Rows that lie in a file as `read` returns them."""
 
     def __init__(self, file: CheckpointFile, offset: int, shape: tuple[int, ...], encoding: str, what: str):
         super().__init__(shape, encoding)
         self._file, self._offset, self._what = file, offset, what
-        self._row_bytes = stored_bytes((1, *self.shape[1:]), encoding)
+        item = 1 if encoding in BLOCK_BYTES else PLAIN[encoding].itemsize
+        self._row_bytes = math.prod(block_shape((1, *self.shape[1:]), encoding)) * item
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        shape = stored_shape((stop - start, *self.shape[1:]), self.encoding)
+        shape = block_shape((stop - start, *self.shape[1:]), self.encoding)
         if not math.prod(shape):
             return torch.empty(shape, dtype=PLAIN.get(self.encoding, torch.uint8))
         raw = self._file.read(self._offset + start * self._row_bytes, (stop - start) * self._row_bytes, self._what)
@@ -99,7 +109,7 @@ class BlockRows(Rows):
         with np.errstate(over="ignore"):
             out[:, 2:4] = (scale * np.float16(-8)).view(np.uint8)
         out[:, 4:] = blocks[:, 2:]
-        return torch.from_numpy(out.reshape(stored_shape((stop - start, *self.shape[1:]), "int4")))
+        return torch.from_numpy(out.reshape(block_shape((stop - start, *self.shape[1:]), "int4")))
 
     def read_f32(self, start: int, stop: int) -> torch.Tensor:
         from gguf import GGMLQuantizationType
@@ -119,7 +129,7 @@ class LoadedRows(Rows):
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         if self._data is None:
-            self._data = self._load().reshape(stored_shape(self.shape or (1,), self.encoding))
+            self._data = self._load().reshape(block_shape(self.shape or (1,), self.encoding))
         return self._data[start:stop]
 
 
@@ -140,12 +150,11 @@ class SourceTensor:
 
 
 def to_f32(data: torch.Tensor, encoding: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Stored rows in float32; `shape` counts elements."""
+    """Rows as read, in float32; `shape` counts elements."""
     if encoding in BLOCK_BYTES:
-        from edgellm.model.packed import unpack
+        from edgellm.model.packed import block_values
 
-        flat = data.reshape(-1, data.shape[-1])
-        return unpack(flat, encoding, (flat.shape[0], shape[-1])).reshape(shape)
+        return block_values(data.reshape(-1, BLOCK_BYTES[encoding]), encoding).reshape(shape)
     return data.to(torch.float32)
 
 

@@ -1,125 +1,123 @@
-"""The Python face of libedgellm: checks tensors, then hands their addresses to the native kernels."""
+"""The Python face of libedgellm: checks NumPy arrays, then hands their addresses to the native kernels.
+
+A weight is given as an array of any type whose bytes are what kernels/gemm.h describes, in this machine's memory or in
+a mapped file, and by its shape [out, in]; results are written to arrays that the caller brings. Nothing here needs
+torch: a tensor's memory comes as `tensor.numpy()`.
+"""
 
 import ctypes
 import functools
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from edgellm.errors import EdgellmError
 
-ENCODINGS = {"int4": 0, "int8": 1, "bf16": 2, "f16": 3}  # as in rows.h
-GROUP = 32  # weights in a block of int4 or int8
-BLOCK_BYTES = {"int4": 20, "int8": 34}
-_DTYPES = {"int4": torch.uint8, "int8": torch.uint8, "bf16": torch.bfloat16, "f16": torch.float16}
+ENCODINGS = {"int4": 0, "int8": 1, "bf16": 2, "f16": 3, "f32": 4}  # as in gemm.h
+GROUP = 32  # columns that share a scale, of int4 or int8
+TILE = 16  # rows that lie together, of int4 or int8
+GROUP_BYTES = {"int4": 320, "int8": 544}  # of a group of a tile
+VALUE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 
-_ABI = 1
+_ABI = 2
 _NAME = "libedgellm.so"
 _STATUS = {
     1: "a null pointer",
     2: "an unknown encoding",
     3: "a shape it can't compute",
     4: "a buffer of another length than its shape says",
-    5: "fewer than one thread",
+    5: "a number of threads, or cores, that it can't have",
     6: "an instruction set that this processor lacks",
+    7: "more tokens than there is memory for",
 }
 
 
-def packed_shape(encoding: str, shape: tuple[int, int]) -> tuple[int, int]:
-    """The shape of the tensor that holds a weight of `shape` [out, in]; ValueError if it can't be packed so."""
+def stored_shape(encoding: str, shape: tuple[int, int]) -> tuple[int, int]:
+    """The shape of the tensor that holds a weight of `shape` [out, in]: [tiles, bytes of a tile], or as it is for plain
+    encodings. ValueError if it can't be stored so."""
     out, columns = shape
-    if encoding not in ENCODINGS and encoding != "f32":
-        raise ValueError(f"encoding {encoding!r} is none of f32, {', '.join(ENCODINGS)}")
+    if encoding not in ENCODINGS:
+        raise ValueError(f"encoding {encoding!r} is none of {', '.join(ENCODINGS)}")
     if out < 1 or columns < 1:
         raise ValueError(f"a weight of shape [{out}, {columns}] has no elements")
-    if encoding not in BLOCK_BYTES:
+    if encoding not in GROUP_BYTES:
         return out, columns
     if columns % GROUP:
         raise ValueError(f"{encoding} packs rows in groups of {GROUP}; this weight has rows of {columns}")
-    return out, columns // GROUP * BLOCK_BYTES[encoding]
+    return -(-out // TILE), columns // GROUP * GROUP_BYTES[encoding]
 
 
-def check_data(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> None:
-    """Raises ValueError unless `data` is what a weight of `shape` [out, in] looks like in this encoding."""
-    expected = packed_shape(encoding, shape)
-    dtype = _DTYPES.get(encoding, torch.float32)
-    if data.dtype != dtype:
-        raise ValueError(f"an {encoding} weight is a tensor of {dtype}, not of {data.dtype}")
-    if tuple(data.shape) != expected:
-        raise ValueError(f"an {encoding} weight of shape {list(shape)} is a tensor of shape {list(expected)}, "
-                         f"not {list(data.shape)}")
-    if data.device.type != "cpu" or not data.is_contiguous():
-        raise ValueError(f"an {encoding} weight must be a dense tensor in main memory")
+def weight_bytes(encoding: str, shape: tuple[int, int]) -> int:
+    """Bytes of a weight of `shape` [out, in]; ValueError if it can't be stored so."""
+    rows, columns = stored_shape(encoding, shape)
+    return rows * columns * VALUE_BYTES.get(encoding, 1)
 
 
-def _check_floats(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.dtype != torch.float32:
-        raise ValueError(f"{name} must be float32, not {tensor.dtype}")
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}, not {list(tensor.shape)}")
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
-        raise ValueError(f"{name} must be a dense tensor in main memory")
+def linear(
+    x: np.ndarray, data: np.ndarray, encoding: str, shape: tuple[int, int], out: np.ndarray, integer: bool = False
+) -> None:
+    """out = x times the transpose of the weight; float32 [tokens, in] and [tokens, out].
 
-
-def _check_threads(threads: int) -> None:
-    if threads < 1:
-        raise ValueError(f"at least 1 thread is needed, not {threads}")
-
-
-def linear(x: torch.Tensor, data: torch.Tensor, encoding: str, out: torch.Tensor, threads: int = 1) -> None:
-    """Writes x · wᵀ to `out`, reading the packed weights where they are.
-
-    x: float32 [tokens, in]; data: uint8 [out, bytes of a row] for int4 and int8, else bfloat16 or float16 [out, in];
-    out: float32 [tokens, out]. A token's result is the same bit for bit whatever other tokens are in the call.
-    Raises ValueError if they don't fit together.
+    With `integer`, packed weights are multiplied with x as int8 in groups (gemm.h: product): faster, and off by what
+    the rounding of x makes. Raises ValueError if the arrays don't fit together.
     """
-    if x.dim() != 2:
-        raise ValueError(f"x must have 2 dimensions, not {x.dim()}")
-    if encoding not in ENCODINGS:
-        raise ValueError(f"encoding {encoding!r} is none of {', '.join(ENCODINGS)}")
-    tokens, columns = x.shape
-    rows = data.shape[0] if data.dim() else 0
-    check_data(data, encoding, (rows, columns))
-    _check_floats("x", x, (tokens, columns))
-    _check_floats("out", out, (tokens, rows))
-    _check_threads(threads)
-    status = library().edgellm_linear(
-        data.data_ptr(), data.nbytes, ENCODINGS[encoding], rows, columns, x.data_ptr(), tokens, out.data_ptr(), threads
-    )
+    address = _weight(data, encoding, shape)
+    if x.ndim != 2:
+        raise ValueError(f"x must have 2 dimensions, not {x.ndim}")
+    tokens = x.shape[0]
+    places = _floats("x", x, (tokens, shape[1])), tokens, _floats("out", out, (tokens, shape[0]))
+    status = library().edgellm_linear(address, data.nbytes, ENCODINGS[encoding], *shape, *places, integer)
     _check_status("linear", status)
 
 
-def dequantize(data: torch.Tensor, encoding: str, start: int, end: int, out: torch.Tensor, threads: int = 1) -> None:
-    """Writes rows [start, end) of a packed weight to `out`, float32 [end - start, in]; ValueError if they don't fit."""
-    if encoding not in ENCODINGS:
-        raise ValueError(f"encoding {encoding!r} is none of {', '.join(ENCODINGS)}")
-    if data.dim() != 2 or out.dim() != 2:
-        raise ValueError(f"data and out must have 2 dimensions, not {data.dim()} and {out.dim()}")
-    rows, columns = data.shape[0], out.shape[1]
-    check_data(data, encoding, (rows, columns))
-    if not 0 <= start <= end <= rows:
-        raise ValueError(f"rows {start} to {end} are not within the {rows} rows of this weight")
-    _check_floats("out", out, (end - start, columns))
-    _check_threads(threads)
+def dequantize(
+    data: np.ndarray, encoding: str, shape: tuple[int, int], start: int, end: int, out: np.ndarray
+) -> None:
+    """Writes rows [start, end) of a weight [out, in] to `out`, float32 [end - start, in]; ValueError if it can't."""
+    address = _weight(data, encoding, shape)
+    if not 0 <= start <= end <= shape[0]:
+        raise ValueError(f"rows {start} to {end} are not within the {shape[0]} rows of this weight")
+    into = _floats("out", out, (end - start, shape[1]))
     status = library().edgellm_dequantize(
-        data.data_ptr(), data.nbytes, ENCODINGS[encoding], rows, columns,
-        start, end, out.data_ptr(), out.numel(), threads,
+        address, data.nbytes, ENCODINGS[encoding], *shape, start, end, into, out.size
     )
     _check_status("dequantize", status)
 
 
-def read(data: torch.Tensor) -> int:
-    """Reads a dense uint8 tensor with one core, returns the sum of its 64-bit words: a measure of the memory."""
-    if data.dtype != torch.uint8 or not data.is_contiguous() or data.nbytes % 64:
-        raise ValueError(f"read wants dense uint8, a multiple of 64 bytes, not {data.nbytes} bytes of {data.dtype}")
+def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float32 [tokens, in] as the integer products take it: int8 [tokens, in], and float32 [tokens, in/32] twice: the
+    scale of each group, and scale times the sum of its integers. ValueError if x doesn't come in groups of 32."""
+    if x.ndim != 2 or not x.shape[1] or x.shape[1] % GROUP:
+        raise ValueError(f"x must be rows of a multiple of {GROUP} values, not of shape {list(x.shape)}")
+    tokens, columns = x.shape
+    q = np.empty((tokens, columns), np.int8)
+    scale, total = (np.empty((tokens, columns // GROUP), np.float32) for _ in range(2))
+    offset = np.empty((tokens, columns // GROUP), np.int32)
+    into = [_address(a) for a in (q, scale, total, offset)]
+    _check_status("quantize", library().edgellm_quantize(_floats("x", x, x.shape), tokens, columns, *into))
+    return q, scale, total
+
+
+def read(data: np.ndarray) -> int:
+    """Reads a dense array with one core, returns the sum of its 64-bit words: a measure of the memory."""
+    if not data.flags.c_contiguous or data.nbytes % 64:
+        raise ValueError(f"read wants a dense array, a multiple of 64 bytes, not {data.nbytes}")
     total = ctypes.c_uint64()
-    _check_status("read", library().edgellm_read(data.data_ptr(), data.nbytes, ctypes.byref(total)))
+    _check_status("read", library().edgellm_read(_address(data), data.nbytes, ctypes.byref(total)))
     return total.value
 
 
+def set_threads(count: int, cores: Sequence[int] = ()) -> None:
+    """Computes with `count` threads from now on, thread i on the i-th of `cores` if there are any; not while something
+    computes. ValueError if it can't be."""
+    if library().edgellm_threads_set(count, (ctypes.c_int * len(cores))(*cores), len(cores)):
+        raise ValueError(f"can't compute with {count} threads" + (f" on cores {list(cores)}" if cores else ""))
+
+
 def target() -> str:
-    """The instruction set in use: avx512, avx2, neon or portable."""
+    """The instruction set in use: avx512vnni, avx2, dotprod, neon or scalar."""
     return library().edgellm_target().decode()
 
 
@@ -127,6 +125,29 @@ def use_target(name: str | None) -> None:
     """Computes with another instruction set from now on, None for the best; for tests. ValueError if it can't."""
     if library().edgellm_use_target(None if name is None else name.encode()):
         raise ValueError(f"this processor can't run the kernels for {name}")
+
+
+def _weight(data: np.ndarray, encoding: str, shape: tuple[int, int]) -> int:
+    expected = weight_bytes(encoding, shape)
+    if data.nbytes != expected:
+        raise ValueError(f"an {encoding} weight of shape {list(shape)} has {expected} bytes, not {data.nbytes}")
+    if not data.flags.c_contiguous:
+        raise ValueError(f"an {encoding} weight must be a dense array")
+    return _address(data)
+
+
+def _floats(name: str, array: np.ndarray, shape: tuple[int, ...]) -> int:
+    if array.dtype != np.float32:
+        raise ValueError(f"{name} must be float32, not {array.dtype}")
+    if array.shape != tuple(shape):
+        raise ValueError(f"{name} must have shape {list(shape)}, not {list(array.shape)}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name} must be a dense array")
+    return _address(array)
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 def _check_status(function: str, status: int) -> None:
@@ -162,6 +183,8 @@ def library() -> ctypes.CDLL:
     lib.edgellm_target.restype = ctypes.c_char_p
     lib.edgellm_use_target.argtypes = [ctypes.c_char_p]
     lib.edgellm_linear.argtypes = [*weights, pointer, size, pointer, number]
-    lib.edgellm_dequantize.argtypes = [*weights, size, size, pointer, size, number]
+    lib.edgellm_dequantize.argtypes = [*weights, size, size, pointer, size]
+    lib.edgellm_quantize.argtypes = [pointer, size, size, pointer, pointer, pointer, pointer]
+    lib.edgellm_threads_set.argtypes = [number, ctypes.POINTER(number), size]
     lib.edgellm_read.argtypes = [pointer, size, ctypes.POINTER(size)]
     return lib

@@ -1,19 +1,22 @@
 """Weights in packed encodings: packing, unpacking, and the linear and embedding modules that read them in place.
 
-    int4  U8 [out, in/32*20]  Q4_1 blocks: fp16 scale d, fp16 minimum m, 16 bytes; the low nibble of byte j is
-                              element j, the high one element 16+j; w = d*q + m
-    int8  U8 [out, in/32*34]  Q8_0 blocks: fp16 scale d, 32 int8; w = d*q
-    bf16, f16, f32            plain [out, in]
+    int4  U8 [tiles, in/32*320]  tiles of 16 rows, affine in groups of 32 columns: w = d*q + m
+    int8  U8 [tiles, in/32*544]  the same, w = d*q
+    bf16, f16, f32               plain [out, in]
+
+How a tile looks is in tiles.py and docs/shards.md.
 """
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from edgellm.kernels import native
-from edgellm.kernels.native import BLOCK_BYTES, GROUP, check_data, packed_shape
+from edgellm.kernels.native import GROUP, GROUP_BYTES, TILE, stored_shape
+from edgellm.model import tiles
 
-DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "int8": torch.uint8, "int4": torch.uint8}
 _LEVELS = {"int4": 15, "int8": 127}  # steps from the minimum (int4) or zero (int8) to the largest weight
 _HALF_MAX = 65504.0
 _CHUNK_ELEMENTS = 1 << 20  # packed or unpacked at a time: a few MB of scratch
@@ -33,6 +36,7 @@ def set_threads(count: int) -> None:
     if count < 1:
         raise ValueError(f"at least 1 thread is needed, not {count}")
     _threads = count
+    native.set_threads(count)
     torch.set_num_threads(count)
 
 
@@ -44,32 +48,38 @@ def get_threads() -> int:
 def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
     """Packs a floating-point weight [out, in], a few rows at a time, so that scratch stays small.
 
-    Returns uint8 [out, bytes of a row] for int4 and int8, the plain dtype otherwise. Every element of int4 and int8 is
-    off by at most d/2. Raises ValueError for elements that aren't finite or don't fit, and for rows that are not a
+    Returns uint8 [tiles, bytes of a tile] for int4 and int8, the plain dtype otherwise. Every element of int4 and int8
+    is off by at most d/2. Raises ValueError for elements that aren't finite or don't fit, and for rows that are not a
     multiple of 32 long.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"only a floating-point matrix can be packed, not {weight.dtype} of {weight.dim()} dimensions")
     out, columns = weight.shape
-    data = torch.empty(packed_shape(encoding, (out, columns)), dtype=DTYPES.get(encoding, torch.uint8))
-    rows = max(1, _CHUNK_ELEMENTS // columns)
+    data = torch.empty(stored_shape(encoding, (out, columns)), dtype=_DTYPES[encoding])
+    rows = _rows_at_once(columns)
     for start in range(0, out, rows):
         chunk = weight[start : start + rows].to(torch.float32)
         bad = int((~torch.isfinite(chunk)).sum())
         if bad:
             raise ValueError(f"{bad} of the {chunk.numel()} weights from row {start} on are not finite")
-        if encoding in BLOCK_BYTES:
-            packed = _pack_blocks(chunk.reshape(-1, GROUP), encoding).view(chunk.shape[0], -1)
-        else:
-            packed = chunk.to(data.dtype)
-            if not torch.isfinite(packed).all():
-                raise ValueError(f"a weight of {float(chunk.abs().max()):g} is more than {encoding} can hold")
-        data[start : start + rows] = packed
+        if encoding in GROUP_BYTES:
+            packed = torch.from_numpy(_pack_groups(chunk.reshape(-1, GROUP), encoding, len(chunk)))
+            data[start // TILE : start // TILE + len(packed)] = packed
+            continue
+        plain = chunk.to(data.dtype)
+        if not torch.isfinite(plain).all():
+            raise ValueError(f"a weight of {float(chunk.abs().max()):g} is more than {encoding} can hold")
+        data[start : start + rows] = plain
     return data
 
 
-def _pack_blocks(groups: torch.Tensor, encoding: str) -> torch.Tensor:
-    """float32 [blocks, 32] to bytes [blocks, 20 or 34]."""
+def _rows_at_once(columns: int) -> int:
+    """Rows of a chunk: whole tiles."""
+    return max(TILE, _CHUNK_ELEMENTS // columns // TILE * TILE)
+
+
+def _pack_groups(groups: torch.Tensor, encoding: str, rows: int) -> np.ndarray:
+    """float32 [rows * groups, 32] to tiles, uint8 [tiles, bytes of a tile]."""
     levels = _LEVELS[encoding]
     if encoding == "int4":
         low, high = groups.aminmax(dim=1, keepdim=True)
@@ -88,9 +98,10 @@ def _pack_blocks(groups: torch.Tensor, encoding: str) -> torch.Tensor:
     d = scale.to(torch.float32)
     q = ((groups - m) / torch.where(d == 0, 1.0, d)).round_()
     if encoding == "int4":
-        q = q.clamp_(0, levels).to(torch.uint8)
-        return torch.cat([scale.view(torch.uint8), minimum.view(torch.uint8), q[:, :16] | q[:, 16:] << 4], dim=1)
-    return torch.cat([scale.view(torch.uint8), q.clamp_(-levels, levels).to(torch.int8).view(torch.uint8)], dim=1)
+        q, minima = q.clamp_(0, levels).to(torch.uint8), minimum.view(rows, -1).numpy()
+    else:
+        q, minima = q.clamp_(-levels, levels).to(torch.int8), None
+    return tiles.to_tiles(encoding, q.view(rows, -1, GROUP).numpy(), scale.view(rows, -1).numpy(), minima)
 
 
 def _half_at_most(values: torch.Tensor) -> torch.Tensor:
@@ -111,27 +122,45 @@ def _half_scale(span: torch.Tensor, levels: int) -> torch.Tensor:
 
 
 def unpack(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> torch.Tensor:
-    """The float32 weight [out, in] that packed data stands for, in plain torch; ValueError if it doesn't fit."""
+    """The float32 weight [out, in] that packed data stands for, without native code; ValueError if it doesn't fit."""
     check_data(data, encoding, shape)
-    if encoding not in BLOCK_BYTES:
+    if encoding not in GROUP_BYTES:
         return data.to(torch.float32)
     out, columns = shape
     weight = torch.empty(out, columns)
-    rows = max(1, _CHUNK_ELEMENTS // columns)
+    rows = _rows_at_once(columns)
     for start in range(0, out, rows):
-        blocks = data[start : start + rows].reshape(-1, BLOCK_BYTES[encoding])
-        weight[start : start + rows] = _unpack_blocks(blocks, encoding).view(-1, columns)
+        end = min(start + rows, out)
+        part = data[start // TILE : -(-end // TILE)].numpy()
+        weight[start:end] = _values(*tiles.from_tiles(part, encoding, (end - start, columns)))
     return weight
 
 
-def _unpack_blocks(blocks: torch.Tensor, encoding: str) -> torch.Tensor:
-    """Bytes [blocks, 20 or 34] to float32 [blocks, 32]."""
-    d = blocks[:, :2].contiguous().view(torch.float16).to(torch.float32)
-    if encoding == "int8":
-        return blocks[:, 2:].view(torch.int8).to(torch.float32).mul_(d)
-    m = blocks[:, 2:4].contiguous().view(torch.float16).to(torch.float32)
-    q = torch.cat([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], dim=1)
-    return q.to(torch.float32).mul_(d).add_(m)
+def _values(q: np.ndarray, d: np.ndarray, m: np.ndarray | None) -> torch.Tensor:
+    """q [rows, groups, 32], d and m [rows, groups] to float32 [rows, columns]."""
+    values = q.astype(np.float32)
+    with np.errstate(invalid="ignore"):  # what isn't finite was refused before, or is the caller's
+        values *= d[:, :, None].astype(np.float32)
+        if m is not None:
+            values += m[:, :, None].astype(np.float32)
+    return torch.from_numpy(values.reshape(len(q), -1))
+
+
+def block_values(blocks: torch.Tensor, encoding: str) -> torch.Tensor:
+    """float32 [rows, columns] of GGUF's blocks, uint8 [rows, bytes a row] (tiles.from_blocks)."""
+    return _values(*tiles.split_blocks(blocks.numpy(), encoding))
+
+
+def check_data(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> None:
+    """Raises ValueError unless `data` is what a weight of `shape` [out, in] looks like in this encoding."""
+    expected, dtype = stored_shape(encoding, shape), _DTYPES[encoding]
+    if data.dtype != dtype:
+        raise ValueError(f"an {encoding} weight is a tensor of {dtype}, not of {data.dtype}")
+    if tuple(data.shape) != expected:
+        raise ValueError(f"an {encoding} weight of shape {list(shape)} is a tensor of shape {list(expected)}, "
+                         f"not {list(data.shape)}")
+    if data.device.type != "cpu" or not data.is_contiguous():
+        raise ValueError(f"an {encoding} weight must be a dense tensor in main memory")
 
 
 class _Packed(nn.Module):
@@ -143,6 +172,8 @@ class _Packed(nn.Module):
         self.data = data
         self.encoding = encoding
         self.shape = tuple(shape)
+        # NumPy knows no bfloat16; the kernels want the bytes.
+        self._bytes = data.view(torch.int16 if encoding == "bf16" else data.dtype).numpy()
 
     @property
     def weight(self) -> torch.Tensor:
@@ -170,10 +201,10 @@ class PackedLinear(_Packed):
         """x: float32 [..., in] -> float32 [..., out]."""
         if self.encoding == "f32":
             return functional.linear(x, self.data, self.bias)
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
         y = rows.new_empty(rows.shape[0], self.out_features)
         if rows.shape[0] < PANEL_TOKENS:
-            native.linear(rows, self.data, self.encoding, y, _threads)
+            native.linear(rows.numpy(), self._bytes, self.encoding, self.shape, y.numpy())
         else:
             self._in_panels(rows, y)
         if self.bias is not None:
@@ -186,7 +217,7 @@ class PackedLinear(_Packed):
         panel = x.new_empty(at_once, self.in_features)
         for start in range(0, self.out_features, at_once):
             end = min(start + at_once, self.out_features)
-            native.dequantize(self.data, self.encoding, start, end, panel[: end - start], _threads)
+            native.dequantize(self._bytes, self.encoding, self.shape, start, end, panel[: end - start].numpy())
             torch.mm(x, panel[: end - start].T, out=y[:, start:end])
 
 
@@ -201,8 +232,19 @@ class PackedEmbedding(_Packed):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids: integers [...] -> float32 [..., dim]; IndexError for ids outside the vocabulary."""
         chosen = ids.reshape(-1)
-        rows = self.data[chosen]
-        y = unpack(rows, self.encoding, (chosen.shape[0], self.embedding_dim)) if len(chosen) else rows.new_empty(0)
+        if self.encoding in GROUP_BYTES:
+            y = self._gather(chosen.numpy())
+        else:
+            y = self.data[chosen].to(torch.float32)
         if self.scale is not None:
             y = y * self.scale
         return y.view(*ids.shape, self.embedding_dim)
+
+    def _gather(self, ids: np.ndarray) -> torch.Tensor:
+        """float32 [ids, dim]: rows picked out of their tiles."""
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.num_embeddings:
+            raise IndexError(f"token id {ids.min()} or {ids.max()} is outside of 0 to {self.num_embeddings - 1}")
+        y = torch.empty(len(ids), self.embedding_dim)
+        for i, row in enumerate(ids.tolist()):
+            native.dequantize(self._bytes, self.encoding, self.shape, row, row + 1, y[i : i + 1].numpy())
+        return y

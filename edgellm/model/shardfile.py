@@ -13,7 +13,7 @@ from edgellm.checkpoint.manifest import ModelFile, Shard
 from edgellm.checkpoint.safetensors_file import SafetensorsFile
 from edgellm.errors import CheckpointError, ManifestError
 
-FORMAT = "edgellm-shard-1"
+FORMAT = "edgellm-shard-2"
 _DTYPES = {
     "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8, "I8": torch.int8,
     "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
@@ -62,7 +62,10 @@ class ShardFile:
     def _packed(self, metadata: dict) -> dict[str, tuple[str, tuple[int, int]]]:
         if metadata.get("format") != FORMAT:
             found = metadata.get("format")
-            raise ManifestError(f"{self.path}: format is {found!r}, expected {FORMAT}. Split it again.")
+            raise ManifestError(
+                f"{self.path}: format is {str(found)[:40]!r}, expected {FORMAT}: split the model again, with "
+                "edgellm split SOURCE --out FOLDER, and deploy that."
+            )
         try:
             content = json.loads(metadata.get("encodings", "{}"))
             found = {name: (encoding, (rows, columns)) for name, (encoding, (rows, columns)) in content.items()}

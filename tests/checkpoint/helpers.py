@@ -66,7 +66,7 @@ def read_split(folder: Path) -> dict[str, torch.Tensor]:
         prefix = "" if shard.layer is None else f"layers.{shard.layer}."
         with safe_open(path, "pt") as f:
             metadata = f.metadata()
-            assert metadata["format"] == "edgellm-shard-1"
+            assert metadata["format"] == "edgellm-shard-2"
             encodings = json.loads(metadata["encodings"])
             for name in f.keys():  # noqa: SIM118
                 data = f.get_tensor(name)

@@ -1,0 +1,120 @@
+// Products with AVX-512 and its dot product of bytes (VNNI).
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of GCC 12's own header, falsely
+#endif
+#include <immintrin.h>
+#include <string.h>
+
+#include "gemm_scalar.h"
+
+namespace edgellm {
+namespace {
+
+constexpr size_t WIDTH = 16;
+using F = __m512;
+using I = __m512i;
+
+inline F load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+inline F zero() { return _mm512_setzero_ps(); }
+inline F spread(float v) { return _mm512_set1_ps(v); }
+inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+inline F halves(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+inline I words(const uint8_t* p) { return _mm512_loadu_si512(p); }
+
+template <int LOW, int COUNT>
+inline I bits(I v) {
+    return _mm512_and_si512(_mm512_srli_epi32(v, LOW), _mm512_set1_epi32((1 << COUNT) - 1));
+}
+
+template <int J>
+inline I byte(I v) {
+    return _mm512_srai_epi32(_mm512_slli_epi32(v, 24 - 8 * J), 24);
+}
+
+template <int E>
+inline F widen(const uint8_t* p) {
+    if (E == F32) return _mm512_loadu_ps(p);
+    if (E == F16) return halves(p);
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+}
+
+template <int E>
+constexpr size_t most_tokens() { return 6; }
+
+template <int E>
+constexpr size_t vectors_at_once(size_t tokens) { return tokens <= 2 ? 4 : 2; }
+
+inline I four(const int8_t* x) {
+    int32_t v;
+    memcpy(&v, x, 4);
+    return _mm512_set1_epi32(v);
+}
+
+// dpbusd multiplies unsigned by signed bytes: nibbles are unsigned; q of INT8 becomes q + 128, which `offset` takes off.
+template <int E, size_t P, size_t T>
+inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
+                 I (&acc)[P][T]) {
+    const I low = _mm512_set1_epi8(15), flip = _mm512_set1_epi8(-128);
+#pragma GCC unroll 8
+    for (size_t t = 0; t < T; t++)
+#pragma GCC unroll 8
+        for (size_t p = 0; p < P; p++) acc[p][t] = E == INT4 ? I{} : _mm512_set1_epi32(offset[t * groups]);
+#pragma GCC unroll 8
+    for (size_t c = 0; c < (E == INT4 ? 4 : 8); c++) {
+        I a[P], b[P];
+#pragma GCC unroll 8
+        for (size_t p = 0; p < P; p++) {
+            const I bytes = words(w[p] + c * 64);
+            a[p] = E == INT4 ? _mm512_and_si512(bytes, low) : _mm512_xor_si512(bytes, flip);
+            b[p] = E == INT4 ? _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low) : bytes;
+        }
+#pragma GCC unroll 8
+        for (size_t t = 0; t < T; t++) {
+            const int8_t* at = x + t * in + (E == INT4 ? 8 : 4) * c;
+            const I first = four(at);
+#pragma GCC unroll 8
+            for (size_t p = 0; p < P; p++) acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], a[p], first);
+            if (E == INT4) {
+                const I second = four(at + 4);
+#pragma GCC unroll 8
+                for (size_t p = 0; p < P; p++) acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], b[p], second);
+            }
+        }
+    }
+}
+
+#include "gemm_vector.h"
+
+void quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale, float* sum, int32_t* offset) {
+    for (size_t at = 0, g = 0; at < tokens * in; at += GROUP, g++) {
+        const F a = load(x + at), b = load(x + at + 16);
+        const I positive = _mm512_set1_epi32(0x7fffffff);
+        const I most_of = _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(a), positive),
+                                           _mm512_and_si512(_mm512_castps_si512(b), positive));
+        const uint32_t most = _mm512_reduce_max_epu32(most_of);
+        if (most < LEAST_BITS || most >= INFINITY_BITS) {
+            scalar_quantize(x + at, 1, GROUP, q + at, scale + g, sum + g, offset + g);
+            continue;
+        }
+        const float largest = from_bits(most);
+        const F inverse = spread(127.0f / largest);
+        const I first = _mm512_cvtps_epi32(mul(a, inverse)), second = _mm512_cvtps_epi32(mul(b, inverse));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(q + at), _mm512_cvtepi32_epi8(first));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(q + at + 16), _mm512_cvtepi32_epi8(second));
+        const int total = _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
+        scale[g] = largest / 127.0f;
+        sum[g] = scale[g] * static_cast<float>(total);
+        offset[g] = -128 * total;
+    }
+}
+
+}  // namespace
+
+const Target AVX512VNNI_TARGET = {"avx512vnni", quantize, product, product_exact, dequantize};
+
+}  // namespace edgellm

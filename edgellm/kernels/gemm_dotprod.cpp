@@ -1,0 +1,70 @@
+// Products with NEON and its dot product of bytes (ARMv8.2, as Cortex-A76).
+// Said here and not to the compiler, for the ways to tell it differ.
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+#else
+#pragma GCC target("arch=armv8.2-a+dotprod")
+#endif
+#include <arm_neon.h>
+#include <string.h>
+
+#include "gemm_scalar.h"
+
+namespace edgellm {
+namespace {
+
+#include "gemm_neon.h"
+
+template <int E>
+constexpr size_t most_tokens() { return 4; }
+
+template <int E>
+constexpr size_t vectors_at_once(size_t) { return 4; }
+
+// Each token's columns come 16 at a time: four lanes of four.
+template <int E, size_t P, size_t T>
+inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t*, size_t, I (&acc)[P][T]) {
+#pragma GCC unroll 8
+    for (size_t p = 0; p < P; p++)
+#pragma GCC unroll 8
+        for (size_t t = 0; t < T; t++) acc[p][t] = vdupq_n_s32(0);
+#pragma GCC unroll 2
+    for (size_t half_of = 0; half_of < 2; half_of++) {
+        int8x16_t columns[T];
+#pragma GCC unroll 8
+        for (size_t t = 0; t < T; t++) columns[t] = vld1q_s8(x + t * in + 16 * half_of);
+#pragma GCC unroll 8
+        for (size_t p = 0; p < P; p++) {
+            int8x16_t a[4];
+            if constexpr (E == INT4) {
+                const uint8x16_t first = vld1q_u8(w[p] + 128 * half_of), second = vld1q_u8(w[p] + 128 * half_of + 64);
+                a[0] = vreinterpretq_s8_u8(vandq_u8(first, vdupq_n_u8(15)));
+                a[1] = vreinterpretq_s8_u8(vshrq_n_u8(first, 4));
+                a[2] = vreinterpretq_s8_u8(vandq_u8(second, vdupq_n_u8(15)));
+                a[3] = vreinterpretq_s8_u8(vshrq_n_u8(second, 4));
+            } else {
+#pragma GCC unroll 4
+                for (size_t c = 0; c < 4; c++) a[c] = vreinterpretq_s8_u8(vld1q_u8(w[p] + 256 * half_of + 64 * c));
+            }
+#pragma GCC unroll 8
+            for (size_t t = 0; t < T; t++) {
+                acc[p][t] = vdotq_laneq_s32(acc[p][t], a[0], columns[t], 0);
+                acc[p][t] = vdotq_laneq_s32(acc[p][t], a[1], columns[t], 1);
+                acc[p][t] = vdotq_laneq_s32(acc[p][t], a[2], columns[t], 2);
+                acc[p][t] = vdotq_laneq_s32(acc[p][t], a[3], columns[t], 3);
+            }
+        }
+    }
+}
+
+#include "gemm_vector.h"
+
+}  // namespace
+
+const Target DOTPROD_TARGET = {"dotprod", quantize, product, product_exact, dequantize};
+
+}  // namespace edgellm
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif

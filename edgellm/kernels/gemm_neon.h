@@ -1,0 +1,62 @@
+// What both instruction sets of aarch64 share. Included inside of an anonymous namespace.
+
+constexpr size_t WIDTH = 4;
+using F = float32x4_t;
+using I = int32x4_t;
+
+inline F load(const float* p) { return vld1q_f32(p); }
+inline void store(float* p, F v) { vst1q_f32(p, v); }
+inline F zero() { return vdupq_n_f32(0); }
+inline F spread(float v) { return vdupq_n_f32(v); }
+inline F add(F a, F b) { return vaddq_f32(a, b); }
+inline F mul(F a, F b) { return vmulq_f32(a, b); }
+inline F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+inline F to_float(I v) { return vcvtq_f32_s32(v); }
+inline I words(const uint8_t* p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
+inline F halves(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+
+template <int LOW, int COUNT>
+inline I bits(I v) {
+    const uint32x4_t u = vreinterpretq_u32_s32(v);
+    if constexpr (LOW == 0) return vandq_s32(v, vdupq_n_s32((1 << COUNT) - 1));
+    else return vandq_s32(vreinterpretq_s32_u32(vshrq_n_u32(u, LOW)), vdupq_n_s32((1 << COUNT) - 1));
+}
+
+template <int J>
+inline I byte(I v) {
+    if constexpr (J == 3) return vshrq_n_s32(v, 24);
+    else return vshrq_n_s32(vshlq_n_s32(v, 24 - 8 * J), 24);
+}
+
+template <int E>
+inline F widen(const uint8_t* p) {
+    if constexpr (E == F32) return vreinterpretq_f32_u8(vld1q_u8(p));
+    else if constexpr (E == F16) return halves(p);
+    else return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
+}
+
+inline void quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale, float* sum, int32_t* offset) {
+    for (size_t at = 0, g = 0; at < tokens * in; at += GROUP, g++) {
+        uint32x4_t most = vdupq_n_u32(0);
+        for (size_t i = 0; i < 8; i++)
+            most = vmaxq_u32(most, vandq_u32(vreinterpretq_u32_f32(load(x + at + 4 * i)), vdupq_n_u32(0x7fffffff)));
+        const uint32_t largest_bits = vmaxvq_u32(most);
+        if (largest_bits < LEAST_BITS || largest_bits >= INFINITY_BITS) {
+            scalar_quantize(x + at, 1, GROUP, q + at, scale + g, sum + g, offset + g);
+            continue;
+        }
+        const float largest = from_bits(largest_bits);
+        const F inverse = spread(127.0f / largest);
+        I total = vdupq_n_s32(0);
+        for (size_t i = 0; i < 4; i++) {
+            const I a = vcvtnq_s32_f32(mul(load(x + at + 8 * i), inverse));
+            const I b = vcvtnq_s32_f32(mul(load(x + at + 8 * i + 4), inverse));
+            vst1_s8(q + at + 8 * i, vmovn_s16(vcombine_s16(vmovn_s32(a), vmovn_s32(b))));
+            total = vaddq_s32(total, vaddq_s32(a, b));
+        }
+        const int all = vaddvq_s32(total);
+        scale[g] = largest / 127.0f;
+        sum[g] = scale[g] * static_cast<float>(all);
+        offset[g] = -128 * all;
+    }
+}

@@ -1,0 +1,186 @@
+// Attention in Lanes, for ops_*.cpp: keys in blocks of 64, each read once for up to four queries, a softmax that runs along.
+//
+// What a query gets depends on its position and window alone: blocks begin at multiples of 64 of the position, and within
+// one, keys and dimensions go in ascending order. For each block, with scores s = sum over d of q[d] * k[d] (a chain):
+//   m' = max(m, s...),  p = e^(s - m'),  l = fma(l, e^(m - m'), sum p),  out[d] = out[d] * e^(m - m'), then + p * v[d]
+// and in the end out / l. Of a block that a query sees in part, keys out of sight are neither in s nor touched in v.
+
+namespace {
+
+constexpr size_t BLOCK = 4 * KEYS;
+constexpr size_t ROWS = 4;  // that share what is read
+
+struct Row {
+    const float* q;
+    float* out;
+    float most, total;  // of the softmax so far
+};
+
+// Scores of `R` rows with TILES * KEYS keys.
+template <class T, size_t R, size_t TILES>
+inline void score_tiles(Row* const* rows, const T* keys, size_t dim, float (*scores)[BLOCK]) {
+    Lanes s[R][TILES];
+#pragma GCC unroll 8
+    for (size_t r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (size_t t = 0; t < TILES; t++) s[r][t] = splat(0);
+    for (size_t d = 0; d < dim; d++) {
+        Lanes k[TILES];
+#pragma GCC unroll 8
+        for (size_t t = 0; t < TILES; t++) k[t] = load(keys + (t * dim + d) * KEYS);
+#pragma GCC unroll 8
+        for (size_t r = 0; r < R; r++) {
+            const Lanes q = splat(rows[r]->q[d]);
+#pragma GCC unroll 8
+            for (size_t t = 0; t < TILES; t++) s[r][t] = fma(q, k[t], s[r][t]);
+        }
+    }
+#pragma GCC unroll 8
+    for (size_t r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (size_t t = 0; t < TILES; t++) store(scores[r] + t * KEYS, s[r][t]);
+}
+
+template <class T, size_t R>
+void score(Row* const* rows, const T* keys, size_t dim, size_t first, size_t end, float (*scores)[BLOCK]) {
+    constexpr size_t AT_ONCE = REGISTERS >= 32 ? 4 : R == 1 && REGISTERS >= 8 ? 4 : R <= 2 ? 2 : 1;
+    size_t tile = first / KEYS, last = (end + KEYS - 1) / KEYS;
+    for (; tile + AT_ONCE <= last; tile += AT_ONCE) {
+        float(*into)[BLOCK] = reinterpret_cast<float(*)[BLOCK]>(scores[0] + tile * KEYS);
+        score_tiles<T, R, AT_ONCE>(rows, keys + tile * KEYS * dim, dim, into);
+    }
+    for (; tile < last; tile++) {
+        float(*into)[BLOCK] = reinterpret_cast<float(*)[BLOCK]>(scores[0] + tile * KEYS);
+        score_tiles<T, R, 1>(rows, keys + tile * KEYS * dim, dim, into);
+    }
+}
+
+// Scores to probabilities; the factor for what was summed before.
+inline float soften(Row& row, float* scores) {
+    Lanes s[4];
+    for (size_t t = 0; t < 4; t++) s[t] = load(scores + t * KEYS);
+    const float before = row.most, now = largest(most(most(s[0], s[1]), most(s[2], s[3])));
+    row.most = now > before ? now : before;
+    for (size_t t = 0; t < 4; t++) {
+        s[t] = exp(sub(s[t], splat(row.most)));
+        store(scores + t * KEYS, s[t]);
+    }
+    float factor[LANES];
+    store(factor, exp(splat(before - row.most)));
+    row.total = __builtin_fmaf(row.total, factor[0], sum(add(add(s[0], s[1]), add(s[2], s[3]))));
+    return factor[0];
+}
+
+// out = out * factor + sum over keys [first, end) of p * v, for P registers of dimensions.
+template <class T, size_t R, size_t P>
+inline void weigh_panel(Row* const* rows, const float* factors, const T* values, size_t dim, size_t at, size_t first,
+                        size_t end, const float (*p)[BLOCK]) {
+    Lanes out[R][P];
+#pragma GCC unroll 8
+    for (size_t r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (size_t i = 0; i < P; i++) out[r][i] = mul(load(rows[r]->out + at + i * LANES), splat(factors[r]));
+    for (size_t key = first; key < end; key++) {
+        Lanes v[P];
+#pragma GCC unroll 8
+        for (size_t i = 0; i < P; i++) v[i] = load(values + key * dim + at + i * LANES);
+#pragma GCC unroll 8
+        for (size_t r = 0; r < R; r++) {
+            const Lanes weight = splat(p[r][key]);
+#pragma GCC unroll 8
+            for (size_t i = 0; i < P; i++) out[r][i] = fma(weight, v[i], out[r][i]);
+        }
+    }
+#pragma GCC unroll 8
+    for (size_t r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (size_t i = 0; i < P; i++) store(rows[r]->out + at + i * LANES, out[r][i]);
+}
+
+template <class T, size_t R>
+void weigh(Row* const* rows, const float* factors, const T* values, size_t dim, size_t first, size_t end,
+           const float (*p)[BLOCK]) {
+    constexpr size_t MOST = REGISTERS >= 32 ? (R == 4 ? 6 : 8) : REGISTERS >= 8 ? (R == 1 ? 4 : R <= 3 ? 2 : 1) : 1;
+    size_t at = 0;
+    for (; at + MOST * LANES <= dim; at += MOST * LANES)
+        weigh_panel<T, R, MOST>(rows, factors, values, dim, at, first, end, p);
+    if constexpr (MOST > 4)
+        for (; at + 4 * LANES <= dim; at += 4 * LANES)
+            weigh_panel<T, R, 4>(rows, factors, values, dim, at, first, end, p);
+    if constexpr (MOST > 2)
+        for (; at + 2 * LANES <= dim; at += 2 * LANES)
+            weigh_panel<T, R, 2>(rows, factors, values, dim, at, first, end, p);
+    for (; at < dim; at += LANES) weigh_panel<T, R, 1>(rows, factors, values, dim, at, first, end, p);
+}
+
+// Keys [first, end) of a block, which all of the rows see.
+template <class T, size_t R>
+void block_of(Row* const* rows, const T* keys, const T* values, size_t dim, size_t first, size_t end) {
+    alignas(64) float scores[R][BLOCK];
+    if (end - first < BLOCK)
+        for (size_t r = 0; r < R; r++)
+            for (size_t i = 0; i < BLOCK; i++) scores[r][i] = -__builtin_inff();
+    score<T, R>(rows, keys, dim, first, end, scores);
+    float factors[R];
+    for (size_t r = 0; r < R; r++) {
+        for (size_t i = first / KEYS * KEYS; i < first; i++) scores[r][i] = -__builtin_inff();
+        for (size_t i = end; i % KEYS; i++) scores[r][i] = -__builtin_inff();
+        factors[r] = soften(*rows[r], scores[r]);
+    }
+    weigh<T, R>(rows, factors, values, dim, first, end, scores);
+}
+
+template <class T>
+void block(Row* const* rows, size_t count, const T* keys, const T* values, size_t dim, size_t first, size_t end) {
+    switch (count) {
+        case 1: return block_of<T, 1>(rows, keys, values, dim, first, end);
+        case 2: return block_of<T, 2>(rows, keys, values, dim, first, end);
+        case 3: return block_of<T, 3>(rows, keys, values, dim, first, end);
+        default: return block_of<T, 4>(rows, keys, values, dim, first, end);
+    }
+}
+
+template <class T>
+void attend_as(const AttentionJob& job) {
+    const size_t dim = job.kv.dim, all = job.queries * job.heads;
+    Row rows[MOST_ROWS];
+    for (size_t i = 0; i < all; i++) {
+        const size_t query = i / job.heads, at = i % job.heads * dim;
+        rows[i] = {job.q + query * job.q_stride + at, job.out + query * job.out_stride + at, -__builtin_inff(), 0.0f};
+        for (size_t d = 0; d < dim; d += LANES) store(rows[i].out + d, splat(0));
+    }
+    const auto sees_from = [&](size_t position) {
+        return job.window && position >= job.window ? position - job.window + 1 : 0;
+    };
+    const size_t until = job.position + job.queries;  // of the last query
+    for (size_t start = sees_from(job.position) / BLOCK * BLOCK; start < until; start += BLOCK) {
+        const T* keys = static_cast<const T*>(job.kv.keys) + start * dim;
+        const T* values = static_cast<const T*>(job.kv.values) + start * dim;
+        // Rows are taken together while they see the same part of the block.
+        for (size_t i = 0; i < all;) {
+            const auto sight = [&](size_t row, size_t* first, size_t* end) {
+                const size_t position = job.position + row / job.heads, from = sees_from(position);
+                *first = from <= start ? 0 : from - start < BLOCK ? from - start : BLOCK;
+                *end = position < start ? 0 : position - start + 1 < BLOCK ? position - start + 1 : BLOCK;
+            };
+            size_t first, end, first_too, end_too, count = 1;
+            sight(i, &first, &end);
+            Row* together[ROWS] = {&rows[i]};
+            for (; count < ROWS && i + count < all; count++) {
+                sight(i + count, &first_too, &end_too);
+                if (first_too != first || end_too != end) break;
+                together[count] = &rows[i + count];
+            }
+            if (first < end) block<T>(together, count, keys, values, dim, first, end);
+            i += count;
+        }
+    }
+    for (size_t i = 0; i < all; i++) {
+        const Lanes share = splat(1.0f / rows[i].total);
+        for (size_t d = 0; d < dim; d += LANES) store(rows[i].out + d, mul(load(rows[i].out + d), share));
+    }
+}
+
+void attend(const AttentionJob& job) { job.kv.half ? attend_as<uint16_t>(job) : attend_as<float>(job); }
+
+}  // namespace

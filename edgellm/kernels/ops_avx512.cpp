@@ -1,0 +1,14 @@
+// x86-64-v4.
+#include "ops.h"
+
+#include "lanes.h"
+
+#include "ops_impl.h"
+
+#include "ops_attention.h"
+
+namespace edgellm {
+
+const Ops AVX512_OPS = {add_and_norm, add_to, head, store_key, store_value, attend, silu_gated, gelu};
+
+}  // namespace edgellm

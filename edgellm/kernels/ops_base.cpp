@@ -1,0 +1,14 @@
+// What every processor of the architecture can do: NEON on aarch64, plain floats elsewhere.
+#include "ops.h"
+
+#include "lanes.h"
+
+#include "ops_impl.h"
+
+#include "ops_attention.h"
+
+namespace edgellm {
+
+const Ops BASE_OPS = {add_and_norm, add_to, head, store_key, store_value, attend, silu_gated, gelu};
+
+}  // namespace edgellm

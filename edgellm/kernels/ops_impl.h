@@ -1,0 +1,127 @@
+// The functions of an Ops table, written in Lanes. Sizes are multiples of LANES. See ops.h.
+
+using namespace edgellm;
+
+namespace {
+
+// Sum of squares and sums: four chains over registers, then ((0 + 1) + (2 + 3)), then the lanes.
+template <class F>
+inline float sum_of(size_t n, const F& f) {
+    Lanes chains[4] = {splat(0), splat(0), splat(0), splat(0)};
+    size_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+#pragma GCC unroll 4
+        for (size_t c = 0; c < 4; c++) chains[c] = f(i + c * LANES, chains[c]);
+#pragma GCC unroll 3
+    for (size_t c = 0; c < 3; c++)
+        if (i + c * LANES < n) chains[c] = f(i + c * LANES, chains[c]);
+    return sum(add(add(chains[0], chains[1]), add(chains[2], chains[3])));
+}
+
+void add_to(float* x, const float* added, const float* bias, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) {
+        Lanes v = load(added + i);
+        if (bias) v = add(v, load(bias + i));
+        store(x + i, add(load(x + i), v));
+    }
+}
+
+void norm_of(const float* x, const Norm& norm, size_t n, float* out) {
+    const float count = static_cast<float>(n);
+    if (norm.bias == nullptr) {
+        const float squares = sum_of(n, [&](size_t i, Lanes a) { return fma(load(x + i), load(x + i), a); });
+        const Lanes scale = splat(1.0f / __builtin_sqrtf(squares / count + norm.eps));
+        for (size_t i = 0; i < n; i += LANES)
+            store(out + i, mul(load(norm.weight + i), mul(load(x + i), scale)));
+        return;
+    }
+    const Lanes mean = splat(sum_of(n, [&](size_t i, Lanes a) { return add(a, load(x + i)); }) / count);
+    const float squares = sum_of(n, [&](size_t i, Lanes a) {
+        const Lanes d = sub(load(x + i), mean);
+        return fma(d, d, a);
+    });
+    const Lanes scale = splat(1.0f / __builtin_sqrtf(squares / count + norm.eps));
+    for (size_t i = 0; i < n; i += LANES)
+        store(out + i, fma(mul(sub(load(x + i), mean), scale), load(norm.weight + i), load(norm.bias + i)));
+}
+
+void add_and_norm(float* x, const float* added, const float* bias, const Norm& norm, size_t n, float* out) {
+    if (added) add_to(x, added, bias, n);
+    norm_of(x, norm, n, out);
+}
+
+void head(float* x, const HeadJob& job) {
+    if (job.bias)
+        for (size_t i = 0; i < job.dim; i += LANES) store(x + i, add(load(x + i), load(job.bias + i)));
+    if (job.norm) norm_of(x, {job.norm, nullptr, job.eps}, job.dim, x);
+    float* y = x + job.half;
+    size_t i = 0;
+    for (; i + LANES <= job.half; i += LANES) {
+        const Lanes a = load(x + i), b = load(y + i), c = load(job.cos + i), s = load(job.sin + i);
+        store(x + i, sub(mul(a, c), mul(b, s)));
+        store(y + i, add(mul(b, c), mul(a, s)));
+    }
+    for (; i < job.half; i++) {
+        const float a = x[i], b = y[i], c = job.cos[i], s = job.sin[i];
+        x[i] = a * c - b * s;
+        y[i] = b * c + a * s;
+    }
+    if (job.scale != 1.0f)
+        for (i = 0; i < job.dim; i += LANES) store(x + i, mul(load(x + i), splat(job.scale)));
+}
+
+inline Lanes within_half(Lanes a) { return most(splat(-65504.0f), least(splat(65504.0f), a)); }
+
+template <class T>
+void store_key_as(T* tile, size_t dim, const float* key) {
+    for (size_t d = 0; d < dim; d += LANES) {
+        T values[LANES];
+        const Lanes k = load(key + d);
+        store(values, sizeof(T) == 2 ? within_half(k) : k);
+        for (size_t i = 0; i < LANES; i++) tile[(d + i) * KEYS] = values[i];
+    }
+}
+
+void store_key(const KeysValues& kv, size_t position, const float* key) {
+    const size_t at = position / KEYS * KEYS * kv.dim + position % KEYS;
+    if (kv.half)
+        store_key_as(static_cast<uint16_t*>(kv.keys) + at, kv.dim, key);
+    else
+        store_key_as(static_cast<float*>(kv.keys) + at, kv.dim, key);
+}
+
+void store_value(const KeysValues& kv, size_t position, const float* value, const float* bias) {
+    for (size_t d = 0; d < kv.dim; d += LANES) {
+        const size_t at = position * kv.dim + d;
+        Lanes v = load(value + d);
+        if (bias) v = add(v, load(bias + d));
+        if (kv.half)
+            store(static_cast<uint16_t*>(kv.values) + at, within_half(v));
+        else
+            store(static_cast<float*>(kv.values) + at, v);
+    }
+}
+
+void silu_gated(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n,
+                float* out) {
+    const Lanes one = splat(1.0f), zero = splat(0.0f);
+    for (size_t i = 0; i < n; i += LANES) {
+        Lanes g = load(gate + i), u = load(up + i);
+        if (gate_bias) g = add(g, load(gate_bias + i));
+        if (up_bias) u = add(u, load(up_bias + i));
+        store(out + i, mul(div(g, add(one, exp(sub(zero, g)))), u));
+    }
+}
+
+// x/2 * (1 + tanh(u)) is x / (1 + e^-2u), with u = sqrt(2/pi) * (x + 0.044715 x^3).
+void gelu(const float* x, const float* bias, size_t n, float* out) {
+    const Lanes one = splat(1.0f);
+    for (size_t i = 0; i < n; i += LANES) {
+        Lanes v = load(x + i);
+        if (bias) v = add(v, load(bias + i));
+        const Lanes u = fma(mul(splat(0.044715f), mul(v, v)), v, v);
+        store(out + i, div(v, add(one, exp(mul(splat(-1.59576912160573071f), u)))));
+    }
+}
+
+}  // namespace

@@ -1,0 +1,124 @@
+// Layers of a decoder, run by one native call: what the C ABI takes (kept in step with edgellm/model/fused/native.py) and
+// what a section is inside.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gemm.h"
+#include "ops.h"
+
+namespace edgellm {
+
+constexpr size_t MOST_TOKENS = 512;  // in one call
+constexpr size_t MOST_STEPS = 64;
+constexpr size_t ROPES = 2;  // sets of rotary factors: LongRoPE has short and long ones
+
+// float32 values; data is null where there are none.
+struct FloatsSpec {
+    const float* data;
+    uint64_t count;
+};
+
+// Rows [first, first + rows) of a weight [out, in], and a bias of `rows`. data is null where there is none.
+struct ProjectionSpec {
+    const void* data;
+    uint64_t bytes, out, in, first, rows;
+    int64_t encoding;
+    FloatsSpec bias;
+};
+
+struct NormSpec {
+    FloatsSpec weight, bias;
+};
+
+struct LayerSpec {
+    NormSpec before_attention, before_mlp;
+    ProjectionSpec q, k, v, o, gate, up, down;  // without a gate the MLP is down(gelu(up(x)))
+    FloatsSpec q_norm, k_norm;
+    double attention_scale;
+    uint64_t window;  // 0: none
+};
+
+struct SectionSpec {
+    uint64_t hidden, heads, kv_heads, head_dim, rotary_dim, intermediate, vocab, positions, num_layers;
+    double eps;
+    const LayerSpec* layers;
+    ProjectionSpec embedding, position_embedding, head;  // data is null where the section has none
+    NormSpec final_norm;
+};
+
+// Consecutive positions of one sequence, to be computed.
+struct StepSpec {
+    uint64_t tokens, position;
+    uint64_t rope;    // which rotary factors
+    uint64_t logits;  // wanted for how many of its last tokens
+    void* kv;         // the slot: for each layer its keys, then its values; see slot_bytes
+    uint64_t kv_bytes, context;
+    int64_t kv_encoding;  // F16 or F32
+};
+
+struct Projection {
+    Matrix matrix;
+    size_t first, rows;
+    const float* bias;
+    explicit operator bool() const { return matrix.data != nullptr; }
+};
+
+struct Layer {
+    Norm before_attention, before_mlp;
+    Projection q, k, v, o, gate, up, down;
+    const float *q_norm, *k_norm;
+    float attention_scale;
+    size_t window;
+};
+
+struct Rope {
+    const float *cos, *sin;  // [positions, rotary_dim / 2]
+    size_t positions;
+};
+
+// Room for what a pass computes, for `tokens` tokens. Grows, never shrinks.
+struct Workspace {
+    size_t tokens;
+    float *x, *normed, *added;  // [tokens, hidden]
+    float* qkv;                 // [tokens, (heads + 2 kv_heads) * head_dim]
+    float* attended;            // [tokens, heads * head_dim]
+    float* gate_up;             // [tokens, 2 intermediate], or 1
+    float* activated;           // [tokens, intermediate]
+    int8_t* q;                  // [tokens, widest input], as are the groups of the next three
+    float *scale, *sum;
+    int32_t* offset;
+    void* memory;
+};
+
+struct Section {
+    size_t hidden, heads, kv_heads, head_dim, rotary_dim, intermediate, vocab, positions, num_layers;
+    float eps;
+    Layer* layers;
+    Projection embedding, position_embedding, head;
+    Norm final_norm;
+    Rope ropes[ROPES];
+    Workspace work;
+};
+
+// What one call computes: `steps` through layers [layer_start, layer_end), from ids or hidden states, to hidden states
+// or, where they are wanted, logits. Everything is checked.
+struct Pass {
+    const StepSpec* steps;
+    size_t num_steps, tokens, layer_start, layer_end;
+    const int64_t* ids;
+    const float* hidden;
+    float* out;
+    float* logits;
+};
+
+void run(Section&, const Pass&);
+
+// Bytes of one layer's keys, or values, in a slot.
+inline size_t kv_layer_bytes(const Section& s, size_t context, bool half) {
+    return (context + KEYS - 1) / KEYS * KEYS * s.kv_heads * s.head_dim * (half ? 2 : 4);
+}
+
+bool make_room(Section&, size_t tokens);
+
+}  // namespace edgellm

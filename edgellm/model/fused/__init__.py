@@ -1,0 +1,1 @@
+"""Sections of well-known families, run by one native call a step; NumPy and ctypes, no torch."""
