@@ -18,8 +18,10 @@ from edgellm.manager.tokens import Tokenizer
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
 
-# Largest difference that summation order explains, relative to the norm of what is compared.
+# Largest difference relative to the norm of what is compared, that is explained by summation order alone,
 _TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
+# and by a fused section's rounding of activations to 8 bits. A wrong layer differs by a half and more.
+_FUSED_TOLERANCE = 0.1
 _TRACE_TIMEOUT_S = 600.0
 
 
@@ -34,7 +36,11 @@ class LayerDifference:
 
 @dataclass(frozen=True)
 class Result:
-    """What was compared; `equal` if tokens are the same and no logits or layer differ by more than `tolerance`."""
+    """What was compared; `equal` if tokens are the same and no logits or layer differ by more than is tolerated.
+
+    Layers are compared with transformers' own. Tokens and logits too, unless all boards computed fused sections: then
+    with one process that computes as they do, whose bits they must have (`logits_tolerance` 0).
+    """
 
     model: str
     prompt_tokens: int
@@ -43,6 +49,7 @@ class Result:
     logits_difference: float
     layers: list[LayerDifference]
     tolerance: float
+    logits_tolerance: float
 
     @property
     def first_token_that_differs(self) -> int | None:
@@ -58,7 +65,7 @@ class Result:
         return (
             self.first_token_that_differs is None
             and self.first_layer_that_differs is None
-            and self.logits_difference <= self.tolerance
+            and self.logits_difference <= self.logits_tolerance
         )
 
     def to_dict(self) -> dict:
@@ -80,10 +87,12 @@ class Result:
                 f"tokens   differ from number {token} on: the split says {self.tokens[token]}, "
                 f"one process {self.reference_tokens[token]}"
             )
-        lines.append(f"logits   differ by {self.logits_difference:.1e} of their norm; {self.tolerance:.0e} is allowed")
+        allowed = f"{self.logits_tolerance:.0e} is allowed" if self.logits_tolerance else "no bit may differ"
+        lines.append(f"logits   differ by {self.logits_difference:.1e} of their norm; {allowed}")
         if layer is None:
             worst = max(self.layers, key=lambda x: x.difference)
-            lines.append(f"layers   equal, all {len(self.layers)}; the most is {worst.difference:.1e} at {worst.layer}")
+            most = f"the most is {worst.difference:.1e} at {worst.layer}; {self.tolerance:.0e} is allowed"
+            lines.append(f"layers   equal to transformers', all {len(self.layers)}; {most}")
         else:
             where = f"{layer.layer} on board {layer.board}"
             lines.append(f"layers   the first that differs is {where}: {layer.difference:.1e} of its norm")
@@ -106,9 +115,12 @@ def verify(
         raise UsageError(f"{len(ids)} prompt tokens and {count} more; a slot of this cluster holds {plan.context}")
     progress("asking the cluster", 0, 0)
     plan, addresses = asyncio.run(_standing(manifest, plan, addresses, tls))
-    tokens, logits = asyncio.run(_ask(plan, addresses, tls, ids, count))
+    tokens, logits, paths = asyncio.run(_ask(plan, addresses, tls, ids, count))
     sequence = ids + tokens[:-1]
     expected, outputs = _reference(manifest, model_dir, sequence, len(ids), progress)
+    tolerance = logits_tolerance = _FUSED_TOLERANCE if "fused" in paths else _TOLERANCE[plan.kv_dtype]
+    if paths == {"fused"}:
+        expected, logits_tolerance = _one_process(manifest, model_dir, sequence, len(ids), plan, progress), 0.0
     progress("tracing the boards", 0, 0)
     traceable = _traceable(plan, manifest)
     if len(sequence) > traceable:
@@ -119,7 +131,7 @@ def verify(
     layers = asyncio.run(_compare_layers(plan, addresses, tls, manifest, sequence, outputs))
     return Result(
         manifest.model, len(ids), tokens, [int(row.argmax()) for row in expected],
-        max(_difference(a, b) for a, b in zip(logits, expected, strict=True)), layers, _TOLERANCE[plan.kv_dtype],
+        max(_difference(a, b) for a, b in zip(logits, expected, strict=True)), layers, tolerance, logits_tolerance,
     )  # fmt: skip
 
 
@@ -130,11 +142,18 @@ async def _standing(manifest: Manifest, plan: Plan, addresses: dict, tls) -> tup
         return standing_plan(fleet.reports) or plan, dict(fleet.addresses)
 
 
-async def _ask(plan: Plan, addresses: dict, tls, ids: list[int], count: int) -> tuple[list[int], list[np.ndarray]]:
+async def _ask(
+    plan: Plan, addresses: dict, tls, ids: list[int], count: int
+) -> tuple[list[int], list[np.ndarray], set]:
+    """Tokens, the logits they were chosen from, and the paths on which boards computed."""
+    stats: dict[str, dict] = {}
     async with ClusterClient.dial(plan, addresses, tls) as cluster:
-        stream = cluster.generate(ids, sampling=Sampling(), max_tokens=count, eos=(), logits=True, reuse=False)
+        stream = cluster.generate(
+            ids, sampling=Sampling(), max_tokens=count, eos=(), logits=True, reuse=False, stats=stats
+        )
         chosen = [c async for c in stream]
-    return [c.token for c in chosen], [np.frombuffer(c.logits, "<f4") for c in chosen]
+    paths = {str(stats.get(board, {}).get("path")) for board in plan.boards}
+    return [c.token for c in chosen], [np.frombuffer(c.logits, "<f4") for c in chosen], paths
 
 
 def _reference(manifest: Manifest, model_dir: Path, sequence: list[int], prompt_len: int, progress):
@@ -157,6 +176,21 @@ def _reference(manifest: Manifest, model_dir: Path, sequence: list[int], prompt_
         before = [row.numpy() for row in logits]
     logits, outputs = reference.run(sequence, len(sequence) - prompt_len + 1 - len(before), tell)
     return before + [row.numpy() for row in logits], outputs
+
+
+def _one_process(manifest: Manifest, model_dir: Path, sequence: list[int], prompt_len: int, plan: Plan, progress):
+    """The same logits as fused sections on this machine compute them, one layer in memory at a time."""
+    from edgellm.reference import run_fused
+
+    def tell(layer: int) -> None:
+        progress("one process, layer by layer", layer, manifest.num_layers)
+
+    switch, before = manifest.rope_switch_len, []
+    if switch is not None and prompt_len <= switch < len(sequence):
+        count = switch - prompt_len + 1
+        before = list(run_fused(manifest, model_dir, sequence[:switch], count, plan.kv_dtype, tell))
+    count = len(sequence) - prompt_len + 1 - len(before)
+    return before + list(run_fused(manifest, model_dir, sequence, count, plan.kv_dtype, tell))
 
 
 def _traceable(plan: Plan, manifest: Manifest) -> int:

@@ -35,7 +35,8 @@ def checked(tmp_path, family, quantize, count, harm=lambda boards: None, **setti
 
 # A longrope sequence of 20 + 24 tokens crosses its switch at 32.
 @pytest.mark.parametrize(
-    "family, quantize", [("llama", "none"), ("llama", "int4"), ("gpt2", "int8"), ("phi3_longrope", "none")]
+    "family, quantize",
+    [("llama", "none"), ("llama", "int4"), ("gpt2", "int8"), ("phi3_longrope", "none"), ("granite", "int4")],
 )
 def test_a_sound_cluster_is_equal(tmp_path, family, quantize):
     result = checked(tmp_path, family, quantize, 24)
@@ -51,15 +52,33 @@ def test_the_first_layer_that_differs_is_named_with_its_board(tmp_path):
         norm = model.model.layers[3].input_layernorm
         norm.weight = torch.nn.Parameter(norm.weight * 1.3)  # the old one is the mapped file
 
-    result = checked(tmp_path, "llama", "int8", 12, harm)
+    result = checked(tmp_path, "granite", "int8", 12, harm)
     assert not result.equal
     assert (result.first_layer_that_differs.layer, result.first_layer_that_differs.board) == (3, "b1")
-    assert result.logits_difference > result.tolerance
+    assert result.logits_difference > result.logits_tolerance
     assert "the first that differs is 3 on board b1" in result.to_text()
 
 
+def test_a_fused_section_that_is_off_is_named_with_its_board(tmp_path):
+    def harm(boards):
+        section = boards.agents[1].stage.section
+        cos, sin = section._tables[0]
+        section._native.set_rope(0, cos * 0.5, sin)  # every layer of the board goes wrong
+
+    result = checked(tmp_path, "llama", "int8", 12, harm)
+    assert (result.first_layer_that_differs.layer, result.first_layer_that_differs.board) == (2, "b1")
+    assert not result.equal and result.logits_difference > 0
+
+
+def test_fused_sections_give_the_bits_of_one_process_and_layers_near_those_of_transformers(tmp_path):
+    result = checked(tmp_path, "llama", "int4", 12)
+    assert (result.logits_difference, result.logits_tolerance, result.tolerance) == (0, 0, 0.1)
+    assert 0 < max(x.difference for x in result.layers) < 0.05
+    assert "no bit may differ" in result.to_text()
+
+
 def test_float16_kv_is_within_its_wider_tolerance(tmp_path):
-    result = checked(tmp_path, "llama", "none", 12, kv_dtype="float16")
+    result = checked(tmp_path, "granite", "none", 12, kv_dtype="float16")
     assert result.tolerance == 1e-2 and 0 < result.logits_difference < 1e-2 and result.first_layer_that_differs is None
 
 
