@@ -40,15 +40,16 @@ class Slots:
         """A slot for a sequence that begins with `ids`, and how many of these, up to `most`, it holds already: never
         all, since the last one is to be computed. The caller has seen that a slot is free.
 
-        The slot with the longest common prefix is taken, unless more than three quarters of what it holds would be
-        lost: then, as without any prefix, the one that is free for longest.
+        The slot is taken that saves most: the tokens it shares, less an eighth of those that would be lost in it, for
+        what was said last is what will be asked about. In the one that is free for longest nothing counts as lost.
         """
         most = min(most, len(ids) - 1)
         if most <= 0:
             return self._free.pop(0), 0
         shared = [common_prefix(slot.ids, ids) if slot.long == long else 0 for slot in self._free]
-        worth = [n if 4 * n >= len(slot.ids) else 0 for n, slot in zip(shared, self._free, strict=True)]
-        best = max(range(len(worth)), key=worth.__getitem__)  # the first of equal ones
+        saved = [n - (len(slot.ids) - n) / 8 for n, slot in zip(shared, self._free, strict=True)]
+        saved[0] = shared[0]
+        best = max(range(len(saved)), key=saved.__getitem__)  # the first of equal ones
         return self._free.pop(best), min(most, shared[best])
 
     def take_any(self) -> Slot:

@@ -85,7 +85,7 @@ def test_the_tokens_are_the_same_with_drafts_and_without(tmp_path, parrots, cuts
     steps = with_drafts["b0"]["decode_steps"]
     assert steps + with_drafts[last]["accepted_tokens"] == 119
     if sampling == GREEDY:
-        assert steps < 75
+        assert steps < 90
     assert all(held.startswith("b") for held in sections)
 
 
