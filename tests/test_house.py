@@ -21,7 +21,7 @@ BELOW = {
     "wire": {"config.py", "errors.py"},
     "kernels": {"config.py", "errors.py"},
     "model": {"kernels", "checkpoint", "config.py", "errors.py"},
-    "agent": {"model", "checkpoint", "plan", "wire", "config.py", "errors.py"},
+    "agent": {"kernels", "model", "checkpoint", "plan", "wire", "config.py", "errors.py"},
     "manager": {"checkpoint", "plan", "wire", "config.py", "errors.py"},
     "controller": {"manager", "checkpoint", "plan", "wire", "reference.py", "config.py", "errors.py"},
 }
