@@ -141,7 +141,7 @@ class Run:
 
     def _read(self) -> None:
         began = time.perf_counter()
-        native.read(self._buffer)
+        native.read(self._buffer.numpy())
         self.found.add("read_bytes_per_s", _BUFFER_BYTES / (time.perf_counter() - began))
 
 

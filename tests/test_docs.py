@@ -12,10 +12,12 @@ import torch
 
 from edgellm.checkpoint.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
 from edgellm.checkpoint.shard import Entry, make_plan
-from edgellm.checkpoint.tensors import BLOCK, BLOCK_BYTES, stored_bytes
+from edgellm.checkpoint.tensors import BLOCK, BLOCK_BYTES, GROUP_BYTES, TILE, stored_bytes, stored_shape
 from edgellm.config import Sampling
 from edgellm.errors import BoardError
+from edgellm.kernels import native
 from edgellm.manager.client import ClusterClient, connect_all
+from edgellm.model import tiles
 from edgellm.model.packed import pack, unpack
 from edgellm.plan import Capacity, Plan
 from edgellm.wire import listener, protocol, tls
@@ -307,20 +309,29 @@ def test_format_numbers():
     assert constant("model.shardfile.FORMAT") == constant("checkpoint.shard.SHARD_FORMAT")
 
 
-def test_block_sizes():
-    rows = {r["encoding"]: int(r["bytes a block of 32"]) for r in table(SHARDS, "encoding", "dtype")}
-    assert rows == {e: stored_bytes((1, BLOCK), e) for e in rows} and BLOCK == 32
-    assert {e for e in rows if e.startswith("int")} == set(BLOCK_BYTES)
+def test_sizes_of_encodings():
+    rows = {r["encoding"]: int(r["bytes of 16 rows by 32 columns"]) for r in table(SHARDS, "encoding", "dtype")}
+    assert rows == {e: stored_bytes((16, 32), e) for e in rows}
+    assert {e: n for e, n in rows.items() if e.startswith("int")} == GROUP_BYTES == native.GROUP_BYTES
+    assert (TILE, BLOCK, BLOCK_BYTES) == (native.TILE, native.GROUP, tiles.BLOCK_BYTES) == (16, 32, BLOCK_BYTES)
+    for out, columns in ((1, 32), (16, 64), (17, 96)):
+        assert all(stored_shape((out, columns), e) == native.stored_shape(e, (out, columns)) for e in rows)
 
 
-@pytest.mark.parametrize("encoding", ["int4", "int8"])
-def test_block_examples_decode_to_the_values_beside_them(encoding):
-    (lines,) = blocks(SHARDS, f"block {encoding}")
-    raw = hex_bytes([line for line in lines if not line.startswith("=")])
-    values = [float(x) for line in lines if line.startswith("=") for x in line[1:].split()]
-    assert len(raw) == BLOCK_BYTES[encoding] and len(values) == BLOCK
-    data = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(1, -1)
-    assert unpack(data, encoding, (1, BLOCK)).flatten().tolist() == values
+@pytest.mark.parametrize("encoding, row", [("int4", 2), ("int8", 15)])
+def test_group_examples_decode_to_the_values_beside_them(encoding, row):
+    (lines,) = blocks(SHARDS, f"group {encoding} {row}")
+    group, values = np.zeros(GROUP_BYTES[encoding], np.uint8), []
+    for line in lines:
+        if line.startswith("="):
+            values += [float(x) for x in line[1:].split()]
+        else:
+            at, _, hexes = line.partition(": ")
+            given = hex_bytes([hexes])
+            group[int(at) : int(at) + len(given)] = list(given)
+    expected = np.zeros((16, 32), np.float32)
+    expected[row] = values
+    assert np.array_equal(unpack(torch.from_numpy(group[None]), encoding, (16, 32)).numpy(), expected)
 
 
 @pytest.mark.parametrize("encoding, levels, low", [("int4", 15, 0), ("int8", 127, -127)])
@@ -353,5 +364,5 @@ def test_a_shards_layout():
     assert names(SHARDS, "key") == set(metadata)
     assert json.loads(metadata["encodings"]) == {"a": ["int4", [2, 64]]}
     assert [(n, t["data_offsets"]) for n, t in header.items()] == [
-        ("d", [0, 20]), ("a", [20, 100]), ("c", [100, 106]), ("b", [106, 109]),
+        ("a", [0, 640]), ("d", [640, 660]), ("c", [660, 666]), ("b", [666, 669]),
     ]  # fmt: skip

@@ -111,8 +111,8 @@ def make_plan(name: str, kind: str, layer: int | None, entries: list[Entry]) -> 
 
 
 def _item_bytes(entry: Entry) -> int:
-    # Packed weights first: the data begins on a cache line, and tiles, multiples of 32 bytes, keep everything after them
-    # aligned. Where all groups are even in number each weight begins on a cache line.
+    # Packed weights first: the data begins on a cache line, and tiles, multiples of 32 bytes, keep everything after
+    # them aligned.
     return 64 if entry.encoding in BLOCK_BYTES else PLAIN[entry.encoding].itemsize
 
 

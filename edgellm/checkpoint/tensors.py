@@ -1,4 +1,4 @@
-"""A source's tensors, read a few rows at a time: plain, in GGUF's blocks of int4 or int8, or dequantized from others."""
+"""A source's tensors, read a few rows at a time: plain, in GGUF's blocks of int4 or int8, or dequantized."""
 
 import math
 from collections.abc import Callable

@@ -122,28 +122,28 @@ EXPORT int edgellm_dequantize(const void* weights, uint64_t weight_bytes, int en
     return OK;
 }
 
-// Reads `bytes` (a multiple of 64) and writes the sum of their 64-bit words to `total`: how fast memory is at best.
+// Reads `bytes` (a multiple of 64) and writes the sum of their 64-bit words to `total`: how fast memory is at best, which
+// takes several streams at once, as products read weights.
 EXPORT int edgellm_read(const void* data, uint64_t bytes, uint64_t* total) {
     if (bytes % 64 != 0) return BAD_LENGTH;
     if (data == nullptr || total == nullptr) return BAD_POINTER;
     using Words = uint64_t __attribute__((vector_size(64), aligned(8)));
+    constexpr uint64_t STREAMS = 4;
     const uint8_t* p = static_cast<const uint8_t*>(data);
-    Words a = {}, b = {}, v;
-    uint64_t at = 0;
-    for (; at + 128 <= bytes; at += 128) {
-        __builtin_prefetch(p + at + 1024);
-        __builtin_prefetch(p + at + 1088);
+    const uint64_t run = bytes / 64 / STREAMS * 64;
+    Words sum[STREAMS] = {}, v;
+    for (uint64_t at = 0; at < run; at += 64)
+        for (uint64_t i = 0; i < STREAMS; i++) {
+            __builtin_prefetch(p + i * run + at + 2048);
+            memcpy(&v, p + i * run + at, 64);
+            sum[i] += v;
+        }
+    for (uint64_t at = STREAMS * run; at < bytes; at += 64) {
         memcpy(&v, p + at, 64);
-        a += v;
-        memcpy(&v, p + at + 64, 64);
-        b += v;
+        sum[0] += v;
     }
-    if (at < bytes) {
-        memcpy(&v, p + at, 64);
-        a += v;
-    }
-    a += b;
     *total = 0;
-    for (int i = 0; i < 8; i++) *total += a[i];
+    for (const Words& some : sum)
+        for (int i = 0; i < 8; i++) *total += some[i];
     return OK;
 }

@@ -75,7 +75,7 @@ def linear(
 def dequantize(
     data: np.ndarray, encoding: str, shape: tuple[int, int], start: int, end: int, out: np.ndarray
 ) -> None:
-    """Writes rows [start, end) of a weight [out, in] to `out`, float32 [end - start, in]; ValueError if they don't fit."""
+    """Writes rows [start, end) of a weight [out, in] to `out`, float32 [end - start, in]; ValueError if it can't."""
     address = _weight(data, encoding, shape)
     if not 0 <= start <= end <= shape[0]:
         raise ValueError(f"rows {start} to {end} are not within the {shape[0]} rows of this weight")

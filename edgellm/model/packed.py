@@ -48,8 +48,8 @@ def get_threads() -> int:
 def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
     """Packs a floating-point weight [out, in], a few rows at a time, so that scratch stays small.
 
-    Returns uint8 [tiles, bytes of a tile] for int4 and int8, the plain dtype otherwise. Every element of int4 and int8 is
-    off by at most d/2. Raises ValueError for elements that aren't finite or don't fit, and for rows that are not a
+    Returns uint8 [tiles, bytes of a tile] for int4 and int8, the plain dtype otherwise. Every element of int4 and int8
+    is off by at most d/2. Raises ValueError for elements that aren't finite or don't fit, and for rows that are not a
     multiple of 32 long.
     """
     if weight.dim() != 2 or not weight.is_floating_point():

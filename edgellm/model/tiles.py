@@ -1,7 +1,7 @@
 """The layout of packed weights, in NumPy: rows of integers with their scales, or GGUF's blocks, to tiles and back.
 
-kernels/gemm.h and docs/shards.md describe the same bytes. A group is 32 columns of a row: integers q [rows, groups, 32],
-fp16 scales d and, for int4, fp16 minima m [rows, groups].
+kernels/gemm.h and docs/shards.md describe the same bytes. A group is 32 columns of a row: integers q
+[rows, groups, 32], fp16 scales d and, for int4, fp16 minima m [rows, groups].
 """
 
 import numpy as np
@@ -56,7 +56,7 @@ def from_tiles(
 
 
 def from_blocks(blocks: np.ndarray, encoding: str) -> np.ndarray:
-    """Tiles of rows of GGUF's blocks, uint8 [rows, groups * 20 or 34]: Q4_1 for int4, Q8_0 for int8; nothing is lost."""
+    """Tiles of rows of GGUF's blocks, uint8 [rows, groups * 20 or 34]: Q4_1 for int4, Q8_0 for int8. Lossless."""
     return to_tiles(encoding, *split_blocks(blocks, encoding))
 
 

@@ -19,6 +19,7 @@ from transformers import (
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from edgellm.errors import CheckpointError
+from edgellm.model.tiles import to_blocks
 from tests.checkpoint.gguf_files import Q, permute, reference, write_gguf
 from tests.checkpoint.helpers import assert_same_weights, encodings, read_split
 
@@ -108,7 +109,7 @@ def test_every_type_of_tensor(tmp_path, kind, family):
     assert_same_weights(tmp_path / "out", state, _conv1d(family))
 
 
-def test_packed_blocks_are_the_files_own_bytes_with_rows_put_back(tmp_path):
+def test_packed_weights_are_the_files_own_numbers_with_rows_put_back(tmp_path):
     model = _model("llama")
     path = write_gguf(tmp_path / "m.gguf", model, lambda name: Q.Q4_1)
     split(open_source(str(path)), tmp_path / "out")
@@ -116,9 +117,12 @@ def test_packed_blocks_are_the_files_own_bytes_with_rows_put_back(tmp_path):
 
     raw = {t.name: np.array(t.data) for t in GGUFReader(path).tensors}
     with safe_open(tmp_path / "out" / "layer-0000.safetensors", "np") as f:
-        assert np.array_equal(f.get_tensor("mlp.up_proj.weight"), raw["blk.0.ffn_up.weight"])
-        assert np.array_equal(permute(f.get_tensor("self_attn.q_proj.weight"), 8), raw["blk.0.attn_q.weight"])
-        assert np.array_equal(permute(f.get_tensor("self_attn.k_proj.weight"), 2), raw["blk.0.attn_k.weight"])
+        def blocks(name, rows):
+            return to_blocks(f.get_tensor(name), "int4", (rows, 256))
+
+        assert np.array_equal(blocks("mlp.up_proj.weight", 256), raw["blk.0.ffn_up.weight"])
+        assert np.array_equal(permute(blocks("self_attn.q_proj.weight", 256), 8), raw["blk.0.attn_q.weight"])
+        assert np.array_equal(permute(blocks("self_attn.k_proj.weight", 64), 2), raw["blk.0.attn_k.weight"])
 
 
 def test_quantize_keeps_what_is_small_enough_and_packs_the_rest(tmp_path):

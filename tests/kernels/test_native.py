@@ -106,7 +106,8 @@ def test_a_row_does_not_depend_on_its_neighbours(target, encoding, integer):
     for start in (0, 16, 32):
         some = whole[start : start + 16]
         shape = tuple(some.shape)
-        assert np.array_equal(computed(x, pack(some, encoding), encoding, shape, integer), together[:, start : start + 16])
+        alone = computed(x, pack(some, encoding), encoding, shape, integer)
+        assert np.array_equal(alone, together[:, start : start + 16])
 
 
 def rounding_bound(x, weights, scale):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.nn import functional
 
-from edgellm.model import packed
+from edgellm.kernels import native
+from edgellm.model import packed, tiles
 from edgellm.model.packed import PackedEmbedding, PackedLinear, get_threads, pack, set_threads, unpack
 
 ENCODINGS = ["int4", "int8", "bf16", "f16", "f32"]
@@ -25,18 +26,19 @@ def two_threads_at_most():
     yield
     torch.set_num_threads(before[0])
     packed._threads = before[1]
+    native.set_threads(1)
 
 
-def scales(data, encoding):
-    blocks = data.view(-1, 20 if encoding == "int4" else 34)
-    return blocks[:, :2].contiguous().view(torch.float16).float()
+def scales(data, encoding, shape):
+    """float32 [groups, 1], row by row."""
+    return torch.from_numpy(tiles.from_tiles(data.numpy(), encoding, shape)[1].astype(np.float32)).reshape(-1, 1)
 
 
 def assert_within_half_a_step(weight, encoding):
     data = pack(weight, encoding)
     error = (weight - unpack(data, encoding, weight.shape)).abs().view(-1, 32)
     rounding = weight.abs().amax() * 2**-22
-    assert (error <= scales(data, encoding) / 2 + rounding).all()
+    assert (error <= scales(data, encoding, tuple(weight.shape)) / 2 + rounding).all()
 
 
 @pytest.mark.parametrize("encoding", ["int4", "int8"])
@@ -54,33 +56,55 @@ def test_very_small_large_and_shifted_weights_stay_within_half_a_step(encoding, 
 
 
 @pytest.mark.parametrize("encoding", ["int4", "int8"])
+@settings(deadline=None)
 @given(weight=WEIGHTS)
-def test_gguf_reads_our_bytes_as_we_do(encoding, weight):
+def test_gguf_reads_our_numbers_as_we_do(encoding, weight):
     data = pack(torch.from_numpy(weight), encoding)
-    theirs = gguf.quants.dequantize(data.numpy(), GGUF_TYPES[encoding])
+    blocks = tiles.to_blocks(data.numpy(), encoding, weight.shape)
+    theirs = gguf.quants.dequantize(blocks, GGUF_TYPES[encoding])
     assert np.array_equal(theirs, unpack(data, encoding, weight.shape).numpy())
 
 
 @pytest.mark.parametrize("encoding", ["int4", "int8"])
 @settings(deadline=None)
 @given(weight=WEIGHTS)
-def test_we_read_the_bytes_of_gguf_as_it_does(encoding, weight):
+def test_blocks_of_gguf_become_tiles_without_loss(encoding, weight):
     with np.errstate(all="ignore"):
-        data = gguf.quants.quantize(weight, GGUF_TYPES[encoding])
-    ours = unpack(torch.from_numpy(data.copy()), encoding, weight.shape)
-    assert np.array_equal(gguf.quants.dequantize(data, GGUF_TYPES[encoding]), ours.numpy())
+        blocks = gguf.quants.quantize(weight, GGUF_TYPES[encoding])
+    data = tiles.from_blocks(blocks, encoding)
+    assert np.array_equal(tiles.to_blocks(data, encoding, weight.shape), blocks)
+    ours = unpack(torch.from_numpy(data), encoding, weight.shape).numpy()
+    assert np.array_equal(gguf.quants.dequantize(blocks, GGUF_TYPES[encoding]), ours)
 
 
-def test_int4_bytes_are_q4_1_blocks():
-    weight = torch.arange(32.0).clamp(max=15).view(1, 32) + 2
-    blocks = pack(weight, "int4")
-    assert bytes(blocks[0].tolist()) == bytes.fromhex("003c 0040") + bytes(0xF0 | q for q in range(16))
+@pytest.mark.parametrize("encoding", ["int4", "int8"])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 40])
+def test_tiles_and_back_is_nothing_lost_and_padding_is_zeros(encoding, rows):
+    rng = np.random.default_rng(rows)
+    blocks = rng.integers(0, 256, (rows, 3 * tiles.BLOCK_BYTES[encoding]), dtype=np.uint8)
+    data = tiles.from_blocks(blocks, encoding)
+    assert data.shape == native.stored_shape(encoding, (rows, 96))
+    assert np.array_equal(tiles.to_blocks(data, encoding, (rows, 96)), blocks)
+    filled = tiles.to_blocks(data, encoding, (len(data) * 16, 96))
+    assert not filled[rows:].any()
 
 
-def test_int8_bytes_are_q8_0_blocks():
-    weight = torch.arange(-127.0, 128.0, 254 / 31).round().view(1, 32)
-    expected = bytes.fromhex("003c") + bytes(int(w) & 255 for w in weight[0])
-    assert bytes(pack(weight, "int8")[0].tolist()) == expected
+def test_int4_bytes_lie_as_documented():
+    weight = torch.zeros(16, 32)
+    weight[3] = torch.arange(32.0).clamp(max=15) + 2
+    group = pack(weight, "int4")[0].numpy()
+    assert group[12:16].tobytes() == bytes.fromhex("40516273")  # row 3, columns 0 to 3 and 4 to 7
+    assert group[3 * 64 + 12 : 3 * 64 + 16].tobytes() == b"\xff" * 4
+    assert group[256 + 6 : 256 + 8].tobytes() + group[288 + 6 : 288 + 8].tobytes() == bytes.fromhex("003c 0040")
+
+
+def test_int8_bytes_lie_as_documented():
+    weight = torch.zeros(16, 32)
+    weight[15] = torch.arange(-127.0, 128.0, 254 / 31).round()
+    group = pack(weight, "int8")[0].numpy()
+    got = group[:512].reshape(8, 16, 4)[:, 15].reshape(-1).view(np.int8)
+    assert got.tolist() == weight[15].tolist() and not group[:512].reshape(8, 16, 4)[:, :15].any()
+    assert group[542:].tobytes() == bytes.fromhex("003c")
 
 
 @pytest.mark.parametrize("encoding", ["int4", "int8"])
@@ -135,22 +159,22 @@ def test_other_floats_are_widened(dtype):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_packing_in_chunks_changes_nothing(encoding, monkeypatch):
     torch.manual_seed(0)
-    weight = torch.randn(7, 64)
+    weight = torch.randn(39, 64)
     whole = pack(weight, encoding)
+    values = unpack(whole, encoding, (39, 64))
     monkeypatch.setattr(packed, "_CHUNK_ELEMENTS", 100)
     assert torch.equal(pack(weight, encoding), whole)
-    rows = [unpack(whole[i : i + 1], encoding, (1, 64)) for i in range(7)]
-    assert torch.equal(unpack(whole, encoding, (7, 64)), torch.cat(rows))
+    assert torch.equal(unpack(whole, encoding, (39, 64)), values)
 
 
 @pytest.mark.parametrize("data, encoding", [
-    (torch.zeros(4, 41, dtype=torch.uint8), "int4"),
-    (torch.zeros(3, 40, dtype=torch.uint8), "int4"),
-    (torch.zeros(4, 40, dtype=torch.int8), "int4"),
-    (torch.zeros(4, 40, dtype=torch.uint8), "int8"),
+    (torch.zeros(1, 641, dtype=torch.uint8), "int4"),
+    (torch.zeros(2, 640, dtype=torch.uint8), "int4"),
+    (torch.zeros(1, 640, dtype=torch.int8), "int4"),
+    (torch.zeros(1, 640, dtype=torch.uint8), "int8"),
     (torch.zeros(4, 64), "f16"),
     (torch.zeros(4, 64, dtype=torch.float16), "f32"),
-    (torch.zeros(160, dtype=torch.uint8), "int4"),
+    (torch.zeros(640, dtype=torch.uint8), "int4"),
 ])
 def test_data_that_is_not_what_the_shape_says_is_refused(data, encoding):
     for refuse in (unpack, PackedLinear, PackedEmbedding):
