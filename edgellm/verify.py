@@ -132,7 +132,7 @@ async def _standing(manifest: Manifest, plan: Plan, addresses: dict, tls) -> tup
 
 async def _ask(plan: Plan, addresses: dict, tls, ids: list[int], count: int) -> tuple[list[int], list[np.ndarray]]:
     async with ClusterClient.dial(plan, addresses, tls) as cluster:
-        stream = cluster.generate(ids, sampling=Sampling(), max_tokens=count, eos=(), logits=True)
+        stream = cluster.generate(ids, sampling=Sampling(), max_tokens=count, eos=(), logits=True, reuse=False)
         chosen = [c async for c in stream]
     return [c.token for c in chosen], [np.frombuffer(c.logits, "<f4") for c in chosen]
 

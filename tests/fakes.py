@@ -68,22 +68,30 @@ def generate(ids: list[int], count: int, sampling: Sampling = GREEDY, switch: in
 
 
 class FakeSection:
-    """Layers [start, end) of the fake model. `gate`, if given, is awaited (threading.Event) in each step."""
+    """Layers [start, end) of the fake model. `gate`, if given, is awaited (threading.Event) in each step.
 
-    path, ram_bytes, hidden_size, vocab_size = "fake", 0, HIDDEN, VOCAB
+    `calls` has (position, tokens, pass_len) of each step, `together` how many ran at once each time.
+    """
+
+    path, ram_bytes, hidden_size, vocab_size, batches = "fake", 0, HIDDEN, VOCAB, True
 
     def __init__(self, manifest: Manifest, start: int, end: int, gate=None):
         self.start, self.end, self.gate = start, end, gate
         self.is_first, self.is_last = start == 0, end == manifest.num_layers
         self.switch = manifest.rope_switch_len
-        self.calls: list[tuple[int, int, int]] = []  # (position, tokens, pass_len)
+        self.calls: list[tuple[int, int, int]] = []
+        self.together: list[int] = []
 
     def new_slot(self, context: int, kv_dtype: str = "float32"):
         return np.full((context, 2), np.nan)
 
-    def forward(self, x, position, slot, pass_len, want_logits):
+    def forward_many(self, steps):
         if self.gate is not None:
             assert self.gate.wait(20)
+        self.together.append(len(steps))
+        return [self.forward(*step) for step in steps]
+
+    def forward(self, x, position, slot, pass_len, logits):
         count = len(x)
         self.calls.append((position, count, pass_len))
         if self.is_first:
@@ -99,10 +107,13 @@ class FakeSection:
         slot[position : position + count] = hidden[:, :2]
         if not self.is_last:
             return hidden
-        if not want_logits:
+        if not logits:
             return None
-        ids = slot[: position + count, 0]
-        total = sum((i + 1) * (k + 1) for k, i in enumerate(ids)) + slot[: position + count, 1].sum()
+        last = position + count
+        return np.stack([self._logits(slot[:end]) for end in range(last - logits + 1, last + 1)])
+
+    def _logits(self, held):
+        total = sum((i + 1) * (k + 1) for k, i in enumerate(held[:, 0])) + held[:, 1].sum()
         logits = np.zeros(VOCAB, np.float32)
         logits[int(total) % VOCAB] = 1.0
         return logits

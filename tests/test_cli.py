@@ -275,6 +275,20 @@ def test_json_has_text_tokens_timings_and_the_reason(cluster):
     assert all(s["decode_ms_per_token"] > 0 and s["sent_bytes_per_token"] > 0 for s in answer["stages"])
 
 
+def test_json_tells_what_was_reused_and_drafted_and_neither_changes_the_answer(cluster):
+    options = ("--cluster", cluster.file, "--max-tokens", 200, "--json")
+    first, again, plain = (
+        json.loads(call("ask", "Tell me why, why, why, why!", *options, *more).stdout)
+        for more in ((), (), ("--no-speculate",))
+    )
+    assert first["tokens"] == again["tokens"] == plain["tokens"]
+    assert first["reused_tokens"] < again["reused_tokens"] == plain["reused_tokens"] == again["prompt_tokens"] - 1
+    assert again["draft_tokens"] >= again["accepted_tokens"] >= 0 and again["draft_tokens"] > 0
+    assert (plain["draft_tokens"], plain["accepted_tokens"]) == (0, 0)
+    spoken = call("ask", "Tell me why, why, why, why!", *options[:-1], "-v").stderr
+    assert f"({again['reused_tokens']} held already)" in spoken
+
+
 def test_the_first_of_several_stop_texts_ends_the_answer(cluster):
     whole = answer_to("Why?", 60)
     stops = [whole[40:43], whole[20:22], "never to be found"]

@@ -121,8 +121,8 @@ def test_field_tables_have_no_gaps_and_the_sizes_of_the_structs(message):
         assert not fixed or not bits or int(bits[1]) == 8 * int(row["size"]), row
         at = at + int(row["size"]) if fixed and at is not None else None
     sizes = {
-        m.Open: m._OPEN, m.Opened: m._SEQUENCE, m.Close: m._SEQUENCE, m.Closed: m._SEQUENCE, m.Hidden: m._HIDDEN,
-        m.Token: m._TOKEN, m.Failed: m._FAILED, m.Logits: m._LOGITS, m.Trace: m._TRACE, m.Traced: m._TRACE,
+        m.Open: m._OPEN, m.Opened: m._OPENED, m.Close: m._SEQUENCE, m.Closed: m._SEQUENCE, m.Hidden: m._HIDDEN,
+        m.Tokens: m._TOKENS, m.Failed: m._FAILED, m.Logits: m._LOGITS, m.Trace: m._TRACE, m.Traced: m._TRACE,
     }  # fmt: skip
     fixed = sum(int(r["size"]) for r in rows if r["size"].isdigit())
     if message in sizes:
@@ -132,7 +132,7 @@ def test_field_tables_have_no_gaps_and_the_sizes_of_the_structs(message):
 
 
 def test_field_names_are_the_dataclasses_own():
-    for message in (m.Ping, m.Pong, m.Open, m.Opened, m.Hidden, m.Token, m.Failed, m.Logits, m.Trace):
+    for message in (m.Ping, m.Pong, m.Open, m.Opened, m.Hidden, m.Tokens, m.Failed, m.Logits, m.Trace):
         listed = [r["field"] for r in table(section(message), "offset")]
         own = {f.name for f in fields(message)}
         assert set(listed) - {"padding", "options_bytes", "count"} == own - {"count"}, message
@@ -161,10 +161,10 @@ def test_the_constants_of_time_and_limits():
 
 
 def test_bytes_of_a_decoded_token():
-    hidden = m.encode(m.Hidden(1, 2, 3, 1, 4, True, bytes(4 * 576)))
-    overhead, token = re.search(r"`4 \* hidden_size \+ (\d+)` bytes:.*?Token of (\d+) bytes", WIRE, re.S).groups()
-    assert len(hidden) - 4 * 576 == int(overhead) and len(m.encode(m.Token(1, 2, 3, 4))) == int(token)
-    assert f"max(chunk, context) + {m.Hidden.OVERHEAD}`" in WIRE
+    hidden = m.encode(m.Hidden(1, 2, 3, 4, 1, (1,), bytes(4 * 576)))
+    overhead, token = re.search(r"`4 \* hidden_size \+ (\d+)` bytes:.*?Tokens of (\d+) bytes", WIRE, re.S).groups()
+    assert len(hidden) - 4 * 576 == int(overhead) and len(m.encode(m.Tokens(1, 2, 3, 0, (4,)))) == int(token)
+    assert f"(hidden_size + 1) * max(chunk, context) + {m.Hidden.OVERHEAD}`" in WIRE
 
 
 def test_sampling_fields_defaults_and_ranges():

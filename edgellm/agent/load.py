@@ -59,10 +59,13 @@ def load_section(
 class _NumpySection:
     """A torch section behind the interface that the engine calls."""
 
+    batches = False  # torch's results depend on what is computed together
+
     def __init__(self, section, manifest: Manifest):
         self.hidden_size, self.vocab_size = manifest.hidden_size, manifest.vocab_size
         self.path = section.path
         self.ram_bytes = section.ram_bytes
+        self.reuses = not section.follows_every_length
         self._section = section
 
     def new_slot(self, context: int, kv_dtype: str = "float32"):
@@ -72,11 +75,16 @@ class _NumpySection:
         """A hidden state of one token, to time a step with."""
         return np.linspace(-1.0, 1.0, self.hidden_size, dtype=np.float32)[None, :]
 
-    def forward(self, x: np.ndarray, position: int, slot, pass_len: int, want_logits: bool) -> np.ndarray | None:
+    def forward_many(self, steps) -> list[np.ndarray | None]:
+        return [self.forward(s.x, s.position, s.slot, s.pass_len, s.logits) for s in steps]
+
+    def forward(self, x: np.ndarray, position: int, slot, pass_len: int, logits: int) -> np.ndarray | None:
         import torch
 
-        result = self._section.forward(torch.from_numpy(x), position, slot, pass_len, want_logits)
-        return None if result is None else result.numpy()
+        result = self._section.forward(torch.from_numpy(x), position, slot, pass_len, logits > 0)
+        if result is None:
+            return None
+        return result.numpy()[None, :] if logits and self._section.is_last else result.numpy()
 
     def trace(self, x: np.ndarray, slot) -> np.ndarray:
         import torch

@@ -1,69 +1,37 @@
-"""Runs a section: owns its KV slots, keeps the steps that wait, and computes them one after the other in a thread.
+"""Runs a section: owns its KV slots, keeps the steps that wait, and computes them in a thread, several at once.
 
-Nothing here knows of sockets or torch. A section is anything with
-`forward(x, position, slot, pass_len, want_logits) -> array | None`, arrays being NumPy's:
-x is int64 [tokens] for the first section and float32 [tokens, hidden_size] for others; the result is float32
-[tokens, hidden_size], or from the last section float32 [vocab_size] (None unless `want_logits`).
+Nothing here knows of sockets or torch. A section is anything with `forward_many(works) -> list of arrays or None`, one
+for each `Work`, arrays being NumPy's: x is int64 [tokens] for the first section and float32 [tokens, hidden_size] for
+others; the result is float32 [tokens, hidden_size], or from the last section float32 [logits, vocab_size], None where
+`logits` is 0. Its `batches` tells that works give the same bits together as alone, and that together is faster. A
+section whose `reuses` is False needs K and V computed for just the sequence at hand.
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from edgellm.agent.slots import Slot, Slots
+from edgellm.agent.steps import Outcome, Stats, Step, Work
 from edgellm.errors import BusyError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Step:
-    """Positions [position, position + len(x)) of a sequence, to be computed here."""
-
-    seq_id: int
-    x: np.ndarray
-    position: int
-    pass_len: int
-    want_logits: bool
-
-    @property
-    def end(self) -> int:
-        return self.position + len(self.x)
-
-    @property
-    def is_decode(self) -> bool:
-        return len(self.x) == 1 and self.position > 0
-
-
-@dataclass
-class Stats:
-    """What this board did for one sequence. Seconds are computing time."""
-
-    prefill_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_steps: int = 0
-    decode_s: float = 0.0
-
-    def add(self, step: Step, seconds: float) -> None:
-        if step.is_decode:
-            self.decode_steps += 1
-            self.decode_s += seconds
-        else:
-            self.prefill_tokens += len(step.x)
-            self.prefill_s += seconds
+_BATCH_STEPS = 16
+_BATCH_TOKENS = 64  # with drafts; one step alone may have more
+_Batch = list[tuple[Step, "_Held"]]
 
 
 @dataclass
 class _Held:
     """A sequence's slot here, and how far it has come: positions [0, filled) hold K and V."""
 
-    slot: object
+    slot: Slot
     filled: int = 0
     queued: int = 0  # steps waiting or running
+    begun: bool = False
     closed: bool = False
     stats: Stats = field(default_factory=Stats)
 
@@ -71,22 +39,24 @@ class _Held:
 class Engine:
     """The slots and the queue of one section.
 
-    `deliver(step, result, error)` is called in the engine's thread after each step: `result` is what the section
-    gave, `error` the exception if it raised. `congested()` tells that results can't be sent on just now: then prompt
-    chunks wait, and decode steps go on.
+    `deliver(outcomes)` is called in the engine's thread with the (step, result, error) of steps that ran together:
+    `result` is what the section gave, `error` the exception if it raised. `congested()` tells that results can't be
+    sent on just now: then prompt chunks wait, and decode steps go on.
     """
 
     def __init__(
         self,
         section,
         slots: list,
-        deliver: Callable[[Step, np.ndarray | None, Exception | None], None],
+        deliver: Callable[[list[Outcome]], None],
         congested: Callable[[], bool] = lambda: False,
     ):
         self.steps = 0  # computed so far
         self.total = Stats()  # of all sequences
+        self.batches = bool(section.batches)
         self._section, self._deliver, self._congested = section, deliver, congested
-        self._free = list(slots)
+        self._reuses = getattr(section, "reuses", True)
+        self._free = Slots(slots)
         self._num_slots = len(slots)
         self._held: dict[int, _Held] = {}
         self._decode: deque[tuple[Step, _Held]] = deque()
@@ -95,6 +65,7 @@ class Engine:
         self._decoded_since_chunk = 0
         self._running = 0
         self._step_since_s: float | None = None
+        self._waiting_bytes = 0
         self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -124,17 +95,22 @@ class Engine:
     @property
     def waiting_bytes(self) -> int:
         """Bytes of hidden states that wait."""
-        with self._changed:
-            return sum(step.x.nbytes for step, _ in (*self._decode, *self._prefill))
+        return self._waiting_bytes
 
-    def open(self, seq_id: int) -> None:
-        """Reserve a slot; raises BusyError when all are taken or the sequence is already here."""
+    def open(self, seq_id: int, ids: Sequence[int] = (), reuse: int = 0, long: bool = False) -> int:
+        """Reserve a slot; raises BusyError when all are taken or the sequence is already here.
+
+        Returns how many of the first `ids`, at most `reuse`, the slot holds already, in the regime of `long`: the
+        sequence may begin there, or before.
+        """
         with self._changed:
             if seq_id in self._held:
                 raise BusyError(f"sequence {seq_id:x} is open here already")
             if not self._free:
                 raise BusyError(f"all {self._num_slots} slots are taken; ask again when an answer has ended")
-            self._held[seq_id] = _Held(self._free.pop())
+            slot, reused = self._free.take(ids, reuse if self._reuses else 0, long)
+            self._held[seq_id] = _Held(slot, reused)
+            return reused
 
     def close(self, seq_id: int) -> Stats | None:
         """Free the sequence's slot, at once or when its running step ends; its waiting steps are dropped."""
@@ -146,10 +122,11 @@ class Engine:
             for queue in (self._decode, self._prefill):
                 kept = [(step, owner) for step, owner in queue if owner is not held]
                 held.queued -= len(queue) - len(kept)
+                self._waiting_bytes -= sum(step.x.nbytes for step, owner in queue if owner is held)
                 queue.clear()
                 queue.extend(kept)
             if held.queued == 0:
-                self._free.append(held.slot)
+                self._free.give_back(held.slot)
             self._changed.notify()
             return held.stats
 
@@ -163,8 +140,11 @@ class Engine:
                 raise ValueError(f"step at position {step.position}, expected at most {held.filled}")
             # A prompt's last chunk may be one token: it stays behind the chunks before it.
             behind_chunks = any(owner is held for _, owner in self._prefill)
+            if not held.begun:
+                held.begun, held.stats.reused_tokens = True, step.position
             held.filled = max(held.filled, step.end)
             held.queued += 1
+            self._waiting_bytes += step.x.nbytes
             (self._decode if step.is_decode and not behind_chunks else self._prefill).append((step, held))
             self._changed.notify()
             return True
@@ -175,14 +155,14 @@ class Engine:
         with self._changed:
             if not self._free:
                 raise BusyError(f"all {self._num_slots} slots are taken; ask again when an answer has ended")
-            slot = self._free.pop()
+            slot = self._free.take_any()
 
             def run(section):
                 try:
-                    job(section, slot)
+                    job(section, slot.kv)
                 finally:
                     with self._changed:
-                        self._free.append(slot)
+                        self._free.give_back(slot)
 
             self._jobs.append((run, dropped))
             self._changed.notify()
@@ -206,8 +186,8 @@ class Engine:
 
     def _loop(self) -> None:
         while (work := self._next()) is not None:
-            if isinstance(work, tuple):
-                self._compute(*work)
+            if isinstance(work, list):
+                self._compute(work)
             else:
                 work(self._section)
             with self._changed:
@@ -215,7 +195,7 @@ class Engine:
         for _, dropped in self._jobs:
             dropped()
 
-    def _next(self):
+    def _next(self) -> _Batch | Callable[[object], None] | None:
         """Wait for work and choose: every decode step that waits runs once between two prompt chunks, so that a long
         prompt doesn't stop running answers and running answers don't stop a prompt."""
         with self._changed:
@@ -223,38 +203,81 @@ class Engine:
                 if self._stopping:
                     return None
                 chunk_ready = bool(self._prefill) and not self._congested()
-                decoders = sum(1 for h in self._held.values() if h.stats.decode_steps)
+                decoders = sum(1 for h in self._held.values() if h.stats.decode_steps) if chunk_ready else 0
+                batch: _Batch = []
                 if self._decode and not (chunk_ready and self._decoded_since_chunk >= max(1, decoders)):
-                    self._decoded_since_chunk += 1
-                    self._running = 1
-                    return self._decode.popleft()
-                if chunk_ready:
+                    batch = self._batch()
+                    self._decoded_since_chunk += len(batch)
+                elif chunk_ready:
+                    batch = [self._prefill.popleft()]
                     self._decoded_since_chunk = 0
-                    self._running = 1
-                    return self._prefill.popleft()
+                if batch:
+                    self._running = len(batch)
+                    self._waiting_bytes -= sum(step.x.nbytes for step, _ in batch)
+                    return batch
                 if self._jobs:
                     self._running = 1
                     return self._jobs.popleft()[0]
                 self._changed.wait(0.005 if self._prefill else None)  # a congested link is looked at again
 
-    def _compute(self, step: Step, held: _Held) -> None:
-        result = error = None
-        if not held.closed:
+    def _batch(self) -> _Batch:
+        """Decode steps to run together: those that wait now, one of a sequence, since its next one builds on it."""
+        if not self.batches or len(self._decode) == 1:
+            return [self._decode.popleft()]
+        batch, left, tokens = [], deque(), 0
+        for step, held in self._decode:
+            tokens += len(step.x)
+            fits = not batch or (len(batch) < _BATCH_STEPS and tokens <= _BATCH_TOKENS)
+            if fits and not any(held is other for _, other in (*batch, *left)):
+                batch.append((step, held))
+            else:
+                tokens -= len(step.x)
+                left.append((step, held))
+        self._decode = left
+        return batch
+
+    def _compute(self, batch: _Batch) -> None:
+        running = [(step, held) for step, held in batch if not held.closed]
+        outcomes: list[Outcome] = []
+        if running:
             began = self._step_since_s = time.perf_counter()
-            try:
-                result = self._section.forward(step.x, step.position, held.slot, step.pass_len, step.want_logits)
-            except Exception as e:  # whatever a model's code raises ends this sequence, not the agent
-                log.exception("step at position %d of sequence %x failed", step.position, step.seq_id)
-                error = e
+            outcomes = self._forward(running)
             self._step_since_s = None
-            seconds = time.perf_counter() - began
-            held.stats.add(step, seconds)
-            self.total.add(step, seconds)
-            self.steps += 1
+            seconds = (time.perf_counter() - began) / len(running)
+            for step, held in running:
+                held.stats.add(step, seconds)
+                self.total.add(step, seconds)
+                self.steps += 1
+        gone = set()
         with self._changed:
-            held.queued -= 1
-            if held.closed:
-                if held.queued == 0:
-                    self._free.append(held.slot)
-                return
-        self._deliver(step, result, error)
+            for _, held in batch:
+                held.queued -= 1
+                if held.closed:
+                    gone.add(id(held))
+                    if held.queued == 0:
+                        self._free.give_back(held.slot)
+        due = [outcome for (_, held), outcome in zip(running, outcomes, strict=True) if id(held) not in gone]
+        if due:
+            self._deliver(due)
+
+    def _forward(self, batch: _Batch) -> list[Outcome]:
+        """Run these steps together; if that fails, one by one, so that only those whose own step fails are told."""
+        works = []
+        for step, held in batch:
+            held.slot.begin(step.position, step.ids, step.long)
+            works.append(Work(step.x, step.position, held.slot.kv, step.pass_len, step.logits))
+        try:
+            results = self._section.forward_many(works)
+            if len(results) != len(works):
+                raise RuntimeError(f"the section gave {len(results)} results for {len(works)} steps")
+        except Exception as e:  # whatever a model's code raises ends sequences, not the agent
+            if len(batch) > 1:
+                log.warning("a batch of %d steps failed (%s); they run one by one", len(batch), e)
+                return [outcome for one in batch for outcome in self._forward([one])]
+            ((step, held),) = batch
+            log.exception("step at position %d of sequence %x failed", step.position, step.seq_id)
+            held.slot.ids.clear()
+            return [(step, None, e)]
+        for step, held in batch:
+            held.slot.computed(step.position, step.ids)
+        return [(step, result, None) for (step, _), result in zip(batch, results, strict=True)]

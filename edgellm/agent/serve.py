@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _MAX_STRANGERS = 64  # connections that haven't said hello; one more, and the ol
 _MAX_PEERS = 256
 _MAX_CHANGES = 4  # assigns and commits that wait for each other
 _SWEEP_S = 1.0
+_SWITCH_S = 0.0005  # a step that is done waits no longer than this for the loop to let it go on: Python's own is 5 ms
 _IDLE_STEP_BYTES = 64 << 10  # largest step frame while no plan says how large they are
 
 
@@ -206,8 +208,8 @@ class Agent:
                 self.stage.close(peer, message)
             case m.Hidden():
                 self.stage.hidden(peer, message)
-            case m.Token():
-                self.stage.token_from(peer, message)
+            case m.Tokens():
+                self.stage.tokens_from(peer, message)
             case m.Trace():
                 self.stage.trace(peer, message)
 
@@ -283,7 +285,7 @@ class Agent:
         if self.stage is None:
             return _IDLE_STEP_BYTES
         chunk = max(self.stage.plan.chunk, self.stage.plan.context)  # a trace is a whole sequence
-        return min(chunk * self.manifest.hidden_size * 4, MAX_STEP_BYTES)
+        return min(chunk * (self.manifest.hidden_size + 1) * 4, MAX_STEP_BYTES)  # and its ids
 
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.options.drain_s
@@ -296,6 +298,7 @@ async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None)
     manifest = Manifest.read(options.shards)
     choice = await in_own_thread(take_cores, manifest, options.shards, options.threads, options.cores)
     agent = Agent(dataclasses.replace(options, threads=choice.threads, cores=choice.cores))
+    sys.setswitchinterval(_SWITCH_S)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)

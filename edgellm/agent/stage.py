@@ -5,38 +5,22 @@ All of it runs in the event loop; only `_deliver` is called by the engine's thre
 
 import asyncio
 import logging
-import reprlib
-from dataclasses import dataclass
 
 import numpy as np
 
+from edgellm.agent.draft import Drafter
 from edgellm.agent.link import Link
-from edgellm.agent.run import Engine, Step
+from edgellm.agent.run import Engine
+from edgellm.agent.sequence import Sequence, choose, finish_of, most_drafts, parse_open
+from edgellm.agent.steps import Outcome, Step
 from edgellm.agent.trace import answer_trace
-from edgellm.config import Sampling
-from edgellm.errors import BusyError, EdgellmError, UsageError
+from edgellm.errors import BusyError, EdgellmError
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer
 
 log = logging.getLogger(__name__)
 _MAX_WAITING_BYTES = 64 << 20  # hidden states that may wait here before a board is made to send no more
-
-
-@dataclass
-class _Sequence:
-    """An answer in the making, as this board knows it. `ids` only grows on the first and the last board."""
-
-    seq_id: int
-    owner: Peer
-    ids: list[int]
-    prompt_len: int
-    max_tokens: int
-    eos: frozenset[int]
-    sampling: Sampling
-    logits: bool
-    sent_bytes: int = 0  # of decode steps, to the next board
-    ended: bool = False
 
 
 class Stage:
@@ -52,7 +36,7 @@ class Stage:
         own = plan.section_of(board)
         self.is_first, self.is_last = own.start == 0, own.end == plan.num_layers
         self._rope_switch_len = rope_switch_len
-        self._sequences: dict[int, _Sequence] = {}
+        self._sequences: dict[int, Sequence] = {}
         self._paused: set[Peer] = set()
         self._tasks: set[asyncio.Task] = set()
         self.loop = asyncio.get_running_loop()
@@ -98,8 +82,8 @@ class Stage:
             self._refuse(peer, message, "epoch", reason)
             return
         try:
-            sequence = self._parse(peer, message)
-            self.engine.open(message.seq_id)
+            sequence = parse_open(peer, message, self.plan.context, self.section.vocab_size)
+            reused = self.engine.open(message.seq_id, message.ids, sequence.reuse, self._is_long(len(message.ids)))
         except BusyError as e:
             self._refuse(peer, message, "busy", str(e))
             return
@@ -110,10 +94,15 @@ class Stage:
         for link in (self._next, self._first):
             if link:
                 link.ensure()
-        peer.send(m.Opened(self.epoch, message.seq_id))
-        log.info("sequence %x opened, %d tokens, epoch %d", message.seq_id, sequence.prompt_len, self.epoch)
+        peer.send(m.Opened(self.epoch, message.seq_id, reused, self.engine.batches))
+        log.info(
+            "sequence %x opened, %d tokens, %d of them held, epoch %d",
+            message.seq_id, sequence.prompt_len, reused, self.epoch,
+        )  # fmt: skip
         if self.is_first:
-            self._feed(sequence, 0)
+            self._feed(sequence, reused)
+            if sequence.speculate and self.engine.batches:
+                sequence.drafter = Drafter(sequence.ids)
 
     def close(self, peer: Peer, message: m.Close) -> None:
         """Free the slot and answer `closed` with what was done; of an unknown sequence, with nothing."""
@@ -140,71 +129,88 @@ class Stage:
             expected = "nobody" if self.is_first else self._hidden_from
             peer.refuse(f"hidden states from {peer.name}; board {self.board} takes them from {expected}")
             return
-        x = np.frombuffer(message.data, "<f4").reshape(message.count, -1).astype(np.float32)
-        if x.shape[1] != self.section.hidden_size or message.pass_len > self.plan.context:
+        count, hidden_size = len(message.ids), self.section.hidden_size
+        if len(message.data) != 4 * count * hidden_size or message.pass_len > self.plan.context:
             peer.refuse(
-                f"hidden states of size {x.shape[1]} up to position {message.pass_len}; "
-                f"expected size {self.section.hidden_size} and at most {self.plan.context}"
+                f"hidden states of size {len(message.data) // (4 * count)} up to position {message.pass_len}; "
+                f"expected size {hidden_size} and at most {self.plan.context}"
             )
             return
-        self._submit(Step(message.seq_id, x, message.position, message.pass_len, message.want_logits))
+        if max(message.ids) >= self.section.vocab_size:
+            peer.refuse(f"hidden states of token id {max(message.ids)}; the vocabulary has {self.section.vocab_size}")
+            return
+        if message.logits > 1 and not self.engine.batches:
+            peer.refuse(f"hidden states of {message.logits - 1} drafts; board {self.board} can't verify any")
+            return
+        x = np.frombuffer(message.data, "<f4").reshape(count, hidden_size).astype(np.float32)
+        long = self._is_long(message.pass_len)
+        self._submit(
+            Step(message.seq_id, x, message.position, message.pass_len, message.logits, message.ids, long)
+        )
         if self.engine.waiting_bytes > _MAX_WAITING_BYTES and peer not in self._paused:
             self._paused.add(peer)
             peer.pause_reading()
 
-    def token_from(self, peer: Peer, message: m.Token) -> None:
-        """A token over the wire; only the last board's count."""
+    def tokens_from(self, peer: Peer, message: m.Tokens) -> None:
+        """Tokens over the wire; only the last board's count."""
         if not self.is_first or peer.name != self._tokens_from:
-            peer.refuse(f"a token from {peer.name}; board {self.board} takes none from it")
-        elif message.token >= self.section.vocab_size:
-            peer.refuse(f"token id {message.token}; the vocabulary has {self.section.vocab_size}")
+            peer.refuse(f"tokens from {peer.name}; board {self.board} takes none from it")
+        elif max(message.ids) >= self.section.vocab_size:
+            peer.refuse(f"token id {max(message.ids)}; the vocabulary has {self.section.vocab_size}")
         else:
-            self.token(message)
+            self.tokens(message)
 
-    def token(self, message: m.Token) -> None:
-        """The last board has chosen: go on with it. One that was seen already changes nothing."""
+    def tokens(self, message: m.Tokens) -> None:
+        """The last board has chosen: go on with it. Those that were seen already change nothing."""
         sequence = self._sequences.get(message.seq_id)
-        if sequence is None or not self.is_first or message.position < len(sequence.ids):
+        if sequence is None or not self.is_first:
             return
-        if message.position > len(sequence.ids):
-            self._fail(
-                sequence, "error", f"token for position {message.position}, expected position {len(sequence.ids)}"
-            )
+        known = len(sequence.ids)
+        if message.position > known:
+            self._fail(sequence, "error", f"tokens for position {message.position}, expected position {known}")
             return
-        sequence.ids.append(message.token)
-        crossed = self._rope_switch_len is not None and len(sequence.ids) == self._rope_switch_len + 1
-        self._feed(sequence, 0 if crossed else len(sequence.ids) - 1)
+        fresh = message.ids[known - message.position :]
+        if not fresh:
+            return
+        if known + len(fresh) > self.plan.context:
+            self._fail(sequence, "error", f"{known + len(fresh)} tokens, a slot holds {self.plan.context}")
+            return
+        sequence.ids += fresh
+        crossed = not self._is_long(known) and self._is_long(len(sequence.ids))
+        if sequence.drafter is not None:
+            sequence.drafter.learn(len(sequence.drafts), len(fresh) - 1)
+            sequence.drafter.extend(fresh)
+        if crossed:
+            self._feed(sequence, 0)
+        else:
+            self._go_on(sequence)
 
     # Inside
 
-    def _parse(self, peer: Peer, message: m.Open) -> _Sequence:
-        options = message.options
-        try:
-            sampling = Sampling.from_dict(options.get("sampling", {}))
-        except (KeyError, TypeError) as e:
-            raise UsageError(f"open: bad options ({e})") from None
-        max_tokens, eos = options.get("max_tokens"), options.get("eos", [])
-        if type(max_tokens) is not int or max_tokens < 1:
-            raise UsageError(f"open: max_tokens is {reprlib.repr(max_tokens)}, expected a number from 1")
-        if not isinstance(eos, list) or any(type(i) is not int for i in eos):
-            raise UsageError(f"open: eos is {reprlib.repr(eos)}, expected a list of token ids")
-        least, most = (1, self.plan.context) if self.is_first or self.is_last else (0, 0)
-        if not least <= len(message.ids) <= most:
-            raise UsageError(f"a prompt of {len(message.ids)} tokens; board {self.board} takes {least} to {most}")
-        if any(i >= self.section.vocab_size for i in message.ids):
-            raise UsageError(f"token id {max(message.ids)}; the vocabulary has {self.section.vocab_size}")
-        return _Sequence(
-            message.seq_id, peer, list(message.ids), len(message.ids), max_tokens, frozenset(eos), sampling,
-            options.get("logits") is True,
-        )  # fmt: skip
+    def _is_long(self, pass_len: int) -> bool:
+        """Whether a pass of this length has the long rotary factors (LongRoPE)."""
+        return self._rope_switch_len is not None and pass_len > self._rope_switch_len
 
-    def _feed(self, sequence: _Sequence, start: int) -> None:
+    def _feed(self, sequence: Sequence, start: int) -> None:
         """Queue ids[start:] in chunks; after the last one a token is wanted."""
-        end = len(sequence.ids)
+        end, long = len(sequence.ids), self._is_long(len(sequence.ids))
+        sequence.drafts = ()
         for position in range(start, end, self.plan.chunk):
             until = min(position + self.plan.chunk, end)
-            x = np.asarray(sequence.ids[position:until], dtype=np.int64)
-            self._submit(Step(sequence.seq_id, x, position, end, until == end))
+            ids = sequence.ids[position:until]
+            x = np.asarray(ids, dtype=np.int64)
+            self._submit(Step(sequence.seq_id, x, position, end, int(until == end), ids, long))
+
+    def _go_on(self, sequence: Sequence) -> None:
+        """Queue the last token, and what may follow it."""
+        position, sequence.drafts = len(sequence.ids) - 1, ()
+        if sequence.drafter is not None:
+            most = most_drafts(sequence, self.plan.context, self._rope_switch_len, len(self._sequences))
+            sequence.drafts = sequence.drafter.propose(most)
+        ids = (sequence.ids[position], *sequence.drafts)
+        end = position + len(ids)
+        x = np.asarray(ids, dtype=np.int64)
+        self._submit(Step(sequence.seq_id, x, position, end, len(ids), ids, self._is_long(end)))
 
     def _submit(self, step: Step) -> None:
         try:
@@ -216,19 +222,22 @@ class Stage:
     def _congested(self) -> bool:
         return self._next is not None and self._next.congested
 
-    def _deliver(self, step: Step, result, error: Exception | None) -> None:
-        """In the engine's thread: choose the token where there are logits, then hand over to the loop."""
-        logits = None
-        sequence = self._sequences.get(step.seq_id)
-        if error is None and self.is_last and result is not None and sequence is not None:
-            from edgellm.model.sampling import sample
-
-            history = sequence.ids[: step.end] if sequence.sampling.repeat_penalty != 1.0 else ()
-            try:
-                logits, result = result, sample(result, history, sequence.sampling, step.end)
-            except Exception as e:
-                error = e
-        self.loop.call_soon_threadsafe(self._computed, step, result, logits, error)
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        """In the engine's thread: choose tokens where there are logits, then hand over to the loop. Each sequence's
+        choice is handed over at once, so that the first board doesn't wait for the others'."""
+        if not self.is_last:
+            self.loop.call_soon_threadsafe(self._computed, [(*outcome, None) for outcome in outcomes])
+            return
+        for step, result, error in outcomes:
+            logits, sequence = None, self._sequences.get(step.seq_id)
+            if error is None and result is not None and sequence is not None:
+                penalized = sequence.sampling.repeat_penalty != 1.0
+                history = sequence.ids[: step.end - len(result) + 1] if penalized else ()
+                try:
+                    logits, result = result, choose(result, step.ids, history, sequence.sampling, step.end)
+                except Exception as e:
+                    error = e
+            self.loop.call_soon_threadsafe(self._computed, [(step, result, error, logits)])
 
     def _relieve(self, all_of_them: bool = False) -> None:
         """Read again from boards that were made to wait, if enough of what waited is gone."""
@@ -237,56 +246,59 @@ class Stage:
                 peer.resume_reading()
             self._paused.clear()
 
-    def _computed(self, step: Step, result, logits, error) -> None:
+    def _computed(self, outcomes: list[tuple]) -> None:
         self._relieve()
-        sequence = self._sequences.get(step.seq_id)
-        if sequence is None:
-            return
-        if error is not None:
-            self._fail(sequence, "error", f"{type(error).__name__}: {error}")
-        elif not self.is_last:
-            self._push(sequence, step, result)
-        elif result is not None:
-            if sequence.logits and sequence.owner.congested:
-                self._waiting_for_owner(sequence, step.end, result, logits)
-            else:
-                self._chosen(sequence, step.end, result, logits)
+        for step, result, error, logits in outcomes:
+            sequence = self._sequences.get(step.seq_id)
+            if sequence is None:
+                continue
+            if error is not None:
+                self._fail(sequence, "error", f"{type(error).__name__}: {error}")
+            elif not self.is_last:
+                self._push(sequence, step, result)
+            elif result is not None:
+                first = step.end - len(logits) + 1  # where the first of the chosen goes
+                if sequence.logits and sequence.owner.congested:
+                    self._waiting_for_owner(sequence, first, result, logits)
+                else:
+                    self._chosen(sequence, first, result, logits)
 
-    def _push(self, sequence: _Sequence, step: Step, result: np.ndarray) -> None:
+    def _push(self, sequence: Sequence, step: Step, result: np.ndarray) -> None:
         before = self._next.sent_bytes
+        data = result.astype("<f4", copy=False).tobytes()
         self._next.send(
             m.Hidden(
-                self.epoch, sequence.seq_id, step.position, len(step.x), step.pass_len, step.want_logits,
-                result.astype("<f4", copy=False).tobytes(),
-            )  # fmt: skip
+                self.epoch, sequence.seq_id, step.position, step.pass_len, step.logits, tuple(step.ids), data
+            )
         )
         if step.is_decode:
             sequence.sent_bytes += self._next.sent_bytes - before
 
-    def _chosen(self, sequence: _Sequence, position: int, token: int, logits: np.ndarray | None) -> None:
+    def _chosen(self, sequence: Sequence, position: int, ids: list[int], logits: np.ndarray) -> None:
+        """Tell first board and manager of the tokens from `position` on, as far as the answer goes."""
         if position < sequence.prompt_len or sequence.ended:
             return
         finish = ""
-        if token in sequence.eos:
-            finish = "eos"
-        elif position - sequence.prompt_len + 1 >= sequence.max_tokens:
-            finish = "length"
-        elif position >= self.plan.context:
-            finish = "context"
+        for count, token in enumerate(ids, 1):
+            finish = finish_of(sequence, position + count - 1, token, self.plan.context)
+            if finish:
+                ids = ids[:count]
+                break
         sequence.ended = bool(finish)
-        message = m.Token(self.epoch, sequence.seq_id, position, token, m.FINISH.index(finish))
+        sequence.accepted += len(ids) - 1
+        message = m.Tokens(self.epoch, sequence.seq_id, position, m.FINISH.index(finish), tuple(ids))
         if not finish:
             if self._first is not None:
                 before = self._first.sent_bytes
                 self._first.send(message)
                 sequence.sent_bytes += self._first.sent_bytes - before
-                if position == len(sequence.ids):
-                    sequence.ids.append(token)
+                if position <= len(sequence.ids):
+                    sequence.ids += ids[len(sequence.ids) - position :]
             else:
-                self.loop.call_soon(self.token, message)
+                self.loop.call_soon(self.tokens, message)
         if sequence.logits:
-            data = logits.astype("<f4").tobytes()
-            sequence.owner.send(m.Logits(self.epoch, sequence.seq_id, position, data))
+            for at, row in enumerate(logits[: len(ids)], position):
+                sequence.owner.send(m.Logits(self.epoch, sequence.seq_id, at, row.astype("<f4").tobytes()))
         sequence.owner.send(message)
 
     def _waiting_for_owner(self, *chosen) -> None:
@@ -307,9 +319,12 @@ class Stage:
         self._relieve()
         if sequence is None or stats is None:
             return {}
-        return {**vars(stats), "sent_bytes": sequence.sent_bytes, "path": self.section.path}
+        return {
+            **vars(stats), "accepted_tokens": sequence.accepted, "sent_bytes": sequence.sent_bytes,
+            "path": self.section.path,
+        }  # fmt: skip
 
-    def _fail(self, sequence: _Sequence, code: str, reason: str) -> None:
+    def _fail(self, sequence: Sequence, code: str, reason: str) -> None:
         self._drop(sequence.seq_id)
         log.warning("sequence %x failed: %s", sequence.seq_id, reason)
         sequence.owner.send(m.Failed(self.epoch, sequence.seq_id, m.FAILURES.index(code), reason))

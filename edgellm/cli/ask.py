@@ -31,8 +31,10 @@ from edgellm.errors import ClusterError, UsageError
               help="Cluster file.  [default: $EDGELLM_CLUSTER, ./cluster.json, the user's config folder]")  # fmt: skip
 @click.option("--wait", type=click.FloatRange(0), default=config.PATIENCE_S, show_default=True, metavar="SECONDS",
               help="How long to go on trying without a token when boards are lost.")  # fmt: skip
+@click.option("--speculate/--no-speculate", default=True, show_default=True,
+              help="Draft tokens from the text so far and verify them together: the same answer, sooner.")  # fmt: skip
 @verbose_option
-def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, seed, **sampling):
+def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, seed, speculate, **sampling):
     """Ask the cluster; the answer streams to stdout as it is made.
 
     PROMPT may be - or a pipe for stdin. Without a cluster file, two agents are started on this machine with the
@@ -52,7 +54,7 @@ def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, 
 
     chosen = secrets.randbits(31) if seed is None else seed
     question = Question(
-        _prompt(prompt), system, raw, max_tokens, config.Sampling(seed=chosen, **sampling), tuple(stop)
+        _prompt(prompt), system, raw, max_tokens, config.Sampling(seed=chosen, **sampling), tuple(stop), speculate
     )
     path = find(str(cluster) if cluster else None)
     if path is not None:
@@ -119,9 +121,12 @@ def _summary(answer) -> str:
         f"{s['board']} [{s['start']}-{s['end']}) {s['decode_ms_per_token']:.1f} ms"
         for s in answer.stages if s["decode_ms_per_token"] is not None
     )  # fmt: skip
+    reused = f" ({answer.reused_tokens} held already)" if answer.reused_tokens else ""
+    drafts = f", {answer.accepted_tokens} of {answer.draft_tokens} drafts" if answer.draft_tokens else ""
     return (
-        f"prompt {answer.prompt_tokens} tokens, {rate(answer.prefill_tokens_per_s)}; answer {len(answer.tokens)} "
-        f"tokens, {rate(answer.decode_tokens_per_s)}; a token: {stages or '–'}; ended by {answer.finish}"
+        f"prompt {answer.prompt_tokens} tokens{reused}, {rate(answer.prefill_tokens_per_s)}; "
+        f"answer {len(answer.tokens)} tokens{drafts}, {rate(answer.decode_tokens_per_s)}; "
+        f"a token: {stages or '–'}; ended by {answer.finish}"
     )
 
 

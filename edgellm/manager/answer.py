@@ -24,6 +24,7 @@ class Question:
     max_tokens: int = 512
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
+    speculate: bool = True
 
     def __post_init__(self):
         if not self.prompt.strip():
@@ -43,13 +44,17 @@ class Answer:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     finish: str = "cancelled"
+    reused_tokens: int = 0  # of the prompt: the boards held them already
+    draft_tokens: int = 0
+    accepted_tokens: int = 0  # of the drafts
     first_token_s: float | None = None
     total_s: float = 0.0
     stages: list[dict] = field(default_factory=list)
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
-        return self.prompt_tokens / self.first_token_s if self.first_token_s else None
+        """Over those that were computed."""
+        return (self.prompt_tokens - self.reused_tokens) / self.first_token_s if self.first_token_s else None
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -63,6 +68,9 @@ class Answer:
             "text": self.text,
             "tokens": self.tokens,
             "prompt_tokens": self.prompt_tokens,
+            "reused_tokens": self.reused_tokens,
+            "draft_tokens": self.draft_tokens,
+            "accepted_tokens": self.accepted_tokens,
             "finish_reason": self.finish,
             "seed": self.seed,
             "timings": {
@@ -133,7 +141,7 @@ class Asker:
             async with session:
                 tokens = session.generate(
                     ids, sampling=question.sampling, max_tokens=question.max_tokens,
-                    eos=self.manifest.eos_token_ids, stats=stats,
+                    eos=self.manifest.eos_token_ids, stats=stats, speculate=question.speculate,
                 )  # fmt: skip
                 try:
                     async for chosen in tokens:
@@ -155,11 +163,18 @@ class Asker:
             take(stop.flush())
         finally:
             answer.text = "".join(pieces)
-            answer.stages = [_stage(s, stats[s.board]) for s in session.plan.sections if stats.get(s.board)]
+            told = [(s, stats[s.board]) for s in session.plan.sections if stats.get(s.board)]
+            # The last board knows what was accepted; in a replay the prompt is longer than what was asked.
+            answer.accepted_tokens = max((_number(t, "accepted_tokens") for _, t in told), default=0)
+            answer.draft_tokens = max((_number(t, "draft_tokens") for _, t in told), default=0)
+            answer.reused_tokens = min((_number(t, "reused_tokens") for _, t in told), default=0)
+            answer.reused_tokens = min(answer.reused_tokens, answer.prompt_tokens)
+            answer.stages = [_stage(section, t, answer.accepted_tokens) for section, t in told]
 
 
-def _stage(section: Section, stats: dict) -> dict:
+def _stage(section: Section, stats: dict, accepted: float) -> dict:
     steps = _number(stats, "decode_steps")
+    steps += accepted if steps else 0  # each of which is a token
     return {
         "board": section.board,
         "start": section.start,

@@ -46,9 +46,12 @@ class ClusterClient:
 
     async def generate(
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...], logits: bool = False,
-        stats: dict[str, dict] | None = None,
+        stats: dict[str, dict] | None = None, speculate: bool = True, reuse: bool = True,
     ) -> AsyncIterator[Chosen]:  # fmt: skip
         """Stream the answer to the prompt `ids`, token by token; the last one has a finish reason.
+
+        With `speculate`, boards that can draft what comes next and verify it, which changes nothing but the time; with
+        `reuse`, what their slots hold of the prompt isn't computed again.
 
         Leaving the iteration early (or being cancelled) stops the boards' work. `stats` is filled at the end with
         what each board reports. Raises BusyError when a board has no free slot, AnswerError when one can't compute
@@ -61,30 +64,32 @@ class ClusterClient:
             board.subscribe(seq_id, events)
         options = {
             "plan": self.plan.digest, "sampling": sampling.to_dict(), "max_tokens": max_tokens, "eos": list(eos),
-            "logits": logits,
+            "logits": logits, "reuse": len(ids) if reuse else 0, "speculate": speculate,
         }  # fmt: skip
         try:
-            # The first board starts when it is opened: the others first.
-            others = self.boards[1:]
-            for i, board in enumerate(others, 1):
-                needs_ids = i == len(self.boards) - 1
-                board.send(m.Open(self.plan.epoch, seq_id, options, tuple(ids) if needs_ids else ()))
-            for _ in others:
-                _opened(*await self._event(events, ANSWER_TIMEOUT_S))
+            # The first board starts when it is opened: the others first. It begins behind what all of them hold.
+            for board in self.boards[1:]:
+                board.send(m.Open(self.plan.epoch, seq_id, options, tuple(ids)))
+            for _ in self.boards[1:]:
+                opened = _opened(*await self._event(events, ANSWER_TIMEOUT_S))
+                options["reuse"] = min(options["reuse"], opened.reused)
+                options["speculate"] = options["speculate"] and opened.batches
             self.boards[0].send(m.Open(self.plan.epoch, seq_id, options, tuple(ids)))
-            expected, held = len(ids), None
+            expected, held = len(ids), {}
             while True:
                 board, message = await self._event(events, None)
                 match message:
                     case m.Failed():
                         _opened(board, message)
-                    case m.Logits() if message.position == expected:
-                        held = message.data
-                    case m.Token() if message.position == expected:
-                        expected += 1
-                        yield Chosen(message.position, message.token, m.FINISH[message.finish], clock(), held)
-                        held = None
-                        if message.finish:
+                    case m.Logits() if expected <= message.position < expected + m.MAX_CHOICES:
+                        held[message.position] = message.data
+                    case m.Tokens() if message.position <= expected:
+                        now, end = clock(), message.position + len(message.ids)
+                        for token in message.ids[expected - message.position :]:
+                            finish = m.FINISH[message.finish] if expected == end - 1 else ""
+                            expected += 1
+                            yield Chosen(expected - 1, token, finish, now, held.pop(expected - 1, None))
+                        if message.finish and expected == end:
                             return
         finally:
             await self._close_sequence(seq_id, events, stats)
@@ -162,10 +167,13 @@ def _is_link_failure(message) -> bool:
     return isinstance(message, m.Failed) and m.FAILURES[message.code] == "link"
 
 
-def _opened(board: BoardClient, message) -> None:
-    """Raise what a `failed` means; everything else is fine."""
+def _opened(board: BoardClient, message) -> m.Opened:
+    """The message; raises what a `failed` means, and BoardError for any other."""
     if isinstance(message, m.Failed):
         if m.FAILURES[message.code] == "busy":
             raise BusyError(f"board {board.name} is busy: {message.reason}", board.name)
         kind = AnswerError if m.FAILURES[message.code] in ("error", "unknown") else BoardError
         raise kind(str(board.error(message.reason)), board.name)
+    if not isinstance(message, m.Opened):
+        raise BoardError(str(board.error(f"answered an open with {type(message).__name__.lower()}")), board.name)
+    return message

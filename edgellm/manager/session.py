@@ -41,7 +41,7 @@ class Session:
 
     async def generate(
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...],
-        stats: dict[str, dict] | None = None,
+        stats: dict[str, dict] | None = None, speculate: bool = True,
     ) -> AsyncIterator[Chosen]:  # fmt: skip
         """As `ClusterClient.generate`, but a board that is lost, hangs, restarts or gets another section costs
         only time.
@@ -56,8 +56,9 @@ class Session:
             try:
                 cluster = await self._ready(grow=attempt == 0)
                 tokens = cluster.generate(
-                    ids + done, sampling=sampling, max_tokens=max_tokens - len(done), eos=eos, stats=stats
-                )
+                    ids + done, sampling=sampling, max_tokens=max_tokens - len(done), eos=eos, stats=stats,
+                    speculate=speculate,
+                )  # fmt: skip
                 async with aclosing(tokens):
                     async for chosen in tokens:
                         done.append(chosen.token)

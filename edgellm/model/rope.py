@@ -38,6 +38,11 @@ def ignore_dynamic(model: nn.Module) -> None:
             module.rope_type = "default"
 
 
+def is_dynamic(model: nn.Module) -> bool:
+    """Whether rotary factors change with every length (dynamic NTK), and not at one switch."""
+    return any("dynamic" in _kinds(module) for module in model.modules())
+
+
 class PassLength:
     """How many tokens the sequence has at the end of the pass that runs now; set before each forward."""
 
@@ -52,11 +57,15 @@ def follow_pass_length(model: nn.Module) -> PassLength:
     """
     pass_length = PassLength()
     for module in model.modules():
-        kinds = getattr(module, "rope_type", None)
-        kinds = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
+        kinds = _kinds(module)
         if kinds & {"longrope", "dynamic"}:
             _wrap(module, pass_length, "dynamic" in kinds)
     return pass_length
+
+
+def _kinds(module: nn.Module) -> set:
+    kinds = getattr(module, "rope_type", None)
+    return set(kinds.values()) if isinstance(kinds, dict) else {kinds}
 
 
 def _wrap(module: nn.Module, pass_length: PassLength, dynamic: bool) -> None:

@@ -41,6 +41,7 @@ class Section:
         self._stop = False
         self._outputs: list[torch.Tensor] | None = None
         self._pass_length = rope.follow_pass_length(model)
+        self.follows_every_length = rope.is_dynamic(model)  # K and V depend on how long the sequence was by then
         self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         layers, own = find_layers(model)[1], weakref.ref(self)  # no cycle: memory is free as soon as we are dropped
         if not self.is_first:

@@ -14,9 +14,11 @@ from edgellm.errors import RemoteProtocolError
 from edgellm.wire.frames import encode_frame
 
 MAGIC = b"EDGE"
-VERSION = 2
+VERSION = 3
 
-# Finish reasons, as numbered in TOKEN.
+# The most tokens that one step may choose: one, and one after each draft that it carries.
+MAX_CHOICES = 16
+# Finish reasons, as numbered in TOKENS.
 FINISH = ("", "eos", "length", "context")
 # Why a sequence failed, as numbered in FAILED.
 FAILURES = ("error", "busy", "epoch", "draining", "link", "unknown")
@@ -236,9 +238,9 @@ _OPEN = struct.Struct(">IQII")
 class Open:
     """Reserve a slot for a sequence. The first board starts to work on it at once, so it is opened last.
 
-    `ids` are the prompt's token ids (first and last board; empty for others). `options`: `plan` (its digest),
-    `sampling`, `max_tokens`, `eos` (token ids that end the answer), `logits` (true: the last board also sends its
-    logits).
+    `ids` are the prompt's token ids. `options`: `plan` (its digest), `sampling`, `max_tokens`, `eos` (token ids that
+    end the answer), `logits` (true: the last board also sends its logits), `reuse` (at most so many tokens of the
+    prompt need not be computed where a slot holds them), `speculate` (true: steps may carry drafts).
     """
 
     TYPE: ClassVar[int] = 10
@@ -247,7 +249,7 @@ class Open:
     epoch: int
     seq_id: int
     options: dict
-    ids: tuple[int, ...] = ()
+    ids: tuple[int, ...]
 
     def encode(self) -> bytes:
         options = _json(self.options)
@@ -269,9 +271,41 @@ class Open:
 _SEQUENCE = struct.Struct(">IQ")
 
 
+_OPENED = struct.Struct(">IQIB")
+
+
 @dataclass(frozen=True)
 class Opened:
+    """A slot is reserved. It holds the prompt's first `reused` tokens already: computing may start there. `batches`:
+    here a step gives the same bits whatever is computed with it, so drafts may be verified."""
+
     TYPE: ClassVar[int] = 11
+    LIMIT: ClassVar[int] = _OPENED.size
+    epoch: int
+    seq_id: int
+    reused: int = 0
+    batches: bool = False
+
+    def encode(self) -> bytes:
+        return _OPENED.pack(self.epoch, self.seq_id, self.reused, int(self.batches))
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Opened":
+        _exact("opened", body, _OPENED.size)
+        epoch, seq_id, reused, batches = _OPENED.unpack(body)
+        if batches > 1:
+            raise RemoteProtocolError(f"opened: batches {batches}, expected 0 or 1")
+        return cls(epoch, seq_id, reused, bool(batches))
+
+
+_SEQUENCE = struct.Struct(">IQ")
+
+
+@dataclass(frozen=True)
+class Close:
+    """The manager wants no more of this sequence: ended, cancelled, or failed elsewhere."""
+
+    TYPE: ClassVar[int] = 14
     LIMIT: ClassVar[int] = _SEQUENCE.size
     epoch: int
     seq_id: int
@@ -280,16 +314,9 @@ class Opened:
         return _SEQUENCE.pack(self.epoch, self.seq_id)
 
     @classmethod
-    def decode(cls, body: bytes):
-        _exact("opened or close", body, _SEQUENCE.size)
+    def decode(cls, body: bytes) -> "Close":
+        _exact("close", body, _SEQUENCE.size)
         return cls(*_SEQUENCE.unpack(body))
-
-
-@dataclass(frozen=True)
-class Close(Opened):
-    """The manager wants no more of this sequence: ended, cancelled, or failed elsewhere."""
-
-    TYPE: ClassVar[int] = 14
 
 
 _HIDDEN = struct.Struct(">IQIIIB3x")
@@ -297,67 +324,73 @@ _HIDDEN = struct.Struct(">IQIIIB3x")
 
 @dataclass(frozen=True)
 class Hidden:
-    """One step's activations for positions [position, position + count), from a board to the next.
+    """One step's activations for the tokens `ids` at positions [position, position + len(ids)), from a board to the
+    next.
 
-    `pass_len` is the sequence's length at the end of the pass that this chunk belongs to. `want_logits` tells the
-    last board to sample after the chunk's last token.
+    `pass_len` is the sequence's length at the end of the pass that this chunk belongs to. After each of the chunk's
+    last `logits` tokens the last board is to choose one; all `ids` behind the first of these are drafts, which count
+    as long as they are what is chosen.
     """
 
     TYPE: ClassVar[int] = 12
-    OVERHEAD: ClassVar[int] = _HIDDEN.size  # bytes beside the tensor, without the frame's prefix
+    OVERHEAD: ClassVar[int] = _HIDDEN.size  # bytes beside ids and tensor, without the frame's prefix
     LIMIT: ClassVar[int] = MAX_FRAME_BYTES
     epoch: int
     seq_id: int
     position: int
-    count: int
     pass_len: int
-    want_logits: bool
-    data: bytes = field(repr=False)  # float32 [count, hidden_size]
+    logits: int
+    ids: tuple[int, ...]
+    data: bytes = field(repr=False)  # float32 [len(ids), hidden_size]
 
     def encode(self) -> bytes:
-        head = _HIDDEN.pack(
-            self.epoch, self.seq_id, self.position, self.count, self.pass_len, int(self.want_logits)
-        )
-        return b"".join((head, self.data))
+        count = len(self.ids)
+        head = _HIDDEN.pack(self.epoch, self.seq_id, self.position, count, self.pass_len, self.logits)
+        return b"".join((head, struct.pack(f"<{count}I", *self.ids), self.data))
 
     @classmethod
     def decode(cls, body: bytes) -> "Hidden":
-        epoch, seq_id, position, count, pass_len, flags = _unpack("hidden", _HIDDEN, body)
-        data = body[_HIDDEN.size :]
-        if flags > 1:
-            raise RemoteProtocolError(f"hidden: flags {flags}, expected 0 or 1")
-        if count < 1 or len(data) % (4 * count) or not data:
-            raise RemoteProtocolError(f"hidden: {len(data)} bytes of tensor for {count} tokens")
+        epoch, seq_id, position, count, pass_len, logits = _unpack("hidden", _HIDDEN, body)
+        size = len(body) - _HIDDEN.size - 4 * count
+        if count < 1 or size < 1 or size % (4 * count):
+            raise RemoteProtocolError(f"hidden: {len(body) - _HIDDEN.size} bytes of ids and tensor for {count} tokens")
+        if logits > min(count, MAX_CHOICES):
+            raise RemoteProtocolError(f"hidden: {logits} choices in a step of {count}, at most {MAX_CHOICES}")
         if position + count > pass_len:
             raise RemoteProtocolError(f"hidden: positions up to {position + count} in a pass of length {pass_len}")
-        return cls(epoch, seq_id, position, count, pass_len, bool(flags), data)
+        ids = struct.unpack_from(f"<{count}I", body, _HIDDEN.size)
+        return cls(epoch, seq_id, position, pass_len, logits, ids, body[_HIDDEN.size + 4 * count :])
 
 
-_TOKEN = struct.Struct(">IQIIB")
+_TOKENS = struct.Struct(">IQIB")
 
 
 @dataclass(frozen=True)
-class Token:
-    """The token at `position`, from the last board to the first and to the manager. `finish` indexes FINISH."""
+class Tokens:
+    """Tokens from `position` on, as one step chose them, from the last board to the first and to the manager.
+    `finish` indexes FINISH and is the last one's."""
 
     TYPE: ClassVar[int] = 13
-    LIMIT: ClassVar[int] = _TOKEN.size
+    LIMIT: ClassVar[int] = _TOKENS.size + 4 * MAX_CHOICES
     epoch: int
     seq_id: int
     position: int
-    token: int
-    finish: int = 0
+    finish: int
+    ids: tuple[int, ...]
 
     def encode(self) -> bytes:
-        return _TOKEN.pack(self.epoch, self.seq_id, self.position, self.token, self.finish)
+        head = _TOKENS.pack(self.epoch, self.seq_id, self.position, self.finish)
+        return head + struct.pack(f"<{len(self.ids)}I", *self.ids)
 
     @classmethod
-    def decode(cls, body: bytes) -> "Token":
-        _exact("token", body, _TOKEN.size)
-        message = cls(*_TOKEN.unpack(body))
-        if message.finish >= len(FINISH):
-            raise RemoteProtocolError(f"token: finish {message.finish}, the highest is {len(FINISH) - 1}")
-        return message
+    def decode(cls, body: bytes) -> "Tokens":
+        epoch, seq_id, position, finish = _unpack("tokens", _TOKENS, body)
+        size = len(body) - _TOKENS.size
+        if size < 4 or size % 4 or size > 4 * MAX_CHOICES:
+            raise RemoteProtocolError(f"tokens: {size} bytes of ids, expected those of 1 to {MAX_CHOICES}")
+        if finish >= len(FINISH):
+            raise RemoteProtocolError(f"tokens: finish {finish}, the highest is {len(FINISH) - 1}")
+        return cls(epoch, seq_id, position, finish, struct.unpack_from(f"<{size // 4}I", body, _TOKENS.size))
 
 
 @dataclass(frozen=True)
@@ -468,7 +501,7 @@ class Traced(Trace):
 
 
 MESSAGES = (
-    Hello, Refuse, Ping, Pong, AskStatus, Status, Assign, Assigned, Open, Opened, Hidden, Token, Close, Closed,
+    Hello, Refuse, Ping, Pong, AskStatus, Status, Assign, Assigned, Open, Opened, Hidden, Tokens, Close, Closed,
     Failed, Logits, Trace, Traced, Claim, Claimed, Commit, Committed,
 )  # fmt: skip
 BY_TYPE = {m.TYPE: m for m in MESSAGES}

@@ -15,17 +15,17 @@ from edgellm.wire.frames import FrameReader
 # listens is always a board.
 _FROM_MANAGER = (m.Refuse, m.Ping, m.AskStatus, m.Claim, m.Assign, m.Commit, m.Open, m.Close, m.Trace)
 _FROM_BOARD_TO_MANAGER = (
-    m.Refuse, m.Pong, m.Status, m.Claimed, m.Assigned, m.Committed, m.Opened, m.Token, m.Closed, m.Failed, m.Logits,
+    m.Refuse, m.Pong, m.Status, m.Claimed, m.Assigned, m.Committed, m.Opened, m.Tokens, m.Closed, m.Failed, m.Logits,
     m.Traced,
 )  # fmt: skip
-_FROM_DIALLING_BOARD = (m.Refuse, m.Ping, m.Hidden, m.Token)
+_FROM_DIALLING_BOARD = (m.Refuse, m.Ping, m.Hidden, m.Tokens)
 _FROM_LISTENING_BOARD = (m.Refuse, m.Pong)
 
 
 class Protocol:
     """One connection's state. `me` is this side's hello; `dials` is True on the side that opened the connection.
 
-    `max_step_bytes` bounds the tensor of a hidden or trace frame; an agent sets it from its plan.
+    `max_step_bytes` bounds ids and tensor of a hidden or trace frame; an agent sets it from its plan.
     """
 
     def __init__(self, me: m.Hello, dials: bool, max_step_bytes: int = MAX_STEP_BYTES):
@@ -112,7 +112,6 @@ class Protocol:
         if message in (m.Hidden, m.Trace):
             return min(message.LIMIT, self.max_step_bytes + m.Hidden.OVERHEAD)
         return message.LIMIT
-
 
 
 def _allowed(sender: str, receiver: str, sender_listens: bool) -> tuple:

@@ -188,19 +188,19 @@ def test_a_trace_whose_answer_would_be_huge_is_refused(tmp_path, monkeypatch):
     run(go())
 
 
-def test_middle_boards_refuse_ids_that_they_do_not_need(tmp_path):
+def test_middle_boards_want_the_prompt_too(tmp_path):
     async def go():
         async with Boards(tmp_path, 3) as boards:
             plan = await boards.form((0, 2, 4, 6))
             board = await BoardClient("b1", *boards.addresses["b1"]).connect()
             events = asyncio.Queue()
             board.subscribe(9, events)
-            board.send(m.Open(plan.epoch, 9, {"plan": plan.digest, "max_tokens": 3}, (1, 2)))
+            board.send(m.Open(plan.epoch, 9, {"plan": plan.digest, "max_tokens": 3}, ()))
             _, answer = await board.receive(events, 5.0, "nothing")
             board.close()
             return answer
 
-    assert run(go()).reason == "a prompt of 2 tokens; board b1 takes 0 to 0"
+    assert run(go()).reason == "a prompt of 0 tokens; a slot takes 1 to 64"
 
 
 def test_a_token_that_the_model_has_not_is_refused_by_the_first_board(tmp_path):
@@ -210,7 +210,7 @@ def test_a_token_that_the_model_has_not_is_refused_by_the_first_board(tmp_path):
             lost = asyncio.get_running_loop().create_future()
             me, (host, port) = m.Hello("board", "b1"), boards.addresses["b0"]
             peer = await connect(host, port, me, print, lambda peer, why: lost.set_result(why), board="b0")
-            peer.send(m.Token(1, 9, 0, 97))
+            peer.send(m.Tokens(1, 9, 0, 0, (97,)))
             return await lost
 
     assert run(go()) == "refused: token id 97; the vocabulary has 97"

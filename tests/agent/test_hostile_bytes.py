@@ -19,23 +19,30 @@ from tests.fakes import Boards, run
 
 pytestmark = pytest.mark.usefixtures("logged")
 
+
+
+def hidden(count: int, pass_len: int, logits: int) -> bytes:
+    """A frame that says so, whatever its body has: one token's id and hidden state, less an id."""
+    return encode_frame(12, struct.pack(">IQIIIB3x", 1, 1, 0, count, pass_len, logits) + bytes(16))
+
+
 BEFORE_HELLO = {
     "http": (b"GET / HTTP/1.1\r\nHost: pi1\r\n\r\n", "a frame of type 47 before a hello"),
     "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), "a frame of type 0 before a hello"),
     "ssh": (b"SSH-2.0-OpenSSH_9.7\r\n", "a frame of type 50 before a hello"),
     "huge length": (b"\xff\xff\xff\xff\x01", "4294967294 bytes, at most 4096"),
     "length 0": (bytes(5), "a frame of length 0"),
-    "another magic": (encode_frame(1, b"EDGF\0\2{}"), "hello starts with b'EDGF'"),
-    "another version": (m.encode(m.Hello("manager", "x", 1)), "wire version 1, this edgellm speaks 2"),
-    "no JSON": (encode_frame(1, b"EDGE\0\2{"), "no JSON"),
-    "deep JSON": (encode_frame(1, b"EDGE\0\2" + b"[" * 4000), "no JSON"),
-    "odd role": (encode_frame(1, b'EDGE\0\2{"role": [], "name": "x"}'), "role must be"),
-    "a name that forges log lines": (encode_frame(1, b'EDGE\0\2{"role": "board", "name": "x\\nINFO"}'), "name"),
+    "another magic": (encode_frame(1, b"EDGF\0\3{}"), "hello starts with b'EDGF'"),
+    "another version": (m.encode(m.Hello("manager", "x", 1)), "wire version 1, this edgellm speaks 3"),
+    "no JSON": (encode_frame(1, b"EDGE\0\3{"), "no JSON"),
+    "deep JSON": (encode_frame(1, b"EDGE\0\3" + b"[" * 4000), "no JSON"),
+    "odd role": (encode_frame(1, b'EDGE\0\3{"role": [], "name": "x"}'), "role must be"),
+    "a name that forges log lines": (encode_frame(1, b'EDGE\0\3{"role": "board", "name": "x\\nINFO"}'), "name"),
     "an order before hello": (m.encode(m.Ping(1)), "a frame of type 3 before a hello"),
 }
 AFTER_HELLO = {
     "hello again": ((MANAGER, MANAGER), "a frame of type 1 from a manager"),
-    "hidden from a manager": ((MANAGER, m.Hidden(1, 1, 0, 1, 1, True, bytes(16))), "a frame of type 12 from a manager"),
+    "hidden from a manager": ((MANAGER, m.Hidden(1, 1, 0, 1, 1, (1,), bytes(16))), "a frame of type 12 from a manager"),
     "open from a board": ((BOARD, m.Open(1, 1, {}, (1,))), "a frame of type 10 from a board"),
     "assign from a board": ((BOARD, m.Assign({})), "a frame of type 7 from a board"),
     "claim from a board": ((BOARD, m.Claim({})), "a frame of type 20 from a board"),
@@ -45,23 +52,30 @@ AFTER_HELLO = {
     "a listener's answer": ((MANAGER, m.Opened(1, 1)), "a frame of type 11 from a manager"),
     "unknown type": ((MANAGER, encode_frame(200, b"")), "a frame of type 200 from a manager"),
     "huge open": ((MANAGER, PREFIX.pack((1 << 32) - 1, 10)), "type 10 with 4294967294 bytes, at most"),
-    "huge hidden": ((BOARD, PREFIX.pack(1 << 30, 12)), "type 12 with 1073741823 bytes, at most 1052"),
-    "huge trace": ((MANAGER, PREFIX.pack(1 << 30, 18)), "type 18 with 1073741823 bytes, at most 1052"),
+    "huge hidden": ((BOARD, PREFIX.pack(1 << 30, 12)), "type 12 with 1073741823 bytes, at most 1308"),
+    "huge trace": ((MANAGER, PREFIX.pack(1 << 30, 18)), "type 18 with 1073741823 bytes, at most 1308"),
     "long ping": ((MANAGER, encode_frame(3, bytes(8) + b"x")), "at most 8"),
     "short ping": ((MANAGER, encode_frame(3, b"x")), "ping: 1 bytes, expected 8"),
     "open that is short of ids": ((MANAGER, encode_frame(10, struct.pack(">IQII", 1, 1, 2, 9) + b"{}")), "expected"),
     "open without JSON": ((MANAGER, encode_frame(10, struct.pack(">IQII", 1, 1, 2, 0) + b"{{")), "no JSON"),
-    "hidden of another epoch": ((BOARD, m.Hidden(7, 1, 0, 1, 1, True, bytes(16))), "holds epoch 1, not epoch 7"),
-    "token of another epoch": ((BOARD, m.Token(7, 1, 0, 1)), "holds epoch 1, not epoch 7"),
+    "hidden of another epoch": ((BOARD, m.Hidden(7, 1, 0, 1, 1, (1,), bytes(16))), "holds epoch 1, not epoch 7"),
+    "token of another epoch": ((BOARD, m.Tokens(7, 1, 0, 0, (1,))), "holds epoch 1, not epoch 7"),
     "trace of another epoch": ((MANAGER, m.Trace(7, 3, 1, bytes(16))), "holds epoch 1, not epoch 7"),
-    "hidden of no tokens": ((BOARD, m.Hidden(1, 1, 0, 0, 1, True, bytes(16))), "16 bytes of tensor for 0 tokens"),
-    "hidden of another size": ((BEFORE, m.Hidden(1, 1, 0, 1, 1, True, bytes(20))), "size 5 .* expected size 4"),
-    "hidden of a stranger": ((BOARD, m.Hidden(1, 1, 0, 1, 1, True, bytes(16))), "from mallory; board b1 .* from b0"),
-    "token of a stranger": ((BOARD, m.Token(1, 1, 0, 1)), "a token from mallory; board b1 takes none"),
-    "hidden past the context": ((BEFORE, m.Hidden(1, 1, 63, 2, 65, True, bytes(32))), "position 65.* at most 64"),
-    "hidden past its own pass": ((BOARD, m.Hidden(1, 1, 9, 2, 10, True, bytes(32))), "positions up to 11"),
-    "hidden of many tokens": ((BOARD, m.Hidden(1, 1, 0, 1 << 31, 1 << 31, True, bytes(16))), "16 bytes of tensor for"),
-    "hidden with odd flags": ((BOARD, encode_frame(12, struct.pack(">IQIIIB3x", 1, 1, 0, 1, 1, 9) + bytes(16))), "fl"),
+    "hidden of no tokens": ((BOARD, m.Hidden(1, 1, 0, 1, 1, (), bytes(16))), "16 bytes of ids and tensor for 0 tokens"),
+    "hidden of another size": ((BEFORE, m.Hidden(1, 1, 0, 1, 1, (1,), bytes(20))), "size 5 .* expected size 4"),
+    "hidden with more choices than tokens": ((BEFORE, hidden(1, 1, 2)), "2 choices in a step of 1"),
+    "hidden with too many choices": ((BEFORE, m.Hidden(1, 1, 0, 64, 17, (1,) * 20, bytes(320))), "17 choices .* 16"),
+    "hidden of ids and no tensor": ((BEFORE, m.Hidden(1, 1, 0, 2, 1, (1, 2), b"")), "8 bytes of ids and tensor for 2"),
+    "hidden of an unknown token": ((BEFORE, m.Hidden(1, 1, 0, 1, 1, (97,), bytes(16))), "token id 97; the vocabulary"),
+    "hidden of a stranger": ((BOARD, m.Hidden(1, 1, 0, 1, 1, (1,), bytes(16))), "from mallory; board b1 .* from b0"),
+    "no tokens": ((BOARD, m.Tokens(1, 1, 0, 0, ())), "0 bytes of ids, expected those of 1 to 16"),
+    "too many tokens": ((BOARD, m.Tokens(1, 1, 0, 0, (1,) * 17)), "a frame of type 13 with 85 bytes, at most 81"),
+    "half a token": ((BOARD, encode_frame(13, bytes(17 + 6))), "6 bytes of ids"),
+    "tokens with an unknown finish": ((BOARD, m.Tokens(1, 1, 0, 4, (1,))), "finish 4, the highest is 3"),
+    "token of a stranger": ((BOARD, m.Tokens(1, 1, 0, 0, (1,))), "tokens from mallory; board b1 takes none"),
+    "hidden past the context": ((BEFORE, m.Hidden(1, 1, 63, 65, 1, (1,) * 2, bytes(32))), "position 65.* at most 64"),
+    "hidden past its own pass": ((BOARD, m.Hidden(1, 1, 9, 10, 1, (1,) * 2, bytes(32))), "positions up to 11"),
+    "hidden of many tokens": ((BOARD, hidden(1 << 31, 1 << 31, 1)), "16 bytes of ids and tensor for 2"),
     "trace of a layer elsewhere": ((MANAGER, m.Trace(1, 0, 1, bytes(16))), "from layer 0; .* starts at layer 3"),
     "trace of an absurd layer": ((MANAGER, m.Trace(1, (1 << 32) - 1, 1, bytes(16))), "from layer 4294967295"),
     "trace of an absurd count": ((MANAGER, m.Trace(1, 3, (1 << 32) - 1, bytes(16))), "for 4294967295 tokens"),
@@ -94,7 +108,7 @@ def test_what_the_protocol_does_not_allow_after_a_hello_ends_the_connection_with
                     refusal = await stranger.refused()
                     assert re.search(reason, refusal), (name, refusal)
                 await until(lambda reason=reason: re.search(f"of (mallory|b0) .* ended: .*{reason}", logged()), name)
-            refusal = await (await Stranger.dial(at.first, BOARD, m.Hidden(1, 1, 0, 1, 1, True, bytes(16)))).refused()
+            refusal = await (await Stranger.dial(at.first, BOARD, m.Hidden(1, 1, 0, 1, 1, (1,), bytes(16)))).refused()
             assert refusal == "hidden states from mallory; board b0 takes them from nobody"
 
     run(go())

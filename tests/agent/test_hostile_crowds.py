@@ -22,7 +22,7 @@ from tests.agent.hostile import (
     rss_bytes,
     until,
 )
-from tests.fakes import Boards, ask, generate, run
+from tests.fakes import VOCAB, Boards, ask, generate, run
 
 pytestmark = pytest.mark.usefixtures("logged")
 
@@ -153,6 +153,8 @@ def _wider(forward, count: int):
 
     def wide(*args):
         result = forward(*args)
-        return result if result is None or result.ndim > 1 else np.pad(result, (0, count), constant_values=-1.0)
+        if result is None or result.shape[1] != VOCAB:
+            return result
+        return np.pad(result, ((0, 0), (0, count)), constant_values=-1.0)
 
     return wide

@@ -36,7 +36,7 @@ def test_hidden_states_of_an_unknown_sequence_are_dropped(tmp_path):
         async with mid_answer(tmp_path) as at:
             stranger = await Stranger.dial(at.last, BEFORE)
             for i in range(300):
-                stranger.send(m.Hidden(1, i, 0, 64, 64, True, bytes(64 * HIDDEN * 4)))
+                stranger.send(m.Hidden(1, i, 0, 64, 1, (1,) * 64, bytes(64 * HIDDEN * 4)))
             stranger.send(m.Ping(42))
             assert (await stranger.next()).number == 42
             assert at.last.stage.engine.waiting == 1
@@ -68,6 +68,10 @@ OPENS = {
     "max_tokens is 1e9": ({**GOOD, "max_tokens": 1e9}, (1,), "max_tokens is 1000000000.0"),
     "max_tokens is a list": ({**GOOD, "max_tokens": ["é" * 3000]}, (1,), "max_tokens is"),
     "max_tokens is missing": ({}, (1,), "max_tokens"),
+    "reuse is true": ({**GOOD, "reuse": True}, (1,), "reuse is True"),
+    "reuse is negative": ({**GOOD, "reuse": -5}, (1,), "reuse is -5"),
+    "reuse is text": ({**GOOD, "reuse": "é" * 3000}, (1,), "reuse is"),
+    "reuse is null": ({**GOOD, "reuse": None}, (1,), "reuse is None"),
     "sampling is null": ({**GOOD, "sampling": None}, (1,), "sampling"),
     "sampling has more": ({**GOOD, "sampling": {"temprature": 1}}, (1,), "unknown fields"),
     "temperature is huge": ({**GOOD, "sampling": {"temperature": 10**4000}}, (1,), "temperature"),
@@ -78,7 +82,7 @@ OPENS = {
     "an id outside of the vocabulary": (GOOD, (1, 97), "token id 97; the vocabulary has 97"),
     "the highest id there is": (GOOD, ((1 << 32) - 1,), "token id 4294967295"),
     "no prompt": (GOOD, (), "a prompt of 0 tokens"),
-    "a prompt longer than the context": (GOOD, (1,) * 65, "a prompt of 65 tokens; board"),
+    "a prompt longer than the context": (GOOD, (1,) * 65, "a prompt of 65 tokens; a slot"),
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from tests.certificates import make_cluster
 from tests.fakes import Boards, ask, generate, run
 
 pytestmark = pytest.mark.usefixtures("logged")
-HIDDEN = m.Hidden(1, 1, 0, 1, 1, True, bytes(16))
+HIDDEN = m.Hidden(1, 1, 0, 1, 1, (1,), bytes(16))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def test_the_split_answers_as_one(tmp_path, cuts):
             plan = await boards.form(cuts)
             stats = {}
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
-                chosen = await ask(cluster, PROMPT, stats=stats)
+                chosen = await ask(cluster, PROMPT, stats=stats, speculate=False)
             return chosen, stats, boards
 
     chosen, stats, boards = run(go())
@@ -143,7 +143,7 @@ def test_a_long_rope_sequence_is_replayed_from_the_start_when_it_crosses_the_swi
         async with Boards(tmp_path, 2, make_manifest(rope_switch_len=15)) as boards:
             plan = await boards.form((0, 3, 6), chunk=8)
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
-                chosen = await ask(cluster, PROMPT)
+                chosen = await ask(cluster, PROMPT, speculate=False)
             return chosen, boards.sections["b1"].calls
 
     chosen, calls = run(go())

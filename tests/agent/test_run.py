@@ -6,33 +6,37 @@ import time
 import numpy as np
 import pytest
 
-from edgellm.agent.run import Engine, Step
+from edgellm.agent.run import Engine
+from edgellm.agent.steps import Step
 from edgellm.errors import BusyError
 
 
 class Recorder:
     """A section that records what it is asked, and waits at `gate`."""
 
-    def __init__(self):
+    def __init__(self, batches=False):
+        self.batches = batches
         self.gate = threading.Event()
         self.gate.set()
         self.calls = []
+        self.together = []
 
-    def forward(self, x, position, slot, pass_len, want_logits):
+    def forward_many(self, steps):
         assert self.gate.wait(10)
-        if len(x) and x[0] == 666:
+        self.together.append(len(steps))
+        if any(s.x[0] == 666 for s in steps):
             raise RuntimeError("broken")
-        self.calls.append((slot, position, len(x)))
-        return x
+        self.calls += [(s.slot, s.position, len(s.x)) for s in steps]
+        return [s.x for s in steps]
 
 
-def make(slots=2, congested=lambda: False):
-    section, delivered = Recorder(), []
+def make(slots=2, congested=lambda: False, batches=False):
+    section, delivered = Recorder(batches), []
     done = threading.Condition()
 
-    def deliver(step, result, error):
+    def deliver(outcomes):
         with done:
-            delivered.append((step, result, error))
+            delivered.extend(outcomes)
             done.notify_all()
 
     engine = Engine(section, [f"slot{i}" for i in range(slots)], deliver, congested)
@@ -50,7 +54,7 @@ def end(engine):
 
 
 def step(seq_id, position, count=1, value=0):
-    return Step(seq_id, np.full(count, value), position, position + count, True)
+    return Step(seq_id, np.full(count, value), position, position + count, 1, (value,) * count)
 
 
 def test_steps_of_a_sequence_run_in_order_in_its_own_slot():
@@ -194,3 +198,168 @@ def test_a_job_that_waits_when_the_engine_stops_is_told():
     section.gate.set()
     engine.join()
     assert told == ["dropped"]
+
+
+def queue_behind_a_step(engine, section, steps):
+    """Have all of `steps` wait while the prompt of sequence 1 is computed."""
+    section.gate.clear()
+    engine.submit(step(1, 0, 4))
+    while not engine._running:
+        time.sleep(0.001)
+    for s in steps:
+        assert engine.submit(s)
+    section.gate.set()
+
+
+def test_decode_steps_that_wait_run_together_one_of_a_sequence_in_order():
+    engine, section, delivered, wait_for = make(slots=4, batches=True)
+    for seq_id in (1, 2, 3):
+        engine.open(seq_id)
+        engine.submit(step(seq_id, 0, 4))
+    wait_for(3)
+    queue_behind_a_step(engine, section, [step(1, 4), step(2, 4), step(1, 5), step(3, 4), step(1, 6), step(2, 5)])
+    wait_for(10)
+    end(engine)
+    assert section.together[3:] == [1, 3, 2, 1]
+    assert [(s.seq_id, s.position) for s, _, _ in delivered[4:]] == [(1, 4), (2, 4), (3, 4), (1, 5), (2, 5), (1, 6)]
+    assert all(result is s.x for s, result, _ in delivered)
+
+
+def test_a_section_that_does_not_batch_gets_one_step_at_a_time():
+    engine, section, _, wait_for = make(slots=3)
+    for seq_id in (1, 2):
+        engine.open(seq_id)
+        engine.submit(step(seq_id, 0, 4))
+    wait_for(2)
+    queue_behind_a_step(engine, section, [step(1, 4), step(2, 4)])
+    wait_for(5)
+    end(engine)
+    assert set(section.together) == {1}
+
+
+def drafted(seq_id, position, drafts, value=0):
+    count = 1 + drafts
+    return Step(seq_id, np.full(count, value), position, position + count, count, (value,) * count)
+
+
+@pytest.mark.parametrize(
+    "drafts, expected", [([0] * 20, [16, 4]), ([15] * 6, [4, 2]), ([40, 40], [1, 1]), ([60, 3, 0], [2, 1])]
+)
+def test_a_batch_is_bounded_in_steps_and_in_tokens(drafts, expected):
+    engine, section, _, wait_for = make(slots=21, batches=True)
+    for seq_id in range(len(drafts) + 1):
+        engine.open(seq_id)
+        engine.submit(step(seq_id, 0, 4))
+    wait_for(len(drafts) + 1)
+    queue_behind_a_step(engine, section, [drafted(i, 4, d) for i, d in enumerate(drafts) if i != 1] + [
+        drafted(len(drafts), 4, drafts[1])
+    ])
+    wait_for(2 * len(drafts) + 2)
+    end(engine)
+    assert sorted(section.together[len(drafts) + 2 :], reverse=True) == expected
+    assert engine.steps == 2 * len(drafts) + 2
+
+
+def test_an_error_in_a_batch_ends_only_the_sequence_whose_step_it_is():
+    engine, section, delivered, wait_for = make(slots=4, batches=True)
+    for seq_id in (1, 2, 3):
+        engine.open(seq_id)
+        engine.submit(step(seq_id, 0, 4))
+    wait_for(3)
+    queue_behind_a_step(engine, section, [step(1, 4), step(2, 4, value=666), step(3, 4)])
+    wait_for(7)
+    end(engine)
+    assert section.together[3:] == [1, 3, 1, 1, 1]
+    assert [(s.seq_id, str(error or "")) for s, _, error in delivered[4:]] == [(1, ""), (2, "broken"), (3, "")]
+
+
+def test_a_batch_and_a_long_prompt_take_turns_one_step_a_sequence():
+    engine, section, _, wait_for = make(slots=4, batches=True)
+    for seq_id in (1, 2, 3):
+        engine.open(seq_id)
+        engine.submit(step(seq_id, 0, 1))
+        engine.submit(step(seq_id, 1, 1))
+    wait_for(6)
+    engine.open(4)
+    before = len(section.together)
+    section.gate.clear()
+    engine.submit(step(4, 0, 8))
+    while not engine._running:
+        time.sleep(0.001)
+    for i in range(1, 4):
+        engine.submit(step(4, 8 * i, 8))
+        for seq_id in (1, 2, 3):
+            engine.submit(step(seq_id, 1 + i))
+    section.gate.set()
+    wait_for(6 + 4 + 9)
+    end(engine)
+    assert section.together[before:] == [1, 3, 1, 3, 1, 3, 1]
+
+
+def test_a_batch_whose_results_do_not_match_is_an_error_of_its_steps():
+    engine, section, delivered, wait_for = make()
+    section.forward_many = lambda steps: []
+    engine.open(1)
+    engine.submit(step(1, 0, 2))
+    wait_for(1)
+    engine.open(2)
+    end(engine)
+    assert "0 results for 1 steps" in str(delivered[0][2])
+
+
+def test_a_slot_is_reused_from_what_it_holds_and_an_error_leaves_nothing():
+    engine, _, _, wait_for = make(slots=1)
+    ids = (0,) * 6
+
+    def again():
+        reused = engine.open(2, ids, 6)
+        engine.close(2)
+        return reused
+
+    engine.open(1, ids, 6)
+    engine.submit(step(1, 0, 4))
+    wait_for(1)
+    engine.close(1)
+    assert again() == 4 and engine.open(3, ids, 2) == 2
+    engine.submit(step(3, 2, 2))  # it may begin there
+    engine.submit(step(3, 1, 3))  # or before
+    wait_for(3)
+    assert engine.close(3).reused_tokens == 2
+    engine.open(4, ids, 6)
+    engine.submit(step(4, 4, 1, value=666))
+    wait_for(4)
+    engine.close(4)
+    assert again() == 0
+    end(engine)
+
+
+def test_a_section_that_reuses_nothing_says_so():
+    engine, section, _, wait_for = make(slots=1)
+    engine._reuses = False
+    engine.open(1, (0,) * 4, 4)
+    engine.submit(step(1, 0, 4))
+    wait_for(1)
+    engine.close(1)
+    assert engine.open(2, (0,) * 4, 4) == 0
+    end(engine)
+
+
+def test_bytes_that_wait_are_counted_until_they_run_or_are_dropped():
+    engine, section, _, wait_for = make(slots=2)
+    engine.open(1)
+    engine.open(2)
+    queue_behind_a_step(engine, section, [])
+    wait_for(1)
+    section.gate.clear()
+    engine.submit(step(1, 4, 4))
+    while not engine._running:
+        time.sleep(0.001)
+    engine.submit(step(2, 0, 5))
+    engine.submit(step(1, 8))
+    assert engine.waiting_bytes == 6 * 8
+    engine.close(2)
+    assert engine.waiting_bytes == 8
+    section.gate.set()
+    wait_for(3)
+    end(engine)
+    assert engine.waiting_bytes == 0

@@ -6,8 +6,8 @@ from edgellm.errors import LocalProtocolError, RemoteProtocolError
 from edgellm.wire import messages as m
 from edgellm.wire.protocol import Protocol
 
-OPEN = m.Open(1, 2, {})
-HIDDEN = m.Hidden(1, 2, 0, 1, 1, True, bytes(4))
+OPEN = m.Open(1, 2, {}, ())
+HIDDEN = m.Hidden(1, 2, 0, 1, 1, (1,), bytes(4))
 
 
 def pair(role="manager"):
@@ -44,9 +44,9 @@ def test_hello_and_what_follows_may_come_in_one_piece():
         (
             "manager",
             [m.Ping(1), m.AskStatus(), m.Claim({}), m.Assign({}), m.Commit({}), OPEN, m.Close(1, 2)],
-            [m.Pong(1, 2, 3), m.Claimed({}), m.Assigned({}), m.Committed({}), m.Token(1, 2, 3, 4)],
+            [m.Pong(1, 2, 3), m.Claimed({}), m.Assigned({}), m.Committed({}), m.Tokens(1, 2, 3, 0, (4,))],
         ),
-        ("board", [m.Ping(1), HIDDEN, m.Token(1, 2, 3, 4)], [m.Pong(1, 2, 3)]),
+        ("board", [m.Ping(1), HIDDEN, m.Tokens(1, 2, 3, 0, (4,))], [m.Pong(1, 2, 3)]),
     ],
 )
 def test_each_side_sends_what_its_role_may(role, dialler_sends, listener_sends):
@@ -99,7 +99,7 @@ def test_another_version_is_refused_with_a_sentence_that_the_peer_can_read():
     with pytest.raises(RemoteProtocolError, match="version 9"):
         listener.receive_data(dialler.data_to_send())
     (refusal,) = dialler.receive_data(listener.data_to_send())
-    assert "speaks wire version 9, this edgellm speaks 2" in refusal.reason
+    assert "speaks wire version 9, this edgellm speaks 3" in refusal.reason
 
 
 def test_a_second_hello_is_refused():
@@ -110,10 +110,10 @@ def test_a_second_hello_is_refused():
 
 def test_step_frames_are_bounded_by_what_the_plan_allows():
     dialler, listener = pair("board")
-    listener.max_step_bytes = 64
-    listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, True, bytes(64))))
+    listener.max_step_bytes = 68
+    listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, (1,), bytes(64))))
     with pytest.raises(RemoteProtocolError, match="at most"):
-        listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, True, bytes(68))))
+        listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, (1,), bytes(68))))
 
 
 def test_the_end_of_the_stream_inside_a_frame_is_an_error():
