@@ -130,6 +130,7 @@ def test_the_sample_is_sound():
         ("edgellm_kv_dtype", "int8", "expected one of float32, float16"),
         ("edgellm_objective", "speed", "expected one of latency, throughput"),
         ("edgellm_memory_max", "lots", "expected a size for systemd as 90% or 3G"),
+        ("edgellm_cores", "big", "expected cores as 4-7 or 0,2"),
         ("edgellm_ram", "3", "expected a size as 3GB"),
         ("edgellm_model", "", "edgellm_model is '', expected a model"),
     ],

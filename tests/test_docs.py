@@ -244,6 +244,7 @@ def test_json_fields_of_plans_boards_and_answers(tmp_path):
     (top,) = [t for t in tables(section(m.Status)) if tuple(t[0])[:2] == ("field", "type")]
     assert {r["field"].strip("`") for r in top} == set(told)
     assert names(WIRE, "field of capacity") == set(told["capacity"])
+    assert names(WIRE, "field of compute") == set(told["compute"])
     assert names(WIRE, "field of section") == set(told["section"])
     assert names(WIRE, "field of health") == set(told["health"])
     assert set(told["shards"]) == {"embedding", "layers", "head"} and told["shards"]["layers"] == [[0, 6]]

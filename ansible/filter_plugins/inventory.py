@@ -21,6 +21,7 @@ LIMITS = {"edgellm_port": (1, 65535), "edgellm_context": (1, 1 << 24), "edgellm_
           "edgellm_chunk": (1, 8192), "edgellm_threads": (1, 1024), "edgellm_drain_seconds": (0, 3600)}  # fmt: skip
 FORMS = {
     "edgellm_memory_max": (r"\d+(\.\d+)?[KMGT%]?|infinity", "a size for systemd as 90% or 3G"),
+    "edgellm_cores": (r"\d{1,4}(-\d{1,4})?(\s*,\s*\d{1,4}(-\d{1,4})?)*", "cores as 4-7 or 0,2"),
     "edgellm_ram": (r"\d+(\.\d+)?\s*([KMGT]i?)?B", "a size as 3GB"),
     "edgellm_model": (r"[^\s'\"].*", "a model"),
 }

@@ -1,7 +1,6 @@
 """What this machine can offer: RAM that is free for a section, and how fast it decodes."""
 
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -11,7 +10,9 @@ from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import ManifestError
 
 log = logging.getLogger(__name__)
-_DECODE_STEPS = 21
+_DECODE_STEPS, _DECODE_S = (5, 21), 0.4  # at least, at most; seconds after which the least will do
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_MOST_CACHE_BYTES = 32 << 20
 _HOP_S = 0.0005  # a hop on a wired LAN with our framing; the planner's only guess
 _OWN_CGROUPS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
@@ -54,49 +55,71 @@ def shards_here(manifest: Manifest, folder: Path) -> dict:
     return {"embedding": here(manifest.embedding), "layers": runs, "head": here(manifest.head)}
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def timed_layers(manifest: Manifest, folder: Path) -> tuple[int, int]:
+    """The layers [start, end) to time a step with: around the middle of those whose shards are here, and so many that
+    no cache holds their weights from one step to the next, as in a whole section. Raises ManifestError if none is.
+    """
+
+    def weighs(i: int) -> int:
+        return manifest.layer(i).ram_bytes
+
+    runs = shards_here(manifest, folder)["layers"]
+    if not runs:
+        raise ManifestError(f"{folder}: no layer shard of {manifest.model} is here; push shards to this board first")
+    first, last = max(runs, key=lambda run: run[1] - run[0])
+    start = (first + last) // 2
+    end, total, enough = start + 1, weighs(start), 2 * _cache_bytes()
+    while total < enough and (start > first or end < last):
+        if end < last:
+            total, end = total + weighs(end), end + 1
+        else:
+            start, total = start - 1, total + weighs(start - 1)
+    return start, end
 
 
 def measure_decode(manifest: Manifest, folder: Path) -> tuple[float, float]:
     """Seconds to decode one token through one layer and through the head, with the kernels that will be used.
 
-    Times the middle one of the layers whose shard is here. The head is timed behind the last layer, or where their
-    shards aren't here, scaled by its bytes: too much for a small model, whose layers take more than their bytes do.
-    Raises ManifestError if no layer is here or the middle one is corrupt.
+    Times `timed_layers`, and the head behind the last layer. Where these shards aren't here it is scaled by its bytes:
+    too much for a small model, whose layers take more than their bytes do. Raises ManifestError if no layer is here or
+    one to be timed is corrupt.
     """
     from edgellm.agent.load import load_section
 
-    def here(shard) -> bool:
-        return (folder / shard.name).is_file()
-
-    def head_s() -> float:
-        if last > 0 and here(manifest.layer(last)) and here(manifest.head):
-            try:
-                section = load_section(manifest, folder, last, last + 1)
-                return max(0.0, _decode_s(section, True) - _decode_s(section, False))
-            except ManifestError as e:  # no matter unless this board is to hold it
-                log.warning("the head is not timed: %s", e)
-        return layer_s * manifest.head.ram_bytes / max(1, manifest.layer(layer).ram_bytes)
-
-    layers = [i for i in range(manifest.num_layers) if here(manifest.layer(i))]
-    if not layers:
-        raise ManifestError(f"{folder}: no layer shard of {manifest.model} is here; push shards to this board first")
-    layer, last = layers[len(layers) // 2], manifest.num_layers - 1
-    layer_s = _decode_s(load_section(manifest, folder, layer, layer + 1, without_ends=True), False)
-    return layer_s, head_s()
+    start, end = timed_layers(manifest, folder)
+    layer_s = _decode_s(load_section(manifest, folder, start, end, without_ends=True), False) / (end - start)
+    last, here = manifest.num_layers - 1, shards_here(manifest, folder)
+    if last > 0 and here["head"] and here["layers"][-1][1] == manifest.num_layers:
+        try:
+            section = load_section(manifest, folder, last, last + 1)
+            return layer_s, max(0.0, _decode_s(section, True) - _decode_s(section, False))
+        except ManifestError as e:  # no matter unless this board is to hold it
+            log.warning("the head is not timed: %s", e)
+    return layer_s, layer_s * manifest.head.ram_bytes / max(1, manifest.layer(start).ram_bytes)
 
 
 def _decode_s(section, want_logits: bool) -> float:
     """Seconds of a decode step: the fastest of some, since a board that has just booted has other work too."""
-    slot, x = section.new_slot(_DECODE_STEPS + 1), section.example()
-    seconds = []
-    for position in range(_DECODE_STEPS):
+    slot, x, seconds = section.new_slot(_DECODE_STEPS[1] + 1), section.example(), []
+    deadline = time.perf_counter() + _DECODE_S
+    for position in range(_DECODE_STEPS[1]):
         began = time.perf_counter()
+        if position >= _DECODE_STEPS[0] and began > deadline:
+            break
         section.forward(x, position, slot, position + 1, want_logits)
         seconds.append(time.perf_counter() - began)
     return min(seconds)
+
+
+def _cache_bytes() -> int:
+    """The largest cache of a core, within bounds: what /sys says of a virtual machine may be anything."""
+    found = []
+    for path in _CACHES.glob("index*/size"):
+        try:
+            found.append(int(path.read_text().strip().removesuffix("K")) << 10)
+        except (OSError, ValueError):
+            continue
+    return min(max(found, default=0), _MOST_CACHE_BYTES)
 
 
 def hop_s() -> float:

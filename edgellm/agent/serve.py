@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -14,11 +15,13 @@ from edgellm import __version__
 from edgellm.agent import measure, systemd
 from edgellm.agent.health import health
 from edgellm.agent.holding import Holding, in_own_thread
-from edgellm.agent.load import load_section, set_threads
+from edgellm.agent.load import load_section
 from edgellm.agent.stage import Stage
+from edgellm.agent.tune import take_cores
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S, MAX_STEP_BYTES, STEP_TIMEOUT_S
 from edgellm.errors import BoardError, EdgellmError
+from edgellm.kernels import native
 from edgellm.wire import messages as m
 from edgellm.wire import tls
 from edgellm.wire.peer import Peer, listen
@@ -35,17 +38,19 @@ _IDLE_STEP_BYTES = 64 << 10  # largest step frame while no plan says how large t
 
 @dataclass(frozen=True)
 class AgentOptions:
-    """`ram_bytes` caps the offer; `threads` is for computing; `drain_s` is how long running answers may go on after
-    SIGTERM; `tls` is the folder of this board's certificate (None: plain TCP)."""
+    """`ram_bytes` caps the offer; `threads` and `cores` are for computing (None: what turns out to be the fastest);
+    `drain_s` is how long running answers may go on after SIGTERM; `tls` is the folder of this board's certificate
+    (None: plain TCP)."""
 
     shards: Path
     host: str
     port: int
     name: str
-    threads: int
+    threads: int | None = None
     ram_bytes: int | None = None
     drain_s: float = 60.0
     tls: Path | None = None
+    cores: tuple[int, ...] | None = None
 
 
 class Agent:
@@ -261,6 +266,7 @@ class Agent:
                 "board": self.options.name, "ram_bytes": self.holding.offer_bytes(), "layer_s": self._layer_s,
                 "head_s": self._head_s, "hop_s": measure.hop_s(), "cores": self.options.threads,
             },
+            "compute": {"threads": self.options.threads, "cores": self.options.cores, "kernels": native.target()},
             "section": None,
             "health": health(self.options.host),
         }  # fmt: skip
@@ -289,9 +295,10 @@ class Agent:
 
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:
     """Run an agent until SIGTERM or SIGINT, or until the file `until_eof` ends (a parent process that is gone)."""
-    set_threads(options.threads)
+    manifest = Manifest.read(options.shards)
+    choice = await in_own_thread(take_cores, manifest, options.shards, options.threads, options.cores)
+    agent = Agent(dataclasses.replace(options, threads=choice.threads, cores=choice.cores))
     sys.setswitchinterval(_SWITCH_S)
-    agent = Agent(options)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)

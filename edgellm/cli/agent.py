@@ -18,7 +18,8 @@ from edgellm.errors import UsageError
 @click.option("--listen", default=f"127.0.0.1:{config.DEFAULT_PORT}", show_default=True, metavar="HOST:PORT",
               help="Address to serve on; port 0 takes a free one.")  # fmt: skip
 @click.option("--name", help="The board's name in plans.  [default: the host's name]")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Computing threads.  [default: all cores]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Computing threads.  [default: measured as the fastest]")
+@click.option("--cores", metavar="LIST", help="Compute on these cores, as 4-7 or 0,2.  [default: as for --threads]")
 @click.option("--ram", metavar="SIZE", help="Offer at most this much RAM, as in 3GB.")
 @click.option("--drain-seconds", type=click.FloatRange(0), default=60.0, show_default=True,
               help="How long running answers may go on after SIGTERM.")  # fmt: skip
@@ -27,11 +28,11 @@ from edgellm.errors import UsageError
 @click.option("--announce", is_flag=True, hidden=True, help="Print the address as JSON when it listens.")
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin does.")
 @verbose_option
-def agent(shards, listen, name, threads, ram, drain_seconds, tls, announce, until_eof, verbose):
+def agent(shards, listen, name, threads, cores, ram, drain_seconds, tls, announce, until_eof, verbose):
     """Serve a section of a model from this machine.
 
-    The agent measures free RAM and speed, waits to be given a section, and serves it. SIGTERM lets running answers
-    end, takes no new ones, and exits.
+    The agent measures free RAM, which cores decode fastest, and how fast; waits to be given a section, and serves it.
+    SIGTERM lets running answers end, takes no new ones, and exits.
 
     \b
     Examples:
@@ -41,7 +42,7 @@ def agent(shards, listen, name, threads, ram, drain_seconds, tls, announce, unti
     import asyncio
     import socket
 
-    from edgellm.agent import measure
+    from edgellm.agent.cores import parse_list
     from edgellm.agent.serve import AgentOptions, serve
     from edgellm.plan import BOARD_NAME, parse_size
 
@@ -60,7 +61,8 @@ def agent(shards, listen, name, threads, ram, drain_seconds, tls, announce, unti
             "--tls FOLDER (deploy makes them), or listen on 127.0.0.1."
         )
     ram_bytes = parse_size(ram, "--ram") if ram else None
-    options = AgentOptions(shards, host, port, name, threads or measure.cores(), ram_bytes, drain_seconds, tls)
+    wanted = parse_list(cores) if cores is not None else None
+    options = AgentOptions(shards, host, port, name, threads, ram_bytes, drain_seconds, tls, wanted)
 
     def ready(running):
         if announce:

@@ -16,6 +16,7 @@ from edgellm.plan.needs import Needs, offer_for, usable_bytes
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer
 _PATIENCE_S = 1.0  # before whoever waits is told for whom
 _MAX_STRANGERS = 64
+_MOST_CORES = 64
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _counting(ours: Plan, plans: dict[str, Plan]) -> Plan:
 
 def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifest | None) -> dict:
     said = word.status or {}
-    section, health = _dict(said.get("section")), _dict(said.get("health"))
+    section, health, compute = (_dict(said.get(name)) for name in ("section", "health", "compute"))
     offered = _count(_dict(said.get("capacity")).get("ram_bytes"))
     layers = held.section_of(name) if held else None
     taken = 0
@@ -140,6 +141,8 @@ def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifes
         "uptime_s": _real(health.get("uptime_s")),
         "decode_ms_per_token": round(decode_s / steps * 1e3, 3) if steps and decode_s is not None else None,
         "hop_s": _real(_dict(said.get("capacity")).get("hop_s")),
+        "kernels": _short(compute.get("kernels")),
+        "cores": _cores(compute.get("cores")),
         "version": _short(said.get("version")),
         "epoch": _count(said.get("epoch")),
     }
@@ -237,6 +240,13 @@ def _addresses_of(name: str, word: Word) -> dict[str, tuple[str, int]]:
 
 def _dict(value) -> dict:
     return value if isinstance(value, dict) else {}
+
+
+def _cores(value) -> list[int] | None:
+    """Numbers of cores, as a board said them."""
+    if not isinstance(value, list) or len(value) > _MOST_CORES or not all(_count(n) is not None for n in value):
+        return None
+    return value
 
 
 def _count(value) -> int | None:

@@ -64,14 +64,18 @@ class LocalAgents:
         Raises BoardError with the last line of the log of one that doesn't start.
         """
         self._log_dir.mkdir(parents=True, exist_ok=True)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        shares = share_cores(self._count)
         for i in range(self._count):
             name = f"local{i + 1}"
+            prefix, share = self._prefix(name), shares[i]
             command = [
-                *self._prefix(name), sys.executable, "-m", "edgellm", "agent",
-                "--shards", str(self._model_dir), "--listen", "127.0.0.1:0", "--name", name,
-                "--threads", str(max(1, cores // self._count)), "--announce",
+                *prefix, sys.executable, "-m", "edgellm", "agent",
+                "--shards", str(self._model_dir), "--listen", "127.0.0.1:0", "--name", name, "--announce",
             ]  # fmt: skip
+            if share and not prefix:
+                command += ["--cores", ",".join(map(str, share))]
+            else:  # a prefix may leave it other cores
+                command += ["--threads", str(max(1, len(share)))]
             if self._ram_bytes:
                 command += ["--ram", f"{self._ram_bytes}B"]
             if self._record is None:
@@ -134,6 +138,15 @@ class LocalAgents:
         path = self._log_dir / f"{name}.log"
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         return lines[-1] if lines else f"no line in {path} within {_START_TIMEOUT_S:g} s"
+
+
+def share_cores(count: int) -> list[tuple[int, ...]]:
+    """For each of `count` agents, cores of its own; none where there are fewer cores than agents."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [()] * count
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // count
+    return [tuple(cores[i * each : (i + 1) * each]) for i in range(count)]
 
 
 async def form_cluster(

@@ -68,7 +68,10 @@ def test_a_board_without_control_groups_offers_what_the_machine_has(machine, tmp
 
 
 class _SlowSection:
-    """Takes 2 ms, and 6 ms more for logits."""
+    """Takes 2 ms a layer, and 6 ms more for logits."""
+
+    def __init__(self, layers: int):
+        self.layers = layers
 
     def new_slot(self, context):
         return None
@@ -77,41 +80,79 @@ class _SlowSection:
         return None
 
     def forward(self, x, position, slot, pass_len, want_logits):
-        time.sleep(0.008 if want_logits else 0.002)
+        time.sleep(0.002 * self.layers + (0.006 if want_logits else 0))
+
+
+def split_of(folder, there, layer_bytes: int = 100) -> SimpleNamespace:
+    """A manifest of four layers, with the shards `there` in `folder`."""
+    for name in there:
+        (folder / name).touch()
+
+    def shard(name: str, ram_bytes: int):
+        return SimpleNamespace(name=name, bytes=0, ram_bytes=ram_bytes)
+
+    return SimpleNamespace(
+        num_layers=4, model="m", embedding=shard("embedding", 2000), head=shard("head", 20 * layer_bytes),
+        layer=lambda i: shard(f"layer-{i}", layer_bytes),
+    )  # fmt: skip
+
+
+ALL = ("layer-0", "layer-1", "layer-2", "layer-3")
 
 
 @pytest.mark.parametrize(
     ("there", "corrupt", "head_s"),
     [
-        (("layer-0", "layer-1", "layer-2", "layer-3", "head"), False, 0.006),  # timed
-        (("layer-0", "layer-1", "layer-2", "layer-3", "head"), True, 0.040),  # twenty times a layer's bytes
+        ((*ALL, "head"), False, 0.006),  # timed
+        ((*ALL, "head"), True, 0.040),  # twenty times a layer's bytes
         (("layer-1", "head"), False, 0.040),
         (("layer-2", "layer-3"), False, 0.040),
     ],
 )
 def test_the_head_is_timed_where_it_is_and_scaled_where_not(tmp_path, monkeypatch, there, corrupt, head_s):
-    for name in there:
-        (tmp_path / name).touch()
     loaded = []
 
     def load_section(manifest, folder, start, end, *, without_ends=False):
         loaded.append((start, end, without_ends))
         if corrupt and not without_ends:
             raise ManifestError("head: SHA-256 is 1, the manifest says 2")
-        return _SlowSection()
+        return _SlowSection(end - start)
 
     monkeypatch.setattr(load, "load_section", load_section)
-    manifest = SimpleNamespace(
-        num_layers=4, model="m", head=SimpleNamespace(name="head", ram_bytes=2000),
-        layer=lambda i: SimpleNamespace(name=f"layer-{i}", ram_bytes=100),
-    )  # fmt: skip
-    found = measure.measure_decode(manifest, tmp_path)
+    found = measure.measure_decode(split_of(tmp_path, there), tmp_path)
     assert found[0] == pytest.approx(0.002, rel=0.5)
     assert found[1] == pytest.approx(head_s, rel=0.5)
     assert all(without_ends or (start, end) == (3, 4) for start, end, without_ends in loaded)
 
 
+@pytest.mark.parametrize(
+    ("there", "layer_bytes", "cache", "layers"),
+    [
+        (ALL, 100, 1000, (0, 4)),  # all of them would stay in the cache, but there are no more
+        (ALL, 100, 100, (2, 4)),
+        (ALL, 100, 10, (2, 3)),  # the middle one is more than the cache holds
+        (ALL, 100, 150, (1, 4)),
+        (("layer-0", "layer-2", "layer-3"), 100, 1000, (2, 4)),  # no gap between them
+        (("layer-1",), 100, 1000, (1, 2)),
+    ],
+)
+def test_layers_are_timed_that_no_cache_holds(tmp_path, monkeypatch, there, layer_bytes, cache, layers):
+    monkeypatch.setattr(measure, "_cache_bytes", lambda: cache)
+    assert measure.timed_layers(split_of(tmp_path, there, layer_bytes), tmp_path) == layers
+
+
+@pytest.mark.parametrize(
+    ("sizes", "found"),
+    [((), 0), (("32K", "1024K", "8192K"), 8 << 20), (("?", "64K"), 64 << 10), (("9999999K",), 32 << 20)],
+)
+def test_the_largest_cache_counts(tmp_path, monkeypatch, sizes, found):
+    for i, size in enumerate(sizes):
+        (tmp_path / f"index{i}").mkdir()
+        (tmp_path / f"index{i}/size").write_text(f"{size}\n")
+    monkeypatch.setattr(measure, "_CACHES", tmp_path)
+    assert measure._cache_bytes() == found
+
+
 def test_a_board_without_any_layer_says_so(tmp_path):
-    manifest = SimpleNamespace(num_layers=2, model="m", layer=lambda i: SimpleNamespace(name=f"layer-{i}"))
     with pytest.raises(ManifestError, match="no layer shard of m is here; push shards"):
-        measure.measure_decode(manifest, tmp_path)
+        measure.measure_decode(split_of(tmp_path, ("head",)), tmp_path)

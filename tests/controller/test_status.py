@@ -34,6 +34,7 @@ def said(name: str, serves=None, **changes) -> Word:
         "disk_free_bytes": 5_000_000_000,
         "capacity": {"board": name, "ram_bytes": 2_000_000_000, "layer_s": 0.01, "head_s": 0.0, "hop_s": 0.001,
                      "cores": 4},
+        "compute": {"threads": 4, "cores": [4, 5, 6, 7], "kernels": "dotprod"},
         "section": None,
         "health": {"temperature_c": 51.5, "throttled": False, "undervoltage": None, "link_mbit": 1000,
                    "ram_total_bytes": 4_000_000_000, "uptime_s": 100.5},

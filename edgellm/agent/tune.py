@@ -1,0 +1,140 @@
+"""Finds out on which cores this agent decodes fastest, and keeps what it found until the machine is another one."""
+
+import contextlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+from edgellm import __version__
+from edgellm.agent import measure
+from edgellm.agent.cores import Choice, Core, allowed_cores, candidates, choose, format_list, read_cores, settled
+from edgellm.checkpoint.manifest import Manifest, write_atomically
+
+log = logging.getLogger(__name__)
+_ROUNDS, _BUDGET_S = (2, 8), 0.5  # each tries every set; at least, at most, and when no more is begun
+_MAX_KEPT_BYTES = 64 << 10
+_SLOW = {
+    "scalar": "this CPU has none of the instructions that fast kernels need (AVX2, NEON): expect a tenth of the speed",
+    "avx2": "this CPU has no AVX512-VNNI: the slower AVX2 kernels run",
+    "neon": "this CPU has no dot product instructions (a Cortex-A72 or older): the slower NEON kernels run",
+}
+
+
+def state_folder() -> Path:
+    """Where an agent keeps what it measured: what systemd gave it, else the user's."""
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("edgellm")) / "agent"
+
+
+def take_cores(manifest: Manifest, folder: Path, threads: int | None, wanted: tuple[int, ...] | None,
+               state: Path | None = None) -> Choice:  # fmt: skip
+    """Decide what to compute on, and do so from now on in this process: as told, as kept in `state`, or as measured.
+
+    Raises UsageError for cores that can't be used, ManifestError for shards that can't.
+    """
+    from edgellm.agent.load import set_threads
+    from edgellm.kernels import native
+    from edgellm.model.fused.section import read_spec
+
+    cores, fused = read_cores(allowed_cores()), read_spec(manifest, folder)[0] is not None
+    choice = settled(cores, threads, wanted, pin=fused)
+    if choice is None:
+        path, key = (state or state_folder()) / "cores.json", _key(manifest, cores, native.target())
+        choice = _read(path, key, cores)
+        if choice is None:
+            choice = _measure(manifest, folder, cores)
+            _keep(path, key, choice)
+    if choice.cores and not choice.pinned:
+        _confine(choice.cores)
+    set_threads(choice.threads, choice.cores if choice.pinned else ())
+    if native.target() in _SLOW:
+        log.warning("%s", _SLOW[native.target()])
+    log.info("computes with %s, %s kernels", choice, native.target())
+    return choice
+
+
+def time_sets(section, sets: list[tuple[int, ...]], use) -> dict[tuple[int, ...], float]:
+    """Seconds of the fastest of some decode steps on each set of cores; `use(cores)` has the next steps run there. The
+    sets take turns, so that other work of the machine falls on all of them."""
+    slot, x = section.new_slot(16), section.example()
+    seconds: dict[tuple[int, ...], float] = {}
+    began = time.perf_counter()
+    for number in range(_ROUNDS[1]):
+        if number >= _ROUNDS[0] and time.perf_counter() - began > _BUDGET_S:
+            break
+        for some in sets:
+            use(some)
+            for _ in range(2):  # the first wakes the cores up
+                start = time.perf_counter()
+                section.forward(x, 0, slot, 1, False)
+                seconds[some] = min(time.perf_counter() - start, seconds.get(some, float("inf")))
+    return seconds
+
+
+def _confine(cores: tuple[int, ...]) -> None:
+    """All threads of this process, and those to come, stay on these cores. To be called before the kernels are loaded:
+    they note where the process may run."""
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # it has ended
+            os.sched_setaffinity(int(thread), cores)
+
+
+def _measure(manifest: Manifest, folder: Path, cores: tuple[Core, ...]) -> Choice:
+    from edgellm.agent.load import load_section, set_threads
+
+    section = load_section(manifest, folder, *measure.timed_layers(manifest, folder), without_ends=True)
+    seconds = time_sets(section, candidates(cores), lambda some: set_threads(len(some), some))
+    best = choose(seconds)
+    log.info(
+        "measured a step: %s", ", ".join(f"{1e3 * seconds[some]:.1f} ms on {format_list(some)}" for some in seconds)
+    )
+    return Choice(len(best), best, "measured as the fastest")
+
+
+def _key(manifest: Manifest, cores: tuple[Core, ...], target: str) -> dict:
+    """What the choice depends on: measured again when any of it changes."""
+    facts = [[c.number, c.speed, c.first_sibling] for c in cores]
+    return {"machine": _machine(), "cores": facts, "kernels": target, "quantization": manifest.quantization,
+            "version": __version__}  # fmt: skip
+
+
+def _machine(root: Path = Path("/")) -> str:
+    """The board's or the processor's name; empty where neither is told."""
+    try:
+        return (root / "proc/device-tree/model").read_text(errors="replace")[:200].strip("\0\n ")
+    except OSError:
+        pass
+    try:
+        lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip()[:200] for line in lines if line.startswith("model name")), "")
+
+
+def _read(path: Path, key: dict, cores: tuple[Core, ...]) -> Choice | None:
+    """What was kept for this machine; None if nothing, or for another, or not to be read."""
+    try:
+        with open(path, "rb") as f:
+            kept = json.loads(f.read(_MAX_KEPT_BYTES))
+        chosen = tuple(kept["chosen"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
+        log.warning("%s can't be read, so cores are measured again: %s", path, e)
+        return None
+    if kept.get("for") != key or chosen not in candidates(cores):
+        return None
+    return Choice(len(chosen), chosen, "measured earlier as the fastest")
+
+
+def _keep(path: Path, key: dict, choice: Choice) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"for": key, "chosen": choice.cores}).encode() + b"\n")
+    except OSError as e:  # then the next start measures again
+        log.warning("%s can't be written, so the next start measures cores again: %s", path, e.strerror or e)
