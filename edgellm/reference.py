@@ -6,14 +6,11 @@ It shares the shard files with a section and nothing else: no packed modules, no
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from edgellm.checkpoint.manifest import Manifest, Shard
-from edgellm.errors import ModelError
 from edgellm.model.build import build_empty, find_layers, read_config
-from edgellm.model.fused.section import FusedSection, read_spec
 from edgellm.model.packed import unpack
 from edgellm.model.shardfile import ShardFile
 from edgellm.model.structure import trace
@@ -76,24 +73,3 @@ class Reference:
         else:
             data = torch.empty(0, device="meta") if data is None else data
             module._parameters[leaf] = nn.Parameter(data, requires_grad=False)
-
-
-def run_fused(
-    manifest: Manifest, folder: Path, ids: list[int], last: int, kv_dtype: str,
-    progress: Callable[[int], None] = lambda layer: None,
-) -> np.ndarray:  # fmt: skip
-    """Logits float32 [last, vocab_size] of the last `last` positions as fused sections compute them, one layer in
-    memory at a time. Bit for bit what boards give, however the model is cut, whatever their instruction set.
-
-    Raises ModelError if the model is not of a family that has fused sections.
-    """
-    spec, reason = read_spec(manifest, folder)
-    if spec is None:
-        raise ModelError(f"{manifest.model} has no fused sections: {reason}")
-    x = np.asarray(ids, np.int64)
-    for layer in range(manifest.num_layers):
-        progress(layer)
-        section = FusedSection(spec, manifest, folder, layer, layer + 1)
-        slot = section.new_slot(len(ids), kv_dtype)
-        x = section.forward(x, 0, slot, len(ids), last if layer == manifest.num_layers - 1 else 0)
-    return x

@@ -180,7 +180,7 @@ def _reference(manifest: Manifest, model_dir: Path, sequence: list[int], prompt_
 
 def _one_process(manifest: Manifest, model_dir: Path, sequence: list[int], prompt_len: int, plan: Plan, progress):
     """The same logits as fused sections on this machine compute them, one layer in memory at a time."""
-    from edgellm.reference import run_fused
+    from edgellm.one_process import run_whole
 
     def tell(layer: int) -> None:
         progress("one process, layer by layer", layer, manifest.num_layers)
@@ -188,9 +188,9 @@ def _one_process(manifest: Manifest, model_dir: Path, sequence: list[int], promp
     switch, before = manifest.rope_switch_len, []
     if switch is not None and prompt_len <= switch < len(sequence):
         count = switch - prompt_len + 1
-        before = list(run_fused(manifest, model_dir, sequence[:switch], count, plan.kv_dtype, tell))
+        before = list(run_whole(manifest, model_dir, sequence[:switch], count, plan.kv_dtype, tell))
     count = len(sequence) - prompt_len + 1 - len(before)
-    return before + list(run_fused(manifest, model_dir, sequence, count, plan.kv_dtype, tell))
+    return before + list(run_whole(manifest, model_dir, sequence, count, plan.kv_dtype, tell))
 
 
 def _traceable(plan: Plan, manifest: Manifest) -> int:

@@ -23,7 +23,7 @@ BELOW = {
     "model": {"kernels", "checkpoint", "config.py", "errors.py"},
     "agent": {"model", "kernels", "checkpoint", "plan", "wire", "config.py", "errors.py"},
     "manager": {"checkpoint", "plan", "wire", "config.py", "errors.py"},
-    "controller": {"manager", "checkpoint", "plan", "wire", "reference.py", "config.py", "errors.py"},
+    "controller": {"manager", "checkpoint", "plan", "wire", "reference.py", "one_process.py", "config.py", "errors.py"},
 }
 
 

@@ -194,17 +194,19 @@ def _same(old: ClusterFile, new: ClusterFile, path: Path) -> bool:
 def canary(file: ClusterFile, path: Path, cache: Path, tell: Callable[[str], None]) -> list[int]:
     """Ask the cluster in `file` a fixed question; its greedy tokens, which are those of the reference.
 
-    The reference is run once for a model and remembered in `cache`. Raises BoardError if the tokens differ.
+    The reference is one process that computes as the boards do, fused sections or plain transformers. It is run once
+    for a model and remembered in `cache`. Raises BoardError if the tokens differ.
     """
     model_dir = file.model_dir_path(path)
     manifest = Manifest.read(model_dir)
     ids = Tokenizer(model_dir).encode(CANARY_PROMPT)[: file.plan.context]
-    tokens = asyncio.run(_ask(file, path, manifest, ids, tell))
-    remembered = cache / f"{manifest.sha256[:12]}.json"
+    tokens, fused = asyncio.run(_ask(file, path, manifest, ids, tell))
+    kind = f"fused-{file.plan.kv_dtype}" if fused else "generic"
+    remembered = cache / f"{manifest.sha256[:12]}-{kind}.json"
     expected = _remembered(remembered)
     if expected is None:
         tell("computing the reference's answer, once for this model …")
-        expected = _reference(manifest, model_dir, ids, tokens)
+        expected = _reference(manifest, model_dir, ids, tokens, file.plan.kv_dtype if fused else None)
         if expected == tokens:
             cache.mkdir(parents=True, exist_ok=True)
             write_atomically(remembered, json.dumps(expected).encode())
@@ -217,12 +219,15 @@ def canary(file: ClusterFile, path: Path, cache: Path, tell: Callable[[str], Non
     return tokens
 
 
-async def _ask(file: ClusterFile, path: Path, manifest: Manifest, ids: list[int], tell) -> list[int]:
+async def _ask(file: ClusterFile, path: Path, manifest: Manifest, ids: list[int], tell) -> tuple[list[int], bool]:
+    """The answer's tokens, and whether all boards computed fused sections."""
+    stats: dict[str, dict] = {}
     session = Session(manifest, file.plan, file.addresses(), tls=file.client_tls(path), tell=tell)
     async with session:
         count = min(CANARY_TOKENS, max(1, file.plan.context - len(ids)))
-        stream = session.generate(ids, sampling=Sampling(), max_tokens=count, eos=())
-        return [chosen.token async for chosen in stream]
+        stream = session.generate(ids, sampling=Sampling(), max_tokens=count, eos=(), stats=stats)
+        tokens = [chosen.token async for chosen in stream]
+    return tokens, all(s.get("path") == "fused" for s in stats.values())
 
 
 def _remembered(path: Path) -> list[int] | None:
@@ -234,9 +239,16 @@ def _remembered(path: Path) -> list[int] | None:
     return tokens if ok else None
 
 
-def _reference(manifest: Manifest, model_dir: Path, ids: list[int], tokens: list[int]) -> list[int]:
-    """The most likely token after each prefix of prompt and answer."""
-    from edgellm.reference import Reference
+def _reference(
+    manifest: Manifest, model_dir: Path, ids: list[int], tokens: list[int], kv_dtype: str | None
+) -> list[int]:
+    """The most likely token after each prefix of prompt and answer; of fused sections if there is a `kv_dtype`."""
+    if kv_dtype is not None:
+        from edgellm.one_process import run_whole
 
-    logits, _ = Reference(manifest, model_dir).run(ids + tokens[:-1], len(tokens))
+        logits = run_whole(manifest, model_dir, ids + tokens[:-1], len(tokens), kv_dtype)
+    else:
+        from edgellm.reference import Reference
+
+        logits, _ = Reference(manifest, model_dir).run(ids + tokens[:-1], len(tokens))
     return [int(row.argmax()) for row in logits]

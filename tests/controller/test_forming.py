@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from edgellm.config import Sampling
 from edgellm.controller import forming
@@ -393,9 +392,9 @@ def test_a_wrong_answer_is_told_whatever_is_remembered(tiny, tmp_path, remembere
         file.write_text(remembered)
 
     def harm(boards):
-        model = boards.agents[1].stage.section._section.model
-        norm = model.model.layers[3].input_layernorm
-        norm.weight = torch.nn.Parameter(-3 * norm.weight)
+        section = boards.agents[1].stage.section
+        cos, sin = section._tables[0]
+        section._native.set_rope(0, -cos, sin)
 
     with pytest.raises(BoardError) as e:
         canary(tiny, tmp_path, harm)

@@ -168,7 +168,8 @@ def test_an_embedded_answer_leaves_no_process_behind(home, model_dir):
     notes = stderr.splitlines()
     assert notes[0].startswith("no cluster file: answering from this machine") and "local up" in notes[0]
     answer = json.loads(stdout)
-    assert len(answer["tokens"]) == 8 and len(answer["stages"]) == 2  # it crossed a split
+    layers = sorted((s["start"], s["end"]) for s in answer["stages"])  # one stage, if the other was slower just now
+    assert len(answer["tokens"]) == 8 and layers[0][0] == 0 and layers[-1][1] == 5
     assert not agents_of(model_dir)
 
 
