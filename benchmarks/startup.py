@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.processes import memory_of
+from benchmarks.processes import cpu_s, memory_of
 from benchmarks.report import Row, at_most, holds, median
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import Sampling
@@ -62,12 +62,12 @@ def start_agent(split: Path, state: Path, arguments: list[str]) -> dict:
         addresses = {"b1": ("127.0.0.1", json.loads(line)["port"])}
         manifest = Manifest.read(split)
         plan = plan_for(manifest)
-        serves_s = asyncio.run(serve_and_answer(plan, addresses, began))
+        serves_s, own_s = asyncio.run(serve_and_answer(plan, addresses, began, process.pid))
         memory, shards = memory_of(process.pid), mapped_bytes(process.pid, split)
         kv = section_need(manifest, plan.settings, 0, manifest.num_layers).kv
         maps = Path(f"/proc/{process.pid}/maps").read_text()
         return {
-            "listens_s": listens_s, "serves_s": serves_s, "rss": memory.rss, "shards": shards, "kv": kv,
+            "listens_s": listens_s, "serves_s": serves_s, "cpu_s": own_s, "rss": memory.rss, "shards": shards, "kv": kv,
             "own": memory.rss - shards - kv, "own_anonymous": memory.anonymous - kv, "peak": memory.peak,
             "torch": "libtorch" in maps,
         }  # fmt: skip
@@ -77,19 +77,19 @@ def start_agent(split: Path, state: Path, arguments: list[str]) -> dict:
         process.stdout.close()
 
 
-async def serve_and_answer(plan: Plan, addresses: dict, began: float) -> float:
-    """Have the board take the plan and answer; seconds until it served."""
+async def serve_and_answer(plan: Plan, addresses: dict, began: float, pid: int) -> tuple[float, float]:
+    """Have the board take the plan and answer; seconds until it served, and seconds of computing until then."""
     boards = await connect_all(addresses)
     try:
         await assign(plan, addresses, boards)
     finally:
         for board in boards:
             board.close()
-    serves_s = time.perf_counter() - began
+    serves_s, own_s = time.perf_counter() - began, cpu_s([pid])[1]
     async with ClusterClient.dial(plan, addresses) as cluster:
         stream = cluster.generate(_PROMPT, sampling=Sampling(), max_tokens=_TOKENS, eos=())
         assert len([chosen async for chosen in stream]) == _TOKENS
-    return serves_s
+    return serves_s, own_s
 
 
 def mapped_bytes(pid: int, folder: Path) -> int:
@@ -104,8 +104,8 @@ def mapped_bytes(pid: int, folder: Path) -> int:
     return found
 
 
-def first_byte_s(split: Path, work: Path) -> tuple[float, float]:
-    """Seconds from the start of `edgellm ask` to its connection, and to its first byte on the wire."""
+def first_byte_s(split: Path, work: Path) -> tuple[float, float, float]:
+    """Seconds from the start of `edgellm ask` to its connection, to its first byte on the wire, and of computing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(_TIMEOUT_S)
         path = work / "cluster.json"
@@ -122,7 +122,7 @@ def first_byte_s(split: Path, work: Path) -> tuple[float, float]:
                 connection.settimeout(_TIMEOUT_S)
                 if not connection.recv(1):
                     raise RuntimeError("edgellm ask closed the connection without a byte")
-                return connected_s, time.perf_counter() - began
+                return connected_s, time.perf_counter() - began, cpu_s([process.pid])[1]
         finally:
             process.kill()
             process.wait()
@@ -149,6 +149,7 @@ def measure(split: Path, runs: int) -> list[Row]:
     return [
         at_most("agent listens", mid("listens_s"), "s", LISTENS_S),
         at_most("agent serves its section", mid("serves_s"), "s", SERVES_S),
+        Row("  of that computing", mid("cpu_s"), "s"),
         at_most("  first start, which measures cores", fresh["serves_s"], "s", SERVES_S),
         at_most("  second start, which remembers", kept["serves_s"], "s", SERVES_S),
         Row("agent's memory", mid("rss", 1e6), "MB"),
@@ -158,8 +159,9 @@ def measure(split: Path, runs: int) -> list[Row]:
         Row("  of that anonymous", mid("own_anonymous", 1e6), "MB"),
         Row("  largest", mid("peak", 1e6), "MB"),
         holds("agent loads torch", "yes" if agents[0]["torch"] else "no", "no", not agents[0]["torch"]),
-        Row("ask connects", median(a for a, _ in asks), "s"),
-        at_most("ask's first byte on the wire", median(b for _, b in asks), "s", FIRST_BYTE_S),
+        Row("ask connects", median(a for a, _, _ in asks), "s"),
+        at_most("ask's first byte on the wire", median(b for _, b, _ in asks), "s", FIRST_BYTE_S),
+        Row("  of that computing", median(c for _, _, c in asks), "s"),
     ]
 
 

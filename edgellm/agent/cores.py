@@ -98,6 +98,11 @@ def candidates(cores: Sequence[Core]) -> list[tuple[int, ...]]:
     return sorted(numbers, key=lambda some: (-len(some), some))
 
 
+def fastest_kind(cores: Sequence[Core]) -> tuple[int, ...]:
+    """The cores of the fastest kind: a good guess where nothing could be measured."""
+    return tuple(c.number for c in _kinds(cores)[0])[:_MOST_CORES]
+
+
 def choose(seconds: dict[tuple[int, ...], float]) -> tuple[int, ...]:
     """The set with the least seconds a step; of two about as fast the smaller, which leaves a core to others."""
     best = ()
@@ -114,7 +119,7 @@ def settled(cores: Sequence[Core], threads: int | None, wanted: tuple[int, ...] 
     may be told the same. Without `pin` (torch's threads would all inherit one core) the system places them on the cores
     that were given or else are fast. Raises UsageError for cores that can't be used.
     """
-    numbers, fast = tuple(c.number for c in cores), tuple(c.number for c in _kinds(cores)[0])
+    numbers, fast = tuple(c.number for c in cores), fastest_kind(cores)
     if wanted is not None:
         if strange := [n for n in wanted if n not in numbers]:
             have = format_list(sorted(numbers))
@@ -129,7 +134,7 @@ def settled(cores: Sequence[Core], threads: int | None, wanted: tuple[int, ...] 
         return Choice(threads, numbers[:threads] if sure else (), "as told", pin and sure)
     if not pin:
         why = "the fast ones" if some_slow else "all"
-        return Choice(min(len(fast), _MOST_CORES), fast if some_slow else (), why, False)
+        return Choice(len(fast), fast if some_slow else (), why, False)
     if len(numbers) == 1:
         return Choice(1, numbers, "the only one")
     return None

@@ -9,11 +9,23 @@ from pathlib import Path
 
 from edgellm import __version__
 from edgellm.agent import measure
-from edgellm.agent.cores import Choice, Core, allowed_cores, candidates, choose, format_list, read_cores, settled
+from edgellm.agent.cores import (
+    Choice,
+    Core,
+    allowed_cores,
+    candidates,
+    choose,
+    fastest_kind,
+    format_list,
+    read_cores,
+    settled,
+)
 from edgellm.checkpoint.manifest import Manifest, write_atomically
 
 log = logging.getLogger(__name__)
 _ROUNDS, _BUDGET_S = (2, 8), 0.5  # each tries every set; at least, at most, and when no more is begun
+_CALM = 0.05  # of a step's time may go by in waiting for a core
+_DISTURBED = "the fast ones: other work disturbed the measuring, the next start tries again"
 _MAX_KEPT_BYTES = 64 << 10
 _SLOW = {
     "scalar": "this CPU has none of the instructions that fast kernels need (AVX2, NEON): expect a tenth of the speed",
@@ -48,7 +60,8 @@ def take_cores(manifest: Manifest, folder: Path, threads: int | None, wanted: tu
         choice = _read(path, key, cores)
         if choice is None:
             choice = _measure(manifest, folder, cores)
-            _keep(path, key, choice)
+            if choice.why != _DISTURBED:
+                _keep(path, key, choice)
     if choice.cores and not choice.pinned:
         _confine(choice.cores)
     set_threads(choice.threads, choice.cores if choice.pinned else ())
@@ -58,22 +71,37 @@ def take_cores(manifest: Manifest, folder: Path, threads: int | None, wanted: tu
     return choice
 
 
-def time_sets(section, sets: list[tuple[int, ...]], use) -> dict[tuple[int, ...], float]:
-    """Seconds of the fastest of some decode steps on each set of cores; `use(cores)` has the next steps run there. The
-    sets take turns, so that other work of the machine falls on all of them."""
+def time_sets(section, sets: list[tuple[int, ...]], use, queued_s) -> tuple[dict[tuple[int, ...], float], bool]:
+    """Seconds of the fastest of some decode steps on each set of cores, and whether all of these ran undisturbed.
+
+    `use(cores)` has the next steps run there; `queued_s()` counts for how long our threads have waited for a core that
+    others had. The sets take turns, so that other work of the machine falls on all of them.
+    """
     slot, x = section.new_slot(16), section.example()
-    seconds: dict[tuple[int, ...], float] = {}
+    seconds, calm = dict.fromkeys(sets, float("inf")), dict.fromkeys(sets, False)
     began = time.perf_counter()
     for number in range(_ROUNDS[1]):
-        if number >= _ROUNDS[0] and time.perf_counter() - began > _BUDGET_S:
+        passed = time.perf_counter() - began
+        if number >= _ROUNDS[0] and passed > (_BUDGET_S if all(calm.values()) else 2 * _BUDGET_S):
             break
         for some in sets:
             use(some)
             for _ in range(2):  # the first wakes the cores up
-                start = time.perf_counter()
+                queued, start = queued_s(), time.perf_counter()
                 section.forward(x, 0, slot, 1, False)
-                seconds[some] = min(time.perf_counter() - start, seconds.get(some, float("inf")))
-    return seconds
+                took = time.perf_counter() - start
+                if took < seconds[some]:
+                    seconds[some], calm[some] = took, queued_s() - queued < _CALM * took
+    return seconds, all(calm.values())
+
+
+def _queued_s() -> float:
+    """Seconds that this process's threads have waited for a core so far; 0 where the kernel doesn't count them."""
+    total = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            total += int(path.read_text().split()[1])
+    return total / 1e9
 
 
 def _confine(cores: tuple[int, ...]) -> None:
@@ -88,12 +116,12 @@ def _measure(manifest: Manifest, folder: Path, cores: tuple[Core, ...]) -> Choic
     from edgellm.agent.load import load_section, set_threads
 
     section = load_section(manifest, folder, *measure.timed_layers(manifest, folder), without_ends=True)
-    seconds = time_sets(section, candidates(cores), lambda some: set_threads(len(some), some))
-    best = choose(seconds)
+    seconds, calm = time_sets(section, candidates(cores), lambda some: set_threads(len(some), some), _queued_s)
     log.info(
         "measured a step: %s", ", ".join(f"{1e3 * seconds[some]:.1f} ms on {format_list(some)}" for some in seconds)
     )
-    return Choice(len(best), best, "measured as the fastest")
+    best = choose(seconds) if calm else fastest_kind(cores)
+    return Choice(len(best), best, "measured as the fastest" if calm else _DISTURBED)
 
 
 def _key(manifest: Manifest, cores: tuple[Core, ...], target: str) -> dict:

@@ -49,14 +49,14 @@ def model_dir(tmp_path_factory):
 @pytest.fixture
 def calls(monkeypatch):
     """What was measured and set; as if this machine had four equal cores, of which the first two are fastest."""
-    found = {"threads": [], "measured": 0}
+    found = {"threads": [], "measured": 0, "calm": True}
 
     def set_threads(count, cores=()):
         found["threads"].append((count, tuple(cores)))
 
-    def time_sets(section, sets, use):
+    def time_sets(section, sets, use, queued_s):
         found["measured"] += 1
-        return {some: 0.001 if len(some) == 2 else 0.002 for some in sets}
+        return {some: 0.001 if len(some) == 2 else 0.002 for some in sets}, found["calm"]
 
     monkeypatch.setattr(tune, "read_cores", lambda allowed: FOUR)
     monkeypatch.setattr(tune, "time_sets", time_sets)
@@ -68,18 +68,46 @@ def take(model_dir, state, threads=None, cores=None):
     return tune.take_cores(Manifest.read(model_dir), model_dir, threads, cores, state)
 
 
+def undisturbed() -> float:
+    return 0.0
+
+
 def test_sets_take_turns_until_the_time_is_over(monkeypatch):
     section = FakeSection({(0, 1): 0.04, (0,): 0.06})
     monkeypatch.setattr(tune.time, "perf_counter", lambda: section.now_s)
-    assert tune.time_sets(section, list(section.seconds), section.use) == pytest.approx(section.seconds)
+    seconds, calm = tune.time_sets(section, list(section.seconds), section.use, undisturbed)
+    assert seconds == pytest.approx(section.seconds) and calm
     assert section.used == [(0, 1), (0,)] * 3  # 0.2 s a round: the third begins before the half second is over
 
 
 def test_slow_sets_are_tried_twice_and_no_more(monkeypatch):
     section = FakeSection({(0, 1): 4.0, (0,): 6.0})
     monkeypatch.setattr(tune.time, "perf_counter", lambda: section.now_s)
-    tune.time_sets(section, list(section.seconds), section.use)
+    tune.time_sets(section, list(section.seconds), section.use, undisturbed)
     assert len(section.used) == 4
+
+
+def test_while_others_have_the_cores_nothing_is_sure(monkeypatch):
+    section = FakeSection({(0, 1): 0.05, (0,): 0.07})
+    monkeypatch.setattr(tune.time, "perf_counter", lambda: section.now_s)
+    _, calm = tune.time_sets(section, list(section.seconds), section.use, lambda: section.now_s / 2)
+    assert not calm
+    assert len(section.used) == 10  # it goes on for twice as long
+
+
+def test_a_disturbed_measurement_is_neither_believed_nor_kept(model_dir, calls, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    calls["calm"] = False
+    slow = (Core(4, 1.0, 4), Core(5, 1.0, 5), Core(0, 0.5, 0), Core(1, 0.5, 1), Core(2, 0.5, 2))
+    monkeypatch.setattr(tune, "read_cores", lambda allowed: slow)
+    monkeypatch.setattr(tune, "choose", lambda seconds: pytest.fail("it was believed"))
+    assert take(model_dir, tmp_path).cores == (4, 5)
+    assert "other work disturbed the measuring" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_time_in_the_queue_is_counted_where_the_kernel_counts_it():
+    first = tune._queued_s()
+    assert 0 <= first <= tune._queued_s()
 
 
 def test_what_was_measured_is_used_and_kept(model_dir, calls, tmp_path, caplog):
@@ -87,7 +115,7 @@ def test_what_was_measured_is_used_and_kept(model_dir, calls, tmp_path, caplog):
     state = tmp_path / "not/there/yet"
     assert take(model_dir, state).cores == (0, 1)
     assert take(model_dir, state).cores == (0, 1)
-    assert calls == {"threads": [(2, (0, 1))] * 2, "measured": 1}
+    assert calls["threads"] == [(2, (0, 1))] * 2 and calls["measured"] == 1
     assert f"computes with 2 threads on cores 0-1 (measured as the fastest), {native.target()} kernels" in caplog.text
     assert "measured earlier" in caplog.text
 
@@ -132,7 +160,7 @@ def test_an_agent_that_cannot_keep_the_result_computes_all_the_same(model_dir, c
 def test_what_the_owner_says_is_not_measured(model_dir, calls, tmp_path):
     take(model_dir, tmp_path, cores=(3, 1))
     take(model_dir, tmp_path, threads=3)
-    assert calls == {"threads": [(2, (3, 1)), (3, ())], "measured": 0}
+    assert calls["threads"] == [(2, (3, 1)), (3, ())] and calls["measured"] == 0
     assert not list(tmp_path.iterdir())
 
 
@@ -148,6 +176,7 @@ def test_real_steps_are_timed_on_real_cores(model_dir, tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr(load, "set_threads", lambda count, cores=(): used.append(tuple(cores)))
     monkeypatch.setattr(tune, "read_cores", lambda allowed: FOUR)
+    monkeypatch.setattr(tune, "_queued_s", undisturbed)
     choice = take(model_dir, tmp_path)
     assert choice.cores in {(0, 1, 2, 3), (0, 1), (0,)} and used[-1] == choice.cores
     assert set(used) == {(0, 1, 2, 3), (0, 1), (0,)}

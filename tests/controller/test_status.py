@@ -67,7 +67,7 @@ def test_a_cluster_that_serves():
         "ram_offered_bytes": 2_000_000_000, "ram_free_bytes": first["ram_free_bytes"],
         "disk_free_bytes": 5_000_000_000, "slots": 4, "free_slots": 3, "temperature_c": 51.5, "throttled": False,
         "undervoltage": None, "link_mbit": 1000, "uptime_s": 100.5, "decode_ms_per_token": 24.0, "hop_s": 0.001,
-        "version": "0.1.0", "epoch": 1,
+        "kernels": "dotprod", "cores": [4, 5, 6, 7], "version": "0.1.0", "epoch": 1,
     }  # fmt: skip
     assert 1_990_000_000 < first["ram_free_bytes"] < 2_000_000_000
     assert content["tokens_per_s"] == pytest.approx(1 / (2 * (0.024 + 0.001)), abs=0.01)

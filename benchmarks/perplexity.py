@@ -1,0 +1,102 @@
+"""What integer activations cost: perplexity of a text through a fused section, beside transformers on the same weights.
+
+    python -m benchmarks.perplexity SPLIT
+    python -m benchmarks.perplexity SPLIT --text book.txt --tokens 512 --json
+
+The reference multiplies the dequantized weights with float32 activations, so the difference is that of the arithmetic
+and not of quantized weights. Perplexity is exp of the mean negative log likelihood of each token after those before it.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.report import Row, at_most
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.manager.tokens import Tokenizer
+
+TEXT = Path(__file__).parent.parent / "tests/texts/alice.txt"  # Lewis Carroll, 1865
+TOKENS = 512
+LIMITS = {"int8": 0.01, "int4": 0.04}  # of the reference's perplexity
+_CHUNK = 128
+
+
+def perplexity(logits: np.ndarray, ids: list[int]) -> float:
+    """Of `ids` under logits float [len(ids), vocab_size], those of the token after each; the last ones are unused."""
+    rows = logits[:-1].astype(np.float64)
+    best = rows.max(axis=1)
+    log_sums = best + np.log(np.exp(rows - best[:, None]).sum(axis=1))
+    return math.exp(float(np.mean(log_sums - rows[np.arange(len(rows)), ids[1:]])))
+
+
+def fused_logits(manifest: Manifest, folder: Path, ids: list[int], chunk: int = _CHUNK) -> np.ndarray:
+    """Logits float32 [len(ids), vocab_size] of one fused section with all layers, the text in chunks, KV in fp16."""
+    from edgellm.agent.load import load_section
+
+    section = load_section(manifest, folder, 0, manifest.num_layers)
+    if section.path != "fused":
+        raise ValueError(f"{folder}: {manifest.model} takes the {section.path} path, there is nothing to compare")
+    slot, x, found = section.new_slot(len(ids), "float16"), np.array(ids, np.int64), []
+    for start in range(0, len(ids), chunk):
+        part = x[start : start + chunk]
+        found.append(section.forward(part, start, slot, len(ids), len(part)))
+    return np.concatenate(found)
+
+
+def reference_logits(manifest: Manifest, folder: Path, ids: list[int]) -> np.ndarray:
+    """Logits float32 [len(ids), vocab_size] of transformers over the dequantized weights."""
+    from edgellm.reference import Reference
+
+    return Reference(manifest, folder).run(ids, len(ids))[0].numpy()
+
+
+def text_ids(folder: Path, text: str, tokens: int) -> list[int]:
+    """The first tokens of a text; ValueError if it has fewer."""
+    ids = Tokenizer(folder).encode(text)
+    if len(ids) < tokens:
+        raise ValueError(f"the text has {len(ids)} tokens, {tokens} were asked for")
+    return ids[:tokens]
+
+
+def encoding_of(manifest: Manifest, folder: Path) -> str:
+    """What most of a layer is packed as."""
+    from edgellm.model.mapped import MappedShard
+
+    tensors = MappedShard(folder, manifest.layer(0), False).tensors.values()
+    return max(tensors, key=lambda t: t.data.nbytes).encoding
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("split", type=Path, help="a split model's folder, with its tokenizer")
+    parser.add_argument("--text", type=Path, default=TEXT)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args()
+    machine, folder = report.machine(), arguments.split
+    manifest, ids = Manifest.read(folder), text_ids(folder, arguments.text.read_text(), arguments.tokens)
+    encoding = encoding_of(manifest, folder)
+    began = time.perf_counter()
+    ours = perplexity(fused_logits(manifest, folder, ids), ids)
+    middle = time.perf_counter()
+    theirs = perplexity(reference_logits(manifest, folder, ids), ids)
+    difference = 100 * (ours / theirs - 1)
+    rows = [
+        Row("weights", encoding), Row("tokens", len(ids)), Row("fused section", ours, "perplexity"),
+        Row("transformers, dequantized weights", theirs, "perplexity"),
+        at_most("difference", difference, "%", 100 * LIMITS[encoding]) if encoding in LIMITS else
+        Row("difference", difference, "%"),
+        Row("seconds, fused", middle - began, "s"), Row("seconds, reference", time.perf_counter() - middle, "s"),
+    ]  # fmt: skip
+    if arguments.json:
+        print(report.to_json("perplexity", machine, rows))
+    else:
+        print(f"{report.machine_text(machine)}\n\n{report.table(rows)}")
+
+
+if __name__ == "__main__":
+    main()
