@@ -13,7 +13,7 @@ from ansible.plugins.inventory import detect_range, expand_hostname_range
 BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 # One value for the whole cluster; the others may differ from board to board.
 CLUSTER_WIDE = tuple(
-    f"edgellm_{v}" for v in ("model", "quantize", "objective", "context", "slots", "chunk", "kv_dtype")
+    f"edgellm_{v}" for v in ("model", "quantize", "objective", "context", "slots", "chunk", "kv_dtype", "path")
 )
 # What argument_specs can't say.
 TYPES = {"int": "whole number", "str": "text"}

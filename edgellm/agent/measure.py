@@ -77,21 +77,21 @@ def timed_layers(manifest: Manifest, folder: Path) -> tuple[int, int]:
     return start, end
 
 
-def measure_decode(manifest: Manifest, folder: Path) -> tuple[float, float]:
+def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tuple[float, float]:
     """Seconds to decode one token through one layer and through the head, with the kernels that will be used.
 
-    Times `timed_layers`, and the head behind the last layer. Where these shards aren't here it is scaled by its bytes:
+    Times `timed_layers`, and the head behind the last layer, on `path` as load_section has it. Where these shards aren't here it is scaled by its bytes:
     too much for a small model, whose layers take more than their bytes do. Raises ManifestError if no layer is here or
     one to be timed is corrupt.
     """
     from edgellm.agent.load import load_section
 
     start, end = timed_layers(manifest, folder)
-    layer_s = _decode_s(load_section(manifest, folder, start, end, without_ends=True), False) / (end - start)
+    layer_s = _decode_s(load_section(manifest, folder, start, end, without_ends=True, path=path), False) / (end - start)
     last, here = manifest.num_layers - 1, shards_here(manifest, folder)
     if last > 0 and here["head"] and here["layers"][-1][1] == manifest.num_layers:
         try:
-            section = load_section(manifest, folder, last, last + 1)
+            section = load_section(manifest, folder, last, last + 1, path=path)
             return layer_s, max(0.0, _decode_s(section, True) - _decode_s(section, False))
         except ManifestError as e:  # no matter unless this board is to hold it
             log.warning("the head is not timed: %s", e)

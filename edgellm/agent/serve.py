@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import signal
@@ -40,7 +41,7 @@ _IDLE_STEP_BYTES = 64 << 10  # largest step frame while no plan says how large t
 class AgentOptions:
     """`ram_bytes` caps the offer; `threads` and `cores` are for computing (None: what turns out to be the fastest);
     `drain_s` is how long running answers may go on after SIGTERM; `tls` is the folder of this board's certificate
-    (None: plain TCP)."""
+    (None: plain TCP); `path` is load_section's."""
 
     shards: Path
     host: str
@@ -51,6 +52,7 @@ class AgentOptions:
     drain_s: float = 60.0
     tls: Path | None = None
     cores: tuple[int, ...] | None = None
+    path: str = "auto"
 
 
 class Agent:
@@ -296,8 +298,13 @@ class Agent:
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:
     """Run an agent until SIGTERM or SIGINT, or until the file `until_eof` ends (a parent process that is gone)."""
     manifest = Manifest.read(options.shards)
-    choice = await in_own_thread(take_cores, manifest, options.shards, options.threads, options.cores)
-    agent = Agent(dataclasses.replace(options, threads=choice.threads, cores=choice.cores))
+    choose = functools.partial(take_cores, path=options.path)
+    choice = await in_own_thread(choose, manifest, options.shards, options.threads, options.cores)
+    agent = Agent(
+        dataclasses.replace(options, threads=choice.threads, cores=choice.cores),
+        functools.partial(load_section, path=options.path),
+        functools.partial(measure.measure_decode, path=options.path),
+    )
     sys.setswitchinterval(_SWITCH_S)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

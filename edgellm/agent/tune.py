@@ -44,8 +44,9 @@ def state_folder() -> Path:
 
 
 def take_cores(manifest: Manifest, folder: Path, threads: int | None, wanted: tuple[int, ...] | None,
-               state: Path | None = None) -> Choice:  # fmt: skip
-    """Decide what to compute on, and do so from now on in this process: as told, as kept in `state`, or as measured.
+               state: Path | None = None, path: str = "auto") -> Choice:  # fmt: skip
+    """Decide what to compute on, and do so from now on in this process: as told, as kept in `state`, or as measured on
+    `path`, as load_section has it.
 
     Raises UsageError for cores that can't be used, ManifestError for shards that can't.
     """
@@ -53,15 +54,15 @@ def take_cores(manifest: Manifest, folder: Path, threads: int | None, wanted: tu
     from edgellm.kernels import native
     from edgellm.model.fused.section import read_spec
 
-    cores, fused = read_cores(allowed_cores()), read_spec(manifest, folder)[0] is not None
+    cores, fused = read_cores(allowed_cores()), path == "auto" and read_spec(manifest, folder)[0] is not None
     choice = settled(cores, threads, wanted, pin=fused)
     if choice is None:
-        path, key = (state or state_folder()) / "cores.json", _key(manifest, cores, native.target())
-        choice = _read(path, key, cores)
+        file, key = (state or state_folder()) / "cores.json", _key(manifest, cores, native.target(), fused)
+        choice = _read(file, key, cores)
         if choice is None:
-            choice = _measure(manifest, folder, cores)
+            choice = _measure(manifest, folder, cores, path)
             if choice.why != _DISTURBED:
-                _keep(path, key, choice)
+                _keep(file, key, choice)
     if choice.cores and not choice.pinned:
         _confine(choice.cores)
     set_threads(choice.threads, choice.cores if choice.pinned else ())
@@ -112,10 +113,10 @@ def _confine(cores: tuple[int, ...]) -> None:
             os.sched_setaffinity(int(thread), cores)
 
 
-def _measure(manifest: Manifest, folder: Path, cores: tuple[Core, ...]) -> Choice:
+def _measure(manifest: Manifest, folder: Path, cores: tuple[Core, ...], path: str) -> Choice:
     from edgellm.agent.load import load_section, set_threads
 
-    section = load_section(manifest, folder, *measure.timed_layers(manifest, folder), without_ends=True)
+    section = load_section(manifest, folder, *measure.timed_layers(manifest, folder), without_ends=True, path=path)
     seconds, calm = time_sets(section, candidates(cores), lambda some: set_threads(len(some), some), _queued_s)
     log.info(
         "measured a step: %s", ", ".join(f"{1e3 * seconds[some]:.1f} ms on {format_list(some)}" for some in seconds)
@@ -124,11 +125,11 @@ def _measure(manifest: Manifest, folder: Path, cores: tuple[Core, ...]) -> Choic
     return Choice(len(best), best, "measured as the fastest" if calm else _DISTURBED)
 
 
-def _key(manifest: Manifest, cores: tuple[Core, ...], target: str) -> dict:
+def _key(manifest: Manifest, cores: tuple[Core, ...], target: str, fused: bool) -> dict:
     """What the choice depends on: measured again when any of it changes."""
     facts = [[c.number, c.speed, c.first_sibling] for c in cores]
     return {"machine": _machine(), "cores": facts, "kernels": target, "quantization": manifest.quantization,
-            "version": __version__}  # fmt: skip
+            "fused": fused, "version": __version__}  # fmt: skip
 
 
 def _machine(root: Path = Path("/")) -> str:

@@ -20,6 +20,8 @@ from edgellm.errors import UsageError
 @click.option("--name", help="The board's name in plans.  [default: the host's name]")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Computing threads.  [default: measured as the fastest]")
 @click.option("--cores", metavar="LIST", help="Compute on these cores, as 4-7 or 0,2.  [default: as for --threads]")
+@click.option("--path", type=click.Choice(["auto", "generic"]), default="auto", show_default=True,
+              help="auto computes well-known families natively; generic has transformers' own layers do it, in float32.")  # fmt: skip
 @click.option("--ram", metavar="SIZE", help="Offer at most this much RAM, as in 3GB.")
 @click.option("--drain-seconds", type=click.FloatRange(0), default=60.0, show_default=True,
               help="How long running answers may go on after SIGTERM.")  # fmt: skip
@@ -28,7 +30,7 @@ from edgellm.errors import UsageError
 @click.option("--announce", is_flag=True, hidden=True, help="Print the address as JSON when it listens.")
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin does.")
 @verbose_option
-def agent(shards, listen, name, threads, cores, ram, drain_seconds, tls, announce, until_eof, verbose):
+def agent(shards, listen, name, threads, cores, path, ram, drain_seconds, tls, announce, until_eof, verbose):
     """Serve a section of a model from this machine.
 
     The agent measures free RAM, which cores decode fastest, and how fast; waits to be given a section, and serves it.
@@ -62,7 +64,7 @@ def agent(shards, listen, name, threads, cores, ram, drain_seconds, tls, announc
         )
     ram_bytes = parse_size(ram, "--ram") if ram else None
     wanted = parse_list(cores) if cores is not None else None
-    options = AgentOptions(shards, host, port, name, threads, ram_bytes, drain_seconds, tls, wanted)
+    options = AgentOptions(shards, host, port, name, threads, ram_bytes, drain_seconds, tls, wanted, path)
 
     def ready(running):
         if announce:

@@ -55,8 +55,8 @@ _PLAN_OPTIONS = [
                  help="Sequences at once."),
     click.option("--chunk", type=click.IntRange(1, 8192), default=config.DEFAULT_CHUNK, show_default=True,
                  metavar="TOKENS", help="Prompt tokens a prefill chunk."),
-    click.option("--kv-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
-                 help="Numbers in the KV cache; float16 takes half the RAM."),
+    click.option("--kv-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
+                 help="Numbers in the KV cache; float32 takes twice the RAM."),
 ]  # fmt: skip
 
 

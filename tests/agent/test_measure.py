@@ -112,7 +112,7 @@ ALL = ("layer-0", "layer-1", "layer-2", "layer-3")
 def test_the_head_is_timed_where_it_is_and_scaled_where_not(tmp_path, monkeypatch, there, corrupt, head_s):
     loaded = []
 
-    def load_section(manifest, folder, start, end, *, without_ends=False):
+    def load_section(manifest, folder, start, end, *, without_ends=False, path="auto"):
         loaded.append((start, end, without_ends))
         if corrupt and not without_ends:
             raise ManifestError("head: SHA-256 is 1, the manifest says 2")
