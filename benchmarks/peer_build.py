@@ -37,10 +37,7 @@ _FETCH_TIMEOUT_S, _CONFIGURE_TIMEOUT_S, _BUILD_TIMEOUT_S = 900.0, 600.0, 3 * 360
 
 def build() -> Path:
     """The folder with PROGRAMS, built now if it isn't there. Raises BenchmarkError."""
-    flags = cmake_flags(_cpu_flags())
-    # A native build is for one CPU: another one, or other flags, want another build.
-    key = hashlib.sha256(repr((flags, cpu_model(), _cpu_flags())).encode()).hexdigest()[:12]
-    out = cache_folder() / f"llama.cpp-{VERSION}-{key}"
+    flags, out = cmake_flags(_cpu_flags()), folder()
     if all((out / name).is_file() for name in PROGRAMS):
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +60,12 @@ def build() -> Path:
         shutil.rmtree(out, ignore_errors=True)
         os.replace(whole, out)
     return out
+
+
+def folder() -> Path:
+    """Where the programs are or will be. A native build is for one CPU: another one, or other flags, want another."""
+    what = (cmake_flags(_cpu_flags()), cpu_model(), sorted(_cpu_flags()))
+    return cache_folder() / f"llama.cpp-{VERSION}-{hashlib.sha256(repr(what).encode()).hexdigest()[:12]}"
 
 
 def cmake_flags(cpu_flags: frozenset[str]) -> list[str]:

@@ -13,7 +13,6 @@ Table, JSON and chart go to benchmarks/results/. What falls short is shown, and 
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -207,7 +206,7 @@ def main() -> None:
         sys.exit("benchmark: interrupted; all that it started has ended")
     machine["load_average_after"] = list(os.getloadavg())
     more |= {"runs": runs, "decoded_tokens": decoded, "context_tokens": CONTEXT, "prefill_tokens": PREFILL}
-    print(write_results(options.out, name, machine, results, rows, json.loads(json.dumps(more))), end="")
+    print(write_results(options.out, name, machine, results, rows, more), end="")
     note(f"{options.out / name}.md, .json, .png")
 
 
