@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.processes import BenchmarkError, memory_of, pinned, run_measured
 
 _START_TIMEOUT_S, _STOP_TIMEOUT_S, _MEASURE_TIMEOUT_S = 30.0, 10.0, 1800.0
+_SETTINGS = ("backends", "n_threads", "n_batch", "n_ubatch", "type_k", "type_v", "flash_attn", "split_mode")
 _EVERYTHING = 99  # layers to offload: more than there are
 
 
@@ -31,7 +32,7 @@ class Peer:
     def __init__(self, programs: Path, cores: list[int], logs: Path):
         self._programs, self._cores, self._logs = programs, cores, logs
         self.memory: dict[str, PeerMemory] = {}  # of each model, the largest seen
-        self.version: str | None = None
+        self.settings: dict = {}  # that llama-bench says it ran with
 
     def decode(self, gguf: Path, context: int, tokens: int) -> float:
         """Tokens a second of one stream, decoded from `context` tokens on."""
@@ -51,7 +52,7 @@ class Peer:
 
     def _bench(self, gguf: Path, *options: str) -> float:
         said = self._run(gguf, "llama-bench", "-r", "1", "-o", "json", *options)
-        rate, self.version = parse_bench(said)
+        rate, self.settings = parse_bench(said)
         return rate
 
     def _run(self, gguf: Path, program: str, *options: str) -> str:
@@ -71,13 +72,13 @@ class Peer:
         return done.stdout
 
 
-def parse_bench(said: str) -> tuple[float, str]:
-    """(tokens a second, llama.cpp's build) of llama-bench's JSON with one test that ran once."""
+def parse_bench(said: str) -> tuple[float, dict]:
+    """(tokens a second, what it ran with) of llama-bench's JSON with one test that ran once."""
     try:
         tests = json.loads(said)
         (test,) = tests
         (rate,) = test["samples_ts"]
-        return float(rate), f"{test['build_commit']} ({test['build_number']}), {test['backends']}"
+        return float(rate), {name: test.get(name) for name in _SETTINGS}
     except (ValueError, TypeError, KeyError) as e:
         raise BenchmarkError(f"llama-bench said something else than one test's JSON ({e}): {said[:200]!r}") from None
 

@@ -27,6 +27,7 @@ FLAGS = {
     "CMAKE_BUILD_TYPE": "Release", "BUILD_SHARED_LIBS": "OFF", "GGML_NATIVE": "ON", "GGML_RPC": "ON",
     "GGML_LLAMAFILE": "ON", "GGML_CUDA": "OFF", "LLAMA_OPENSSL": "OFF", "LLAMA_BUILD_APP": "OFF",
     "LLAMA_BUILD_SERVER": "OFF", "LLAMA_BUILD_UI": "OFF", "LLAMA_BUILD_EXAMPLES": "OFF", "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_COMMIT": "sdist", "LLAMA_BUILD_NUMBER": "0",  # it would name the checkout that the cache lies in
 }  # fmt: skip
 # Built with gcc 12 on a CPU with AMX it crashes, and its RPC workers use no AMX anyway.
 _WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"

@@ -36,6 +36,7 @@ from edgellm.plan import Settings
 
 WORKERS, CONTEXT, DECODED, PREFILL, STREAMS = 2, 32, 64, 512, 4
 QUICK_DECODED = 16
+FAILURES = (EdgellmError, BenchmarkError, TimeoutError)
 RESULTS = Path(__file__).parent / "results"
 _SETTINGS = {  # slots that hold what is measured, and no more
     "phi3-int4": Settings(context=640, slots=1, kv_dtype="float16", objective="throughput"),
@@ -84,10 +85,15 @@ class Bench:
                 if target.key in reasons:
                     continue
                 note(f"{target.title}: run {i + 1} of {self.runs}")
-                if target.measure == "repeated":
-                    found[target.key].append(self._repeated(cluster, i % 2 == 1))
-                else:
-                    found[target.key].append(self._beside(cluster, model, target, i % 2 == 1))
+                try:
+                    if target.measure == "repeated":
+                        run = self._repeated(cluster, i % 2 == 1)
+                    else:
+                        run = self._beside(cluster, model, target, i % 2 == 1)
+                except FAILURES as e:  # the others go on; it stands in the table if no run succeeds
+                    note(f"run {i + 1}: {e}")
+                    run = Run(reason=f"not measured: {e}")
+                found[target.key].append(run)
         return found, reasons
 
     def _beside(self, cluster: Cluster, model: Model, target: Target, peer_first: bool) -> Run:
@@ -130,7 +136,7 @@ def measure(keys: list[str], with_lean: bool, runs: int, decoded: int, work: Pat
     results.sort(key=lambda r: keys.index(r.target.key))
     peer = {"package": f"{peer_build.PACKAGE} {peer_build.VERSION}", "cmake": peer_build.FLAGS}
     if bench.peer:
-        peer |= {"build": bench.peer.version, "compiler": peer_build.compiler()}
+        peer |= {"settings": bench.peer.settings, "compiler": peer_build.compiler()}
     sizes = {n: dict(zip(("edgellm", "llama.cpp"), made[n].bytes_a_token(), strict=True)) for n in names}
     return results, rows, {"peer": peer, "cores": bench.cores, "weight_bytes_a_token": sizes}
 
@@ -200,7 +206,7 @@ def main() -> None:
         with ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgellm-speed-")))
             results, rows, more = measure([k for k in only if k != "lean"], "lean" in only, runs, decoded, work)
-    except (EdgellmError, BenchmarkError, TimeoutError) as e:
+    except FAILURES as e:
         sys.exit(f"benchmark: {e}")
     except KeyboardInterrupt:
         sys.exit("benchmark: interrupted; all that it started has ended")

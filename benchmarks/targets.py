@@ -35,12 +35,13 @@ TARGETS = (
 @dataclass(frozen=True)
 class Run:
     """One run of a row, in tokens a second, with what one core read in bytes a second at the same time. `same` is for
-    repeated text: whether the tokens were those without speculation."""
+    repeated text: whether the tokens were those without speculation. `reason` says why a run has no figures."""
 
     ours: float | None = None
     base: float | None = None
     read: float | None = None
     same: bool | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def make_result(
     same = [r.same for r in runs if r.same is not None]
     return Result(
         target, median(r.ours for r in runs), median(r.base for r in runs), median(ratio(r.ours, r.base) for r in runs),
-        median(s[0] for s in shares), median(s[1] for s in shares), all(same) if same else None, reason,
-        tuple(sorted(paths)), runs,
+        median(s[0] for s in shares), median(s[1] for s in shares), all(same) if same else None,
+        reason or next((r.reason for r in runs if r.reason), ""), tuple(sorted(paths)), runs,
     )  # fmt: skip
 
 

@@ -43,6 +43,12 @@ def test_repeated_text_falls_short_if_the_tokens_differ():
     assert make_result(target, [], (1, 1), "not measured: why").verdict == "not measured: why"
 
 
+def test_a_run_that_failed_is_left_out_and_gives_its_reason_if_no_other_succeeded():
+    failed = Run(reason="not measured: a board was lost")
+    assert make_result(TARGET, [failed, failed], (40, 40)).verdict == "not measured: a board was lost"
+    assert make_result(TARGET, [failed, Run(20.0, 10.0, 1000.0)], (40, 40)).verdict == "reached"
+
+
 def test_only_decoding_one_stream_has_a_share_of_the_memory():
     target = Target("s", "S", "1b-int4", "streams", 4.0)
     assert make_result(target, [Run(8.0, 2.0, 100.0)], (10, 10)).share is None
@@ -69,8 +75,10 @@ def test_repeated_answers_count_tokens_after_the_first_of_each():
 
 
 def test_llama_bench_is_understood_or_quoted():
-    test = {"samples_ts": [12.5], "build_commit": "abc", "build_number": 7, "backends": "RPC"}
-    assert peer.parse_bench(json.dumps([test])) == (12.5, "abc (7), RPC")
+    test = {"samples_ts": [12.5], "n_threads": 1, "backends": "RPC", "model_filename": "a"}
+    rate, settings = peer.parse_bench(json.dumps([test]))
+    assert rate == 12.5 and settings["backends"] == "RPC" and settings["n_threads"] == 1
+    assert "model_filename" not in settings
     for said in ("", "[]", json.dumps([test, test]), json.dumps([{**test, "samples_ts": [1, 2]}])):
         with pytest.raises(BenchmarkError, match="llama-bench said something else"):
             peer.parse_bench(said)
