@@ -5,13 +5,14 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import threading
 from pathlib import Path
+
+import psutil
 
 from benchmarks.models import cache_folder, check_disk
 from benchmarks.processes import BenchmarkError
@@ -131,7 +132,7 @@ def _run(command: list[str], log, timeout_s: float, path: Path, heard=lambda lin
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
     )  # fmt: skip
-    late = threading.Timer(timeout_s, _kill_group, [process])
+    late = threading.Timer(timeout_s, _kill_all, [process])
     late.start()
     last = ""
     try:
@@ -144,7 +145,7 @@ def _run(command: list[str], log, timeout_s: float, path: Path, heard=lambda lin
     finally:
         in_time = late.is_alive()
         late.cancel()
-        _kill_group(process)
+        _kill_all(process)
         process.wait()
         process.stdout.close()
     if code:
@@ -152,10 +153,17 @@ def _run(command: list[str], log, timeout_s: float, path: Path, heard=lambda lin
         raise BenchmarkError(f"{Path(command[0]).name} {why}. All that it said is in {path}.")
 
 
-def _kill_group(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+def _kill_all(process: subprocess.Popen) -> None:
+    """End a process and all that it started: ninja gives each compiler a process group of its own."""
+    if process.poll() is not None:
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        parent.suspend()  # so that it starts no more
+        for child in parent.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        parent.kill()
 
 
 def _tool(name: str) -> str:
