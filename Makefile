@@ -29,9 +29,14 @@ test-arm: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 
-# Speed and memory of the built-in model on two agents, beside one transformers process.
-bench: .venv/ready
-	$(BIN)/python -m benchmarks.engine
+# Speed and memory on two agents beside llama.cpp RPC with two workers, into benchmarks/results/. The first time builds
+# llama.cpp and writes some 15 GB of models into the user's cache; `make bench BENCH=--clean` removes them.
+bench: .venv/bench
+	$(BIN)/python -m benchmarks.speed $(BENCH)
+
+.venv/bench: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
 
 # The folders: an editable install knows its modules by name, so one that came or went wants another.
 .venv/ready: pyproject.toml CMakeLists.txt $(wildcard edgellm/kernels/*.cpp edgellm/kernels/*.h) \

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,10 @@ print(json.dumps({"code": done.returncode, "stdout": done.stdout.decode(errors="
 """
 
 
+class BenchmarkError(Exception):
+    """Something can't be measured here: one line, with what to do about it."""
+
+
 @dataclass(frozen=True)
 class Finished:
     """A process that has ended; `peak_bytes` is its largest RSS, file pages that it mapped included."""
@@ -34,10 +39,11 @@ class Finished:
     wall_s: float
 
 
-def run_measured(command: list[str], timeout_s: float) -> Finished:
-    """Run a command with its stderr left on ours. Raises TimeoutError, with the process and its children gone."""
+def run_measured(command: list[str], timeout_s: float, stderr=None) -> Finished:
+    """Run a command, its stderr left on ours or sent to an open file. Raises TimeoutError, with the process and its
+    children gone; they are gone too after any other exception, such as Ctrl-C."""
     with subprocess.Popen(
-        [sys.executable, "-S", "-c", _LAUNCHER, *command], stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-S", "-c", _LAUNCHER, *command], stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
     ) as process:
         try:
             out, _ = process.communicate(timeout=timeout_s)
@@ -67,6 +73,32 @@ def memory_of(pid: int) -> Memory:
     status = _kilobytes(Path(f"/proc/{pid}/status").read_text())
     rss, anonymous = rollup["Rss"], rollup["Anonymous"]
     return Memory(rss, anonymous, rss - anonymous, status["VmHWM"])
+
+
+def mapped_bytes(pid: int, folder: Path) -> int:
+    """Bytes of the files of `folder` that a process has mapped and that are in memory (its part of their RSS)."""
+    found, counts = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text(errors="replace").splitlines():
+        if line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024 * counts
+        elif not line.split(" ", 1)[0].endswith(":"):  # a mapping's own line: addresses, rights, …, path
+            counts = f" {folder}/" in line
+    return found
+
+
+def worker_cores(count: int) -> list[int]:
+    """The cores that workers are pinned to, one each. Raises BenchmarkError if there are too few."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < count:
+        raise BenchmarkError(f"{len(cores)} core may be used here, {count} are needed: a worker has one to itself")
+    if not shutil.which("taskset"):
+        raise BenchmarkError("there is no taskset to pin workers to cores. Install util-linux.")
+    return cores[:count]
+
+
+def pinned(core: int) -> list[str]:
+    """What to put before a command so that it runs on this core alone."""
+    return ["taskset", "--cpu-list", str(core)]
 
 
 def cpu_s(pids: list[int]) -> tuple[float, float]:
