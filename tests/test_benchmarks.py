@@ -1,10 +1,13 @@
 """The benchmarks' tables and arithmetic; what they measure is for `make bench`."""
 
 import json
+import mmap
+import os
 
+import numpy as np
 import pytest
 
-from benchmarks import phi3, report
+from benchmarks import perplexity, phi3, report, startup
 from benchmarks.engine import Measurements, wire_rows
 from benchmarks.report import Row, at_least, at_most, holds
 from edgellm.plan import Plan, Section
@@ -59,6 +62,26 @@ def test_wire_rows_count_what_is_sent_beside_hidden_states():
     assert [(r.value, r.ok) for r in rows[1::2]] == [(33.0, True), (70.0, False)]
     alone = Plan(1, "m", "0" * 64, 4, "latency", 64, 1, 8, "float32", (Section("a", 0, 4),))
     assert wire_rows(alone, {"a": None}, 256) == []
+
+
+def test_perplexity_is_that_of_the_next_tokens():
+    even = np.zeros((3, 4), np.float32)
+    assert perplexity.perplexity(even, [0, 1, 2]) == pytest.approx(4.0)
+    sure = np.full((3, 4), -50.0, np.float32)
+    sure[0, 1] = sure[1, 2] = sure[2, 0] = 50.0
+    assert perplexity.perplexity(sure, [0, 1, 2]) == pytest.approx(1.0)
+    halves = np.log(np.array([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [1 / 3] * 3]))
+    assert perplexity.perplexity(halves, [2, 0, 1]) == pytest.approx(8**0.5)  # of a half and a quarter
+
+
+def test_memory_beside_shards_counts_only_what_is_mapped_from_them(tmp_path):
+    path = tmp_path / "layer"
+    path.write_bytes(b"1" * (3 << 20))
+    before = startup.mapped_bytes(os.getpid(), tmp_path)
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        assert sum(mapping[:: 4 << 10]) == 768 * ord("1")  # every page is there now
+        assert startup.mapped_bytes(os.getpid(), tmp_path) - before == 3 << 20
+    assert startup.mapped_bytes(os.getpid(), tmp_path) == before == 0
 
 
 def test_json_holds_rows_with_their_verdicts_and_the_machine():

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from benchmarks import perplexity
 from edgellm.checkpoint.builtin import fetch_builtin
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.checkpoint.sources import open_source
@@ -21,6 +22,7 @@ from edgellm.manager.rebalance import assign
 from edgellm.manager.tokens import Tokenizer
 from edgellm.plan import Plan, Section
 from tests.fakes import ask, run
+from tests.model.make_split import make_split
 
 NEW_TOKENS = 32
 LONG = (
@@ -44,9 +46,14 @@ def model_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(gguf, model_dir) -> dict[str, tuple[list[int], list[int]]]:
+def model(gguf):
+    """transformers' own, in float32."""
+    return transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(model, model_dir) -> dict[str, tuple[list[int], list[int]]]:
     """Prompt → (its token ids, transformers' greedy answer)."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = Tokenizer(model_dir)
     answers = {}
     for prompt in PROMPTS:
@@ -111,3 +118,16 @@ def test_our_tokenizer_gives_the_ids_of_transformers(gguf, model_dir):
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPTS[0]}]
     rendered = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert ours.encode_chat(PROMPTS[0], "Be brief.") == rendered
+
+
+@pytest.mark.parametrize("encoding", ["int4", "int8"])
+def test_integer_activations_cost_little_perplexity(model, model_dir, tmp_path, encoding):
+    folder, manifest = model_dir, Manifest.read(model_dir)
+    if encoding == "int8":  # the GGUF's weights are int4
+        folder, manifest = tmp_path, make_split(model, tmp_path, "int8")
+    assert perplexity.encoding_of(manifest, folder) == encoding
+    ids = perplexity.text_ids(model_dir, perplexity.TEXT.read_text(), perplexity.TOKENS)
+    ours = perplexity.perplexity(perplexity.fused_logits(manifest, folder, ids), ids)
+    theirs = perplexity.perplexity(perplexity.reference_logits(manifest, folder, ids), ids)
+    assert 15 < theirs < 30  # English, and read in its order
+    assert ours == pytest.approx(theirs, rel=perplexity.LIMITS[encoding])

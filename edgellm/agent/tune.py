@@ -1,6 +1,7 @@
 """Finds out on which cores this agent decodes fastest, and keeps what it found until the machine is another one."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -23,7 +24,8 @@ from edgellm.agent.cores import (
 from edgellm.checkpoint.manifest import Manifest, write_atomically
 
 log = logging.getLogger(__name__)
-_ROUNDS, _BUDGET_S = (2, 8), 0.5  # each tries every set; at least, at most, and when no more is begun
+_ROUNDS = 2, 8  # of all sets: at least, and as many as do
+_BUDGET_S = 0.5  # after which no more round is begun; twice that where others disturb
 _CALM = 0.05  # of a step's time may go by in waiting for a core
 _DISTURBED = "the fast ones: other work disturbed the measuring, the next start tries again"
 _MAX_KEPT_BYTES = 64 << 10
@@ -81,10 +83,10 @@ def time_sets(section, sets: list[tuple[int, ...]], use, queued_s) -> tuple[dict
     slot, x = section.new_slot(16), section.example()
     seconds, calm = dict.fromkeys(sets, float("inf")), dict.fromkeys(sets, False)
     began = time.perf_counter()
-    for number in range(_ROUNDS[1]):
-        passed = time.perf_counter() - began
-        if number >= _ROUNDS[0] and passed > (_BUDGET_S if all(calm.values()) else 2 * _BUDGET_S):
-            break
+    for number in itertools.count():
+        passed, sure = time.perf_counter() - began, all(calm.values())
+        if number >= _ROUNDS[0] and (passed > 2 * _BUDGET_S or sure and (passed > _BUDGET_S or number >= _ROUNDS[1])):
+            return seconds, sure
         for some in sets:
             use(some)
             for _ in range(2):  # the first wakes the cores up
@@ -93,7 +95,6 @@ def time_sets(section, sets: list[tuple[int, ...]], use, queued_s) -> tuple[dict
                 took = time.perf_counter() - start
                 if took < seconds[some]:
                     seconds[some], calm[some] = took, queued_s() - queued < _CALM * took
-    return seconds, all(calm.values())
 
 
 def _queued_s() -> float:

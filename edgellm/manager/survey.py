@@ -6,8 +6,6 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import psutil
-
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import BoardError, EdgellmError
 from edgellm.manager.board import BoardClient
@@ -174,6 +172,8 @@ class Fleet:
         """Boards that are processes on this machine can't each have all of its RAM."""
         here = [n for n in self.reports if is_loopback(self.addresses[n][0])]
         if self._shared_ram and len(here) > 1:
+            import psutil
+
             part_bytes = psutil.virtual_memory().available // len(here)
             for name in here:
                 report = self.reports[name]

@@ -272,7 +272,7 @@ def test_boards_on_this_machine_share_its_ram_unless_told_otherwise(tmp_path, qu
     class Memory:
         available = 900_000_000
 
-    monkeypatch.setattr("edgellm.manager.survey.psutil.virtual_memory", lambda: Memory)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory)
     monkeypatch.setattr("edgellm.agent.measure.free_ram_bytes", lambda: 800_000_000)
 
     async def go():
