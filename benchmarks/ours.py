@@ -1,7 +1,6 @@
 """edgellm, measured: two agents, each pinned to a core with one thread, asked over loopback as a manager asks."""
 
 import asyncio
-import ctypes
 import inspect
 import os
 import random
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.models import Model
-from benchmarks.processes import BenchmarkError, mapped_bytes, memory_of, pinned
+from benchmarks.processes import mapped_bytes, memory_of, pinned
 from edgellm.config import Sampling
 from edgellm.errors import AnswerError
 from edgellm.kernels import native
@@ -142,7 +141,7 @@ class Memory:
 
     def __init__(self, cores: list[int]):
         self._cores = cores
-        self._data, self._sum = np.ones(_READ_BYTES, np.uint8), ctypes.c_uint64()
+        self._data = np.ones(_READ_BYTES, np.uint8)
 
     def read_bytes_per_s(self) -> float:
         """What one core reads: the best of three reads on each of the cores, their mean."""
@@ -157,7 +156,5 @@ class Memory:
 
     def _read(self) -> float:
         began = time.perf_counter()
-        status = native.library().edgellm_read(self._data.ctypes.data, _READ_BYTES, ctypes.byref(self._sum))
-        if status:
-            raise BenchmarkError(f"libedgellm refused to read memory: status {status}")
+        native.read(self._data)
         return _READ_BYTES / (time.perf_counter() - began)

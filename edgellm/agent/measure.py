@@ -80,9 +80,9 @@ def timed_layers(manifest: Manifest, folder: Path) -> tuple[int, int]:
 def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tuple[float, float]:
     """Seconds to decode one token through one layer and through the head, with the kernels that will be used.
 
-    Times `timed_layers` on `path`, as load_section has it, and the head behind the last layer. Where these shards aren't
-    here it is scaled by its bytes: too much for a small model, whose layers take more than their bytes do. Raises
-    ManifestError if no layer is here or one to be timed is corrupt.
+    Times `timed_layers` on `path`, as load_section has it, and the head behind the last layer. Where these shards
+    aren't here it is scaled by its bytes: too much for a small model, whose layers take more than their bytes do.
+    Raises ManifestError if no layer is here or one to be timed is corrupt.
     """
     from edgellm.agent.load import load_section
 

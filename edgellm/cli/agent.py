@@ -21,7 +21,7 @@ from edgellm.errors import UsageError
 @click.option("--threads", type=click.IntRange(1, 1024), help="Computing threads.  [default: measured as the fastest]")
 @click.option("--cores", metavar="LIST", help="Compute on these cores, as 4-7 or 0,2.  [default: as for --threads]")
 @click.option("--path", type=click.Choice(["auto", "generic"]), default="auto", show_default=True,
-              help="auto: natively where the family is known; generic: by transformers' layers, in float32.")  # fmt: skip
+              help="auto: natively where the family is known; generic: by transformers, in float32.")  # fmt: skip
 @click.option("--ram", metavar="SIZE", help="Offer at most this much RAM, as in 3GB.")
 @click.option("--drain-seconds", type=click.FloatRange(0), default=60.0, show_default=True,
               help="How long running answers may go on after SIGTERM.")  # fmt: skip

@@ -94,8 +94,9 @@ def lab_up():
 
 
 @pytest.fixture(scope="session")
-def reference():
-    """What transformers answers to PROMPT: MAX_TOKENS greedy tokens and their text."""
+def references():
+    """What one process answers to PROMPT, MAX_TOKENS greedy tokens and their text: that of plain "transformers", and of
+    one "fused" section."""
     file = CACHE / "reference.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     if known.get("asked") != [PROMPT, MAX_TOKENS]:
@@ -106,8 +107,15 @@ def reference():
         known = {**json.loads(done.stdout), "asked": [PROMPT, MAX_TOKENS]}
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(known))
-    assert len(known["tokens"]) == MAX_TOKENS and known["eos"] not in known["tokens"]
+    for answer in (known["transformers"], known["fused"]):
+        assert len(answer["tokens"]) == MAX_TOKENS and known["transformers"]["eos"] not in answer["tokens"]
     return known
+
+
+@pytest.fixture(scope="session")
+def reference(references):
+    """What the boards have to answer to PROMPT."""
+    return references["fused"]
 
 
 def new_controller(name: str) -> Controller:
@@ -137,6 +145,11 @@ class Cluster:
         share two cores, and threads that wait for each other there would be measured, not the board."""
         usual = {"edgellm_objective": "throughput", "edgellm_threads": 1}
         self.controller.inventory([*self.boards, *more], per_board, **{**usual, **options})
+
+    def slow(self, percent: str) -> None:
+        """Give each agent so much of a core, "" for all: so that an answer lasts as long as what happens meanwhile."""
+        for board in self.boards:
+            board.root(f"systemctl set-property --runtime edgellm-agent.service CPUQuota={percent}")
 
     def heal(self) -> None:
         """As it was after its deploy, whatever a test left: boards, cables, agents, plan."""

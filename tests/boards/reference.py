@@ -1,11 +1,12 @@
-"""What plain transformers answers, greedily, reading the built-in model's GGUF file itself; a program of its own."""
+"""What one process answers, greedily: plain transformers, and fused sections as agents have them; a program."""
 
 import json
 import sys
 
 
-def greedy(prompt: str, max_tokens: int) -> dict:
-    """Token ids (the end token included, if it comes) and text of the answer to a chat with this one message."""
+def transformers_answer(prompt: str, max_tokens: int) -> dict:
+    """Token ids (the end token included, if it comes) and text of the answer to a chat with this one message, by plain
+    transformers, reading the built-in model's GGUF file itself."""
     import torch
     import transformers
 
@@ -21,8 +22,31 @@ def greedy(prompt: str, max_tokens: int) -> dict:
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False)
     tokens = out[0, ids.shape[1] :].tolist()
     text = tokenizer.decode(tokens, skip_special_tokens=True)
-    return {"tokens": tokens, "text": text, "eos": model.config.eos_token_id}
+    return {"tokens": tokens, "text": text, "ids": ids[0].tolist(), "eos": model.config.eos_token_id}
+
+
+def fused_answer(ids: list[int], max_tokens: int) -> dict:
+    """The same by all layers in one fused section, with neither agents nor a wire, a token at a time."""
+    import numpy as np
+
+    from edgellm.checkpoint.manifest import Manifest
+    from edgellm.cli.models import default_model
+    from edgellm.manager.tokens import Tokenizer
+    from edgellm.model.fused.section import FusedSection, read_spec
+
+    folder = default_model()
+    manifest = Manifest.read(folder)
+    section = FusedSection(read_spec(manifest, folder)[0], manifest, folder, 0, manifest.num_layers)
+    slot, x, position, tokens = section.new_slot(len(ids) + max_tokens, "float16"), np.array(ids), 0, []
+    while len(tokens) < max_tokens:
+        logits = section.forward(x, position, slot, position + len(x), 1)[0]
+        position += len(x)
+        tokens.append(int(logits.argmax()))
+        x = np.array(tokens[-1:])
+    stream = Tokenizer(folder).decoder()
+    return {"tokens": tokens, "text": "".join(stream.feed(t) for t in tokens)}
 
 
 if __name__ == "__main__":
-    print(json.dumps(greedy(sys.argv[1], int(sys.argv[2]))))
+    plain = transformers_answer(sys.argv[1], int(sys.argv[2]))
+    print(json.dumps({"transformers": plain, "fused": fused_answer(plain["ids"], int(sys.argv[2]))}))

@@ -17,15 +17,18 @@ def test_three_blank_boards_without_any_uplink(deployed, reference):
     answer = cluster.controller.ask(PROMPT, MAX_TOKENS)
     assert answer["tokens"] == reference["tokens"]
     assert answer["text"] == reference["text"]
-    assert {s["board"] for s in answer["stages"]} == {"board1", "board2", "board3"}
+    assert {(s["board"], s["path"]) for s in answer["stages"]} == {(f"board{n}", "fused") for n in (1, 2, 3)}
     figure("three boards on this machine's cores, decode", answer["timings"]["decode_tokens_per_s"], "tok/s")
 
 
 def test_a_second_deploy_changes_nothing_and_disturbs_nothing(cluster, controller, reference):
     before = controller.cluster(), [b.agent_started() for b in cluster.boards]
+    cluster.slow("4%")
     asking = controller.asking(PROMPT, MAX_TOKENS)
     asking.after(1)
     played = controller.deploy().good()
+    assert asking.running(), "the answer ended before the deploy: it proves nothing. Give the agents less of a core."
+    cluster.slow("")
     assert asking.answer(60) == reference["text"]
     assert played.changed(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
     assert [counts["changed"] for counts in played.recap.values()] == [0] * len(played.recap)
@@ -86,12 +89,14 @@ def test_an_agent_starts_by_itself_after_a_reboot(cluster, controller, reference
 
 
 @pytest.mark.timeout(1500)
-def test_three_blank_boards_with_a_mirror_and_without_python3_venv(extra, reference):
+def test_three_blank_boards_with_a_mirror_and_without_python3_venv(extra, references):
+    """These compute as transformers does, in float32: the very same tokens."""
     boards = [extra(n, memory=memory, image="bare") for n, memory in ((4, 4096), (5, 4096), (6, 2048))]
     for board in boards:
         board.uplink(True)
     controller = new_controller("mirror")
-    controller.inventory(boards, edgellm_objective="throughput", edgellm_threads=1)
+    exact = {"edgellm_path": "generic", "edgellm_kv_dtype": "float32"}
+    controller.inventory(boards, edgellm_objective="throughput", edgellm_threads=1, **exact)
 
     blank = [board.files() for board in boards]
     controller.deploy("--check").good()
@@ -99,6 +104,7 @@ def test_three_blank_boards_with_a_mirror_and_without_python3_venv(extra, refere
 
     played = controller.deploy(timeout=900).good()
     figure("deploy: three blank boards with a mirror, lacking packages", played.seconds)
-    answer = controller.ask(PROMPT, 50)
-    assert answer["tokens"] == reference["tokens"][:50]
-    assert {s["board"] for s in answer["stages"]} == {b.name for b in boards}
+    answer = controller.ask(PROMPT, MAX_TOKENS)
+    assert answer["tokens"] == references["transformers"]["tokens"]
+    assert answer["text"] == references["transformers"]["text"]
+    assert {(s["board"], s["path"]) for s in answer["stages"]} == {(b.name, "generic") for b in boards}

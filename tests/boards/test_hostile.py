@@ -50,9 +50,12 @@ def steady(cluster, controller, reference):
     """An answer goes on meanwhile, and every agent keeps its memory and its process."""
     controller.ask(PROMPT, 10)
     before = {b: (b.agent_bytes(), b.agent_started()) for b in cluster.boards}
+    cluster.slow("15%")
     asking = controller.asking(PROMPT, MAX_TOKENS)
     asking.after(5)
     yield
+    assert asking.running(), "the answer ended before: it proves nothing. Give the agents less of a core."
+    cluster.slow("")
     assert asking.answer(120) == reference["text"]
     for board, (was_bytes, started) in before.items():
         assert board.agent_started() == started

@@ -6,14 +6,8 @@ import signal
 import pytest
 
 from edgellm.checkpoint.manifest import Manifest
-from tests.boards.conftest import MAX_TOKENS, PROMPT, Cluster
+from tests.boards.conftest import MAX_TOKENS, PROMPT
 from tests.boards.harness import figure
-
-
-def slow(cluster: Cluster, percent: str) -> None:
-    """Give each agent so much of a core, "" for all: so that an answer lasts as long as a deploy."""
-    for board in cluster.boards:
-        board.root(f"systemctl set-property --runtime edgellm-agent.service CPUQuota={percent}")
 
 
 def moved_bytes(controller, before: dict, after: dict) -> int:
@@ -33,7 +27,7 @@ def fourth(extra, cluster):
     """A blank fourth board, up and not in the inventory yet."""
     board = extra(4)
     yield board
-    slow(cluster, "")
+    cluster.slow("")
 
 
 @pytest.mark.timeout(1200)
@@ -42,14 +36,14 @@ def test_a_fourth_board_comes_and_goes_during_answers(cluster, controller, fourt
     cluster.inventory(fourth)
     deploy = controller.playing("deploy.yml")
     deploy.until(fourth.pids, 400, "agent on the new board")  # which takes some seconds to start
-    slow(cluster, "5%")
+    cluster.slow("2%")
     asking = controller.asking(PROMPT, MAX_TOKENS)
     asking.after(2)
     assert controller.epoch() == epoch, "the new plan was there before the first token: it proves nothing"
     played = controller.finish(deploy).good()
     assert asking.running(), "the answer ended before the deploy: it proves nothing. Give the agents less of a core."
     had = len(asking.chunks)
-    slow(cluster, "")
+    cluster.slow("")
     assert asking.answer(300) == reference["text"]
     assert len(asking.chunks) > had + 5
     figure("a fourth board is added during an answer: deploy", played.seconds)
