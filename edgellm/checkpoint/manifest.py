@@ -14,6 +14,7 @@ from pathlib import Path
 from edgellm.errors import ManifestError
 
 FORMAT = 1
+SHARD_FORMAT = "edgellm-shard-2"  # of the shard files that are written and read now
 MANIFEST_NAME = "manifest.json"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from edgellm.checkpoint.manifest import Shard, fsync_folder
+from edgellm.checkpoint.manifest import SHARD_FORMAT, Shard, fsync_folder
 from edgellm.checkpoint.tensors import (
     BLOCK,
     BLOCK_BYTES,
@@ -26,7 +26,6 @@ from edgellm.checkpoint.tensors import (
 )
 from edgellm.errors import CheckpointError
 
-SHARD_FORMAT = "edgellm-shard-2"
 _CHUNK_ELEMENTS = 1 << 21  # of one tensor in memory at a time, where the source can be read in pieces
 _DTYPE_NAMES = {
     "f32": "F32", "f16": "F16", "bf16": "BF16", "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8", "u8": "U8",

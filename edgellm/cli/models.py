@@ -56,13 +56,20 @@ def split_source_to(source, out, quantize, force=False):
 
 
 def default_model() -> Path:
-    """The built-in model's split, made now if it isn't there."""
+    """The built-in model's split, made now if it isn't there, or if another edgellm made it in an older format."""
+    from edgellm.checkpoint.manifest import SHARD_FORMAT
+    from edgellm.checkpoint.safetensors_file import SafetensorsFile
+    from edgellm.errors import CheckpointError
     from edgellm.manager.local import models_dir
 
     out = models_dir() / config.DEFAULT_MODEL
-    if not (out / "manifest.json").is_file():
+    try:
+        found = SafetensorsFile.open(out / "embedding.safetensors").metadata.get("format")
+    except CheckpointError:
+        found = None
+    if found != SHARD_FORMAT or not (out / "manifest.json").is_file():
         out.parent.mkdir(parents=True, exist_ok=True)
-        split_source_to(config.DEFAULT_MODEL, out, "none")
+        split_source_to(config.DEFAULT_MODEL, out, "none", force=True)
     return out
 
 

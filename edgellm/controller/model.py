@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgellm import __version__
 from edgellm.checkpoint.builtin import cache_folder
-from edgellm.checkpoint.manifest import MANIFEST_NAME, Manifest, write_atomically
+from edgellm.checkpoint.manifest import MANIFEST_NAME, SHARD_FORMAT, Manifest, write_atomically
 from edgellm.errors import CheckpointError, UsageError
 
 _MOST_CHARACTERS = 64
@@ -70,7 +70,7 @@ def _stamp(source: str, folder: Path) -> str:
     path = Path(source).expanduser()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
     seen = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    return json.dumps([__version__, source, seen, Manifest.read(folder).sha256]) + "\n"
+    return json.dumps([__version__, SHARD_FORMAT, source, seen, Manifest.read(folder).sha256]) + "\n"
 
 
 def _check_sizes(folder: Path, manifest: Manifest) -> None:

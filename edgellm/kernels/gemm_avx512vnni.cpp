@@ -44,7 +44,7 @@ inline F widen(const uint8_t* p) {
 }
 
 template <int E>
-constexpr size_t most_tokens() { return 6; }
+constexpr size_t most_tokens() { return 8; }
 
 template <int E>
 constexpr size_t vectors_at_once(size_t tokens) { return tokens <= 2 ? 4 : 2; }

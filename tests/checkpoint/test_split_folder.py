@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -232,3 +233,35 @@ def test_index_that_lies_is_refused(tmp_path):
     index.write_text("[]")
     with pytest.raises(CheckpointError, match="no JSON object"):
         open_source(str(folder))
+
+
+def test_a_shard_in_an_older_format_is_refused_with_the_command_that_makes_a_new_one(tmp_path):
+    from edgellm.checkpoint.manifest import SHARD_FORMAT, sha256_of
+    from edgellm.errors import ManifestError
+    from edgellm.model.shardfile import ShardFile
+
+    manifest = split(open_source(str(save(tiny_model("llama"), tmp_path / "source"))), tmp_path / "out", "int4")
+    shard = manifest.shards[1]
+    path = tmp_path / "out" / shard.name
+    path.write_bytes(path.read_bytes().replace(SHARD_FORMAT.encode(), b"edgellm-shard-1", 1))
+    wanted = "'edgellm-shard-1', expected edgellm-shard-2: split the model again, with edgellm split SOURCE --out"
+    with pytest.raises(ManifestError, match=wanted) as caught:
+        ShardFile(tmp_path / "out", replace(shard, sha256=sha256_of(path)))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_built_in_model_that_was_split_in_an_older_format_is_split_again(tmp_path, monkeypatch):
+    from edgellm.cli import models
+    from edgellm.manager import local
+
+    out = tmp_path / "smollm2-135m"
+    split(open_source(str(save(tiny_model("llama"), tmp_path / "source"))), out)
+    calls = []
+    monkeypatch.setattr(local, "models_dir", lambda: tmp_path)
+    monkeypatch.setattr(models, "split_source_to", lambda *args, **options: calls.append(args[1]))
+    assert models.default_model() == out and calls == []
+    path = out / "embedding.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"edgellm-shard-2", b"edgellm-shard-1", 1))
+    assert models.default_model() == out and calls == [out]
+    path.unlink()
+    assert models.default_model() == out and calls == [out, out]

@@ -84,9 +84,8 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 def rounded_inputs(model):
     """While entered, every linear module of the model sees its input as int8 in groups."""
     kinds = torch.nn.Linear, Conv1D
-    hooks = [
-        m.register_forward_pre_hook(lambda _, args: (rounded(args[0]),)) for m in model.modules() if isinstance(m, kinds)
-    ]
+    hooks = [m.register_forward_pre_hook(lambda _, args: (rounded(args[0]),)) for m in model.modules()
+             if isinstance(m, kinds)]  # fmt: skip
     try:
         yield
     finally:

@@ -67,7 +67,7 @@ def test_longrope_switches_where_generate_does(prompt_len, tmp_path):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3", "phi3", "mistral_window", "odd_vocab"])
 def test_packed_weights_give_the_logits_of_the_unpacked_model(family, encoding, head, tmp_path):
     """With int8 and int4 the reference rounds what goes into its products too. A value that lies just between two steps
-    may be rounded the other way, hence the wider bound."""
+    may be rounded the other way: from that token on the wider bound holds."""
     model, sections = sections_of(family, tmp_path, encoding, head)
     got = FusedRing(sections, kv_dtype="float32").logits(IDS, (80,))
     if encoding in ("bf16", "f16"):
@@ -75,7 +75,7 @@ def test_packed_weights_give_the_logits_of_the_unpacked_model(family, encoding, 
         return
     with rounded_inputs(model):
         expected = reference_logits(model, IDS)
-    assert difference(got, expected, np.median) < 0.01 and difference(got, expected) < 0.1
+    assert difference(got, expected, np.min) < 1e-5 and difference(got, expected) < 0.1
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "phi3_longrope", "qwen3", "mistral_window"])

@@ -290,7 +290,7 @@ def _no_list(tensors, encodings):
         (_norm_shape, r"input_layernorm.weight has shape \[63\], the model needs \[64\]"),
         (_plain_shape, r"mlp.up_proj.weight has shape \[128, 32\], the model needs \[128, 64\]"),
         (_claimed_shape, r"mlp.up_proj.weight has shape \[64, 64\], the model needs \[128, 64\]"),
-        (_packed_bytes, r"mlp.up_proj.weight: .*\[128, 68\], not \[128, 67\]"),
+        (_packed_bytes, r"mlp.up_proj.weight: .*\[8, 1088\], not \[128, 67\]"),
         (_integers, "mlp.up_proj.weight has dtype torch.int32"),
         (_packed_norm, "input_layernorm.weight has shape"),
         (_unknown_encoding, "mlp.up_proj.weight has encoding 'int2'"),

@@ -4,6 +4,7 @@ A config is read as transformers' config class of its model_type reads it: the s
 says that isn't in the table makes the section generic, with a reason.
 """
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -144,26 +145,26 @@ class _Config:
         value = self.get(*names)
         value = default if value is None else value
         if type(value) is not int or not least <= value < _MOST:
-            raise _Unknown(f"{names[0]} is {str(value)[:40]!r}, expected a number from {least} on")
+            raise _Unknown(f"{names[0]} is {reprlib.repr(value)}, expected a number from {least} on")
         return value
 
     def number(self, name: str, default: float) -> float:
         value = self.get(name)
         value = default if value is None else value
         if type(value) not in (int, float) or not 0 <= value < 1e30:
-            raise _Unknown(f"{name} is {str(value)[:40]!r}, expected a number")
+            raise _Unknown(f"{name} is {reprlib.repr(value)}, expected a number")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.content.get(name, default)
         if type(value) is not bool:
-            raise _Unknown(f"{name} is {str(value)[:40]!r}, expected true or false")
+            raise _Unknown(f"{name} is {reprlib.repr(value)}, expected true or false")
         return value
 
     def expect(self, name: str, default, *allowed) -> None:
         value = self.content.get(name, default)
         if value not in allowed or type(value) is bool and value is not default:
-            raise _Unknown(f"{name} is {str(value)[:60]!r}, the fused path knows {', '.join(map(repr, allowed))}")
+            raise _Unknown(f"{name} is {reprlib.repr(value)}, the fused path knows {', '.join(map(repr, allowed))}")
 
 
 def _llama_like(

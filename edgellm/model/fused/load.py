@@ -1,4 +1,4 @@
-"""From mapped shards to what the native section takes: every tensor checked against the Spec, matrices left in place."""
+"""From mapped shards to what the native section takes: each tensor checked against the Spec, matrices left in place."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Rotary position factors from a config, as transformers computes them: default, linear, llama3 and LongRoPE. Pure."""
 
 import math
+import reprlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,8 @@ class UnknownRotary(Exception):
 
 @dataclass(frozen=True)
 class Rotary:
-    """Inverse frequencies float32 [rotary_dim / 2]; sequences longer than `switch_len` tokens use the second set. Cosines
-    and sines are multiplied by `scaling`."""
+    """Inverse frequencies float32 [rotary_dim / 2]; sequences longer than `switch_len` tokens use the second set.
+    Cosines and sines are multiplied by `scaling`."""
 
     rotary_dim: int
     frequencies: tuple[np.ndarray, ...]
@@ -47,7 +48,7 @@ def rotary_of(config: dict, head_dim: int, max_seq_len: int, *, partial: bool) -
         value = given.get(name)
         value = default if value is None else value
         if type(value) not in (int, float) or not 0 < value < 1e30:
-            raise UnknownRotary(f"{name} is {str(value)[:40]!r}, expected a number over 0")
+            raise UnknownRotary(f"{name} is {reprlib.repr(value)}, expected a number over 0")
         return float(value)
 
     kind = given.get("rope_type", given.get("type", "default"))
@@ -72,7 +73,7 @@ def rotary_of(config: dict, head_dim: int, max_seq_len: int, *, partial: bool) -
     original = config.get("original_max_position_embeddings")
     original = number("original_max_position_embeddings", max_seq_len) if original is None else original
     if type(original) not in (int, float) or not 1 < original < 1 << 40:
-        raise UnknownRotary(f"original_max_position_embeddings is {str(original)[:40]!r}")
+        raise UnknownRotary(f"original_max_position_embeddings is {reprlib.repr(original)}")
     if kind == "llama3":
         low, high = number("low_freq_factor"), number("high_freq_factor")
         return Rotary(dim, (_llama3(plain, number("factor"), low, high, original),), None, 1.0)
@@ -86,7 +87,7 @@ def rotary_of(config: dict, head_dim: int, max_seq_len: int, *, partial: bool) -
         stretch = number("factor", max_seq_len / original)
         default = 1.0 if stretch <= 1.0 else math.sqrt(1 + math.log(stretch) / math.log(original))
         return Rotary(dim, sets, int(original), number("attention_factor", default))
-    raise UnknownRotary(f"rope type {str(kind)[:40]!r}, the fused path knows default, linear, llama3, longrope")
+    raise UnknownRotary(f"rope type {reprlib.repr(kind)}, the fused path knows default, linear, llama3, longrope")
 
 
 def _llama3(plain: np.ndarray, factor: float, low: float, high: float, original: float) -> np.ndarray:

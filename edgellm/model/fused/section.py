@@ -101,7 +101,7 @@ class FusedSection:
 
         x: int64 [tokens] in the first section, else float32 [tokens, hidden_size], for positions [position, position +
         tokens) of the sequence in `slot`, in a pass that ends at `pass_len` tokens. Results in the same order: float32
-        [tokens, hidden_size], from the last section logits after the last `logits` tokens, float32 [logits, vocab_size],
+        [tokens, hidden_size]; from the last section logits after the last `logits` tokens, float32 [logits, vocab],
         or None for 0. Feeding a position again overwrites it, with the same result. Raises ModelError if an x or its
         place in the slot is off; then nothing was computed.
         """
