@@ -107,7 +107,7 @@ def test_an_answer_that_must_outgrow_a_smaller_context_says_so(tmp_path):
             async def another_context(boards):
                 await boards.form((0, 3, 5, 6), epoch=2, context=20)
 
-            with pytest.raises(AnswerError, match="board b2 .*: a prompt of 2[1-9] tokens; board b2 takes 1 to 20"):
+            with pytest.raises(AnswerError, match="board b[12] .*: a prompt of 2[1-9] tokens; a slot takes 1 to 20"):
                 await answered(boards, {9: another_context}, 100)
 
     run(go())
@@ -260,12 +260,12 @@ def test_a_full_board_is_waited_for_in_a_replay(tmp_path):
                 stage = boards.agents[1].stage
                 really = stage.engine.open
 
-                def open_(seq_id):
+                def open_(*args):
                     nonlocal opened
                     opened += 1
                     if opened < 4:
                         raise BusyError("all 1 slots are taken; ask again when an answer has ended")
-                    really(seq_id)
+                    return really(*args)
 
                 stage.engine.open = open_
                 boards.cut(0)
