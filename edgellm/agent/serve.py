@@ -295,9 +295,7 @@ class Agent:
 
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:
     """Run an agent until SIGTERM or SIGINT, or until the file `until_eof` ends (a parent process that is gone)."""
-    manifest = Manifest.read(options.shards)
-    choice = await in_own_thread(take_cores, manifest, options.shards, options.threads, options.cores)
-    agent = Agent(dataclasses.replace(options, threads=choice.threads, cores=choice.cores))
+    agent = Agent(options)
     sys.setswitchinterval(_SWITCH_S)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -311,5 +309,7 @@ async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None)
                 agent.stop()
 
         loop.add_reader(until_eof, parent_gone)
+    choice = await in_own_thread(take_cores, agent.manifest, options.shards, options.threads, options.cores)
+    agent.options = dataclasses.replace(options, threads=choice.threads, cores=choice.cores)
     with contextlib.suppress(asyncio.CancelledError):
         await agent.run(ready)
