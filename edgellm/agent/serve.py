@@ -297,11 +297,8 @@ class Agent:
 
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:
     """Run an agent until SIGTERM or SIGINT, or until the file `until_eof` ends (a parent process that is gone)."""
-    manifest = Manifest.read(options.shards)
-    choose = functools.partial(take_cores, path=options.path)
-    choice = await in_own_thread(choose, manifest, options.shards, options.threads, options.cores)
     agent = Agent(
-        dataclasses.replace(options, threads=choice.threads, cores=choice.cores),
+        options,
         functools.partial(load_section, path=options.path),
         functools.partial(measure.measure_decode, path=options.path),
     )
@@ -318,5 +315,8 @@ async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None)
                 agent.stop()
 
         loop.add_reader(until_eof, parent_gone)
+    choose = functools.partial(take_cores, path=options.path)
+    choice = await in_own_thread(choose, agent.manifest, options.shards, options.threads, options.cores)
+    agent.options = dataclasses.replace(options, threads=choice.threads, cores=choice.cores)
     with contextlib.suppress(asyncio.CancelledError):
         await agent.run(ready)
