@@ -24,7 +24,7 @@ CACHE = HOME / "cache"
 ORDER = ("test_lab", "test_deploy", "test_hostile", "test_loss", "test_ram", "test_rebalance", "test_healing",
          "test_bad_inventory", "test_upgrade", "test_arm")  # fmt: skip
 
-PROMPT = "Why is the sky blue?"  # greedy, its answer is longer than 200 tokens, and repeats nothing
+PROMPT = "How does a bicycle stay upright? Explain in detail."  # answers are longer than 200 tokens, and repeat little
 MAX_TOKENS = 200
 
 
