@@ -264,5 +264,5 @@ async def in_own_thread(function, *args):
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, name=function.__name__, daemon=True).start()
+    threading.Thread(target=run, name="work", daemon=True).start()
     return await done
