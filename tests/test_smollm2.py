@@ -1,6 +1,7 @@
-"""Real SmolLM2-135M-Instruct, served by agents that are processes of their own: the tokens that transformers generates.
+"""Real SmolLM2-135M-Instruct, served by agents that are processes of their own: the tokens that transformers generates
+on the generic path, and those of one process on the fused one.
 
-transformers reads the GGUF file itself here: nothing of our split, our kernels or our tokenizer is in the reference.
+transformers reads the GGUF file itself here: nothing of our split, our kernels or our tokenizer is in its reference.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.local import LocalAgents
 from edgellm.manager.rebalance import assign
 from edgellm.manager.tokens import Tokenizer
+from edgellm.one_process import run_whole
 from edgellm.plan import Plan, Section
 from tests.fakes import ask, run
 from tests.model.make_split import make_split
@@ -69,14 +71,21 @@ def expected(model, model_dir) -> dict[str, tuple[list[int], list[int]]]:
 
 @pytest.fixture(scope="module")
 def addresses(model_dir, tmp_path_factory):
+    """Agents that compute by transformers."""
+    with LocalAgents(model_dir, 5, tmp_path_factory.mktemp("logs"), path="generic") as agents:
+        yield agents.start()
+
+
+@pytest.fixture(scope="module")
+def fused_addresses(model_dir, tmp_path_factory):
     with LocalAgents(model_dir, 5, tmp_path_factory.mktemp("logs")) as agents:
         yield agents.start()
 
 
-def form(model_dir: Path, addresses: dict, cuts: tuple[int, ...], epoch: int) -> Plan:
+def form(model_dir: Path, addresses: dict, cuts: tuple[int, ...], epoch: int, kv_dtype: str = "float32") -> Plan:
     manifest = Manifest.read(model_dir)
     sections = tuple(Section(f"local{i}", a, b) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False), 1))
-    plan = Plan(epoch, manifest.model, manifest.sha256, 30, "throughput", 256, 4, 32, "float32", sections)
+    plan = Plan(epoch, manifest.model, manifest.sha256, 30, "throughput", 256, 4, 32, kv_dtype, sections)
 
     async def go():
         boards = await connect_all({b: addresses[b] for b in plan.boards})
@@ -92,7 +101,7 @@ def form(model_dir: Path, addresses: dict, cuts: tuple[int, ...], epoch: int) ->
 
 # One set of five processes serves all three: sections are reassigned from one case to the next.
 @pytest.mark.parametrize("epoch, cuts", [(1, (0, 14, 30)), (2, (0, 3, 20, 30)), (3, (0, 1, 9, 15, 29, 30))])
-def test_the_split_gives_the_tokens_of_one_process(model_dir, addresses, expected, epoch, cuts):
+def test_the_split_gives_the_tokens_of_transformers(model_dir, addresses, expected, epoch, cuts):
     plan = form(model_dir, addresses, cuts, epoch)
     assert max(len(ids) for ids, _ in expected.values()) > 2 * plan.chunk
 
@@ -102,6 +111,21 @@ def test_the_split_gives_the_tokens_of_one_process(model_dir, addresses, expecte
 
     answers = run(go(), 100)
     assert [[c.token for c in answer] for answer in answers] == [tokens for _, tokens in expected.values()]
+
+
+@pytest.mark.parametrize("epoch, cuts", [(1, (0, 14, 30)), (2, (0, 3, 20, 30)), (3, (0, 1, 9, 15, 29, 30))])
+def test_fused_sections_give_the_tokens_of_one_process(model_dir, fused_addresses, expected, epoch, cuts):
+    plan, manifest = form(model_dir, fused_addresses, cuts, epoch, "float16"), Manifest.read(model_dir)
+
+    async def go():
+        async with ClusterClient.dial(plan, fused_addresses) as cluster:
+            return await asyncio.gather(*(ask(cluster, ids, NEW_TOKENS) for ids, _ in expected.values()))
+
+    answers = run(go(), 100)
+    for answer, (ids, _) in zip(answers, expected.values(), strict=True):
+        tokens = [c.token for c in answer]
+        logits = run_whole(manifest, model_dir, ids + tokens[:-1], NEW_TOKENS, "float16")
+        assert tokens == logits.argmax(axis=1).tolist()
 
 
 def test_the_answer_is_english_about_the_question(model_dir, expected):

@@ -77,17 +77,34 @@ def timed_layers(manifest: Manifest, folder: Path) -> tuple[int, int]:
     return start, end
 
 
-def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tuple[float, float]:
-    """Seconds to decode one token through one layer and through the head, with the kernels that will be used.
-
-    Times `timed_layers` on `path`, as load_section has it, and the head behind the last layer. Where these shards
-    aren't here it is scaled by its bytes: too much for a small model, whose layers take more than their bytes do.
-    Raises ManifestError if no layer is here or one to be timed is corrupt.
-    """
+def load_timed(manifest: Manifest, folder: Path, path: str = "auto"):
+    """(section, number of its layers) of `timed_layers`, on `path` as load_section has it; where one of them is corrupt,
+    of a single layer that isn't: what is corrupt matters when it is to be served. Raises ManifestError if no layer is here, or all are corrupt."""
     from edgellm.agent.load import load_section
 
     start, end = timed_layers(manifest, folder)
-    layer_s = _decode_s(load_section(manifest, folder, start, end, without_ends=True, path=path), False) / (end - start)
+    here = [i for first, last in shards_here(manifest, folder)["layers"] for i in range(first, last)]
+    tries = [(start, end), *((i, i + 1) for i in sorted(here, key=lambda i: abs(i - start)))]
+    for first, last in tries:
+        try:
+            return load_section(manifest, folder, first, last, without_ends=True, path=path), last - first
+        except ManifestError as e:
+            error = e
+            log.warning("layers %d-%d are not timed: %s", first, last, e)
+    raise error
+
+
+def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tuple[float, float]:
+    """Seconds to decode one token through one layer and through the head, with the kernels that will be used.
+
+    Times `timed_layers`, and the head behind the last layer. Where these shards aren't here it is scaled by its bytes:
+    too much for a small model, whose layers take more than their bytes do. Raises ManifestError if no layer is here, or
+    all are corrupt.
+    """
+    from edgellm.agent.load import load_section
+
+    section, layers = load_timed(manifest, folder, path)
+    layer_s = _decode_s(section, False) / layers
     last, here = manifest.num_layers - 1, shards_here(manifest, folder)
     if last > 0 and here["head"] and here["layers"][-1][1] == manifest.num_layers:
         try:
@@ -95,7 +112,7 @@ def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tupl
             return layer_s, max(0.0, _decode_s(section, True) - _decode_s(section, False))
         except ManifestError as e:  # no matter unless this board is to hold it
             log.warning("the head is not timed: %s", e)
-    return layer_s, layer_s * manifest.head.ram_bytes / max(1, manifest.layer(start).ram_bytes)
+    return layer_s, layer_s * manifest.head.ram_bytes / max(1, manifest.layer(here["layers"][0][0]).ram_bytes)
 
 
 def _decode_s(section, want_logits: bool) -> float:

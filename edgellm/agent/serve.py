@@ -56,11 +56,14 @@ class AgentOptions:
 
 
 class Agent:
-    """One board. `run()` returns when it has been told to stop and running answers have ended."""
+    """One board. `run()` returns when it has been told to stop and running answers have ended. `take_cores` decides
+    what is computed on, None leaves it."""
 
-    def __init__(self, options: AgentOptions, load=load_section, measure_decode=measure.measure_decode):
+    def __init__(
+        self, options: AgentOptions, load=load_section, measure_decode=measure.measure_decode, take_cores=None
+    ):
         self.options = options
-        self._measure_decode = measure_decode
+        self._measure_decode, self._take_cores = measure_decode, take_cores
         self.manifest = Manifest.read(options.shards)
         self.port = options.port  # the real one after listening, where 0 was asked for
         self._server_tls = tls.server_context(options.tls) if options.tls else None
@@ -88,6 +91,12 @@ class Agent:
             raise BoardError(f"board {me} can't listen on {place}: {reason}", me) from None
         self.port = server.sockets[0].getsockname()[1]
         try:
+            if self._take_cores is not None:
+                told = self.options
+                choice = await in_own_thread(
+                    self._take_cores, self.manifest, told.shards, told.threads, told.cores
+                )
+                self.options = dataclasses.replace(told, threads=choice.threads, cores=choice.cores)
             self._layer_s, self._head_s = await in_own_thread(
                 self._measure_decode, self.manifest, self.options.shards
             )
@@ -301,6 +310,7 @@ async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None)
         options,
         functools.partial(load_section, path=options.path),
         functools.partial(measure.measure_decode, path=options.path),
+        functools.partial(take_cores, path=options.path),
     )
     sys.setswitchinterval(_SWITCH_S)
     loop = asyncio.get_running_loop()
@@ -315,8 +325,5 @@ async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None)
                 agent.stop()
 
         loop.add_reader(until_eof, parent_gone)
-    choose = functools.partial(take_cores, path=options.path)
-    choice = await in_own_thread(choose, agent.manifest, options.shards, options.threads, options.cores)
-    agent.options = dataclasses.replace(options, threads=choice.threads, cores=choice.cores)
     with contextlib.suppress(asyncio.CancelledError):
         await agent.run(ready)

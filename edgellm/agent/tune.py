@@ -56,6 +56,7 @@ def take_cores(manifest: Manifest, folder: Path, threads: int | None, wanted: tu
     from edgellm.kernels import native
     from edgellm.model.fused.section import read_spec
 
+    measure.timed_layers(manifest, folder)  # without a layer there is nothing to compute
     cores, fused = read_cores(allowed_cores()), path == "auto" and read_spec(manifest, folder)[0] is not None
     choice = settled(cores, threads, wanted, pin=fused)
     if choice is None:
@@ -115,9 +116,9 @@ def _confine(cores: tuple[int, ...]) -> None:
 
 
 def _measure(manifest: Manifest, folder: Path, cores: tuple[Core, ...], path: str) -> Choice:
-    from edgellm.agent.load import load_section, set_threads
+    from edgellm.agent.load import set_threads
 
-    section = load_section(manifest, folder, *measure.timed_layers(manifest, folder), without_ends=True, path=path)
+    section, _ = measure.load_timed(manifest, folder, path)
     seconds, calm = time_sets(section, candidates(cores), lambda some: set_threads(len(some), some), _queued_s)
     log.info(
         "measured a step: %s", ", ".join(f"{1e3 * seconds[some]:.1f} ms on {format_list(some)}" for some in seconds)

@@ -30,10 +30,12 @@ def local():
 @click.option("--objective", type=click.Choice(["latency", "throughput"]), default="throughput", show_default=True)
 @with_plan_options
 @click.option("--ram", metavar="SIZE", help="Let each agent offer at most this much RAM.")
+@click.option("--path", "how", type=click.Choice(["auto", "generic"]), default="auto", show_default=True,
+              help="As for agent.")  # fmt: skip
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Where to write the cluster file.  [default: the user's config folder]")  # fmt: skip
 @verbose_option
-def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, cluster, verbose):
+def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how, cluster, verbose):
     """Start agents on loopback and keep them, so that a question starts at once.
 
     \b
@@ -58,7 +60,8 @@ def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, clus
     manifest = Manifest.read(model_dir)
     settings = make_settings(manifest, context, slots, chunk, kv_dtype, objective)
     ram_bytes = parse_size(ram, "--ram") if ram else None
-    with processes.LocalAgents(model_dir, count, processes.state_dir(), record=record, ram_bytes=ram_bytes) as agents:
+    limits = {"record": record, "ram_bytes": ram_bytes, "path": how}
+    with processes.LocalAgents(model_dir, count, processes.state_dir(), **limits) as agents:
         with Progress() as progress:
             progress(f"starting {count} agents")
             addresses = agents.start()

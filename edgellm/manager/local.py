@@ -40,15 +40,15 @@ class LocalAgents:
     """Starts agents and ends them, at the latest at the end of the `with` block or when this process dies.
 
     With a `record` they may outlive this process: they are written down there as soon as they start. `prefix(name)`
-    gives words to put before an agent's command, to run it under a limit.
+    gives words to put before an agent's command, to run it under a limit. `path` as `edgellm agent` has it.
     """
 
     def __init__(
         self, model_dir: Path, count: int, log_dir: Path, *, record: Path | None = None, ram_bytes: int | None = None,
-        prefix: Callable[[str], list[str]] = lambda name: [],
+        prefix: Callable[[str], list[str]] = lambda name: [], path: str = "auto",
     ):  # fmt: skip
         self._model_dir, self._count, self._log_dir = model_dir, count, log_dir
-        self._record, self._ram_bytes, self._prefix = record, ram_bytes, prefix
+        self._record, self._ram_bytes, self._prefix, self._path = record, ram_bytes, prefix, path
         self._processes: list[subprocess.Popen] = []
         self.agents: list[LocalAgent] = []
 
@@ -71,6 +71,7 @@ class LocalAgents:
             command = [
                 *prefix, sys.executable, "-m", "edgellm", "agent",
                 "--shards", str(self._model_dir), "--listen", "127.0.0.1:0", "--name", name, "--announce",
+                "--path", self._path,
             ]  # fmt: skip
             if share and not prefix:
                 command += ["--cores", ",".join(map(str, share))]

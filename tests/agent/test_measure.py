@@ -153,6 +153,27 @@ def test_the_largest_cache_counts(tmp_path, monkeypatch, sizes, found):
     assert measure._cache_bytes() == found
 
 
+def test_a_corrupt_layer_is_passed_over_and_told_of(tmp_path, monkeypatch, caplog):
+    def load_section(manifest, folder, start, end, *, without_ends=False):
+        if start <= 2 < end:
+            raise ManifestError("layer-2: SHA-256 is 1, the manifest says 2")
+        return _SlowSection(end - start)
+
+    monkeypatch.setattr(load, "load_section", load_section)
+    section, layers = measure.load_timed(split_of(tmp_path, ALL), tmp_path)
+    assert section.layers == layers == 1
+    assert "layers 0-4 are not timed: layer-2: SHA-256" in caplog.text
+
+
+def test_a_board_whose_layers_are_all_corrupt_says_so(tmp_path, monkeypatch):
+    def load_section(*args, **kwargs):
+        raise ManifestError("SHA-256 is 1, the manifest says 2")
+
+    monkeypatch.setattr(load, "load_section", load_section)
+    with pytest.raises(ManifestError, match="SHA-256 is 1"):
+        measure.measure_decode(split_of(tmp_path, ALL), tmp_path)
+
+
 def test_a_board_without_any_layer_says_so(tmp_path):
     with pytest.raises(ManifestError, match="no layer shard of m is here; push shards"):
         measure.measure_decode(split_of(tmp_path, ("head",)), tmp_path)
