@@ -154,7 +154,7 @@ def test_the_largest_cache_counts(tmp_path, monkeypatch, sizes, found):
 
 
 def test_a_corrupt_layer_is_passed_over_and_told_of(tmp_path, monkeypatch, caplog):
-    def load_section(manifest, folder, start, end, *, without_ends=False):
+    def load_section(manifest, folder, start, end, *, without_ends=False, path="auto"):
         if start <= 2 < end:
             raise ManifestError("layer-2: SHA-256 is 1, the manifest says 2")
         return _SlowSection(end - start)
