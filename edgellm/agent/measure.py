@@ -78,7 +78,7 @@ def timed_layers(manifest: Manifest, folder: Path) -> tuple[int, int]:
 
 
 def load_timed(manifest: Manifest, folder: Path, path: str = "auto"):
-    """(section, number of its layers) of `timed_layers`, on `path` as load_section has it. Where one of them is corrupt,
+    """(section, number of its layers) of `timed_layers`, on `path` as load_section has it. Where one is corrupt,
     of a single layer that isn't: what is corrupt matters when it is to be served. Raises ManifestError if no layer is
     here, or all are corrupt."""
     from edgellm.agent.load import load_section

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from edgellm.errors import WheelhouseError
 
-GLIBC = (2, 28)  # Debian 10, and what torch's wheels need
+GLIBC = (2, 34)  # older than that of every Debian and Ubuntu with Python 3.11; where threads became part of libc
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 UV = "uv>=0.11,<0.14"
 ZIG = "ziglang==0.17.1"  # exactly, since it decides the bytes of our wheel
