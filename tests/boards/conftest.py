@@ -159,6 +159,7 @@ class Cluster:
             if not board.is_up():
                 board.up()
             board.heal()
+            board.root("systemctl set-property --runtime edgellm-agent.service CPUQuota=", check=False)
             for pid in board.pids():
                 os.kill(pid, signal.SIGCONT)
         if set(self.controller.plan()) != {b.name for b in self.boards} or not self.answers():

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -12,8 +12,7 @@ from edgellm.plan.needs import Needs, usable_bytes
 from tests.boards.conftest import MAX_TOKENS, PROMPT, Cluster
 from tests.boards.harness import figure, wait_for
 
-SMALL = (900, 800, 700)  # MB of RAM; system and agent take about 350 of it, a tenth of the rest stays free
-SLOTS = 7  # with their KV the model needs 0.8 GB: not less than the two larger boards
+SMALL = (900, 800, 700)  # MB of RAM
 USUAL = (4096, 4096, 2048)
 
 
@@ -33,7 +32,7 @@ def small(deployed):
     cluster, _ = deployed
     cluster.heal()
     give(cluster, SMALL)
-    cluster.inventory(edgellm_objective="latency", edgellm_slots=SLOTS)
+    cluster.inventory(edgellm_objective="latency", edgellm_slots=slots(cluster))
     cluster.controller.deploy().good()
     yield cluster
     give(cluster, USUAL)
@@ -41,17 +40,33 @@ def small(deployed):
     cluster.controller.deploy().good()
 
 
-def check(cluster: Cluster) -> dict[str, tuple[int, int]]:
-    """No board could hold the model alone, and each holds a section that fits in what it offers; the sections."""
+def facts(cluster: Cluster) -> tuple[Manifest, Settings, dict[str, int]]:
+    """The model, how it is served, and what each board offers."""
     file = cluster.controller.cluster()
     manifest = Manifest.read((cluster.controller.config / file["model_dir"]).resolve())
     settings = Settings(**{f.name: file["plan"][f.name] for f in fields(Settings)})
+    return manifest, settings, {b.name: cluster.controller.row(b)["ram_offered_bytes"] for b in cluster.boards}
+
+
+def needs_the_largest(needs: Needs, offers: dict[str, int]) -> bool:
+    """Whether the model fits neither on one board nor on the two smaller ones."""
+    usable = sorted(usable_bytes(x) for x in offers.values())
+    return needs.total(0, needs.num_layers) > max(usable[-1], sum(usable[:2]))
+
+
+def slots(cluster: Cluster) -> int:
+    """So many that with their KV the model needs the largest board, and somewhat more."""
+    manifest, settings, offers = facts(cluster)
+    enough = (n for n in range(1, 1000) if needs_the_largest(Needs(manifest, replace(settings, slots=n)), offers))
+    return next(enough) + 2
+
+
+def check(cluster: Cluster) -> dict[str, tuple[int, int]]:
+    """No board could hold the model alone, and each holds a section that fits in what it offers; the sections."""
+    manifest, settings, offers = facts(cluster)
     needs = Needs(manifest, settings)
-    offers = {b.name: cluster.controller.row(b)["ram_offered_bytes"] for b in cluster.boards}
     print(json.dumps(offers), cluster.controller.plan())
-    whole = needs.total(0, manifest.num_layers)
-    assert whole > usable_bytes(max(offers.values()))
-    assert whole > sum(usable_bytes(x) for x in sorted(offers.values())[:2]), "it is to need the largest"
+    assert needs_the_largest(needs, offers)
     sections = cluster.controller.plan()
     for board, (start, end) in sections.items():
         assert needs.total(start, end) <= usable_bytes(offers[board])
