@@ -63,7 +63,8 @@ def test_a_fused_section_that_is_off_is_named_with_its_board(tmp_path):
     def harm(boards):
         section = boards.agents[1].stage.section
         cos, sin = section._tables[0]
-        section._native.set_rope(0, cos * 0.5, sin)  # every layer of the board goes wrong
+        section._tables[0] = cos * 0.5, sin  # every layer of the board goes wrong
+        section._native.set_rope(0, *section._tables[0])
 
     result = checked(tmp_path, "llama", "int8", 12, harm)
     assert (result.first_layer_that_differs.layer, result.first_layer_that_differs.board) == (2, "b1")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -213,5 +214,5 @@ def _is_int(value) -> bool:
 
 def _ints(values) -> list[int]:
     if not isinstance(values, list) or not all(_is_int(v) and 0 <= v <= _MOST for v in values):
-        raise TypeError(f"expected a list of integers, got {str(values)[:60]}")
+        raise TypeError(f"expected a list of integers, got {reprlib.repr(values)}")
     return values
