@@ -23,7 +23,7 @@ def test_three_blank_boards_without_any_uplink(deployed, reference):
 
 def test_a_second_deploy_changes_nothing_and_disturbs_nothing(cluster, controller, reference):
     before = controller.cluster(), [b.agent_started() for b in cluster.boards]
-    cluster.slow("4%")
+    cluster.slow("1%")
     asking = controller.asking(PROMPT, MAX_TOKENS)
     asking.after(1)
     played = controller.deploy().good()
