@@ -168,7 +168,8 @@ def test_ticks_reach_the_largest_value(most, last):
 
 
 def test_results_are_written_as_text_json_and_chart(tmp_path):
-    image = pytest.importorskip("PIL.Image")
+    from PIL import Image as image
+
     machine = {**speed.report.machine(), "commit": "abc", "load_average_after": [0.5]}
     result = make_result(TARGET, [Run(10.0, 4.0, 1000.0)], (80, 40))
     more = {"runs": 1, "peer": {"package": "llama-cpp-python 1"}}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -68,7 +69,10 @@ def agent(shards, listen, name, threads, cores, path, ram, drain_seconds, tls, a
 
     def ready(running):
         if announce:
-            print(json.dumps({"name": name, "host": host, "port": running.port}), flush=True)
+            try:
+                print(json.dumps({"name": name, "host": host, "port": running.port}), flush=True)
+            except BrokenPipeError:  # who started us is gone; whoever finds its record can still end us
+                sys.stdout = open(os.devnull, "w")
 
     asyncio.run(serve(options, ready, sys.stdin if until_eof else None))
 
