@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -159,7 +160,6 @@ class Cluster:
             if not board.is_up():
                 board.up()
             board.heal()
-            board.root("systemctl set-property --runtime edgellm-agent.service CPUQuota=", check=False)
             for pid in board.pids():
                 os.kill(pid, signal.SIGCONT)
         if set(self.controller.plan()) != {b.name for b in self.boards} or not self.answers():
@@ -167,6 +167,35 @@ class Cluster:
 
     def answers(self) -> bool:
         return self.controller.edgellm("ask", "Hi", "--max-tokens", "2", check=False).wait(1) == 0
+
+
+class Answers:
+    """Asks again and again while its `with` block runs: at least once, and every answer is as it should be."""
+
+    def __init__(self, controller: Controller, reference: dict):
+        self._controller, self._reference, self._over = controller, reference, threading.Event()
+        self.count, self._wrong = 0, None
+        self._thread = threading.Thread(target=self._go, daemon=True)
+
+    def _go(self) -> None:
+        try:
+            while not self._over.is_set():
+                text = self._controller.asking(PROMPT, MAX_TOKENS).answer(120)
+                assert text == self._reference["text"]
+                self.count += 1
+                self._over.wait(1)  # the boards have other work too
+        except BaseException as e:  # told at the end, in the test's thread
+            self._wrong = e
+
+    def __enter__(self) -> "Answers":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind, *exc) -> None:
+        self._over.set()
+        self._thread.join(150)
+        if kind is None:
+            assert self._wrong is None and not self._thread.is_alive() and self.count, self._wrong
 
 
 @pytest.fixture(scope="session")

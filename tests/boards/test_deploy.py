@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from tests.boards.conftest import MAX_TOKENS, PROMPT, new_controller
+from tests.boards.conftest import MAX_TOKENS, PROMPT, Answers, new_controller
 from tests.boards.harness import PORT, figure
 
 
@@ -23,13 +23,8 @@ def test_three_blank_boards_without_any_uplink(deployed, reference):
 
 def test_a_second_deploy_changes_nothing_and_disturbs_nothing(cluster, controller, reference):
     before = controller.cluster(), [b.agent_started() for b in cluster.boards]
-    cluster.slow("1%")
-    asking = controller.asking(PROMPT, MAX_TOKENS)
-    asking.after(1)
-    played = controller.deploy().good()
-    assert asking.running(), "the answer ended before the deploy: it proves nothing. Give the agents less of a core."
-    cluster.slow("")
-    assert asking.answer(60) == reference["text"]
+    with Answers(controller, reference):
+        played = controller.deploy().good()
     assert played.changed(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
     assert [counts["changed"] for counts in played.recap.values()] == [0] * len(played.recap)
     assert (controller.cluster(), [b.agent_started() for b in cluster.boards]) == before

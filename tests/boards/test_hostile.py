@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.boards.conftest import MAX_TOKENS, PROMPT
+from tests.boards.conftest import MAX_TOKENS, PROMPT, Answers
 from tests.boards.harness import PORT, figure
 
 MARGIN = 20 << 20
@@ -47,16 +47,11 @@ def identity(folder: Path, *, ca: Path | None, days: tuple[int, int]) -> Path:
 
 @pytest.fixture
 def steady(cluster, controller, reference):
-    """An answer goes on meanwhile, and every agent keeps its memory and its process."""
+    """Answers go on meanwhile, and every agent keeps its memory and its process."""
     controller.ask(PROMPT, 10)
     before = {b: (b.agent_bytes(), b.agent_started()) for b in cluster.boards}
-    cluster.slow("15%")
-    asking = controller.asking(PROMPT, MAX_TOKENS)
-    asking.after(5)
-    yield
-    assert asking.running(), "the answer ended before: it proves nothing. Give the agents less of a core."
-    cluster.slow("")
-    assert asking.answer(120) == reference["text"]
+    with Answers(controller, reference):
+        yield
     for board, (was_bytes, started) in before.items():
         assert board.agent_started() == started
         assert board.agent_bytes() - was_bytes < MARGIN, f"{board}: {was_bytes} bytes before"

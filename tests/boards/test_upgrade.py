@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.boards.conftest import MAX_TOKENS, PROMPT
+from tests.boards.conftest import PROMPT, Answers
 from tests.boards.harness import HOME, ROOT, figure
 
 
@@ -57,16 +57,12 @@ def test_an_upgrade_goes_board_by_board_while_answers_are_made(cluster, controll
     before = versions(cluster)
     copy = copy_of_the_project("next", "99.0.1", broken=False)
     upgrade = controller.playing("playbooks/upgrade.yml", root=copy)
-    answers = 0
-    while upgrade.running():
-        asking = controller.asking(PROMPT, MAX_TOKENS)
-        assert asking.answer(200) == reference["text"]
-        answers += 1
-    played = controller.finish(upgrade).good()
-    assert answers > 1
+    with Answers(controller, reference) as answers:
+        played = controller.finish(upgrade).good()
+    assert answers.count > 1
     assert not set(versions(cluster)) & set(before) and len(set(versions(cluster))) == 1
     assert "99.0.1" in versions(cluster)[0]
-    figure(f"upgrade of three boards, {answers} answers meanwhile", played.seconds)
+    figure(f"upgrade of three boards, {answers.count} answers meanwhile", played.seconds)
 
 
 @pytest.mark.timeout(1200)
