@@ -19,7 +19,7 @@ test: .venv/ready lint
 export EDGELLM_BOARDS ?= $(shell test "$$(id -u)" = 0 && test -e /etc/debian_version && echo required)
 test-boards: .venv/ready
 	$(if $(EDGELLM_BOARDS),tests/boards/lab install)
-	$(BIN)/python -m pytest tests/boards -m boards
+	$(BIN)/python -m pytest tests/boards -m boards --durations=25 --durations-min=5
 
 # The same with one aarch64 board, under qemu-user: slow.
 test-arm: .venv/ready
