@@ -55,7 +55,7 @@ def test_no_role_uses_a_variable_of_the_inventory_that_is_not_there():
     known = set(defaults("edgellm")) | {"edgellm_bin", "edgellm_folder"}
     filters = {name for module in (boards, inventory, shards) for name in module.FilterModule().filters()}
     groups = {f"edgellm_{group}" for group in ("out", "ready", "running", "stocked", "removed", "pythonless")}
-    own = {"edgellm_found", "edgellm_options", "edgellm_specs", "edgellm_gone", "edgellm_time_s"}
+    own = {"edgellm_found", "edgellm_options", "edgellm_specs", "edgellm_gone", "edgellm_made", "edgellm_time_s"}
     for path in [*(ROOT / "ansible/roles").rglob("*.yml"), *(ROOT / "playbooks").glob("*.yml")]:
         used = set(re.findall(r"\bedgellm_\w+", path.read_text()))
         assert used - known - filters - groups - own - {"edgellm_"} == set(), path

@@ -46,10 +46,17 @@ class Wheelhouse:
     pip: str
     changed: bool = False
 
+    def libraries(self) -> str:
+        """An id of all that it has but edgellm itself, for its kind of board. Versions with the same one can share
+        these files on a board. Raises OSError."""
+        lines = (self.folder / "requirements.txt").read_text().splitlines()
+        others = [line for line in lines if not line.startswith("edgellm==")]
+        return hashlib.sha256("\n".join([self.folder.parent.name, *others]).encode()).hexdigest()[:16]
+
     def to_dict(self) -> dict:
         return {
-            "changed": self.changed, "folder": str(self.folder), "id": self.id, "pip": self.pip,
-            "wheels": len(self.wheels), "bytes": sum(self.wheels.values()),
+            "changed": self.changed, "folder": str(self.folder), "id": self.id, "libraries": self.libraries(),
+            "pip": self.pip, "wheels": len(self.wheels), "bytes": sum(self.wheels.values()),
         }  # fmt: skip
 
 

@@ -382,6 +382,12 @@ class Controller:
         shutil.rmtree(self.home, ignore_errors=True)
 
 
+def assert_at_rest(board: Board) -> None:
+    """A board that is out of the cluster runs no agent, nor will it after a reboot."""
+    said = board.ssh("systemctl is-active edgellm-agent; systemctl is-enabled edgellm-agent", check=False)
+    assert said.split() == ["inactive", "disabled"]
+
+
 def wait_for(condition, timeout: float, what: str):
     """The first true value of condition(), asked every half second."""
     deadline = time.monotonic() + timeout

@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from tests.boards.conftest import MAX_TOKENS, PROMPT, Answers, new_controller
-from tests.boards.harness import PORT, figure
+from tests.boards.harness import PORT, assert_at_rest, figure
 
 
 def test_three_blank_boards_without_any_uplink(deployed, reference):
@@ -103,3 +103,11 @@ def test_three_blank_boards_with_a_mirror_and_without_python3_venv(extra, refere
     assert answer["tokens"] == references["transformers"]["tokens"]
     assert answer["text"] == references["transformers"]["text"]
     assert {(s["board"], s["path"]) for s in answer["stages"]} == {(b.name, "generic") for b in boards}
+
+    # A line is gone from the inventory: its board leaves the cluster, during an answer.
+    controller.inventory(boards[:2], edgellm_objective="throughput", edgellm_threads=1, **exact)
+    with Answers(controller, references["transformers"]):
+        played = controller.deploy().good()
+    assert played.touched(*boards[:2]) == {b.name: 0 for b in boards[:2]}
+    assert set(controller.plan()) == {b.name for b in boards[:2]}
+    assert_at_rest(boards[2])

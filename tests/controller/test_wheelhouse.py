@@ -127,14 +127,17 @@ def test_a_changed_source_has_another_id_and_keeps_the_dependencies(make, source
     second = make()
     assert second.changed and second.id != first.id
     assert (tools.ran("pip wheel"), tools.ran("pip download"), tools.ran("--report")) == (2, 1, 1)
+    assert second.libraries() == first.libraries()
     assert {n for n in second.wheels if not n.startswith("edgellm")} == {n for n in first.wheels if "edgellm" not in n}
 
 
 def test_changed_dependencies_are_resolved_anew(make, source, tools):
-    make()
+    first = make()
     (source / "pyproject.toml").write_text(PYPROJECT.replace("<9", "<8.5"))
-    make()
+    tools.pins = ["torch==2.13.0+cpu", "click==8.4.0"]
+    second = make()
     assert tools.ran("pip download") == 2
+    assert second.libraries() != first.libraries()
 
 
 def test_what_is_not_in_the_wheel_changes_nothing(make, source, tools):
@@ -150,7 +153,9 @@ def test_what_is_not_in_the_wheel_changes_nothing(make, source, tools):
 
 def test_every_machine_and_python_has_wheels_of_its_own(make):
     kinds = [(machine, python) for machine in wheelhouse.MACHINES for python in ("3.11", "3.12")]
-    folders = {make(*kind).folder.parent.name for kind in kinds}
+    houses = [make(*kind) for kind in kinds]
+    assert len({h.libraries() for h in houses}) == 4
+    folders = {h.folder.parent.name for h in houses}
     assert folders == {"x86_64-py3.11", "x86_64-py3.12", "aarch64-py3.11", "aarch64-py3.12"}
 
 

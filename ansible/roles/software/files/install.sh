@@ -1,5 +1,6 @@
-# Installs a version from a folder of wheels: $1 where to, $2 wheels, $3 Python. The marker comes last: without it,
-# the next run begins anew.
+# Installs a version from a folder of wheels: $1 where to, $2 wheels, $3 Python, $4 the id of its libraries. If the
+# version that runs has the same libraries, they are taken from there, as links to its files. The marker comes last:
+# without it, the next run begins anew.
 export LC_ALL=C.UTF-8 PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 unset PYTHONPATH PYTHONDONTWRITEBYTECODE
 # A run that was interrupted may still be at it.
@@ -11,9 +12,18 @@ rm -rf "$1"
 # Wheels of a version whose push was given up.
 find "$(dirname "$2")" -mindepth 1 -maxdepth 1 ! -path "$2" -exec rm -rf {} +
 "$3" -m venv --without-pip "$1"
+wanted=
+if [ "$(cat /opt/edgellm/current/.libraries 2>/dev/null)" = "$4" ]; then
+  here=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  cp -al "/opt/edgellm/current/${here#"$1/"}/." "$here"
+  rm -rf "$here"/edgellm "$here"/edgellm-*.dist-info
+  wanted=^edgellm==
+fi
+grep "$wanted" "$2/requirements.txt" >"$1/requirements.txt"
 PYTHONPATH=$(echo "$2"/pip-*.whl) "$1/bin/python" -m pip install --quiet --no-index --no-cache-dir --no-compile \
-  --find-links "$2" --require-hashes --requirement "$2/requirements.txt"
+  --no-deps --find-links "$2" --require-hashes --requirement "$1/requirements.txt"
 "$1/bin/python" -c 'import edgellm.agent.serve, edgellm.agent.load'
+echo "$4" >"$1/.libraries"
 sync
 : >"$1/.complete"
 sync "$1/.complete"

@@ -1,0 +1,23 @@
+# Makes the user and the folders that edgellm needs on a board, and says what was not as it should be; with "look" it
+# only says so. As root. One script, since on a board each module takes a second.
+look=$1
+made() { echo "edgellm_made=$1"; [ "$look" != look ]; }   # what is to be made; false if it isn't to be
+if ! getent group edgellm >/dev/null; then
+  made "group edgellm" && { groupadd --system edgellm || exit; }
+fi
+if ! id edgellm >/dev/null 2>&1; then
+  made "user edgellm" && { useradd --system --gid edgellm --no-create-home --home-dir /var/lib/edgellm \
+    --shell /usr/sbin/nologin edgellm || exit; }
+elif [ "$(getent passwd edgellm | cut -d: -f6-)" != /var/lib/edgellm:/usr/sbin/nologin ]; then
+  made "user edgellm" && { usermod --home /var/lib/edgellm --shell /usr/sbin/nologin edgellm || exit; }
+fi
+while read -r mode group path; do
+  [ "$(stat -c '%a %G %U' "$path" 2>/dev/null)" = "$mode $group root" ] && continue
+  made "$path" && { install --directory --owner=root --group="$group" --mode="$mode" "$path" || exit; }
+done <<END
+755 root /opt/edgellm/versions
+755 root /var/lib/edgellm/wheels
+755 root /var/lib/edgellm/models
+750 edgellm /etc/edgellm/tls
+END
+true
