@@ -264,12 +264,13 @@ def test_python_that_apt_will_bring_counts():
 
 
 @pytest.mark.parametrize(
-    ("memory_max", "ram", "megabytes"),
-    [("90%", "", 3062), ("1G", "", 549), ("90%", "1GB", 1000), ("90%", "1GiB", 1074)],
-)
-def test_estimated_ram(memory_max, ram, megabytes):
+    ("memory_max", "ram", "path", "megabytes"),
+    [("90%", "", "generic", 3062), ("90%", "", "fused", 3460), ("1G", "", "generic", 549),
+     ("90%", "1GB", "fused", 1000), ("90%", "1GiB", "generic", 1074)],
+)  # fmt: skip
+def test_estimated_ram(memory_max, ram, path, megabytes):
     found = facts(ram_kb=str(4 << 20), ram_free_kb="3502000")
-    assert round(boards.ram_estimate(found, memory_max, ram) / 1e6) == pytest.approx(megabytes, abs=30)
+    assert round(boards.ram_estimate(found, memory_max, ram, path) / 1e6) == pytest.approx(megabytes, abs=30)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 PYTHON_LEAST = (3, 11)
 CLOCK_TOLERANCE_S = 3600
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-AGENT_BYTES = 500 << 20  # an agent's own memory
+AGENT_BYTES = {"fused": 120 << 20, "generic": 500 << 20}  # an agent's own memory; the second has torch in it
 SYSTEMS = ("debian", "ubuntu", "armbian", "raspbian")
 
 
@@ -85,14 +85,14 @@ def last_line(stderr: str) -> str:
     return lines[-1].removeprefix("edgellm: ").removeprefix("error: ") if lines else "it failed without a word"
 
 
-def ram_estimate(facts: dict, memory_max: str, ram: str) -> int:
-    """Bytes that an agent may find free for a section, on a board that has none yet."""
+def ram_estimate(facts: dict, memory_max: str, ram: str, path: str) -> int:
+    """Bytes that an agent may find free for a section, on a board that has none yet; `path` is fused or generic."""
     most = facts["ram_kb"] * 1024
     if match := re.fullmatch(r"([\d.]+)%", str(memory_max)):
         most = int(most * float(match[1]) / 100)
     elif match := re.fullmatch(r"([\d.]+)([KMGT]?)", str(memory_max)):
         most = min(most, int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " ")))
-    free = min(most, facts["ram_free_kb"] * 1024) - AGENT_BYTES
+    free = min(most, facts["ram_free_kb"] * 1024) - AGENT_BYTES[path]
     if match := re.fullmatch(r"([\d.]+)\s*([KMGT]?)(i?)B", str(ram)):
         free = min(free, int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ")))
     return max(0, free)

@@ -216,7 +216,9 @@ def cluster(deployed):
     cluster, played = deployed
     played.good()
     cluster.heal()
-    return cluster
+    yield cluster
+    for process in list(Process.started):  # what a test that failed left running
+        process.kill()
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ def model(source, quantize, verbose):
     """Split a model into the cache, unless it is there already.
 
     SOURCE is what 'edgellm split' takes, or a folder that it made. Prints a JSON object: changed, model, folder,
-    manifest_sha256, total_bytes, files (name, bytes, sha256 of each), and measure (the names of those that a board
-    needs at least to measure itself).
+    manifest_sha256, total_bytes, files (name, bytes, sha256 of each), measure (the names of those that a board
+    needs at least to measure itself), and path (fused or generic: what its sections are computed with).
 
     \b
     Examples:
