@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 import pytest
 
 from edgellm.checkpoint.manifest import Manifest
-from edgellm.plan import Settings
+from edgellm.errors import PlanError
+from edgellm.plan import Settings, make_plan, parse_board
 from edgellm.plan.needs import Needs, usable_bytes
 from tests.boards.conftest import MAX_TOKENS, PROMPT, Cluster
 from tests.boards.harness import figure, wait_for
@@ -53,10 +54,19 @@ def needs_the_largest(needs: Needs, offers: dict[str, int]) -> bool:
 
 
 def slots(cluster: Cluster) -> int:
-    """So many that with their KV the model needs the largest board, and somewhat more."""
+    """So many that with their KV the model just fits on the boards, in this order and turned round: then each must hold
+    as many layers as it has RAM for, and no old section can stay."""
     manifest, settings, offers = facts(cluster)
-    enough = (n for n in range(1, 1000) if needs_the_largest(Needs(manifest, replace(settings, slots=n)), offers))
-    return next(enough) + 2
+
+    def fits(count: int, amounts: list[int]) -> bool:
+        boards = [parse_board(f"{b}={int(a * 0.97)}B", manifest) for b, a in zip(offers, amounts, strict=True)]
+        try:
+            return bool(make_plan(manifest, boards, replace(settings, slots=count), 1))
+        except PlanError:
+            return False
+
+    amounts = list(offers.values())
+    return max(n for n in range(1, 200) if fits(n, amounts) and fits(n, amounts[::-1]))
 
 
 def check(cluster: Cluster) -> dict[str, tuple[int, int]]:
