@@ -10,6 +10,11 @@ from edgellm.errors import ModelError
 from edgellm.model.fused.section import FusedSection, read_spec
 
 
+def path_of(manifest: Manifest, folder: Path) -> str:
+    """What the sections of a split model are computed with, fused or generic, unless they are told otherwise."""
+    return "fused" if read_spec(manifest, folder)[0] else "generic"
+
+
 def run_whole(
     manifest: Manifest, folder: Path, ids: list[int], last: int, kv_dtype: str,
     progress: Callable[[int], None] = lambda layer: None,

@@ -84,10 +84,9 @@ def _check_sizes(folder: Path, manifest: Manifest) -> None:
 def describe(folder: Path) -> dict:
     """What the playbooks need to know of a split: its files, those that a board needs to measure itself, and the path
     that sections of it take."""
-    from edgellm.model.fused.section import read_spec
+    from edgellm.one_process import path_of
 
     manifest = Manifest.read(folder)
-    spec, _ = read_spec(manifest, folder)
     files = [{"name": MANIFEST_NAME, "bytes": (folder / MANIFEST_NAME).stat().st_size, "sha256": manifest.sha256}]
     files += [{"name": e.name, "bytes": e.bytes, "sha256": e.sha256} for e in (*manifest.files, *manifest.shards)]
     timed = (manifest.layer(manifest.num_layers // 2), manifest.layer(manifest.num_layers - 1), manifest.head)
@@ -95,5 +94,5 @@ def describe(folder: Path) -> dict:
     return {
         "model": manifest.model, "folder": str(folder), "manifest_sha256": manifest.sha256,
         "total_bytes": sum(f["bytes"] for f in files), "files": files, "measure": list(dict.fromkeys(measure)),
-        "path": "fused" if spec else "generic",
+        "path": path_of(manifest, folder),
     }  # fmt: skip
