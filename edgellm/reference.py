@@ -11,6 +11,7 @@ from torch import nn
 
 from edgellm.checkpoint.manifest import Manifest, Shard
 from edgellm.model.build import build_empty, find_layers, read_config
+from edgellm.model.mapped import PACKED
 from edgellm.model.packed import unpack
 from edgellm.model.shardfile import ShardFile
 from edgellm.model.structure import trace
@@ -53,7 +54,7 @@ class Reference:
         structure = self._structure
         for name, stored in ShardFile(self._folder, shard).tensors.items():
             key = name if layer is None else (layer, name)
-            if stored.encoding in ("int4", "int8"):
+            if stored.encoding in PACKED:
                 data = unpack(stored.data, stored.encoding, stored.shape)
             else:
                 data = stored.data.float() if stored.encoding else stored.data

@@ -318,7 +318,7 @@ def test_sizes_of_encodings():
         assert all(stored_shape((out, columns), e) == native.stored_shape(e, (out, columns)) for e in rows)
 
 
-@pytest.mark.parametrize("encoding, row", [("int4", 2), ("int8", 15)])
+@pytest.mark.parametrize("encoding, row", [("int4", 2), ("int4s", 2), ("int8", 15)])
 def test_group_examples_decode_to_the_values_beside_them(encoding, row):
     (lines,) = blocks(SHARDS, f"group {encoding} {row}")
     group, values = np.zeros(GROUP_BYTES[encoding], np.uint8), []

@@ -22,7 +22,7 @@ from edgellm.checkpoint.tensors import (
 )
 from edgellm.errors import CheckpointError
 
-_AS_STORED = {"F32": "f32", "F16": "f16", "BF16": "bf16", "Q4_1": "int4", "Q8_0": "int8"}
+_AS_STORED = {"F32": "f32", "F16": "f16", "BF16": "bf16", "Q4_1": "int4", "Q4_0": "int4s", "Q8_0": "int8"}
 
 
 class GGUFSource(Source):

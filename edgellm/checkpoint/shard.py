@@ -29,9 +29,9 @@ from edgellm.errors import CheckpointError
 _CHUNK_ELEMENTS = 1 << 21  # of one tensor in memory at a time, where the source can be read in pieces
 _DTYPE_NAMES = {
     "f32": "F32", "f16": "F16", "bf16": "BF16", "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8", "u8": "U8",
-    "bool": "BOOL", "int4": "U8", "int8": "U8",
+    "bool": "BOOL", "int4": "U8", "int4s": "U8", "int8": "U8",
 }  # fmt: skip
-_BITS = {"int4": 4, "int8": 8}
+_BITS = {"int4": 4, "int4s": 4, "int8": 8}
 
 
 @dataclass(frozen=True)

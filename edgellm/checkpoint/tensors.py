@@ -1,4 +1,4 @@
-"""A source's tensors, read a few rows at a time: plain, in GGUF's blocks of int4 or int8, or dequantized."""
+"""A source's tensors, read a few rows at a time: plain, in GGUF's blocks as a shard packs them, or dequantized."""
 
 import math
 from collections.abc import Callable
@@ -17,10 +17,10 @@ PLAIN = {
 }  # fmt: skip
 ENCODING_OF = {dtype: encoding for encoding, dtype in PLAIN.items()}
 FLOATS = ("f64", "f32", "f16", "bf16")
-BLOCK = 32  # elements a block of GGUF's Q4_1 (int4) and Q8_0 (int8)
-BLOCK_BYTES = {"int4": 20, "int8": 34}
-TILE = 16  # rows that a shard stores together, of int4 and int8
-GROUP_BYTES = {"int4": 320, "int8": 544}  # of the blocks of a tile's rows, side by side
+BLOCK = 32  # elements a block of GGUF's Q4_1 (int4), Q4_0 (int4s) and Q8_0 (int8)
+BLOCK_BYTES = {"int4": 20, "int4s": 18, "int8": 34}
+TILE = 16  # rows that a shard stores together, of these
+GROUP_BYTES = {"int4": 320, "int4s": 288, "int8": 544}  # of the blocks of a tile's rows, side by side
 
 
 def block_shape(shape: tuple[int, ...], encoding: str) -> tuple[int, ...]:
@@ -46,7 +46,7 @@ def stored_bytes(shape: tuple[int, ...], encoding: str) -> int:
 class Rows:
     """A tensor whose first dimension can be read piece by piece.
 
-    `shape` counts elements, `encoding` says what `read` returns: a tensor of that dtype, or for int4 and int8 GGUF's
+    `shape` counts elements, `encoding` says what `read` returns: a tensor of that dtype, or GGUF's
     blocks, a uint8 tensor [rows, bytes a row].
     """
 
@@ -84,11 +84,10 @@ class FileRows(Rows):
 
 
 class BlockRows(Rows):
-    """Rows of GGUF blocks of another type than int4 and int8: Q4_0 becomes int4 without loss, the rest float16."""
+    """Rows of GGUF blocks that a shard doesn't pack: they become float16."""
 
     def __init__(self, file: CheckpointFile, offset: int, shape, row_bytes: int, type_id: int, what: str):
-        self._q4_0 = type_id == 2
-        super().__init__(shape, "int4" if self._q4_0 else "f16")
+        super().__init__(shape, "f16")
         self._file, self._offset, self._row_bytes, self._type_id, self._what = file, offset, row_bytes, type_id, what
 
     def _raw(self, start: int, stop: int) -> np.ndarray:
@@ -99,17 +98,7 @@ class BlockRows(Rows):
         return np.frombuffer(raw, dtype=np.uint8).reshape(-1, self._row_bytes)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        if not self._q4_0:
-            return self.read_f32(start, stop).to(torch.float16)
-        blocks = self._raw(start, stop).reshape(-1, 18)
-        scale = blocks[:, :2].copy().view(np.float16)
-        out = np.empty((len(blocks), 20), dtype=np.uint8)
-        out[:, :2] = blocks[:, :2]
-        # d·(q - 8) == d·q + m with m = -8·d, exact in float16 but for an overflow, which the writer refuses.
-        with np.errstate(over="ignore"):
-            out[:, 2:4] = (scale * np.float16(-8)).view(np.uint8)
-        out[:, 4:] = blocks[:, 2:]
-        return torch.from_numpy(out.reshape(block_shape((stop - start, *self.shape[1:]), "int4")))
+        return self.read_f32(start, stop).to(torch.float16)
 
     def read_f32(self, start: int, stop: int) -> torch.Tensor:
         from gguf import GGMLQuantizationType

@@ -6,6 +6,7 @@
 //         column 4c + j. A weight is d*q.
 //   INT4  4 chunks of 64 bytes, then 16 fp16 scales d, then 16 fp16 minima m (320 bytes). Byte c*64 + r*4 + j has q of
 //         row r and column 8c + j in its low nibble, and of column 8c + 4 + j in its high one. A weight is d*q + m.
+//   INT4S as INT4, but without minima (288 bytes): a weight is d*(q - 8).
 //   BF16, F16, F32 are plain rows of `in` values, of any length.
 //
 // Arithmetic. All is float32, rounded to nearest even, nothing contracted or reordered, so that every instruction set,
@@ -18,15 +19,16 @@
 //   a infinite or not a number:  scale = NaN;  q = 0
 //   sum = scale * float(Q),  offset = -128 * Q  with  Q = sum of the 32 q
 //
-// product, INT4 and INT8: y = 0, then for each group in ascending order, with the exact integer dot = sum of q_w * q_x:
-//   INT8:  y = fma(d, scale * float(dot), y)
+// product, packed weights: y = 0, then for each group in ascending order, with the exact integer dot = sum of q_w * q_x,
+// of INT4S sum of (q_w - 8) * q_x:
+//   INT8, INT4S:  y = fma(d, scale * float(dot), y)
 //   INT4:  y = fma(d, scale * float(dot), fma(m, sum, y))
 // It differs from the float64 product with the dequantized weights by at most  sum over groups of scale/2 * sum |w|
 // (rounding x to q; 2^-100 for scale/2 where a < 2^-100), and by float32 rounding: (groups + 3) * 2^-22 * sum |w*x|.
 //
-// product_exact, INT4 and INT8: y = 0, then for each group four chains over its columns in ascending order,
+// product_exact, packed weights: y = 0, then for each group four chains over its columns in ascending order,
 //   a[k % 4] = fma(w, x, a[k % 4])  from 0,  then  y = y + ((a[0] + a[1]) + (a[2] + a[3]))
-// with w = fma(d, q, m), or d * q, which is exact: what dequantize writes.
+// with w = fma(d, q, m), or d * q or d * (q - 8), which are exact: what dequantize writes.
 //
 // product and product_exact, BF16, F16, F32: 16 chains over the row, a[k % 16] = fma(w, x, a[k % 16]) from 0, for a row
 // that is filled up with zeros to a multiple of 16; then halves are added: a[i] + a[i + 8], + 4, + 2, + 1.
@@ -38,12 +40,17 @@ namespace edgellm {
 
 constexpr size_t GROUP = 32, TILE = 16;
 
-enum Encoding : int { INT4 = 0, INT8 = 1, BF16 = 2, F16 = 3, F32 = 4 };  // kept in step with native.py
+enum Encoding : int { INT4 = 0, INT8 = 1, BF16 = 2, F16 = 3, F32 = 4, INT4S = 5, ENCODINGS };  // as in native.py
 
-constexpr bool is_packed(int encoding) { return encoding == INT4 || encoding == INT8; }
+constexpr bool is_nibbles(int encoding) { return encoding == INT4 || encoding == INT4S; }
+
+constexpr bool is_packed(int encoding) { return is_nibbles(encoding) || encoding == INT8; }
+
+// Bytes of the q of a group of a tile, before its scales.
+constexpr size_t q_bytes(int encoding) { return is_nibbles(encoding) ? 256 : 512; }
 
 // Bytes of one group of a tile, of a packed weight.
-constexpr size_t group_bytes(int encoding) { return encoding == INT4 ? 320 : 544; }
+constexpr size_t group_bytes(int encoding) { return q_bytes(encoding) + 2 * TILE * (encoding == INT4 ? 2 : 1); }
 
 // Bytes of a value of a plain weight.
 constexpr size_t value_bytes(int encoding) { return encoding == F32 ? 4 : 2; }

@@ -55,23 +55,24 @@ inline I four(const int8_t* x) {
 // maddubs multiplies unsigned by signed bytes and adds pairs in 16 bits. Eight such sums of nibbles fit (8 * 2 * 15 * 127);
 // of INT8 one does (2 * 128 * 127), with q's sign given to x.
 template <int E, size_t P, size_t T>
-inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t*, size_t, I (&acc)[P][T]) {
+inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
+                 I (&acc)[P][T]) {
     const I low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
     for (size_t p = 0; p < P; p++)
 #pragma GCC unroll 8
         for (size_t t = 0; t < T; t++) acc[p][t] = I{};
 #pragma GCC unroll 8
-    for (size_t c = 0; c < (E == INT4 ? 4 : 8); c++) {
+    for (size_t c = 0; c < (is_nibbles(E) ? 4 : 8); c++) {
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++) {
             const I bytes = words(w[p] + c * 64);
-            const I a = E == INT4 ? _mm256_and_si256(bytes, low) : _mm256_abs_epi8(bytes);
+            const I a = is_nibbles(E) ? _mm256_and_si256(bytes, low) : _mm256_abs_epi8(bytes);
             const I b = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
 #pragma GCC unroll 8
             for (size_t t = 0; t < T; t++) {
-                const int8_t* at = x + t * in + (E == INT4 ? 8 : 4) * c;
-                if (E == INT4) {
+                const int8_t* at = x + t * in + (is_nibbles(E) ? 8 : 4) * c;
+                if (is_nibbles(E)) {
                     acc[p][t] = _mm256_add_epi16(acc[p][t], _mm256_maddubs_epi16(a, four(at)));
                     acc[p][t] = _mm256_add_epi16(acc[p][t], _mm256_maddubs_epi16(b, four(at + 4)));
                 } else {
@@ -81,11 +82,14 @@ inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const
             }
         }
     }
-    if (E == INT4) {
+    if (is_nibbles(E)) {
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++)
 #pragma GCC unroll 8
-            for (size_t t = 0; t < T; t++) acc[p][t] = _mm256_madd_epi16(acc[p][t], ones);
+            for (size_t t = 0; t < T; t++) {
+                acc[p][t] = _mm256_madd_epi16(acc[p][t], ones);
+                if (E == INT4S) acc[p][t] = _mm256_add_epi32(acc[p][t], _mm256_set1_epi32(offset[t * groups] / 16));
+            }
     }
 }
 

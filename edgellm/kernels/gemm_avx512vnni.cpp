@@ -63,23 +63,24 @@ inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const
 #pragma GCC unroll 8
     for (size_t t = 0; t < T; t++)
 #pragma GCC unroll 8
-        for (size_t p = 0; p < P; p++) acc[p][t] = E == INT4 ? I{} : _mm512_set1_epi32(offset[t * groups]);
+        for (size_t p = 0; p < P; p++)
+            acc[p][t] = E == INT4 ? I{} : _mm512_set1_epi32(E == INT4S ? offset[t * groups] / 16 : offset[t * groups]);
 #pragma GCC unroll 8
-    for (size_t c = 0; c < (E == INT4 ? 4 : 8); c++) {
+    for (size_t c = 0; c < (is_nibbles(E) ? 4 : 8); c++) {
         I a[P], b[P];
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++) {
             const I bytes = words(w[p] + c * 64);
-            a[p] = E == INT4 ? _mm512_and_si512(bytes, low) : _mm512_xor_si512(bytes, flip);
-            b[p] = E == INT4 ? _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low) : bytes;
+            a[p] = is_nibbles(E) ? _mm512_and_si512(bytes, low) : _mm512_xor_si512(bytes, flip);
+            b[p] = is_nibbles(E) ? _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low) : bytes;
         }
 #pragma GCC unroll 8
         for (size_t t = 0; t < T; t++) {
-            const int8_t* at = x + t * in + (E == INT4 ? 8 : 4) * c;
+            const int8_t* at = x + t * in + (is_nibbles(E) ? 8 : 4) * c;
             const I first = four(at);
 #pragma GCC unroll 8
             for (size_t p = 0; p < P; p++) acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], a[p], first);
-            if (E == INT4) {
+            if (is_nibbles(E)) {
                 const I second = four(at + 4);
 #pragma GCC unroll 8
                 for (size_t p = 0; p < P; p++) acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], b[p], second);

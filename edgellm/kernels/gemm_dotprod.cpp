@@ -23,11 +23,12 @@ constexpr size_t vectors_at_once(size_t) { return 4; }
 
 // Each token's columns come 16 at a time: four lanes of four.
 template <int E, size_t P, size_t T>
-inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t*, size_t, I (&acc)[P][T]) {
+inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
+                 I (&acc)[P][T]) {
 #pragma GCC unroll 8
     for (size_t p = 0; p < P; p++)
 #pragma GCC unroll 8
-        for (size_t t = 0; t < T; t++) acc[p][t] = vdupq_n_s32(0);
+        for (size_t t = 0; t < T; t++) acc[p][t] = vdupq_n_s32(E == INT4S ? offset[t * groups] / 16 : 0);
 #pragma GCC unroll 2
     for (size_t half_of = 0; half_of < 2; half_of++) {
         int8x16_t columns[T];
@@ -36,7 +37,7 @@ inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++) {
             int8x16_t a[4];
-            if constexpr (E == INT4) {
+            if constexpr (is_nibbles(E)) {
                 const uint8x16_t first = vld1q_u8(w[p] + 128 * half_of), second = vld1q_u8(w[p] + 128 * half_of + 64);
                 a[0] = vreinterpretq_s8_u8(vandq_u8(first, vdupq_n_u8(15)));
                 a[1] = vreinterpretq_s8_u8(vshrq_n_u8(first, 4));

@@ -23,8 +23,9 @@ inline int8x16_t four(const int8_t* x) {
 
 // Products of bytes are summed in 16 bits: all eight of a column of nibbles fit (8 * 15 * 127), of INT8 two (2 * 128 * 127).
 template <int E, size_t P, size_t T>
-inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t*, size_t, I (&acc)[P][T]) {
-    if constexpr (E == INT4) {
+inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
+                 I (&acc)[P][T]) {
+    if constexpr (is_nibbles(E)) {
         int16x8_t low[P][T], high[P][T];  // rows 0 and 1, rows 2 and 3, of the vector
 #pragma GCC unroll 8
         for (size_t c = 0; c < 4; c++)
@@ -50,7 +51,10 @@ inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++)
 #pragma GCC unroll 8
-            for (size_t t = 0; t < T; t++) acc[p][t] = vpaddq_s32(vpaddlq_s16(low[p][t]), vpaddlq_s16(high[p][t]));
+            for (size_t t = 0; t < T; t++) {
+                acc[p][t] = vpaddq_s32(vpaddlq_s16(low[p][t]), vpaddlq_s16(high[p][t]));
+                if (E == INT4S) acc[p][t] = vaddq_s32(acc[p][t], vdupq_n_s32(offset[t * groups] / 16));
+            }
     } else {
         I low[P][T], high[P][T];
 #pragma GCC unroll 8

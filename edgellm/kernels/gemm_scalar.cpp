@@ -19,9 +19,9 @@ void product_of(const Matrix& w, const Activations& a, float* y, size_t ldy, siz
                 const int8_t* q = a.q + t * w.in + g * GROUP;
                 int dot = 0;
                 for (size_t k = 0; k < GROUP; k++) dot += weight_q<E>(group, r, k) * q[k];
-                if (E == INT4) total = __builtin_fmaf(half(group + 288 + 2 * r), a.sum[t * groups + g], total);
-                const float d = half(group + (E == INT4 ? 256 : 512) + 2 * r);
-                total = __builtin_fmaf(d, a.scale[t * groups + g] * static_cast<float>(dot), total);
+                const uint8_t* scales = group + q_bytes(E) + 2 * r;
+                if (E == INT4) total = __builtin_fmaf(half(scales + 2 * TILE), a.sum[t * groups + g], total);
+                total = __builtin_fmaf(half(scales), a.scale[t * groups + g] * static_cast<float>(dot), total);
             }
             y[t * ldy + n] = total;
         }
@@ -68,6 +68,7 @@ void plain_of(const Matrix& w, const Activations& a, float* y, size_t ldy, size_
 void product(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
     switch (w.encoding) {
         case INT4: return product_of<INT4>(w, a, y, ldy, row_start, row_end);
+        case INT4S: return product_of<INT4S>(w, a, y, ldy, row_start, row_end);
         case INT8: return product_of<INT8>(w, a, y, ldy, row_start, row_end);
         case BF16: return plain_of<BF16>(w, a, y, ldy, row_start, row_end);
         case F16: return plain_of<F16>(w, a, y, ldy, row_start, row_end);
@@ -78,6 +79,7 @@ void product(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t
 void product_exact(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
     switch (w.encoding) {
         case INT4: return exact_of<INT4>(w, a, y, ldy, row_start, row_end);
+        case INT4S: return exact_of<INT4S>(w, a, y, ldy, row_start, row_end);
         case INT8: return exact_of<INT8>(w, a, y, ldy, row_start, row_end);
         default: return product(w, a, y, ldy, row_start, row_end);
     }
@@ -121,6 +123,7 @@ void scalar_dequantize(const Matrix& w, size_t row_start, size_t row_end, float*
             for (size_t g = 0; g < w.in / GROUP; g++) {
                 const uint8_t* group = w.data + n / TILE * stride + g * group_bytes(w.encoding);
                 if (w.encoding == INT4) dequantize_group<INT4>(group, n % TILE, into + g * GROUP);
+                if (w.encoding == INT4S) dequantize_group<INT4S>(group, n % TILE, into + g * GROUP);
                 if (w.encoding == INT8) dequantize_group<INT8>(group, n % TILE, into + g * GROUP);
             }
             continue;

@@ -42,18 +42,19 @@ inline float plain(const uint8_t* row, size_t k) {
     return value;
 }
 
-// q of row r and column k of a group of a tile.
+// q of row r and column k of a group of a tile, of INT4S q - 8.
 template <int E>
 inline int weight_q(const uint8_t* group, size_t r, size_t k) {
     if (E == INT8) return static_cast<int8_t>(group[k / 4 * 64 + r * 4 + k % 4]);
     const int byte = group[k / 8 * 64 + r * 4 + k % 4];
-    return k % 8 < 4 ? byte & 15 : byte >> 4;
+    return (k % 8 < 4 ? byte & 15 : byte >> 4) - (E == INT4S ? 8 : 0);
 }
 
 // The 32 weights of row r of a group of a tile.
 template <int E>
 inline void dequantize_group(const uint8_t* group, size_t r, float* into) {
-    const float d = half(group + (E == INT4 ? 256 : 512) + 2 * r), m = E == INT4 ? half(group + 288 + 2 * r) : 0;
+    const uint8_t* scales = group + q_bytes(E) + 2 * r;
+    const float d = half(scales), m = E == INT4 ? half(scales + 2 * TILE) : 0;
     for (size_t k = 0; k < GROUP; k++) {
         const float q = static_cast<float>(weight_q<E>(group, r, k));
         into[k] = E == INT4 ? __builtin_fmaf(d, q, m) : d * q;

@@ -5,7 +5,8 @@
 //   words(p), bits<low, count>(i) (unsigned), byte<j>(i) (signed), to_float(i)  on I
 //   widen<E>(p)                         WIDTH values of a plain weight
 //   dots<E, P, T>(w, x, in, offset, groups, acc)   acc[p][t] = the dot products of a group, for P vectors of rows and T
-//                                       tokens: rows at w[p], token t at x + t * in, its offset at offset[t * groups]
+//                                       tokens: rows at w[p], token t at x + t * in, its offset at offset[t * groups],
+//                                       which is -128 times the sum of its 32 q: of INT4S a sixteenth is to be added
 //   vectors_at_once<E>(tokens), most_tokens<E>()   P, and the largest T
 // A packed weight is seen as vectors of WIDTH rows: 16 / WIDTH of them are a tile.
 
@@ -30,7 +31,7 @@ inline const uint8_t* vector_at(const Matrix& w, size_t v) {
 
 template <int E>
 inline const uint8_t* scales_at(const Matrix& w, size_t v) {
-    return w.data + v / PARTS * stride_bytes(E, w.in) + (E == INT4 ? 256 : 512) + v % PARTS * (WIDTH * 2);
+    return w.data + v / PARTS * stride_bytes(E, w.in) + q_bytes(E) + v % PARTS * (WIDTH * 2);
 }
 
 inline void fetch(const uint8_t* group, size_t bytes, const Turn& turn, size_t g) {
@@ -158,11 +159,11 @@ void integer_of(const Matrix& w, const Activations& a, float* y, size_t ldy, siz
 // Calls f(column, weights) for the 32 columns of a group, in chunks of ascending columns.
 template <int E, class Each>
 inline void each_weight(const uint8_t* rows, const uint8_t* scales, const Each& f) {
-    const F d = halves(scales), m = E == INT4 ? halves(scales + 2 * TILE) : zero();
+    const F d = halves(scales), m = E == INT4 ? halves(scales + 2 * TILE) : E == INT4S ? mul(d, spread(-8)) : zero();
 #pragma GCC unroll 8
-    for (size_t c = 0; c < (E == INT4 ? 4 : 8); c++) {
+    for (size_t c = 0; c < (is_nibbles(E) ? 4 : 8); c++) {
         const I bytes = words(rows + c * 64);
-        if constexpr (E == INT4) {
+        if constexpr (is_nibbles(E)) {
             f(8 * c + 0, fma(d, to_float(bits<0, 4>(bytes)), m));
             f(8 * c + 1, fma(d, to_float(bits<8, 4>(bytes)), m));
             f(8 * c + 2, fma(d, to_float(bits<16, 4>(bytes)), m));
@@ -311,6 +312,7 @@ void plain_of(const Matrix& w, const Activations& a, float* y, size_t ldy, size_
 void product(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
     switch (w.encoding) {
         case INT4: return integer_of<INT4>(w, a, y, ldy, row_start, row_end);
+        case INT4S: return integer_of<INT4S>(w, a, y, ldy, row_start, row_end);
         case INT8: return integer_of<INT8>(w, a, y, ldy, row_start, row_end);
         case BF16: return plain_of<BF16>(w, a, y, ldy, row_start, row_end);
         case F16: return plain_of<F16>(w, a, y, ldy, row_start, row_end);
@@ -321,6 +323,7 @@ void product(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t
 void product_exact(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
     switch (w.encoding) {
         case INT4: return exact_of<INT4>(w, a, y, ldy, row_start, row_end);
+        case INT4S: return exact_of<INT4S>(w, a, y, ldy, row_start, row_end);
         case INT8: return exact_of<INT8>(w, a, y, ldy, row_start, row_end);
         default: return product(w, a, y, ldy, row_start, row_end);
     }
@@ -345,6 +348,7 @@ void dequantize(const Matrix& w, size_t row_start, size_t row_end, float* into) 
         const bool whole = is_packed(w.encoding) && row_start % TILE == 0 && row_start + TILE <= row_end;
         const size_t rows = whole ? TILE : 1;
         if (whole && w.encoding == INT4) dequantize_tile<INT4>(w, row_start / TILE, into);
+        if (whole && w.encoding == INT4S) dequantize_tile<INT4S>(w, row_start / TILE, into);
         if (whole && w.encoding == INT8) dequantize_tile<INT8>(w, row_start / TILE, into);
         if (!whole) scalar_dequantize(w, row_start, row_start + 1, into);
         row_start += rows, into += rows * w.in;

@@ -31,7 +31,7 @@ enum Status : int {
 constexpr uint64_t MOST = uint64_t{1} << 31;  // of rows, columns and tokens: products of two stay below 2^64
 
 int check(const void* weights, uint64_t weight_bytes, int encoding, uint64_t out, uint64_t in) {
-    if (encoding < INT4 || encoding > F32) return BAD_ENCODING;
+    if (encoding < INT4 || encoding >= ENCODINGS) return BAD_ENCODING;
     if (out == 0 || in == 0 || out >= MOST || in >= MOST) return BAD_SHAPE;
     if (is_packed(encoding) && in % GROUP != 0) return BAD_SHAPE;
     const uint64_t stride = stride_bytes(encoding, in), strides = is_packed(encoding) ? (out + TILE - 1) / TILE : out;
@@ -67,7 +67,7 @@ struct Scratch {
 }  // namespace
 
 // The version of this interface; native.py refuses a library with another one.
-EXPORT int edgellm_abi() { return 2; }
+EXPORT int edgellm_abi() { return 3; }
 
 // The name of the instruction set in use.
 EXPORT const char* edgellm_target() { return target().name; }

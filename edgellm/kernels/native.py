@@ -15,13 +15,13 @@ import numpy as np
 
 from edgellm.errors import EdgellmError
 
-ENCODINGS = {"int4": 0, "int8": 1, "bf16": 2, "f16": 3, "f32": 4}  # as in gemm.h
-GROUP = 32  # columns that share a scale, of int4 or int8
-TILE = 16  # rows that lie together, of int4 or int8
-GROUP_BYTES = {"int4": 320, "int8": 544}  # of a group of a tile
+ENCODINGS = {"int4": 0, "int8": 1, "bf16": 2, "f16": 3, "f32": 4, "int4s": 5}  # as in gemm.h
+GROUP = 32  # columns that share a scale, of packed weights
+TILE = 16  # rows that lie together, of packed weights
+GROUP_BYTES = {"int4": 320, "int4s": 288, "int8": 544}  # of a group of a tile
 VALUE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 
-_ABI = 2
+_ABI = 3
 _NAME = "libedgellm.so"
 _STATUS = {
     1: "a null pointer",

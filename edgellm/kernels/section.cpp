@@ -33,7 +33,7 @@ int take(const NormSpec& spec, size_t count, float eps, Norm* into) {
 
 int take(const ProjectionSpec& spec, size_t rows, size_t in, Projection* into) {
     if (spec.data == nullptr) return BAD_POINTER;
-    if (spec.encoding < INT4 || spec.encoding > F32) return BAD_ENCODING;
+    if (spec.encoding < INT4 || spec.encoding >= ENCODINGS) return BAD_ENCODING;
     const int encoding = static_cast<int>(spec.encoding);
     if (spec.rows != rows || spec.in != in || spec.out >= MOST || spec.first > spec.out ||
         spec.rows > spec.out - spec.first || spec.first % TILE || (is_packed(encoding) && in % GROUP))

@@ -5,6 +5,7 @@ from torch import nn
 
 from edgellm.checkpoint.manifest import Shard
 from edgellm.errors import ManifestError, ModelError
+from edgellm.model.mapped import PACKED
 from edgellm.model.packed import PackedEmbedding, PackedLinear
 from edgellm.model.shardfile import ShardFile, Stored
 from edgellm.model.structure import Key, Structure
@@ -88,7 +89,7 @@ def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) 
             ram_bytes += stored.data.nbytes
         else:
             _check_shape(file, name, stored, shape)
-            if stored.encoding in ("int4", "int8"):
+            if stored.encoding in PACKED:
                 raise ManifestError(f"{file.path}: {name} is packed as {stored.encoding}, but is no weight to pack")
             data = stored.data.float() if stored.encoding else stored.data
             _set_tensor(model, prefix + name, data)

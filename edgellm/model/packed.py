@@ -1,6 +1,7 @@
 """Weights in packed encodings: packing, unpacking, and the linear and embedding modules that read them in place.
 
     int4  U8 [tiles, in/32*320]  tiles of 16 rows, affine in groups of 32 columns: w = d*q + m
+    int4s U8 [tiles, in/32*288]  the same, symmetric: w = d*(q - 8); what a source has so, none is packed to it
     int8  U8 [tiles, in/32*544]  the same, w = d*q
     bf16, f16, f32               plain [out, in]
 
@@ -16,7 +17,7 @@ from edgellm.kernels import native
 from edgellm.kernels.native import GROUP, GROUP_BYTES, TILE, stored_shape
 from edgellm.model import tiles
 
-_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "int8": torch.uint8, "int4": torch.uint8}
+_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16} | dict.fromkeys(GROUP_BYTES, torch.uint8)
 _LEVELS = {"int4": 15, "int8": 127}  # steps from the minimum (int4) or zero (int8) to the largest weight
 _HALF_MAX = 65504.0
 _CHUNK_ELEMENTS = 1 << 20  # packed or unpacked at a time: a few MB of scratch
@@ -49,9 +50,11 @@ def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
     """Packs a floating-point weight [out, in], a few rows at a time, so that scratch stays small.
 
     Returns uint8 [tiles, bytes of a tile] for int4 and int8, the plain dtype otherwise. Every element of int4 and int8
-    is off by at most d/2. Raises ValueError for elements that aren't finite or don't fit, and for rows that are not a
-    multiple of 32 long.
+    is off by at most d/2. Raises ValueError for int4s, for elements that aren't finite or don't fit, and for rows that
+    are not a multiple of 32 long.
     """
+    if encoding in GROUP_BYTES and encoding not in _LEVELS:
+        raise ValueError(f"{encoding} is what a source has, nothing is packed to it")
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"only a floating-point matrix can be packed, not {weight.dtype} of {weight.dim()} dimensions")
     out, columns = weight.shape
@@ -132,13 +135,15 @@ def unpack(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> torch.T
     for start in range(0, out, rows):
         end = min(start + rows, out)
         part = data[start // TILE : -(-end // TILE)].numpy()
-        weight[start:end] = _values(*tiles.from_tiles(part, encoding, (end - start, columns)))
+        weight[start:end] = _values(encoding, *tiles.from_tiles(part, encoding, (end - start, columns)))
     return weight
 
 
-def _values(q: np.ndarray, d: np.ndarray, m: np.ndarray | None) -> torch.Tensor:
+def _values(encoding: str, q: np.ndarray, d: np.ndarray, m: np.ndarray | None) -> torch.Tensor:
     """q [rows, groups, 32], d and m [rows, groups] to float32 [rows, columns]."""
     values = q.astype(np.float32)
+    if encoding == "int4s":
+        values -= 8
     with np.errstate(invalid="ignore"):  # what isn't finite was refused before, or is the caller's
         values *= d[:, :, None].astype(np.float32)
         if m is not None:
@@ -148,7 +153,7 @@ def _values(q: np.ndarray, d: np.ndarray, m: np.ndarray | None) -> torch.Tensor:
 
 def block_values(blocks: torch.Tensor, encoding: str) -> torch.Tensor:
     """float32 [rows, columns] of GGUF's blocks, uint8 [rows, bytes a row] (tiles.from_blocks)."""
-    return _values(*tiles.split_blocks(blocks.numpy(), encoding))
+    return _values(encoding, *tiles.split_blocks(blocks.numpy(), encoding))
 
 
 def check_data(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> None:

@@ -95,12 +95,12 @@ def test_every_type_of_tensor(tmp_path, kind, family):
     path = write_gguf(tmp_path / "m.gguf", model, lambda name: Q[kind])
     split(open_source(str(path)), tmp_path / "out")
     state, found = _state(path, model), read_split(tmp_path / "out")
-    expected = {"Q4_0": "int4", "Q4_1": "int4", "Q8_0": "int8", "BF16": "bf16"}.get(kind, "f16")
+    expected = {"Q4_0": "int4s", "Q4_1": "int4", "Q8_0": "int8", "BF16": "bf16"}.get(kind, "f16")
     layer = encodings(tmp_path / "out", "layer-0001.safetensors")
     assert {e for n, e in layer.items() if n.endswith(("proj.weight", "c_attn.weight", "c_fc.weight"))} == {expected}
     if expected == "f16" and kind != "F16":  # dequantized: rounded to float16 once
         state = {n: t if t.dim() == 1 else t.half() for n, t in state.items()}
-    if expected == "int8" or expected == "int4":
+    if expected in ("int8", "int4", "int4s"):
         assert {t.dtype for t in found.values()} == {torch.float32}
     else:
         found_dtypes = {t.dtype for t in found.values() if t.dim() == 2}
@@ -109,16 +109,17 @@ def test_every_type_of_tensor(tmp_path, kind, family):
     assert_same_weights(tmp_path / "out", state, _conv1d(family))
 
 
-def test_packed_weights_are_the_files_own_numbers_with_rows_put_back(tmp_path):
+@pytest.mark.parametrize("kind, encoding", [("Q4_1", "int4"), ("Q4_0", "int4s"), ("Q8_0", "int8")])
+def test_packed_weights_are_the_files_own_numbers_with_rows_put_back(tmp_path, kind, encoding):
     model = _model("llama")
-    path = write_gguf(tmp_path / "m.gguf", model, lambda name: Q.Q4_1)
+    path = write_gguf(tmp_path / "m.gguf", model, lambda name: Q[kind])
     split(open_source(str(path)), tmp_path / "out")
     from gguf import GGUFReader
 
     raw = {t.name: np.array(t.data) for t in GGUFReader(path).tensors}
     with safe_open(tmp_path / "out" / "layer-0000.safetensors", "np") as f:
         def blocks(name, rows):
-            return to_blocks(f.get_tensor(name), "int4", (rows, 256))
+            return to_blocks(f.get_tensor(name), encoding, (rows, 256))
 
         assert np.array_equal(blocks("mlp.up_proj.weight", 256), raw["blk.0.ffn_up.weight"])
         assert np.array_equal(permute(blocks("self_attn.q_proj.weight", 256), 8), raw["blk.0.attn_q.weight"])
@@ -135,7 +136,7 @@ def test_quantize_keeps_what_is_small_enough_and_packs_the_rest(tmp_path):
         layer = encodings(tmp_path / quantize, "layer-0000.safetensors")
         assert (layer["self_attn.q_proj.weight"], layer["self_attn.k_proj.weight"]) == (q, k)
         assert layer["mlp.up_proj.weight"] == layer["mlp.down_proj.weight"] == up
-        assert encodings(tmp_path / quantize, "embedding.safetensors") == {"model.embed_tokens.weight": "int4"}
+        assert encodings(tmp_path / quantize, "embedding.safetensors") == {"model.embed_tokens.weight": "int4s"}
         assert encodings(tmp_path / quantize, "head.safetensors")["lm_head.weight"] == "int8"
 
 

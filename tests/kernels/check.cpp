@@ -46,9 +46,8 @@ static void fill(const Matrix& w, uint8_t* data, size_t bytes, int kind) {
         return;
     }
     // Halves are finite: of scales, also subnormal and negative ones; bf16 is near 1.
-    const size_t group = is_packed(w.encoding) ? group_bytes(w.encoding) : 2, first = w.encoding == INT4   ? 256
-                                                                                      : w.encoding == INT8 ? 512
-                                                                                                           : 0;
+    const size_t group = is_packed(w.encoding) ? group_bytes(w.encoding) : 2, 
+                 first = is_packed(w.encoding) ? q_bytes(w.encoding) : 0;
     for (size_t at = 0; at < bytes; at += group)
         for (size_t i = first + 1; i < group; i += 2)
             data[at + i] = w.encoding == BF16 ? (next() & 0x80) | 0x3f : (next() & 0x80) | (next() % 0x50);
@@ -128,7 +127,7 @@ int main(int count, char** arguments) {
         if (!use_target(name)) continue;
         state = 1;
         for (size_t trial = 0; trial < trials; trial++) {
-            const int encoding = trial % 5;
+            const int encoding = trial % ENCODINGS;
             const size_t in = is_packed(encoding) ? GROUP * (1 + below(trial % 7 ? 5 : 70)) : 1 + below(100);
             const size_t tokens = trial % 11 ? 1 + below(17) : 18 + below(40);
             if (compare(target(), encoding, 1 + below(70), in, tokens, below(8), below(6))) return 1;

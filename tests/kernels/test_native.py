@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from edgellm.errors import EdgellmError
 from edgellm.kernels import native
-from edgellm.model.packed import pack, unpack
+from edgellm.model import packed, tiles
+from edgellm.model.packed import unpack
 
-ENCODINGS = ["int4", "int8", "bf16", "f16", "f32"]
-PACKED = ["int4", "int8"]
+ENCODINGS = ["int4", "int4s", "int8", "bf16", "f16", "f32"]
+PACKED = ["int4", "int4s", "int8"]
 
 
 def available() -> list[str]:
@@ -40,6 +41,16 @@ def target(request):
 def one_thread_afterwards():
     yield
     native.set_threads(1)
+
+
+def pack(weight, encoding):
+    """As packed.pack; also to int4s, which only sources are."""
+    if encoding != "int4s":
+        return packed.pack(weight, encoding)
+    groups = weight.reshape(len(weight), -1, 32).numpy()
+    d = (np.abs(groups).max(2) / 7).astype(np.float16)
+    q = np.rint(groups / np.where(d == 0, 1, d)[:, :, None].astype(np.float32)).clip(-8, 7) + 8
+    return torch.from_numpy(tiles.to_tiles("int4s", q.astype(np.uint8), d))
 
 
 def weight(out, columns, encoding, seed=0):
@@ -211,7 +222,7 @@ def test_every_brain_float_is_converted(target):
     assert np.array_equal(into.view(np.uint32), every << 16)
 
 
-@pytest.mark.parametrize("encoding, group_bytes, scales", [("int4", 320, 256), ("int8", 544, 512)])
+@pytest.mark.parametrize("encoding, group_bytes, scales", [("int4", 320, 256), ("int4s", 288, 256), ("int8", 544, 512)])
 def test_every_byte_and_odd_scales_are_decoded(target, encoding, group_bytes, scales):
     generator = np.random.default_rng(0)
     tiles = generator.integers(0, 256, (40, group_bytes), dtype=np.uint8)  # scales: also subnormal
@@ -239,7 +250,7 @@ def test_no_tokens_is_no_work():
 X, Y, DATA, SHAPE = np.zeros((2, 64), np.float32), np.zeros((2, 3), np.float32), np.zeros((1, 640), np.uint8), (3, 64)
 BAD_CALLS = [
     ((X.astype(float), DATA, "int4", SHAPE, Y), "x must be float32, not float64"),
-    ((X, DATA, "int5", SHAPE, Y), "encoding 'int5' is none of int4, int8, bf16, f16, f32"),
+    ((X, DATA, "int5", SHAPE, Y), "encoding 'int5' is none of int4, int8, bf16, f16, f32, int4s"),
     ((X[0], DATA, "int4", SHAPE, Y), "x must have 2 dimensions, not 1"),
     ((X[:, :48], DATA, "int4", (3, 48), Y), "groups of 32; this weight has rows of 48"),
     ((X[:, :32], DATA, "int4", SHAPE, Y), r"x must have shape \[2, 64\], not \[2, 32\]"),
@@ -290,7 +301,7 @@ C_CALLS = [
     ((None, 640, 0, 3, 64, POINTER, 1, POINTER, 1), 1),
     ((POINTER, 640, 0, 3, 64, None, 1, POINTER, 1), 1),
     ((POINTER, 640, 0, 3, 64, POINTER, 1, None, 1), 1),
-    ((POINTER, 640, 5, 3, 64, POINTER, 1, POINTER, 1), 2),
+    ((POINTER, 640, len(native.ENCODINGS), 3, 64, POINTER, 1, POINTER, 1), 2),
     ((POINTER, 640, -1, 3, 64, POINTER, 1, POINTER, 1), 2),
     ((POINTER, 640, 0, 0, 64, POINTER, 1, POINTER, 1), 3),
     ((POINTER, 640, 0, 3, 63, POINTER, 1, POINTER, 1), 3),
