@@ -88,7 +88,7 @@ def prepare(names: list[str]) -> dict[str, Model]:
 
 
 def needed_bytes(names: list[str], folder: Path) -> int:
-    """Bytes of disk for what isn't there yet; int4 takes edgellm 5 bits a weight where Q4_0 takes 4.5."""
+    """Bytes of disk for what isn't there yet; a tied embedding is split into two shards."""
     total = 0
     for name in names:
         recipe, own = RECIPES[name], folder / name

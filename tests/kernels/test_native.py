@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from edgellm.errors import EdgellmError
 from edgellm.kernels import native
-from edgellm.model import packed, tiles
 from edgellm.model.packed import unpack
+from tests.model.make_split import pack
 
 ENCODINGS = ["int4", "int4s", "int8", "bf16", "f16", "f32"]
 PACKED = ["int4", "int4s", "int8"]
@@ -41,16 +41,6 @@ def target(request):
 def one_thread_afterwards():
     yield
     native.set_threads(1)
-
-
-def pack(weight, encoding):
-    """As packed.pack; also to int4s, which only sources are."""
-    if encoding != "int4s":
-        return packed.pack(weight, encoding)
-    groups = weight.reshape(len(weight), -1, 32).numpy()
-    d = (np.abs(groups).max(2) / 7).astype(np.float16)
-    q = np.rint(groups / np.where(d == 0, 1, d)[:, :, None].astype(np.float32)).clip(-8, 7) + 8
-    return torch.from_numpy(tiles.to_tiles("int4s", q.astype(np.uint8), d))
 
 
 def weight(out, columns, encoding, seed=0):

@@ -4,10 +4,13 @@ import hashlib
 import json
 from pathlib import Path
 
+import gguf
+import torch
 from safetensors.torch import save_file
 
 from edgellm.checkpoint.manifest import Manifest, ModelFile, Shard
-from edgellm.model import packed
+from edgellm.model import packed, tiles
+from edgellm.model.mapped import PACKED
 from edgellm.model.shardfile import FORMAT
 from edgellm.model.structure import Structure, trace
 
@@ -62,14 +65,22 @@ def make_split(model, folder: Path, encoding: str = "f32", head_encoding: str | 
     return manifest
 
 
+def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
+    """As packed.pack; to int4s too, which is what GGUF's Q4_0 becomes."""
+    if encoding != "int4s":
+        return packed.pack(weight, encoding)
+    blocks = gguf.quants.quantize(weight.detach().numpy(), gguf.GGMLQuantizationType.Q4_0)
+    return torch.from_numpy(tiles.from_blocks(blocks, encoding))
+
+
 def _encode(structure: Structure, key, tensor, encoding: str):
     if key not in structure.packable:
         return tensor.contiguous().clone(), None
     weight = (tensor.T if key in structure.transposed else tensor).contiguous()
-    if encoding == "f32" or (encoding in ("int4", "int8") and weight.shape[1] % BLOCK):
+    if encoding == "f32" or (encoding in PACKED and weight.shape[1] % BLOCK):
         return weight.clone(), None
     shape = list(weight.shape)
-    return packed.pack(weight, encoding), [encoding, shape] if encoding in ("int4", "int8") else None
+    return pack(weight, encoding), [encoding, shape] if encoding in PACKED else None
 
 
 def round_weights(model, structure: Structure, encoding: str, head_encoding: str | None = None) -> None:
@@ -81,9 +92,9 @@ def round_weights(model, structure: Structure, encoding: str, head_encoding: str
         p = model.get_parameter(name)
         weight = p.T if key in structure.transposed else p
         chosen = head_encoding or encoding if isinstance(key, str) else encoding
-        if chosen in ("int4", "int8") and weight.shape[1] % BLOCK:
+        if chosen in PACKED and weight.shape[1] % BLOCK:
             continue
-        weight.copy_(packed.unpack(packed.pack(weight.contiguous(), chosen), chosen, tuple(weight.shape)))
+        weight.copy_(packed.unpack(pack(weight.contiguous(), chosen), chosen, tuple(weight.shape)))
 
 
 def _sha256(path: Path) -> str:
