@@ -23,6 +23,19 @@ _X86_64 = {"gemm_avx2": _AVX2, "ops_avx2": _AVX2, "gemm_avx512vnni": _AVX512, "o
 _AARCH64 = {"gemm_neon": [], "gemm_dotprod": []}
 
 
+def available() -> list[str]:
+    """The instruction sets that this processor has; those of aarch64 run under qemu."""
+    found = []
+    for name in ("avx512vnni", "avx2", "dotprod", "neon", "scalar"):
+        try:
+            native.use_target(name)
+            found.append(name)
+        except ValueError:
+            continue
+    native.use_target(None)
+    return found
+
+
 def needs(tool: str) -> None:
     """Skip where a tool isn't installed; where CI installs it, that is a failure."""
     if shutil.which(tool) is None:
