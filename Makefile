@@ -10,8 +10,9 @@ export PROMPT
 ask: .venv/ready
 	$(BIN)/edgellm ask "$$PROMPT"
 
-# Everything that needs nothing but loopback, in a few minutes.
+# Everything that needs nothing but loopback, in a few minutes. What the tests of the aarch64 kernels need comes from apt.
 test: .venv/ready lint
+	@tests/kernels/install
 	$(BIN)/python -m pytest
 
 # End to end on boards in namespaces. As root on Debian nothing may be missing: what is gets installed. Elsewhere it is

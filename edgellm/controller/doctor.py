@@ -31,7 +31,8 @@ class Unit:
 class Facts:
     """What is known of a board; None: not known. `*_error` is a reason where something failed, else None.
 
-    `idle` is why a board of the plan doesn't serve it, though its agent answers.
+    `idle` is why a board of the plan doesn't serve it, though its agent answers. `path` and `kernels` are how it
+    computes, `fused_elsewhere` whether another board computes natively.
 
     `files` are sizes in bytes by name, of what lies in its model folder; `sums` their SHA-256 ("" for one that can't
     be read); `needed` the names that must be there; `wrong` (size, SHA-256) by name is what the manifest has.
@@ -58,6 +59,9 @@ class Facts:
     need_bytes: int | None = None
     disk_free_bytes: int | None = None
     read_bytes_per_s: float | None = None
+    path: str | None = None
+    fused_elsewhere: bool = False
+    kernels: str | None = None
     manifest_error: str | None = None
     model_sha256: str | None = None
     manifest_sha256: str | None = None
@@ -246,6 +250,19 @@ def _ram(f: Facts):
         )
 
 
+def _compute(f: Facts):
+    if f.path == "generic" and f.fused_elsewhere:
+        yield (
+            "it computes its layers with transformers, slowly, other boards theirs natively",
+            f"{DEPLOY}, which sets edgellm_path for all of them.",
+        )
+    if f.kernels == "scalar":
+        yield (
+            "its CPU has none of the instructions that fast kernels need (AVX2, NEON)",
+            "It computes at a tenth of the speed: take it out of the inventory if the others can hold the model.",
+        )
+
+
 def _shards(f: Facts):
     again = f"{DEPLOY}, which pushes what is missing or damaged."
     if f.manifest_error:
@@ -283,8 +300,8 @@ def _certificates(f: Facts):
 
 _RULES = (
     ("reach", _reach), ("agent", _agent), ("plan", _plan), ("version", _version), ("clock", _clock), ("link", _link),
-    ("heat", _heat), ("power", _power), ("disk", _disk), ("ram", _ram), ("shards", _shards),
-    ("certificates", _certificates),
+    ("heat", _heat), ("power", _power), ("disk", _disk), ("ram", _ram), ("compute", _compute),
+    ("shards", _shards), ("certificates", _certificates),
 )  # fmt: skip
 
 

@@ -98,7 +98,8 @@ async def examine(
         facts = [here]
         for board, task in zip(boards, tasks, strict=True):
             by_wire = _by_wire(board, words[board.name], rows[board.name], cluster, manifest)
-            facts.append(replace(by_wire, tcp_error=tcp.get(board.name), **await task))
+            elsewhere = any(row["path"] == "fused" for name, row in rows.items() if name != board.name)
+            facts.append(replace(by_wire, tcp_error=tcp.get(board.name), fused_elsewhere=elsewhere, **await task))
         return facts
     finally:
         for task in (asked, *tasks):
@@ -177,7 +178,7 @@ def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest
         version=row["version"], link_mbit=row["link_mbit"], temperature_c=row["temperature_c"],
         throttled=row["throttled"], undervoltage=row["undervoltage"], ram_total_bytes=row["ram_total_bytes"],
         offered_bytes=row["ram_offered_bytes"], disk_free_bytes=row["disk_free_bytes"],
-        manifest_sha256=cluster.plan.manifest_sha256,
+        manifest_sha256=cluster.plan.manifest_sha256, path=row["path"], kernels=row["kernels"],
     )  # fmt: skip
     model = (word.status or {}).get("manifest_sha256")
     if isinstance(model, str) and re.fullmatch(r"[0-9a-f]{64}", model):

@@ -64,6 +64,12 @@ constexpr size_t matrix_bytes(int encoding, size_t out, size_t in) {
     return (is_packed(encoding) ? (out + TILE - 1) / TILE : out) * stride_bytes(encoding, in);
 }
 
+// Whether values of this type lie where p points: not null, and aligned.
+template <class T>
+inline bool is_at(const T* p) {
+    return p != nullptr && reinterpret_cast<uintptr_t>(p) % alignof(T) == 0;
+}
+
 // A weight [out, in] as it lies in the shard, at any address.
 struct Matrix {
     const uint8_t* data;

@@ -82,7 +82,7 @@ EXPORT int edgellm_linear(const void* weights, uint64_t weight_bytes, int encodi
     if (const int status = check(weights, weight_bytes, encoding, out, in)) return status;
     if (tokens >= MOST) return BAD_SHAPE;
     if (tokens == 0) return OK;
-    if (x == nullptr || y == nullptr) return BAD_POINTER;
+    if (!is_at(x) || !is_at(y)) return BAD_POINTER;
     const Matrix w = {static_cast<const uint8_t*>(weights), out, in, encoding};
     const Target& use = target();
     if (integer && is_packed(encoding)) {
@@ -101,7 +101,7 @@ EXPORT int edgellm_quantize(const float* x, uint64_t tokens, uint64_t in, int8_t
                             int32_t* offset) {
     if (in == 0 || in % GROUP != 0 || in >= MOST || tokens >= MOST) return BAD_SHAPE;
     if (tokens == 0) return OK;
-    if (!x || !q || !scale || !sum || !offset) return BAD_POINTER;
+    if (!is_at(x) || !is_at(q) || !is_at(scale) || !is_at(sum) || !is_at(offset)) return BAD_POINTER;
     target().quantize(x, tokens, in, q, scale, sum, offset);
     return OK;
 }
@@ -113,7 +113,7 @@ EXPORT int edgellm_dequantize(const void* weights, uint64_t weight_bytes, int en
     if (row_start > row_end || row_end > out) return BAD_SHAPE;
     if (into_elements != (row_end - row_start) * in) return BAD_LENGTH;
     if (row_start == row_end) return OK;
-    if (into == nullptr) return BAD_POINTER;
+    if (!is_at(into)) return BAD_POINTER;
     const Matrix w = {static_cast<const uint8_t*>(weights), out, in, encoding};
     const Target& use = target();
     share(row_end - row_start, TILE, [&](uint64_t start, uint64_t end) {
@@ -126,7 +126,7 @@ EXPORT int edgellm_dequantize(const void* weights, uint64_t weight_bytes, int en
 // takes several streams at once, as products read weights.
 EXPORT int edgellm_read(const void* data, uint64_t bytes, uint64_t* total) {
     if (bytes % 64 != 0) return BAD_LENGTH;
-    if (data == nullptr || total == nullptr) return BAD_POINTER;
+    if (data == nullptr || !is_at(total)) return BAD_POINTER;
     using Words = uint64_t __attribute__((vector_size(64), aligned(8)));
     constexpr uint64_t STREAMS = 4;
     const uint8_t* p = static_cast<const uint8_t*>(data);

@@ -21,7 +21,7 @@ constexpr uint64_t MOST = uint64_t{1} << 24;  // of any size of a model: product
 int take(const FloatsSpec& spec, size_t count, bool needed, const float** into) {
     *into = spec.data;
     if (spec.data == nullptr) return needed ? BAD_POINTER : OK;
-    if (reinterpret_cast<uintptr_t>(spec.data) % alignof(float)) return BAD_POINTER;
+    if (!is_at(spec.data)) return BAD_POINTER;
     return spec.count == count ? OK : BAD_LENGTH;
 }
 
@@ -44,6 +44,12 @@ int take(const ProjectionSpec& spec, size_t rows, size_t in, Projection* into) {
     into->first = spec.first;
     into->rows = spec.rows;
     return take(spec.bias, rows, false, &into->bias);
+}
+
+// An embedding or the head: all rows of a weight, and no bias.
+int take_end(const ProjectionSpec& spec, size_t rows, const Section& s, Projection* into) {
+    if (rows == 0 || spec.out != rows || spec.bias.data) return BAD_SHAPE;
+    return take(spec, rows, s.hidden, into);
 }
 
 int take(const LayerSpec& spec, const Section& s, Layer* into) {
@@ -83,17 +89,17 @@ int take(const SectionSpec& spec, Section* into) {
     s.vocab = spec.vocab;
     s.positions = spec.positions;
     s.eps = static_cast<float>(spec.eps);
-    if (spec.layers == nullptr) return BAD_POINTER;
+    if (!is_at(spec.layers)) return BAD_POINTER;
     s.layers = static_cast<Layer*>(calloc(spec.num_layers, sizeof(Layer)));
     if (s.layers == nullptr) return NO_MEMORY;
     s.num_layers = spec.num_layers;
     for (size_t i = 0; i < s.num_layers; i++) CHECK(take(spec.layers[i], s, &s.layers[i]));
-    if (spec.embedding.data) CHECK(take(spec.embedding, s.vocab, s.hidden, &s.embedding));
+    if (spec.embedding.data) CHECK(take_end(spec.embedding, s.vocab, s, &s.embedding));
     if (spec.position_embedding.data)
-        CHECK(take(spec.position_embedding, s.positions, s.hidden, &s.position_embedding));
+        CHECK(take_end(spec.position_embedding, s.positions, s, &s.position_embedding));
     if (spec.head.data) {
         CHECK(take(spec.final_norm, s.hidden, s.eps, &s.final_norm));
-        CHECK(take(spec.head, s.vocab, s.hidden, &s.head));
+        CHECK(take_end(spec.head, s.vocab, s, &s.head));
     }
     return OK;
 }
@@ -118,7 +124,7 @@ int check(const Section& s, const StepSpec& step) {
 // Makes a section of what `spec` (of `spec_bytes`) describes; the weights stay where they are, and must as long as the
 // section does.
 EXPORT int edgellm_section_new(const SectionSpec* spec, uint64_t spec_bytes, Section** into) {
-    if (spec == nullptr || into == nullptr) return BAD_POINTER;
+    if (!is_at(spec) || !is_at(into)) return BAD_POINTER;
     if (spec_bytes != sizeof(SectionSpec)) return BAD_LENGTH;
     Section* section = static_cast<Section*>(calloc(1, sizeof(Section)));
     if (section == nullptr) return NO_MEMORY;
@@ -143,7 +149,7 @@ EXPORT void edgellm_section_free(Section* section) {
 // where they are.
 EXPORT int edgellm_section_rope(Section* section, uint64_t which, const float* cos, const float* sin, uint64_t count,
                                 uint64_t positions) {
-    if (section == nullptr || cos == nullptr || sin == nullptr) return BAD_POINTER;
+    if (!is_at(section) || !is_at(cos) || !is_at(sin)) return BAD_POINTER;
     if (which >= ROPES || positions >= MOST) return BAD_SHAPE;
     if (count != positions * (section->rotary_dim / 2)) return BAD_LENGTH;
     section->ropes[which] = {cos, sin, positions};
@@ -157,7 +163,8 @@ EXPORT int edgellm_section_rope(Section* section, uint64_t which, const float* c
 EXPORT int edgellm_section_run(Section* section, const StepSpec* steps, uint64_t num_steps, uint64_t layer_start,
                                uint64_t layer_end, const int64_t* ids, const float* hidden, uint64_t count, float* out,
                                uint64_t out_elements, float* logits, uint64_t logits_elements) {
-    if (section == nullptr || steps == nullptr || (ids == nullptr) == (hidden == nullptr)) return BAD_POINTER;
+    if (!is_at(section) || !is_at(steps) || (ids == nullptr) == (hidden == nullptr)) return BAD_POINTER;
+    if ((ids && !is_at(ids)) || (hidden && !is_at(hidden)) || (out && !is_at(out))) return BAD_POINTER;
     Section& s = *section;
     if (num_steps == 0 || num_steps > MOST_STEPS || layer_start > layer_end || layer_end > s.num_layers)
         return BAD_SHAPE;
@@ -170,7 +177,7 @@ EXPORT int edgellm_section_run(Section* section, const StepSpec* steps, uint64_t
     if (tokens > MOST_TOKENS || (ids && !s.embedding) || (wanted && !s.head)) return BAD_SHAPE;
     if (tokens != count || logits_elements != wanted * s.vocab) return BAD_LENGTH;
     if (out_elements != (out ? tokens * s.hidden : 0)) return BAD_LENGTH;
-    if (wanted && logits == nullptr) return BAD_POINTER;
+    if (wanted && !is_at(logits)) return BAD_POINTER;
     for (uint64_t i = 0; ids && i < tokens; i++)
         if (ids[i] < 0 || static_cast<uint64_t>(ids[i]) >= s.vocab) return BAD_SHAPE;
     if (!make_room(s, tokens)) return NO_MEMORY;

@@ -238,7 +238,8 @@ bool make_room(Section& s, size_t tokens) {
     const size_t q = s.heads * s.head_dim, inner = s.intermediate;
     size_t widest = s.hidden > q ? s.hidden : q;
     widest = widest > inner ? widest : inner;
-    const bool gated = s.layers[0].gate ? true : false;
+    bool gated = false;
+    for (size_t i = 0; i < s.num_layers; i++) gated |= s.layers[i].gate ? true : false;
     const size_t counts[] = {s.hidden, s.hidden, s.hidden, q + 2 * s.kv_heads * s.head_dim, q, gated ? 2 * inner : inner,
                              inner, widest / 4 + 1, widest / GROUP + 1, widest / GROUP + 1, widest / GROUP + 1};
     float** const places[] = {&w.x, &w.normed, &w.added, &w.qkv, &w.attended, &w.gate_up, &w.activated,

@@ -1,55 +1,9 @@
 """check.cpp, which compares every instruction set with the scalar one bit for bit: with sanitizers, and for aarch64."""
 
-import os
-import platform
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
+from building import EMULATOR, HERE, run
 
-from edgellm.kernels import native
-
-KERNELS = Path(native.__file__).parent
-COMMON = [Path(__file__).with_name("check.cpp"), KERNELS / "gemm_scalar.cpp", KERNELS / "target.cpp"]
-COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-FLAGS = ["-std=c++17", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", f"-I{KERNELS}"]
-of_x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86-64")
-SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-X86_64 = {
-    "gemm_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "gemm_avx512vnni.cpp": [*(f"-mavx512{x}" for x in ("f", "bw", "dq", "vl", "vnni")), "-mavx2", "-mfma", "-mf16c"],
-}
-
-
-def needs(tool: str) -> None:
-    """Skip where a tool isn't installed; where CI installs it, that is a failure."""
-    if shutil.which(tool) is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{tool} is not installed")
-
-
-def build(folder: Path, compiler: str, flags: list[str], files: dict[str, list[str]]) -> Path:
-    """Compile check.cpp with these files of kernels/, each with its own flags."""
-    needs(compiler)
-    objects = []
-    for name, own in files.items():
-        objects.append(folder / f"{name}.o")
-        subprocess.run([compiler, *FLAGS, *flags, *own, "-c", KERNELS / name, "-o", objects[-1]], check=True)
-    subprocess.run([compiler, *FLAGS, *flags, *COMMON, *objects, "-o", folder / "check"], check=True)
-    return folder / "check"
-
-
-def run(*command) -> list[str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [line.split(":")[0] for line in done.stdout.splitlines()]
-
-
-@pytest.fixture(scope="module")
-def aarch64(tmp_path_factory):
-    needs(EMULATOR)
-    files = {"gemm_neon.cpp": [], "gemm_dotprod.cpp": []}
-    return build(tmp_path_factory.mktemp("aarch64"), COMPILER, ["-O1", "-static"], files)
+SOURCE = HERE / "check.cpp"
 
 
 @pytest.mark.parametrize("cpu, targets", [
@@ -57,13 +11,12 @@ def aarch64(tmp_path_factory):
     ("cortex-a76", ["dotprod", "neon", "scalar"]),
 ])  # fmt: skip
 def test_the_kernels_of_aarch64_equal_the_scalar_ones(aarch64, cpu, targets):
-    assert run(EMULATOR, "-cpu", cpu, aarch64, "120") == targets
+    lines = run(EMULATOR, "-cpu", cpu, aarch64.program(SOURCE), "120")
+    assert [line.split(":")[0] for line in lines] == targets
 
 
-@of_x86_64
-def test_the_kernels_neither_leave_their_buffers_nor_overflow(tmp_path):
-    program = build(tmp_path, "g++", ["-O0", "-DEDGELLM_X86_64", *SANITIZERS], X86_64)
-    assert run(program, "120")[-1] == "scalar"
+def test_the_kernels_neither_leave_their_buffers_nor_overflow(sanitized):
+    assert run(sanitized.program(SOURCE), "120")[-1] == "scalar: 120 shapes equal"
 
 
 ABI = r"""
@@ -109,12 +62,7 @@ int main() {
 """
 
 
-@of_x86_64
-def test_bad_arguments_are_refused_at_the_boundary(tmp_path):
+def test_bad_arguments_are_refused_at_the_boundary(sanitized, tmp_path):
     source = tmp_path / "abi.cpp"
     source.write_text(ABI)
-    needs("g++")
-    files = [KERNELS / f for f in ("libedgellm.cpp", "gemm_scalar.cpp", "target.cpp", "pool.cpp")]
-    command = ["g++", *FLAGS, "-O0", *SANITIZERS, source, *files, "-lpthread", "-o", tmp_path / "abi"]
-    subprocess.run(command, check=True)
-    assert run(tmp_path / "abi") == ["abi"]
+    assert run(sanitized.program(source)) == ["abi: refused what is bad"]

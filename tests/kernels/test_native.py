@@ -5,6 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 import torch
+from building import available
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,19 +16,6 @@ from tests.model.make_split import pack
 
 ENCODINGS = ["int4", "int4s", "int8", "bf16", "f16", "f32"]
 PACKED = ["int4", "int4s", "int8"]
-
-
-def available() -> list[str]:
-    """The instruction sets that this processor has; those of aarch64 run under qemu in test_check.py."""
-    found = []
-    for name in ("avx512vnni", "avx2", "dotprod", "neon", "scalar"):
-        try:
-            native.use_target(name)
-            found.append(name)
-        except ValueError:
-            continue
-    native.use_target(None)
-    return found
 
 
 @pytest.fixture(params=available())
@@ -299,6 +287,8 @@ C_CALLS = [
     ((POINTER, 640, 0, 3, 64, POINTER, 2**40, POINTER, 1), 3),
     ((POINTER, 639, 0, 3, 64, POINTER, 1, POINTER, 1), 4),
     ((POINTER, 1280, 0, 3, 64, POINTER, 1, POINTER, 1), 4),
+    ((POINTER, 640, 0, 3, 64, POINTER + 2, 1, POINTER, 1), 1),
+    ((POINTER, 640, 0, 3, 64, POINTER, 1, POINTER + 1, 0), 1),
 ]
 
 

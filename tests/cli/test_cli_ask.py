@@ -1,0 +1,207 @@
+"""ask as a user and a shell see it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from edgellm.manager.cluster import ClusterFile
+from tests.cli.commands import ASK, CONTEXT, answer_to, call, fails, ids_of, start
+from tests.fakes import generate
+from tests.tiny import environment, wait_until
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_any_board_is_asked(home, cluster):
+    nowhere = {name: ("127.0.0.1", 9 + i) for i, name in enumerate(cluster.plan.boards)}
+    file = home / "nowhere.json"
+    ClusterFile.make(cluster.model_dir, nowhere, cluster.plan).write(file)
+    line = fails(2, "ask", "x" * (CONTEXT + 1), "--cluster", file)
+    assert line.startswith(f"the prompt has {CONTEXT + 1} tokens, a slot of this cluster holds {CONTEXT}.")
+    line = fails(2, "ask", "hi", "--cluster", file, "--system", "Be brief.")
+    assert line == "fake has no chat template. Leave --system out."
+    line = fails(1, "ask", "hi", "--cluster", file)
+    assert "board b0 (127.0.0.1:9): connection refused, is its agent running?" in line
+
+
+# An answer
+
+
+def test_ask_streams_the_answer_to_stdout_and_nothing_else(cluster):
+    result = call("ask", "Why is the sky blue?", "--cluster", cluster.file, "--max-tokens", 40)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == answer_to("Why is the sky blue?", 40) + "\n"
+
+
+def test_ask_takes_the_prompt_from_stdin(cluster):
+    expected = answer_to("Why?\n", 20) + "\n"
+    for arguments in (["-"], []):
+        result = call("ask", *arguments, "--cluster", cluster.file, "--max-tokens", 20, stdin="Why?\n")
+        assert (result.exit_code, result.stdout) == (0, expected)
+
+
+def test_json_has_text_tokens_timings_and_the_reason(cluster):
+    result = call("ask", "Why?", "--cluster", cluster.file, "--max-tokens", 20, "--seed", 7, "--json")
+    answer = json.loads(result.stdout)
+    assert result.exit_code == 0 and result.stdout.count("\n") == 1
+    assert answer["tokens"] == generate(ids_of("Why?"), 20) and answer["text"] == answer_to("Why?", 20)
+    assert (answer["finish_reason"], answer["prompt_tokens"], answer["seed"]) == ("length", 4, 7)
+    times = answer["timings"]
+    assert 0 < times["first_token_s"] <= times["total_s"]
+    assert times["decode_tokens_per_s"] > 0 and times["prefill_tokens_per_s"] > 0
+    assert [(s["board"], s["start"], s["end"]) for s in answer["stages"]] == [("b0", 0, 3), ("b1", 3, 6)]
+    assert all(s["decode_ms_per_token"] > 0 and s["sent_bytes_per_token"] > 0 for s in answer["stages"])
+
+
+def test_json_tells_what_was_reused_and_drafted_and_neither_changes_the_answer(cluster):
+    options = ("--cluster", cluster.file, "--max-tokens", 200, "--json")
+    first, again, plain = (
+        json.loads(call("ask", "Tell me why, why, why, why!", *options, *more).stdout)
+        for more in ((), (), ("--no-speculate",))
+    )
+    assert first["tokens"] == again["tokens"] == plain["tokens"]
+    assert first["reused_tokens"] < again["reused_tokens"] == plain["reused_tokens"] == again["prompt_tokens"] - 1
+    assert again["draft_tokens"] >= again["accepted_tokens"] >= 0 and again["draft_tokens"] > 0
+    assert (plain["draft_tokens"], plain["accepted_tokens"]) == (0, 0)
+    spoken = call("ask", "Tell me why, why, why, why!", *options[:-1], "-v").stderr
+    assert f"({again['reused_tokens']} held already)" in spoken
+
+
+def test_the_first_of_several_stop_texts_ends_the_answer(cluster):
+    whole = answer_to("Why?", 60)
+    stops = [whole[40:43], whole[20:22], "never to be found"]
+    cut = min(whole.index(s) for s in stops[:2])
+    options = [x for s in stops for x in ("--stop", s)]
+    result = call("ask", "Why?", "--cluster", cluster.file, "--max-tokens", 60, "--json", *options)
+    answer = json.loads(result.stdout)
+    assert (answer["text"], answer["finish_reason"]) == (whole[:cut], "stop")
+    assert wait_until(lambda: cluster.free_slots() == [2, 2])
+
+
+def test_v_says_how_fast_it_was_on_stderr(cluster):
+    result = call("ask", "Why?", "--cluster", cluster.file, "--max-tokens", 20, "-v")
+    assert result.stdout == answer_to("Why?", 20) + "\n"
+    assert "prompt 4 tokens" in result.stderr and "answer 20 tokens" in result.stderr
+    assert "b0 [0-3)" in result.stderr and "b1 [3-6)" in result.stderr and "tok/s" in result.stderr
+
+
+@pytest.fixture
+def slow(cluster):
+    cluster.pace.delay_s = 0.01
+    yield cluster
+    cluster.pace.delay_s = 0.0
+
+
+def test_ctrl_c_ends_the_boards_work_too(slow, home):
+    process = start(slow, home, "-v")
+    try:
+        first = process.stdout.read(5)
+        assert min(slow.free_slots()) < 2
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130 and b"Traceback" not in stderr and b"ended by cancelled" in stderr
+    text = (first + stdout).decode()
+    assert text.endswith("\n") and answer_to("Why?", 2500).startswith(text[:-1])
+    assert slow.free_slots() == [2, 2]
+
+
+def test_a_reader_that_has_enough_ends_it_without_noise(slow, home):
+    process = start(slow, home)
+    try:
+        assert process.stdout.read(1).decode() == answer_to("Why?", 1)
+        process.stdout.close()
+        process.stdout = None
+        _, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, stderr) == (1, b"")
+    assert wait_until(lambda: slow.free_slots() == [2, 2])
+
+
+def test_the_manager_stays_small_and_imports_no_torch(cluster, home):
+    """Memory of the process image itself (VmHWM): what its parent held before exec doesn't count."""
+    code = (
+        "import atexit, re, sys\n"
+        "def tell():\n"
+        "    kb = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read()).group(1)\n"
+        "    heavy = [m for m in ('torch', 'transformers', 'numpy', 'safetensors', 'gguf') if m in sys.modules]\n"
+        "    print(kb, heavy, file=sys.stderr)\n"
+        "atexit.register(tell)\n"
+        "from edgellm.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, "ask", "Why?", "--cluster", str(cluster.file), "--max-tokens", "500"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment(home))
+    assert (done.returncode, done.stdout) == (0, answer_to("Why?", 500) + "\n")
+    kilobytes, heavy = done.stderr.split(" ", 1)
+    assert heavy.strip() == "[]" and int(kilobytes) < 200_000
+
+
+def test_a_full_disk_behind_stdout_is_an_error_not_a_traceback(cluster, home):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*ASK, "Why?", "--cluster", str(cluster.file), "--max-tokens", "5"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, env=environment(home),
+        )  # fmt: skip
+    assert done.returncode not in (0, 120) and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("edgellm: ") and "No space left" in done.stderr
+
+
+# Boards that are lost
+
+
+def test_an_answer_goes_on_without_a_board_and_the_cluster_file_has_the_new_plan(own, home):
+    own.pace.delay_s = 0.005
+    process = start(own, home, "--max-tokens", "80")
+    try:
+        first = process.stdout.read(5)
+        own.call(own.boards.stop(0))
+        stdout, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, (first + stdout).decode()) == (0, answer_to("Why?", 80) + "\n"), stderr
+    trouble, plan = stderr.decode().splitlines()
+    assert trouble.startswith("board b0 (127.0.0.1:") and trouble.endswith("; trying to go on …")
+    assert plan == "epoch 2: b1 layers 0-6"
+    file = ClusterFile.read(own.file)
+    assert (file.plan.epoch, file.plan.boards, file.addresses()) == (2, ("b1",), own.boards.addresses)
+
+
+def test_wait_is_how_long_lost_boards_are_waited_for(own):
+    own.call(own.boards.stop(1))
+    for i in range(3, 6):
+        (own.model_dir / f"layer-{i:04}.safetensors").unlink()  # b0 can't stand in
+    began_s = time.monotonic()
+    result = call("ask", "Why?", "--cluster", own.file, "--wait", "0")
+    assert (result.exit_code, result.stdout) == (1, "") and time.monotonic() - began_s < 10
+    assert "board b1 (127.0.0.1:" in result.stderr and "nobody has layers 3-6" in result.stderr
+    assert result.stderr.count("\n") == 1 and "trying to go on" not in result.stderr
+    result = call("ask", "Why?", "--cluster", own.file, "--wait", "0.3")
+    assert (result.exit_code, result.stdout) == (1, "") and "Trying to go on …" in result.stderr
+    own.call(own.boards.stop(0))
+    result = call("ask", "Why?", "--cluster", own.file)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1  # no board at all: at once, for 120 s would be odd
+    assert "board b0 (127.0.0.1:" in result.stderr and "board b1 (127.0.0.1:" in result.stderr
+    assert "--wait" in fails(2, "ask", "Why?", "--wait", "-1")
+
+
+def test_a_cluster_file_that_can_not_be_written_does_not_end_the_answer(own):
+    own.call(own.boards.form((0, 2, 6), epoch=3, context=CONTEXT, slots=2, chunk=16))
+    own.file.with_name("cluster.json.part").mkdir()
+    result = call("ask", "Why?", "--cluster", own.file, "--max-tokens", 20)
+    assert (result.exit_code, result.stdout) == (0, answer_to("Why?", 20) + "\n"), result.stderr
+    assert result.stderr.startswith(f"cluster file {own.file}: ") and result.stderr.count("\n") == 1
+    assert ClusterFile.read(own.file).plan == own.plan
+    own.file.with_name("cluster.json.part").rmdir()
+    result = call("ask", "Why?", "--cluster", own.file, "--max-tokens", 20)
+    assert result.stderr == "" and ClusterFile.read(own.file).plan.epoch == 3

@@ -1,0 +1,179 @@
+"""Sections of any shape as the C ABI takes them, of random bytes, and hypothesis strategies for what goes into them."""
+
+import ctypes
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import strategies as st
+
+from edgellm.kernels.native import ENCODINGS, weight_bytes
+from edgellm.model.fused.native import Floats, Layer, Norm, Projection, Section, Step
+
+KEYS = 16  # ops.h
+PLAIN, PACKED = ["bf16", "f16", "f32"], ["int4", "int8"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes and features of a section, as in section.h; those of a layer in lists."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    intermediate: int
+    vocab: int
+    positions: int
+    context: int
+    encodings: tuple[str, ...]
+    ends: str
+    kv: str
+    gated: tuple[bool, ...]
+    windows: tuple[int, ...]
+    layer_norm: bool
+    biases: bool
+    qk_norm: bool
+    has_embedding: bool
+    has_head: bool
+    values: str
+    seed: int
+
+    @property
+    def kv_bytes(self) -> int:
+        padded = -(-self.context // KEYS) * KEYS
+        return 2 * len(self.gated) * padded * self.kv_heads * self.head_dim * (2 if self.kv == "f16" else 4)
+
+
+@st.composite
+def shapes(draw) -> Shape:
+    """Any shape that the library takes, small."""
+    layers = draw(st.integers(1, 3))
+    packed = draw(st.booleans())
+    group = draw(st.sampled_from([1, 2, 3, 7, 64]))
+    kv_heads = draw(st.integers(1, 3)) if group < 64 else 1
+    head_dim = 16 * draw(st.integers(1, 3 if group < 64 else 1))
+    unit = 32 if packed else 16
+    if kv_heads * group * head_dim % unit:
+        head_dim = 32
+    encoding = st.sampled_from(PACKED + PLAIN if packed else PLAIN)
+    each = {"min_size": layers, "max_size": layers}
+    has_head = draw(st.booleans())
+    return Shape(
+        hidden=unit * draw(st.integers(1, 3)), heads=kv_heads * group, kv_heads=kv_heads, head_dim=head_dim,
+        rotary_dim=2 * draw(st.integers(0, head_dim // 2)), intermediate=unit * draw(st.integers(1, 9)),
+        vocab=draw(st.integers(1, 40)), positions=draw(st.sampled_from([0, 90])),
+        context=draw(st.sampled_from([1, 16, 17, 64, 70])), encodings=tuple(draw(st.lists(encoding, **each))),
+        ends=draw(encoding), kv=draw(st.sampled_from(["f16", "f32"])),
+        gated=tuple(draw(st.lists(st.booleans(), **each))),
+        windows=tuple(draw(st.lists(st.sampled_from([0, 1, 5, 64, 2**64 - 1]), **each))),
+        layer_norm=draw(st.booleans()), biases=draw(st.booleans()), qk_norm=draw(st.booleans()),
+        has_embedding=draw(st.booleans()), has_head=has_head,
+        values=draw(st.sampled_from(["ordinary", "huge", "zeros", "any"])), seed=draw(st.integers(0, 2**32 - 1)),
+    )  # fmt: skip
+
+
+@dataclass
+class Made:
+    """What describes a section, and the memory that it points to: as long as it says, and no longer."""
+
+    shape: Shape
+    spec: Section = field(default_factory=Section)
+    kept: list = field(default_factory=list)
+
+    @classmethod
+    def of(cls, shape: Shape) -> "Made":
+        made = cls(shape)
+        made._rng = np.random.default_rng(shape.seed)
+        s, spec = shape, made.spec
+        for name in ("hidden", "heads", "kv_heads", "head_dim", "rotary_dim", "intermediate", "vocab", "positions"):
+            setattr(spec, name, getattr(s, name))
+        spec.num_layers, spec.eps = len(s.gated), 1e-5
+        layers = (Layer * len(s.gated))(*(made._layer(i) for i in range(len(s.gated))))
+        spec.layers = layers
+        made.kept.append(layers)
+        if s.has_embedding:
+            spec.embedding = made._weight(s.ends, s.vocab, s.hidden)
+            if s.positions:
+                spec.position_embedding = made._weight(s.ends, s.positions, s.hidden)
+        if s.has_head:
+            spec.head, spec.final_norm = made._weight(s.ends, s.vocab, s.hidden), made._norm()
+        return made
+
+    def floats(self, *shape: int) -> np.ndarray:
+        """Values of the shape's kind."""
+        if self.shape.values == "any":
+            return self._rng.integers(0, 256, (*shape[:-1], 4 * shape[-1]), dtype=np.uint8).view(np.float32)
+        scale = {"ordinary": 1, "huge": 1e38, "zeros": 0}[self.shape.values]
+        return (self._rng.uniform(-1, 1, shape) * scale).astype(np.float32)
+
+    def step(self, tokens: int, position: int, logits: int, kv: np.ndarray) -> Step:
+        encoding = ENCODINGS[self.shape.kv]
+        return Step(tokens, position, 0, logits, kv.ctypes.data, kv.nbytes, self.shape.context, encoding)
+
+    def slot(self) -> np.ndarray:
+        return np.zeros(self.shape.kv_bytes // 4, np.float32)
+
+    def _keep(self, array: np.ndarray) -> np.ndarray:
+        self.kept.append(array)
+        return array
+
+    def _floats(self, count: int, wanted: bool = True) -> Floats:
+        return Floats.of(self._keep(self.floats(count)) if wanted else None)
+
+    def _norm(self) -> Norm:
+        return Norm(self._floats(self.shape.hidden), self._floats(self.shape.hidden, self.shape.layer_norm))
+
+    def _weight(self, encoding: str, out: int, columns: int, biased: bool = False, first: int = 0) -> Projection:
+        """Rows from `first` on of one of first + out rows."""
+        size = weight_bytes(encoding, (first + out, columns))
+        if encoding == "f32":
+            data = self.floats(first + out, columns)
+        else:
+            data = self._rng.integers(0, 256, size, dtype=np.uint8)
+            if self.shape.values != "any":
+                data &= 0xBB  # no half is infinite
+        self._keep(data)
+        bias = self._floats(out, biased)
+        return Projection(data.ctypes.data, size, first + out, columns, first, out, ENCODINGS[encoding], bias)
+
+    def _layer(self, index: int) -> Layer:
+        s, encoding, biased = self.shape, self.shape.encodings[index], self.shape.biases
+        q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+        layer = Layer(
+            before_attention=self._norm(), before_mlp=self._norm(),
+            q=self._weight(encoding, q, s.hidden, biased), k=self._weight(encoding, kv, s.hidden, biased, 16),
+            v=self._weight(encoding, kv, s.hidden, biased), o=self._weight(encoding, s.hidden, q, biased),
+            up=self._weight(encoding, s.intermediate, s.hidden, biased, 32),
+            down=self._weight(encoding, s.hidden, s.intermediate, biased),
+            q_norm=self._floats(s.head_dim, s.qk_norm), k_norm=self._floats(s.head_dim, s.qk_norm),
+            attention_scale=0.25, window=s.windows[index],
+        )  # fmt: skip
+        if s.gated[index]:
+            layer.gate = self._weight(encoding, s.intermediate, s.hidden, biased)
+        return layer
+
+
+def fields(structure: ctypes.Structure, before: tuple = ()) -> list[tuple]:
+    """Paths to all numbers and addresses within a structure."""
+    found = []
+    for name, kind in structure._fields_:
+        if issubclass(kind, ctypes.Structure):
+            found += fields(kind, (*before, name))
+        else:
+            found.append((*before, name))
+    return found
+
+
+def put(structure: ctypes.Structure, path: tuple, value) -> None:
+    """Set the number or address at this path."""
+    for name in path[:-1]:
+        structure = getattr(structure, name)
+    setattr(structure, path[-1], value)
+
+
+def get(structure: ctypes.Structure, path: tuple):
+    """The number or address at this path."""
+    for name in path:
+        structure = getattr(structure, name)
+    return structure
