@@ -26,7 +26,8 @@ _READ_BYTES, _READS = 512 << 20, 3
 
 @dataclass(frozen=True)
 class AgentMemory:
-    """An agent's memory in bytes: its peak RSS, the shards it has mapped, and what its sequences filled of its KV."""
+    """An agent's memory in bytes: its peak RSS, the shards it has mapped, and its KV: all of that is in memory from the
+    start, since an agent writes zeros to whole slots before it says that it serves."""
 
     name: str
     peak: int
@@ -48,7 +49,6 @@ class Cluster:
         by_name = {f"local{i}": pinned(core) for i, core in enumerate(cores, 1)}
         self._agents = local.LocalAgents(model.split, len(cores), logs, prefix=by_name.__getitem__)
         self._random = random.Random()  # never the same prompt twice: nothing is to be known from before
-        self._filled = 0  # the most tokens that were in slots at once
         self.paths: set[str] = set()  # what agents say they compute with: fused, generic
 
     def __enter__(self) -> "Cluster":
@@ -88,7 +88,6 @@ class Cluster:
 
     def _run(self, count: int, context: int, tokens: int) -> tuple[float | None, float]:
         """(tokens a second while all decode, seconds until all do) of `count` sequences at once."""
-        self._filled = max(self._filled, count * (context + tokens))
         return asyncio.run(self._ask(count, context, tokens))
 
     async def _ask(self, count: int, context: int, tokens: int) -> tuple[float | None, float]:
@@ -113,12 +112,11 @@ class Cluster:
     def memory(self) -> list[AgentMemory]:
         """Each agent's memory by now."""
         found, pids = [], {a.name: a.pid for a in self._agents.agents}
-        share = min(1.0, self._filled / (self.plan.context * self.plan.slots))
         for section in self.plan.sections:
             pid = pids[section.board]
             need = section_need(self.manifest, self.plan.settings, section.start, section.end)
             peak, shards = memory_of(pid).peak, mapped_bytes(pid, self.model.split)
-            found.append(AgentMemory(section.board, peak, shards, int(need.kv * share)))
+            found.append(AgentMemory(section.board, peak, shards, need.kv))
         return found
 
 
