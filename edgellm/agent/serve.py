@@ -307,7 +307,7 @@ class Agent:
 
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:
     """Run an agent until SIGTERM or SIGINT, or until the file `until_eof` ends (a parent process that is gone)."""
-    verified.keep_in(state_folder() / f"verified-{options.name}.json")
+    verified.keep_in(state_folder(), options.name)
     agent = Agent(
         options,
         functools.partial(load_section, path=options.path),

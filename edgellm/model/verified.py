@@ -47,11 +47,12 @@ class Verified:
             self._new = True
         return found
 
-    def keep_in(self, path: Path) -> None:
-        """Know what was written down in `path` since the machine started, and write down there what `save` is to keep.
-        What can't be read or believed is left out."""
-        self._path = path
-        self._known |= _read(path)
+    def keep_in(self, folder: Path, name: str) -> None:
+        """Know what agents have written down in `folder` since the machine started, for they may take each other's
+        sections, and have `save` write down there what the agent `name` knows. What can't be believed is left out."""
+        self._path = folder / f"verified-{name}.json"
+        for path in sorted(folder.glob("verified-*.json")):
+            self._known |= _read(path)
 
     def save(self) -> None:
         """Write down what is new, where `keep_in` said."""

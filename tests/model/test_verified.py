@@ -41,11 +41,11 @@ def hashing(monkeypatch, tmp_path):
 
 
 def fresh(monkeypatch, kept=None) -> Verified:
-    """A process that starts, and keeps what it finds right in the file `kept`."""
+    """A process that starts, and keeps what it finds right in the file `kept`, verified-NAME.json."""
     files = Verified()
     monkeypatch.setattr(mapped, "verified", files)
     if kept is not None:
-        files.keep_in(kept)
+        files.keep_in(kept.parent, kept.stem.removeprefix("verified-"))
     return files
 
 
@@ -124,7 +124,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(hashing, shard
 
 
 def test_a_later_process_knows_what_was_saved(hashing, shard, tmp_path, monkeypatch):
-    kept = tmp_path / "state/verified.json"
+    kept = tmp_path / "state/verified-b1.json"
     first = fresh(monkeypatch, kept)
     mapped.map_checked(*shard)
     first.save()
@@ -137,8 +137,18 @@ def test_a_later_process_knows_what_was_saved(hashing, shard, tmp_path, monkeypa
         mapped.map_checked(*shard)
 
 
+def test_agents_of_one_machine_know_what_the_others_found(hashing, shard, tmp_path, monkeypatch):
+    first = fresh(monkeypatch, tmp_path / "verified-b1.json")
+    mapped.map_checked(*shard)
+    first.save()
+    (tmp_path / "verified-b2.json").write_text("{")
+    fresh(monkeypatch, tmp_path / "verified-b3.json")
+    mapped.map_checked(*shard)
+    assert hashing.count == 1
+
+
 def test_nothing_new_is_not_written(hashing, shard, tmp_path, monkeypatch):
-    kept = tmp_path / "verified.json"
+    kept = tmp_path / "verified-b1.json"
     first = fresh(monkeypatch, kept)
     first.save()
     assert not kept.exists()
@@ -152,7 +162,7 @@ def test_nothing_new_is_not_written(hashing, shard, tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", ["another boot", "no boot id", b"", b"\xff", b"[]", b"null", b"7", b"[" * 60000,
                                      b"{}", b'{"boot": 3, "files": 4}', "odd"])  # fmt: skip
 def test_what_cannot_be_believed_is_hashed_again(hashing, shard, tmp_path, monkeypatch, content):
-    kept = tmp_path / "verified.json"
+    kept = tmp_path / "verified-b1.json"
     first = fresh(monkeypatch, kept)
     mapped.map_checked(*shard)
     first.save()
@@ -176,7 +186,7 @@ def test_what_cannot_be_believed_is_hashed_again(hashing, shard, tmp_path, monke
 
 def test_what_cannot_be_written_is_told(hashing, shard, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
-    first = fresh(monkeypatch, tmp_path / "file/below/verified.json")
+    first = fresh(monkeypatch, tmp_path / "file/below/verified-b1.json")
     mapped.map_checked(*shard)
     first.save()
     assert "can't be written, so the next start hashes shards again: Not a directory" in caplog.text
