@@ -41,12 +41,14 @@ class AgentMemory:
 
 
 class Cluster:
-    """Two agents that serve a model, as `with`. `serving_s` is what it took from their start until both served."""
+    """Two agents that serve a model, as `with`. `serving_s` is what it took from their start until both served. They
+    keep in `state` what they found out, and logs beside it."""
 
-    def __init__(self, model: Model, settings: Settings, cores: list[int], logs: Path):
-        self.model, self.manifest, self.logs = model, model.manifest, logs
+    def __init__(self, model: Model, settings: Settings, cores: list[int], state: Path):
+        self.model, self.manifest, logs = model, model.manifest, state / "logs"
         self._settings = replace(settings, context=min(settings.context, self.manifest.max_seq_len))
-        by_name = {f"local{i}": pinned(core) for i, core in enumerate(cores, 1)}
+        kept = ["env", f"STATE_DIRECTORY={state}"]
+        by_name = {f"local{i}": [*kept, *pinned(core)] for i, core in enumerate(cores, 1)}
         self._agents = local.LocalAgents(model.split, len(cores), logs, prefix=by_name.__getitem__)
         self._random = random.Random()  # never the same prompt twice: nothing is to be known from before
         self.paths: set[str] = set()  # what agents say they compute with: fused, generic
@@ -85,6 +87,10 @@ class Cluster:
     def streams(self, count: int, context: int, tokens: int) -> float:
         """Tokens a second of `count` sequences together: from the last one's first token to the first one's last."""
         return self._run(count, context, tokens)[0]
+
+    def fill(self) -> None:
+        """Have a prompt in each slot that fills it, all at once."""
+        self._run(self.plan.slots, self.plan.context - 1, 0)
 
     def _run(self, count: int, context: int, tokens: int) -> tuple[float | None, float]:
         """(tokens a second while all decode, seconds until all do) of `count` sequences at once."""
