@@ -32,14 +32,14 @@ class Verified:
         self._new = False
 
     def sha256(self, file: BinaryIO, mapping: mmap.mmap, expected: str) -> str:
-        """SHA-256 in hex of an open file that is mapped whole: computed, unless it is remembered. It will be if it is
-        the `expected` one, and the file has been left alone meanwhile and for a while before. Either way the whole file
-        has been read into memory, where there is room."""
+        """SHA-256 in hex of an open file that is mapped whole: computed, unless the `expected` one is remembered. It
+        will be if that is what comes out, and the file has been left alone meanwhile and for a while before. Either way
+        the whole file has been read into memory, where there is room."""
         before = os.fstat(file.fileno())
         identity = _identity(before)
-        if identity in self._known:
+        if self._known.get(identity) == expected:
             np.frombuffer(mapping, np.uint8)[:: mmap.PAGESIZE].max()  # no step is to wait for the disk
-            return self._known[identity]
+            return expected
         found = hashlib.sha256(mapping).hexdigest()
         settled = time.time_ns() - before.st_ctime_ns >= _SETTLED_NS
         if found == expected and settled and _identity(os.fstat(file.fileno())) == identity:

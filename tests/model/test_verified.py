@@ -160,7 +160,7 @@ def test_nothing_new_is_not_written(hashing, shard, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["another boot", "no boot id", b"", b"\xff", b"[]", b"null", b"7", b"[" * 60000,
-                                     b"{}", b'{"boot": 3, "files": 4}', "odd"])  # fmt: skip
+                                     b"{}", b'{"boot": 3, "files": 4}', "odd", "damaged"])  # fmt: skip
 def test_what_cannot_be_believed_is_hashed_again(hashing, shard, tmp_path, monkeypatch, content):
     kept = tmp_path / "verified-b1.json"
     first = fresh(monkeypatch, kept)
@@ -173,6 +173,8 @@ def test_what_cannot_be_believed_is_hashed_again(hashing, shard, tmp_path, monke
     elif content == "odd":
         found = json.loads(kept.read_text())
         kept.write_text(json.dumps(found | {"files": dict.fromkeys(found["files"], 3)}))
+    elif content == "damaged":
+        kept.write_text(kept.read_text().replace(shard[1].sha256, "0" * 64))
     else:
         kept.write_bytes(content)
     again = fresh(monkeypatch, kept)
