@@ -26,7 +26,8 @@ _READ_BYTES, _READS = 512 << 20, 3
 
 @dataclass(frozen=True)
 class AgentMemory:
-    """An agent's memory in bytes: its peak RSS, the shards it has mapped, and what its sequences filled of its KV."""
+    """An agent's memory in bytes: its peak RSS, the shards it has mapped, and its KV: all of that is in memory from the
+    start, since an agent writes zeros to whole slots before it says that it serves."""
 
     name: str
     peak: int
@@ -40,15 +41,16 @@ class AgentMemory:
 
 
 class Cluster:
-    """Two agents that serve a model, as `with`. `serving_s` is what it took from their start until both served."""
+    """Two agents that serve a model, as `with`. `serving_s` is what it took from their start until both served. They
+    keep in `state` what they found out, and logs beside it."""
 
-    def __init__(self, model: Model, settings: Settings, cores: list[int], logs: Path):
-        self.model, self.manifest, self.logs = model, model.manifest, logs
+    def __init__(self, model: Model, settings: Settings, cores: list[int], state: Path):
+        self.model, self.manifest, logs = model, model.manifest, state / "logs"
         self._settings = replace(settings, context=min(settings.context, self.manifest.max_seq_len))
-        by_name = {f"local{i}": pinned(core) for i, core in enumerate(cores, 1)}
+        kept = ["env", f"STATE_DIRECTORY={state}"]
+        by_name = {f"local{i}": [*kept, *pinned(core)] for i, core in enumerate(cores, 1)}
         self._agents = local.LocalAgents(model.split, len(cores), logs, prefix=by_name.__getitem__)
         self._random = random.Random()  # never the same prompt twice: nothing is to be known from before
-        self._filled = 0  # the most tokens that were in slots at once
         self.paths: set[str] = set()  # what agents say they compute with: fused, generic
 
     def __enter__(self) -> "Cluster":
@@ -86,9 +88,12 @@ class Cluster:
         """Tokens a second of `count` sequences together: from the last one's first token to the first one's last."""
         return self._run(count, context, tokens)[0]
 
+    def fill(self) -> None:
+        """Have a prompt in each slot that fills it, all at once."""
+        self._run(self.plan.slots, self.plan.context - 1, 0)
+
     def _run(self, count: int, context: int, tokens: int) -> tuple[float | None, float]:
         """(tokens a second while all decode, seconds until all do) of `count` sequences at once."""
-        self._filled = max(self._filled, count * (context + tokens))
         return asyncio.run(self._ask(count, context, tokens))
 
     async def _ask(self, count: int, context: int, tokens: int) -> tuple[float | None, float]:
@@ -113,12 +118,11 @@ class Cluster:
     def memory(self) -> list[AgentMemory]:
         """Each agent's memory by now."""
         found, pids = [], {a.name: a.pid for a in self._agents.agents}
-        share = min(1.0, self._filled / (self.plan.context * self.plan.slots))
         for section in self.plan.sections:
             pid = pids[section.board]
             need = section_need(self.manifest, self.plan.settings, section.start, section.end)
             peak, shards = memory_of(pid).peak, mapped_bytes(pid, self.model.split)
-            found.append(AgentMemory(section.board, peak, shards, int(need.kv * share)))
+            found.append(AgentMemory(section.board, peak, shards, need.kv))
         return found
 
 

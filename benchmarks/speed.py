@@ -59,18 +59,20 @@ class Bench:
         """Measure the rows of one model, and what else it takes if `with_lean`."""
         note(f"{model.name}: starts {WORKERS} agents")
         settings = _SETTINGS[model.name]
-        serving = []
-        if with_lean:  # the first start brings the files into memory
-            for _ in range(1 + min(self.runs, 3)):
-                with Cluster(model, settings, self.cores, self.work / "agents") as cluster:
-                    serving.append(cluster.serving_s)
+        first, serving = [], []
+        if with_lean:
+            for i in range(1 + min(self.runs, 3)):
+                for taken in (first, serving):
+                    with Cluster(model, settings, self.cores, self.work / f"{model.name}-{i}") as cluster:
+                        taken.append(cluster.serving_s)
+            del first[0]  # it brought the files into memory
         with Cluster(model, settings, self.cores, self.work / "agents") as cluster:
             cluster.decode(CONTEXT, 4)  # warms up
             found, reasons = self._runs(cluster, model, targets)
             rows = []
             if with_lean:
                 note(f"{model.name}: memory, start-up")
-                rows = lean.rows(cluster, self.peer, self.runs, serving[1:], self.work)
+                rows = lean.rows(cluster, self.peer, self.runs, first, serving, self.work)
         sizes = model.bytes_a_token()
         results = [make_result(t, found[t.key], sizes, reasons.get(t.key, ""), cluster.paths) for t in targets]
         return results, rows

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import UsageError
+from edgellm.model.verified import verified
 
 log = logging.getLogger(__name__)
 PATHS = ("auto", "generic")
@@ -30,7 +31,8 @@ def set_threads(count: int, cores: tuple[int, ...] = ()) -> None:
 def load_section(
     manifest: Manifest, folder: Path, start: int, end: int, *, without_ends: bool = False, path: str = "auto"
 ):
-    """Section [start, end) from its shards, each checked against the manifest's SHA-256.
+    """Section [start, end) from its shards, each checked against the manifest's SHA-256; what was
+    found right is kept in mind.
 
     `path` "auto" gives a fused section where its family is known, which needs neither torch nor transformers; "generic"
     transformers' own layers. `without_ends` leaves the embedding and the head out even where the section is first or
@@ -38,6 +40,13 @@ def load_section(
     """
     if path not in PATHS:
         raise UsageError(f"path is {path!r}, expected one of {', '.join(PATHS)}")
+    try:
+        return _load(manifest, folder, start, end, without_ends, path)
+    finally:
+        verified.save()
+
+
+def _load(manifest: Manifest, folder: Path, start: int, end: int, without_ends: bool, path: str):
     if path == "auto":
         from edgellm.model.fused.section import FusedSection, read_spec
 

@@ -18,11 +18,12 @@ from edgellm.agent.health import health
 from edgellm.agent.holding import Holding, in_own_thread
 from edgellm.agent.load import load_section
 from edgellm.agent.stage import Stage
-from edgellm.agent.tune import take_cores
+from edgellm.agent.tune import state_folder, take_cores
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S, MAX_STEP_BYTES, STEP_TIMEOUT_S
 from edgellm.errors import BoardError, EdgellmError
 from edgellm.kernels import native
+from edgellm.model.verified import verified
 from edgellm.wire import messages as m
 from edgellm.wire import tls
 from edgellm.wire.peer import Peer, listen
@@ -306,6 +307,7 @@ class Agent:
 
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:
     """Run an agent until SIGTERM or SIGINT, or until the file `until_eof` ends (a parent process that is gone)."""
+    verified.keep_in(state_folder(), options.name)
     agent = Agent(
         options,
         functools.partial(load_section, path=options.path),

@@ -1,6 +1,5 @@
 """A shard file, mapped and parsed without torch: what each tensor is, and its bytes as they lie in the file's pages."""
 
-import hashlib
 import json
 import mmap
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from edgellm.checkpoint.manifest import ModelFile, Shard
 from edgellm.checkpoint.safetensors_file import ITEM_BYTES, SafetensorsFile
 from edgellm.errors import CheckpointError, ManifestError
+from edgellm.model.verified import verified
 
 FORMAT = "edgellm-shard-2"
 PACKED = ("int4", "int4s", "int8")
@@ -75,17 +75,16 @@ class MappedShard:
 
 
 def map_checked(path: Path, entry: Shard | ModelFile, verify_sha256: bool = True) -> mmap.mmap:
-    """Map a file read-only and compare its size, and the SHA-256 of the bytes as mapped, with the manifest's."""
+    """Map a file read-only and compare its size, and the SHA-256 of the bytes as mapped, with the manifest's. What was
+    found right isn't hashed again while it is the same file."""
     again = "push it again"
     try:
         with open(path, "rb") as f:
             mapping = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+            if len(mapping) != entry.bytes:
+                raise ManifestError(f"{path}: {len(mapping)} bytes, the manifest says {entry.bytes}; {again}")
+            if verify_sha256 and (found := verified.sha256(f, mapping, entry.sha256)) != entry.sha256:
+                raise ManifestError(f"{path}: SHA-256 is {found}, the manifest says {entry.sha256}; {again}")
     except (OSError, ValueError) as e:  # ValueError: empty
         raise ManifestError(f"{path}: {getattr(e, 'strerror', None) or e}; {again}") from None
-    if len(mapping) != entry.bytes:
-        raise ManifestError(f"{path}: {len(mapping)} bytes, the manifest says {entry.bytes}; {again}")
-    if verify_sha256:
-        found = hashlib.sha256(mapping).hexdigest()
-        if found != entry.sha256:
-            raise ManifestError(f"{path}: SHA-256 is {found}, the manifest says {entry.sha256}; {again}")
     return mapping

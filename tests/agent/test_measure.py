@@ -177,3 +177,28 @@ def test_a_board_whose_layers_are_all_corrupt_says_so(tmp_path, monkeypatch):
 def test_a_board_without_any_layer_says_so(tmp_path):
     with pytest.raises(ManifestError, match="no layer shard of m is here; push shards"):
         measure.measure_decode(split_of(tmp_path, ("head",)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("took", "steps", "fastest"),
+    [
+        ((9, 2, 2, 2, 2, 2), 6, 2),  # the first wakes the core up, five are alike
+        ((2.0, 2.08, 2.02, 2.1, 2.06), 5, 2.0),
+        ((4, 4, 4, 4, 2, 2, 4, 2, 2, 2), 10, 2),  # half of them beside other work
+        ((4, 5, 6, 7, 8, 9, 10, 3), 21, 3),  # none like another
+        ((150,) * 5, 5, 150),  # slow, and alike
+        ((100, 120, 140, 160, 180), 5, 100),  # slow, and time is up
+    ],
+)
+def test_a_step_is_timed_until_its_time_is_sure(monkeypatch, took, steps, fastest):
+    clock = SimpleNamespace(ms=0.0, steps=0)
+
+    def forward(x, position, slot, pass_len, want_logits):
+        assert (position, pass_len) == (clock.steps, clock.steps + 1)
+        clock.ms += took[clock.steps] if clock.steps < len(took) else took[-1] + clock.steps
+        clock.steps += 1
+
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock.ms / 1e3))
+    section = SimpleNamespace(new_slot=lambda context: None, example=lambda: None, forward=forward)
+    assert measure._decode_s(section, False) == pytest.approx(fastest / 1e3)
+    assert clock.steps == steps

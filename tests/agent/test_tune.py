@@ -73,11 +73,11 @@ def undisturbed() -> float:
 
 
 def test_sets_take_turns_until_the_time_is_over(monkeypatch):
-    section = FakeSection({(0, 1): 0.04, (0,): 0.06})
+    section = FakeSection({(0, 1): 0.025, (0,): 0.035})
     monkeypatch.setattr(tune.time, "perf_counter", lambda: section.now_s)
     seconds, calm = tune.time_sets(section, list(section.seconds), section.use, undisturbed)
     assert seconds == pytest.approx(section.seconds) and calm
-    assert section.used == [(0, 1), (0,)] * 3  # 0.2 s a round: the third begins before the half second is over
+    assert section.used == [(0, 1), (0,)] * 3  # 0.12 s a round: the third begins before 0.3 s are over
 
 
 def test_slow_sets_are_tried_twice_and_no_more(monkeypatch):
@@ -88,7 +88,7 @@ def test_slow_sets_are_tried_twice_and_no_more(monkeypatch):
 
 
 def test_while_others_have_the_cores_nothing_is_sure(monkeypatch):
-    section = FakeSection({(0, 1): 0.05, (0,): 0.07})
+    section = FakeSection({(0, 1): 0.03, (0,): 0.04})
     monkeypatch.setattr(tune.time, "perf_counter", lambda: section.now_s)
     _, calm = tune.time_sets(section, list(section.seconds), section.use, lambda: section.now_s / 2)
     assert not calm
