@@ -21,7 +21,8 @@ _DTYPES = (*_PLAIN, "U8", "I8", "I16", "I32", "I64", "BOOL")
 @dataclass(frozen=True)
 class MappedTensor:
     """A tensor in a mapped shard: `data` is its bytes (uint8, read-only), `stored_shape` and `dtype` what safetensors
-    says of them; `encoding` is f32, f16, bf16, int8, int4, int4s, or None for integers and booleans; `shape` counts elements.
+    says of them; `encoding` is f32, f16, bf16, int8, int4, int4s, or None for integers and booleans; `shape` counts
+    elements.
     """
 
     data: np.ndarray

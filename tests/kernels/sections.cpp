@@ -40,7 +40,7 @@ static const Features FAMILIES[] = {
     // in the order of the members above
     {"llama", 64, 4, 2, 16, 16, 128, 67, 0, INT8, INT8, F16, false, false, true, false, false, false, 1},
     {"llama biases", 64, 4, 1, 16, 16, 128, 64, 0, BF16, F16, F32, false, true, true, false, false, false, 1},
-    {"llama wide heads", 96, 4, 4, 48, 48, 160, 33, 0, INT4, INT8, F32, false, false, true, false, false, false, 1},
+    {"llama wide heads", 96, 4, 4, 48, 48, 160, 33, 0, INT4S, INT8, F32, false, false, true, false, false, false, 1},
     {"qwen2 window", 64, 4, 2, 16, 16, 128, 64, 8, INT8, INT4, F16, false, true, true, false, false, false, 1},
     {"qwen3", 64, 4, 2, 32, 32, 128, 64, 0, INT4, BF16, F16, false, false, true, true, false, false, 1},
     {"mistral window", 64, 8, 2, 16, 16, 96, 64, 70, F16, F32, F16, false, false, true, false, false, false, 1},
@@ -73,9 +73,9 @@ struct Memory {
         uint8_t* data = bytes(count);
         for (size_t i = 0; i < count; i++) data[i] = next();
         const uint8_t sign = 0x80;
-        const uint8_t high = encoding == INT4 ? 0x20 : encoding == INT8 ? 0x14 : encoding == BF16 ? 0x3d : 0x28;
+        const uint8_t high = is_nibbles(encoding) ? 0x20 : encoding == INT8 ? 0x14 : encoding == BF16 ? 0x3d : 0x28;
         const size_t group = is_packed(encoding) ? group_bytes(encoding) : 2;
-        const size_t first = encoding == INT4 ? 256 : encoding == INT8 ? 512 : 0;
+        const size_t first = is_packed(encoding) ? q_bytes(encoding) : 0;
         if (encoding == F32)
             for (size_t i = 0; i < count; i += 4) {
                 const float v = 0.3f * value();

@@ -10,7 +10,7 @@ from edgellm.kernels.native import ENCODINGS, weight_bytes
 from edgellm.model.fused.native import Floats, Layer, Norm, Projection, Section, Step
 
 KEYS = 16  # ops.h
-PLAIN, PACKED = ["bf16", "f16", "f32"], ["int4", "int8"]
+PLAIN, PACKED = ["bf16", "f16", "f32"], ["int4", "int4s", "int8"]
 
 
 @dataclass(frozen=True)

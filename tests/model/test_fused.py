@@ -63,11 +63,13 @@ def test_longrope_switches_where_generate_does(prompt_len, tmp_path):
     assert FusedRing(sections, kv_dtype="float32").generate(IDS[:prompt_len], 16) == expected
 
 
-@pytest.mark.parametrize("encoding, head", [("bf16", None), ("f16", None), ("int8", None), ("int4", "int8"), ("int4s", "int8")])
+@pytest.mark.parametrize(
+    "encoding, head", [("bf16", None), ("f16", None), ("int8", None), ("int4", "int8"), ("int4s", "int8")]
+)
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3", "phi3", "mistral_window", "odd_vocab"])
 def test_packed_weights_give_the_logits_of_the_unpacked_model(family, encoding, head, tmp_path):
-    """With packed weights the reference rounds what goes into its products too. A value that lies just between two steps
-    may be rounded the other way: from that token on the wider bound holds."""
+    """With packed weights the reference rounds what goes into its products too. A value that lies just between two
+    steps may be rounded the other way: from that token on the wider bound holds."""
     model, sections = sections_of(family, tmp_path, encoding, head)
     got = FusedRing(sections, kv_dtype="float32").logits(IDS, (80,))
     if encoding in ("bf16", "f16"):
