@@ -35,6 +35,7 @@ def test_hidden_states_of_an_unknown_sequence_are_dropped(tmp_path):
     async def go():
         async with mid_answer(tmp_path) as at:
             stranger = await Stranger.dial(at.last, BEFORE)
+            await until(lambda: at.last.stage.engine.waiting == 1)  # the answer's own
             for i in range(300):
                 stranger.send(m.Hidden(1, i, 0, 64, 1, (1,) * 64, bytes(64 * HIDDEN * 4)))
             stranger.send(m.Ping(42))
