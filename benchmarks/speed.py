@@ -135,6 +135,7 @@ def measure(keys: list[str], with_lean: bool, runs: int, decoded: int, work: Pat
         rows += more_rows
     if with_lean:
         rows.append(Row("one core reads", bench.memory.read_bytes_per_s() / 1e9, "GB/s"))
+        rows.append(Row(f"{WORKERS} cores together read", bench.memory.read_together_bytes_per_s() / 1e9, "GB/s"))
     results.sort(key=lambda r: keys.index(r.target.key))
     peer = {"package": f"{peer_build.PACKAGE} {peer_build.VERSION}", "cmake": peer_build.FLAGS}
     if bench.peer:
