@@ -61,7 +61,7 @@ def main() -> None:
     from benchmarks.two_level import quality
 
     if options.gguf:
-        for dithered in (False, True):
+        for dithered in (True, False):
             rows = quality.of_gguf(options.gguf, options.seeds, dithered)
             print_quality(f"{options.gguf.name}{', dithered' if dithered else ''}", rows)
         return

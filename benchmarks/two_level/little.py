@@ -1,7 +1,7 @@
 """A little Llama of bytes, trained here in float32: a source of weights that nobody has quantized before.
 
-Its text is what any machine with Python has: the standard library's sources, beside this project's pages and Alice in
-Wonderland. One file in eight, and the last third of Alice, are held out.
+Its text is what any machine with Python has: the standard library's sources, beside this project's pages and a piece of
+Alice in Wonderland. One file in eight, and the last third of Alice, are held out.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
+ALICE = ROOT / "tests/texts/alice.txt"
 HIDDEN, INNER, LAYERS, HEADS = 256, 768, 4, 4  # rows are multiples of 256
 LENGTH, BATCH = 256, 16  # bytes of a sequence, sequences of a step
 
@@ -22,7 +23,7 @@ def texts() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Bytes, uint8, to train with; and those held out, of code and of English."""
     library = Path(os.__file__).parent
     train, code, english = [], [], []
-    alice = (ROOT / "tests/texts/alice.txt").read_bytes()
+    alice = ALICE.read_bytes()
     train.append(alice[: len(alice) * 2 // 3])
     english.append(alice[len(alice) * 2 // 3 :])
     files = [p for p in sorted(library.rglob("*.py")) if not {"site-packages", "test", "tests"} & set(p.parts)]

@@ -2,11 +2,11 @@
 //
 // Layout: tiles of 16 rows, each tile its blocks of 256 columns, one after the other; a block has 2304 bytes (4.5 bits
 // a weight):
-//   0     8 groups of 32 columns, 256 bytes each: nibbles as in INT4 (gemm.h)
-//   2048  128 bytes: byte 16g + r has the low four bits of group g's scale in its low nibble, of its minimum in its high
-//   2176  64 bytes: byte 16g + r (g < 4) has the upper two bits of group g's scale, of its minimum, of group g + 4's
-//         scale, of its minimum, from the lowest bits up
-//   2240  16 fp16 scales d, then 16 fp16 minima m
+//   0    128 bytes: byte 16g + r has the low four bits of group g's scale in its low nibble, of its minimum in its high
+//   128  64 bytes: byte 16g + r (g < 4) has the upper two bits of group g's scale, of its minimum, of group g + 4's
+//        scale, of its minimum, from the lowest bits up
+//   192  16 fp16 scales d, then 16 fp16 minima m
+//   256  8 groups of 32 columns, 256 bytes each: nibbles as in INT4 (gemm.h)
 // A weight is (d * scale) * q + (m * minimum), scale and minimum from 0 to 63.
 //
 // The arithmetic is that of INT4 with d * scale for d and m * minimum for m, both rounded to float32.
@@ -16,9 +16,6 @@ namespace edgellm {
 namespace {
 
 constexpr size_t BLOCK_GROUPS = 8, BLOCK_BYTES = 2304;
-#ifndef TWO_AHEAD
-#define TWO_AHEAD 2048
-#endif
 
 inline size_t tile_bytes(size_t in) { return in / (GROUP * BLOCK_GROUPS) * BLOCK_BYTES; }
 
@@ -26,7 +23,7 @@ inline I low_bits(I v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi8(s
 
 // The 6-bit scales, then minima, of a block's groups as bytes: into[g * 16 + r].
 inline void unpack_scales(const uint8_t* block, uint8_t* into) {
-    const I first = words(block + 0), second = words(block + 64), upper = words(block + 128);
+    const I first = words(block), second = words(block + 64), upper = words(block + 128);
     const I two = _mm512_slli_epi16(upper, 2), four = _mm512_slli_epi16(upper, 4), less = _mm512_srli_epi16(upper, 2);
     const I high_first = _mm512_srli_epi16(first, 4), high_second = _mm512_srli_epi16(second, 4);
     _mm512_store_si512(into, _mm512_or_si512(low_bits(first, 15), low_bits(four, 48)));
@@ -72,9 +69,6 @@ inline void two_level_block(const Matrix& w, const Activations& a, float* y, siz
             d[p] = halves(blocks[p] + 192);
             m[p] = halves(blocks[p] + 224);
         }
-#ifdef UNROLL
-#pragma GCC unroll 8
-#endif
         for (size_t i = 0, g = b * BLOCK_GROUPS; i < BLOCK_GROUPS; i++, g++) {
             const uint8_t* group_rows[P];
             I acc[P][T];
@@ -122,7 +116,7 @@ void two_level_passes(const Matrix& w, const Activations& a, float* y, size_t ld
     const size_t groups = w.in / GROUP, tokens = end - first, passes = (tokens + MOST - 1) / MOST;
     const size_t v_end = (row_end + WIDTH - 1) / WIDTH;
     if (passes == 1) {
-        const Turn turn = {0, groups, TWO_AHEAD, 0, 1};
+        const Turn turn = {0, groups, AHEAD_BYTES, 0, 1};
         return two_level_count<MOST>(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end, first, turn);
     }
     constexpr size_t AT_ONCE = vectors_at_once<INT4>(MOST);

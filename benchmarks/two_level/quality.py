@@ -1,8 +1,8 @@
 """What rounding to int4 costs: squared error of the weights and perplexity of held-out text, affine beside two-level.
 
-The little model's weights were never quantized before. SmolLM2's only source here is a Q4_1 file, which affine groups of
-32 hold without any loss: that favours affine. So each weight is first moved by a random part of half a step, which makes
-a model whose weights lie on no grid, about as far from Q4_1 as the unknown 16-bit weights.
+The little model's weights were never quantized before. SmolLM2's only source here is a Q4_1 file, which affine groups
+of 32 hold without any loss: that favours affine. So it is also measured with each weight moved by a random part of half
+a step: a model whose weights lie on no grid, about as far from Q4_1 as the unknown 16-bit ones.
 """
 
 import math
@@ -14,7 +14,6 @@ import torch
 from benchmarks.two_level import little, quantize
 from edgellm.model.packed import pack, unpack
 
-TEXT = little.ROOT / "tests/texts/alice.txt"
 TOKENS = 512  # of a window of SmolLM2
 
 
@@ -25,10 +24,11 @@ def as_packed(groups: torch.Tensor) -> torch.Tensor:
 
 WAYS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "affine, edgellm's": as_packed,
-    "affine, minimum and maximum": quantize.affine,
     "affine, searched": quantize.affine_searched,
+    "affine, searched with weights": quantize.affine_weighted,
     "two-level, minimum and maximum": quantize.two_level,
     "two-level, searched": quantize.two_level_searched,
+    "two-level, searched with weights": quantize.two_level_weighted,
 }
 
 
@@ -71,19 +71,22 @@ def little_scores(model, text: torch.Tensor, seeds: int) -> list[float]:
 
 
 def of_gguf(path: Path, windows: int, dithered: bool) -> list[dict]:
-    """The table for a GGUF model of transformers' Llama family, over windows of Alice in Wonderland."""
+    """The table for a GGUF model of transformers' Llama family, over windows of this project's pages."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    ids = torch.tensor(tokenizer(TEXT.read_text())["input_ids"])
+    text = "\n".join(p.read_text() for p in [little.ALICE, *sorted(little.ROOT.glob("docs/*.md"))])
+    ids = torch.tensor(tokenizer(text)["input_ids"])
     if dithered:
         torch.manual_seed(0)
         for linear in layer_linears(model):
             dither(linear.weight)
 
+    @torch.no_grad()
     def score() -> list[float]:
-        parts = ids[: windows * TOKENS].view(windows, 1, TOKENS)
+        starts = [(len(ids) - TOKENS) * i // windows for i in range(windows)]
+        parts = [ids[None, start : start + TOKENS] for start in starts]
         return [math.exp(float(model(input_ids=part, labels=part).loss)) for part in parts]
 
     return compare(model, score)

@@ -123,7 +123,9 @@ def check(library: ctypes.CDLL) -> None:
             assert np.allclose(y, seen @ weight.T, rtol=1e-4, atol=1e-3 * np.abs(weight).max()), (kind, tokens)
 
 
-def measure(shape: tuple[int, int], tokens: list[int], cold_bytes: int, repeats: int, threads: int, huge: bool = False) -> list[dict]:
+def measure(
+    shape: tuple[int, int], tokens: list[int], cold_bytes: int, repeats: int, threads: int, huge: bool = False
+) -> list[dict]:
     """A dict for each number of tokens: medians in seconds of both kinds, and the median ratio of neighbours."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(threads) as pool:
         library = build(Path(folder))
