@@ -61,9 +61,9 @@ def main() -> None:
     from benchmarks.two_level import quality
 
     if options.gguf:
-        for dithered in (True, False):
-            rows = quality.of_gguf(options.gguf, options.seeds, dithered)
-            print_quality(f"{options.gguf.name}{', dithered' if dithered else ''}", rows)
+        for dithered, moved in ((False, 0), (True, 0), (True, 16)):
+            name = options.gguf.name + ", dithered" * dithered + f", groups moved by {moved}" * bool(moved)
+            print_quality(name, quality.of_gguf(options.gguf, options.seeds, dithered, moved))
         return
     for name, rows in quality.of_little_model(options.steps, options.seeds).items():
         print_quality(f"little model, {name}", rows)

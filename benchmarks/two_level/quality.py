@@ -2,7 +2,8 @@
 
 The little model's weights were never quantized before. SmolLM2's only source here is a Q4_1 file, which affine groups
 of 32 hold without any loss: that favours affine. So it is also measured with each weight moved by a random part of half
-a step: a model whose weights lie on no grid, about as far from Q4_1 as the unknown 16-bit ones.
+a step, so that none lies on the file's grid; and with groups that begin in the middle of the file's, for an aligned one
+by minimum and maximum finds nearly the same grid again, and takes the random part back.
 """
 
 import math
@@ -38,8 +39,9 @@ def layer_linears(model) -> list[torch.nn.Linear]:
 
 
 @torch.no_grad()
-def compare(model, score: Callable[[], list[float]]) -> list[dict]:
-    """For each way the relative squared error, and the perplexities that `score` gives of several windows."""
+def compare(model, score: Callable[[], list[float]], moved: int = 0) -> list[dict]:
+    """For each way the relative squared error, and the perplexities that `score` gives of several windows. Groups begin
+    `moved` columns later than they would."""
     linears = layer_linears(model)
     originals = [linear.weight.detach().clone() for linear in linears]
     base, found = score(), []
@@ -48,9 +50,9 @@ def compare(model, score: Callable[[], list[float]]) -> list[dict]:
         error = power = 0.0
         for linear, weight in zip(linears, originals, strict=True):
             # SmolLM2's rows of 576 are no multiple of 256: blocks may reach over a row's end here
-            groups = weight.reshape(-1, 32)
+            groups = weight.roll(-moved, dims=1).reshape(-1, 32)
             parts = [function(part) for part in groups.split(1 << 14)]
-            linear.weight.copy_(torch.cat(parts).view_as(weight))
+            linear.weight.copy_(torch.cat(parts).view_as(weight).roll(moved, dims=1))
             error += float((linear.weight - weight).double().square().sum())
             power += float(weight.double().square().sum())
         found.append({"way": way, "error": error / power, "perplexities": score()})
@@ -70,7 +72,7 @@ def little_scores(model, text: torch.Tensor, seeds: int) -> list[float]:
     return [little.perplexity(model, little.windows(text, 16, seed)) for seed in range(seeds)]
 
 
-def of_gguf(path: Path, windows: int, dithered: bool) -> list[dict]:
+def of_gguf(path: Path, windows: int, dithered: bool, moved: int) -> list[dict]:
     """The table for a GGUF model of transformers' Llama family, over windows of this project's pages."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -89,7 +91,7 @@ def of_gguf(path: Path, windows: int, dithered: bool) -> list[dict]:
         parts = [ids[None, start : start + TOKENS] for start in starts]
         return [math.exp(float(model(input_ids=part, labels=part).loss)) for part in parts]
 
-    return compare(model, score)
+    return compare(model, score, moved)
 
 
 @torch.no_grad()
