@@ -46,6 +46,9 @@ constexpr size_t most_tokens() { return 4; }
 template <int E>
 constexpr size_t vectors_at_once(size_t tokens) { return tokens == 1 ? 4 : tokens == 2 ? 2 : 1; }
 
+template <int>
+constexpr bool asks_ahead(size_t) { return true; }
+
 inline I four(const int8_t* x) {
     int32_t v;
     memcpy(&v, x, 4);

@@ -21,6 +21,9 @@ constexpr size_t most_tokens() { return 4; }
 template <int E>
 constexpr size_t vectors_at_once(size_t) { return 4; }
 
+template <int>
+constexpr bool asks_ahead(size_t) { return true; }
+
 // Each token's columns come 16 at a time: four lanes of four.
 template <int E, size_t P, size_t T>
 inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,

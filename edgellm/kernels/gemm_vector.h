@@ -8,6 +8,7 @@
 //                                       tokens: rows at w[p], token t at x + t * in, its offset at offset[t * groups],
 //                                       which is -128 times the sum of its 32 q: of INT4S a sixteenth is to be added
 //   vectors_at_once<E>(tokens), most_tokens<E>()   P, and the largest T
+//   asks_ahead<E>(tokens)               whether weights are asked for before their use
 // A packed weight is seen as vectors of WIDTH rows: 16 / WIDTH of them are a tile.
 
 constexpr size_t PARTS = TILE / WIDTH;                // vectors a tile, or a canonical 16 lanes
@@ -80,7 +81,7 @@ inline void integer_block(const Matrix& w, const Activations& a, float* y, size_
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++) {
             group_rows[p] = rows[p] + g * group_bytes(E);
-            if ((v + p) % PARTS == 0) fetch(group_rows[p], group_bytes(E), turn, g);
+            if (asks_ahead<E>(T) && (v + p) % PARTS == 0) fetch(group_rows[p], group_bytes(E), turn, g);
         }
         dots<E, P, T>(group_rows, x + g * GROUP, w.in, offset + g, groups, acc);
 #pragma GCC unroll 8
