@@ -51,7 +51,7 @@ constexpr size_t vectors_at_once(size_t tokens) { return tokens <= 2 ? 4 : 2; }
 
 // For a few tokens the processor fetches the streams by itself; asked for ahead, weights came a fifth slower.
 template <int E>
-constexpr bool asks_ahead(size_t tokens) { return tokens > (E == INT4 ? 2 : 4); }
+constexpr bool asks_ahead(size_t tokens) { return tokens > (is_nibbles(E) ? 2 : 4); }
 
 inline I four(const int8_t* x) {
     int32_t v;
