@@ -88,13 +88,15 @@ struct Activations {
 };
 
 // An instruction set. Products write y[t * ldy + n] for every token t and every n in [row_start, row_end), and no other;
-// row_start is a multiple of TILE. dequantize writes rows [row_start, row_end), `in` floats each.
+// row_start is a multiple of TILE. dequantize writes rows [row_start, row_end), `in` floats each. read gives the sum of the
+// 64-bit words in `bytes` (a multiple of 64), as fast as memory is.
 struct Target {
     const char* name;
     void (*quantize)(const float* x, size_t tokens, size_t in, int8_t* q, float* scale, float* sum, int32_t* offset);
     void (*product)(const Matrix&, const Activations&, float* y, size_t ldy, size_t row_start, size_t row_end);
     void (*product_exact)(const Matrix&, const Activations&, float* y, size_t ldy, size_t row_start, size_t row_end);
     void (*dequantize)(const Matrix&, size_t row_start, size_t row_end, float* into);
+    uint64_t (*read)(const uint8_t* data, size_t bytes);
 };
 
 // The one in use: the best that this processor has, unless use_target has chosen another.

@@ -139,6 +139,6 @@ void quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale,
 
 }  // namespace
 
-const Target AVX2_TARGET = {"avx2", quantize, product, product_exact, dequantize};
+const Target AVX2_TARGET = {"avx2", quantize, product, product_exact, dequantize, read};
 
 }  // namespace edgellm

@@ -120,6 +120,6 @@ void quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale,
 
 }  // namespace
 
-const Target AVX512VNNI_TARGET = {"avx512vnni", quantize, product, product_exact, dequantize};
+const Target AVX512VNNI_TARGET = {"avx512vnni", quantize, product, product_exact, dequantize, read};
 
 }  // namespace edgellm

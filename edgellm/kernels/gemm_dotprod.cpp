@@ -65,7 +65,7 @@ inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const
 
 }  // namespace
 
-const Target DOTPROD_TARGET = {"dotprod", quantize, product, product_exact, dequantize};
+const Target DOTPROD_TARGET = {"dotprod", quantize, product, product_exact, dequantize, read};
 
 }  // namespace edgellm
 

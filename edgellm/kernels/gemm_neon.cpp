@@ -87,6 +87,6 @@ inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const
 
 }  // namespace
 
-const Target NEON_TARGET = {"neon", quantize, product, product_exact, dequantize};
+const Target NEON_TARGET = {"neon", quantize, product, product_exact, dequantize, read};
 
 }  // namespace edgellm

@@ -85,6 +85,15 @@ void product_exact(const Matrix& w, const Activations& a, float* y, size_t ldy, 
     }
 }
 
+uint64_t read(const uint8_t* data, size_t bytes) {
+    uint64_t word, sum = 0;
+    for (size_t at = 0; at < bytes; at += 8) {
+        memcpy(&word, data + at, 8);
+        sum += word;
+    }
+    return sum;
+}
+
 }  // namespace
 
 void scalar_quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale, float* sum, int32_t* offset) {
@@ -134,6 +143,6 @@ void scalar_dequantize(const Matrix& w, size_t row_start, size_t row_end, float*
     }
 }
 
-const Target SCALAR_TARGET = {"scalar", scalar_quantize, product, product_exact, scalar_dequantize};
+const Target SCALAR_TARGET = {"scalar", scalar_quantize, product, product_exact, scalar_dequantize, read};
 
 }  // namespace edgellm

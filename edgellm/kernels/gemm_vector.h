@@ -310,6 +310,19 @@ void plain_of(const Matrix& w, const Activations& a, float* y, size_t ldy, size_
 
 // ---- the table
 
+// One stream: the processor fetches ahead by itself.
+uint64_t read(const uint8_t* data, size_t bytes) {
+    using Words = uint64_t __attribute__((vector_size(4 * WIDTH), aligned(8)));
+    Words v, sum = {};
+    for (size_t at = 0; at < bytes; at += sizeof v) {
+        memcpy(&v, data + at, sizeof v);
+        sum += v;
+    }
+    uint64_t total = 0;
+    for (size_t i = 0; i < WIDTH / 2; i++) total += sum[i];
+    return total;
+}
+
 void product(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
     switch (w.encoding) {
         case INT4: return integer_of<INT4>(w, a, y, ldy, row_start, row_end);

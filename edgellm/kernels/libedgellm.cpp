@@ -122,27 +122,10 @@ EXPORT int edgellm_dequantize(const void* weights, uint64_t weight_bytes, int en
     return OK;
 }
 
-// Reads `bytes` (a multiple of 64) and writes the sum of their 64-bit words to `total`: how fast memory is at best, which
-// takes several streams at once, as products read weights.
+// Reads `bytes` (a multiple of 64) and writes the sum of their 64-bit words to `total`: how fast memory is.
 EXPORT int edgellm_read(const void* data, uint64_t bytes, uint64_t* total) {
     if (bytes % 64 != 0) return BAD_LENGTH;
     if (data == nullptr || !is_at(total)) return BAD_POINTER;
-    using Words = uint64_t __attribute__((vector_size(16), aligned(8)));
-    constexpr uint64_t STREAMS = 8;
-    const uint8_t* p = static_cast<const uint8_t*>(data);
-    const uint64_t run = bytes / 64 / STREAMS * 64;
-    Words sum[STREAMS] = {}, v[4];
-    for (uint64_t at = 0; at < run; at += 64)
-#pragma GCC unroll 8
-        for (uint64_t i = 0; i < STREAMS; i++) {
-            memcpy(v, p + i * run + at, 64);
-            sum[i] += (v[0] + v[1]) + (v[2] + v[3]);
-        }
-    for (uint64_t at = STREAMS * run; at < bytes; at += 64) {
-        memcpy(v, p + at, 64);
-        sum[0] += (v[0] + v[1]) + (v[2] + v[3]);
-    }
-    *total = 0;
-    for (const Words& some : sum) *total += some[0] + some[1];
+    *total = target().read(static_cast<const uint8_t*>(data), bytes);
     return OK;
 }
