@@ -5,6 +5,7 @@ EDGELLM_BOARDS_KEEP=1: leave boards and controller as they are at the end, and b
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -94,18 +95,24 @@ def lab_up():
             lab("stop", timeout=120)
 
 
+def sources() -> str:
+    """A hash of the code that computes."""
+    files = sorted(p for p in (ROOT / "edgellm").rglob("*") if p.suffix in (".py", ".cpp", ".h"))
+    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
+
+
 @pytest.fixture(scope="session")
 def references():
     """What one process answers to PROMPT, MAX_TOKENS greedy tokens and their text: that of plain "transformers", and of
     one "fused" section."""
-    file = CACHE / "reference.json"
+    file, asked = CACHE / "reference.json", [PROMPT, MAX_TOKENS, sources()]
     known = json.loads(file.read_text()) if file.exists() else {}
-    if known.get("asked") != [PROMPT, MAX_TOKENS]:
+    if known.get("asked") != asked:
         command = [sys.executable, "-m", "tests.boards.reference", PROMPT, str(MAX_TOKENS)]
         env = {**os.environ, "XDG_CACHE_HOME": str(CACHE)}
         done = subprocess.run(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=400)
         assert done.returncode == 0, done.stderr.decode()[-2000:]
-        known = {**json.loads(done.stdout), "asked": [PROMPT, MAX_TOKENS]}
+        known = {**json.loads(done.stdout), "asked": asked}
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(known))
     for answer in (known["transformers"], known["fused"]):

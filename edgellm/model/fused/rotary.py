@@ -63,7 +63,9 @@ def rotary_of(config: dict, head_dim: int, max_seq_len: int, *, partial: bool) -
     dim = int(head_dim * factor)
     if dim % 2 or dim < 2:
         raise UnknownRotary(f"{dim} rotary dimensions")
-    powers = np.float32(theta) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+    # NumPy's powers in float32 differ from processor to processor; those in float64, rounded, are the same.
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    powers = (np.float64(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
     plain = (np.float32(1.0) / powers).astype(np.float32)
     if kind in ("default", None):
         return Rotary(dim, (plain,), None, 1.0)
