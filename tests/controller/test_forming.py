@@ -403,6 +403,14 @@ def test_a_wrong_answer_is_told_whatever_is_remembered(tiny, tmp_path, remembere
     assert canary(tiny, tmp_path)[0][0] == right  # the wrong one wasn't remembered
 
 
+def test_what_another_version_remembered_counts_no_more(tiny, tmp_path):
+    right = canary(tiny, tmp_path)[0][0]
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_text(json.dumps([(t + 1) % 100 for t in right]))
+    (tokens,), told = canary(tiny, tmp_path)
+    assert tokens == right and told and json.loads(file.read_text()) == right
+
+
 def test_a_short_context_has_a_short_canary(tiny, tmp_path):
     (tokens,), _ = canary(tiny, tmp_path, context=10)
     assert 1 <= len(tokens) < forming.CANARY_TOKENS

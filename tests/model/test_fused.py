@@ -10,6 +10,7 @@ from make_split import make_split, round_weights
 from test_families import prompt
 
 from edgellm.kernels import native
+from edgellm.model.fused.rotary import rotary_of
 from edgellm.model.structure import trace
 
 _LINEAR = dict(rope_type="linear", rope_theta=1e4, factor=4.0)
@@ -216,3 +217,12 @@ def test_half_precision_kv_takes_half_the_memory():
     spec, _ = find_spec(FAMILIES["llama"]().to_dict())
     assert FusedSlot(spec, 2, 96, "float16").ram_bytes == 2 * 2 * 2 * 96 * 16 * 2
     assert FusedSlot(spec, 2, 96, "float32").ram_bytes == 2 * 2 * 2 * 96 * 16 * 4
+
+
+def test_rotary_frequencies_are_the_same_bits_on_every_processor():
+    """Whatever float32 powers NumPy has there: these were computed on x86-64 and on aarch64."""
+    (found,) = rotary_of({"rope_theta": 100000.0}, 64, 8192, partial=False).frequencies
+    exact = [1 / np.float32(100000.0 ** float(np.float32(i / 64))) for i in range(0, 64, 2)]
+    assert found.tolist() == exact
+    words = {4: "23d4723e", 7: "5609a53d", 10: "d254e03c", 31: "6d6b7037"}
+    assert {i: found[i].tobytes().hex() for i in words} == words
