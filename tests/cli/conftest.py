@@ -15,11 +15,12 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """An empty home, and an empty working folder."""
+    """An empty home without an ssh-agent, and an empty working folder."""
     for name, value in environment(tmp_path).items():
         if name.startswith("XDG_") or name == "HOME":
             monkeypatch.setenv(name, value)
-    monkeypatch.delenv("EDGELLM_CLUSTER", raising=False)
+    for name in ("EDGELLM_CLUSTER", "SSH_AUTH_SOCK"):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path

@@ -84,18 +84,6 @@ def cluster(tmp_path_factory, sshd):
     cluster.stop()
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """An empty home without an ssh-agent, and an empty working folder."""
-    for name, value in environment(tmp_path).items():
-        if name.startswith("XDG_") or name == "HOME":
-            monkeypatch.setenv(name, value)
-    for name in ("EDGELLM_CLUSTER", "SSH_AUTH_SOCK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def invoke(*words):
     return CliRunner().invoke(main, [str(w) for w in words])
 
@@ -138,7 +126,7 @@ def test_status_exits_with_1_when_a_board_of_the_plan_is_gone(lame):
 
 def test_a_cluster_without_its_model_folder_has_a_status(cluster, tmp_path):
     made = ClusterFile.make(tmp_path / "nowhere", cluster.boards.addresses, cluster.plan)
-    made.write(tmp_path / "cluster.json")
+    made.write(tmp_path / "here" / "cluster.json")
     assert invoke("status").exit_code == 0
 
 
@@ -206,7 +194,7 @@ def test_doctor_of_one_board_as_json(cluster):
 
 def test_doctor_of_a_healthy_cluster_exits_with_0(cluster, tmp_path):
     made = ClusterFile.make(cluster.folder, cluster.boards.addresses, cluster.plan)
-    made.write(tmp_path / "cluster.json")
+    made.write(tmp_path / "here" / "cluster.json")
     done = invoke("doctor", "--quick")
     assert done.exit_code == 0 and "✗" not in done.stdout and "no SSH known" in done.stdout
 
@@ -244,7 +232,7 @@ def test_logs_into_a_reader_that_has_enough(cluster, home):
 def test_logs_of_a_board_that_cannot_be_reached(cluster, tmp_path):
     access = {"b0": SshAccess("127.0.0.1", "edge", 1), "b1": SshAccess("127.0.0.1", "nobody", cluster.sshd.port)}
     made = ClusterFile.make(cluster.folder, cluster.boards.addresses, cluster.plan, ssh=access)
-    made.write(tmp_path / "cluster.json")
+    made.write(tmp_path / "here" / "cluster.json")
     done = invoke("logs")
     errors = [line for line in done.stderr.splitlines() if line.startswith("edgellm: board")]
     assert done.exit_code == 1 and len(errors) == 3
