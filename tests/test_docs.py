@@ -14,13 +14,13 @@ from edgellm.checkpoint.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile
 from edgellm.checkpoint.shard import Entry, make_plan
 from edgellm.checkpoint.tensors import BLOCK, BLOCK_BYTES, GROUP_BYTES, TILE, stored_bytes, stored_shape
 from edgellm.config import Sampling
-from edgellm.errors import BoardError
+from edgellm.errors import BoardError, RemoteProtocolError
 from edgellm.kernels import native
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.model import tiles
 from edgellm.model.packed import pack, unpack
 from edgellm.plan import Capacity, Plan
-from edgellm.wire import listener, protocol, tls
+from edgellm.wire import listener, protocol, sequence_messages, tls
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader
 from edgellm.wire.peer import Peer
@@ -120,9 +120,10 @@ def test_field_tables_have_no_gaps_and_the_sizes_of_the_structs(message):
         bits = re.match(r"u(\d+)", row["type"])
         assert not fixed or not bits or int(bits[1]) == 8 * int(row["size"]), row
         at = at + int(row["size"]) if fixed and at is not None else None
+    s = sequence_messages
     sizes = {
-        m.Open: m._OPEN, m.Opened: m._OPENED, m.Close: m._SEQUENCE, m.Closed: m._SEQUENCE, m.Hidden: m._HIDDEN,
-        m.Tokens: m._TOKENS, m.Failed: m._FAILED, m.Logits: m._LOGITS, m.Trace: m._TRACE, m.Traced: m._TRACE,
+        m.Open: s._OPEN, m.Opened: s._OPENED, m.Close: s._SEQUENCE, m.Closed: s._SEQUENCE, m.Hidden: s._HIDDEN,
+        m.Tokens: s._TOKENS, m.Failed: s._FAILED, m.Logits: s._LOGITS, m.Trace: s._TRACE, m.Traced: s._TRACE,
     }  # fmt: skip
     fixed = sum(int(r["size"]) for r in rows if r["size"].isdigit())
     if message in sizes:
@@ -145,7 +146,7 @@ def test_finish_reasons_and_failure_codes():
 
 def test_version_and_its_refusal():
     assert f"This is wire version {m.VERSION}." in WIRE
-    with pytest.raises(m.RemoteProtocolError) as e:
+    with pytest.raises(RemoteProtocolError) as e:
         m.Hello.decode(m.Hello("manager", "pc", version=9).encode())
     assert f"    {e.value}\n" in WIRE
 

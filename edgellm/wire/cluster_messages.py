@@ -1,0 +1,175 @@
+"""Messages of a connection and of the cluster: who speaks, what a board is, which plan it takes (docs/wire.md)."""
+
+import struct
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgellm.errors import RemoteProtocolError
+from edgellm.wire.body import KB, MB, check_size, cut, json_of, object_of, unpack
+
+MAGIC = b"EDGE"
+VERSION = 3
+
+
+@dataclass(frozen=True)
+class Hello:
+    """First on every connection, from both sides; the one who dials speaks first. `role` is what the sender is."""
+
+    TYPE: ClassVar[int] = 1
+    LIMIT: ClassVar[int] = 4 * KB
+    role: str  # "manager" or "board"
+    name: str
+    version: int = VERSION
+
+    def encode(self) -> bytes:
+        return MAGIC + struct.pack(">H", self.version) + json_of({"role": self.role, "name": self.name})
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Hello":
+        if body[:4] != MAGIC:
+            raise RemoteProtocolError(f"hello starts with {body[:4]!r}, expected {MAGIC!r}")
+        (version,) = unpack("hello", struct.Struct(">4xH"), body)
+        if version != VERSION:
+            raise RemoteProtocolError(
+                f"peer speaks wire version {version}, this edgellm speaks {VERSION}. Run the same edgellm on both."
+            )
+        content = object_of("hello", body[6:])
+        role, name = content.get("role"), content.get("name")
+        if role not in ("manager", "board"):
+            raise RemoteProtocolError("hello: role must be manager or board")
+        if not isinstance(name, str) or len(name) > 256 or not name.isprintable():  # it goes into logs
+            raise RemoteProtocolError("hello: name must be at most 256 printable characters")
+        return cls(role, name, version)
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Why the sender closes this connection, in a sentence."""
+
+    TYPE: ClassVar[int] = 2
+    LIMIT: ClassVar[int] = 4 * KB
+    reason: str
+
+    def encode(self) -> bytes:
+        return cut(self.reason, self.LIMIT)
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Refuse":
+        return cls(body.decode(errors="replace"))
+
+
+@dataclass(frozen=True)
+class Ping:
+    TYPE: ClassVar[int] = 3
+    LIMIT: ClassVar[int] = 8
+    number: int
+
+    def encode(self) -> bytes:
+        return struct.pack(">Q", self.number)
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Ping":
+        check_size("ping", body, 8)
+        return cls(*struct.unpack(">Q", body))
+
+
+@dataclass(frozen=True)
+class Pong:
+    """Answer to a ping: `steps` counts what the board has computed, `waiting` what is queued or being computed."""
+
+    TYPE: ClassVar[int] = 4
+    LIMIT: ClassVar[int] = 20
+    number: int
+    steps: int
+    waiting: int
+
+    def encode(self) -> bytes:
+        return struct.pack(">QQI", self.number, self.steps, self.waiting)
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Pong":
+        check_size("pong", body, 20)
+        return cls(*struct.unpack(">QQI", body))
+
+
+@dataclass(frozen=True)
+class AskStatus:
+    """What do you offer, and what do you hold?"""
+
+    TYPE: ClassVar[int] = 5
+    LIMIT: ClassVar[int] = 0
+
+    def encode(self) -> bytes:
+        return b""
+
+    @classmethod
+    def decode(cls, body: bytes) -> "AskStatus":
+        check_size("ask-status", body, 0)
+        return cls()
+
+
+@dataclass(frozen=True)
+class _JsonMessage:
+    """A message whose body is one JSON object."""
+
+    TYPE: ClassVar[int] = 0
+    LIMIT: ClassVar[int] = MB
+    content: dict
+
+    def encode(self) -> bytes:
+        return json_of(self.content)
+
+    @classmethod
+    def decode(cls, body: bytes):
+        return cls(object_of(cls.__name__.lower(), body))
+
+
+@dataclass(frozen=True)
+class Status(_JsonMessage):
+    """A board's capacity and state (docs/wire.md has the fields)."""
+
+    TYPE: ClassVar[int] = 6
+
+
+@dataclass(frozen=True)
+class Assign(_JsonMessage):
+    """Prepare your section of this plan: `plan`, `addresses` (board → [host, port]), `board` (who you are). Only for
+    who holds the claim."""
+
+    TYPE: ClassVar[int] = 7
+
+
+@dataclass(frozen=True)
+class Assigned(_JsonMessage):
+    """Answer to assign: `error` is null, or the sentence that says why not; `loaded_bytes` of shards."""
+
+    TYPE: ClassVar[int] = 8
+
+
+@dataclass(frozen=True)
+class Claim(_JsonMessage):
+    """I am about to give you a plan of `epoch`, which `replaces` the epoch that you hold (null: none). Nobody else may
+    until my connection ends, I commit, or I claim epoch null, which gives the claim back."""
+
+    TYPE: ClassVar[int] = 20
+
+
+@dataclass(frozen=True)
+class Claimed(_JsonMessage):
+    """Answer to claim: `error` is null, or the sentence that says why not; `epoch` that is held."""
+
+    TYPE: ClassVar[int] = 21
+
+
+@dataclass(frozen=True)
+class Commit(_JsonMessage):
+    """Switch to the prepared section of `epoch`; running sequences of the old one end."""
+
+    TYPE: ClassVar[int] = 22
+
+
+@dataclass(frozen=True)
+class Committed(_JsonMessage):
+    """Answer to commit, as to assign."""
+
+    TYPE: ClassVar[int] = 23
