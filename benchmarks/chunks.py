@@ -50,10 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="edgellm-chunks-") as work:
         for model in made.values():
             rows += measure(model, options.prompt, options.runs, cores, Path(work))
-    if options.json:
-        print(report.to_json("chunks", machine, rows))
-    else:
-        print(f"{report.machine_text(machine)}\n\n{report.table(rows)}")
+    print(report.text("chunks", machine, rows, options.json))
 
 
 if __name__ == "__main__":

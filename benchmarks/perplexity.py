@@ -92,10 +92,7 @@ def main() -> None:
         Row("difference", difference, "%"),
         Row("seconds, fused", middle - began, "s"), Row("seconds, reference", time.perf_counter() - middle, "s"),
     ]  # fmt: skip
-    if arguments.json:
-        print(report.to_json("perplexity", machine, rows))
-    else:
-        print(f"{report.machine_text(machine)}\n\n{report.table(rows)}")
+    print(report.text("perplexity", machine, rows, arguments.json))
 
 
 if __name__ == "__main__":

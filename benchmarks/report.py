@@ -134,6 +134,11 @@ def to_json(benchmark: str, found: dict, rows: list[Row], **more) -> str:
     return json.dumps({**content, **more}, indent=1)
 
 
+def text(benchmark: str, found: dict, rows: list[Row], as_json: bool) -> str:
+    """What a benchmark prints: JSON, or the machine and a table."""
+    return to_json(benchmark, found, rows) if as_json else f"{machine_text(found)}\n\n{table(rows)}"
+
+
 def _source_version() -> str:
     from edgellm import __version__
 

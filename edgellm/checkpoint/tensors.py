@@ -8,6 +8,8 @@ import torch
 
 from edgellm.checkpoint.files import CheckpointFile
 from edgellm.errors import CheckpointError
+from edgellm.model.tiles import BLOCK_BYTES, GROUP_BYTES, TILE
+from edgellm.model.tiles import GROUP as BLOCK
 
 # Encodings of plain tensors (docs/shards.md) and their torch dtypes.
 PLAIN = {
@@ -17,10 +19,6 @@ PLAIN = {
 }  # fmt: skip
 ENCODING_OF = {dtype: encoding for encoding, dtype in PLAIN.items()}
 FLOATS = ("f64", "f32", "f16", "bf16")
-BLOCK = 32  # elements a block of GGUF's Q4_1 (int4), Q4_0 (int4s) and Q8_0 (int8)
-BLOCK_BYTES = {"int4": 20, "int4s": 18, "int8": 34}
-TILE = 16  # rows that a shard stores together, of these
-GROUP_BYTES = {"int4": 320, "int4s": 288, "int8": 544}  # of the blocks of a tile's rows, side by side
 
 
 def block_shape(shape: tuple[int, ...], encoding: str) -> tuple[int, ...]:

@@ -10,10 +10,11 @@ import numpy as np
 from edgellm.checkpoint.manifest import ModelFile, Shard
 from edgellm.checkpoint.safetensors_file import ITEM_BYTES, SafetensorsFile
 from edgellm.errors import CheckpointError, ManifestError
+from edgellm.kernels.native import GROUP_BYTES
 from edgellm.model.verified import verified
 
 FORMAT = "edgellm-shard-2"
-PACKED = ("int4", "int4s", "int8")
+PACKED = tuple(GROUP_BYTES)
 _PLAIN = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _DTYPES = (*_PLAIN, "U8", "I8", "I16", "I32", "I64", "BOOL")
 
