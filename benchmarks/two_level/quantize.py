@@ -12,13 +12,6 @@ BLOCK_GROUPS = 8
 _STEPS = 15
 
 
-def affine(groups: torch.Tensor) -> torch.Tensor:
-    """By minimum and maximum, as pack did before it searched: fp16 d and m a group."""
-    m, high = groups.aminmax(dim=1, keepdim=True)
-    m = m.half().float()
-    return rounded(groups, ((high - m) / _STEPS).half().float(), m)
-
-
 def affine_searched(groups: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """By the search: fp16 d and m a group."""
     d, m = search(groups, weights=weights)
