@@ -83,15 +83,19 @@ def test_ctrl_c_and_power_loss_in_mid_push_leave_the_others_alone(cluster, contr
 def test_a_fourth_board_comes_and_goes_during_answers(cluster, controller, fourth, reference):
     before, epoch, started = controller.plan(), controller.epoch(), [b.agent_started() for b in cluster.boards]
     cluster.inventory(fourth)
+    deploy = controller.playing("deploy.yml")
+    deploy.until(lambda: "TASK [shards : " in deploy.text, 400, "shards")  # the new plan is to come in some 15 s
     cluster.slow("2%")
     try:
         asking = controller.asking(PROMPT, MAX_TOKENS)
         asking.after(2)
-        played = controller.deploy().good()
-        assert asking.running(), "the answer ended before the deploy: it proves nothing. Slow the agents more."
+        assert controller.epoch() == epoch, "the new plan was there before the first token: it proves nothing"
+        deploy.until(lambda: controller.epoch() > epoch, 200, "new plan")
+        assert asking.running(), "the answer ended before the new plan: it proves nothing. Slow the agents more."
         had = len(asking.chunks)
     finally:
         cluster.slow("")
+    played = controller.finish(deploy).good()
     assert asking.answer(300) == reference["text"]
     assert len(asking.chunks) > had + 5
     figure("a fourth board is added during an answer: deploy", played.seconds)
