@@ -46,12 +46,12 @@ inline F widen(const uint8_t* p) {
 template <int E>
 constexpr size_t most_tokens() { return 8; }
 
+// For a few tokens memory is the bound, and fastest from end to end: then the processor fetches ahead by itself.
 template <int E>
-constexpr size_t vectors_at_once(size_t tokens) { return tokens <= 2 ? 4 : 2; }
+constexpr size_t vectors_at_once(size_t tokens, bool several) { return several || (E == INT8 && tokens > 2) ? 2 : 1; }
 
-// For a few tokens the processor fetches the streams by itself; asked for ahead, weights came a fifth slower.
 template <int E>
-constexpr bool asks_ahead(size_t tokens) { return tokens > (is_nibbles(E) ? 2 : 4); }
+constexpr bool asks_ahead(size_t tokens, bool several) { return several || (is_nibbles(E) && tokens > 2); }
 
 inline I four(const int8_t* x) {
     int32_t v;

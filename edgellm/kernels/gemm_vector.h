@@ -7,8 +7,9 @@
 //   dots<E, P, T>(w, x, in, offset, groups, acc)   acc[p][t] = the dot products of a group, for P vectors of rows and T
 //                                       tokens: rows at w[p], token t at x + t * in, its offset at offset[t * groups],
 //                                       which is -128 times the sum of its 32 q: of INT4S a sixteenth is to be added
-//   vectors_at_once<E>(tokens), most_tokens<E>()   P, and the largest T
-//   asks_ahead<E>(tokens)               whether weights are asked for before their use
+//   most_tokens<E>()                    the largest T; more tokens take several passes over the same weights
+//   vectors_at_once<E>(tokens, several) P, for one pass or several
+//   asks_ahead<E>(tokens, several)      whether weights are asked for before their use
 // A packed weight is seen as vectors of WIDTH rows: 16 / WIDTH of them are a tile.
 
 constexpr size_t PARTS = TILE / WIDTH;                // vectors a tile, or a canonical 16 lanes
@@ -57,7 +58,7 @@ inline F load_rows(const float* y, size_t n, size_t row_end) {
 
 // ---- packed weights, integer activations
 
-template <int E, size_t P, size_t T>
+template <int E, size_t P, size_t T, bool SEVERAL>
 inline void integer_block(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t v, size_t row_end,
                           size_t token, const Turn& turn) {
     const size_t groups = w.in / GROUP;
@@ -81,7 +82,7 @@ inline void integer_block(const Matrix& w, const Activations& a, float* y, size_
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++) {
             group_rows[p] = rows[p] + g * group_bytes(E);
-            if (asks_ahead<E>(T) && (v + p) % PARTS == 0) fetch(group_rows[p], group_bytes(E), turn, g);
+            if (asks_ahead<E>(T, SEVERAL) && (v + p) % PARTS == 0) fetch(group_rows[p], group_bytes(E), turn, g);
         }
         dots<E, P, T>(group_rows, x + g * GROUP, w.in, offset + g, groups, acc);
 #pragma GCC unroll 8
@@ -102,22 +103,22 @@ inline void integer_block(const Matrix& w, const Activations& a, float* y, size_
         for (size_t t = 0; t < T; t++) store_rows(y + (token + t) * ldy, (v + p) * WIDTH, row_end, total[p][t]);
 }
 
-template <int E, size_t T>
+template <int E, size_t T, bool SEVERAL>
 void integer_tokens(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t v, size_t v_end, size_t row_end,
                     size_t token, const Turn& turn) {
-    constexpr size_t P = vectors_at_once<E>(T);
-    for (; v + P <= v_end; v += P) integer_block<E, P, T>(w, a, y, ldy, v, row_end, token, turn);
-    for (; v < v_end; v++) integer_block<E, 1, T>(w, a, y, ldy, v, row_end, token, turn);
+    constexpr size_t P = vectors_at_once<E>(T, SEVERAL);
+    for (; v + P <= v_end; v += P) integer_block<E, P, T, SEVERAL>(w, a, y, ldy, v, row_end, token, turn);
+    for (; v < v_end; v++) integer_block<E, 1, T, SEVERAL>(w, a, y, ldy, v, row_end, token, turn);
 }
 
 // Calls integer_tokens for T = tokens, of at most T.
-template <int E, size_t T>
+template <int E, size_t T, bool SEVERAL>
 void integer_count(size_t tokens, const Matrix& w, const Activations& a, float* y, size_t ldy, size_t v, size_t v_end,
                    size_t row_end, size_t token, const Turn& turn) {
     if constexpr (T > 1) {
-        if (tokens < T) return integer_count<E, T - 1>(tokens, w, a, y, ldy, v, v_end, row_end, token, turn);
+        if (tokens < T) return integer_count<E, T - 1, SEVERAL>(tokens, w, a, y, ldy, v, v_end, row_end, token, turn);
     }
-    integer_tokens<E, T>(w, a, y, ldy, v, v_end, row_end, token, turn);
+    integer_tokens<E, T, SEVERAL>(w, a, y, ldy, v, v_end, row_end, token, turn);
 }
 
 // Tokens [first, end) over all rows, in passes of even size, so that none is for a few only.
@@ -129,16 +130,17 @@ void integer_passes(const Matrix& w, const Activations& a, float* y, size_t ldy,
     const size_t v_end = (row_end + WIDTH - 1) / WIDTH;
     if (passes == 1) {
         const Turn turn = {0, groups, AHEAD_BYTES, 0, 1};
-        return integer_count<E, MOST>(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end, first, turn);
+        return integer_count<E, MOST, false>(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end, first, turn);
     }
-    constexpr size_t AT_ONCE = PARTS == 1 ? vectors_at_once<E>(MOST) : PARTS;
+    constexpr size_t AT_ONCE = PARTS == 1 ? vectors_at_once<E>(MOST, true) : PARTS;
     for (size_t v = row_start / WIDTH; v < v_end; v += AT_ONCE)
         for (size_t group = 0; group < groups; group += GROUPS_A_TURN)
             for (size_t pass = 0, token = first; pass < passes; pass++) {
                 const Turn turn = {group, least(groups, group + GROUPS_A_TURN), GROUPS_A_TURN * group_bytes(E), pass,
                                    passes};
                 const size_t next = first + tokens * (pass + 1) / passes;
-                integer_count<E, MOST>(next - token, w, a, y, ldy, v, least(v + AT_ONCE, v_end), row_end, token, turn);
+                const size_t end = least(v + AT_ONCE, v_end);
+                integer_count<E, MOST, true>(next - token, w, a, y, ldy, v, end, row_end, token, turn);
                 token = next;
             }
 }
@@ -287,7 +289,7 @@ void plain_block(const Matrix& w, const Activations& a, float* y, size_t ldy, si
 
 template <int E, size_t T>
 void plain_rows(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row, size_t row_end, size_t token) {
-    constexpr size_t R = PARTS == 1 ? (T == 1 ? 8 : 4) : T == 1 ? 4 : T == 2 ? 2 : 1;
+    constexpr size_t R = T == 1 ? 2 : PARTS == 1 ? 4 : T == 2 ? 2 : 1;
     for (; row + R <= row_end; row += R) plain_block<E, R, T>(w, a, y, ldy, row, token);
     for (; row < row_end; row++) plain_block<E, 1, T>(w, a, y, ldy, row, token);
 }
