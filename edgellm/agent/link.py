@@ -34,14 +34,14 @@ class Link:
         if self._peer is None and self._dialling is None and not self._closed:
             self._dialling = asyncio.create_task(self._dial())
 
-    def send(self, message) -> None:
-        """Send now, or as soon as the connection stands."""
+    def send(self, *messages) -> None:
+        """Send now and in one piece, or as soon as the connection stands."""
         if self._peer is not None:
             before = self._peer.sent_bytes
-            self._peer.send(message)
+            self._peer.send(*messages)
             self.sent_bytes += self._peer.sent_bytes - before
         else:
-            self._waiting.append(message)
+            self._waiting += messages
             self.ensure()
 
     def close(self) -> None:
@@ -64,8 +64,7 @@ class Link:
         self._dialling = None
         self._peer = peer
         waiting, self._waiting = self._waiting, []
-        for message in waiting:
-            self.send(message)
+        self.send(*waiting)
 
     def _ignore(self, peer: Peer, message) -> None:
         """A listening board has nothing to say on this connection."""

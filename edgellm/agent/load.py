@@ -90,7 +90,7 @@ class _NumpySection:
     def forward(self, x: np.ndarray, position: int, slot, pass_len: int, logits: int) -> np.ndarray | None:
         import torch
 
-        result = self._section.forward(torch.from_numpy(x), position, slot, pass_len, logits > 0)
+        result = self._section.forward(torch.tensor(x), position, slot, pass_len, logits > 0)
         if result is None:
             return None
         return result.numpy()[None, :] if logits and self._section.is_last else result.numpy()

@@ -41,7 +41,8 @@ class Engine:
 
     `deliver(outcomes)` is called in the engine's thread with the (step, result, error) of steps that ran together:
     `result` is what the section gave, `error` the exception if it raised. `congested()` tells that results can't be
-    sent on just now: then prompt chunks wait, and decode steps go on.
+    sent on just now: then prompt chunks wait, and decode steps go on. `groups` is for the first board: into how many
+    groups its sequences' decode steps are to come together, as many as there are boards; 0 for no matter.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Engine:
         slots: list,
         deliver: Callable[[list[Outcome]], None],
         congested: Callable[[], bool] = lambda: False,
+        groups: int = 0,
     ):
         self.steps = 0  # computed so far
         self.total = Stats()  # of all sequences
@@ -63,6 +65,9 @@ class Engine:
         self._prefill: deque[tuple[Step, _Held]] = deque()
         self._jobs: deque[tuple[Callable[[object], None], Callable[[], None]]] = deque()
         self._decoded_since_chunk = 0
+        self._groups = groups if self.batches and groups else len(slots)
+        self._batch_s = 0.0  # what the last batch of decode steps took
+        self._gathers_until_s: float | None = None
         self._running = 0
         self._step_since_s: float | None = None
         self._waiting_bytes = 0
@@ -203,22 +208,39 @@ class Engine:
                 if self._stopping:
                     return None
                 chunk_ready = bool(self._prefill) and not self._congested()
-                decoders = sum(1 for h in self._held.values() if h.stats.decode_steps) if chunk_ready else 0
+                decoding = sum(1 for h in self._held.values() if h.stats.decode_steps)
+                wait_s = 0.005 if self._prefill else None  # a congested link is looked at again
                 batch: _Batch = []
-                if self._decode and not (chunk_ready and self._decoded_since_chunk >= max(1, decoders)):
-                    batch = self._batch()
-                    self._decoded_since_chunk += len(batch)
+                if self._decode and not (chunk_ready and self._decoded_since_chunk >= max(1, decoding)):
+                    wait_s = 0.0 if chunk_ready else self._gather_s(decoding)
+                    if not wait_s:
+                        batch = self._batch()
+                        self._decoded_since_chunk += len(batch)
                 elif chunk_ready:
                     batch = [self._prefill.popleft()]
                     self._decoded_since_chunk = 0
                 if batch:
+                    self._gathers_until_s = None
                     self._running = len(batch)
                     self._waiting_bytes -= sum(step.x.nbytes for step, _ in batch)
                     return batch
                 if self._jobs:
                     self._running = 1
                     return self._jobs.popleft()[0]
-                self._changed.wait(0.005 if self._prefill else None)  # a congested link is looked at again
+                self._changed.wait(wait_s)
+
+    def _gather_s(self, decoding: int) -> float:
+        """For how long the decode steps that wait are to wait for others, of `decoding` sequences; 0 if they are enough.
+
+        In more groups than there are boards, each group reads all weights for fewer tokens, and no board is busier.
+        The wait is bounded by what a batch takes here, for some may not come: ended, or held up on their way.
+        """
+        now_s = time.perf_counter()
+        if len(self._decode) * self._groups < decoding:
+            if self._gathers_until_s is None:
+                self._gathers_until_s = now_s + self._batch_s
+            return max(0.0, self._gathers_until_s - now_s)
+        return 0.0
 
     def _batch(self) -> _Batch:
         """Decode steps to run together: those that wait now, one of a sequence, since its next one builds on it."""
@@ -243,7 +265,10 @@ class Engine:
             began = self._step_since_s = time.perf_counter()
             outcomes = self._forward(running)
             self._step_since_s = None
-            seconds = (time.perf_counter() - began) / len(running)
+            took = time.perf_counter() - began
+            if running[0][0].is_decode:
+                self._batch_s = took
+            seconds = took / len(running)
             for step, held in running:
                 held.stats.add(step, seconds)
                 self.total.add(step, seconds)

@@ -51,7 +51,8 @@ class Stage:
         elif not self.is_first:
             first = plan.sections[0].board
             self._first = Link(first, *addresses[first], me, self._link_failed, tls=tls)
-        self.engine = Engine(section, list(slots), self._deliver, self._congested)
+        groups = len(plan.boards) if self.is_first else 0
+        self.engine = Engine(section, list(slots), self._deliver, self._congested, groups)
 
     @property
     def running(self) -> int:
@@ -142,7 +143,8 @@ class Stage:
         if message.logits > 1 and not self.engine.batches:
             peer.refuse(f"hidden states of {message.logits - 1} drafts; board {self.board} can't verify any")
             return
-        x = np.frombuffer(message.data, "<f4").reshape(count, hidden_size).astype(np.float32)
+        # Not copied: NumPy would let go of the GIL, and the engine begin without the steps that came along.
+        x = np.frombuffer(message.data, "<f4").reshape(count, hidden_size).astype(np.float32, copy=False)
         long = self._is_long(message.pass_len)
         self._submit(
             Step(message.seq_id, x, message.position, message.pass_len, message.logits, message.ids, long)
@@ -248,6 +250,7 @@ class Stage:
 
     def _computed(self, outcomes: list[tuple]) -> None:
         self._relieve()
+        computed = []  # what goes to the next board
         for step, result, error, logits in outcomes:
             sequence = self._sequences.get(step.seq_id)
             if sequence is None:
@@ -255,24 +258,30 @@ class Stage:
             if error is not None:
                 self._fail(sequence, "error", f"{type(error).__name__}: {error}")
             elif not self.is_last:
-                self._push(sequence, step, result)
+                computed.append((sequence, step, result))
             elif result is not None:
                 first = step.end - len(logits) + 1  # where the first of the chosen goes
                 if sequence.logits and sequence.owner.congested:
                     self._waiting_for_owner(sequence, first, result, logits)
                 else:
                     self._chosen(sequence, first, result, logits)
+        if computed:
+            self._push(computed)
 
-    def _push(self, sequence: Sequence, step: Step, result: np.ndarray) -> None:
+    def _push(self, computed: list[tuple[Sequence, Step, np.ndarray]]) -> None:
+        """Steps that ran together go together, so that they run together on the next board too."""
         before = self._next.sent_bytes
-        data = result.astype("<f4", copy=False).tobytes()
-        self._next.send(
+        self._next.send(*(
             m.Hidden(
-                self.epoch, sequence.seq_id, step.position, step.pass_len, step.logits, tuple(step.ids), data
+                self.epoch, step.seq_id, step.position, step.pass_len, step.logits, tuple(step.ids),
+                result.astype("<f4", copy=False).tobytes(),
             )
-        )
-        if step.is_decode:
-            sequence.sent_bytes += self._next.sent_bytes - before
+            for _, step, result in computed
+        ))  # fmt: skip
+        sent, tokens = self._next.sent_bytes - before, sum(len(step.x) for _, step, _ in computed)
+        for sequence, step, _ in computed:
+            if step.is_decode:
+                sequence.sent_bytes += sent * len(step.x) // tokens
 
     def _chosen(self, sequence: Sequence, position: int, ids: list[int], logits: np.ndarray) -> None:
         """Tell first board and manager of the tokens from `position` on, as far as the answer goes."""

@@ -149,10 +149,11 @@ class Peer(asyncio.Protocol):
         """What the peer calls itself, or its address before its hello."""
         return self.protocol.peer.name if self.protocol.peer else self.address
 
-    def send(self, message) -> None:
-        """Write a message; on a connection that is lost, nothing happens (its owner has been told)."""
+    def send(self, *messages) -> None:
+        """Write messages in one piece; on a connection that is lost, nothing happens (its owner has been told)."""
         if self.lost is None:
-            self.protocol.send(message)
+            for message in messages:
+                self.protocol.send(message)
             self._flush()
 
     async def drain(self) -> None:

@@ -30,7 +30,7 @@ class Recorder:
         return [s.x for s in steps]
 
 
-def make(slots=2, congested=lambda: False, batches=False):
+def make(slots=2, congested=lambda: False, batches=False, groups=0):
     section, delivered = Recorder(batches), []
     done = threading.Condition()
 
@@ -39,7 +39,7 @@ def make(slots=2, congested=lambda: False, batches=False):
             delivered.extend(outcomes)
             done.notify_all()
 
-    engine = Engine(section, [f"slot{i}" for i in range(slots)], deliver, congested)
+    engine = Engine(section, [f"slot{i}" for i in range(slots)], deliver, congested, groups)
 
     def wait_for(count):
         with done:
@@ -223,6 +223,58 @@ def test_decode_steps_that_wait_run_together_one_of_a_sequence_in_order():
     assert section.together[3:] == [1, 3, 2, 1]
     assert [(s.seq_id, s.position) for s, _, _ in delivered[4:]] == [(1, 4), (2, 4), (3, 4), (1, 5), (2, 5), (1, 6)]
     assert all(result is s.x for s, result, _ in delivered)
+
+
+def test_on_the_first_board_sequences_gather_in_as_many_groups_as_there_are_boards():
+    engine, section, _, wait_for = make(slots=5, batches=True, groups=2)
+    for seq_id in range(5):
+        engine.open(seq_id)
+        engine.submit(step(seq_id, 0, 2))
+    wait_for(5)
+    section.gate.clear()
+    engine.submit(step(0, 2))
+    while not engine._running:
+        time.sleep(0.001)
+    for seq_id in range(1, 5):
+        engine.submit(step(seq_id, 2))
+    section.gate.set()
+    wait_for(10)
+    assert section.together[5:] == [1, 4]
+    engine._batch_s = 60.0  # as if a batch took so long
+    engine.submit(step(0, 3))
+    engine.submit(step(1, 3))
+    time.sleep(0.05)
+    assert section.together[7:] == []  # a group of five sequences on two boards is three
+    engine.submit(step(2, 3))
+    wait_for(13)
+    assert section.together[7:] == [3]
+    engine._batch_s = 60.0
+    engine.submit(step(3, 3))
+    time.sleep(0.05)
+    assert section.together[8:] == []
+    for seq_id in range(3):
+        engine.close(seq_id)  # two are left: one is enough for a group
+    wait_for(14)
+    assert section.together[8:] == [1]
+    end(engine)
+
+
+def test_a_group_waits_for_nobody_longer_than_a_batch_takes():
+    engine, section, _, wait_for = make(slots=4, batches=True, groups=1)
+    for seq_id in range(4):
+        engine.open(seq_id)
+        engine.submit(step(seq_id, 0, 2))
+        engine.submit(step(seq_id, 2))
+    wait_for(8)
+    before = len(section.together)
+    engine._batch_s = 0.01
+    engine.submit(step(0, 3))
+    wait_for(9)
+    engine._batch_s = 0.01
+    engine.submit(step(1, 3))
+    wait_for(10)
+    assert section.together[before:] == [1, 1]
+    end(engine)
 
 
 def test_a_section_that_does_not_batch_gets_one_step_at_a_time():
