@@ -230,7 +230,7 @@ class Engine:
                 self._changed.wait(wait_s)
 
     def _gather_s(self, decoding: int) -> float:
-        """For how long the decode steps that wait are to wait for others, of `decoding` sequences; 0 if they are enough.
+        """How long decode steps that wait are to wait for others, of `decoding` sequences; 0 if they are enough.
 
         In more groups than there are boards, each group reads all weights for fewer tokens, and no board is busier.
         The wait is bounded by what a batch takes here, for some may not come: ended, or held up on their way.

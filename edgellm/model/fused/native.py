@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import weakref
 from ctypes import POINTER, byref, c_double, c_int64, c_uint64, c_void_p, sizeof
 
 import numpy as np
@@ -105,16 +106,11 @@ class NativeSection:
     """A section inside the library; what `spec` points to must outlive it. Freed with the object."""
 
     def __init__(self, spec: Section):
-        self._handle = None
-        handle = c_void_p()
-        _check("make a section", _library().edgellm_section_new(byref(spec), sizeof(spec), byref(handle)))
-        self._handle = handle
+        self._handle = c_void_p()
+        _check("make a section", _library().edgellm_section_new(byref(spec), sizeof(spec), byref(self._handle)))
+        freed = weakref.finalize(self, _library().edgellm_section_free, self._handle)
+        freed.atexit = False  # a thread may still be in it
         self._run = _library().edgellm_section_run
-
-    def __del__(self):
-        if self._handle is not None:
-            _library().edgellm_section_free(self._handle)
-            self._handle = None
 
     def set_rope(self, which: int, cos: np.ndarray, sin: np.ndarray) -> None:
         """Rotary factors [positions, rotary_dim / 2] that the caller keeps."""
