@@ -10,6 +10,8 @@ import pytest
 from benchmarks import perplexity, phi3, report, startup
 from benchmarks.engine import Measurements, wire_rows
 from benchmarks.report import Row, at_least, at_most, holds
+from benchmarks.two_level import speed as two_level
+from edgellm.kernels import native
 from edgellm.plan import Plan, Section
 
 
@@ -105,3 +107,8 @@ def test_the_phi3_model_has_its_weights():
     written = [None, *range(config.num_hidden_layers)]
     assert {n: tuple(s) for group in written for n, s in phi3.tensors(group).items()} == weights
     assert sum(phi3.elements(group) for group in written) == 3_821_079_552  # as published
+
+
+@pytest.mark.skipif(native.target() != "avx512vnni", reason="two_level's product is for AVX512-VNNI alone")
+def test_the_two_level_products_are_what_their_bytes_stand_for(tmp_path):
+    two_level.check(two_level.build(tmp_path))

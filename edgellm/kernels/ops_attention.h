@@ -16,42 +16,20 @@ struct Row {
     float most, total;  // of the softmax so far
 };
 
-// Scores of `R` rows with TILES * KEYS keys.
-template <class T, size_t R, size_t TILES>
-inline void score_tiles(Row* const* rows, const T* keys, size_t dim, float (*scores)[BLOCK]) {
-    Lanes s[R][TILES];
-#pragma GCC unroll 8
-    for (size_t r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (size_t t = 0; t < TILES; t++) s[r][t] = splat(0);
-    for (size_t d = 0; d < dim; d++) {
-        Lanes k[TILES];
-#pragma GCC unroll 8
-        for (size_t t = 0; t < TILES; t++) k[t] = load(keys + (t * dim + d) * KEYS);
-#pragma GCC unroll 8
-        for (size_t r = 0; r < R; r++) {
-            const Lanes q = splat(rows[r]->q[d]);
-#pragma GCC unroll 8
-            for (size_t t = 0; t < TILES; t++) s[r][t] = fma(q, k[t], s[r][t]);
-        }
-    }
-#pragma GCC unroll 8
-    for (size_t r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (size_t t = 0; t < TILES; t++) store(scores[r] + t * KEYS, s[r][t]);
-}
-
+// Scores of `R` rows with keys [first, end), whole tiles of them: from end to end, as memory is fastest.
 template <class T, size_t R>
 void score(Row* const* rows, const T* keys, size_t dim, size_t first, size_t end, float (*scores)[BLOCK]) {
-    constexpr size_t AT_ONCE = REGISTERS >= 32 ? 4 : R == 1 && REGISTERS >= 8 ? 4 : R <= 2 ? 2 : 1;
-    size_t tile = first / KEYS, last = (end + KEYS - 1) / KEYS;
-    for (; tile + AT_ONCE <= last; tile += AT_ONCE) {
-        float(*into)[BLOCK] = reinterpret_cast<float(*)[BLOCK]>(scores[0] + tile * KEYS);
-        score_tiles<T, R, AT_ONCE>(rows, keys + tile * KEYS * dim, dim, into);
-    }
-    for (; tile < last; tile++) {
-        float(*into)[BLOCK] = reinterpret_cast<float(*)[BLOCK]>(scores[0] + tile * KEYS);
-        score_tiles<T, R, 1>(rows, keys + tile * KEYS * dim, dim, into);
+    for (size_t tile = first / KEYS * KEYS; tile < end; tile += KEYS) {
+        Lanes s[R];
+#pragma GCC unroll 8
+        for (size_t r = 0; r < R; r++) s[r] = splat(0);
+        for (size_t d = 0; d < dim; d++) {
+            const Lanes k = load(keys + tile * dim + d * KEYS);
+#pragma GCC unroll 8
+            for (size_t r = 0; r < R; r++) s[r] = fma(splat(rows[r]->q[d]), k, s[r]);
+        }
+#pragma GCC unroll 8
+        for (size_t r = 0; r < R; r++) store(scores[r] + tile, s[r]);
     }
 }
 
