@@ -42,7 +42,7 @@ inline void fetch_share(const uint8_t* block, size_t i) {
     if (i % 2 == 0) __builtin_prefetch(block + (32 + i / 2) * 64);
 }
 
-template <size_t P, size_t T, bool SEVERAL>
+template <size_t P, size_t T, Order ORDER>
 inline void two_level_block(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t v, size_t row_end,
                             size_t token, const Turn& turn) {
     const size_t groups = w.in / GROUP;
@@ -75,7 +75,7 @@ inline void two_level_block(const Matrix& w, const Activations& a, float* y, siz
 #pragma GCC unroll 8
             for (size_t p = 0; p < P; p++) {
                 group_rows[p] = blocks[p] + 256 + i * 256;
-                if (asks_ahead<INT4>(T, SEVERAL) && g % turn.passes == turn.pass)
+                if (asks_ahead<INT4>(T, ORDER) && g % turn.passes == turn.pass)
                     fetch_share(blocks[p] + turn.ahead_bytes, i);
             }
             dots<INT4, P, T>(group_rows, x + g * GROUP, w.in, nullptr, groups, acc);
@@ -100,15 +100,15 @@ inline void two_level_block(const Matrix& w, const Activations& a, float* y, siz
 
 // From here on as in gemm_vector.h, whose loops know only its own encodings.
 
-template <size_t T, bool SEVERAL>
+template <size_t T, Order ORDER>
 void two_level_count(size_t tokens, const Matrix& w, const Activations& a, float* y, size_t ldy, size_t v, size_t v_end,
                      size_t row_end, size_t token, const Turn& turn) {
     if constexpr (T > 1) {
-        if (tokens < T) return two_level_count<T - 1, SEVERAL>(tokens, w, a, y, ldy, v, v_end, row_end, token, turn);
+        if (tokens < T) return two_level_count<T - 1, ORDER>(tokens, w, a, y, ldy, v, v_end, row_end, token, turn);
     }
-    constexpr size_t P = vectors_at_once<INT4>(T, SEVERAL);
-    for (; v + P <= v_end; v += P) two_level_block<P, T, SEVERAL>(w, a, y, ldy, v, row_end, token, turn);
-    for (; v < v_end; v++) two_level_block<1, T, SEVERAL>(w, a, y, ldy, v, row_end, token, turn);
+    constexpr size_t P = vectors_at_once<INT4>(T, ORDER);
+    for (; v + P <= v_end; v += P) two_level_block<P, T, ORDER>(w, a, y, ldy, v, row_end, token, turn);
+    for (; v < v_end; v++) two_level_block<1, T, ORDER>(w, a, y, ldy, v, row_end, token, turn);
 }
 
 void two_level_passes(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end,
@@ -118,9 +118,11 @@ void two_level_passes(const Matrix& w, const Activations& a, float* y, size_t ld
     const size_t v_end = (row_end + WIDTH - 1) / WIDTH;
     if (passes == 1) {
         const Turn turn = {0, groups, AHEAD_BYTES, 0, 1};
-        return two_level_count<MOST, false>(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end, first, turn);
+        const auto count = at_hand<INT4>(w.in, tokens) ? two_level_count<MOST, Order::END_TO_END>
+                                                       : two_level_count<MOST, Order::SIDE_BY_SIDE>;
+        return count(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end, first, turn);
     }
-    constexpr size_t AT_ONCE = vectors_at_once<INT4>(MOST, true);
+    constexpr size_t AT_ONCE = vectors_at_once<INT4>(MOST, Order::PASSES);
     for (size_t v = row_start / WIDTH; v < v_end; v += AT_ONCE)
         for (size_t group = 0; group < groups; group += GROUPS_A_TURN)
             for (size_t pass = 0, token = first; pass < passes; pass++) {
@@ -128,15 +130,14 @@ void two_level_passes(const Matrix& w, const Activations& a, float* y, size_t ld
                                    GROUPS_A_TURN / BLOCK_GROUPS * BLOCK_BYTES, pass, passes};
                 const size_t next = first + tokens * (pass + 1) / passes;
                 const size_t v_next = least(v + AT_ONCE, v_end);
-                two_level_count<MOST, true>(next - token, w, a, y, ldy, v, v_next, row_end, token, turn);
+                two_level_count<MOST, Order::PASSES>(next - token, w, a, y, ldy, v, v_next, row_end, token, turn);
                 token = next;
             }
 }
 
 void two_level_product(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
     constexpr size_t MOST = most_tokens<INT4>();
-    const size_t token_bytes = w.in + w.in / GROUP * 12;
-    const size_t at_once = ACTIVATION_BYTES / token_bytes > MOST ? ACTIVATION_BYTES / token_bytes / MOST * MOST : MOST;
+    const size_t fit = ACTIVATION_BYTES / token_bytes(w.in), at_once = fit > MOST ? fit / MOST * MOST : MOST;
     const size_t rounds = (a.tokens + at_once - 1) / at_once;
     for (size_t i = 0; i < rounds; i++)
         two_level_passes(w, a, y, ldy, row_start, row_end, i * at_once, least(a.tokens, (i + 1) * at_once));

@@ -87,6 +87,10 @@ struct Activations {
     size_t tokens, in;
 };
 
+// How the tiles of a weight are gone through: one after the other, which memory likes best, as long as the activations are
+// at hand; else some side by side, so that activations are read less often; or so for several passes of tokens.
+enum class Order { END_TO_END, SIDE_BY_SIDE, PASSES };
+
 // An instruction set. Products write y[t * ldy + n] for every token t and every n in [row_start, row_end), and no other;
 // row_start is a multiple of TILE. dequantize writes rows [row_start, row_end), `in` floats each. read gives the sum of the
 // 64-bit words in `bytes` (a multiple of 64), as fast as memory is.

@@ -43,12 +43,12 @@ inline F widen(const uint8_t* p) {
 template <int E>
 constexpr size_t most_tokens() { return 4; }
 
-// For a few tokens memory is the bound, and fastest from end to end: then the processor fetches ahead by itself.
 template <int E>
-constexpr size_t vectors_at_once(size_t tokens, bool) { return tokens <= 2 ? 2 : 1; }
+constexpr size_t vectors_at_once(size_t tokens, Order) { return tokens <= 2 ? 2 : 1; }
 
+// For a few tokens memory is the bound, and the processor fetches ahead by itself.
 template <int>
-constexpr bool asks_ahead(size_t tokens, bool several) { return several || tokens > 2; }
+constexpr bool asks_ahead(size_t tokens, Order order) { return order == Order::PASSES || tokens > 2; }
 
 inline I four(const int8_t* x) {
     int32_t v;

@@ -46,12 +46,16 @@ inline F widen(const uint8_t* p) {
 template <int E>
 constexpr size_t most_tokens() { return 8; }
 
-// For a few tokens memory is the bound, and fastest from end to end: then the processor fetches ahead by itself.
 template <int E>
-constexpr size_t vectors_at_once(size_t tokens, bool several) { return several || (E == INT8 && tokens > 2) ? 2 : 1; }
+constexpr size_t vectors_at_once(size_t tokens, Order order) {
+    return order == Order::END_TO_END ? 1 : order == Order::SIDE_BY_SIDE && tokens <= 2 ? 4 : 2;
+}
 
+// For a few tokens memory is the bound, and the processor fetches ahead by itself.
 template <int E>
-constexpr bool asks_ahead(size_t tokens, bool several) { return several || (is_nibbles(E) && tokens > 2); }
+constexpr bool asks_ahead(size_t tokens, Order order) {
+    return order == Order::PASSES || (is_nibbles(E) && tokens > 2);
+}
 
 inline I four(const int8_t* x) {
     int32_t v;

@@ -19,10 +19,10 @@ template <int E>
 constexpr size_t most_tokens() { return 4; }
 
 template <int E>
-constexpr size_t vectors_at_once(size_t, bool) { return 4; }
+constexpr size_t vectors_at_once(size_t, Order) { return 4; }
 
 template <int>
-constexpr bool asks_ahead(size_t, bool) { return true; }
+constexpr bool asks_ahead(size_t, Order) { return true; }
 
 // Each token's columns come 16 at a time: four lanes of four.
 template <int E, size_t P, size_t T>

@@ -13,10 +13,10 @@ template <int E>
 constexpr size_t most_tokens() { return 4; }
 
 template <int E>
-constexpr size_t vectors_at_once(size_t tokens, bool) { return tokens == 1 ? 4 : 2; }
+constexpr size_t vectors_at_once(size_t tokens, Order) { return tokens == 1 ? 4 : 2; }
 
 template <int>
-constexpr bool asks_ahead(size_t, bool) { return true; }
+constexpr bool asks_ahead(size_t, Order) { return true; }
 
 inline int8x16_t four(const int8_t* x) {
     int32_t v;

@@ -8,14 +8,26 @@
 //                                       tokens: rows at w[p], token t at x + t * in, its offset at offset[t * groups],
 //                                       which is -128 times the sum of its 32 q: of INT4S a sixteenth is to be added
 //   most_tokens<E>()                    the largest T; more tokens take several passes over the same weights
-//   vectors_at_once<E>(tokens, several) P, for one pass or several
-//   asks_ahead<E>(tokens, several)      whether weights are asked for before their use
+//   vectors_at_once<E>(tokens, order)   P
+//   asks_ahead<E>(tokens, order)        whether weights are asked for before their use
 // A packed weight is seen as vectors of WIDTH rows: 16 / WIDTH of them are a tile.
 
 constexpr size_t PARTS = TILE / WIDTH;                // vectors a tile, or a canonical 16 lanes
 constexpr size_t GROUPS_A_TURN = 64;                  // for many tokens: so that weights stay in the first cache
 constexpr size_t ACTIVATION_BYTES = 512 << 10;        // of tokens that pass together: they stay in the second cache
 constexpr size_t AHEAD_BYTES = 2048;                  // how far before its use a weight is asked for
+
+constexpr size_t FIRST_CACHE_BYTES = 32 << 10;
+
+// Bytes of a token's activations.
+constexpr size_t token_bytes(size_t in) { return in + in / GROUP * 12; }
+
+// Whether activations stay in the first cache from one tile to the next, or are little beside a tile.
+template <int E>
+constexpr bool at_hand(size_t in, size_t tokens) {
+    const size_t x = tokens * token_bytes(in), tile = stride_bytes(E, in);
+    return tile + x <= FIRST_CACHE_BYTES || (x <= FIRST_CACHE_BYTES / 4 && 10 * x <= tile);
+}
 
 constexpr size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
@@ -58,7 +70,7 @@ inline F load_rows(const float* y, size_t n, size_t row_end) {
 
 // ---- packed weights, integer activations
 
-template <int E, size_t P, size_t T, bool SEVERAL>
+template <int E, size_t P, size_t T, Order ORDER>
 inline void integer_block(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t v, size_t row_end,
                           size_t token, const Turn& turn) {
     const size_t groups = w.in / GROUP;
@@ -82,7 +94,7 @@ inline void integer_block(const Matrix& w, const Activations& a, float* y, size_
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++) {
             group_rows[p] = rows[p] + g * group_bytes(E);
-            if (asks_ahead<E>(T, SEVERAL) && (v + p) % PARTS == 0) fetch(group_rows[p], group_bytes(E), turn, g);
+            if (asks_ahead<E>(T, ORDER) && (v + p) % PARTS == 0) fetch(group_rows[p], group_bytes(E), turn, g);
         }
         dots<E, P, T>(group_rows, x + g * GROUP, w.in, offset + g, groups, acc);
 #pragma GCC unroll 8
@@ -103,22 +115,22 @@ inline void integer_block(const Matrix& w, const Activations& a, float* y, size_
         for (size_t t = 0; t < T; t++) store_rows(y + (token + t) * ldy, (v + p) * WIDTH, row_end, total[p][t]);
 }
 
-template <int E, size_t T, bool SEVERAL>
+template <int E, size_t T, Order ORDER>
 void integer_tokens(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t v, size_t v_end, size_t row_end,
                     size_t token, const Turn& turn) {
-    constexpr size_t P = vectors_at_once<E>(T, SEVERAL);
-    for (; v + P <= v_end; v += P) integer_block<E, P, T, SEVERAL>(w, a, y, ldy, v, row_end, token, turn);
-    for (; v < v_end; v++) integer_block<E, 1, T, SEVERAL>(w, a, y, ldy, v, row_end, token, turn);
+    constexpr size_t P = vectors_at_once<E>(T, ORDER);
+    for (; v + P <= v_end; v += P) integer_block<E, P, T, ORDER>(w, a, y, ldy, v, row_end, token, turn);
+    for (; v < v_end; v++) integer_block<E, 1, T, ORDER>(w, a, y, ldy, v, row_end, token, turn);
 }
 
 // Calls integer_tokens for T = tokens, of at most T.
-template <int E, size_t T, bool SEVERAL>
+template <int E, size_t T, Order ORDER>
 void integer_count(size_t tokens, const Matrix& w, const Activations& a, float* y, size_t ldy, size_t v, size_t v_end,
                    size_t row_end, size_t token, const Turn& turn) {
     if constexpr (T > 1) {
-        if (tokens < T) return integer_count<E, T - 1, SEVERAL>(tokens, w, a, y, ldy, v, v_end, row_end, token, turn);
+        if (tokens < T) return integer_count<E, T - 1, ORDER>(tokens, w, a, y, ldy, v, v_end, row_end, token, turn);
     }
-    integer_tokens<E, T, SEVERAL>(w, a, y, ldy, v, v_end, row_end, token, turn);
+    integer_tokens<E, T, ORDER>(w, a, y, ldy, v, v_end, row_end, token, turn);
 }
 
 // Tokens [first, end) over all rows, in passes of even size, so that none is for a few only.
@@ -130,9 +142,11 @@ void integer_passes(const Matrix& w, const Activations& a, float* y, size_t ldy,
     const size_t v_end = (row_end + WIDTH - 1) / WIDTH;
     if (passes == 1) {
         const Turn turn = {0, groups, AHEAD_BYTES, 0, 1};
-        return integer_count<E, MOST, false>(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end, first, turn);
+        const auto count = at_hand<E>(w.in, tokens) ? integer_count<E, MOST, Order::END_TO_END>
+                                                    : integer_count<E, MOST, Order::SIDE_BY_SIDE>;
+        return count(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end, first, turn);
     }
-    constexpr size_t AT_ONCE = PARTS == 1 ? vectors_at_once<E>(MOST, true) : PARTS;
+    constexpr size_t AT_ONCE = PARTS == 1 ? vectors_at_once<E>(MOST, Order::PASSES) : PARTS;
     for (size_t v = row_start / WIDTH; v < v_end; v += AT_ONCE)
         for (size_t group = 0; group < groups; group += GROUPS_A_TURN)
             for (size_t pass = 0, token = first; pass < passes; pass++) {
@@ -140,7 +154,7 @@ void integer_passes(const Matrix& w, const Activations& a, float* y, size_t ldy,
                                    passes};
                 const size_t next = first + tokens * (pass + 1) / passes;
                 const size_t end = least(v + AT_ONCE, v_end);
-                integer_count<E, MOST, true>(next - token, w, a, y, ldy, v, end, row_end, token, turn);
+                integer_count<E, MOST, Order::PASSES>(next - token, w, a, y, ldy, v, end, row_end, token, turn);
                 token = next;
             }
 }
@@ -148,8 +162,7 @@ void integer_passes(const Matrix& w, const Activations& a, float* y, size_t ldy,
 template <int E>
 void integer_of(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
     constexpr size_t MOST = most_tokens<E>();
-    const size_t token_bytes = w.in + w.in / GROUP * 12;
-    const size_t at_once = ACTIVATION_BYTES / token_bytes > MOST ? ACTIVATION_BYTES / token_bytes / MOST * MOST : MOST;
+    const size_t fit = ACTIVATION_BYTES / token_bytes(w.in), at_once = fit > MOST ? fit / MOST * MOST : MOST;
     const size_t rounds = (a.tokens + at_once - 1) / at_once;
     for (size_t i = 0; i < rounds; i++) {
         const size_t first = i * at_once;
