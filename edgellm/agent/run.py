@@ -65,7 +65,7 @@ class Engine:
         self._prefill: deque[tuple[Step, _Held]] = deque()
         self._jobs: deque[tuple[Callable[[object], None], Callable[[], None]]] = deque()
         self._decoded_since_chunk = 0
-        self._groups = groups if self.batches and groups else len(slots)
+        self._groups = groups if self.batches and groups else len(slots)  # a sequence may be a group of its own
         self._batch_s = 0.0  # what the last batch of decode steps took
         self._gathers_until_s: float | None = None
         self._running = 0
