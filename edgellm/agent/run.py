@@ -130,6 +130,8 @@ class Engine:
                 self._waiting_bytes -= sum(step.x.nbytes for step, owner in queue if owner is held)
                 queue.clear()
                 queue.extend(kept)
+            if not self._decode:
+                self._gathers_until_s = None  # nobody is left who waited
             if held.queued == 0:
                 self._free.give_back(held.slot)
             self._changed.notify()

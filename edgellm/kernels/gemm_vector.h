@@ -142,9 +142,13 @@ void integer_passes(const Matrix& w, const Activations& a, float* y, size_t ldy,
     const size_t v_end = (row_end + WIDTH - 1) / WIDTH;
     if (passes == 1) {
         const Turn turn = {0, groups, AHEAD_BYTES, 0, 1};
-        const auto count = at_hand<E>(w.in, tokens) ? integer_count<E, MOST, Order::END_TO_END>
-                                                    : integer_count<E, MOST, Order::SIDE_BY_SIDE>;
-        return count(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end, first, turn);
+        if constexpr (PARTS == 1) {  // else a tile's own vectors are all that run side by side
+            if (at_hand<E>(w.in, tokens))
+                return integer_count<E, MOST, Order::END_TO_END>(tokens, w, a, y, ldy, row_start / WIDTH, v_end,
+                                                                 row_end, first, turn);
+        }
+        return integer_count<E, MOST, Order::SIDE_BY_SIDE>(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end,
+                                                           first, turn);
     }
     constexpr size_t AT_ONCE = PARTS == 1 ? vectors_at_once<E>(MOST, Order::PASSES) : PARTS;
     for (size_t v = row_start / WIDTH; v < v_end; v += AT_ONCE)

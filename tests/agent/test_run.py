@@ -277,6 +277,25 @@ def test_a_group_waits_for_nobody_longer_than_a_batch_takes():
     end(engine)
 
 
+def test_a_gathering_whose_last_sequence_was_closed_is_over():
+    engine, _, _, wait_for = make(slots=4, batches=True, groups=1)
+    for seq_id in range(4):
+        engine.open(seq_id)
+        engine.submit(step(seq_id, 0, 2))
+        engine.submit(step(seq_id, 2))
+    wait_for(8)
+    engine._batch_s = 60.0
+    engine.submit(step(0, 3))
+    while engine._gathers_until_s is None:
+        time.sleep(0.001)
+    engine.close(0)
+    assert engine._gathers_until_s is None  # whoever comes next waits for others anew
+    for seq_id in range(1, 4):
+        engine.submit(step(seq_id, 3))
+    wait_for(11)
+    end(engine)
+
+
 def test_a_section_that_does_not_batch_gets_one_step_at_a_time():
     engine, section, _, wait_for = make(slots=3)
     for seq_id in (1, 2):
