@@ -15,8 +15,8 @@ test: .venv/ready lint
 	@tests/kernels/install
 	$(BIN)/python -m pytest
 
-# End to end on boards in namespaces. As root on Debian nothing may be missing: what is gets installed. Elsewhere it is
-# skipped, with the reason.
+# End to end on boards in namespaces: root, x86-64 Debian, cgroup v1. As root on Debian nothing may be missing: what apt
+# has gets installed. Elsewhere it is skipped, with the reason.
 export EDGELLM_BOARDS ?= $(shell test "$$(id -u)" = 0 && test -e /etc/debian_version && echo required)
 test-boards: .venv/ready
 	$(if $(EDGELLM_BOARDS),tests/boards/lab install)
@@ -40,11 +40,12 @@ bench: .venv/bench
 	@touch $@
 
 # The folders: an editable install knows its modules by name, so one that came or went wants another.
+# pip, not python: without python3-venv, venv fails and leaves a python without pip behind.
 .venv/ready: pyproject.toml CMakeLists.txt $(wildcard edgellm/kernels/*.cpp edgellm/kernels/*.h) \
 		$(shell find edgellm -name __pycache__ -prune -o -type d -print)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "edgellm needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@$(BIN)/python -m compileall -q edgellm
 	@touch $@

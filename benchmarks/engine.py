@@ -242,7 +242,8 @@ def wire_rows(plan: Plan, sent_bytes: dict[str, float | None], hidden_bytes: int
 async def measure(model: Path, count: int, runs: int, work: Path) -> tuple[list[Row], dict]:
     """Starts the agents and the reference, measures, ends them. Returns the rows, and everything measured."""
     manifest = Manifest.read(model)
-    settings = Settings(min(config.DEFAULT_CONTEXT, manifest.max_seq_len), config.DEFAULT_SLOTS, objective="throughput")
+    context = min(config.DEFAULT_CONTEXT, manifest.max_seq_len)
+    settings = Settings(context, config.DEFAULT_SLOTS, kv_dtype="float16", objective="throughput")
     threads = count * max(1, report.cores() // count)
     with local.LocalAgents(model, count, work) as agents:
         note(f"starts {count} agents with {manifest.model}")

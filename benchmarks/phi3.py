@@ -46,7 +46,7 @@ CONFIG = {
 }  # fmt: skip
 NAME = "phi-3-mini-random"
 AGENTS, RAM_BYTES = 2, 4_000_000_000
-SETTINGS = Settings(context=1024, slots=1, objective="throughput")
+SETTINGS = Settings(context=1024, slots=1, kv_dtype="float16", objective="throughput")
 SPLIT_SPARE_BYTES = 500_000_000  # `edgellm split` may use three times its largest shard in float32, and this
 PROMPT, DECODED, VERIFIED = 64, 32, 16
 _LAYERS_A_FILE = 2

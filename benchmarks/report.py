@@ -91,7 +91,6 @@ def machine() -> dict:
         "arch": platform.machine(),
         "cores": cores(),
         "ram_bytes": psutil.virtual_memory().total,
-        "kernel": platform.release(),
         "load_average": list(os.getloadavg()),
         "versions": versions,
     }

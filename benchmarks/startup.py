@@ -22,10 +22,10 @@ import time
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.processes import cpu_s, memory_of
+from benchmarks.processes import cpu_s, mapped_bytes, memory_of
 from benchmarks.report import Row, at_most, holds, median
 from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import Sampling
+from edgellm.config import DEFAULT_CHUNK, DEFAULT_CONTEXT, DEFAULT_SLOTS, Sampling
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.cluster import ClusterFile
 from edgellm.manager.rebalance import assign
@@ -40,9 +40,11 @@ _PROMPT, _TOKENS = [1, 2, 3, 4, 5, 6, 7, 8], 16
 
 def plan_for(manifest: Manifest) -> Plan:
     """All layers on one board, with the default settings."""
-    layers, context = manifest.num_layers, min(2048, manifest.max_seq_len)
-    section = Section("b1", 0, layers)
-    return Plan(1, manifest.model, manifest.sha256, layers, "latency", context, 4, 128, "float16", (section,))
+    layers, context = manifest.num_layers, min(DEFAULT_CONTEXT, manifest.max_seq_len)
+    return Plan(
+        1, manifest.model, manifest.sha256, layers, "latency", context, DEFAULT_SLOTS, DEFAULT_CHUNK, "float16",
+        (Section("b1", 0, layers),),
+    )  # fmt: skip
 
 
 def start_agent(split: Path, state: Path, arguments: list[str]) -> dict:
@@ -91,18 +93,6 @@ async def serve_and_answer(plan: Plan, addresses: dict, began: float, pid: int) 
         stream = cluster.generate(_PROMPT, sampling=Sampling(), max_tokens=_TOKENS, eos=())
         assert len([chosen async for chosen in stream]) == _TOKENS
     return serves_s, own_s
-
-
-def mapped_bytes(pid: int, folder: Path) -> int:
-    """Bytes of the files in `folder` that a process has mapped and in memory."""
-    found, inside = 0, False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if "-" in name.split(" ")[0]:  # a mapping begins: its addresses, at the end its file
-            inside = str(folder) in line
-        elif inside and name == "Rss":
-            found += int(value.split()[0]) * 1024
-    return found
 
 
 def first_byte_s(split: Path, work: Path) -> tuple[float, float, float]:

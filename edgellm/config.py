@@ -13,6 +13,7 @@ DEFAULT_CHUNK = 32  # prompt tokens a prefill chunk: benchmarks/chunks.py
 DEFAULT_MAX_TOKENS = 512
 MAX_FRAME_BYTES = 64 << 20  # the largest body of a frame
 MAX_STEP_BYTES = MAX_FRAME_BYTES - 64  # the largest tensor in one; also all that a trace may answer
+MAX_CHOICES = 16  # tokens that one step may choose: one, and one after each draft that it carries
 
 # Timeouts by phase, in seconds.
 CONNECT_TIMEOUT_S = 5.0

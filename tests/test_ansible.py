@@ -104,6 +104,33 @@ def test_deploy_names_an_unknown_variable(tmp_path):
     assert "there is no variable edgellm_prot" in deploy(tmp_path, "pi1 ansible_host=192.0.2.1 edgellm_prot=7711")
 
 
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_relative_model_is_one_from_where_ansible_was_started(tmp_path, stale):
+    """With the playbook elsewhere, and with a PWD that is not the folder, as subprocess and make -C leave it."""
+    if not (BIN / "ansible-playbook").exists():
+        pytest.skip("ansible-playbook is not installed here")
+    (tmp_path / "playbooks").mkdir()
+    (tmp_path / "phi3").mkdir()
+    command, playbook = tmp_path / "edgellm", tmp_path / "playbooks/model.yml"
+    command.write_text("""#!/bin/sh\nprintf '{"manifest_sha256": "%s"}' "$(realpath "$3")"\n""")
+    command.chmod(0o755)
+    play = {"hosts": "boards", "gather_facts": False, "tasks": [
+        {"ansible.builtin.import_role": {"name": "model"}},
+        {"ansible.builtin.debug": {"msg": "it is {{ model_split.manifest_sha256 }} here"}},
+    ]}  # fmt: skip
+    playbook.write_text(yaml.safe_dump([play]))
+    (tmp_path / "inventory.ini").write_text("[boards]\npi1 ansible_host=192.0.2.1\n")
+    done = subprocess.run(
+        [BIN / "ansible-playbook", "-i", tmp_path / "inventory.ini", playbook, "-e", "edgellm_model=./phi3",
+         "-e", f"edgellm_bin={command}", "-e", "edgellm_quantize=none"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "HOME": str(tmp_path), "PWD": "/" if stale else str(tmp_path), "ANSIBLE_NOCOLOR": "1",
+             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"it is {(tmp_path / 'phi3').resolve()} here" in done.stdout
+
+
 # The inventory
 
 OPTIONS = spec("edgellm")["options"]
@@ -176,6 +203,12 @@ def test_boards_as_the_controller_wants_them():
     [board] = inventory.fleet(["pi1"], {"pi1": values}, 7710)
     ssh = {"host": "192.0.2.1", "user": "edge", "port": 2222, "key": None}
     assert board == {"name": "pi1", "host": "192.0.2.1", "port": 7711, "ssh": ssh}
+
+
+def test_a_relative_key_is_one_from_where_ansible_was_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [board] = inventory.fleet(["pi1"], {"pi1": {**HOST, "ansible_ssh_private_key_file": "keys/board"}}, 7710)
+    assert board["ssh"]["key"] == str(tmp_path / "keys/board")
 
 
 def test_passwords_are_not_remembered():

@@ -1,19 +1,23 @@
 """The benchmarks' tables and arithmetic; what they measure is for `make bench`."""
 
 import json
-import mmap
-import os
 import platform
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import perplexity, phi3, report, startup
+from benchmarks import baseline, perplexity, phi3, report, startup
 from benchmarks.engine import Measurements, wire_rows
 from benchmarks.report import Row, at_least, at_most, holds
 from benchmarks.two_level import speed as two_level
+from edgellm.checkpoint.manifest import Manifest
+from edgellm.cli.local import local_up
 from edgellm.kernels import native
+from edgellm.model.structure import trace
 from edgellm.plan import Plan, Section
+from tests.model.families import CONFIGS, random_model
+from tests.model.make_split import make_split, round_weights
 
 
 def test_a_table_shows_limits_and_what_falls_short():
@@ -77,14 +81,24 @@ def test_perplexity_is_that_of_the_next_tokens():
     assert perplexity.perplexity(halves, [2, 0, 2]) == pytest.approx(8**0.5)  # of a half and a quarter
 
 
-def test_memory_beside_shards_counts_only_what_is_mapped_from_them(tmp_path):
-    path = tmp_path / "layer"
-    path.write_bytes(b"1" * (3 << 20))
-    before = startup.mapped_bytes(os.getpid(), tmp_path)
-    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-        assert sum(mapping[:: 4 << 10]) == 768 * ord("1")  # every page is there now
-        assert startup.mapped_bytes(os.getpid(), tmp_path) - before == 3 << 20
-    assert startup.mapped_bytes(os.getpid(), tmp_path) == before == 0
+def test_benchmarks_have_the_settings_of_the_commands(tmp_path):
+    make_split(random_model(CONFIGS["smollm"]()), tmp_path)
+    settings = startup.plan_for(Manifest.read(tmp_path)).settings
+    options = {p.name: p.default for p in local_up.params}
+    assert settings.context == 256  # the model's most
+    assert (settings.slots, settings.chunk) == (options["slots"], options["chunk"])
+    assert settings.kv_dtype == phi3.SETTINGS.kv_dtype == options["kv_dtype"]
+
+
+@pytest.mark.parametrize("encoding", native.GROUP_BYTES)
+def test_the_baseline_has_the_weights_that_packed_ones_stand_for(encoding, tmp_path):
+    model = random_model(CONFIGS["smollm"]())
+    make_split(model, tmp_path, encoding, "int8")
+    with torch.no_grad():
+        round_weights(model, trace(model.config), encoding, "int8")
+    state = baseline.load(tmp_path).state_dict()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(state[name], weight.to(torch.bfloat16)), name
 
 
 def test_json_holds_rows_with_their_verdicts_and_the_machine():
@@ -97,8 +111,6 @@ def test_json_holds_rows_with_their_verdicts_and_the_machine():
 
 def test_the_phi3_model_has_its_weights():
     from transformers import Phi3Config
-
-    from edgellm.model.structure import trace
 
     config = Phi3Config(**{k: v for k, v in phi3.CONFIG.items() if k not in ("architectures", "model_type")})
     structure = trace(config)

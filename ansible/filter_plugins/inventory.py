@@ -133,7 +133,8 @@ def resolve(address: str) -> str:
 
 
 def fleet(names, hostvars, port) -> list[dict]:
-    """Boards for `edgellm controller`: name, host and port of the agent, and how to log in. `port` is the default."""
+    """Boards for `edgellm controller`: name, host and port of the agent, and how to log in. `port` is the default. A
+    relative path of a key is one from where ansible-playbook was started, as for ssh."""
     boards = []
     for name in names:
         values = hostvars[name]
@@ -148,7 +149,7 @@ def fleet(names, hostvars, port) -> list[dict]:
                 "host": host,
                 "user": str(user) if user else None,
                 "port": int(ssh_port) if ssh_port else None,
-                "key": str(Path(key).expanduser()) if key else None,
+                "key": str(Path(key).expanduser().absolute()) if key else None,
             },
         })  # fmt: skip
     return boards

@@ -151,7 +151,7 @@ extern "C" void multiply(int two_levels, const uint8_t* data, size_t out, size_t
                          const float* scale, const float* sum, size_t tokens, float* y, size_t row_start,
                          size_t row_end) {
     const edgellm::Matrix w = {data, out, in, edgellm::INT4};
-    const edgellm::Activations a = {nullptr, q, scale, sum, nullptr, tokens, in};
+    const edgellm::Activations a = {nullptr, q, scale, sum, nullptr, tokens};
     if (two_levels)
         edgellm::two_level_product(w, a, y, out, row_start, row_end);
     else

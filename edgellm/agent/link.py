@@ -27,7 +27,8 @@ class Link:
     @property
     def congested(self) -> bool:
         """True while the board reads more slowly than we write, or isn't connected yet."""
-        return self._peer.congested if self._peer else bool(self._waiting)
+        peer = self._peer  # read once: the engine's thread asks too
+        return peer.congested if peer else bool(self._waiting)
 
     def ensure(self) -> None:
         """Start to dial if there is no connection."""

@@ -24,6 +24,16 @@ _BATCH_TOKENS = 64  # with drafts; one step alone may have more
 _Batch = list[tuple[Step, "_Held"]]
 
 
+@dataclass(frozen=True)
+class _Job:
+    """Something else to run with the section, for `owner`, in a slot of its own."""
+
+    run: Callable[[object, object], None]
+    dropped: Callable[[], None]
+    owner: object
+    slot: Slot
+
+
 @dataclass
 class _Held:
     """A sequence's slot here, and how far it has come: positions [0, filled) hold K and V."""
@@ -63,7 +73,7 @@ class Engine:
         self._held: dict[int, _Held] = {}
         self._decode: deque[tuple[Step, _Held]] = deque()
         self._prefill: deque[tuple[Step, _Held]] = deque()
-        self._jobs: deque[tuple[Callable[[object], None], Callable[[], None]]] = deque()
+        self._jobs: deque[_Job] = deque()
         self._decoded_since_chunk = 0
         self._groups = groups if self.batches and groups else len(slots)  # a sequence may be a group of its own
         self._batch_s = 0.0  # what the last batch of decode steps took
@@ -156,23 +166,23 @@ class Engine:
             self._changed.notify()
             return True
 
-    def run_with_slot(self, job: Callable[[object, object], None], dropped: Callable[[], None]) -> None:
+    def run_with_slot(
+        self, job: Callable[[object, object], None], dropped: Callable[[], None], owner: object = None
+    ) -> None:
         """Queue `job(section, slot)` with a slot of its own; `dropped()` is called instead if the engine stops first.
         Raises BusyError when there is no slot."""
         with self._changed:
             if not self._free:
                 raise BusyError(f"all {self._num_slots} slots are taken; ask again when an answer has ended")
-            slot = self._free.take_any()
-
-            def run(section):
-                try:
-                    job(section, slot.kv)
-                finally:
-                    with self._changed:
-                        self._free.give_back(slot)
-
-            self._jobs.append((run, dropped))
+            self._jobs.append(_Job(job, dropped, owner, self._free.take_any()))
             self._changed.notify()
+
+    def forget_jobs(self, owner: object) -> None:
+        """Drop what `owner` has queued with `run_with_slot` and isn't running; nobody is told."""
+        with self._changed:
+            for job in [j for j in self._jobs if j.owner is owner]:
+                self._jobs.remove(job)
+                self._free.give_back(job.slot)
 
     def stop(self) -> None:
         """End the thread after its running step; `join` waits for it."""
@@ -196,13 +206,20 @@ class Engine:
             if isinstance(work, list):
                 self._compute(work)
             else:
-                work(self._section)
+                self._do(work)
             with self._changed:
                 self._running = 0
-        for _, dropped in self._jobs:
-            dropped()
+        for job in self._jobs:
+            job.dropped()
 
-    def _next(self) -> _Batch | Callable[[object], None] | None:
+    def _do(self, job: _Job) -> None:
+        try:
+            job.run(self._section, job.slot.kv)
+        finally:
+            with self._changed:
+                self._free.give_back(job.slot)
+
+    def _next(self) -> _Batch | _Job | None:
         """Wait for work and choose: every decode step that waits runs once between two prompt chunks, so that a long
         prompt doesn't stop running answers and running answers don't stop a prompt."""
         with self._changed:
@@ -228,7 +245,7 @@ class Engine:
                     return batch
                 if self._jobs:
                     self._running = 1
-                    return self._jobs.popleft()[0]
+                    return self._jobs.popleft()
                 self._changed.wait(wait_s)
 
     def _gather_s(self, decoding: int) -> float:
@@ -248,16 +265,17 @@ class Engine:
         """Decode steps to run together: those that wait now, one of a sequence, since its next one builds on it."""
         if not self.batches or len(self._decode) == 1:
             return [self._decode.popleft()]
-        batch, left, tokens = [], deque(), 0
-        for step, held in self._decode:
-            tokens += len(step.x)
-            fits = not batch or (len(batch) < _BATCH_STEPS and tokens <= _BATCH_TOKENS)
-            if fits and not any(held is other for _, other in (*batch, *left)):
+        batch, left, tokens, seen = [], [], 0, set()
+        while self._decode and len(batch) < _BATCH_STEPS and len(seen) < len(self._held):
+            step, held = self._decode.popleft()
+            fits = not batch or tokens + len(step.x) <= _BATCH_TOKENS
+            if fits and id(held) not in seen:
                 batch.append((step, held))
+                tokens += len(step.x)
             else:
-                tokens -= len(step.x)
                 left.append((step, held))
-        self._decode = left
+            seen.add(id(held))
+        self._decode.extendleft(reversed(left))
         return batch
 
     def _compute(self, batch: _Batch) -> None:

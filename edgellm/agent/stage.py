@@ -121,6 +121,7 @@ class Stage:
         for sequence in [s for s in self._sequences.values() if s.owner is peer]:
             log.info("sequence %x dropped: its manager is gone", sequence.seq_id)
             self._drop(sequence.seq_id)
+        self.engine.forget_jobs(peer)
 
     # From other boards
 

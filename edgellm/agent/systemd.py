@@ -14,26 +14,9 @@ def stopping() -> None:
     _notify("STOPPING=1")
 
 
-def status(text: str) -> None:
-    """One line for `systemctl status`."""
-    _notify(f"STATUS={' '.join(text.split())[:256]}")  # a line break would begin another assignment
-
-
 def watchdog() -> None:
-    """The service is alive (WatchdogSec=): to be called every `watchdog_interval_s()`."""
+    """The service is alive; to be called far more often than the unit's WatchdogSec."""
     _notify("WATCHDOG=1")
-
-
-def watchdog_interval_s() -> float | None:
-    """How often to call `watchdog()`: a third of what systemd allows. None where no watchdog waits for this process."""
-    for_pid = os.environ.get("WATCHDOG_PID")
-    if not os.environ.get("NOTIFY_SOCKET") or (for_pid and for_pid != str(os.getpid())):
-        return None
-    try:
-        allowed_s = int(os.environ.get("WATCHDOG_USEC", "")) / 1e6
-    except ValueError:
-        return None
-    return allowed_s / 3 if allowed_s > 0 else None
 
 
 def _notify(message: str) -> None:

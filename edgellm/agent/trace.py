@@ -35,7 +35,7 @@ def answer_trace(stage, peer: Peer, message: m.Trace) -> None:
         stage.loop.call_soon_threadsafe(peer.refuse, f"board {stage.board} went on to another plan")
 
     try:
-        stage.engine.run_with_slot(job, dropped)
+        stage.engine.run_with_slot(job, dropped, owner=peer)
     except BusyError as e:
         peer.refuse(str(e))
 

@@ -128,9 +128,10 @@ def _measure(manifest: Manifest, folder: Path, cores: tuple[Core, ...], path: st
 
 
 def _key(manifest: Manifest, cores: tuple[Core, ...], target: str, fused: bool) -> dict:
-    """What the choice depends on: measured again when any of it changes."""
+    """What the choice depends on: measured again when any of it changes, for what is fastest for a small model's steps
+    may not be for a large one's."""
     facts = [[c.number, c.speed, c.first_sibling] for c in cores]
-    return {"machine": _machine(), "cores": facts, "kernels": target, "quantization": manifest.quantization,
+    return {"machine": _machine(), "cores": facts, "kernels": target, "model": manifest.sha256,
             "fused": fused, "version": __version__}  # fmt: skip
 
 

@@ -141,7 +141,7 @@ def _ask_embedded(question, wait, as_json, verbose) -> int:
          "('edgellm local up' keeps them running)")  # fmt: skip
     model_dir = default_model()
     asker = Asker(model_dir)
-    settings = make_settings(asker.manifest, None, 1, config.DEFAULT_CHUNK, "float32", "throughput")
+    settings = make_settings(asker.manifest, None, 1, config.DEFAULT_CHUNK, "float16", "throughput")
     ids = asker.encode(question, settings.context)
     with local.LocalAgents(model_dir, 2, local.state_dir() / "embedded") as agents:
         with Progress() as progress:

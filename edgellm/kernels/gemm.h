@@ -84,7 +84,7 @@ struct Activations {
     const float* scale;     // [tokens, in / 32]
     const float* sum;       // [tokens, in / 32]
     const int32_t* offset;  // [tokens, in / 32]
-    size_t tokens, in;
+    size_t tokens;
 };
 
 // How the tiles of a weight are gone through: one after the other, which memory likes best, as long as the activations are

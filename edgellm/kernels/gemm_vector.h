@@ -179,19 +179,22 @@ void integer_of(const Matrix& w, const Activations& a, float* y, size_t ldy, siz
 // Calls f(column, weights) for the 32 columns of a group, in chunks of ascending columns.
 template <int E, class Each>
 inline void each_weight(const uint8_t* rows, const uint8_t* scales, const Each& f) {
-    const F d = halves(scales), m = E == INT4 ? halves(scales + 2 * TILE) : E == INT4S ? mul(d, spread(-8)) : zero();
+    const F d = halves(scales), m = E == INT4 ? halves(scales + 2 * TILE) : zero();
+    [[maybe_unused]] const auto weight = [&](I q) {
+        return E == INT4S ? mul(d, add(to_float(q), spread(-8))) : fma(d, to_float(q), m);
+    };
 #pragma GCC unroll 8
     for (size_t c = 0; c < (is_nibbles(E) ? 4 : 8); c++) {
         const I bytes = words(rows + c * 64);
         if constexpr (is_nibbles(E)) {
-            f(8 * c + 0, fma(d, to_float(bits<0, 4>(bytes)), m));
-            f(8 * c + 1, fma(d, to_float(bits<8, 4>(bytes)), m));
-            f(8 * c + 2, fma(d, to_float(bits<16, 4>(bytes)), m));
-            f(8 * c + 3, fma(d, to_float(bits<24, 4>(bytes)), m));
-            f(8 * c + 4, fma(d, to_float(bits<4, 4>(bytes)), m));
-            f(8 * c + 5, fma(d, to_float(bits<12, 4>(bytes)), m));
-            f(8 * c + 6, fma(d, to_float(bits<20, 4>(bytes)), m));
-            f(8 * c + 7, fma(d, to_float(bits<28, 4>(bytes)), m));
+            f(8 * c + 0, weight(bits<0, 4>(bytes)));
+            f(8 * c + 1, weight(bits<8, 4>(bytes)));
+            f(8 * c + 2, weight(bits<16, 4>(bytes)));
+            f(8 * c + 3, weight(bits<24, 4>(bytes)));
+            f(8 * c + 4, weight(bits<4, 4>(bytes)));
+            f(8 * c + 5, weight(bits<12, 4>(bytes)));
+            f(8 * c + 6, weight(bits<20, 4>(bytes)));
+            f(8 * c + 7, weight(bits<28, 4>(bytes)));
         } else {
             f(4 * c + 0, mul(d, to_float(byte<0>(bytes))));
             f(4 * c + 1, mul(d, to_float(byte<1>(bytes))));

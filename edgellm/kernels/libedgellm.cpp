@@ -57,7 +57,7 @@ struct Scratch {
             const uint64_t g = start * (in / GROUP);
             use.quantize(x + start * in, end - start, in, q + start * in, scale + g, scale + groups + g, offset + g);
         });
-        a = {x, q, scale, scale + groups, offset, tokens, in};
+        a = {x, q, scale, scale + groups, offset, tokens};
     }
     ~Scratch() { free(memory); }
     Scratch(const Scratch&) = delete;
@@ -90,7 +90,7 @@ EXPORT int edgellm_linear(const void* weights, uint64_t weight_bytes, int encodi
         if (scratch.memory == nullptr) return NO_MEMORY;
         share(out, TILE, [&](uint64_t start, uint64_t end) { use.product(w, scratch.a, y, out, start, end); });
     } else {
-        const Activations a = {x, nullptr, nullptr, nullptr, nullptr, tokens, in};
+        const Activations a = {x, nullptr, nullptr, nullptr, nullptr, tokens};
         share(out, TILE, [&](uint64_t start, uint64_t end) { use.product_exact(w, a, y, out, start, end); });
     }
     return OK;

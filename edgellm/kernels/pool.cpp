@@ -33,6 +33,7 @@ int cores[MOST_THREADS];
 bool pinned = false;
 cpu_set_t allowed;             // where this process may run, as it was when the library was loaded
 uint32_t generation = 0;       // of the pinning
+bool maker_on_core = false;    // whether who makes workers is on a core of ours, on which they begin
 bool stopping = false;
 Line started;                  // counts pieces of work; the workers' futex
 Line finished;                 // workers that are through with the current one
@@ -43,6 +44,7 @@ const void* data_now;
 int parts_now;
 thread_local bool is_part = false;
 thread_local uint32_t placed_as = 0;  // the generation that this thread's core is of
+thread_local bool on_core = false;    // put there by `place`
 
 int64_t now_ns() {
     timespec t;
@@ -83,20 +85,23 @@ bool spin(const Done& done) {
     return false;
 }
 
-// Puts this thread on its core, or back to wherever the process may run. A core that isn't there any more is no reason
-// not to compute.
+// Puts this thread on its core, or one that was put on a core back to wherever the process may run. A core that isn't
+// there any more is no reason not to compute.
 void place(int part) {
+    if (!pinned && !on_core) return;  // where others put it is none of our business
     cpu_set_t set;
     CPU_ZERO(&set);
     CPU_SET(cores[part], &set);
     sched_setaffinity(0, sizeof set, pinned ? &set : &allowed);
+    on_core = pinned;
 }
 
 // The sleepers say so before they look a last time, and whoever wakes writes before it looks who sleeps: nobody is missed.
 void* worker(void* argument) {
     const int part = static_cast<int>(reinterpret_cast<intptr_t>(argument));
     is_part = true;
-    place(part);  // a thread begins with its maker's
+    on_core = maker_on_core;
+    place(part);
     uint32_t seen = 0;  // pool_set sets the counter to 0 before it starts workers
     for (;;) {
         if (!spin([&] { return get(started.value) != seen; })) {
@@ -106,8 +111,9 @@ void* worker(void* argument) {
         }
         seen++;
         if (stopping) return nullptr;
-        work_now(data_now, part, parts_now);
-        if (__atomic_add_fetch(&finished.value, 1, __ATOMIC_SEQ_CST) == static_cast<uint32_t>(parts_now - 1) &&
+        const int parts = parts_now;  // read before the caller may write the next one
+        work_now(data_now, part, parts);
+        if (__atomic_add_fetch(&finished.value, 1, __ATOMIC_SEQ_CST) == static_cast<uint32_t>(parts - 1) &&
             __atomic_load_n(&caller_waits, __ATOMIC_SEQ_CST))
             futex_wake(&finished.value, 1);
     }
@@ -134,6 +140,7 @@ void end_workers() {
 
 int start_workers(int count) {
     started.value = 0;
+    maker_on_core = on_core;
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
@@ -151,10 +158,12 @@ int start_workers(int count) {
     return -error;
 }
 
-// A forked child has none of the threads.
+// A forked child has none of the threads, whatever they were about.
 void forked() {
     in_use = PTHREAD_MUTEX_INITIALIZER;
     threads = 1;
+    stopping = false;
+    caller_waits = 0;
     is_part = false;
 }
 

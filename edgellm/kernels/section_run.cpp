@@ -39,8 +39,8 @@ struct Run {
                         w.offset + t * groups);
     }
 
-    Activations activations(const float* x, size_t in, size_t count) const {
-        return {x, w.q, w.scale, w.sum, w.offset, count, in};
+    Activations activations(const float* x, size_t count) const {
+        return {x, w.q, w.scale, w.sum, w.offset, count};
     }
 
     // Rows [start, end) of a projection to y[t * ldy + row].
@@ -78,7 +78,7 @@ struct Run {
     }
 
     void queries_keys_values(const Layer& layer) {
-        const Activations x = activations(w.normed, s.hidden, tokens);
+        const Activations x = activations(w.normed, tokens);
         const Projection* parts[] = {&layer.q, &layer.k, &layer.v};
         share(qkv_rows, ROWS, [&](size_t start, size_t end) {
             size_t at = 0;
@@ -164,12 +164,12 @@ struct Run {
     void project(const Projection& p, const float* x) {
         const size_t in = p.matrix.in;
         if (is_packed(p.matrix.encoding)) for_tokens(tokens, [&](size_t t) { quantize(x, in, t); });
-        const Activations a = activations(x, in, tokens);
+        const Activations a = activations(x, tokens);
         share(p.rows, ROWS, [&](size_t start, size_t end) { product(p, a, w.added, s.hidden, start, end); });
     }
 
     void mlp(const Layer& layer) {
-        const Activations x = activations(w.normed, s.hidden, tokens);
+        const Activations x = activations(w.normed, tokens);
         const size_t inner = s.intermediate, ld = layer.gate ? 2 * inner : inner;
         float *gate = w.gate_up, *up = layer.gate ? w.gate_up + inner : w.gate_up;
         share(inner, ROWS, [&](size_t start, size_t end) {
@@ -198,12 +198,12 @@ struct Run {
             t += pass.steps[i].tokens;
             for (size_t j = t - pass.steps[i].logits; j < t; j++, wanted++) {
                 op.add_and_norm(w.x + j * s.hidden, nullptr, nullptr, s.final_norm, s.hidden,
-                                w.normed + wanted * s.hidden);  // wanted <= j: nothing is overwritten that is needed
+                                w.normed + wanted * s.hidden);
                 if (s.hidden % GROUP == 0) quantize(w.normed, s.hidden, wanted);
             }
         }
         if (wanted == 0) return;
-        const Activations x = activations(w.normed, s.hidden, wanted);
+        const Activations x = activations(w.normed, wanted);
         share(s.vocab, ROWS, [&](size_t start, size_t end) { product(s.head, x, pass.logits, s.vocab, start, end); });
     }
 
@@ -242,8 +242,9 @@ bool make_room(Section& s, size_t tokens) {
     for (size_t i = 0; i < s.num_layers; i++) gated |= s.layers[i].gate ? true : false;
     const size_t counts[] = {s.hidden, s.hidden, s.hidden, q + 2 * s.kv_heads * s.head_dim, q, gated ? 2 * inner : inner,
                              inner, widest / 4 + 1, widest / GROUP + 1, widest / GROUP + 1, widest / GROUP + 1};
+    float *bytes, *offsets;  // of other types
     float** const places[] = {&w.x, &w.normed, &w.added, &w.qkv, &w.attended, &w.gate_up, &w.activated,
-                              reinterpret_cast<float**>(&w.q), &w.scale, &w.sum, reinterpret_cast<float**>(&w.offset)};
+                              &bytes, &w.scale, &w.sum, &offsets};
     constexpr size_t LINE = 64 / sizeof(float);
     size_t total = 0;
     for (const size_t count : counts) total += (count * tokens + LINE - 1) / LINE * LINE + LINE;
@@ -257,6 +258,8 @@ bool make_room(Section& s, size_t tokens) {
         *places[i] = at;
         at += (counts[i] * tokens + LINE - 1) / LINE * LINE + LINE;
     }
+    w.q = reinterpret_cast<int8_t*>(bytes);
+    w.offset = reinterpret_cast<int32_t*>(offsets);
     return true;
 }
 

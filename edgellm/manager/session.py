@@ -53,6 +53,7 @@ class Session:
         clock = asyncio.get_running_loop().time
         stuck_s, attempt = None, 0
         while True:
+            replayed = bool(done)
             try:
                 cluster = await self._ready(grow=attempt == 0)
                 tokens = cluster.generate(
@@ -76,6 +77,10 @@ class Session:
                 if hopeless or clock() - stuck_s >= patience_s:
                     raise
                 self._say(e)
+            finally:
+                if replayed:  # what is held was computed for this very answer, or nobody knows
+                    for told in (stats or {}).values():
+                        told["reused_tokens"] = 0
             await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
             attempt += 1
 

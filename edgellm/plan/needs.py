@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import accumulate
 
+from edgellm import config
 from edgellm.checkpoint.manifest import Manifest
 from edgellm.plan.types import KV_DTYPES, Settings
 
@@ -52,13 +53,14 @@ class Needs:
         self._kv = [0, *accumulate(n * token_bytes for n in manifest.kv_elements_per_token)]
         self._embedding = manifest.embedding.ram_bytes
         self._head = manifest.head.ram_bytes
-        # One pass holds a chunk of one prompt, or one token of every slot.
-        tokens = max(settings.chunk, settings.slots)
+        # One pass holds a chunk of one prompt, or a token of every slot with drafts up to as many as one step may have.
+        choices = max(settings.slots, config.MAX_CHOICES)
+        tokens = max(settings.chunk, choices)
         activations = manifest.activation_elements_per_token  # what the layer at work produces
         mask = settings.context
         buffers = 2 * manifest.hidden_size  # the hidden states that come in and go out
         self._activations = 4 * tokens * (activations + mask + buffers)
-        self._logits = 4 * 4 * manifest.vocab_size  # logits, and the sampler's sorted and cumulative copies
+        self._logits = 4 * (choices + 3) * manifest.vocab_size  # and the sampler's copies of one row, sorted and summed
 
     def of(self, start: int, end: int) -> SectionNeed:
         """The need of section [start, end)."""

@@ -37,7 +37,6 @@ class Peer(asyncio.Protocol):
         self.address = "?"
         self.lost: str | None = None  # why the connection ended
         self.sent_bytes = 0
-        self.received_bytes = 0
         self.last_heard_s = asyncio.get_running_loop().time()
         self._on_message, self._on_lost = on_message, on_lost
         self._channel = channel
@@ -74,7 +73,6 @@ class Peer(asyncio.Protocol):
         self._take(plain)
 
     def data_received(self, data: bytes) -> None:
-        self.received_bytes += len(data)
         self.last_heard_s = asyncio.get_running_loop().time()
         if self._channel is not None:
             try:

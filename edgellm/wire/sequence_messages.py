@@ -4,12 +4,10 @@ import struct
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from edgellm.config import MAX_FRAME_BYTES
+from edgellm.config import MAX_CHOICES, MAX_FRAME_BYTES
 from edgellm.errors import RemoteProtocolError
 from edgellm.wire.body import KB, MB, check_size, cut, json_of, object_of, text_of, unpack
 
-# The most tokens that one step may choose: one, and one after each draft that it carries.
-MAX_CHOICES = 16
 # Finish reasons, as numbered in TOKENS.
 FINISH = ("", "eos", "length", "context")
 # Why a sequence failed, as numbered in FAILED.

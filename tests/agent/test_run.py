@@ -200,6 +200,25 @@ def test_a_job_that_waits_when_the_engine_stops_is_told():
     assert told == ["dropped"]
 
 
+def test_who_is_gone_needs_no_job_done_and_its_slot_is_free_again():
+    engine, section, _, _ = make(slots=3)
+    section.gate.clear()
+    engine.open(1)
+    engine.submit(step(1, 0))
+    while not engine._running:
+        time.sleep(0.001)
+    ran, mine, theirs = threading.Event(), [], []
+    engine.run_with_slot(lambda section, slot: mine.append(slot), lambda: mine.append("dropped"), owner="me")
+    engine.run_with_slot(lambda section, slot: (theirs.append(slot), ran.set()), lambda: None, owner="they")
+    assert engine.free_slots == 0
+    engine.forget_jobs("me")
+    assert engine.free_slots == 1
+    section.gate.set()
+    assert ran.wait(10)
+    end(engine)
+    assert mine == [] and len(theirs) == 1
+
+
 def queue_behind_a_step(engine, section, steps):
     """Have all of `steps` wait while the prompt of sequence 1 is computed."""
     section.gate.clear()

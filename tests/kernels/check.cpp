@@ -83,14 +83,14 @@ static int compare(const Target& t, int encoding, size_t out, size_t in, size_t 
     float *scale1 = reinterpret_cast<float*>(s1.data), *scale2 = reinterpret_cast<float*>(s2.data);
     const size_t n = tokens * groups;
     int32_t *offset1 = reinterpret_cast<int32_t*>(scale1 + 2 * n), *offset2 = reinterpret_cast<int32_t*>(scale2 + 2 * n);
-    Activations a = {x, nullptr, nullptr, nullptr, nullptr, tokens, in};
+    Activations a = {x, nullptr, nullptr, nullptr, nullptr, tokens};
     if (is_packed(encoding)) {
         s.quantize(x, tokens, in, reinterpret_cast<int8_t*>(q1.data), scale1, scale1 + n, offset1);
         t.quantize(x, tokens, in, reinterpret_cast<int8_t*>(q2.data), scale2, scale2 + n, offset2);
         if (memcmp(q1.data, q2.data, tokens * in) || memcmp(offset1, offset2, 4 * n) ||
             differ(scale1, scale2, 2 * n, &at))
             return failed(t, "quantize", w, tokens, kind, 0);
-        a = {x, reinterpret_cast<int8_t*>(q1.data), scale1, scale1 + n, offset1, tokens, in};
+        a = {x, reinterpret_cast<int8_t*>(q1.data), scale1, scale1 + n, offset1, tokens};
     }
 
     // Some of the rows, between others that must stay as they are.
@@ -106,7 +106,7 @@ static int compare(const Target& t, int encoding, size_t out, size_t in, size_t 
 
     // A token and a tile alone are what they are among others.
     const size_t token = below(tokens), tile = below((out + TILE - 1) / TILE) * TILE, end = tile + TILE < out ? tile + TILE : out;
-    Activations one = {x + token * in, a.q, nullptr, nullptr, nullptr, 1, in};
+    Activations one = {x + token * in, a.q, nullptr, nullptr, nullptr, 1};
     if (a.q) one = {one.x, a.q + token * in, a.scale + token * groups, a.sum + token * groups, a.offset + token * groups, 1, in};
     std::vector<float> alone(out, 7);
     t.product(w, a, y2.data(), ldy, 0, out);

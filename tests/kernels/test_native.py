@@ -99,6 +99,22 @@ def test_a_row_does_not_depend_on_its_neighbours(target, encoding, integer):
         assert np.array_equal(alone, together[:, start : start + 16])
 
 
+def test_symmetric_nibbles_keep_their_sign_and_infinity(target):
+    """q = 8 with a negative scale is -0, and an infinite scale makes no NaN of another q, in any number of rows."""
+    q = np.random.default_rng(0).integers(0, 256, 256, np.uint8)
+    scales = np.array([-0.5, np.inf, -np.inf, 1.0] * 4, np.float16).view(np.uint8)
+    data, shape = torch.from_numpy(np.concatenate([q, scales])), (16, 32)
+    whole = dequantized(data, "int4s", shape)
+    x = np.eye(32, dtype=np.float32)[:3] * np.float32(-2)
+    product = computed(x, data, "int4s", shape)
+    native.use_target("scalar")
+    for found, expected in ((whole, dequantized(data, "int4s", shape)), (product, computed(x, data, "int4s", shape))):
+        assert np.array_equal(found, expected, equal_nan=True)
+        numbers = ~np.isnan(expected)
+        assert np.array_equal(np.signbit(found[numbers]), np.signbit(expected[numbers]))
+    assert np.isinf(whole).any() and (np.signbit(whole) & (whole == 0)).any()
+
+
 def rounding_bound(x, weights, scale):
     """What gemm.h promises of the integer product for each token and row, given the float64 weights."""
     groups = weights.shape[1] // 32

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import threading
 
 import numpy as np
@@ -78,6 +79,21 @@ def test_a_caller_stays_on_its_core_until_threads_are_free_again(product):
     assert found == [{core}, allowed]
 
 
+def test_a_thread_that_was_never_put_on_a_core_stays_where_it_is(product):
+    run, core, found = product[0], max(os.sched_getaffinity(0)), []
+
+    def call():
+        os.sched_setaffinity(0, {core})
+        native.set_threads(2)
+        run()
+        found.append(os.sched_getaffinity(0))
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    caller.join(60)
+    assert found == [{core}]
+
+
 @pytest.mark.parametrize("count, cores", [(0, []), (-1, []), (65, []), (2, [0]), (1, [-1]), (1, [1 << 20])])
 def test_threads_that_can_not_be_are_refused_and_nothing_changes(product, count, cores):
     native.set_threads(2)
@@ -96,3 +112,28 @@ def test_a_forked_child_computes_alone(product):
     if child == 0:
         os._exit(0 if np.array_equal(run(), expected) and native.library().edgellm_threads() == 1 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_forked_while_threads_change_has_working_ones(product):
+    run, expected = product
+    over = threading.Event()
+
+    def change():
+        while not over.is_set():
+            native.set_threads(2)
+            native.set_threads(1)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    codes = []
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends it, should it wait for ever
+            native.set_threads(2)
+            os._exit(0 if np.array_equal(run(), expected) else 1)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    over.set()
+    changing.join(60)
+    assert codes == [0] * 20

@@ -79,6 +79,17 @@ def test_the_answer_is_the_same_whatever_happens(tmp_path, monkeypatch, at, told
     assert told is None or re.search(told, "\n".join(got.told)), got.told
 
 
+def test_what_a_replay_finds_held_was_not_held_before_the_answer(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+            plan = await boards.form((0, 3, 5, 6), context=256)
+            return await asked(boards, plan, {30: cut(1)}, COUNT)
+
+    got = run(go())
+    assert got.tokens == generate(PROMPT, COUNT)
+    assert {told["reused_tokens"] for told in got.stats.values()} == {0}
+
+
 def test_a_draining_board_answers_to_the_end_and_the_next_answer_goes_without_it(tmp_path):
     async def go():
         async with Boards(tmp_path, 3) as boards:

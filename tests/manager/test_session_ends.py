@@ -97,7 +97,7 @@ def test_a_stop_text_ends_a_replayed_answer_and_its_stages_are_those_that_served
     whole, stopped_by, answer, shown = run(go())
     assert answer.text == shown == whole[: whole.index(stopped_by)] and answer.finish == "stop"
     assert [(s["board"], s["start"], s["end"]) for s in answer.stages] == [("b0", 0, 2), ("b1", 2, 6)]
-    assert all(s["decode_ms_per_token"] > 0 for s in answer.stages)
+    assert all(s["decode_ms_per_token"] > 0 for s in answer.stages) and answer.reused_tokens == 0
 
 
 def test_an_answer_that_must_outgrow_a_smaller_context_says_so(tmp_path):

@@ -208,6 +208,8 @@ def test_trace_gives_every_layers_output(tmp_path):
         assert difference(got[i], expected[i + 1][0].numpy()) < 2e-5
     whole = sections[0].forward(x, 0, sections[0].new_slot(80, "float32"), 80, 0)
     assert np.array_equal(whole, first[-1])
+    again = sections[1].trace(np.asfortranarray(first[-1]), sections[1].new_slot(80, "float32"))
+    assert np.array_equal(again, second)
 
 
 def test_half_precision_kv_takes_half_the_memory():

@@ -71,6 +71,7 @@ def test_rotary_factors_of_older_configs_are_those_of_transformers(config):
         ({**LLAMA, "num_attention_heads": 8}, "head_dim is 8"),
         ({**LLAMA, "num_attention_heads": 0}, "num_attention_heads is 0"),
         ({**LLAMA, "num_key_value_heads": 3}, "4 heads over 3"),
+        ({**LLAMA, "num_attention_heads": 2048, "head_dim": 16}, "2048 heads, at most 1024"),
         ({**LLAMA, "hidden_size": "64"}, "hidden_size is '64'"),
         ({**LLAMA, "hidden_size": 1 << 40}, "hidden_size is 1099511627776"),
         ({k: v for k, v in LLAMA.items() if k != "vocab_size"}, "vocab_size is None"),

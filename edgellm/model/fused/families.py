@@ -12,7 +12,7 @@ from edgellm.model.fused.rotary import Rotary, UnknownRotary, rotary_of
 
 _MOST = 1 << 24  # of any size
 _LANES = 16  # the kernels take sizes that are multiples of it (ops.h: LANE_COUNT)
-_MOST_HEAD_DIM = 1024
+_MOST_HEAD_DIM = _MOST_HEADS = 1024
 _MOST_GROUP = 64  # query heads that share a kv head (ops.h: MOST_ROWS)
 
 
@@ -127,6 +127,8 @@ def _check(spec: Spec) -> None:
             raise _Unknown(f"{name} is {getattr(spec, name)}, no multiple of {_LANES}")
     if spec.head_dim > _MOST_HEAD_DIM:
         raise _Unknown(f"head_dim is {spec.head_dim}, at most {_MOST_HEAD_DIM}")
+    if spec.heads > _MOST_HEADS:
+        raise _Unknown(f"{spec.heads} heads, at most {_MOST_HEADS}")
     if spec.heads % spec.kv_heads or spec.heads // spec.kv_heads > _MOST_GROUP:
         raise _Unknown(f"{spec.heads} heads over {spec.kv_heads} of keys and values")
 

@@ -15,6 +15,7 @@ from edgellm.model.fused.slot import FusedSlot
 from edgellm.model.mapped import map_checked
 
 _MAX_CONFIG_BYTES = 4 << 20
+_TRACED_TOKENS = 32  # at once: for more the native section would keep more memory than prompts need
 
 
 def read_spec(manifest: Manifest, folder: Path | str, verify_sha256: bool = True) -> tuple[Spec | None, str]:
@@ -116,12 +117,13 @@ class FusedSection:
         slot = self.new_slot(slot) if isinstance(slot, int) else slot
         tokens = self._check(x)
         slot.check(0, tokens)
+        x = np.ascontiguousarray(x)
         outputs = np.empty((self.end - self.start, tokens, self.hidden_size), np.float32)
         starts = [0, *range(max(1, tokens // 2), tokens)]
         for layer, out in enumerate(outputs):
             for start, end in zip(starts, [*starts[1:], tokens], strict=True):
-                for a in range(start, end, MOST_TOKENS):
-                    b = min(end, a + MOST_TOKENS)
+                for a in range(start, end, _TRACED_TOKENS):
+                    b = min(end, a + _TRACED_TOKENS)
                     self._set_step(0, b - a, a, slot, tokens, 0)
                     self._native.run(self._steps, 1, (layer, layer + 1), x[a:b], out[a:b], None)
             x = out
