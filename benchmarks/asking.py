@@ -49,14 +49,6 @@ def ask(cluster: Path, prompt: str, *options: str, max_tokens: int = ANSWER_TOKE
     return json.loads(done.stdout), done
 
 
-def can_switch_speculation() -> bool:
-    """Whether this edgellm speculates: its `ask` has --no-speculate."""
-    done = subprocess.run(
-        [sys.executable, "-m", "edgellm", "ask", "--help"], capture_output=True, text=True, timeout=60, check=True
-    )
-    return "--no-speculate" in done.stdout
-
-
 def repeated(cluster: Path, *options: str) -> Asked:
     """Both TASKS, one after the other."""
     answers = [ask(cluster, task, *options)[0] for task in TASKS]

@@ -1,7 +1,6 @@
 """edgellm, measured: two agents, each pinned to a core with one thread, asked over loopback as a manager asks."""
 
 import asyncio
-import inspect
 import os
 import random
 import time
@@ -109,7 +108,8 @@ class Cluster:
         the weights are read anew for every token."""
         stats: dict[str, dict] = {}
         ids = self._random.choices(range(self.manifest.vocab_size), k=context)
-        stream = client.generate(ids, sampling=Sampling(), max_tokens=tokens, eos=(), stats=stats, **_plainly(client))
+        stream = client.generate(ids, sampling=Sampling(), max_tokens=tokens, eos=(), stats=stats, speculate=False,
+                                 reuse=False)
         at = [chosen.at_s async for chosen in stream]
         if len(at) != tokens:
             raise AnswerError(f"{self.manifest.model}: {len(at)} tokens came, {tokens} were asked for")
@@ -134,11 +134,6 @@ def together(at: list[list[float]]) -> float | None:
     if ended <= began:
         return None
     return sum(sum(began < t <= ended for t in times) for times in at) / (ended - began)
-
-
-def _plainly(client: ClusterClient) -> dict[str, bool]:
-    known = inspect.signature(client.generate).parameters
-    return {name: False for name in ("speculate", "reuse") if name in known}
 
 
 class Memory:

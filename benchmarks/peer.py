@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.processes import BenchmarkError, memory_of, pinned, run_measured
 
 _START_TIMEOUT_S, _STOP_TIMEOUT_S, _MEASURE_TIMEOUT_S = 30.0, 10.0, 1800.0
-_SETTINGS = ("backends", "n_threads", "n_batch", "n_ubatch", "type_k", "type_v", "flash_attn", "split_mode")
+_SETTINGS = ("backends", "n_threads", "n_batch", "n_ubatch", "type_k", "type_v", "flash_attn", "split_mode")  # if told
 _EVERYTHING = 99  # layers to offload: more than there are
 
 
@@ -32,15 +32,20 @@ class Peer:
     def __init__(self, programs: Path, cores: list[int], logs: Path):
         self._programs, self._cores, self._logs = programs, cores, logs
         self.memory: dict[str, PeerMemory] = {}  # of each model, the largest seen
-        self.settings: dict = {}  # that llama-bench says it ran with
+        self.settings: dict = {}  # that its program says it last ran with
 
     def decode(self, gguf: Path, context: int, tokens: int) -> float:
         """Tokens a second of one stream, decoded from `context` tokens on."""
         return self._bench(gguf, "-p", "0", "-n", str(tokens), "-d", str(context))
 
-    def prefill(self, gguf: Path, tokens: int) -> float:
-        """Tokens a second of a prompt. Without a warm-up, which would be the same prompt once more."""
-        return self._bench(gguf, "-p", str(tokens), "-n", "0", "--no-warmup")
+    def prefill(self, gguf: Path, tokens: int, micro_batch: int | None = None) -> float:
+        """Tokens a second of a prompt. Without a warm-up, which would be the same prompt once more.
+
+        By default llama.cpp passes on up to 512 tokens at once, so one worker waits for the other; in smaller
+        micro-batches they overlap.
+        """
+        options = [] if micro_batch is None else ["-ub", str(micro_batch)]
+        return self._bench(gguf, "-p", str(tokens), "-n", "0", "--no-warmup", *options)
 
     def streams(self, gguf: Path, count: int, context: int, tokens: int) -> float:
         """Tokens a second of `count` streams together, decoded from `context` tokens on."""
@@ -48,7 +53,8 @@ class Peer:
             gguf, "llama-batched-bench", "-c", str(count * (context + tokens)), "-npp", str(context),
             "-ntg", str(tokens), "-npl", str(count), "--output-format", "jsonl", "-fit", "off",
         )  # fmt: skip
-        return parse_batched(said, count)
+        rate, self.settings = parse_batched(said, count)
+        return rate
 
     def _bench(self, gguf: Path, *options: str) -> float:
         said = self._run(gguf, "llama-bench", "-r", "1", "-o", "json", *options)
@@ -83,14 +89,14 @@ def parse_bench(said: str) -> tuple[float, dict]:
         raise BenchmarkError(f"llama-bench said something else than one test's JSON ({e}): {said[:200]!r}") from None
 
 
-def parse_batched(said: str, count: int) -> float:
-    """Tokens a second of all streams together, of llama-batched-bench's lines of JSON."""
+def parse_batched(said: str, count: int) -> tuple[float, dict]:
+    """(tokens a second of all streams together, what it ran with) of llama-batched-bench's lines of JSON."""
     for line in said.splitlines():
         if line.startswith("{"):
             try:
                 found = json.loads(line)
                 if found["pl"] == count:
-                    return float(found["speed_tg"])
+                    return float(found["speed_tg"]), {name: found[name] for name in _SETTINGS if name in found}
             except (ValueError, TypeError, KeyError):
                 continue
     raise BenchmarkError(f"llama-batched-bench said nothing of {count} streams: {said[:200]!r}")

@@ -1,9 +1,9 @@
 """Measures edgellm beside llama.cpp RPC: two workers each, a core a worker, one thread each, over loopback.
 
-Both sides run the same weights, in turns; every number is a median of five runs, every ratio is taken within a run.
-What one core reads is measured in the same run. The first time llama.cpp is built, and some 15 GB of models with random
-weights are written into the user's cache; after that a run takes about half an hour. Needs 16 GB of RAM, and two cores
-that nothing else uses.
+Both sides run the same weights, in turns (but the head of the int4 shapes: Q6_K there, int8 here); every speed in the
+first table is a median of five runs, every ratio is taken within a run. What one core reads is measured in the same
+run. The first time llama.cpp is built, and some 15 GB of models with random weights are written into the user's cache;
+after that a run takes about half an hour. Needs 16 GB of RAM, and two cores that nothing else uses.
 
     python -m benchmarks.speed
     python -m benchmarks.speed --quick --only smollm2 --only repeated
@@ -35,6 +35,7 @@ from edgellm.errors import EdgellmError
 from edgellm.plan import Settings
 
 WORKERS, CONTEXT, DECODED, PREFILL, STREAMS = 2, 32, 64, 512, 4
+MICRO_BATCH = 64  # tokens; of 16, 32, 64, 96, 128, 256 and 512 llama.cpp took a prompt fastest in 64 or 128
 QUICK_DECODED = 16
 FAILURES = (EdgellmError, BenchmarkError, TimeoutError)
 RESULTS = Path(__file__).parent / "results"
@@ -54,6 +55,7 @@ class Bench:
         self.runs, self.decoded, self.work = runs, decoded, work
         self.memory = Memory(self.cores)
         self.peer: Peer | None = None
+        self.peer_settings: dict[str, dict] = {}  # by row
 
     def model(self, model: Model, targets: list[Target], with_lean: bool) -> tuple[list[Result], list[Row]]:
         """Measure the rows of one model, and what else it takes if `with_lean`."""
@@ -68,24 +70,20 @@ class Bench:
             del first[0]  # it brought the files into memory
         with Cluster(model, settings, self.cores, self.work / "agents") as cluster:
             cluster.decode(CONTEXT, 4)  # warms up
-            found, reasons = self._runs(cluster, model, targets)
+            found = self._runs(cluster, model, targets)
             rows = []
             if with_lean:
                 note(f"{model.name}: memory, start-up")
                 rows = lean.rows(cluster, self.peer, self.runs, first, serving, self.work)
         sizes = model.bytes_a_token()
-        results = [make_result(t, found[t.key], sizes, reasons.get(t.key, ""), cluster.paths) for t in targets]
+        results = [make_result(t, found[t.key], sizes, cluster.paths) for t in targets]
         return results, rows
 
     def _runs(self, cluster: Cluster, model: Model, targets: list[Target]):
-        """({key: runs}, {key: why there is none}); in every other run the peer comes first."""
-        found, reasons = defaultdict(list), {}
-        if any(t.measure == "repeated" for t in targets) and not asking.can_switch_speculation():
-            reasons["repeated"] = "not measured: this edgellm has no speculation to switch off"
+        """{key: runs}; in every other run the peer comes first."""
+        found = defaultdict(list)
         for i in range(self.runs):
             for target in targets:
-                if target.key in reasons:
-                    continue
                 note(f"{target.title}: run {i + 1} of {self.runs}")
                 try:
                     if target.measure == "repeated":
@@ -96,13 +94,15 @@ class Bench:
                     note(f"run {i + 1}: {e}")
                     run = Run(reason=f"not measured: {e}")
                 found[target.key].append(run)
-        return found, reasons
+        return found
 
     def _beside(self, cluster: Cluster, model: Model, target: Target, peer_first: bool) -> Run:
         measures = {
             "decode": (lambda: cluster.decode(CONTEXT, self.decoded),
                        lambda: self.peer.decode(model.gguf, CONTEXT, self.decoded)),
             "prefill": (lambda: cluster.prefill(PREFILL), lambda: self.peer.prefill(model.gguf, PREFILL)),
+            "pipelined": (lambda: cluster.prefill(PREFILL),
+                          lambda: self.peer.prefill(model.gguf, PREFILL, MICRO_BATCH)),
             "streams": (lambda: cluster.streams(STREAMS, CONTEXT, self.decoded),
                         lambda: self.peer.streams(model.gguf, STREAMS, CONTEXT, self.decoded)),
         }  # fmt: skip
@@ -110,7 +110,9 @@ class Bench:
         base = peer() if peer_first else None
         read = self.memory.read_bytes_per_s()
         rate = ours()
-        return Run(rate, peer() if base is None else base, read)
+        base = peer() if base is None else base
+        self.peer_settings[target.key] = self.peer.settings
+        return Run(rate, base, read)
 
     def _repeated(self, cluster: Cluster, without_first: bool) -> Run:
         path = cluster.write(self.work / "cluster.json")
@@ -139,7 +141,7 @@ def measure(keys: list[str], with_lean: bool, runs: int, decoded: int, work: Pat
     results.sort(key=lambda r: keys.index(r.target.key))
     peer = {"package": f"{peer_build.PACKAGE} {peer_build.VERSION}", "cmake": peer_build.FLAGS}
     if bench.peer:
-        peer |= {"settings": bench.peer.settings, "compiler": peer_build.compiler()}
+        peer |= {"settings": bench.peer_settings, "compiler": peer_build.compiler()}
     sizes = {n: dict(zip(("edgellm", "llama.cpp"), made[n].bytes_a_token(), strict=True)) for n in names}
     return results, rows, {"peer": peer, "cores": bench.cores, "weight_bytes_a_token": sizes}
 

@@ -40,7 +40,7 @@ def test_repeated_text_falls_short_if_the_tokens_differ():
     assert make_result(target, [Run(3.0, 1.0, same=True)] * 2, (1, 1)).verdict == "reached"
     other = make_result(target, [Run(3.0, 1.0, same=True), Run(3.0, 1.0, same=False)], (1, 1))
     assert not other.ok and other.verdict == "falls short: other tokens"
-    assert make_result(target, [], (1, 1), "not measured: why").verdict == "not measured: why"
+    assert make_result(target, [], (1, 1)).verdict == "not measured"
 
 
 def test_a_run_that_failed_is_left_out_and_gives_its_reason_if_no_other_succeeded():
@@ -52,6 +52,13 @@ def test_a_run_that_failed_is_left_out_and_gives_its_reason_if_no_other_succeede
 def test_only_decoding_one_stream_has_a_share_of_the_memory():
     target = Target("s", "S", "1b-int4", "streams", 4.0)
     assert make_result(target, [Run(8.0, 2.0, 100.0)], (10, 10)).share is None
+
+
+def test_a_row_to_compare_with_has_no_verdict_but_that_it_failed():
+    target = Target("c", "C", "phi3-int4", "pipelined", None)
+    row = make_result(target, [Run(60.0, 15.0, 1000.0)], (80, 40))
+    assert targets.cells(row) == ("C", "15.0", "–", "60.0", "4.00", "", "", "", "", "")
+    assert make_result(target, [Run(reason="not measured: why")], (80, 40)).verdict == "not measured: why"
 
 
 def test_the_table_lines_up_and_is_markdown():
@@ -85,8 +92,8 @@ def test_llama_bench_is_understood_or_quoted():
 
 
 def test_llama_batched_bench_is_understood_or_quoted():
-    said = 'main: x\n{"pl": 1, "speed_tg": 5.5}\n{"pl": 4, "speed_tg": 13.5}\n'
-    assert peer.parse_batched(said, 4) == 13.5
+    said = 'main: x\n{"pl": 1, "speed_tg": 5.5}\n{"pl": 4, "speed_tg": 13.5, "n_ubatch": 512, "t": 1.0}\n'
+    assert peer.parse_batched(said, 4) == (13.5, {"n_ubatch": 512})
     with pytest.raises(BenchmarkError, match="nothing of 8 streams"):
         peer.parse_batched(said, 8)
 
