@@ -107,7 +107,7 @@ static int compare(const Target& t, int encoding, size_t out, size_t in, size_t 
     // A token and a tile alone are what they are among others.
     const size_t token = below(tokens), tile = below((out + TILE - 1) / TILE) * TILE, end = tile + TILE < out ? tile + TILE : out;
     Activations one = {x + token * in, a.q, nullptr, nullptr, nullptr, 1};
-    if (a.q) one = {one.x, a.q + token * in, a.scale + token * groups, a.sum + token * groups, a.offset + token * groups, 1, in};
+    if (a.q) one = {one.x, a.q + token * in, a.scale + token * groups, a.sum + token * groups, a.offset + token * groups, 1};
     std::vector<float> alone(out, 7);
     t.product(w, a, y2.data(), ldy, 0, out);
     t.product(w, one, alone.data(), out, tile, end);
