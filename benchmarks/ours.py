@@ -116,9 +116,14 @@ class Cluster:
         self.paths |= {s["path"] for s in stats.values() if isinstance(s.get("path"), str)}
         return at
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """The agents' processes, by name."""
+        return {a.name: a.pid for a in self._agents.agents}
+
     def memory(self) -> list[AgentMemory]:
         """Each agent's memory by now."""
-        found, pids = [], {a.name: a.pid for a in self._agents.agents}
+        found, pids = [], self.pids
         for section in self.plan.sections:
             pid = pids[section.board]
             need = section_need(self.manifest, self.plan.settings, section.start, section.end)

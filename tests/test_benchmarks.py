@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import baseline, perplexity, phi3, report, startup
+from benchmarks import baseline, perplexity, phi3, profile, report, startup
 from benchmarks.engine import Measurements, wire_rows
+from benchmarks.processes import BenchmarkError
 from benchmarks.report import Row, at_least, at_most, holds
 from benchmarks.two_level import speed as two_level
 from edgellm.checkpoint.manifest import Manifest
@@ -129,3 +130,21 @@ def test_the_two_level_products_are_what_their_bytes_stand_for(tmp_path):
     if native.target() != "avx512vnni":
         pytest.skip("two_level's product was built, and this processor has no AVX512-VNNI to run it")
     two_level.check(library)
+
+
+def test_samples_are_counted_by_kind_of_work():
+    script = """
+        7f10a integer_passes<5> (/a b/libedgellm.so)
+        7f10b edgellm::(anonymous namespace)::integer_block<5, 2ul> (/a b/libedgellm.so)
+        7f10c (anonymous namespace)::attend_as<unsigned short> (/a b/libedgellm.so)
+        7f10d edgellm::(anonymous namespace)::quantize (/a b/libedgellm.so)
+        55aa0 _PyEval_EvalFrameDefault (/usr/lib/libpython3.11.so.1.0)
+        55aa1 [unknown] (/usr/bin/python3.11)
+ ffffffff8110 _raw_spin_unlock_irqrestore ([kernel.kallsyms])
+        7f10a integer_passes<5> (/a b/libedgellm.so)
+"""
+    assert list(profile.shares(script).values()) == [37.5, 12.5, 12.5, 25.0, 12.5]
+    with pytest.raises(BenchmarkError, match="install.strip=false"):
+        profile.shares("  7f10a [unknown] (/a/libedgellm.so)")
+    with pytest.raises(BenchmarkError, match="no samples"):
+        profile.shares("\n")
