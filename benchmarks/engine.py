@@ -59,11 +59,13 @@ class Measurements:
 
 
 async def answer(cluster: ClusterClient, ids: list[int], tokens: int) -> dict:
-    """Greedy tokens of one sequence: seconds to the first, per token after it, and what the boards report."""
+    """Greedy tokens of one sequence, without drafts and with nothing held from before: seconds to the first, per token after it, and what the boards report."""
     clock, stats = asyncio.get_running_loop().time, {}
     began = clock()
     async with asyncio.timeout(_TIMEOUT_S):
-        stream = cluster.generate(ids, sampling=Sampling(), max_tokens=tokens, eos=(), stats=stats)
+        stream = cluster.generate(
+            ids, sampling=Sampling(), max_tokens=tokens, eos=(), stats=stats, speculate=False, reuse=False
+        )
         at = [c.at_s async for c in stream]
     return {
         "first_s": at[0] - began, "last_s": at[-1] - began, "stats": stats,

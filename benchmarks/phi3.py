@@ -202,13 +202,15 @@ async def offers(addresses: dict[str, tuple[str, int]]) -> dict[str, int]:
 
 
 async def ask(plan: Plan, addresses: dict[str, tuple[str, int]], manifest: Manifest) -> list[Row]:
-    """A short answer to random ids: seconds to the first token, tokens a second, what each stage computes."""
+    """A short answer to random ids, all of it computed: seconds to the first token, tokens a second, what each stage computes."""
     prompt = random.Random(0).choices(range(manifest.vocab_size), k=PROMPT)
     clock, stats = asyncio.get_running_loop().time, {}
     async with ClusterClient.dial(plan, addresses) as cluster, asyncio.timeout(_ANSWER_TIMEOUT_S):
         for tokens in (2, DECODED):  # the first one warms up
             began = clock()
-            stream = cluster.generate(prompt, sampling=Sampling(), max_tokens=tokens, eos=(), stats=stats)
+            stream = cluster.generate(
+                prompt, sampling=Sampling(), max_tokens=tokens, eos=(), stats=stats, speculate=False, reuse=False
+            )
             at = [c.at_s async for c in stream]
     per_token_s = (at[-1] - at[0]) / (DECODED - 1)
     rows = [
