@@ -59,7 +59,8 @@ class Measurements:
 
 
 async def answer(cluster: ClusterClient, ids: list[int], tokens: int) -> dict:
-    """Greedy tokens of one sequence, without drafts and with nothing held from before: seconds to the first, per token after it, and what the boards report."""
+    """Greedy tokens of one sequence, without drafts and with nothing held from before: seconds to the first, per token
+    after it, and what the boards report."""
     clock, stats = asyncio.get_running_loop().time, {}
     began = clock()
     async with asyncio.timeout(_TIMEOUT_S):

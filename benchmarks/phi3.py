@@ -202,7 +202,8 @@ async def offers(addresses: dict[str, tuple[str, int]]) -> dict[str, int]:
 
 
 async def ask(plan: Plan, addresses: dict[str, tuple[str, int]], manifest: Manifest) -> list[Row]:
-    """A short answer to random ids, all of it computed: seconds to the first token, tokens a second, what each stage computes."""
+    """A short answer to random ids, all of it computed: seconds to the first token, tokens a second, what each stage
+    computes."""
     prompt = random.Random(0).choices(range(manifest.vocab_size), k=PROMPT)
     clock, stats = asyncio.get_running_loop().time, {}
     async with ClusterClient.dial(plan, addresses) as cluster, asyncio.timeout(_ANSWER_TIMEOUT_S):
