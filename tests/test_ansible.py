@@ -69,8 +69,6 @@ def test_the_roles_are_those_that_playbooks_use():
 
 
 def test_ansible_lint_at_its_production_profile():
-    if not (BIN / "ansible-lint").exists():
-        pytest.skip("ansible-lint is not installed here")
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "NO_COLOR": "1"}
     done = subprocess.run(
         [BIN / "ansible-lint", "-q"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250
@@ -83,8 +81,6 @@ def test_ansible_lint_at_its_production_profile():
 
 def deploy(tmp_path, lines: str, *arguments: str) -> str:
     """What ansible-playbook says of an inventory with these lines under [boards]; it must fail."""
-    if not (BIN / "ansible-playbook").exists():
-        pytest.skip("ansible-playbook is not installed here")
     path = tmp_path / "inventory.ini"
     path.write_text(f"[boards]\n{lines}\n[boards:vars]\nansible_connection=ssh\nansible_user=nobody\n")
     done = subprocess.run(
@@ -107,8 +103,6 @@ def test_deploy_names_an_unknown_variable(tmp_path):
 @pytest.mark.parametrize("stale", [False, True])
 def test_a_relative_model_is_one_from_where_ansible_was_started(tmp_path, stale):
     """With the playbook elsewhere, and with a PWD that is not the folder, as subprocess and make -C leave it."""
-    if not (BIN / "ansible-playbook").exists():
-        pytest.skip("ansible-playbook is not installed here")
     (tmp_path / "playbooks").mkdir()
     (tmp_path / "phi3").mkdir()
     command, playbook = tmp_path / "edgellm", tmp_path / "playbooks/model.yml"
@@ -128,7 +122,8 @@ def test_a_relative_model_is_one_from_where_ansible_was_started(tmp_path, stale)
              "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"it is {(tmp_path / 'phi3').resolve()} here" in done.stdout
+    said = " ".join(done.stdout.split())  # ansible wraps long lines
+    assert f"it is {(tmp_path / 'phi3').resolve()} here" in said
 
 
 # The inventory

@@ -278,13 +278,19 @@ def test_on_the_first_board_sequences_gather_in_as_many_groups_as_there_are_boar
     end(engine)
 
 
-def test_a_group_waits_for_nobody_longer_than_a_batch_takes():
+def four_that_decode():
+    """An engine that gathers into one group, and has run a prompt and a decode step of each of four sequences."""
     engine, section, _, wait_for = make(slots=4, batches=True, groups=1)
     for seq_id in range(4):
         engine.open(seq_id)
         engine.submit(step(seq_id, 0, 2))
         engine.submit(step(seq_id, 2))
     wait_for(8)
+    return engine, section, wait_for
+
+
+def test_a_group_waits_for_nobody_longer_than_a_batch_takes():
+    engine, section, wait_for = four_that_decode()
     before = len(section.together)
     engine._batch_s = 0.01
     engine.submit(step(0, 3))
@@ -297,12 +303,7 @@ def test_a_group_waits_for_nobody_longer_than_a_batch_takes():
 
 
 def test_a_gathering_whose_last_sequence_was_closed_is_over():
-    engine, _, _, wait_for = make(slots=4, batches=True, groups=1)
-    for seq_id in range(4):
-        engine.open(seq_id)
-        engine.submit(step(seq_id, 0, 2))
-        engine.submit(step(seq_id, 2))
-    wait_for(8)
+    engine, _, wait_for = four_that_decode()
     engine._batch_s = 60.0
     engine.submit(step(0, 3))
     while engine._gathers_until_s is None:
