@@ -15,8 +15,8 @@ from benchmarks import models, report
 from benchmarks.processes import worker_cores
 from benchmarks.report import Row, at_most, median
 from edgellm.console import note
-from edgellm.kernels import native
-from edgellm.model.fused.section import FusedSection, read_spec
+from edgellm.kernels import library
+from edgellm.model.native.section import NativeSection, read_spec
 
 MODELS = ("phi3-int4", "phi3-int8")
 LIMIT = 10.0  # per cent
@@ -28,8 +28,8 @@ def measure(model: models.Model, context: int) -> list[Row]:
     manifest = model.manifest
     spec, reason = read_spec(manifest, model.split)
     if spec is None:
-        raise SystemExit(f"{model.name} has no fused sections: {reason}")
-    section = FusedSection(spec, manifest, model.split, 0, _LAYERS, without_ends=True, verify_sha256=False)
+        raise SystemExit(f"{model.name} has no native sections: {reason}")
+    section = NativeSection(spec, manifest, model.split, 0, _LAYERS, without_ends=True, verify_sha256=False)
     slot, x = section.new_slot(context + 1), section.example()
     slot.filled = context  # with zeros: what is in it takes no more or less time
     times = {_NEAR: [], context: []}
@@ -58,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     machine, core = report.machine(), worker_cores(2)[-1]
     os.sched_setaffinity(0, {core})
-    native.set_threads(1, [core])
+    library.set_threads(1, [core])
     rows = []
     for model in models.prepare(options.model or list(MODELS)).values():
         note(f"{model.name}: {_ROUNDS} steps each")

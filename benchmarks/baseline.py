@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgellm.checkpoint.manifest import Manifest
-from edgellm.kernels import native
-from edgellm.model.build import build_empty, find_layers, read_config
-from edgellm.model.packed import unpack
-from edgellm.model.shardfile import ShardFile
-from edgellm.model.structure import trace
+from edgellm.kernels import library
+from edgellm.model.generic.build import build_empty, find_layers, read_config
+from edgellm.model.generic.packed import unpack
+from edgellm.model.generic.shardfile import ShardFile
+from edgellm.model.generic.structure import trace
+from edgellm.shards.manifest import Manifest
 
 
 class Clock:
@@ -46,7 +46,7 @@ def load(folder: Path) -> nn.Module:
         root = model if shard.layer is None else layers[shard.layer]
         for name, stored in ShardFile(folder, shard).tensors.items():
             data = stored.data
-            if stored.encoding in native.GROUP_BYTES:
+            if stored.encoding in library.GROUP_BYTES:
                 data = unpack(data, stored.encoding, stored.shape)
             if (name if shard.layer is None else (shard.layer, name)) in structure.transposed:
                 data = data.T

@@ -26,15 +26,15 @@ from benchmarks import report
 from benchmarks.processes import Answering, cpu_s, memory_of, run_measured
 from benchmarks.report import Row, at_least, at_most, holds, median, ratio
 from edgellm import config
-from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import Sampling
 from edgellm.console import note
 from edgellm.errors import EdgellmError
-from edgellm.kernels import native
+from edgellm.kernels import library
 from edgellm.manager import local
 from edgellm.manager.client import ClusterClient
-from edgellm.manager.cluster import ClusterFile
+from edgellm.manager.cluster_file import ClusterFile
 from edgellm.plan import Plan, Settings
+from edgellm.sampling import Sampling
+from edgellm.shards.manifest import Manifest
 
 MAX_CONTEXT_RATIO, MAX_OVERHEAD_BYTES, MAX_MANAGER_BYTES = 1.5, 64, 200_000_000
 SHORT, LONG = 50, 1000  # tokens of context to decode at
@@ -144,7 +144,7 @@ class Run:
 
     def _read(self) -> None:
         began = time.perf_counter()
-        native.read(self._buffer.numpy())
+        library.read(self._buffer.numpy())
         self.found.add("read_bytes_per_s", _BUFFER_BYTES / (time.perf_counter() - began))
 
 

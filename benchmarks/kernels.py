@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from edgellm.kernels import native
+from edgellm.kernels import library
 
 
 def seconds(call, repeats: int) -> float:
@@ -29,12 +29,12 @@ def seconds(call, repeats: int) -> float:
 def read_speed() -> float:
     """What one core reads from memory, in GB/s."""
     data = np.ones(512 << 20, np.uint8)
-    return data.nbytes / seconds(lambda i: native.read(data), 5) / 1e9
+    return data.nbytes / seconds(lambda i: library.read(data), 5) / 1e9
 
 
 def measure(encoding: str, shape: tuple[int, int], tokens: list[int], integer: bool, cold_bytes: int, repeats: int):
     """Times products with copies of a random weight that together are larger than any cache; yields a row each."""
-    count = native.weight_bytes(encoding, shape)
+    count = library.weight_bytes(encoding, shape)
     copies = max(2, -(-cold_bytes // count))
     rng = np.random.default_rng(0)
     one = rng.integers(0, 0x3C, count, dtype=np.uint8)  # halves and floats of these bytes are small
@@ -42,7 +42,7 @@ def measure(encoding: str, shape: tuple[int, int], tokens: list[int], integer: b
     for n in tokens:
         x, y = rng.standard_normal((n, shape[1]), np.float32), np.empty((n, shape[0]), np.float32)
         most = max(3, min(max(repeats, copies), 2000 // n))
-        taken = seconds(lambda i, x=x, y=y: native.linear(x, weights[i % copies], encoding, shape, y, integer), most)
+        taken = seconds(lambda i, x=x, y=y: library.linear(x, weights[i % copies], encoding, shape, y, integer), most)
         yield {
             "encoding": encoding, "integer": integer, "tokens": n, "ms": taken * 1e3, "gb_per_s": count / taken / 1e9,
             "gflop_per_s": 2 * n * shape[0] * shape[1] / taken / 1e9,
@@ -53,7 +53,7 @@ def main() -> None:
     """Parses the options, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=2, default=(3072, 8192), metavar=("OUT", "IN"))
-    parser.add_argument("--encoding", nargs="+", default=list(native.ENCODINGS), choices=list(native.ENCODINGS))
+    parser.add_argument("--encoding", nargs="+", default=list(library.ENCODINGS), choices=list(library.ENCODINGS))
     parser.add_argument("--tokens", type=int, nargs="+", default=(1, 4, 16, 64, 512))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--target", nargs="+", help="avx512vnni, avx2, dotprod, neon or scalar instead of the best")
@@ -63,18 +63,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
 
-    native.set_threads(options.threads)
+    library.set_threads(options.threads)
     core = read_speed()
     report = {"threads": options.threads, "shape": list(options.shape), "core_reads_gb_per_s": core, "results": []}
     for target in options.target or [None]:
-        native.use_target(target)
-        name = native.target()
+        library.use_target(target)
+        name = library.target()
         if not options.json:
             print(f"{name}, threads: {options.threads}, weight {options.shape[0]} x {options.shape[1]}; "
                   f"one core reads {core:.1f} GB/s")
             print(f"{'encoding':9}{'tokens':>7}{'ms':>9}{'GB/s':>7}{'of read':>9}{'GFLOP/s':>9}")
         for encoding in options.encoding:
-            integer, shape = not options.exact and encoding in native.GROUP_BYTES, tuple(options.shape)
+            integer, shape = not options.exact and encoding in library.GROUP_BYTES, tuple(options.shape)
             rows = measure(encoding, shape, options.tokens, integer, options.cold_mb << 20, options.repeats)
             for row in rows:
                 report["results"].append({"target": name, **row})

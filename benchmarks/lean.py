@@ -18,15 +18,15 @@ def rows(
     knew nothing of their files, and `serving_s` when earlier ones had found these right since the machine started."""
     model = cluster.model
     cluster.fill()  # prompts take the most memory
-    fused = cluster.paths == {"fused"}
+    native = cluster.paths == {"native"}
     found = [Row(f"{model.name}: split, peak memory", model.split_cost["peak_bytes"] / 1e6, "MB"),
              Row("  took", model.split_cost["wall_s"], "s")]  # fmt: skip
-    found += agent_rows(cluster.memory(), fused)
+    found += agent_rows(cluster.memory(), native)
     if peer and (memory := peer.memory.get(str(model.gguf))):
         workers = " and ".join(f"{b / 1e6:.0f}" for b in memory.workers)
         found += [Row("  llama.cpp RPC workers, peak", workers, "MB"),
                   Row("  llama.cpp client, peak, mapped files included", memory.client / 1e6, "MB")]  # fmt: skip
-    what = f"  agents started until both serve{'' if fused else ' (generic path)'}"
+    what = f"  agents started until both serve{'' if native else ' (generic path)'}"
     found.append(at_most(what, median(serving_s), "s", MAX_SERVING_S))
     found.append(at_most("    the first time, which hashes all", median(first_s), "s", MAX_SERVING_S))
     if (model.split / "tokenizer.json").is_file():
@@ -34,14 +34,14 @@ def rows(
     return found
 
 
-def agent_rows(agents: list[AgentMemory], fused: bool) -> list[Row]:
-    """Agents' memory; what is beyond weights and KV has its limit, which is meant for fused sections."""
+def agent_rows(agents: list[AgentMemory], native: bool) -> list[Row]:
+    """Agents' memory; what is beyond weights and KV has its limit, which is meant for native sections."""
     found = []
     for agent in agents:
         parts = f"{agent.shards / 1e6:.0f} + {agent.kv / 1e6:.0f}"
         found.append(Row(f"  agent {agent.name}, peak memory", agent.peak / 1e6, "MB"))
         found.append(Row("    weights + KV", parts, "MB"))
-        what = f"    beyond these{'' if fused else ' (generic path)'}"
+        what = f"    beyond these{'' if native else ' (generic path)'}"
         found.append(at_most(what, agent.beyond / 1e6, "MB", MAX_AGENT_BYTES // 1_000_000))
     return found
 

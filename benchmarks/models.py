@@ -11,10 +11,10 @@ from benchmarks.processes import BenchmarkError, run_measured
 from benchmarks.shapes import LLAMA_1B, PHI3_MINI, Shape, file_bytes, write_gguf
 from edgellm.checkpoint.builtin import BUILTIN, fetch_builtin
 from edgellm.checkpoint.gguf_file import GGUFFile
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.checkpoint.shard import SHARD_FORMAT
 from edgellm.config import DEFAULT_MODEL
 from edgellm.console import Progress, note
+from edgellm.shards.manifest import Manifest
 
 _SPLIT_TIMEOUT_S = 3600.0
 _SPARE_BYTES = 1_000_000_000

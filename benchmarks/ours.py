@@ -12,13 +12,13 @@ import numpy as np
 
 from benchmarks.models import Model
 from benchmarks.processes import mapped_bytes, memory_of, pinned
-from edgellm.config import Sampling
 from edgellm.errors import AnswerError
-from edgellm.kernels import native
+from edgellm.kernels import library
 from edgellm.manager import local
 from edgellm.manager.client import ClusterClient
-from edgellm.manager.cluster import ClusterFile
+from edgellm.manager.cluster_file import ClusterFile
 from edgellm.plan import Plan, Settings, section_need
+from edgellm.sampling import Sampling
 
 _TIMEOUT_S = 1800.0
 _READ_BYTES, _READS = 512 << 20, 3
@@ -51,7 +51,7 @@ class Cluster:
         by_name = {f"local{i}": [*kept, *pinned(core)] for i, core in enumerate(cores, 1)}
         self._agents = local.LocalAgents(model.split, len(cores), logs, prefix=by_name.__getitem__)
         self._random = random.Random()  # never the same prompt twice: nothing is to be known from before
-        self.paths: set[str] = set()  # what agents say they compute with: fused, generic
+        self.paths: set[str] = set()  # what agents say they compute with: native, generic
 
     def __enter__(self) -> "Cluster":
         began = time.perf_counter()
@@ -171,5 +171,5 @@ class Memory:
 
     def _read(self, data: np.ndarray) -> float:
         began = time.perf_counter()
-        native.read(data)
+        library.read(data)
         return data.nbytes / (time.perf_counter() - began)

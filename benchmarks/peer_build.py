@@ -17,8 +17,8 @@ import psutil
 from benchmarks.models import cache_folder, check_disk
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import cores, cpu_model
-from edgellm.checkpoint.manifest import sha256_of
 from edgellm.console import Progress
+from edgellm.files import sha256_of
 
 PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"

@@ -1,4 +1,4 @@
-"""What integer activations cost: perplexity of a text through a fused section, beside transformers on the same weights.
+"""What integer activations cost: a text's perplexity in a native section, beside transformers on the same weights.
 
     python -m benchmarks.perplexity SPLIT
     python -m benchmarks.perplexity SPLIT --text book.txt --tokens 512 --json
@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.report import Row, at_most
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.manager.tokens import Tokenizer
+from edgellm.shards.manifest import Manifest
 
 TEXT = Path(__file__).parent.parent / "tests/texts/alice.txt"  # Lewis Carroll, 1865
 TOKENS = 512
@@ -33,12 +33,12 @@ def perplexity(logits: np.ndarray, ids: list[int]) -> float:
     return math.exp(float(np.mean(log_sums - rows[np.arange(len(rows)), ids[1:]])))
 
 
-def fused_logits(manifest: Manifest, folder: Path, ids: list[int], chunk: int = _CHUNK) -> np.ndarray:
-    """Logits float32 [len(ids), vocab_size] of one fused section with all layers, the text in chunks, KV in fp16."""
+def native_logits(manifest: Manifest, folder: Path, ids: list[int], chunk: int = _CHUNK) -> np.ndarray:
+    """Logits float32 [len(ids), vocab_size] of one native section with all layers, the text in chunks, KV in fp16."""
     from edgellm.agent.load import load_section
 
     section = load_section(manifest, folder, 0, manifest.num_layers)
-    if section.path != "fused":
+    if section.path != "native":
         raise ValueError(f"{folder}: {manifest.model} takes the {section.path} path, there is nothing to compare")
     slot, x, found = section.new_slot(len(ids), "float16"), np.array(ids, np.int64), []
     for start in range(0, len(ids), chunk):
@@ -49,7 +49,7 @@ def fused_logits(manifest: Manifest, folder: Path, ids: list[int], chunk: int = 
 
 def reference_logits(manifest: Manifest, folder: Path, ids: list[int]) -> np.ndarray:
     """Logits float32 [len(ids), vocab_size] of transformers over the dequantized weights."""
-    from edgellm.reference import Reference
+    from edgellm.check.reference import Reference
 
     return Reference(manifest, folder).run(ids, len(ids))[0].numpy()
 
@@ -64,7 +64,7 @@ def text_ids(folder: Path, text: str, tokens: int) -> list[int]:
 
 def encoding_of(manifest: Manifest, folder: Path) -> str:
     """What most of a layer is packed as."""
-    from edgellm.model.mapped import MappedShard
+    from edgellm.shards.mapped import MappedShard
 
     tensors = MappedShard(folder, manifest.layer(0), False).tensors.values()
     return max(tensors, key=lambda t: t.data.nbytes).encoding
@@ -81,16 +81,16 @@ def main() -> None:
     manifest, ids = Manifest.read(folder), text_ids(folder, arguments.text.read_text(), arguments.tokens)
     encoding = encoding_of(manifest, folder)
     began = time.perf_counter()
-    ours = perplexity(fused_logits(manifest, folder, ids), ids)
+    ours = perplexity(native_logits(manifest, folder, ids), ids)
     middle = time.perf_counter()
     theirs = perplexity(reference_logits(manifest, folder, ids), ids)
     difference = 100 * (ours / theirs - 1)
     rows = [
-        Row("weights", encoding), Row("tokens", len(ids)), Row("fused section", ours, "perplexity"),
+        Row("weights", encoding), Row("tokens", len(ids)), Row("native section", ours, "perplexity"),
         Row("transformers, dequantized weights", theirs, "perplexity"),
         at_most("difference", difference, "%", 100 * LIMITS[encoding]) if encoding in LIMITS else
         Row("difference", difference, "%"),
-        Row("seconds, fused", middle - began, "s"), Row("seconds, reference", time.perf_counter() - middle, "s"),
+        Row("seconds, native", middle - began, "s"), Row("seconds, reference", time.perf_counter() - middle, "s"),
     ]  # fmt: skip
     print(report.text("perplexity", machine, rows, arguments.json))
 

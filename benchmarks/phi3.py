@@ -26,14 +26,14 @@ from safetensors.torch import save_file
 from benchmarks import report
 from benchmarks.processes import MemoryGroup, drop_cached, major_faults, memory_of, run_measured
 from benchmarks.report import Row, at_most, holds
-from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import Sampling
+from edgellm.check.compare import verify
 from edgellm.console import Progress, note
 from edgellm.errors import EdgellmError
 from edgellm.manager import local
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.plan import Plan, Settings, section_need, usable_bytes
-from edgellm.verify import verify
+from edgellm.sampling import Sampling
+from edgellm.shards.manifest import Manifest
 
 # As Phi-3-mini-4k-instruct has it.
 CONFIG = {

@@ -24,12 +24,13 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.processes import cpu_s, mapped_bytes, memory_of
 from benchmarks.report import Row, at_most, holds, median
-from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import DEFAULT_CHUNK, DEFAULT_CONTEXT, DEFAULT_SLOTS, Sampling
+from edgellm.config import DEFAULT_CHUNK, DEFAULT_CONTEXT, DEFAULT_SLOTS
 from edgellm.manager.client import ClusterClient, connect_all
-from edgellm.manager.cluster import ClusterFile
+from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.rebalance import assign
 from edgellm.plan import Plan, Section, section_need
+from edgellm.sampling import Sampling
+from edgellm.shards.manifest import Manifest
 
 LISTENS_S = SERVES_S = 2.0
 OWN_MB = 120

@@ -13,13 +13,13 @@ import numpy as np
 
 from edgellm.agent.load import load_section
 from edgellm.agent.serve import Agent, AgentOptions
-from edgellm.checkpoint.manifest import Manifest, Shard
-from edgellm.config import Sampling
 from edgellm.errors import ManifestError
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.rebalance import assign
-from edgellm.model.sampling import sample
+from edgellm.model.sampler import sample
 from edgellm.plan import Plan, Section
+from edgellm.sampling import Sampling
+from edgellm.shards.manifest import Manifest, Shard
 from edgellm.wire.tls import client_context
 
 VOCAB, HIDDEN, LAYERS = 97, 4, 6

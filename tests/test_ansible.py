@@ -293,8 +293,8 @@ def test_python_that_apt_will_bring_counts():
 
 @pytest.mark.parametrize(
     ("memory_max", "ram", "path", "megabytes"),
-    [("90%", "", "generic", 3062), ("90%", "", "fused", 3460), ("1G", "", "generic", 549),
-     ("90%", "1GB", "fused", 1000), ("90%", "1GiB", "generic", 1074)],
+    [("90%", "", "generic", 3062), ("90%", "", "native", 3460), ("1G", "", "generic", 549),
+     ("90%", "1GB", "native", 1000), ("90%", "1GiB", "generic", 1074)],
 )  # fmt: skip
 def test_estimated_ram(memory_max, ram, path, megabytes):
     found = facts(ram_kb=str(4 << 20), ram_free_kb="3502000")

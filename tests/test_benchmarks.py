@@ -12,11 +12,11 @@ from benchmarks.engine import Measurements, wire_rows
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Row, at_least, at_most, holds
 from benchmarks.two_level import speed as two_level
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.cli.local import local_up
-from edgellm.kernels import native
-from edgellm.model.structure import trace
+from edgellm.kernels import library
+from edgellm.model.generic.structure import trace
 from edgellm.plan import Plan, Section
+from edgellm.shards.manifest import Manifest
 from tests.model.families import CONFIGS, random_model
 from tests.model.make_split import make_split, round_weights
 
@@ -91,7 +91,7 @@ def test_benchmarks_have_the_settings_of_the_commands(tmp_path):
     assert settings.kv_dtype == phi3.SETTINGS.kv_dtype == options["kv_dtype"]
 
 
-@pytest.mark.parametrize("encoding", native.GROUP_BYTES)
+@pytest.mark.parametrize("encoding", library.GROUP_BYTES)
 def test_the_baseline_has_the_weights_that_packed_ones_stand_for(encoding, tmp_path):
     model = random_model(CONFIGS["smollm"]())
     make_split(model, tmp_path, encoding, "int8")
@@ -127,7 +127,7 @@ def test_the_two_level_products_are_what_their_bytes_stand_for(tmp_path):
     if platform.machine() != "x86_64":
         pytest.skip("two_level's product is for x86-64 alone")
     library = two_level.build(tmp_path)
-    if native.target() != "avx512vnni":
+    if library.target() != "avx512vnni":
         pytest.skip("two_level's product was built, and this processor has no AVX512-VNNI to run it")
     two_level.check(library)
 

@@ -19,10 +19,10 @@ TARGET = Target("a", "A", "smollm2", "decode", 2.0, 0.8)
 
 def test_ratios_are_taken_within_a_run_and_then_their_median():
     runs = [Run(10.0, 5.0, 1000.0), Run(30.0, 10.0, 3000.0), Run(40.0, 10.0, 2000.0)]
-    result = make_result(TARGET, runs, (80, 40), paths={"fused"})
+    result = make_result(TARGET, runs, (80, 40), paths={"native"})
     assert (result.ours, result.base, result.times) == (30.0, 10.0, 3.0)
     assert result.share == pytest.approx(0.8) and result.base_share == pytest.approx(0.2)
-    assert result.ok and result.verdict == "reached" and result.paths == ("fused",)
+    assert result.ok and result.verdict == "reached" and result.paths == ("native",)
 
 
 @pytest.mark.parametrize(

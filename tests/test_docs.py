@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from edgellm.checkpoint.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
 from edgellm.checkpoint.shard import Entry, make_plan
 from edgellm.checkpoint.tensors import BLOCK, BLOCK_BYTES, GROUP_BYTES, TILE, stored_bytes, stored_shape
-from edgellm.config import Sampling
 from edgellm.errors import BoardError, RemoteProtocolError
-from edgellm.kernels import native
+from edgellm.kernels import library
 from edgellm.manager.client import ClusterClient, connect_all
-from edgellm.model import tiles
-from edgellm.model.packed import pack, unpack
+from edgellm.model.generic.packed import pack, unpack
 from edgellm.plan import Capacity, Plan
+from edgellm.sampling import Sampling
+from edgellm.shards import tiles
+from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
 from edgellm.wire import listener, protocol, sequence_messages, tls
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader
@@ -193,7 +193,7 @@ def philox(seed: int, position: int) -> float:
 
 
 def test_random_numbers_of_seed_and_position():
-    from edgellm.model.sampling import _uniform
+    from edgellm.model.sampler import _uniform
 
     rows = table(WIRE, "seed", "position")
     assert len(rows) == 4
@@ -203,7 +203,7 @@ def test_random_numbers_of_seed_and_position():
 
 
 def test_a_token_is_drawn_as_the_steps_say():
-    from edgellm.model.sampling import sample
+    from edgellm.model.sampler import sample
 
     rng = np.random.default_rng(0)
     for position in range(1, 60):
@@ -313,10 +313,10 @@ def test_format_numbers():
 def test_sizes_of_encodings():
     rows = {r["encoding"]: int(r["bytes of 16 rows by 32 columns"]) for r in table(SHARDS, "encoding", "dtype")}
     assert rows == {e: stored_bytes((16, 32), e) for e in rows}
-    assert {e: n for e, n in rows.items() if e.startswith("int")} == GROUP_BYTES == native.GROUP_BYTES
-    assert (TILE, BLOCK, BLOCK_BYTES) == (native.TILE, native.GROUP, tiles.BLOCK_BYTES) == (16, 32, BLOCK_BYTES)
+    assert {e: n for e, n in rows.items() if e.startswith("int")} == GROUP_BYTES == library.GROUP_BYTES
+    assert (TILE, BLOCK, BLOCK_BYTES) == (library.TILE, library.GROUP, tiles.BLOCK_BYTES) == (16, 32, BLOCK_BYTES)
     for out, columns in ((1, 32), (16, 64), (17, 96)):
-        assert all(stored_shape((out, columns), e) == native.stored_shape(e, (out, columns)) for e in rows)
+        assert all(stored_shape((out, columns), e) == library.stored_shape(e, (out, columns)) for e in rows)
 
 
 @pytest.mark.parametrize("encoding, row", [("int4", 2), ("int4s", 2), ("int8", 15)])

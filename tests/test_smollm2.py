@@ -1,5 +1,5 @@
 """Real SmolLM2-135M-Instruct, served by agents that are processes of their own: the tokens that transformers generates
-on the generic path, and those of one process on the fused one.
+on the generic path, and those of one process on the native one.
 
 transformers reads the GGUF file itself here: nothing of our split, our kernels or our tokenizer is in its reference.
 """
@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from benchmarks import perplexity
+from edgellm.check.one_process import run_whole
 from edgellm.checkpoint.builtin import fetch_builtin
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from edgellm.config import DEFAULT_MODEL
@@ -21,8 +21,8 @@ from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.local import LocalAgents
 from edgellm.manager.rebalance import assign
 from edgellm.manager.tokens import Tokenizer
-from edgellm.one_process import run_whole
 from edgellm.plan import Plan, Section
+from edgellm.shards.manifest import Manifest
 from tests.fakes import ask, run
 from tests.model.make_split import make_split
 
@@ -77,7 +77,7 @@ def addresses(model_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fused_addresses(model_dir, tmp_path_factory):
+def native_addresses(model_dir, tmp_path_factory):
     with LocalAgents(model_dir, 5, tmp_path_factory.mktemp("logs")) as agents:
         yield agents.start()
 
@@ -114,11 +114,11 @@ def test_the_split_gives_the_tokens_of_transformers(model_dir, addresses, expect
 
 
 @pytest.mark.parametrize("epoch, cuts", [(1, (0, 14, 30)), (2, (0, 3, 20, 30)), (3, (0, 1, 9, 15, 29, 30))])
-def test_fused_sections_give_the_tokens_of_one_process(model_dir, fused_addresses, expected, epoch, cuts):
-    plan, manifest = form(model_dir, fused_addresses, cuts, epoch, "float16"), Manifest.read(model_dir)
+def test_native_sections_give_the_tokens_of_one_process(model_dir, native_addresses, expected, epoch, cuts):
+    plan, manifest = form(model_dir, native_addresses, cuts, epoch, "float16"), Manifest.read(model_dir)
 
     async def go():
-        async with ClusterClient.dial(plan, fused_addresses) as cluster:
+        async with ClusterClient.dial(plan, native_addresses) as cluster:
             return await asyncio.gather(*(ask(cluster, ids, NEW_TOKENS) for ids, _ in expected.values()))
 
     answers = run(go(), 100)
@@ -151,7 +151,7 @@ def test_integer_activations_cost_little_perplexity(model, model_dir, tmp_path, 
         folder, manifest = tmp_path, make_split(model, tmp_path, "int8")
     assert perplexity.encoding_of(manifest, folder) == encoding
     ids = perplexity.text_ids(model_dir, perplexity.TEXT.read_text(), perplexity.TOKENS)
-    ours = perplexity.perplexity(perplexity.fused_logits(manifest, folder, ids), ids)
+    ours = perplexity.perplexity(perplexity.native_logits(manifest, folder, ids), ids)
     theirs = perplexity.perplexity(perplexity.reference_logits(manifest, folder, ids), ids)
     assert 15 < theirs < 30  # English, and read in its order
     assert ours == pytest.approx(theirs, rel=perplexity.LIMITS[encoding])

@@ -6,7 +6,7 @@ import re
 PYTHON_LEAST = (3, 11)
 CLOCK_TOLERANCE_S = 3600
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-AGENT_BYTES = {"fused": 120 << 20, "generic": 500 << 20}  # an agent's own memory; the second has torch in it
+AGENT_BYTES = {"native": 120 << 20, "generic": 500 << 20}  # an agent's own memory; the second has torch in it
 SYSTEMS = ("debian", "ubuntu", "armbian", "raspbian")
 
 
@@ -86,7 +86,7 @@ def last_line(stderr: str) -> str:
 
 
 def ram_estimate(facts: dict, memory_max: str, ram: str, path: str) -> int:
-    """Bytes that an agent may find free for a section, on a board that has none yet; `path` is fused or generic."""
+    """Bytes that an agent may find free for a section, on a board that has none yet; `path` is native or generic."""
     most = facts["ram_kb"] * 1024
     if match := re.fullmatch(r"([\d.]+)%", str(memory_max)):
         most = int(most * float(match[1]) / 100)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.two_level import little, quantize
-from edgellm.model.packed import pack, unpack
+from edgellm.model.generic.packed import pack, unpack
 
 TOKENS = 512  # of a window of SmolLM2
 

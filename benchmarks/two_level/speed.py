@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from edgellm.kernels import native
-
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "edgellm/kernels"
 TILE, BLOCK = 16, 256
@@ -116,7 +114,7 @@ def check(library: ctypes.CDLL) -> None:
         weight = values(kind, product.one, shape)
         for tokens in (1, 2, 4, 8, 19):
             x = np.random.default_rng(tokens).standard_normal((tokens, shape[1]), np.float32)
-            q, scale, total = native.quantize(x)
+            q, scale, total = library.quantize(x)
             y = np.empty((tokens, shape[0]), np.float32)
             product((q, scale, total), y, None)
             seen = q.astype(np.float64) * scale.repeat(32, axis=1)
@@ -135,7 +133,7 @@ def measure(
         found = []
         for n in tokens:
             x = np.random.default_rng(n).standard_normal((n, shape[1]), np.float32)
-            activations, y = native.quantize(x), np.empty((n, shape[0]), np.float32)
+            activations, y = library.quantize(x), np.empty((n, shape[0]), np.float32)
             times = {kind: [] for kind in BITS}
             for i in range(max(7, repeats if n < 64 else repeats // 4) + 1):
                 for kind in list(BITS)[:: 1 if i % 2 else -1]:

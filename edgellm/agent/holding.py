@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from edgellm.agent import measure
 from edgellm.agent.stage import Stage
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import BoardError, ClaimError, ManifestError, PlanError
 from edgellm.plan import Plan, SectionNeed, check_lengths, section_need
+from edgellm.shards.manifest import Manifest
 from edgellm.wire.peer import Peer
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""From shard files to a section that the engine can run: fused where its family is known, else torch inside."""
+"""From shard files to a section that the engine can run: native where its family is known, else torch inside."""
 
 import logging
 import threading
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import UsageError
-from edgellm.model.verified import verified
+from edgellm.shards.manifest import Manifest
+from edgellm.shards.verified import verified
 
 log = logging.getLogger(__name__)
 PATHS = ("auto", "generic")
@@ -22,20 +22,19 @@ def set_threads(count: int, cores: tuple[int, ...] = ()) -> None:
     Torch takes as many when a section needs it. Raises ValueError if it can't be.
     """
     global _threads
-    from edgellm.kernels import native
+    from edgellm.kernels import library
 
-    native.set_threads(count, cores)
+    library.set_threads(count, cores)
     _threads = count
 
 
 def load_section(
     manifest: Manifest, folder: Path, start: int, end: int, *, without_ends: bool = False, path: str = "auto"
 ):
-    """Section [start, end) from its shards, each checked against the manifest's SHA-256; what was
-    found right is kept in mind.
+    """Return section [start, end) from its shards, each checked against the manifest's SHA-256.
 
-    `path` "auto" gives a fused section where its family is known, which needs neither torch nor transformers; "generic"
-    transformers' own layers. `without_ends` leaves the embedding and the head out even where the section is first or
+    `path` "auto" gives a native section where its family is known, which needs neither torch nor transformers;
+    "generic" gives transformers' own layers. `without_ends` leaves the embedding and the head out even where the section is first or
     last (to time a layer). Raises ManifestError naming the file that is missing, corrupt or of another shape.
     """
     if path not in PATHS:
@@ -48,16 +47,16 @@ def load_section(
 
 def _load(manifest: Manifest, folder: Path, start: int, end: int, without_ends: bool, path: str):
     if path == "auto":
-        from edgellm.model.fused.section import FusedSection, read_spec
+        from edgellm.model.native.section import NativeSection, read_spec
 
         spec, reason = read_spec(manifest, folder)
         if spec is not None:
-            return FusedSection(spec, manifest, folder, start, end, without_ends=without_ends)
+            return NativeSection(spec, manifest, folder, start, end, without_ends=without_ends)
         log.info("section %d-%d takes the generic path: %s", start, end, reason)
 
     import torch
 
-    from edgellm.model.section import Section
+    from edgellm.model.generic.section import Section
 
     torch.set_num_threads(_threads)
     with _BUILDING:

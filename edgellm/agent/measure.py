@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psutil
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import ManifestError
+from edgellm.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
 _DECODE_STEPS, _DECODE_S = (5, 21), 0.4  # at least, at most; seconds after which the least will do

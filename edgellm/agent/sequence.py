@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.agent.draft import Drafter
-from edgellm.config import Sampling
 from edgellm.errors import UsageError
+from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer
 
@@ -79,7 +79,7 @@ def choose(logits: np.ndarray, ids: Ids[int], history: Ids[int], sampling: Sampl
     position, where the repeat penalty needs it. A row counts as long as the drafts before it were chosen. Raises
     ModelError for logits that are not finite.
     """
-    from edgellm.model.sampling import sample
+    from edgellm.model.sampler import sample
 
     drafts = ids[len(ids) - len(logits) + 1 :]
     said, chosen, position = list(history), [], end - len(drafts)

@@ -19,13 +19,14 @@ from edgellm.agent.holding import Holding, in_own_thread
 from edgellm.agent.load import load_section
 from edgellm.agent.stage import Stage
 from edgellm.agent.tune import state_folder, take_cores
-from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S, MAX_STEP_BYTES, STEP_TIMEOUT_S
+from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S, STEP_TIMEOUT_S
 from edgellm.errors import BoardError, EdgellmError
-from edgellm.kernels import native
-from edgellm.model.verified import verified
+from edgellm.kernels import library
+from edgellm.shards.manifest import Manifest
+from edgellm.shards.verified import verified
 from edgellm.wire import messages as m
 from edgellm.wire import tls
+from edgellm.wire.limits import MAX_STEP_BYTES
 from edgellm.wire.peer import Peer, listen
 from edgellm.wire.protocol import Protocol
 
@@ -278,7 +279,7 @@ class Agent:
                 "board": self.options.name, "ram_bytes": self.holding.offer_bytes(), "layer_s": self._layer_s,
                 "head_s": self._head_s, "hop_s": measure.hop_s(), "cores": self.options.threads,
             },
-            "compute": {"threads": self.options.threads, "cores": self.options.cores, "kernels": native.target()},
+            "compute": {"threads": self.options.threads, "cores": self.options.cores, "kernels": library.target()},
             "section": None,
             "health": health(self.options.host),
         }  # fmt: skip

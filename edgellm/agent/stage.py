@@ -9,8 +9,8 @@ import logging
 import numpy as np
 
 from edgellm.agent.draft import Drafter
+from edgellm.agent.engine import Engine
 from edgellm.agent.link import Link
-from edgellm.agent.run import Engine
 from edgellm.agent.sequence import Sequence, choose, finish_of, most_drafts, parse_open
 from edgellm.agent.steps import Outcome, Step
 from edgellm.agent.trace import answer_trace

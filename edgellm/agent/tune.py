@@ -21,7 +21,8 @@ from edgellm.agent.cores import (
     read_cores,
     settled,
 )
-from edgellm.checkpoint.manifest import Manifest, write_atomically
+from edgellm.files import write_atomically
+from edgellm.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
 _ROUNDS = 2, 8  # of all sets: at least, and as many as do
@@ -53,14 +54,14 @@ def take_cores(manifest: Manifest, folder: Path, threads: int | None, wanted: tu
     Raises UsageError for cores that can't be used, ManifestError for shards that can't.
     """
     from edgellm.agent.load import set_threads
-    from edgellm.kernels import native
-    from edgellm.model.fused.section import read_spec
+    from edgellm.kernels import library
+    from edgellm.model.native.section import read_spec
 
     measure.timed_layers(manifest, folder)  # without a layer there is nothing to compute
-    cores, fused = read_cores(allowed_cores()), path == "auto" and read_spec(manifest, folder)[0] is not None
-    choice = settled(cores, threads, wanted, pin=fused)
+    cores, is_native = read_cores(allowed_cores()), path == "auto" and read_spec(manifest, folder)[0] is not None
+    choice = settled(cores, threads, wanted, pin=is_native)
     if choice is None:
-        file, key = (state or state_folder()) / "cores.json", _key(manifest, cores, native.target(), fused)
+        file, key = (state or state_folder()) / "cores.json", _key(manifest, cores, library.target(), is_native)
         choice = _read(file, key, cores)
         if choice is None:
             choice = _measure(manifest, folder, cores, path)
@@ -69,9 +70,9 @@ def take_cores(manifest: Manifest, folder: Path, threads: int | None, wanted: tu
     if choice.cores and not choice.pinned:
         _confine(choice.cores)
     set_threads(choice.threads, choice.cores if choice.pinned else ())
-    if native.target() in _SLOW:
-        log.warning("%s", _SLOW[native.target()])
-    log.info("computes with %s, %s kernels", choice, native.target())
+    if library.target() in _SLOW:
+        log.warning("%s", _SLOW[library.target()])
+    log.info("computes with %s, %s kernels", choice, library.target())
     return choice
 
 
@@ -127,12 +128,12 @@ def _measure(manifest: Manifest, folder: Path, cores: tuple[Core, ...], path: st
     return Choice(len(best), best, "measured as the fastest" if calm else _DISTURBED)
 
 
-def _key(manifest: Manifest, cores: tuple[Core, ...], target: str, fused: bool) -> dict:
+def _key(manifest: Manifest, cores: tuple[Core, ...], target: str, is_native: bool) -> dict:
     """What the choice depends on: measured again when any of it changes, for what is fastest for a small model's steps
     may not be for a large one's."""
     facts = [[c.number, c.speed, c.first_sibling] for c in cores]
     return {"machine": _machine(), "cores": facts, "kernels": target, "model": manifest.sha256,
-            "fused": fused, "version": __version__}  # fmt: skip
+            "native": is_native, "version": __version__}  # fmt: skip
 
 
 def _machine(root: Path = Path("/")) -> str:

@@ -11,8 +11,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgellm.checkpoint.manifest import fsync_folder, sha256_of
 from edgellm.errors import CheckpointError
+from edgellm.files import fsync_folder, sha256_of
 
 _TIMEOUT_S = 1800.0
 _POLL_S = 0.2

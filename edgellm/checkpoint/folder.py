@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 from edgellm.checkpoint.names import map_names, one_line, quiet_transformers
-from edgellm.checkpoint.safetensors_file import SafetensorsFile
 from edgellm.checkpoint.sources import Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.errors import CheckpointError
+from edgellm.shards.safetensors_file import SafetensorsFile
 
 _ENCODINGS = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8",
@@ -23,7 +23,7 @@ class FolderSource(Source):
     """A folder with config.json and safetensors files; raises CheckpointError for what can't be read."""
 
     def __init__(self, folder: Path, name: str | None = None):
-        from edgellm.model.build import config_from_dict
+        from edgellm.model.generic.build import config_from_dict
 
         self.folder = folder.resolve()
         self.where = str(folder)

@@ -29,7 +29,7 @@ class GGUFSource(Source):
     """A GGUF file; raises CheckpointError for what can't be read."""
 
     def __init__(self, path: Path, name: str | None = None):
-        from edgellm.model.build import config_from_dict
+        from edgellm.model.generic.build import config_from_dict
 
         self.path = path.resolve()
         self.where = str(path)

@@ -1,30 +1,14 @@
-"""What lets an interrupted split go on: a lock on the folder, and a journal of the shards that are whole."""
+"""The journal of the shards that are whole, which lets an interrupted split go on."""
 
-import fcntl
 import json
 import os
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from edgellm.checkpoint.manifest import Shard, fsync_folder
-from edgellm.errors import CheckpointError
+from edgellm.files import fsync_folder
+from edgellm.shards.manifest import Shard
 
 JOURNAL_NAME = "split.journal"
-
-
-@contextmanager
-def locked(folder: Path):
-    """Hold the folder alone. The lock is on the folder itself, so no lock file is left to be copied to boards."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"{folder}: another split writes here. Wait for it, or give another --out.") from None
-        yield
-    finally:
-        os.close(fd)
 
 
 class Journal:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from edgellm.checkpoint.manifest import SHARD_FORMAT, Shard, fsync_folder
 from edgellm.checkpoint.tensors import (
     BLOCK,
     BLOCK_BYTES,
@@ -25,6 +24,8 @@ from edgellm.checkpoint.tensors import (
     stored_shape,
 )
 from edgellm.errors import CheckpointError
+from edgellm.files import fsync_folder
+from edgellm.shards.manifest import SHARD_FORMAT, Shard
 
 _CHUNK_ELEMENTS = 1 << 21  # of one tensor in memory at a time, where the source can be read in pieces
 _DTYPE_NAMES = {
@@ -178,7 +179,7 @@ def _encode(rows: Rows, start: int, stop: int, entry: Entry) -> torch.Tensor:
     if entry.encoding == rows.encoding:
         data = rows.read(start, stop)
         if entry.encoding in BLOCK_BYTES:
-            from edgellm.model.tiles import from_blocks
+            from edgellm.shards.tiles import from_blocks
 
             _check_scales(data, entry, start)
             return torch.from_numpy(from_blocks(data.numpy(), entry.encoding))
@@ -188,7 +189,7 @@ def _encode(rows: Rows, start: int, stop: int, entry: Entry) -> torch.Tensor:
     values = rows.read_f32(start, stop)
     _check_finite(values, entry, start, "value")
     if entry.encoding in BLOCK_BYTES:
-        from edgellm.model.packed import pack
+        from edgellm.model.generic.packed import pack
 
         try:
             return pack(values, entry.encoding)

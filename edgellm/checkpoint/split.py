@@ -7,12 +7,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from edgellm.checkpoint.journal import Journal, locked
-from edgellm.checkpoint.manifest import FORMAT, MANIFEST_NAME, Manifest, ModelFile, Shard, fsync_folder, sha256_of
+from edgellm.checkpoint.journal import Journal
 from edgellm.checkpoint.shard import SHARD_FORMAT, ShardPlan, disk_error, make_entry, make_plan, write_shard
 from edgellm.checkpoint.sources import Progress, Source
 from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError, ManifestError, UsageError
+from edgellm.files import fsync_folder, locked, sha256_of
+from edgellm.shards.manifest import FORMAT, MANIFEST_NAME, Manifest, ModelFile, Shard
 
 QUANTIZE = ("none", "int8", "int4")
 _OURS = re.compile(r"(embedding|head|layer-\d{4})\.safetensors(\.part)?\Z")
@@ -34,11 +35,13 @@ def split(source: Source, out: Path | str, quantize: str = "none", progress: Pro
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise CheckpointError(f"{out}: {e.strerror or e}") from None
-    with locked(out):
-        try:
+    try:
+        with locked(out):
             return _split(source, out, quantize, progress, force)
-        except OSError as e:
-            raise disk_error(e, out / MANIFEST_NAME, _SPARE_BYTES) from None
+    except TimeoutError:
+        raise CheckpointError(f"{out}: another split writes here. Wait for it, or give another --out.") from None
+    except OSError as e:
+        raise disk_error(e, out / MANIFEST_NAME, _SPARE_BYTES) from None
 
 
 def _split(source: Source, out: Path, quantize: str, progress: Progress | None, force: bool) -> Manifest:
@@ -170,8 +173,8 @@ def _write_files(source: Source, out: Path) -> tuple[ModelFile, ...]:
 def plan_split(source: Source, quantize: str):
     """(structure, shard plans) of a source; reads headers only. Raises CheckpointError for a tensor that is missing,
     one too many, or of another shape than the model's."""
-    from edgellm.model.build import build_empty
-    from edgellm.model.structure import trace
+    from edgellm.model.generic.build import build_empty
+    from edgellm.model.generic.structure import trace
 
     structure = trace(source.config)
     model = build_empty(source.config, real_buffers=False)

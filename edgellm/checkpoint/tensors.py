@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from edgellm.checkpoint.files import CheckpointFile
 from edgellm.errors import CheckpointError
-from edgellm.model.tiles import BLOCK_BYTES, GROUP_BYTES, TILE
-from edgellm.model.tiles import GROUP as BLOCK
+from edgellm.shards.positioned_file import CheckpointFile
+from edgellm.shards.tiles import BLOCK_BYTES, GROUP_BYTES, TILE
+from edgellm.shards.tiles import GROUP as BLOCK
 
 # Encodings of plain tensors (docs/shards.md) and their torch dtypes.
 PLAIN = {
@@ -139,7 +139,7 @@ class SourceTensor:
 def to_f32(data: torch.Tensor, encoding: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Rows as read, in float32; `shape` counts elements."""
     if encoding in BLOCK_BYTES:
-        from edgellm.model.packed import block_values
+        from edgellm.model.generic.packed import block_values
 
         return block_values(data.reshape(-1, BLOCK_BYTES[encoding]), encoding).reshape(shape)
     return data.to(torch.float32)

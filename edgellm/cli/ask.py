@@ -11,6 +11,7 @@ from edgellm.cli.group import make_settings, verbose_option
 from edgellm.cli.models import default_model
 from edgellm.console import Progress, note
 from edgellm.errors import ClusterError, UsageError
+from edgellm.sampling import Sampling
 
 
 @click.command()
@@ -49,12 +50,12 @@ def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, 
     import secrets
 
     from edgellm.manager.answer import Asker, Question
-    from edgellm.manager.cluster import ClusterFile, find
+    from edgellm.manager.cluster_file import ClusterFile, find
     from edgellm.manager.session import Session
 
     chosen = secrets.randbits(31) if seed is None else seed
     question = Question(
-        _prompt(prompt), system, raw, max_tokens, config.Sampling(seed=chosen, **sampling), tuple(stop), speculate
+        _prompt(prompt), system, raw, max_tokens, Sampling(seed=chosen, **sampling), tuple(stop), speculate
     )
     path = find(str(cluster) if cluster else None)
     if path is not None:

@@ -22,7 +22,7 @@ cluster_option = click.option(
 
 def _open(cluster: Path | None):
     """(cluster file, its path); raises UsageError if there is none."""
-    from edgellm.manager.cluster import ClusterFile, find
+    from edgellm.manager.cluster_file import ClusterFile, find
 
     path = find(str(cluster) if cluster else None)
     if path is None:
@@ -100,8 +100,8 @@ async def _status(cluster: Path | None, watch: bool, as_json: bool) -> int:
 
 
 async def _look(cluster: Path | None, progress) -> dict:
-    from edgellm.checkpoint.manifest import Manifest
     from edgellm.controller.status import ask_boards, describe
+    from edgellm.shards.manifest import Manifest
 
     file, path = _open(cluster)
     try:

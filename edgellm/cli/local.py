@@ -45,10 +45,10 @@ def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how,
     """
     import asyncio
 
-    from edgellm.checkpoint.manifest import Manifest
     from edgellm.manager import local as processes
-    from edgellm.manager.cluster import ClusterFile, default_path
+    from edgellm.manager.cluster_file import ClusterFile, default_path
     from edgellm.plan import parse_size
+    from edgellm.shards.manifest import Manifest
 
     path = cluster or default_path()
     record = processes.state_dir() / "agents.json"
@@ -86,7 +86,7 @@ def local_down(cluster, verbose):
       edgellm local down
     """
     from edgellm.manager import local as processes
-    from edgellm.manager.cluster import ClusterFile, default_path
+    from edgellm.manager.cluster_file import ClusterFile, default_path
 
     record, path = processes.state_dir() / "agents.json", cluster or default_path()
     agents = processes.recall(record)

@@ -57,10 +57,10 @@ def split_source_to(source, out, quantize, force=False):
 
 def default_model() -> Path:
     """The built-in model's split, made now if it isn't there, or if another edgellm made it in an older format."""
-    from edgellm.checkpoint.manifest import SHARD_FORMAT
-    from edgellm.checkpoint.safetensors_file import SafetensorsFile
     from edgellm.errors import CheckpointError
     from edgellm.manager.local import models_dir
+    from edgellm.shards.manifest import SHARD_FORMAT
+    from edgellm.shards.safetensors_file import SafetensorsFile
 
     out = models_dir() / config.DEFAULT_MODEL
     try:
@@ -92,8 +92,8 @@ def plan(manifest, boards, objective, context, slots, chunk, kv_dtype, explain, 
       edgellm plan --manifest phi3 --board pi1=3.1GB,pi2=3.1GB --explain
       edgellm plan --manifest phi3 --board pi1=3.1GB@25ms --board pc=6GB@40ms --objective throughput
     """
-    from edgellm.checkpoint.manifest import Manifest
     from edgellm.plan import explain_dict, explain_text, make_plan, parse_boards
+    from edgellm.shards.manifest import Manifest
 
     model = Manifest.read(manifest)
     capacities = parse_boards(boards, model)
@@ -128,8 +128,8 @@ def verify(cluster, tokens, prompt, as_json, verbose):
       edgellm verify
       edgellm verify --cluster cluster.json --tokens 64 --json
     """
-    from edgellm.manager.cluster import ClusterFile, find
-    from edgellm.verify import verify as run
+    from edgellm.check.compare import verify as run
+    from edgellm.manager.cluster_file import ClusterFile, find
 
     path = find(str(cluster) if cluster else None)
     if path is None:

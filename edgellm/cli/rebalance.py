@@ -28,9 +28,9 @@ def rebalance(dry_run, as_json, cluster, verbose):
     """
     import asyncio
 
-    from edgellm.checkpoint.manifest import Manifest
-    from edgellm.manager.cluster import ClusterFile, find
+    from edgellm.manager.cluster_file import ClusterFile, find
     from edgellm.plan import explain_move, explain_move_dict
+    from edgellm.shards.manifest import Manifest
 
     path = find(str(cluster) if cluster else None)
     if path is None:

@@ -9,10 +9,7 @@ believing in what is signed from now on, and the other way round, so that boards
 """
 
 import contextlib
-import fcntl
-import os
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,8 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edgellm.checkpoint.manifest import fsync_folder
 from edgellm.errors import ClusterError
+from edgellm.files import locked, write_atomically
 from edgellm.plan import BOARD_NAME
 from edgellm.wire.tls import BOARD_URI, MANAGER_URI
 
@@ -107,22 +104,13 @@ class _Work:
 def _locked(folder: Path, work: _Work) -> Iterator[None]:
     """One at a time: two deploys that start together must not make two CAs."""
     _make_folder(folder, work)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        end_s = time.monotonic() + _LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end_s:
-                    raise ClusterError(
-                        f"certificates in {folder}: another deploy has been at them for {_LOCK_TIMEOUT_S:g} s"
-                    ) from None
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(lock)
+        with locked(folder, _LOCK_TIMEOUT_S):
+            yield
+    except TimeoutError:
+        raise ClusterError(
+            f"certificates in {folder}: another deploy has been at them for {_LOCK_TIMEOUT_S:g} s"
+        ) from None
 
 
 # The CA
@@ -295,19 +283,5 @@ def _make_folder(path: Path, work: _Work) -> None:
 
 
 def _write(path: Path, content: bytes, mode: int, work: _Work) -> None:
-    """Whole or not at all, and with `mode` from its first byte on."""
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)  # of a run that was cut off, with whatever mode
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    try:
-        with open(fd, "wb") as f:
-            os.fchmod(f.fileno(), mode)  # whatever the umask
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
+    write_atomically(path, content, mode)
     work.changed = True

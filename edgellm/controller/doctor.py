@@ -32,7 +32,7 @@ class Facts:
     """What is known of a board; None: not known. `*_error` is a reason where something failed, else None.
 
     `idle` is why a board of the plan doesn't serve it, though its agent answers. `path` and `kernels` are how it
-    computes, `fused_elsewhere` whether another board computes natively.
+    computes, `native_elsewhere` whether another board computes natively.
 
     `files` are sizes in bytes by name, of what lies in its model folder; `sums` their SHA-256 ("" for one that can't
     be read); `needed` the names that must be there; `wrong` (size, SHA-256) by name is what the manifest has.
@@ -60,7 +60,7 @@ class Facts:
     disk_free_bytes: int | None = None
     read_bytes_per_s: float | None = None
     path: str | None = None
-    fused_elsewhere: bool = False
+    native_elsewhere: bool = False
     kernels: str | None = None
     manifest_error: str | None = None
     model_sha256: str | None = None
@@ -251,7 +251,7 @@ def _ram(f: Facts):
 
 
 def _compute(f: Facts):
-    if f.path == "generic" and f.fused_elsewhere:
+    if f.path == "generic" and f.native_elsewhere:
         yield (
             "it computes its layers with transformers, slowly, other boards theirs natively",
             f"{DEPLOY}, which sets edgellm_path for all of them.",

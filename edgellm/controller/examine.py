@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edgellm import __version__
-from edgellm.checkpoint.manifest import Manifest, sha256_of
 from edgellm.controller.doctor import HERE, Facts, Unit
 from edgellm.controller.ssh import plain, run_script
 from edgellm.controller.status import Word, ask_boards, describe
 from edgellm.errors import EdgellmError
-from edgellm.manager.cluster import Board, ClusterFile
+from edgellm.files import sha256_of
+from edgellm.manager.cluster_file import Board, ClusterFile
 from edgellm.plan import section_need
+from edgellm.shards.manifest import Manifest
 
 _TCP_TIMEOUT_S = 4.0
 _SCRIPT_S = 90.0  # without reading the model
@@ -98,8 +99,8 @@ async def examine(
         facts = [here]
         for board, task in zip(boards, tasks, strict=True):
             by_wire = _by_wire(board, words[board.name], rows[board.name], cluster, manifest)
-            elsewhere = any(row["path"] == "fused" for name, row in rows.items() if name != board.name)
-            facts.append(replace(by_wire, tcp_error=tcp.get(board.name), fused_elsewhere=elsewhere, **await task))
+            elsewhere = any(row["path"] == "native" for name, row in rows.items() if name != board.name)
+            facts.append(replace(by_wire, tcp_error=tcp.get(board.name), native_elsewhere=elsewhere, **await task))
         return facts
     finally:
         for task in (asked, *tasks):

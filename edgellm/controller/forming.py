@@ -8,15 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgellm.checkpoint.manifest import Manifest, write_atomically
-from edgellm.config import Sampling
 from edgellm.errors import BoardError, ClusterError, EdgellmError, PlanError, UsageError
-from edgellm.manager.cluster import Board, ClusterFile, SshAccess
+from edgellm.files import write_atomically
+from edgellm.manager.cluster_file import Board, ClusterFile, SshAccess
 from edgellm.manager.rebalance import Outcome, propose, settle
 from edgellm.manager.session import Session
 from edgellm.manager.survey import Fleet
 from edgellm.manager.tokens import Tokenizer
 from edgellm.plan import Capacity, Plan, Settings, make_plan, parse_board
+from edgellm.sampling import Sampling
+from edgellm.shards.manifest import Manifest
 
 _RETRY_FOR_S = 60.0  # another manager may be at it, or an agent be starting
 CANARY_PROMPT = "Once upon a time, a small board"
@@ -194,19 +195,19 @@ def _same(old: ClusterFile, new: ClusterFile, path: Path) -> bool:
 def canary(file: ClusterFile, path: Path, cache: Path, tell: Callable[[str], None]) -> list[int]:
     """Ask the cluster in `file` a fixed question; its greedy tokens, which are those of the reference.
 
-    The reference is one process that computes as the boards do, fused sections or plain transformers. It is run once
+    The reference is one process that computes as the boards do, native sections or plain transformers. It is run once
     for a model and remembered in `cache`. Raises BoardError if the tokens differ.
     """
     model_dir = file.model_dir_path(path)
     manifest = Manifest.read(model_dir)
     ids = Tokenizer(model_dir).encode(CANARY_PROMPT)[: file.plan.context]
-    tokens, fused = asyncio.run(_ask(file, path, manifest, ids, tell))
-    kind = f"fused-{file.plan.kv_dtype}" if fused else "generic"
+    tokens, native = asyncio.run(_ask(file, path, manifest, ids, tell))
+    kind = f"native-{file.plan.kv_dtype}" if native else "generic"
     remembered = cache / f"{manifest.sha256[:12]}-{kind}.json"
     expected = _remembered(remembered)
     if expected is None or expected[: len(tokens)] != tokens:  # what is remembered may be another version's
         tell("computing the reference's answer, once for this model …")
-        expected = _reference(manifest, model_dir, ids, tokens, file.plan.kv_dtype if fused else None)
+        expected = _reference(manifest, model_dir, ids, tokens, file.plan.kv_dtype if native else None)
         if expected == tokens:
             cache.mkdir(parents=True, exist_ok=True)
             write_atomically(remembered, json.dumps(expected).encode())
@@ -220,14 +221,14 @@ def canary(file: ClusterFile, path: Path, cache: Path, tell: Callable[[str], Non
 
 
 async def _ask(file: ClusterFile, path: Path, manifest: Manifest, ids: list[int], tell) -> tuple[list[int], bool]:
-    """The answer's tokens, and whether all boards computed fused sections."""
+    """The answer's tokens, and whether all boards computed native sections."""
     stats: dict[str, dict] = {}
     session = Session(manifest, file.plan, file.addresses(), tls=file.client_tls(path), tell=tell)
     async with session:
         count = min(CANARY_TOKENS, max(1, file.plan.context - len(ids)))
         stream = session.generate(ids, sampling=Sampling(), max_tokens=count, eos=(), stats=stats)
         tokens = [chosen.token async for chosen in stream]
-    return tokens, all(s.get("path") == "fused" for s in stats.values())
+    return tokens, all(s.get("path") == "native" for s in stats.values())
 
 
 def _remembered(path: Path) -> list[int] | None:
@@ -242,13 +243,13 @@ def _remembered(path: Path) -> list[int] | None:
 def _reference(
     manifest: Manifest, model_dir: Path, ids: list[int], tokens: list[int], kv_dtype: str | None
 ) -> list[int]:
-    """The most likely token after each prefix of prompt and answer; of fused sections if there is a `kv_dtype`."""
+    """The most likely token after each prefix of prompt and answer; of native sections if there is a `kv_dtype`."""
     if kv_dtype is not None:
-        from edgellm.one_process import run_whole
+        from edgellm.check.one_process import run_whole
 
         logits = run_whole(manifest, model_dir, ids + tokens[:-1], len(tokens), kv_dtype)
     else:
-        from edgellm.reference import Reference
+        from edgellm.check.reference import Reference
 
         logits, _ = Reference(manifest, model_dir).run(ids + tokens[:-1], len(tokens))
     return [int(row.argmax()) for row in logits]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgellm.controller.ssh import plain, run_script
 from edgellm.errors import BoardError
-from edgellm.manager.cluster import Board
+from edgellm.manager.cluster_file import Board
 
 MAX_LINES = 100_000
 _READ_S = 60.0

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from edgellm import __version__
 from edgellm.checkpoint.builtin import cache_folder
-from edgellm.checkpoint.manifest import MANIFEST_NAME, SHARD_FORMAT, Manifest, write_atomically
 from edgellm.errors import CheckpointError, UsageError
+from edgellm.files import write_atomically
+from edgellm.shards.manifest import MANIFEST_NAME, SHARD_FORMAT, Manifest
 
 _MOST_CHARACTERS = 64
 
@@ -84,7 +85,7 @@ def _check_sizes(folder: Path, manifest: Manifest) -> None:
 def describe(folder: Path) -> dict:
     """What the playbooks need to know of a split: its files, those that a board needs to measure itself, and the path
     that sections of it take."""
-    from edgellm.one_process import path_of
+    from edgellm.check.one_process import path_of
 
     manifest = Manifest.read(folder)
     files = [{"name": MANIFEST_NAME, "bytes": (folder / MANIFEST_NAME).stat().st_size, "sha256": manifest.sha256}]

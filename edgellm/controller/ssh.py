@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.errors import BoardError, UsageError
-from edgellm.manager.cluster import SshAccess
+from edgellm.manager.cluster_file import SshAccess
 
 CONNECT_TIMEOUT_S = 6.0
 _LOGIN_TIMEOUT_S = 15.0

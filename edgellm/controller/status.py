@@ -5,13 +5,13 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.controller.ssh import plain
 from edgellm.errors import EdgellmError
 from edgellm.manager.board import BoardClient
-from edgellm.manager.cluster import ClusterFile
+from edgellm.manager.cluster_file import ClusterFile
 from edgellm.plan import Plan, section_need
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
+from edgellm.shards.manifest import Manifest
 
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer
 _PATIENCE_S = 1.0  # before whoever waits is told for whom

@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from edgellm.checkpoint.manifest import fsync_folder, sha256_of, write_atomically
 from edgellm.controller import wheels
-from edgellm.controller.wheels import Target, Wheels, check_library, locked
+from edgellm.controller.wheels import Target, Wheels, alone_in, check_library
 from edgellm.errors import UsageError, WheelhouseError
+from edgellm.files import fsync_folder, sha256_of, write_atomically
 
 MACHINES = tuple(wheels.ELF_MACHINES)
 PIP = "pip>=25,<28"  # fetched for the boards
@@ -83,7 +83,7 @@ def make(
     kind = cache / "wheels" / f"{target.machine}-py{target.python}"
     try:
         kind.mkdir(parents=True, exist_ok=True)
-        with locked(kind):
+        with alone_in(kind):
             inputs = _inputs(source, [*dependencies, PIP], target)
             earlier = _earlier(kind)
             for stamped, house in earlier:

@@ -5,7 +5,6 @@ a machine or Python that isn't this one (pip evaluates markers for itself), and 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -13,12 +12,12 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.errors import WheelhouseError
+from edgellm.files import locked
 
 GLIBC = (2, 34)  # older than that of every Debian and Ubuntu with Python 3.11; where threads became part of libc
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
@@ -157,7 +156,7 @@ class Wheels:
         """The folder in which a tool is installed, fetched if need be."""
         folder = self._tools / re.sub(r"[^\w.]+", "-", requirement)
         self._tools.mkdir(parents=True, exist_ok=True)
-        with locked(self._tools):
+        with alone_in(self._tools):
             if not folder.is_dir():
                 self._progress(f"fetch {requirement}")
                 part = folder.with_name(f"{folder.name}.part")
@@ -225,19 +224,10 @@ def check_library(library: bytes, machine: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path):
-    """Hold a folder alone; another edgellm that works there is waited for."""
-    fd = os.open(folder, os.O_RDONLY)
-    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold `folder` alone; wait for another edgellm that works there, and raise WheelhouseError if it never ends."""
     try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise WheelhouseError(f"another edgellm has held {folder} for {_LOCK_TIMEOUT_S:.0f} s") from None
-                time.sleep(0.2)
-        yield
-    finally:
-        os.close(fd)
+        with locked(folder, _LOCK_TIMEOUT_S):
+            yield
+    except TimeoutError as e:
+        raise WheelhouseError(str(e)) from None

@@ -1,4 +1,4 @@
-// Layers of a decoder, run by one native call: what the C ABI takes (kept in step with edgellm/model/fused/native.py) and
+// Layers of a decoder, run by one native call: what the C ABI takes (kept in step with edgellm/model/native/abi.py) and
 // what a section is inside.
 #pragma once
 #include <stddef.h>

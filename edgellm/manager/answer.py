@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import Sampling
 from edgellm.errors import BoardError, ClusterError, UsageError
 from edgellm.manager.session import Session
 from edgellm.manager.tokens import StopStrings, Tokenizer
 from edgellm.plan import Plan, Section
+from edgellm.sampling import Sampling
+from edgellm.shards.manifest import Manifest
 
 
 @dataclass(frozen=True)

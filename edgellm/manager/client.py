@@ -6,10 +6,11 @@ import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from edgellm.config import PING_EVERY_S, PONG_TIMEOUT_S, STALL_TIMEOUT_S, Sampling
+from edgellm.config import PING_EVERY_S, PONG_TIMEOUT_S, STALL_TIMEOUT_S
 from edgellm.errors import AnswerError, BoardError, BusyError
 from edgellm.manager.board import ANSWER_TIMEOUT_S, BoardClient
 from edgellm.plan import Plan
+from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 
 _CLOSE_TIMEOUT_S = 3.0

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import psutil
 
-from edgellm.checkpoint.manifest import Manifest, write_atomically
 from edgellm.errors import BoardError, ClusterError
+from edgellm.files import write_atomically
 from edgellm.manager.rebalance import settle
 from edgellm.manager.survey import Fleet
 from edgellm.plan import Plan, Settings
+from edgellm.shards.manifest import Manifest
 
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 10.0

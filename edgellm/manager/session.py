@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
-from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import PATIENCE_S, Sampling
+from edgellm.config import PATIENCE_S
 from edgellm.errors import AnswerError, BoardError, BusyError, ClaimError, EdgellmError, PlanError
 from edgellm.manager.client import Chosen, ClusterClient
 from edgellm.manager.rebalance import LOAD_TIMEOUT_S, Outcome, settle
 from edgellm.manager.survey import Fleet, standing_plan
 from edgellm.plan import Plan
+from edgellm.sampling import Sampling
+from edgellm.shards.manifest import Manifest
 
 _RETRY_S = (0.1, 0.2, 0.5, 1.0)  # between surveys; the last one again and again
 

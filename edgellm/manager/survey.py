@@ -6,11 +6,11 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import BoardError, EdgellmError
 from edgellm.manager.board import BoardClient
-from edgellm.manager.cluster import is_host, is_loopback
+from edgellm.manager.cluster_file import is_host, is_loopback
 from edgellm.plan import Capacity, Plan
+from edgellm.shards.manifest import Manifest
 
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer: a board that is well takes milliseconds
 _LOST_TIMEOUT_S = 1.0  # the same, for a board that was lost or missing a moment ago

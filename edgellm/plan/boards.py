@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 from decimal import Decimal
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import PlanError, UsageError
 from edgellm.plan.types import BOARD_NAME, Capacity
+from edgellm.shards.manifest import Manifest
 
 # Guesses for a board that nobody has measured: an Orange Pi 5 class board reads weights at about 6 GB/s from its four
 # big cores; a hop over gigabit Ethernet, with TLS and a wake-up at each end, takes about half a millisecond.

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import PlanError
 from edgellm.plan.fleet import Kind
 from edgellm.plan.make import check_request, kinds, largest_context, largest_slots, ms, size
@@ -10,6 +9,7 @@ from edgellm.plan.needs import Needs, offer_for, usable_bytes
 from edgellm.plan.rebalance import Move
 from edgellm.plan.search import is_exact, token_ns_using_all
 from edgellm.plan.types import Capacity, Plan, Section
+from edgellm.shards.manifest import Manifest
 
 _MOST_SLOTS = 1024
 

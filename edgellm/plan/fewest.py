@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, count
 from typing import NamedTuple
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.plan.fleet import INFINITE, NS, Choices, Fleet, Kind, Price, cheapest, reach, time_price
 from edgellm.plan.needs import Needs
 from edgellm.plan.search import Cut
+from edgellm.shards.manifest import Manifest
 
 MAX_STATES = 512
 MAX_STEPS = 50_000

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from itertools import accumulate
 
-from edgellm import config
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.plan.types import KV_DTYPES, Settings
+from edgellm.shards.manifest import Manifest
+from edgellm.wire.limits import MAX_CHOICES
 
 _MIN_HEADROOM_BYTES = 64 << 20
 _HEADROOM_SHARE = 20  # a twentieth of the offer: 5 %
@@ -54,7 +54,7 @@ class Needs:
         self._embedding = manifest.embedding.ram_bytes
         self._head = manifest.head.ram_bytes
         # One pass holds a chunk of one prompt, or a token of every slot with drafts up to as many as one step may have.
-        choices = max(settings.slots, config.MAX_CHOICES)
+        choices = max(settings.slots, MAX_CHOICES)
         tokens = max(settings.chunk, choices)
         activations = manifest.activation_elements_per_token  # what the layer at work produces
         mask = settings.context

@@ -9,7 +9,6 @@ the next small change of a measurement; asked again with the same numbers, `next
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from edgellm.checkpoint.manifest import Manifest, Shard
 from edgellm.errors import PlanError
 from edgellm.plan.fewest import Cost, Fewest
 from edgellm.plan.fleet import Kind
@@ -17,6 +16,7 @@ from edgellm.plan.make import check_request, kinds, manifest_sha256, ms, plan_of
 from edgellm.plan.needs import Needs
 from edgellm.plan.search import Cut, fits, search
 from edgellm.plan.types import Capacity, Plan, Section, Settings
+from edgellm.shards.manifest import Manifest, Shard
 
 GAIN = 0.10  # the least share of the objective's time that a move must save
 SLACK = GAIN / 2  # how much slower than the fastest a plan may be that loads fewer bytes

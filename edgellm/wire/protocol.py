@@ -6,10 +6,10 @@
         ...
 """
 
-from edgellm.config import MAX_STEP_BYTES
 from edgellm.errors import LocalProtocolError, RemoteProtocolError
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader
+from edgellm.wire.limits import MAX_STEP_BYTES
 
 # What may be received, by (what I am, what the peer is); the side that dials is a manager or a board, the side that
 # listens is always a board.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from edgellm.config import Sampling
 from edgellm.manager.client import ClusterClient
+from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader
 from tests.fakes import Boards, ask, generate

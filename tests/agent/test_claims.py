@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from edgellm.config import Sampling
 from edgellm.errors import BoardError
 from edgellm.manager.client import ClusterClient
+from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from tests.agent.changing import Manager, plan_of
 from tests.fakes import ask, generate

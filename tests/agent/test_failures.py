@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from edgellm.config import Sampling
 from edgellm.errors import BoardError
 from edgellm.manager.board import BoardClient
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.rebalance import assign
+from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer, connect
 from tests.fakes import HIDDEN, Boards, ask, generate, make_plan, run

@@ -7,10 +7,10 @@ import weakref
 
 import pytest
 
-from edgellm.config import Sampling
 from edgellm.errors import BoardError
 from edgellm.manager.client import ClusterClient
 from edgellm.plan import Plan
+from edgellm.sampling import Sampling
 from tests.agent.changing import Manager, plan_of
 from tests.fakes import ask, generate, make_manifest
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import BoardError
 from edgellm.manager.client import connect_all
 from edgellm.manager.rebalance import assign
 from edgellm.plan import Plan
+from edgellm.shards.manifest import Manifest
 from edgellm.wire import messages as m
 from tests.agent.hostile import BEFORE, DEADLINE_S, MANAGER, Stranger, mid_answer, until
 from tests.fakes import HIDDEN, Boards, make_manifest, make_plan, run

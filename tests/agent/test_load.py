@@ -8,10 +8,10 @@ import pytest
 
 from edgellm.agent import load, serve
 from edgellm.agent.serve import AgentOptions
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import ManifestError
-from edgellm.model import mapped, verified
-from edgellm.model.verified import Verified
+from edgellm.shards import mapped, verified
+from edgellm.shards.manifest import Manifest
+from edgellm.shards.verified import Verified
 from tests.model.families import CONFIGS, random_model
 from tests.model.make_split import make_split
 
@@ -50,7 +50,7 @@ def test_what_is_right_is_written_down_although_another_shard_is_not(fresh, tmp_
     with pytest.raises(ManifestError, match="layer-0001.safetensors: SHA-256"):
         load.load_section(manifest, folder, 1, 2)
     path.write_bytes(good)
-    assert load.load_section(Manifest.read(folder), folder, 0, 2).path == "fused"
+    assert load.load_section(Manifest.read(folder), folder, 0, 2).path == "native"
 
 
 def test_an_agent_keeps_it_in_its_state_folder(fresh, tmp_path, monkeypatch):

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import Sampling
 from edgellm.controller.certificates import ensure
 from edgellm.errors import BoardError
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.rebalance import assign
 from edgellm.plan import Plan, Section
+from edgellm.sampling import Sampling
+from edgellm.shards.manifest import Manifest
 from tests.fakes import ask, run
 from tests.tiny import CONTEXT, environment, split_tiny
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from edgellm.config import Sampling
 from edgellm.errors import BoardError, BusyError
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.rebalance import assign
 from edgellm.plan import Section
+from edgellm.sampling import Sampling
 from tests.fakes import Boards, ask, generate, make_manifest, make_plan, run
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]  # longer than a chunk of 5

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgellm.config import Sampling
 from edgellm.manager.client import ClusterClient
-from edgellm.model.sampling import sample
+from edgellm.model.sampler import sample
+from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from tests.agent.hostile import DEADLINE_S
 from tests.fakes import GREEDY, HIDDEN, VOCAB, Boards, FakeSection, generate, make_manifest, run

@@ -10,9 +10,9 @@ import pytest
 
 from edgellm.agent import load, tune
 from edgellm.agent.cores import Core
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import ManifestError
-from edgellm.kernels import native
+from edgellm.kernels import library
+from edgellm.shards.manifest import Manifest
 from tests.model.families import CONFIGS, random_model
 from tests.model.make_split import make_split
 
@@ -41,7 +41,7 @@ class FakeSection:
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fused")
+    folder = tmp_path_factory.mktemp("native")
     make_split(random_model(CONFIGS["smollm"]()), folder, "int8")
     return folder
 
@@ -116,7 +116,7 @@ def test_what_was_measured_is_used_and_kept(model_dir, calls, tmp_path, caplog):
     assert take(model_dir, state).cores == (0, 1)
     assert take(model_dir, state).cores == (0, 1)
     assert calls["threads"] == [(2, (0, 1))] * 2 and calls["measured"] == 1
-    assert f"computes with 2 threads on cores 0-1 (measured as the fastest), {native.target()} kernels" in caplog.text
+    assert f"computes with 2 threads on cores 0-1 (measured as the fastest), {library.target()} kernels" in caplog.text
     assert "measured earlier" in caplog.text
 
 
@@ -130,7 +130,7 @@ def test_another_machine_is_measured_again(model_dir, calls, tmp_path, monkeypat
     elif changed == "machine":
         monkeypatch.setattr(tune, "_machine", lambda: "Xunlong Orange Pi 6")
     else:
-        monkeypatch.setattr(native, "target", lambda: "neon")
+        monkeypatch.setattr(library, "target", lambda: "neon")
     take(model_dir, tmp_path)
     assert calls["measured"] == 2
 
@@ -166,7 +166,7 @@ def test_what_the_owner_says_is_not_measured(model_dir, calls, tmp_path):
 
 def test_slower_kernels_are_told_of(model_dir, calls, tmp_path, monkeypatch, caplog):
     for target in ("scalar", "avx2", "neon"):
-        monkeypatch.setattr(native, "target", lambda target=target: target)
+        monkeypatch.setattr(library, "target", lambda target=target: target)
         take(model_dir, tmp_path, threads=1)
     for words in ("expect a tenth of the speed", "the slower AVX2 kernels run", "the slower NEON kernels run"):
         assert words in caplog.text

@@ -1,4 +1,4 @@
-"""An agent whose section is fused serves and answers without torch or transformers; a generic one loads them."""
+"""An agent whose section is native serves and answers without torch or transformers; a generic one loads them."""
 
 import contextlib
 import json
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.checkpoint.manifest import Manifest
-from edgellm.config import Sampling
 from edgellm.manager.client import ClusterClient, connect_all
 from edgellm.manager.rebalance import assign
 from edgellm.plan import Plan, Section
+from edgellm.sampling import Sampling
+from edgellm.shards.manifest import Manifest
 from tests.fakes import run
 from tests.model.families import CONFIGS, random_model
 from tests.model.make_split import make_split
@@ -70,7 +70,7 @@ async def answer(model_dir: Path, port: int) -> tuple[int, dict]:
             board.close()
 
 
-@pytest.mark.parametrize(("family", "path", "loads"), [("smollm", "fused", set()), ("gemma3", "generic", {"torch"})])
+@pytest.mark.parametrize(("family", "path", "loads"), [("smollm", "native", set()), ("gemma3", "generic", {"torch"})])
 def test_an_agent_imports_torch_only_for_a_generic_section(tmp_path, family, path, loads):
     model_dir = tmp_path / "split"
     make_split(random_model(CONFIGS[family]()), model_dir, "int8")

@@ -104,7 +104,7 @@ def sources() -> str:
 @pytest.fixture(scope="session")
 def references():
     """What one process answers to PROMPT, MAX_TOKENS greedy tokens and their text: that of plain "transformers", and of
-    one "fused" section."""
+    one "native" section."""
     file, asked = CACHE / "reference.json", [PROMPT, MAX_TOKENS, sources()]
     known = json.loads(file.read_text()) if file.exists() else {}
     if known.get("asked") != asked:
@@ -115,7 +115,7 @@ def references():
         known = {**json.loads(done.stdout), "asked": asked}
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(known))
-    for answer in (known["transformers"], known["fused"]):
+    for answer in (known["transformers"], known["native"]):
         assert len(answer["tokens"]) == MAX_TOKENS and known["transformers"]["eos"] not in answer["tokens"]
     return known
 
@@ -123,7 +123,7 @@ def references():
 @pytest.fixture(scope="session")
 def reference(references):
     """What the boards have to answer to PROMPT."""
-    return references["fused"]
+    return references["native"]
 
 
 def new_controller(name: str) -> Controller:

@@ -1,4 +1,4 @@
-"""What one process answers, greedily: plain transformers, and fused sections as agents have them; a program."""
+"""What one process answers, greedily: plain transformers, and native sections as agents have them; a program."""
 
 import json
 import sys
@@ -25,18 +25,18 @@ def transformers_answer(prompt: str, max_tokens: int) -> dict:
     return {"tokens": tokens, "text": text, "ids": ids[0].tolist(), "eos": model.config.eos_token_id}
 
 
-def fused_answer(ids: list[int], max_tokens: int) -> dict:
-    """The same by all layers in one fused section, with neither agents nor a wire, a token at a time."""
+def native_answer(ids: list[int], max_tokens: int) -> dict:
+    """The same by all layers in one native section, with neither agents nor a wire, a token at a time."""
     import numpy as np
 
-    from edgellm.checkpoint.manifest import Manifest
     from edgellm.cli.models import default_model
     from edgellm.manager.tokens import Tokenizer
-    from edgellm.model.fused.section import FusedSection, read_spec
+    from edgellm.model.native.section import NativeSection, read_spec
+    from edgellm.shards.manifest import Manifest
 
     folder = default_model()
     manifest = Manifest.read(folder)
-    section = FusedSection(read_spec(manifest, folder)[0], manifest, folder, 0, manifest.num_layers)
+    section = NativeSection(read_spec(manifest, folder)[0], manifest, folder, 0, manifest.num_layers)
     slot, x, position, tokens = section.new_slot(len(ids) + max_tokens, "float16"), np.array(ids), 0, []
     while len(tokens) < max_tokens:
         logits = section.forward(x, position, slot, position + len(x), 1)[0]
@@ -49,4 +49,4 @@ def fused_answer(ids: list[int], max_tokens: int) -> dict:
 
 if __name__ == "__main__":
     plain = transformers_answer(sys.argv[1], int(sys.argv[2]))
-    print(json.dumps({"transformers": plain, "fused": fused_answer(plain["ids"], int(sys.argv[2]))}))
+    print(json.dumps({"transformers": plain, "native": native_answer(plain["ids"], int(sys.argv[2]))}))

@@ -17,7 +17,7 @@ def test_three_blank_boards_without_any_uplink(deployed, reference):
     answer = cluster.controller.ask(PROMPT, MAX_TOKENS)
     assert answer["tokens"] == reference["tokens"]
     assert answer["text"] == reference["text"]
-    assert {(s["board"], s["path"]) for s in answer["stages"]} == {(f"board{n}", "fused") for n in (1, 2, 3)}
+    assert {(s["board"], s["path"]) for s in answer["stages"]} == {(f"board{n}", "native") for n in (1, 2, 3)}
     figure("three boards on this machine's cores, decode", answer["timings"]["decode_tokens_per_s"], "tok/s")
 
 

@@ -6,10 +6,10 @@ from dataclasses import fields, replace
 
 import pytest
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import PlanError
 from edgellm.plan import Settings, make_plan, parse_board
 from edgellm.plan.needs import Needs, usable_bytes
+from edgellm.shards.manifest import Manifest
 from tests.boards.conftest import MAX_TOKENS, PROMPT, Cluster
 from tests.boards.harness import figure, wait_for
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.checkpoint.manifest import Manifest
+from edgellm.shards.manifest import Manifest
 from tests.boards.conftest import MAX_TOKENS, PROMPT, Answers
 from tests.boards.harness import Board, Process, assert_at_rest, figure, lab
 

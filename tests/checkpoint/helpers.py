@@ -15,8 +15,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from edgellm.checkpoint.manifest import Manifest, sha256_of
-from edgellm.model.packed import unpack
+from edgellm.files import sha256_of
+from edgellm.model.generic.packed import unpack
+from edgellm.shards.manifest import Manifest
 
 _BASE = dict(
     vocab_size=96,

@@ -10,11 +10,12 @@ import sys
 import pytest
 
 from edgellm.checkpoint import journal as journal_module
-from edgellm.checkpoint.journal import JOURNAL_NAME, locked
-from edgellm.checkpoint.manifest import Manifest
+from edgellm.checkpoint.journal import JOURNAL_NAME
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from edgellm.errors import CheckpointError
+from edgellm.files import locked
+from edgellm.shards.manifest import Manifest
 from tests.checkpoint.helpers import save, tiny_model
 
 SHARDS = ["embedding.safetensors", "layer-0000.safetensors", "layer-0001.safetensors", "head.safetensors"]

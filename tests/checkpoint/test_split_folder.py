@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from edgellm.errors import CheckpointError, ModelError, UsageError
-from edgellm.model.packed import pack
+from edgellm.model.generic.packed import pack
+from edgellm.shards.manifest import Manifest
 from tests.checkpoint.helpers import CONFIGS, assert_same_weights, encodings, read_split, save, tiny_model
 
 GPT2_CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -236,9 +236,10 @@ def test_index_that_lies_is_refused(tmp_path):
 
 
 def test_a_shard_in_an_older_format_is_refused_with_the_command_that_makes_a_new_one(tmp_path):
-    from edgellm.checkpoint.manifest import SHARD_FORMAT, sha256_of
     from edgellm.errors import ManifestError
-    from edgellm.model.shardfile import ShardFile
+    from edgellm.files import sha256_of
+    from edgellm.model.generic.shardfile import ShardFile
+    from edgellm.shards.manifest import SHARD_FORMAT
 
     manifest = split(open_source(str(save(tiny_model("llama"), tmp_path / "source"))), tmp_path / "out", "int4")
     shard = manifest.shards[1]

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from edgellm.cli import main
 from edgellm.manager.client import connect_all
-from edgellm.manager.cluster import ClusterFile
+from edgellm.manager.cluster_file import ClusterFile
 from tests.fakes import Boards, generate
 from tests.tiny import environment, write_tokenizer
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from edgellm.manager.cluster import ClusterFile
+from edgellm.manager.cluster_file import ClusterFile
 from tests.cli.commands import ASK, CONTEXT, answer_to, call, fails, ids_of, start
 from tests.fakes import generate
 from tests.tiny import environment, wait_until

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgellm.cli import main
-from edgellm.manager.cluster import ClusterFile, SshAccess
+from edgellm.manager.cluster_file import ClusterFile, SshAccess
 from tests.controller.shards import whole_manifest
 from tests.controller.sshd import Sshd
 from tests.fakes import Boards

@@ -2,7 +2,7 @@
 
 import json
 
-from edgellm.manager.cluster import ClusterFile
+from edgellm.manager.cluster_file import ClusterFile
 from tests.cli.commands import CONTEXT, answer_to, call, fails
 
 

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from edgellm.checkpoint.manifest import Manifest
+from edgellm.shards.manifest import Manifest
 from tests.fakes import make_manifest
 
 

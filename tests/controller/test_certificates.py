@@ -17,6 +17,7 @@ from edgellm.cli import main
 from edgellm.controller import certificates
 from edgellm.controller.certificates import ensure, remaining_days
 from edgellm.errors import ClusterError
+from edgellm.files import locked
 from edgellm.wire import tls
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -93,7 +94,7 @@ def test_keys_are_private_from_their_first_byte_whatever_the_umask(tmp_path, mon
             os.umask(before)
         for path in [folder, *folder.rglob("*")]:
             mode = stat.S_IMODE(path.stat().st_mode)
-            private = path.is_dir() or "key" in path.name or path.name == ".lock"
+            private = path.is_dir() or "key" in path.name
             assert mode & 0o077 == 0 if private else mode == 0o644, path
     assert set(modes) == {0o600} and len(modes) == 3 * (3 + 8)  # three keys opened and eight files renamed, each time
 
@@ -287,13 +288,9 @@ def test_two_at_once_make_one_ca(tmp_path):
 
 
 def test_a_run_that_hangs_is_not_waited_for_for_ever(folder, monkeypatch):
-    import fcntl
-
     monkeypatch.setattr(certificates, "_LOCK_TIMEOUT_S", 0.1)
-    with open(folder / ".lock") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        with pytest.raises(ClusterError, match="another deploy has been at them for 0.1 s"):
-            ensure(folder, ["pi1"], NOW)
+    with locked(folder), pytest.raises(ClusterError, match="another deploy has been at them for 0.1 s"):
+        ensure(folder, ["pi1"], NOW)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

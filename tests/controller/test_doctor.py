@@ -14,7 +14,7 @@ GOOD = Facts(
     need_bytes=2_000_000_000, disk_free_bytes=9_000_000_000, read_bytes_per_s=84e6, model_sha256="f" * 64,
     manifest_sha256="f" * 64, manifest=MANIFEST, needed=frozenset(MANIFEST), files={"embedding.safetensors": 100,
     "layer-0000.safetensors": 200, "manifest.json": 5}, sums={n: s for n, (_, s) in MANIFEST.items()},
-    certificate_days=364.0, ca_days=3000.0, key_mode="600", path="fused", fused_elsewhere=True, kernels="neon",
+    certificate_days=364.0, ca_days=3000.0, key_mode="600", path="native", native_elsewhere=True, kernels="neon",
 )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_what_is_not_known_is_no_finding():
         ({"disk_free_bytes": 400_000_000}, "disk", "0.40 GB of its disk are free, expected 1"),
         ({"offered_bytes": 600_000_000}, "ram", "offers 0.60 GB, its section needs 2.00 GB"),
         ({"ram_total_bytes": 500_000_000}, "ram", "has 0.50 GB of RAM"),
-        ({"path": "generic", "fused_elsewhere": True}, "compute", "sets edgellm_path for all of them"),
+        ({"path": "generic", "native_elsewhere": True}, "compute", "sets edgellm_path for all of them"),
         ({"kernels": "scalar"}, "compute", "none of the instructions that fast kernels need"),
         ({"model_sha256": "0" * 64}, "shards", "another model (000000000000…, expected ffffffffffff…)"),
         ({"files": {"embedding.safetensors": 100}, "sums": {}}, "shards", "lacks layer-0000.safetensors"),

@@ -15,8 +15,8 @@ from edgellm.controller.doctor import HERE, Unit, diagnose
 from edgellm.controller.examine import QUICK_SCRIPT, SCRIPT, Meter, examine, parse
 from edgellm.controller.ssh import Done
 from edgellm.errors import BoardError
-from edgellm.kernels import native
-from edgellm.manager.cluster import ClusterFile, SshAccess
+from edgellm.kernels import library
+from edgellm.manager.cluster_file import ClusterFile, SshAccess
 from tests.controller.shards import whole_manifest, write_model
 from tests.fakes import LAYERS, Boards, make_manifest, make_plan, run
 
@@ -199,13 +199,13 @@ def test_a_board_that_computes_otherwise_than_the_others_is_told(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6))
-            for agent, path in zip(boards.agents, ("fused", "generic"), strict=True):
+            for agent, path in zip(boards.agents, ("native", "generic"), strict=True):
                 agent.stage.section.path = path
             cluster = ClusterFile.make(tmp_path, boards.addresses, plan)
             return await examine(cluster, tmp_path / "cluster.json", quick=True)
 
     _, b0, b1 = run(go())
-    assert (b0.path, b0.fused_elsewhere) == ("fused", False) and b0.kernels == native.target()
+    assert (b0.path, b0.native_elsewhere) == ("native", False) and b0.kernels == library.target()
     assert "compute" not in [f.about for f in diagnose(b0)]
     assert [f.what for f in diagnose(b1) if f.about == "compute"] == [
         "it computes its layers with transformers, slowly, other boards theirs natively"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.config import Sampling
 from edgellm.controller import forming
 from edgellm.controller.forming import Request
 from edgellm.errors import BoardError, PlanError, UsageError
-from edgellm.manager.cluster import ClusterFile, SshAccess
+from edgellm.manager.cluster_file import ClusterFile, SshAccess
 from edgellm.manager.session import Session
 from edgellm.plan import Settings
+from edgellm.sampling import Sampling
 from tests.certificates import make_cluster
 from tests.fakes import Boards, generate, make_manifest, run
 from tests.tiny import split_tiny

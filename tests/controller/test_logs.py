@@ -10,7 +10,7 @@ import pytest
 from edgellm.controller.logs import End, Line, parse_file, parse_journal, read_logs
 from edgellm.controller.ssh import Done
 from edgellm.errors import BoardError
-from edgellm.manager.cluster import Board, SshAccess
+from edgellm.manager.cluster_file import Board, SshAccess
 from tests.tiny import wait_until
 
 NOON = datetime(2026, 11, 23, 12, 0, 0).timestamp()

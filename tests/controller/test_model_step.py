@@ -44,7 +44,7 @@ def test_a_model_is_split_once_and_described(run, checkpoint, tmp_path):
     shards = ["layer-0002.safetensors", "layer-0004.safetensors", "head.safetensors"]  # of five layers
     assert [n for n in told["measure"] if n.endswith(".safetensors")] == shards
     assert {"manifest.json", "config.json", "tokenizer.json"} <= set(told["measure"])
-    assert told["path"] == "fused"
+    assert told["path"] == "native"
 
     assert run(checkpoint) == {**told, "changed": False}
 

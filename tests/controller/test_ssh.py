@@ -9,7 +9,7 @@ import pytest
 
 from edgellm.controller.ssh import plain, run_script
 from edgellm.errors import BoardError
-from edgellm.manager.cluster import SshAccess
+from edgellm.manager.cluster_file import SshAccess
 from tests.controller.sshd import Sshd
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.controller.status import Word, ask_boards, describe
-from edgellm.manager.cluster import ClusterFile
+from edgellm.manager.cluster_file import ClusterFile
+from edgellm.shards.manifest import Manifest
 from tests.certificates import make_cluster
 from tests.fakes import Boards, make_manifest, make_plan, run
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.kernels import native
+from edgellm.kernels import library
 
-KERNELS = Path(native.__file__).parent
+KERNELS = Path(library.__file__).parent
 HERE = Path(__file__).parent
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 FLAGS = ["-std=c++17", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", f"-I{KERNELS}"]
@@ -28,11 +28,11 @@ def available() -> list[str]:
     found = []
     for name in ("avx512vnni", "avx2", "dotprod", "neon", "scalar"):
         try:
-            native.use_target(name)
+            library.use_target(name)
             found.append(name)
         except ValueError:
             continue
-    native.use_target(None)
+    library.use_target(None)
     return found
 
 

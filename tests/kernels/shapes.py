@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from hypothesis import strategies as st
 
-from edgellm.kernels.native import ENCODINGS, weight_bytes
-from edgellm.model.fused.native import Floats, Layer, Norm, Projection, Section, Step
+from edgellm.kernels.library import ENCODINGS, weight_bytes
+from edgellm.model.native.abi import Floats, Layer, Norm, Projection, Section, Step
 
 KEYS = 16  # ops.h
 PLAIN, PACKED = ["bf16", "f16", "f32"], ["int4", "int4s", "int8"]

@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from edgellm.kernels import native
-from edgellm.model.packed import pack
+from edgellm.kernels import library
+from edgellm.model.generic.packed import pack
 
 torch = pytest.importorskip("torch")
 
@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 @pytest.fixture(autouse=True)
 def one_thread():
     yield
-    native.set_threads(1)
+    library.set_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -29,25 +29,25 @@ def product():
 
     def run():
         out = np.empty((3, 256), np.float32)
-        native.linear(x, data, "int8", (256, 64), out, integer=True)
+        library.linear(x, data, "int8", (256, 64), out, integer=True)
         return out
 
-    native.set_threads(1)
+    library.set_threads(1)
     return run, run()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_any_number_of_threads_gives_the_same_bits(product, count):
     run, expected = product
-    native.set_threads(count)
-    assert native.library().edgellm_threads() == count
+    library.set_threads(count)
+    assert library.library().edgellm_threads() == count
     for _ in range(50):
         assert np.array_equal(run(), expected)
 
 
 def test_callers_at_once_each_get_their_result(product):
     run, expected = product
-    native.set_threads(3)
+    library.set_threads(3)
     wrong = []
 
     def call():
@@ -66,10 +66,10 @@ def test_a_caller_stays_on_its_core_until_threads_are_free_again(product):
     core, found = max(allowed), []
 
     def call():
-        native.set_threads(1, [core])
+        library.set_threads(1, [core])
         run()
         found.append(os.sched_getaffinity(0))
-        native.set_threads(1)
+        library.set_threads(1)
         run()
         found.append(os.sched_getaffinity(0))
 
@@ -84,7 +84,7 @@ def test_a_thread_that_was_never_put_on_a_core_stays_where_it_is(product):
 
     def call():
         os.sched_setaffinity(0, {core})
-        native.set_threads(2)
+        library.set_threads(2)
         run()
         found.append(os.sched_getaffinity(0))
 
@@ -96,21 +96,21 @@ def test_a_thread_that_was_never_put_on_a_core_stays_where_it_is(product):
 
 @pytest.mark.parametrize("count, cores", [(0, []), (-1, []), (65, []), (2, [0]), (1, [-1]), (1, [1 << 20])])
 def test_threads_that_can_not_be_are_refused_and_nothing_changes(product, count, cores):
-    native.set_threads(2)
+    library.set_threads(2)
     with pytest.raises(ValueError, match="can't compute with"):
-        native.set_threads(count, cores)
-    assert native.library().edgellm_threads() == 2
-    assert native.library().edgellm_threads_set(1, ctypes.POINTER(ctypes.c_int)(), 3) != 0
+        library.set_threads(count, cores)
+    assert library.library().edgellm_threads() == 2
+    assert library.library().edgellm_threads_set(1, ctypes.POINTER(ctypes.c_int)(), 3) != 0
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_computes_alone(product):
     run, expected = product
-    native.set_threads(3)
+    library.set_threads(3)
     run()
     child = os.fork()
     if child == 0:
-        os._exit(0 if np.array_equal(run(), expected) and native.library().edgellm_threads() == 1 else 1)
+        os._exit(0 if np.array_equal(run(), expected) and library.library().edgellm_threads() == 1 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -121,8 +121,8 @@ def test_a_child_forked_while_threads_change_has_working_ones(product):
 
     def change():
         while not over.is_set():
-            native.set_threads(2)
-            native.set_threads(1)
+            library.set_threads(2)
+            library.set_threads(1)
 
     changing = threading.Thread(target=change)
     changing.start()
@@ -131,7 +131,7 @@ def test_a_child_forked_while_threads_change_has_working_ones(product):
         child = os.fork()
         if child == 0:
             signal.alarm(20)  # ends it, should it wait for ever
-            native.set_threads(2)
+            library.set_threads(2)
             os._exit(0 if np.array_equal(run(), expected) else 1)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     over.set()

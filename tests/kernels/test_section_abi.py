@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from shapes import Made, Shape, fields, get, put, shapes
 
-from edgellm.kernels import native
-from edgellm.model.fused.native import MOST_STEPS, MOST_TOKENS, Floats, Layer, Projection, Section, Step, _library
+from edgellm.kernels import library
+from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, Floats, Layer, Projection, Section, Step, _library
 
 FUZZ = settings(
     deadline=None, derandomize=True, database=None, max_examples=200, suppress_health_check=list(HealthCheck)
@@ -29,8 +29,8 @@ ODD = [0, 1, 2, 3, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 511, 512, 513, 4097, *
 @pytest.fixture(autouse=True)
 def as_before():
     yield
-    native.use_target(None)
-    native.set_threads(1)
+    library.use_target(None)
+    library.set_threads(1)
 
 
 class Open:
@@ -101,8 +101,8 @@ def test_a_section_of_any_shape_gives_the_same_bits_everywhere_and_however_it_is
     first = 1 + int(cut * (n - 1))
     results = []
     for name in available():
-        native.use_target(name)
-        native.set_threads(threads)
+        library.use_target(name)
+        library.set_threads(threads)
         with Open(made) as section:
             assert section.status == OK
             x, kv = section.inputs(n), section.slot()
@@ -126,7 +126,7 @@ def odd_values(structure, path: tuple):
     old, parent = get(structure, path), structure if len(path) == 1 else get(structure, path[:-1])
     if path[-1] in ("data", "layers", "kv"):
         odd_address_is_refused = isinstance(parent, Floats | Step) or (
-            isinstance(parent, Projection) and parent.encoding >= native.ENCODINGS["bf16"]
+            isinstance(parent, Projection) and parent.encoding >= library.ENCODINGS["bf16"]
         )
         return [None, old + 1] if path[-1] != "layers" and odd_address_is_refused and old else [None]
     if path[-1] in ("bytes", "kv_bytes"):
@@ -246,8 +246,8 @@ def test_nothing_is_no_section():
 def test_all_of_it_with_sanitizers(sanitized):
     """In a process of its own, whose allocations are watched, too."""
     code = (
-        "import sys\nfrom pathlib import Path\nimport pytest\nfrom edgellm.kernels import native\n"
-        "native._candidates = lambda: [Path(sys.argv[1])]\n"
+        "import sys\nfrom pathlib import Path\nimport pytest\nfrom edgellm.kernels import library\n"
+        "library._candidates = lambda: [Path(sys.argv[1])]\n"
         "sys.exit(pytest.main(['-q', '-s', '-p', 'no:cacheprovider', '-k', 'not sanitizers', sys.argv[2]]))\n"
     )
     asan = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)

@@ -1,10 +1,10 @@
 """Managers as the tests have them: each comes, looks, changes the plan or asks, and goes."""
 
-from edgellm.config import Sampling
 from edgellm.manager.rebalance import Outcome, settle
 from edgellm.manager.session import Session
 from edgellm.manager.survey import Fleet, standing_plan
 from edgellm.plan import Plan, Settings
+from edgellm.sampling import Sampling
 from tests.fakes import Boards
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90]

@@ -127,8 +127,8 @@ def test_up_serves_questions_until_down(home, model_dir):
 
 
 def test_up_leaves_the_file_of_a_cluster_of_boards_alone(home, model_dir, tmp_path):
-    from edgellm.checkpoint.manifest import Manifest
-    from edgellm.manager.cluster import ClusterFile
+    from edgellm.manager.cluster_file import ClusterFile
+    from edgellm.shards.manifest import Manifest
     from tests.fakes import make_plan
 
     file = tmp_path / "cluster.json"

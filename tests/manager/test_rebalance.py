@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from edgellm.config import Sampling
 from edgellm.errors import EdgellmError, PlanError
 from edgellm.manager.rebalance import propose, settle, take
 from edgellm.manager.session import Session
 from edgellm.manager.survey import Fleet
+from edgellm.sampling import Sampling
 from tests.fakes import generate, make_plan, run
 from tests.manager.managers import PROMPT, SETTINGS, answer, changed, fleet_of, held, sections
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgellm.config import Sampling
+from edgellm.sampling import Sampling
 from tests.certificates import make_cluster
 from tests.fakes import GREEDY, Boards, generate, make_manifest, run
 from tests.manager.asking import (

@@ -4,7 +4,7 @@ import pytest
 
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
-from edgellm.config import Sampling
+from edgellm.sampling import Sampling
 from tests.fakes import GREEDY, Boards, run
 from tests.manager.asking import PROMPT, asked, cut, restart, stop
 from tests.model.families import CONFIGS, generate, random_model

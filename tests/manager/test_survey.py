@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.checkpoint.manifest import Manifest
 from edgellm.errors import EdgellmError
 from edgellm.manager.survey import Fleet, Report, newest_plan, standing_plan
 from edgellm.plan import Capacity, Plan, Section
+from edgellm.shards.manifest import Manifest
 from edgellm.wire import messages as m
 from tests.fakes import Boards, make_manifest, make_plan, run
 

@@ -8,11 +8,12 @@ import gguf
 import torch
 from safetensors.torch import save_file
 
-from edgellm.checkpoint.manifest import Manifest, ModelFile, Shard
-from edgellm.model import packed, tiles
-from edgellm.model.mapped import PACKED
-from edgellm.model.shardfile import FORMAT
-from edgellm.model.structure import Structure, trace
+from edgellm.model.generic import packed
+from edgellm.model.generic.shardfile import FORMAT
+from edgellm.model.generic.structure import Structure, trace
+from edgellm.shards import tiles
+from edgellm.shards.manifest import Manifest, ModelFile, Shard
+from edgellm.shards.mapped import PACKED
 
 BLOCK = 32
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from edgellm.checkpoint.manifest import Manifest
-from edgellm.model.section import Section
+from edgellm.model.generic.section import Section
+from edgellm.shards.manifest import Manifest
 
 
 def load(manifest: Manifest, folder: Path, cuts: tuple[int, ...]) -> list[Section]:

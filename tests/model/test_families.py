@@ -6,7 +6,7 @@ from families import CONFIGS, generate, random_model
 from make_split import make_split, round_weights
 from ring import Ring, load
 
-from edgellm.model.structure import trace
+from edgellm.model.generic.structure import trace
 
 PROMPT_LEN, NEW_TOKENS = 20, 24
 CUTS = ((0, 2, 5), (0, 1, 4, 5))

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.nn import functional
 
-from edgellm.kernels import native
-from edgellm.model import packed, tiles
-from edgellm.model.packed import PackedEmbedding, PackedLinear, get_threads, pack, set_threads, unpack
+from edgellm.kernels import library
+from edgellm.model.generic import packed
+from edgellm.model.generic.packed import PackedEmbedding, PackedLinear, get_threads, pack, set_threads, unpack
+from edgellm.shards import tiles
 
 ENCODINGS = ["int4", "int8", "bf16", "f16", "f32"]
 GGUF_TYPES = {"int4": gguf.GGMLQuantizationType.Q4_1, "int8": gguf.GGMLQuantizationType.Q8_0}
@@ -26,7 +27,7 @@ def two_threads_at_most():
     yield
     torch.set_num_threads(before[0])
     packed._threads = before[1]
-    native.set_threads(1)
+    library.set_threads(1)
 
 
 def scales(data, encoding, shape):
@@ -83,7 +84,7 @@ def test_tiles_and_back_is_nothing_lost_and_padding_is_zeros(encoding, rows):
     rng = np.random.default_rng(rows)
     blocks = rng.integers(0, 256, (rows, 3 * tiles.BLOCK_BYTES[encoding]), dtype=np.uint8)
     data = tiles.from_blocks(blocks, encoding)
-    assert data.shape == native.stored_shape(encoding, (rows, 96))
+    assert data.shape == library.stored_shape(encoding, (rows, 96))
     assert np.array_equal(tiles.to_blocks(data, encoding, (rows, 96)), blocks)
     filled = tiles.to_blocks(data, encoding, (len(data) * 16, 96))
     assert not filled[rows:].any()

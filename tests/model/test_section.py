@@ -15,10 +15,10 @@ from ring import Ring, load
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from edgellm.checkpoint.manifest import sha256_of
 from edgellm.errors import ManifestError, ModelError
-from edgellm.model.section import Section
-from edgellm.model.structure import trace
+from edgellm.files import sha256_of
+from edgellm.model.generic.section import Section
+from edgellm.model.generic.structure import trace
 
 PROMPT = list(range(40, 60))
 

@@ -7,8 +7,8 @@ import transformers as hf
 from families import CONFIGS
 
 from edgellm.errors import ManifestError, ModelError
-from edgellm.model.build import config_from_dict, read_config
-from edgellm.model.structure import trace
+from edgellm.model.generic.build import config_from_dict, read_config
+from edgellm.model.generic.structure import trace
 
 
 def test_a_llama_falls_into_embedding_layers_and_head():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from edgellm.checkpoint.manifest import Manifest, Shard
 from edgellm.plan import Capacity
+from edgellm.shards.manifest import Manifest, Shard
 
 MB = 10**6
 HEADROOM = 64 << 20  # of an offer under 1.3 GB

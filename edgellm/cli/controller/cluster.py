@@ -42,7 +42,7 @@ def form(request, dry_run, cluster, verbose):
       edgellm controller form request.json --dry-run
     """
     from edgellm.controller import forming
-    from edgellm.manager.cluster import default_path
+    from edgellm.manager.cluster_file import default_path
 
     done = forming.form(forming.Request.read(request), cluster or default_path(), note, dry_run=dry_run)
     click.echo(json.dumps(done))
@@ -62,7 +62,7 @@ def canary(cluster, verbose):
     import platformdirs
 
     from edgellm.controller import forming
-    from edgellm.manager.cluster import ClusterFile, default_path
+    from edgellm.manager.cluster_file import ClusterFile, default_path
 
     path = cluster or default_path()
     if not path.exists():

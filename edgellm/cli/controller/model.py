@@ -18,15 +18,15 @@ def model(source, quantize, verbose):
 
     SOURCE is what 'edgellm split' takes, or a folder that it made. Prints a JSON object: changed, model, folder,
     manifest_sha256, total_bytes, files (name, bytes, sha256 of each), measure (the names of those that a board
-    needs at least to measure itself), and path (fused or generic: what its sections are computed with).
+    needs at least to measure itself), and path (native or generic: what its sections are computed with).
 
     \b
     Examples:
       edgellm controller model smollm2-135m
       edgellm controller model ./Phi-3-mini-4k-instruct --quantize int8
     """
-    from edgellm.checkpoint.manifest import MANIFEST_NAME
     from edgellm.controller.model import describe, finished_split, is_fresh, remember, split_folder
+    from edgellm.shards.manifest import MANIFEST_NAME
 
     folder = finished_split(source, quantize)
     changed = False

@@ -1,0 +1,230 @@
+"""Does the split answer as one process would? Compares tokens, logits, and every layer's output with the reference."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.errors import BoardError, ClusterError, UsageError
+from edgellm.manager.board import BoardClient
+from edgellm.manager.client import ClusterClient
+from edgellm.manager.survey import Fleet, standing_plan
+from edgellm.manager.tokens import Tokenizer
+from edgellm.plan import Plan
+from edgellm.sampling import Sampling
+from edgellm.shards.manifest import Manifest
+from edgellm.wire import messages as m
+from edgellm.wire.limits import MAX_STEP_BYTES
+
+# Largest difference relative to the norm of what is compared, that is explained by summation order alone,
+_TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
+# and by a native section's rounding of activations to 8 bits. A wrong layer differs by a half and more.
+_NATIVE_TOLERANCE = 0.1
+_TRACE_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """Relative difference of a layer's output, given the reference's input to its section."""
+
+    layer: int
+    board: str
+    difference: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was compared; `equal` if tokens are the same and no logits or layer differ by more than is tolerated.
+
+    Layers are compared with transformers' own. Tokens and logits too, unless all boards computed native sections: then
+    with one process that computes as they do, whose bits they must have (`logits_tolerance` 0).
+    """
+
+    model: str
+    prompt_tokens: int
+    tokens: list[int]
+    reference_tokens: list[int]
+    logits_difference: float
+    layers: list[LayerDifference]
+    tolerance: float
+    logits_tolerance: float
+
+    @property
+    def first_token_that_differs(self) -> int | None:
+        pairs = enumerate(zip(self.tokens, self.reference_tokens, strict=True))
+        return next((i for i, (a, b) in pairs if a != b), None)
+
+    @property
+    def first_layer_that_differs(self) -> LayerDifference | None:
+        return next((x for x in self.layers if not x.difference <= self.tolerance), None)
+
+    @property
+    def equal(self) -> bool:
+        return (
+            self.first_token_that_differs is None
+            and self.first_layer_that_differs is None
+            and self.logits_difference <= self.logits_tolerance
+        )
+
+    def to_dict(self) -> dict:
+        first = self.first_layer_that_differs
+        return {
+            "equal": self.equal,
+            "first_token_that_differs": self.first_token_that_differs,
+            "first_layer_that_differs": asdict(first) if first else None,
+            **asdict(self),
+        }
+
+    def to_text(self) -> str:
+        count, token, layer = len(self.tokens), self.first_token_that_differs, self.first_layer_that_differs
+        lines = [f"{self.model}: {count} greedy tokens after a prompt of {self.prompt_tokens}"]
+        if token is None:
+            lines.append(f"tokens   equal, all {count}")
+        else:
+            lines.append(
+                f"tokens   differ from number {token} on: the split says {self.tokens[token]}, "
+                f"one process {self.reference_tokens[token]}"
+            )
+        allowed = f"{self.logits_tolerance:.0e} is allowed" if self.logits_tolerance else "no bit may differ"
+        lines.append(f"logits   differ by {self.logits_difference:.1e} of their norm; {allowed}")
+        if layer is None:
+            worst = max(self.layers, key=lambda x: x.difference)
+            most = f"the most is {worst.difference:.1e} at {worst.layer}; {self.tolerance:.0e} is allowed"
+            lines.append(f"layers   equal to transformers', all {len(self.layers)}; {most}")
+        else:
+            where = f"{layer.layer} on board {layer.board}"
+            lines.append(f"layers   the first that differs is {where}: {layer.difference:.1e} of its norm")
+        return "\n".join(lines)
+
+
+def verify(
+    model_dir: Path, plan: Plan, addresses: dict, prompt: str | list[int], count: int,
+    progress: Callable[[str, int, int], None], *, tls=None,
+) -> Result:  # fmt: skip
+    """Have the cluster answer `prompt` (a text, or token ids) with `count` greedy tokens and compare.
+
+    Raises UsageError if they don't fit in a slot, BoardError for a board that fails.
+    """
+    manifest = Manifest.read(model_dir)
+    if manifest.sha256 != plan.manifest_sha256:
+        raise ClusterError(f"{model_dir} is not the model that the cluster serves. Deploy again.")
+    ids = Tokenizer(model_dir).encode(prompt) if isinstance(prompt, str) else list(prompt)
+    if len(ids) + count > plan.context:
+        raise UsageError(f"{len(ids)} prompt tokens and {count} more; a slot of this cluster holds {plan.context}")
+    progress("asking the cluster", 0, 0)
+    plan, addresses = asyncio.run(_standing(manifest, plan, addresses, tls))
+    tokens, logits, paths = asyncio.run(_ask(plan, addresses, tls, ids, count))
+    sequence = ids + tokens[:-1]
+    expected, outputs = _reference(manifest, model_dir, sequence, len(ids), progress)
+    tolerance = logits_tolerance = _NATIVE_TOLERANCE if "native" in paths else _TOLERANCE[plan.kv_dtype]
+    if paths == {"native"}:
+        expected, logits_tolerance = _one_process(manifest, model_dir, sequence, len(ids), plan, progress), 0.0
+    progress("tracing the boards", 0, 0)
+    traceable = _traceable(plan, manifest)
+    if len(sequence) > traceable:
+        from edgellm.check.reference import Reference
+
+        sequence = sequence[:traceable]
+        outputs = Reference(manifest, model_dir).run(sequence, 1)[1]
+    layers = asyncio.run(_compare_layers(plan, addresses, tls, manifest, sequence, outputs))
+    return Result(
+        manifest.model, len(ids), tokens, [int(row.argmax()) for row in expected],
+        max(_difference(a, b) for a, b in zip(logits, expected, strict=True)), layers, tolerance, logits_tolerance,
+    )  # fmt: skip
+
+
+async def _standing(manifest: Manifest, plan: Plan, addresses: dict, tls) -> tuple[Plan, dict]:
+    """The plan that the boards hold by now, and where they are."""
+    async with Fleet(manifest, addresses, tls) as fleet:
+        await fleet.survey(needed=plan.boards)
+        return standing_plan(fleet.reports) or plan, dict(fleet.addresses)
+
+
+async def _ask(
+    plan: Plan, addresses: dict, tls, ids: list[int], count: int
+) -> tuple[list[int], list[np.ndarray], set]:
+    """Tokens, the logits they were chosen from, and the paths on which boards computed."""
+    stats: dict[str, dict] = {}
+    async with ClusterClient.dial(plan, addresses, tls) as cluster:
+        stream = cluster.generate(
+            ids, sampling=Sampling(), max_tokens=count, eos=(), logits=True, reuse=False, stats=stats
+        )
+        chosen = [c async for c in stream]
+    paths = {str(stats.get(board, {}).get("path")) for board in plan.boards}
+    return [c.token for c in chosen], [np.frombuffer(c.logits, "<f4") for c in chosen], paths
+
+
+def _reference(manifest: Manifest, model_dir: Path, sequence: list[int], prompt_len: int, progress):
+    """Logits [len(sequence) - prompt_len + 1, vocab_size] as NumPy, and the layers' outputs for the whole sequence.
+
+    Teacher-forced: if every token is the most likely one after those before it, greedy decoding gives just them. A
+    sequence that crosses a LongRoPE switch is run twice, for the tokens before it were chosen with other factors.
+    """
+    from edgellm.check.reference import Reference
+
+    reference = Reference(manifest, model_dir)
+    layers, switch = manifest.num_layers, manifest.rope_switch_len
+
+    def tell(layer: int) -> None:
+        progress("reference, layer by layer", layer, layers)
+
+    before = []
+    if switch is not None and prompt_len <= switch < len(sequence):
+        logits, _ = reference.run(sequence[:switch], switch - prompt_len + 1, tell)
+        before = [row.numpy() for row in logits]
+    logits, outputs = reference.run(sequence, len(sequence) - prompt_len + 1 - len(before), tell)
+    return before + [row.numpy() for row in logits], outputs
+
+
+def _one_process(manifest: Manifest, model_dir: Path, sequence: list[int], prompt_len: int, plan: Plan, progress):
+    """The same logits as native sections on this machine compute them, one layer in memory at a time."""
+    from edgellm.check.one_process import run_whole
+
+    def tell(layer: int) -> None:
+        progress("one process, layer by layer", layer, manifest.num_layers)
+
+    switch, before = manifest.rope_switch_len, []
+    if switch is not None and prompt_len <= switch < len(sequence):
+        count = switch - prompt_len + 1
+        before = list(run_whole(manifest, model_dir, sequence[:switch], count, plan.kv_dtype, tell))
+    count = len(sequence) - prompt_len + 1 - len(before)
+    return before + list(run_whole(manifest, model_dir, sequence, count, plan.kv_dtype, tell))
+
+
+def _traceable(plan: Plan, manifest: Manifest) -> int:
+    """Tokens of which every board can send what all its layers make in one trace."""
+    most_layers = max(section.num_layers for section in plan.sections)
+    return max(1, MAX_STEP_BYTES // (4 * manifest.hidden_size * most_layers))
+
+
+async def _compare_layers(
+    plan: Plan, addresses: dict, tls, manifest: Manifest, sequence: list[int], outputs
+) -> list:
+    """Give each board the reference's input to its section, and compare what its layers make of it."""
+    found = []
+    for section in plan.sections:
+        if section.start == 0:
+            data = np.asarray(sequence, "<u4").tobytes()
+        else:
+            data = outputs[section.start - 1].numpy().astype("<f4").tobytes()
+        board = await BoardClient(section.board, *addresses[section.board], tls).connect()
+        try:
+            for layer in range(section.start, section.end):
+                question = m.Trace(plan.epoch, section.start, len(sequence), data) if layer == section.start else None
+                message = await board.ask(question, m.Traced, _TRACE_TIMEOUT_S)
+                if message.layer != layer:
+                    raise BoardError(f"board {section.board} traced layer {message.layer}, expected {layer}")
+                output = np.frombuffer(message.data, "<f4").reshape(len(sequence), manifest.hidden_size)
+                found.append(LayerDifference(layer, section.board, _difference(output, outputs[layer].numpy())))
+        finally:
+            board.close()
+    return found
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Norm of the difference relative to the norm of `b`; infinite for what isn't finite."""
+    value = float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30))
+    return value if math.isfinite(value) else math.inf

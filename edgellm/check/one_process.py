@@ -1,0 +1,36 @@
+"""What native sections compute, in one process: the bits that a split must have."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.errors import ModelError
+from edgellm.model.native.section import NativeSection, read_spec
+from edgellm.shards.manifest import Manifest
+
+
+def path_of(manifest: Manifest, folder: Path) -> str:
+    """What the sections of a split model are computed with, native or generic, unless they are told otherwise."""
+    return "native" if read_spec(manifest, folder)[0] else "generic"
+
+
+def run_whole(
+    manifest: Manifest, folder: Path, ids: list[int], last: int, kv_dtype: str,
+    progress: Callable[[int], None] = lambda layer: None,
+) -> np.ndarray:  # fmt: skip
+    """Logits float32 [last, vocab_size] of the last `last` positions as native sections compute them, one layer in
+    memory at a time. Bit for bit what boards give, however the model is cut, whatever their instruction set.
+
+    Raises ModelError if the model is not of a family that has native sections.
+    """
+    spec, reason = read_spec(manifest, folder)
+    if spec is None:
+        raise ModelError(f"{manifest.model} has no native sections: {reason}")
+    x = np.asarray(ids, np.int64)
+    for layer in range(manifest.num_layers):
+        progress(layer)
+        section = NativeSection(spec, manifest, folder, layer, layer + 1)
+        slot = section.new_slot(len(ids), kv_dtype)
+        x = section.forward(x, 0, slot, len(ids), last if layer == manifest.num_layers - 1 else 0)
+    return x

@@ -1,0 +1,76 @@
+"""The reference: plain transformers over a split's weights, widened to float32, one layer in memory at a time.
+
+It shares the shard files with a section and nothing else: no packed modules, no kernels, no KV slots.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edgellm.model.generic.build import build_empty, find_layers, read_config
+from edgellm.model.generic.packed import unpack
+from edgellm.model.generic.shardfile import ShardFile
+from edgellm.model.generic.structure import trace
+from edgellm.shards.manifest import Manifest, Shard
+from edgellm.shards.mapped import PACKED
+
+
+class Reference:
+    """Runs whole sequences through a split model. Peak memory is about its largest shard in float32."""
+
+    def __init__(self, manifest: Manifest, folder: Path):
+        config = read_config(folder)
+        self.manifest, self._folder = manifest, folder
+        self._structure = trace(config)
+        self._model = build_empty(config, real_buffers=True)
+        self._layers = find_layers(self._model)[1]
+        self._outputs: list[torch.Tensor] = []
+        self._progress: Callable[[int], None] | None = None
+        for i, layer in enumerate(self._layers):
+            layer.register_forward_pre_hook(lambda module, args, i=i: self._fill(manifest.layer(i), i))
+            layer.register_forward_hook(lambda module, args, out, i=i: self._empty(manifest.layer(i), i, out))
+
+    @torch.inference_mode()
+    def run(
+        self, ids: list[int], last: int, progress: Callable[[int], None] = lambda layer: None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits float32 [last, vocab_size] of the last `last` positions, and what each layer gives: for every layer
+        float32 [tokens, hidden_size]. `progress(layer)` is called before each."""
+        self._outputs, self._progress = [], progress
+        self._fill(self.manifest.embedding, None)
+        self._fill(self.manifest.head, None)
+        try:
+            logits = self._model(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=last).logits[0]
+        finally:
+            self._empty(self.manifest.embedding, None)
+            self._empty(self.manifest.head, None)
+        return logits.float(), self._outputs
+
+    def _fill(self, shard: Shard, layer: int | None) -> None:
+        if layer is not None:
+            self._progress(layer)
+        structure = self._structure
+        for name, stored in ShardFile(self._folder, shard).tensors.items():
+            key = name if layer is None else (layer, name)
+            if stored.encoding in PACKED:
+                data = unpack(stored.data, stored.encoding, stored.shape)
+            else:
+                data = stored.data.float() if stored.encoding else stored.data
+            self._set(layer, name, data.T if key in structure.transposed else data)
+
+    def _empty(self, shard: Shard, layer: int | None, out=None) -> None:
+        for name in ShardFile(self._folder, shard, verify_sha256=False).tensors:
+            self._set(layer, name, None)
+        if layer is not None:
+            self._outputs.append((out[0] if isinstance(out, tuple) else out)[0])
+
+    def _set(self, layer: int | None, name: str, data: torch.Tensor | None) -> None:
+        path, _, leaf = name.rpartition(".")
+        module: nn.Module = (self._model if layer is None else self._layers[layer]).get_submodule(path)
+        if leaf in module._buffers:
+            module._buffers[leaf] = data
+        else:
+            data = torch.empty(0, device="meta") if data is None else data
+            module._parameters[leaf] = nn.Parameter(data, requires_grad=False)

@@ -1,0 +1,285 @@
+"""The cluster file: what deploy (or `local up`) writes for the manager. Boards, their addresses, the model, the plan.
+
+Format 2, a JSON object: `format`, `model` (its name), `model_dir` (the folder with manifest.json and the tokenizer
+files), `tls` (the folder with the manager's certificate, or null; both relative to the cluster file where they lie near
+it), `boards` (name, host, port, and `ssh`: how to log in there, or null), `plan`, `created` (ISO time).
+"""
+
+import ipaddress
+import json
+import os
+import re
+import reprlib
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from edgellm.errors import ClusterError, PlanError
+from edgellm.files import write_atomically
+from edgellm.plan import BOARD_NAME, Plan
+
+FORMAT = 2
+FILE_NAME = "cluster.json"
+VARIABLE = "EDGELLM_CLUSTER"
+
+_MAX_BYTES = 4 << 20
+_FIELDS = {"format", "model", "model_dir", "tls", "boards", "plan", "created"}
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z")
+_MAKE = "Make it with 'edgellm local up', or deploy."
+_AGAIN = "Deploy again, or remove the file."
+
+
+@dataclass(frozen=True)
+class SshAccess:
+    """How to log in on a board; None leaves the choice to SSH's own configuration. `key` is a private key's path."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+    key: str | None = None
+
+    def __post_init__(self):
+        if not (isinstance(self.host, str) and is_host(self.host)):
+            raise ClusterError(f"ssh: {reprlib.repr(self.host)} is no host name or IP address")
+        for name in ("user", "key"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value.isprintable() and 0 < len(value) <= 4096):
+                raise ClusterError(f"ssh: {name} is {reprlib.repr(value)}, expected a text")
+        if self.user is not None and self.user.startswith("-"):
+            raise ClusterError(f"ssh: user is {self.user!r}, expected a user's name")
+        if self.port is not None and (type(self.port) is not int or not 1 <= self.port <= 65535):
+            raise ClusterError(f"ssh: port is {reprlib.repr(self.port)}, expected 1 to 65535")
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board's name in plans and where its agent listens; `host` is a name or an IP address."""
+
+    name: str
+    host: str
+    port: int
+    ssh: SshAccess | None = None
+
+    def __post_init__(self):
+        if not (isinstance(self.name, str) and BOARD_NAME.match(self.name)):
+            raise ClusterError(f"boards: {reprlib.repr(self.name)} is no board name")
+        if not (isinstance(self.host, str) and is_host(self.host)):
+            raise ClusterError(f"boards: {self.name}: {reprlib.repr(self.host)} is no host name or IP address")
+        if isinstance(self.port, bool) or not isinstance(self.port, int) or not 1 <= self.port <= 65535:
+            raise ClusterError(f"boards: {self.name}: port is {reprlib.repr(self.port)}, expected 1 to 65535")
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    """A cluster. `model_dir` and `tls` are absolute, or relative to the folder of the file they are read from."""
+
+    model: str
+    model_dir: str
+    boards: tuple[Board, ...]
+    plan: Plan
+    tls: str | None = None
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __post_init__(self):
+        if self.model != self.plan.model:
+            raise ClusterError(f"model is {reprlib.repr(self.model)}, the plan's is {self.plan.model!r}")
+        for name in ("model_dir", "tls"):
+            value = getattr(self, name)
+            if name == "tls" and value is None:
+                continue
+            if not (isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value):
+                raise ClusterError(f"{name} is {reprlib.repr(value)}, expected a folder")
+        names = [b.name for b in self.boards]
+        for name in names:
+            if names.count(name) > 1:
+                raise ClusterError(f"boards: {name} is there {names.count(name)} times, expected once")
+        places = [(b.host, b.port) for b in self.boards]
+        for board, place in zip(self.boards, places, strict=True):
+            if places.count(place) > 1:
+                raise ClusterError(f"boards: {place[0]}:{place[1]} of {board.name} is another board's too")
+        if strangers := [b for b in self.plan.boards if b not in names]:
+            raise ClusterError(f"plan: it uses board {strangers[0]}, which is not among the {len(names)} boards")
+        try:
+            aware = datetime.fromisoformat(self.created).tzinfo is not None
+        except (TypeError, ValueError):
+            aware = False
+        if not aware:
+            raise ClusterError(f"created is {reprlib.repr(self.created)}, expected an ISO time with its zone")
+
+    @classmethod
+    def make(
+        cls, model_dir: Path | str, addresses: dict[str, tuple[str, int]], plan: Plan, *, tls: Path | str | None = None,
+        ssh: dict[str, SshAccess] | None = None,
+    ) -> "ClusterFile":  # fmt: skip
+        """A cluster made now; `addresses` are host and port by board name."""
+        boards = tuple(Board(name, host, port, (ssh or {}).get(name)) for name, (host, port) in addresses.items())
+        folder = None if tls is None else str(Path(tls).absolute())
+        return cls(plan.model, str(Path(model_dir).absolute()), boards, plan, folder)
+
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """Host and port by board name."""
+        return {b.name: (b.host, b.port) for b in self.boards}
+
+    def is_local(self) -> bool:
+        """Whether every board is on loopback."""
+        return all(is_loopback(b.host) for b in self.boards)
+
+    def model_dir_path(self, path: Path | str) -> Path:
+        """The model's folder, for a cluster file that lies at `path`."""
+        return Path(os.path.normpath(Path(path).absolute().parent / self.model_dir))
+
+    def tls_path(self, path: Path | str) -> Path | None:
+        """The folder with the manager's certificate, for a cluster file that lies at `path`; None without TLS."""
+        return None if self.tls is None else Path(os.path.normpath(Path(path).absolute().parent / self.tls))
+
+    def client_tls(self, path: Path | str):
+        """The SSL context to dial boards with, or None; raises ClusterError if the certificate can't be used."""
+        folder = self.tls_path(path)
+        if folder is None:
+            return None
+        from edgellm.wire.tls import client_context
+
+        return client_context(folder)
+
+    def with_plan(self, plan: Plan, addresses: dict[str, tuple[str, int]]) -> "ClusterFile":
+        """The same cluster under another plan; boards that `addresses` adds come along."""
+        known = {b.name for b in self.boards}
+        added = tuple(Board(name, *addresses[name]) for name in addresses if name not in known)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return replace(self, boards=(*self.boards, *added), plan=plan, created=now)
+
+    @classmethod
+    def read(cls, path: Path | str) -> "ClusterFile":
+        """Read a cluster file; every trouble is a ClusterError with the path, what is wrong and what to do."""
+        path = Path(path)
+        try:
+            with open(path, "rb") as f:
+                raw = f.read(_MAX_BYTES + 1)
+        except OSError as e:
+            raise ClusterError(f"cluster file {path}: {e.strerror or e}. {_MAKE}") from None
+        if len(raw) > _MAX_BYTES:
+            raise ClusterError(f"cluster file {path}: over {_MAX_BYTES} bytes, expected at most that. {_AGAIN}")
+        try:
+            return cls.from_dict(json.loads(raw))
+        except (ValueError, RecursionError) as e:
+            raise ClusterError(f"cluster file {path}: no JSON ({e}). {_AGAIN}") from None
+        except (ClusterError, PlanError) as e:
+            raise ClusterError(f"cluster file {path}: {e}. {_AGAIN}") from None
+
+    def write(self, path: Path | str) -> None:
+        """Write it whole or not at all; ClusterError with the path if that fails."""
+        path = Path(path)
+        folder = path.absolute().parent
+        content = {**self.to_dict(), "model_dir": _stored(self.model_dir_path(path), folder)}
+        if self.tls is not None:
+            content["tls"] = _stored(self.tls_path(path), folder)
+        try:
+            write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        except OSError as e:
+            raise ClusterError(f"cluster file {path}: {e.strerror or e}. Give another place with --cluster.") from None
+
+    def write_if_newer(self, path: Path | str) -> bool:
+        """Write it unless the file there has this epoch of the same model or a later one; whether it was written."""
+        try:
+            there = ClusterFile.read(path)
+        except ClusterError:
+            there = None
+        if there and there.plan.manifest_sha256 == self.plan.manifest_sha256 and there.plan.epoch >= self.plan.epoch:
+            return False
+        self.write(path)
+        return True
+
+    def to_dict(self) -> dict:
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "model_dir": self.model_dir,
+            "tls": self.tls,
+            "boards": [asdict(b) for b in self.boards],
+            "plan": self.plan.to_dict(),
+            "created": self.created,
+        }
+
+    @classmethod
+    def from_dict(cls, content) -> "ClusterFile":
+        """Parse; raises ClusterError or PlanError naming the field."""
+        if not isinstance(content, dict):
+            raise ClusterError("it is no JSON object")
+        if content.get("format") != FORMAT:
+            raise ClusterError(f"format is {reprlib.repr(content.get('format'))}, this edgellm reads {FORMAT}")
+        _check_keys(content, _FIELDS, "it")
+        if not isinstance(content["boards"], list):
+            raise ClusterError("boards is no list")
+        for board in content["boards"]:
+            if not isinstance(board, dict):
+                raise ClusterError(f"boards: {reprlib.repr(board)} is no object")
+            _check_keys(board, {"name", "host", "port", "ssh"}, "boards: one")
+            if board["ssh"] is not None:
+                if not isinstance(board["ssh"], dict):
+                    raise ClusterError(f"boards: ssh is {reprlib.repr(board['ssh'])}, expected an object or null")
+                _check_keys(board["ssh"], {"host", "user", "port", "key"}, "boards: ssh")
+        return cls(
+            model=content["model"],
+            model_dir=content["model_dir"],
+            boards=tuple(
+                Board(**{**b, "ssh": None if b["ssh"] is None else SshAccess(**b["ssh"])}) for b in content["boards"]
+            ),
+            plan=Plan.from_dict(content["plan"]),
+            tls=content["tls"],
+            created=content["created"],
+        )
+
+
+def find(explicit: str | None = None) -> Path | None:
+    """The cluster file to use: `explicit`, else $EDGELLM_CLUSTER, else ./cluster.json, else the user's; None if none.
+
+    The first two are taken at their word: if nothing is there, `read` says so.
+    """
+    named = explicit or os.environ.get(VARIABLE)
+    if named:
+        return Path(named)
+    for path in (Path(FILE_NAME), default_path()):
+        if path.exists():
+            return path
+    return None
+
+
+def default_path() -> Path:
+    """The cluster file in the user's config folder, there or not."""
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("edgellm")) / FILE_NAME
+
+
+def _stored(model_dir: Path, folder: Path) -> str:
+    """Relative where the cluster file's folder, or the one above, has it: the two can then be moved together."""
+    above = folder.parent if folder.parent != folder.parent.parent else folder  # not the whole disk
+    if model_dir.is_relative_to(folder) or model_dir.is_relative_to(above):
+        return os.path.relpath(model_dir, folder)
+    return str(model_dir)
+
+
+def _check_keys(content: dict, expected: set[str], what: str) -> None:
+    if missing := sorted(expected - content.keys()):
+        raise ClusterError(f"{what} lacks {', '.join(missing)}")
+    if extra := sorted(content.keys() - expected):
+        raise ClusterError(f"{what} has an unknown field {reprlib.repr(extra[0])}")
+
+
+def is_host(text: str) -> bool:
+    """Whether this is a host's name or IP address."""
+    try:
+        ipaddress.ip_address(text)
+        return True
+    except ValueError:
+        labels = text.removesuffix(".").split(".")
+        # All digits and dots would be a mistyped IPv4 address.
+        return len(text) <= 253 and all(_LABEL.match(label) for label in labels) and not labels[-1].isdigit()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this is an address of this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.removesuffix(".").lower() == "localhost"

@@ -1,0 +1,255 @@
+"""Weights in packed encodings: packing, unpacking, and the linear and embedding modules that read them in place.
+
+    int4  U8 [tiles, in/32*320]  tiles of 16 rows, affine in groups of 32 columns: w = d*q + m
+    int4s U8 [tiles, in/32*288]  the same, symmetric: w = d*(q - 8); what a source has so, none is packed to it
+    int8  U8 [tiles, in/32*544]  the same, w = d*q
+    bf16, f16, f32               plain [out, in]
+
+How a tile looks is in tiles.py and docs/shards.md.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgellm.kernels import library
+from edgellm.kernels.library import GROUP, GROUP_BYTES, TILE, stored_shape
+from edgellm.shards import tiles
+
+_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16} | dict.fromkeys(GROUP_BYTES, torch.uint8)
+_LEVELS = {"int4": 15, "int8": 127}  # steps from the minimum (int4) or zero (int8) to the largest weight
+_HALF_MAX = 65504.0
+_CHUNK_ELEMENTS = 1 << 20  # packed or unpacked at a time: a few MB of scratch
+
+# From this many tokens on, unpacking to float32 and multiplying with torch is as fast as the native kernel or faster:
+# measured with AVX-512, 3072 x 8192, the kernel wins by a fifth at 24 tokens and they are even at 32 to 64; panels of
+# 4 MB were the best of 1 to 16.
+PANEL_TOKENS = 33
+_PANEL_BYTES = 4 << 20  # float32 scratch for unpacked rows
+
+_threads = 1
+
+
+def set_threads(count: int) -> None:
+    """Uses `count` threads for the native kernels and for torch; ValueError if it is less than 1."""
+    global _threads
+    if count < 1:
+        raise ValueError(f"at least 1 thread is needed, not {count}")
+    _threads = count
+    library.set_threads(count)
+    torch.set_num_threads(count)
+
+
+def get_threads() -> int:
+    """How many threads the native kernels use."""
+    return _threads
+
+
+def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
+    """Packs a floating-point weight [out, in], a few rows at a time, so that scratch stays small.
+
+    Returns uint8 [tiles, bytes of a tile] for int4 and int8, the plain dtype otherwise. Every element of int4 and int8
+    is off by at most d/2. Raises ValueError for int4s, for elements that aren't finite or don't fit, and for rows that
+    are not a multiple of 32 long.
+    """
+    if encoding in GROUP_BYTES and encoding not in _LEVELS:
+        raise ValueError(f"{encoding} is what a source has, nothing is packed to it")
+    if weight.dim() != 2 or not weight.is_floating_point():
+        raise ValueError(f"only a floating-point matrix can be packed, not {weight.dtype} of {weight.dim()} dimensions")
+    out, columns = weight.shape
+    data = torch.empty(stored_shape(encoding, (out, columns)), dtype=_DTYPES[encoding])
+    rows = _rows_at_once(columns)
+    for start in range(0, out, rows):
+        chunk = weight[start : start + rows].to(torch.float32)
+        bad = int((~torch.isfinite(chunk)).sum())
+        if bad:
+            raise ValueError(f"{bad} of the {chunk.numel()} weights from row {start} on are not finite")
+        if encoding in GROUP_BYTES:
+            packed = torch.from_numpy(_pack_groups(chunk.reshape(-1, GROUP), encoding, len(chunk)))
+            data[start // TILE : start // TILE + len(packed)] = packed
+            continue
+        plain = chunk.to(data.dtype)
+        if not torch.isfinite(plain).all():
+            raise ValueError(f"a weight of {float(chunk.abs().max()):g} is more than {encoding} can hold")
+        data[start : start + rows] = plain
+    return data
+
+
+def _rows_at_once(columns: int) -> int:
+    """Rows of a chunk: whole tiles."""
+    return max(TILE, _CHUNK_ELEMENTS // columns // TILE * TILE)
+
+
+def _pack_groups(groups: torch.Tensor, encoding: str, rows: int) -> np.ndarray:
+    """float32 [rows * groups, 32] to tiles, uint8 [tiles, bytes of a tile]."""
+    levels = _LEVELS[encoding]
+    if encoding == "int4":
+        low, high = groups.aminmax(dim=1, keepdim=True)
+        most = float(torch.maximum(-low, high).max())
+        if most > _HALF_MAX:
+            raise ValueError(f"a weight of {most:g} is more than int4 can hold, {_HALF_MAX:g}")
+        minimum = _half_at_most(low)
+        m = minimum.to(torch.float32)
+        span = high - m
+    else:
+        m = 0.0
+        span = groups.abs().amax(dim=1, keepdim=True)
+        if float(span.max()) > _HALF_MAX * levels:
+            raise ValueError(f"a weight of {float(span.max()):g} is more than int8 can hold, {_HALF_MAX * levels:g}")
+    scale = _half_scale(span, levels)
+    d = scale.to(torch.float32)
+    q = ((groups - m) / torch.where(d == 0, 1.0, d)).round_()
+    if encoding == "int4":
+        q, minima = q.clamp_(0, levels).to(torch.uint8), minimum.view(rows, -1).numpy()
+    else:
+        q, minima = q.clamp_(-levels, levels).to(torch.int8), None
+    return tiles.to_tiles(encoding, q.view(rows, -1, GROUP).numpy(), scale.view(rows, -1).numpy(), minima)
+
+
+def _half_at_most(values: torch.Tensor) -> torch.Tensor:
+    """The largest fp16 that is not above each value, so that the offset from it is never negative."""
+    half = values.to(torch.float16)
+    bits = half.view(torch.int16)
+    # The bits of a positive fp16 grow with it, those of a negative one grow away from zero (-0.0 counts as such).
+    below = torch.where(bits < 0, bits + 1, bits - 1).view(torch.float16)
+    return torch.where(half.to(torch.float32) > values, below, half)
+
+
+def _half_scale(span: torch.Tensor, levels: int) -> torch.Tensor:
+    """fp16 span/levels; the next one up where its rounding would leave the far end off by over half a step."""
+    half = (span / levels).clamp(max=_HALF_MAX).to(torch.float16)
+    d = half.to(torch.float32)
+    above = (half.view(torch.int16) + 1).view(torch.float16)
+    return torch.where((levels + 0.5) * d < span, above, half)
+
+
+def unpack(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> torch.Tensor:
+    """The float32 weight [out, in] that packed data stands for, without native code; ValueError if it doesn't fit."""
+    check_data(data, encoding, shape)
+    if encoding not in GROUP_BYTES:
+        return data.to(torch.float32)
+    out, columns = shape
+    weight = torch.empty(out, columns)
+    rows = _rows_at_once(columns)
+    for start in range(0, out, rows):
+        end = min(start + rows, out)
+        part = data[start // TILE : -(-end // TILE)].numpy()
+        weight[start:end] = _values(encoding, *tiles.from_tiles(part, encoding, (end - start, columns)))
+    return weight
+
+
+def _values(encoding: str, q: np.ndarray, d: np.ndarray, m: np.ndarray | None) -> torch.Tensor:
+    """q [rows, groups, 32], d and m [rows, groups] to float32 [rows, columns]."""
+    values = q.astype(np.float32)
+    if encoding == "int4s":
+        values -= 8
+    with np.errstate(invalid="ignore"):  # what isn't finite was refused before, or is the caller's
+        values *= d[:, :, None].astype(np.float32)
+        if m is not None:
+            values += m[:, :, None].astype(np.float32)
+    return torch.from_numpy(values.reshape(len(q), -1))
+
+
+def block_values(blocks: torch.Tensor, encoding: str) -> torch.Tensor:
+    """float32 [rows, columns] of GGUF's blocks, uint8 [rows, bytes a row] (tiles.from_blocks)."""
+    return _values(encoding, *tiles.split_blocks(blocks.numpy(), encoding))
+
+
+def check_data(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> None:
+    """Raises ValueError unless `data` is what a weight of `shape` [out, in] looks like in this encoding."""
+    expected, dtype = stored_shape(encoding, shape), _DTYPES[encoding]
+    if data.dtype != dtype:
+        raise ValueError(f"an {encoding} weight is a tensor of {dtype}, not of {data.dtype}")
+    if tuple(data.shape) != expected:
+        raise ValueError(f"an {encoding} weight of shape {list(shape)} is a tensor of shape {list(expected)}, "
+                         f"not {list(data.shape)}")
+    if data.device.type != "cpu" or not data.is_contiguous():
+        raise ValueError(f"an {encoding} weight must be a dense tensor in main memory")
+
+
+class _Packed(nn.Module):
+    """What the two modules share: the data as it was given (often mapped memory), outside of the state dict."""
+
+    def __init__(self, data: torch.Tensor, encoding: str, shape: tuple[int, int]):
+        super().__init__()
+        check_data(data, encoding, shape)
+        self.data = data
+        self.encoding = encoding
+        self.shape = tuple(shape)
+        # NumPy knows no bfloat16; the kernels want the bytes.
+        self._bytes = data.view(torch.int16 if encoding == "bf16" else data.dtype).numpy()
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The whole weight in float32, for model code that looks at it: exact, but unpacked anew each time."""
+        return unpack(self.data, self.encoding, self.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.encoding}, shape={list(self.shape)}"
+
+
+class PackedLinear(_Packed):
+    """nn.Linear over a packed weight [out, in], with an optional float32 bias [out]; float32 in, float32 out.
+
+    The result is F.linear(x, unpack(...)) up to the order of summation. No gradients.
+    """
+
+    def __init__(self, data: torch.Tensor, encoding: str, shape: tuple[int, int], bias: torch.Tensor | None = None):
+        super().__init__(data, encoding, shape)
+        if bias is not None and (bias.dtype != torch.float32 or tuple(bias.shape) != (shape[0],)):
+            raise ValueError(f"bias must be float32 of shape [{shape[0]}], not {bias.dtype} of {list(bias.shape)}")
+        self.bias = bias
+        self.out_features, self.in_features = self.shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: float32 [..., in] -> float32 [..., out]."""
+        if self.encoding == "f32":
+            return functional.linear(x, self.data, self.bias)
+        rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
+        y = rows.new_empty(rows.shape[0], self.out_features)
+        if rows.shape[0] < PANEL_TOKENS:
+            library.linear(rows.numpy(), self._bytes, self.encoding, self.shape, y.numpy())
+        else:
+            self._in_panels(rows, y)
+        if self.bias is not None:
+            y += self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _in_panels(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Unpacks some rows at a time to float32, and multiplies with those."""
+        at_once = max(1, min(_PANEL_BYTES // (4 * self.in_features), self.out_features))
+        panel = x.new_empty(at_once, self.in_features)
+        for start in range(0, self.out_features, at_once):
+            end = min(start + at_once, self.out_features)
+            library.dequantize(self._bytes, self.encoding, self.shape, start, end, panel[: end - start].numpy())
+            torch.mm(x, panel[: end - start].T, out=y[:, start:end])
+
+
+class PackedEmbedding(_Packed):
+    """nn.Embedding over a packed weight [vocabulary, dim]; `scale`, if given, multiplies the result (as Gemma does)."""
+
+    def __init__(self, data: torch.Tensor, encoding: str, shape: tuple[int, int], scale: float | None = None):
+        super().__init__(data, encoding, shape)
+        self.scale = scale
+        self.num_embeddings, self.embedding_dim = self.shape
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids: integers [...] -> float32 [..., dim]; IndexError for ids outside the vocabulary."""
+        chosen = ids.reshape(-1)
+        if self.encoding in GROUP_BYTES:
+            y = self._gather(chosen.numpy())
+        else:
+            y = self.data[chosen].to(torch.float32)
+        if self.scale is not None:
+            y = y * self.scale
+        return y.view(*ids.shape, self.embedding_dim)
+
+    def _gather(self, ids: np.ndarray) -> torch.Tensor:
+        """float32 [ids, dim]: rows picked out of their tiles."""
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.num_embeddings:
+            raise IndexError(f"token id {ids.min()} or {ids.max()} is outside of 0 to {self.num_embeddings - 1}")
+        y = torch.empty(len(ids), self.embedding_dim)
+        for i, row in enumerate(ids.tolist()):
+            library.dequantize(self._bytes, self.encoding, self.shape, row, row + 1, y[i : i + 1].numpy())
+        return y

@@ -1,0 +1,195 @@
+"""A section: consecutive layers of any decoder, run by transformers' own code over mapped shards (the generic path)."""
+
+import inspect
+import weakref
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edgellm.errors import ManifestError, ModelError
+from edgellm.model.generic import assemble, rope
+from edgellm.model.generic.build import build_empty, find_layers, read_config
+from edgellm.model.generic.shardfile import ShardFile, map_checked
+from edgellm.model.generic.slot import KVSlot
+from edgellm.model.generic.structure import Structure, trace
+from edgellm.shards.manifest import Manifest
+
+
+class _Done(Exception):
+    """Unwinds the model's forward once the section's last layer has run."""
+
+
+class Section:
+    """Layers [start, end) of a decoder; the first section also embeds, the last also has the head.
+
+    The whole model is built, without memory, and runs its own forward; layers that other boards hold are passed over.
+    So every layer keeps its true number and config, and no family needs code of its own. Not for use by two threads
+    at once.
+    """
+
+    path = "generic"
+
+    def __init__(self, model: nn.Module, structure: Structure, start: int, end: int, without_ends: bool = False):
+        """For `load`; `model` holds the section's weights."""
+        self.start, self.end = start, end
+        self.is_first = start == 0 and not without_ends
+        self.is_last = end == structure.num_layers and not without_ends
+        self.structure, self.model = structure, model
+        self.ram_bytes = 0
+        self._hidden: torch.Tensor | None = None  # into the first layer, or out of the last one
+        self._stop = False
+        self._outputs: list[torch.Tensor] | None = None
+        self._pass_length = rope.follow_pass_length(model)
+        self.follows_every_length = rope.is_dynamic(model)  # K and V depend on how long the sequence was by then
+        self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+        layers, own = find_layers(model)[1], weakref.ref(self)  # no cycle: memory is free as soon as we are dropped
+        if not self.is_first:
+            layers[start].register_forward_pre_hook(lambda *args: own()._enter(*args), with_kwargs=True)
+        layers[end - 1].register_forward_hook(lambda *args: own()._leave(*args))
+
+    @classmethod
+    def load(
+        cls,
+        manifest: Manifest,
+        folder: Path | str,
+        start: int,
+        end: int,
+        *,
+        verify_sha256: bool = True,
+        without_ends: bool = False,
+        progress=None,
+    ) -> "Section":
+        """Map the shards of layers [start, end) in `folder` and build the section over them.
+
+        `progress(shard_name, bytes_done, bytes_total)` is called after each shard. `without_ends` leaves embedding and
+        head out even where the section is first or last: it then takes and returns hidden states. Raises ManifestError
+        naming the file that is missing, corrupt or of another shape, ModelError if the architecture can't be split.
+        """
+        folder = Path(folder)
+        if not 0 <= start < end <= manifest.num_layers:
+            raise ModelError(f"section {start}-{end} is not within the model's {manifest.num_layers} layers")
+        entry = next((f for f in manifest.files if f.name == "config.json"), None)
+        if entry is None:
+            raise ManifestError(f"{folder}: the manifest lists no config.json; split the model again")
+        map_checked(folder / entry.name, entry, verify_sha256)
+        config = read_config(folder)
+        structure = _matching(trace(config), manifest, folder)
+        model = build_empty(config, real_buffers=True)
+        assemble.pass_over(find_layers(model)[1], structure, start, end)
+        section = cls(model, structure, start, end, without_ends)
+        shards = [s for s in manifest.section_shards(start, end) if s.kind == "layer" or not without_ends]
+        done, total = 0, sum(s.bytes for s in shards)
+        for shard in shards:
+            file = ShardFile(folder, shard, verify_sha256)
+            section.ram_bytes += assemble.fill(model, structure, file, shard)
+            done += shard.bytes
+            if progress:
+                progress(shard.name, done, total)
+        if not section.is_first:
+            assemble.leave_out(model, structure.embedding_names)
+        section.ram_bytes += assemble.check_complete(model, structure, section)
+        return section
+
+    def new_slot(self, max_seq_len: int, kv_dtype: str = "float32") -> KVSlot:
+        """KV space for one sequence of up to `max_seq_len` tokens, reserved at once; kv_dtype float32 or float16.
+
+        Raises ModelError for more tokens than the model is made for.
+        """
+        if max_seq_len > self.structure.max_seq_len:
+            raise ModelError(f"a slot of {max_seq_len} tokens; the model is made for {self.structure.max_seq_len}")
+        held = {i: self.structure.kv_shapes[i] for i in range(self.start, self.end)}
+        return KVSlot(self.structure.num_layers, held, max_seq_len, kv_dtype)
+
+    @torch.inference_mode()
+    def forward(
+        self, x: torch.Tensor, position: int, slot: KVSlot, pass_len: int, want_logits: bool
+    ) -> torch.Tensor | None:
+        """Run positions [position, position + tokens) of a sequence whose pass ends at `pass_len` tokens.
+
+        x: int64 [tokens] in the first section, else float32 [tokens, hidden_size]. Returns float32
+        [tokens, hidden_size]; in the last section the last token's logits, float32 [vocab_size], or None unless
+        `want_logits`. Feeding a position again overwrites it, with the same result. Raises ModelError if x or its place
+        in the slot is off.
+        """
+        tokens = self._check(x)
+        slot.seek(position, tokens)
+        self._pass_length.tokens = max(pass_len, position + tokens)
+        self._stop = not (self.is_last and want_logits)
+        inputs = {"past_key_values": slot, "use_cache": True}
+        if self._takes_positions:
+            inputs["position_ids"] = torch.arange(position, position + tokens).unsqueeze(0)
+        if self.is_first:
+            inputs["input_ids"] = x.unsqueeze(0)
+        else:
+            self._hidden = inputs["inputs_embeds"] = x.unsqueeze(0)
+        try:
+            if not self._stop:
+                return self.model(**inputs, logits_to_keep=1).logits[0, -1]
+            self.model.base_model(**inputs)
+        except _Done:
+            return None if self.is_last else self._hidden[0]
+        finally:
+            slot.filled = max(slot.filled, position + tokens)
+            self._hidden = None
+        raise ModelError(f"{self.structure.model_type}: the forward pass ended before layer {self.end - 1}")
+
+    def trace(self, x: torch.Tensor, slot: KVSlot | int) -> torch.Tensor:
+        """What each of the section's layers makes of a whole sequence: float32 [layers, tokens, hidden_size].
+
+        x as in `forward`, from position 0 on; `slot` is overwritten, and may be a length to make one of. The first half
+        runs as one chunk and the rest token by token, so that both ways of computing show in the result.
+        """
+        slot = self.new_slot(slot) if isinstance(slot, int) else slot
+        modules, self._outputs = find_layers(self.model)[1], []
+        hooks = [modules[i].register_forward_hook(self._note_output, prepend=True) for i in range(self.start, self.end)]
+        try:
+            tokens = x.shape[0]
+            starts = [0, *range(max(1, tokens // 2), tokens)]
+            for start, end in zip(starts, [*starts[1:], tokens], strict=True):
+                self.forward(x[start:end], start, slot, tokens, False)
+            layers = self.end - self.start
+            return torch.stack([torch.cat(self._outputs[i::layers]) for i in range(layers)])
+        finally:
+            self._outputs = None
+            for hook in hooks:
+                hook.remove()
+
+    def _check(self, x: torch.Tensor) -> int:
+        """The number of tokens in x; raises ModelError unless it is what this section takes."""
+        if self.is_first:
+            if x.dtype != torch.int64 or x.dim() != 1 or not len(x):
+                raise ModelError(f"the first section takes int64 [tokens], not {x.dtype} {list(x.shape)}")
+            low, high = int(x.min()), int(x.max())
+            if low < 0 or high >= self.structure.vocab_size:
+                size = self.structure.vocab_size
+                raise ModelError(f"token ids {low} to {high} are not within the vocabulary of {size}")
+        elif x.dtype != torch.float32 or x.dim() != 2 or not len(x) or x.shape[1] != self.structure.hidden_size:
+            raise ModelError(
+                f"section {self.start}-{self.end} takes float32 [tokens, {self.structure.hidden_size}], "
+                f"not {x.dtype} {list(x.shape)}"
+            )
+        return x.shape[0]
+
+    def _enter(self, layer, args, kwargs):
+        if args:
+            return (self._hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self._hidden}
+
+    def _leave(self, layer, args, out):
+        if self._stop:
+            self._hidden = out[0] if isinstance(out, tuple) else out
+            raise _Done
+
+    def _note_output(self, layer, args, out):
+        self._outputs.append((out[0] if isinstance(out, tuple) else out)[0].clone())
+
+
+def _matching(structure: Structure, manifest: Manifest, folder: Path) -> Structure:
+    """`structure` if the manifest describes the same model; raises ManifestError with both numbers."""
+    for name in ("num_layers", "hidden_size", "vocab_size", "kv_elements_per_token"):
+        found, said = getattr(structure, name), getattr(manifest, name)
+        if found != said:
+            path = folder / "config.json"
+            raise ManifestError(f"{path}: {name} is {found}, the manifest says {said}; split it again")
+    return structure

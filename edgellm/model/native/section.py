@@ -1,0 +1,225 @@
+"""A section of a family that the native path knows: loads its shards, runs steps through the native library."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.errors import ManifestError, ModelError
+from edgellm.model.families.families import Spec, find_spec
+from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, SectionHandle, Steps
+from edgellm.model.native.load import load
+from edgellm.model.native.slot import NativeSlot
+from edgellm.shards.manifest import Manifest
+from edgellm.shards.mapped import map_checked
+
+_MAX_CONFIG_BYTES = 4 << 20
+_TRACED_TOKENS = 32  # at once: for more the native section would keep more memory than prompts need
+
+
+def read_spec(manifest: Manifest, folder: Path | str, verify_sha256: bool = True) -> tuple[Spec | None, str]:
+    """The Spec of the split model in `folder`, or None and why it has to be the generic path.
+
+    Raises ManifestError for a config.json that is missing, changed or no JSON, or that describes another model than the
+    manifest.
+    """
+    folder = Path(folder)
+    entry = next((f for f in manifest.files if f.name == "config.json"), None)
+    if entry is None:
+        raise ManifestError(f"{folder}: the manifest lists no config.json; split the model again")
+    path = folder / entry.name
+    if entry.bytes > _MAX_CONFIG_BYTES:
+        raise ManifestError(f"{path}: {entry.bytes} bytes, a config has at most {_MAX_CONFIG_BYTES}")
+    raw = map_checked(path, entry, verify_sha256)[:]
+    try:
+        config = json.loads(raw)
+    except (ValueError, RecursionError) as e:
+        raise ManifestError(f"{path} is no JSON: {e}") from None
+    spec, reason = find_spec(config)
+    if spec is None:
+        return None, reason
+    for name, found, said in (
+        ("num_layers", spec.num_layers, manifest.num_layers),
+        ("hidden_size", spec.hidden, manifest.hidden_size),
+        ("vocab_size", spec.vocab, manifest.vocab_size),
+        ("kv_elements_per_token", spec.kv_elements_per_token, manifest.kv_elements_per_token),
+    ):
+        if found != said:
+            raise ManifestError(f"{path}: {name} is {found}, the manifest says {said}; split it again")
+    return spec, ""
+
+
+class NativeSection:
+    """Layers [start, end) of a decoder in one native call a step; the first section also embeds, the last also has the
+    head. A token's result is the same bit for bit whatever chunk or batch it is in. Not for two threads at once.
+    """
+
+    path = "native"
+    batches = True  # forward_many gives what forward gives one by one, and reads the weights once
+    reuses = True  # keys and values depend on the tokens before them, and on nothing else
+
+    def __init__(self, spec: Spec, manifest: Manifest, folder: Path | str, start: int, end: int, *,
+                 without_ends: bool = False, verify_sha256: bool = True, progress=None):  # fmt: skip
+        """Map and check the shards. `without_ends` leaves embedding and head out: the section then takes and returns
+        hidden states. Raises ManifestError naming the file, ModelError for layers that the model doesn't have."""
+        if not 0 <= start < end <= manifest.num_layers:
+            raise ModelError(f"section {start}-{end} is not within the model's {manifest.num_layers} layers")
+        self.spec, self.start, self.end = spec, start, end
+        self.hidden_size, self.vocab_size = spec.hidden, spec.vocab
+        self.is_first = start == 0 and not without_ends
+        self.is_last = end == spec.num_layers and not without_ends
+        self._loaded = load(spec, manifest, Path(folder), start, end, ends=not without_ends,
+                            verify_sha256=verify_sha256, progress=progress)  # fmt: skip
+        self.ram_bytes = self._loaded.ram_bytes
+        self._native = SectionHandle(self._loaded.spec)
+        self._steps = Steps()
+        self._tables: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def new_slot(self, max_seq_len: int, kv_dtype: str = "float16") -> NativeSlot:
+        """KV space for one sequence of up to `max_seq_len` tokens, reserved at once; kv_dtype float16 or float32.
+
+        Raises ModelError for more tokens than the model is made for.
+        """
+        if max_seq_len > self.spec.max_seq_len:
+            raise ModelError(f"a slot of {max_seq_len} tokens; the model is made for {self.spec.max_seq_len}")
+        slot = NativeSlot(self.spec, self.end - self.start, max_seq_len, kv_dtype)
+        self._reach(max_seq_len)
+        return slot
+
+    def example(self) -> np.ndarray:
+        """A hidden state of one token, to time a step with; a token's id in the first section."""
+        if self.is_first:
+            return np.zeros(1, np.int64)
+        return np.linspace(-1.0, 1.0, self.hidden_size, dtype=np.float32)[None, :]
+
+    def forward(self, x: np.ndarray, position: int, slot: NativeSlot, pass_len: int, logits: int) -> np.ndarray | None:
+        """`forward_many` of one step."""
+        return self._run([(x, position, slot, pass_len, int(logits))])[0]
+
+    def forward_many(self, steps: Sequence) -> list[np.ndarray | None]:
+        """Run steps, each with x, position, slot, pass_len and logits.
+
+        x: int64 [tokens] in the first section, else float32 [tokens, hidden_size], for positions [position, position +
+        tokens) of the sequence in `slot`, in a pass that ends at `pass_len` tokens. Results in the same order: float32
+        [tokens, hidden_size]; from the last section logits after the last `logits` tokens, float32 [logits, vocab],
+        or None for 0. Feeding a position again overwrites it, with the same result. Raises ModelError if an x or its
+        place in the slot is off; then nothing was computed.
+        """
+        return self._run([(s.x, s.position, s.slot, s.pass_len, int(s.logits)) for s in steps])
+
+    def trace(self, x: np.ndarray, slot: NativeSlot | int) -> np.ndarray:
+        """What each of the section's layers makes of a whole sequence: float32 [layers, tokens, hidden_size].
+
+        x as in `forward`, from position 0 on; `slot` is overwritten, and may be a length to make one of. The first half
+        runs as one chunk and the rest token by token, so that both ways of computing show in the result.
+        """
+        slot = self.new_slot(slot) if isinstance(slot, int) else slot
+        tokens = self._check(x)
+        slot.check(0, tokens)
+        x = np.ascontiguousarray(x)
+        outputs = np.empty((self.end - self.start, tokens, self.hidden_size), np.float32)
+        starts = [0, *range(max(1, tokens // 2), tokens)]
+        for layer, out in enumerate(outputs):
+            for start, end in zip(starts, [*starts[1:], tokens], strict=True):
+                for a in range(start, end, _TRACED_TOKENS):
+                    b = min(end, a + _TRACED_TOKENS)
+                    self._set_step(0, b - a, a, slot, tokens, 0)
+                    self._native.run(self._steps, 1, (layer, layer + 1), x[a:b], out[a:b], None)
+            x = out
+        slot.filled = max(slot.filled, tokens)
+        return outputs
+
+    def _run(self, steps: list[tuple]) -> list[np.ndarray | None]:
+        filled: dict[int, int] = {}  # by slot, where a sequence has several steps
+        for x, position, slot, _, logits in steps:
+            tokens, before = self._check(x), filled.get(id(slot), slot.filled)
+            filled[id(slot)] = max(before, slot.check(position, tokens, before))
+            if not 0 <= logits <= tokens:
+                raise ModelError(f"logits of {logits} tokens of a step of {tokens}")
+        batches: list[list[int]] = [[]]
+        count, slots = 0, set()
+        for i, (x, _, slot, _, _) in enumerate(steps):
+            # A sequence's next step builds on the one before.
+            if batches[-1] and (count + len(x) > MOST_TOKENS or len(batches[-1]) == MOST_STEPS or id(slot) in slots):
+                batches.append([])
+                count, slots = 0, set()
+            batches[-1].append(i)
+            count += len(x)
+            slots.add(id(slot))
+        results: list[np.ndarray | None] = [None] * len(steps)
+        for batch in batches:
+            if len(batch) == 1 and len(steps[batch[0]][0]) > MOST_TOKENS:
+                results[batch[0]] = self._run_long(*steps[batch[0]])
+            elif batch:
+                found = self._run_batch([steps[i] for i in batch])
+                for i, result in zip(batch, found, strict=True):
+                    results[i] = result
+        return results
+
+    def _run_long(self, x, position: int, slot: NativeSlot, pass_len: int, logits: int) -> np.ndarray | None:
+        """A step of more tokens than a call takes."""
+        pass_len, tokens, found = max(pass_len, position + len(x)), len(x), []
+        for start in range(0, tokens, MOST_TOKENS):
+            end = min(tokens, start + MOST_TOKENS)
+            wanted = max(0, end - max(start, tokens - logits))
+            found += self._run_batch([(x[start:end], position + start, slot, pass_len, wanted)])
+        found = [result for result in found if result is not None]
+        return np.concatenate(found) if found else None
+
+    def _run_batch(self, steps: list[tuple]) -> list[np.ndarray | None]:
+        total = wanted = 0
+        for i, (x, position, slot, pass_len, logits) in enumerate(steps):
+            tokens = len(x)
+            self._set_step(i, tokens, position, slot, pass_len, logits if self.is_last else 0)
+            total += tokens
+            wanted += logits
+        x = steps[0][0] if len(steps) == 1 else np.concatenate([step[0] for step in steps])
+        if not x.flags.c_contiguous:
+            x = np.ascontiguousarray(x)
+        layers = (0, self.end - self.start)
+        if self.is_last:
+            out = np.empty((wanted, self.vocab_size), np.float32) if wanted else None
+            self._native.run(self._steps, len(steps), layers, x, None, out)
+        else:
+            out = np.empty((total, self.hidden_size), np.float32)
+            self._native.run(self._steps, len(steps), layers, x, out, None)
+        results, at = [], 0
+        for x, position, slot, _, logits in steps:
+            slot.filled = max(slot.filled, position + len(x))
+            count = logits if self.is_last else len(x)
+            results.append(out[at : at + count] if count else None)
+            at += count
+        return results
+
+    def _set_step(self, i: int, tokens: int, position: int, slot: NativeSlot, pass_len: int, logits: int) -> None:
+        step, rotary = self._steps[i], self.spec.rotary
+        step.tokens, step.position, step.logits = tokens, position, logits
+        step.rope = rotary.choose(max(pass_len, position + tokens)) if rotary else 0
+        step.kv, step.kv_bytes = slot.address, slot.ram_bytes
+        step.context, step.kv_encoding = slot.max_seq_len, slot.encoding
+
+    def _check(self, x: np.ndarray) -> int:
+        """The number of tokens in x; raises ModelError unless it is what this section takes."""
+        if self.is_first:
+            if x.dtype != np.int64 or x.ndim != 1 or not len(x):
+                raise ModelError(f"the first section takes int64 [tokens], not {x.dtype} {list(x.shape)}")
+            low, high = int(x.min()), int(x.max())
+            if low < 0 or high >= self.vocab_size:
+                raise ModelError(f"token ids {low} to {high} are not within the vocabulary of {self.vocab_size}")
+        elif x.dtype != np.float32 or x.ndim != 2 or not len(x) or x.shape[1] != self.hidden_size:
+            raise ModelError(
+                f"section {self.start}-{self.end} takes float32 [tokens, {self.hidden_size}], "
+                f"not {x.dtype} {list(x.shape)}"
+            )
+        return len(x)
+
+    def _reach(self, positions: int) -> None:
+        """Have rotary factors for so many positions."""
+        rotary = self.spec.rotary
+        if rotary is None or (self._tables and len(self._tables[0][0]) >= positions):
+            return
+        tables = [rotary.tables(which, positions) for which in range(len(rotary.frequencies))]
+        for which, (cos, sin) in enumerate(tables):
+            self._native.set_rope(which, cos, sin)
+        self._tables = tables

@@ -1,0 +1,45 @@
+"""The KV space of one sequence in a native section: preallocated, written at explicit positions."""
+
+import numpy as np
+
+from edgellm.errors import ModelError
+from edgellm.kernels.library import ENCODINGS
+from edgellm.model.families.families import Spec
+
+KV_BYTES = {"float16": 2, "float32": 4}
+_KEYS = 16  # keys that lie side by side (ops.h: KEYS): the context is rounded up to a multiple
+_LINE = 64
+
+
+class NativeSlot:
+    """Keys and values of `num_layers` layers for up to `max_seq_len` tokens, of which `filled` are stored.
+
+    Layout (ops.h): for each layer all keys [kv_heads, context / 16, head_dim, 16], then all values
+    [kv_heads, context, head_dim], the context rounded up to a multiple of 16.
+    """
+
+    def __init__(self, spec: Spec, num_layers: int, max_seq_len: int, kv_dtype: str):
+        if kv_dtype not in KV_BYTES:
+            raise ModelError(f"kv_dtype is {kv_dtype!r}, expected one of {', '.join(KV_BYTES)}")
+        if max_seq_len < 1:
+            raise ModelError(f"a slot for {max_seq_len} tokens can hold nothing")
+        self.max_seq_len, self.filled = max_seq_len, 0
+        tokens = -(-max_seq_len // _KEYS) * _KEYS
+        self.ram_bytes = 2 * num_layers * tokens * spec.kv_heads * spec.head_dim * KV_BYTES[kv_dtype]
+        # Zeros are written, not only promised: memory must not turn out to be missing in mid-sequence.
+        self._memory = np.empty(self.ram_bytes + _LINE, np.uint8)
+        self._memory.fill(0)
+        start = self._memory.ctypes.data
+        self.address = start + -start % _LINE
+        self.encoding = ENCODINGS["f16" if kv_dtype == "float16" else "f32"]
+
+    def check(self, position: int, tokens: int, filled: int | None = None) -> int:
+        """The end of `tokens` stored from `position` on; raises ModelError unless they can be: no gap, and room.
+        `filled` tokens will have been stored by then."""
+        filled = self.filled if filled is None else filled
+        if not 0 <= position <= filled:
+            raise ModelError(f"tokens from position {position} on can't follow the {filled} that the slot holds")
+        end = position + tokens
+        if end > self.max_seq_len:
+            raise ModelError(f"positions {position} to {end} don't fit a slot of {self.max_seq_len} tokens")
+        return end

@@ -1,0 +1,1 @@
+"""The split folder on disk (docs/shards.md): manifest, shard files, packed weights."""

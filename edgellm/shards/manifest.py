@@ -1,0 +1,188 @@
+"""The manifest: what a split model consists of. Standard library only, since the manager reads it.
+
+Format (docs/shards.md has it field by field): `manifest.json` beside the shard files. It is written last, so a folder
+with a manifest is a finished split.
+"""
+
+import hashlib
+import json
+import re
+import reprlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from edgellm.errors import ManifestError
+from edgellm.files import write_atomically
+
+FORMAT = 1
+SHARD_FORMAT = "edgellm-shard-2"  # of the shard files that are written and read now
+MANIFEST_NAME = "manifest.json"
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_MAX_MANIFEST_BYTES = 8 << 20
+_MOST = 1 << 50  # of anything that is counted here
+_COUNTS = (
+    "num_layers", "hidden_size", "vocab_size", "max_seq_len", "activation_elements_per_token", "rope_switch_len",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard file. `kind` is "embedding", "layer" or "head"; `layer` is the layer's number, else None.
+
+    `bytes` is the file's size; `ram_bytes` what a board needs to hold it (mapped packed weights, plus what is widened
+    to float32 when loaded).
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    bytes: int
+    ram_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file beside the shards that isn't weights: config.json, tokenizer.json, …"""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A split model. Sizes in bytes, lengths in tokens; `kv_elements_per_token` has one entry a layer (keys and values
+    together); `activation_elements_per_token` bounds what one layer's modules produce for one token."""
+
+    model: str
+    architecture: str
+    model_type: str
+    quantization: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_seq_len: int
+    eos_token_ids: tuple[int, ...]
+    kv_elements_per_token: tuple[int, ...]
+    activation_elements_per_token: int
+    rope_switch_len: int | None  # LongRoPE: sequences longer than this use other factors, from position 0 on
+    shards: tuple[Shard, ...]
+    files: tuple[ModelFile, ...]
+    source_sha256: str = ""  # of what was split and how: tells a finished split of the same source from another
+    format: int = FORMAT
+    sha256: str = field(default="", compare=False)  # of manifest.json itself; set by `read`
+
+    def __post_init__(self):
+        if self.format != FORMAT:
+            raise ManifestError(
+                f"manifest has format {self.format}, this edgellm reads format {FORMAT}. Split the model again."
+            )
+        for name in ("model", "architecture", "model_type", "quantization", "source_sha256"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and len(value) <= 256 and (value.isprintable() or not value)):
+                raise ManifestError(f"manifest: {name} is {str(value)[:60]!r}, expected a short text")
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if name == "rope_switch_len" and value is None:
+                continue
+            least = 0 if name == "activation_elements_per_token" else 1
+            if not (_is_int(value) and least <= value <= _MOST):
+                raise ManifestError(f"manifest: {name} is {str(value)[:60]!r}, expected an integer from {least} on")
+        if len(self.kv_elements_per_token) != self.num_layers:
+            raise ManifestError(f"manifest: {len(self.kv_elements_per_token)} KV sizes for {self.num_layers} layers")
+        expected = [("embedding", None), *(("layer", i) for i in range(self.num_layers)), ("head", None)]
+        found = [(s.kind, s.layer) for s in self.shards]
+        if found != expected:
+            raise ManifestError(
+                f"manifest: expected {len(expected)} shards (embedding, {self.num_layers} layers, head), "
+                f"found {len(found)} or another order"
+            )
+        for entry in (*self.shards, *self.files):
+            if not _SAFE_NAME.match(entry.name):
+                raise ManifestError(f"manifest: {entry.name!r} is no plain file name")
+            sizes = (entry.bytes, getattr(entry, "ram_bytes", 0))
+            if not (all(_is_int(n) and 0 <= n <= _MOST for n in sizes) and _SHA256.match(entry.sha256)):
+                raise ManifestError(f"manifest: {entry.name} has a bad size or SHA-256")
+
+    @property
+    def embedding(self) -> Shard:
+        return self.shards[0]
+
+    @property
+    def head(self) -> Shard:
+        return self.shards[-1]
+
+    def layer(self, i: int) -> Shard:
+        return self.shards[1 + i]
+
+    def section_shards(self, start: int, end: int) -> tuple[Shard, ...]:
+        """The shards of section [start, end): its layers, the embedding if it is first, the head if it is last."""
+        shards = self.shards[1 + start : 1 + end]
+        if start == 0:
+            shards = (self.embedding, *shards)
+        if end == self.num_layers:
+            shards = (*shards, self.head)
+        return shards
+
+    def to_json(self) -> str:
+        content = asdict(self)
+        del content["sha256"]
+        return json.dumps({"format": content.pop("format"), **content}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Manifest":
+        """Parse and validate; raises ManifestError with what is wrong."""
+        raw = text.encode() if isinstance(text, str) else text
+        try:
+            content = json.loads(raw)
+        except (ValueError, RecursionError) as e:
+            raise ManifestError(f"manifest is no JSON: {e}") from None
+        if not isinstance(content, dict):
+            raise ManifestError("manifest is no JSON object")
+        if content.get("format") != FORMAT:
+            raise ManifestError(
+                f"manifest has format {content.get('format')!r}, this edgellm reads format {FORMAT}. "
+                "Split the model again."
+            )
+        try:
+            content["shards"] = tuple(Shard(**s) for s in content["shards"])
+            content["files"] = tuple(ModelFile(**f) for f in content["files"])
+            content["eos_token_ids"] = tuple(_ints(content["eos_token_ids"]))
+            content["kv_elements_per_token"] = tuple(_ints(content["kv_elements_per_token"]))
+            return cls(**content, sha256=hashlib.sha256(raw).hexdigest())
+        except (TypeError, KeyError, AttributeError) as e:
+            raise ManifestError(f"manifest lacks a field or has one too many: {e}") from None
+
+    @classmethod
+    def read(cls, folder: Path | str) -> "Manifest":
+        """Read FOLDER/manifest.json (or the file itself); raises ManifestError with the path."""
+        path = Path(folder)
+        path = path if path.suffix == ".json" and not path.is_dir() else path / MANIFEST_NAME
+        try:
+            if path.stat().st_size > _MAX_MANIFEST_BYTES:
+                raise ManifestError(f"{path}: {path.stat().st_size} bytes, at most {_MAX_MANIFEST_BYTES}")
+            raw = path.read_bytes()
+        except OSError as e:
+            raise ManifestError(
+                f"{path}: {e.strerror or e}. Make it with 'edgellm split SOURCE --out {path.parent}'."
+            ) from None
+        try:
+            return cls.from_json(raw)
+        except ManifestError as e:
+            raise ManifestError(f"{path}: {e}") from None
+
+    def write(self, folder: Path | str) -> None:
+        """Write FOLDER/manifest.json whole or not at all (temporary file, fsync, rename)."""
+        write_atomically(Path(folder) / MANIFEST_NAME, self.to_json().encode())
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _ints(values) -> list[int]:
+    if not isinstance(values, list) or not all(_is_int(v) and 0 <= v <= _MOST for v in values):
+        raise TypeError(f"expected a list of integers, got {reprlib.repr(values)}")
+    return values

@@ -1,0 +1,5 @@
+"""The largest things that a frame may carry (docs/wire.md)."""
+
+MAX_FRAME_BYTES = 64 << 20  # the largest body of a frame
+MAX_STEP_BYTES = MAX_FRAME_BYTES - 64  # the largest tensor in a frame, and the largest answer to a trace
+MAX_CHOICES = 16  # tokens that one step may choose: one, and one after each draft that it carries

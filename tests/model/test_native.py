@@ -1,0 +1,230 @@
+"""Native sections compute what transformers computes, and a token's result is the same bits however it is computed."""
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from families import _BASE, CONFIGS, generate, random_model
+from native_sections import NativeRing, difference, load, reference_logits, rounded_inputs, step
+from make_split import make_split, round_weights
+from test_families import prompt
+
+from edgellm.kernels import library
+from edgellm.model.families.rotary import rotary_of
+from edgellm.model.generic.structure import trace
+
+_LINEAR = dict(rope_type="linear", rope_theta=1e4, factor=4.0)
+_PARTIAL = dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)
+FAMILIES = {
+    **{name: CONFIGS[name] for name in (
+        "gpt2", "gpt2_tied", "gpt2_inverse_layer", "llama", "llama_tied", "smollm", "llama3_rope", "phi3",
+        "phi3_longrope", "qwen2", "qwen2_window", "qwen3", "mistral_window",
+    )},
+    "llama_mha": lambda: hf.LlamaConfig(**{**_BASE, "num_key_value_heads": 4}),
+    "llama_mqa_biases": lambda: hf.LlamaConfig(
+        **{**_BASE, "num_key_value_heads": 1}, attention_bias=True, mlp_bias=True
+    ),
+    "llama_linear": lambda: hf.LlamaConfig(**_BASE, rope_parameters=_LINEAR),
+    "llama_wide_heads": lambda: hf.LlamaConfig(**_BASE, head_dim=48),
+    "phi3_partial": lambda: hf.Phi3Config(**_BASE, rope_parameters=_PARTIAL),
+    "phi3_window": lambda: hf.Phi3Config(**_BASE, sliding_window=11),
+    "odd_vocab": lambda: hf.LlamaConfig(**{**_BASE, "vocab_size": 509}),
+}  # fmt: skip
+IDS = np.random.default_rng(3).integers(3, 500, 80).tolist()
+
+
+def sections_of(family, folder, encoding="f32", head=None, cuts=(0, 5)):
+    """(model with the weights as the encoding has them, sections)"""
+    model = random_model(FAMILIES[family]())
+    if encoding != "f32":
+        round_weights(model, trace(model.config), encoding, head)
+    return model, load(make_split(model, folder, encoding, head), folder, cuts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_transformers(family, tmp_path):
+    model, sections = sections_of(family, tmp_path)
+    expected = reference_logits(model, IDS)
+    assert difference(NativeRing(sections, kv_dtype="float32").logits(IDS, (80,)), expected) < 2e-5
+    assert difference(NativeRing(sections).logits(IDS, (80,)), expected) < 2e-2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_are_those_of_generate(family, tmp_path):
+    model, sections = sections_of(family, tmp_path, cuts=(0, 2, 5))
+    expected = generate(model, prompt(), 24)
+    assert len(set(expected)) > 5, "the reference's output is too dull to prove anything"
+    assert NativeRing(sections, kv_dtype="float32").generate(prompt(), 24) == expected
+
+
+@pytest.mark.parametrize("prompt_len", [28, 32, 33, 40])
+def test_longrope_switches_where_generate_does(prompt_len, tmp_path):
+    model, sections = sections_of("phi3_longrope", tmp_path)
+    expected = generate(model, IDS[:prompt_len], 16)
+    assert NativeRing(sections, kv_dtype="float32").generate(IDS[:prompt_len], 16) == expected
+
+
+@pytest.mark.parametrize(
+    "encoding, head", [("bf16", None), ("f16", None), ("int8", None), ("int4", "int8"), ("int4s", "int8")]
+)
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3", "phi3", "mistral_window", "odd_vocab"])
+def test_packed_weights_give_the_logits_of_the_unpacked_model(family, encoding, head, tmp_path):
+    """With packed weights the reference rounds what goes into its products too. A value that lies just between two
+    steps may be rounded the other way: from that token on the wider bound holds."""
+    model, sections = sections_of(family, tmp_path, encoding, head)
+    got = NativeRing(sections, kv_dtype="float32").logits(IDS, (80,))
+    if encoding in ("bf16", "f16"):
+        assert difference(got, reference_logits(model, IDS)) < 2e-5
+        return
+    with rounded_inputs(model):
+        expected = reference_logits(model, IDS)
+    assert difference(got, expected, np.min) < 1e-5 and difference(got, expected) < 0.1
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "phi3_longrope", "qwen3", "mistral_window"])
+def packed(request, tmp_path_factory):
+    """Manifest, folder and one section of a model in int4, or int8 where widths aren't made for it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = random_model(FAMILIES[request.param]())
+    manifest = make_split(model, folder, "int4", "int8")
+    return manifest, folder, load(manifest, folder, (0, 5))
+
+
+def test_sections_in_a_chain_give_the_bits_of_one(packed):
+    manifest, folder, whole = packed
+    expected = NativeRing(whole).logits(IDS, (80,))
+    for cuts in ((0, 2, 5), (0, 1, 4, 5)):
+        assert np.array_equal(NativeRing(load(manifest, folder, cuts)).logits(IDS, (80,)), expected)
+
+
+@pytest.mark.parametrize("chunks", [(1,), (7,), (2, 1, 13), (64, 16), (33, 1)])
+def test_any_chunking_gives_the_same_bits(packed, chunks):
+    expected = NativeRing(packed[2]).logits(IDS, (80,))
+    assert np.array_equal(NativeRing(packed[2]).logits(IDS, chunks), expected)
+
+
+def test_a_batch_gives_the_bits_of_its_steps_alone(packed):
+    (section,) = packed[2]
+    rng = np.random.default_rng(5)
+    texts = [rng.integers(3, 500, n) for n in (5, 70, 33, 2, 16, 64)]
+    alone, slots = [], [section.new_slot(96) for _ in texts]
+    for text in texts:
+        slot = section.new_slot(96)
+        section.forward(text[:-1], 0, slot, len(text) - 1, 0)
+        alone.append(section.forward(text[-1:], len(text) - 1, slot, len(text), 1))
+    for text, slot in zip(texts, slots, strict=True):
+        section.forward(text[:-1], 0, slot, len(text) - 1, 0)
+    steps = [step(t[-1:], len(t) - 1, slot, len(t), 1) for t, slot in zip(texts, slots, strict=True)]
+    for got, expected in zip(section.forward_many(steps), alone, strict=True):
+        assert np.array_equal(got, expected)
+
+
+def test_chunks_and_decode_steps_in_one_batch_give_the_bits_of_each_alone(packed):
+    (section,) = packed[2]
+    a, b, c = (np.array(IDS[i : i + 30]) for i in (0, 20, 40))
+
+    def run(together):
+        slots = [section.new_slot(40) for _ in range(3)]
+        section.forward(a[:29], 0, slots[0], 30, 0)
+        steps = [step(a[29:], 29, slots[0], 30, 1), step(b, 0, slots[1], 30, 4), step(c[:20], 0, slots[2], 30, 0)]
+        return section.forward_many(steps) if together else [section.forward_many([s])[0] for s in steps]
+
+    together, alone = run(True), run(False)
+    assert together[2] is None and alone[2] is None
+    assert [r.shape for r in together[:2]] == [(1, 512), (4, 512)]
+    assert all(np.array_equal(x, y) for x, y in zip(together[:2], alone[:2], strict=True))
+
+
+def test_two_chunks_of_one_sequence_in_a_batch_come_one_after_the_other(packed):
+    (section,) = packed[2]
+    ids, slot = np.array(IDS), section.new_slot(96)
+    got = section.forward_many([step(ids[:1], 0, slot, 80, 1), step(ids[1:2], 1, slot, 80, 1),
+                                step(ids[2:], 2, slot, 80, 78)])  # fmt: skip
+    assert np.array_equal(np.concatenate(got), NativeRing([section]).logits(IDS, (80,)))
+
+
+def test_threads_change_no_bit(packed):
+    expected = NativeRing(packed[2]).logits(IDS, (40, 1))
+    try:
+        for count in (2, 3):
+            library.set_threads(count)
+            assert np.array_equal(NativeRing(packed[2]).logits(IDS, (40, 1)), expected)
+    finally:
+        library.set_threads(1)
+
+
+def test_instruction_sets_change_no_bit(packed):
+    """Of 30 and of 80 tokens: LongRoPE has other factors from 33 on."""
+    texts = IDS[:30], IDS
+    expected = [NativeRing(packed[2]).logits(text, (29, 1)) for text in texts]
+    tried = []
+    try:
+        for name in ("scalar", "avx2", "avx512vnni", "neon", "dotprod"):
+            try:
+                library.use_target(name)
+            except ValueError:
+                continue
+            tried.append(name)
+            for text, right in zip(texts, expected, strict=True):
+                assert np.array_equal(NativeRing(packed[2]).logits(text, (25, 1, 13)), right), name
+    finally:
+        library.use_target(None)
+    assert "scalar" in tried
+
+
+def test_feeding_a_position_again_changes_nothing(packed):
+    ring, undisturbed = NativeRing(packed[2]), NativeRing(packed[2])
+    first = ring.logits(IDS[:30], (1,))
+    again = ring.step(IDS[10:20], 10, 30, 10)
+    assert np.array_equal(again, first[10:20])
+    undisturbed.logits(IDS[:30], (30,))
+    assert np.array_equal(ring.step([7], 30, 31), undisturbed.step([7], 30, 31))
+
+
+def test_what_another_sequence_left_in_a_slot_does_not_matter(packed):
+    used, fresh = NativeRing(packed[2]), NativeRing(packed[2])
+    used.logits(IDS[::-1], (80,))
+    assert np.array_equal(used.logits(IDS[:50], (17,)), fresh.logits(IDS[:50], (50,)))
+
+
+def test_a_prompt_longer_than_a_call_takes_is_cut_without_a_trace(tmp_path):
+    model = random_model(hf.LlamaConfig(**{**_BASE, "max_position_embeddings": 2048}))
+    sections = load(make_split(model, tmp_path, "bf16"), tmp_path, (0, 2, 5))
+    ids = np.random.default_rng(1).integers(3, 500, 1200).tolist()
+    whole = NativeRing(sections, 1200).step(ids, 0, 1200, 600)
+    chunked = NativeRing(sections, 1200).logits(ids, (500, 128))
+    assert np.array_equal(whole, chunked[-600:])
+
+
+def test_trace_gives_every_layers_output(tmp_path):
+    model, sections = sections_of("llama", tmp_path, cuts=(0, 2, 5))
+    x = np.array(IDS)
+    first = sections[0].trace(x, sections[0].new_slot(80, "float32"))
+    second = sections[1].trace(first[-1], sections[1].new_slot(80, "float32"))
+    got = np.concatenate([first, second])
+    with torch.inference_mode():
+        expected = model(torch.tensor([IDS]), output_hidden_states=True).hidden_states
+    for i in range(4):  # transformers gives the last one after the final norm only
+        assert difference(got[i], expected[i + 1][0].numpy()) < 2e-5
+    whole = sections[0].forward(x, 0, sections[0].new_slot(80, "float32"), 80, 0)
+    assert np.array_equal(whole, first[-1])
+    again = sections[1].trace(np.asfortranarray(first[-1]), sections[1].new_slot(80, "float32"))
+    assert np.array_equal(again, second)
+
+
+def test_half_precision_kv_takes_half_the_memory():
+    from edgellm.model.families.families import find_spec
+    from edgellm.model.native.slot import NativeSlot
+
+    spec, _ = find_spec(FAMILIES["llama"]().to_dict())
+    assert NativeSlot(spec, 2, 96, "float16").ram_bytes == 2 * 2 * 2 * 96 * 16 * 2
+    assert NativeSlot(spec, 2, 96, "float32").ram_bytes == 2 * 2 * 2 * 96 * 16 * 4
+
+
+def test_rotary_frequencies_are_the_same_bits_on_every_processor():
+    """Whatever float32 powers NumPy has there: these were computed on x86-64 and on aarch64."""
+    (found,) = rotary_of({"rope_theta": 100000.0}, 64, 8192, partial=False).frequencies
+    exact = [1 / np.float32(100000.0 ** float(np.float32(i / 64))) for i in range(0, 64, 2)]
+    assert found.tolist() == exact
+    words = {4: "23d4723e", 7: "5609a53d", 10: "d254e03c", 31: "6d6b7037"}
+    assert {i: found[i].tobytes().hex() for i in words} == words

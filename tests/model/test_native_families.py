@@ -1,0 +1,106 @@
+"""Which configs the native path takes: what it doesn't know it leaves to the generic path, and says why."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from families import CONFIGS
+from test_native import FAMILIES
+
+from edgellm.model.families.families import find_spec
+from edgellm.model.generic.build import build_empty, config_from_dict, find_layers
+from edgellm.model.generic.structure import trace
+
+LLAMA = dict(
+    model_type="llama", vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=5,
+    num_attention_heads=4,
+)  # fmt: skip
+PHI3 = {**LLAMA, "model_type": "phi3", "pad_token_id": 0}
+GPT2 = dict(model_type="gpt2", n_embd=64, n_layer=2, n_head=4)
+LONG = dict(type="su", short_factor=[1.0] * 8, long_factor=[2.0] * 8)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "llama_dynamic", "gemma2", "mixtral", "gptneox", "starcoder2", "olmo2"])
+def test_a_spec_is_what_tracing_the_model_finds(family):
+    config = {**FAMILIES, **CONFIGS}[family]()
+    spec, reason = find_spec(config.to_dict())
+    assert (spec is None) == (family not in FAMILIES), reason
+    if spec is None:
+        return
+    s = trace(config)
+    assert (spec.num_layers, spec.hidden, spec.vocab) == (s.num_layers, s.hidden_size, s.vocab_size)
+    assert spec.max_seq_len == s.max_seq_len and spec.kv_elements_per_token == s.kv_elements_per_token
+    assert (spec.rotary.switch_len if spec.rotary else None) == s.rope_switch_len
+    assert sorted([*spec.layer_weights, *spec.layer_vectors]) == sorted(s.layer_names[0])
+
+
+@pytest.mark.parametrize("config", [
+    {**LLAMA, "rope_theta": 500000.0},
+    {**LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                               "original_max_position_embeddings": 64}},
+    {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.5}},
+    {**PHI3, "rope_scaling": LONG, "max_position_embeddings": 4096, "original_max_position_embeddings": 128},
+    {**PHI3, "partial_rotary_factor": 0.5},
+])  # fmt: skip
+def test_rotary_factors_of_older_configs_are_those_of_transformers(config):
+    model = build_empty(config_from_dict(dict(config)), real_buffers=True)
+    theirs = model.model.rotary_emb
+    spec, reason = find_spec(config)
+    assert spec is not None, reason
+    assert find_layers(model)
+    for length in (100, 300):
+        positions = torch.arange(length)[None]
+        cos, sin = theirs(torch.zeros(1), positions)
+        half = cos.shape[-1] // 2
+        got = spec.rotary.tables(spec.rotary.choose(length), length)
+        assert np.allclose(got[0], cos[0, :, :half].numpy(), atol=2e-5)
+        assert np.allclose(got[1], sin[0, :, :half].numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        ([], "no JSON object"),
+        ({}, "None is none of gpt2, llama"),
+        ({"model_type": ["llama"]}, "is none of"),
+        ({**LLAMA, "model_type": "gemma2"}, "gemma2 is none of"),
+        ({**LLAMA, "hidden_act": "gelu"}, "llama: hidden_act is 'gelu'"),
+        ({**LLAMA, "hidden_size": 72, "num_attention_heads": 4}, "hidden is 72, no multiple of 16"),
+        ({**LLAMA, "num_attention_heads": 8}, "head_dim is 8"),
+        ({**LLAMA, "num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({**LLAMA, "num_key_value_heads": 3}, "4 heads over 3"),
+        ({**LLAMA, "num_attention_heads": 2048, "head_dim": 16}, "2048 heads, at most 1024"),
+        ({**LLAMA, "hidden_size": "64"}, "hidden_size is '64'"),
+        ({**LLAMA, "hidden_size": 1 << 40}, "hidden_size is 1099511627776"),
+        ({k: v for k, v in LLAMA.items() if k != "vocab_size"}, "vocab_size is None"),
+        ({**LLAMA, "attention_bias": "yes"}, "attention_bias is 'yes'"),
+        ({**LLAMA, "rms_norm_eps": -1}, "rms_norm_eps is -1"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope type 'dynamic'"),
+        ({**LLAMA, "rope_scaling": {"full": {"rope_type": "default"}}}, "aren't one set for all layers"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "linear"}}, "factor is None"),
+        ({**LLAMA, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({**PHI3, "rope_scaling": {**LONG, "long_factor": [1.0]}}, "long_factor is no list of 8"),
+        ({**PHI3, "rope_scaling": {**LONG, "short_mscale": 1.1}}, "mscale"),
+        ({**LLAMA, "model_type": "qwen2", "layer_types": ["full_attention"] * 4}, "layer_types is no list"),
+        ({**LLAMA, "model_type": "qwen2", "num_key_value_heads": 4, "layer_types": ["chunked"] * 5}, "type 'chunked'"),
+        ({**GPT2, "activation_function": "relu"}, "activation_function is 'relu'"),
+        ({**GPT2, "add_cross_attention": True}, "add_cross_attention"),
+        ({**GPT2, "n_head": 5}, "64 dimensions for 5 heads"),
+    ],
+)
+def test_what_the_native_path_does_not_know_it_leaves_with_the_reason(config, reason):
+    spec, said = find_spec(config)
+    assert spec is None and reason in said and "\n" not in said
+
+
+def test_the_native_path_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys, edgellm.agent.load, edgellm.model.native.section as s\n"
+        "edgellm.agent.load.set_threads(1)\n"
+        "print(sorted({'torch', 'transformers', 'safetensors'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

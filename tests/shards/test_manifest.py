@@ -1,0 +1,93 @@
+"""The manifest parses what it writes, and refuses everything else by field."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgellm.errors import ManifestError
+from edgellm.files import write_atomically
+from edgellm.shards.manifest import Manifest
+from tests.fakes import make_manifest
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = list(json.loads(make_manifest().to_json()))
+
+
+def test_what_is_written_is_read(tmp_path):
+    make_manifest().write(tmp_path)
+    read = Manifest.read(tmp_path)
+    assert read == make_manifest() and len(read.sha256) == 64
+    assert list(tmp_path.iterdir()) == [tmp_path / "manifest.json"]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@given(value=JSON)
+def test_a_field_of_another_kind_is_refused_or_harmless(name, value):
+    content = json.loads(make_manifest().to_json())
+    content[name] = value
+    try:
+        parsed = Manifest.from_json(json.dumps(content))
+    except ManifestError as e:
+        assert "\n" not in str(e)
+        return
+    assert Manifest.from_json(parsed.to_json()) == parsed
+
+
+@pytest.mark.parametrize("place", ["shards", "files"])
+@pytest.mark.parametrize("field", ["name", "kind", "layer", "bytes", "ram_bytes", "sha256"])
+@given(value=JSON)
+def test_an_odd_shard_or_file_is_refused_or_harmless(place, field, value):
+    content = json.loads(make_manifest().to_json())
+    content["files"] = [{"name": "config.json", "bytes": 1, "sha256": "0" * 64}]
+    content[place][0][field] = value
+    try:
+        Manifest.from_json(json.dumps(content))
+    except ManifestError as e:
+        assert "manifest" in str(e)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "", ".", "x\n"])
+def test_no_name_leaves_the_folder(name):
+    content = json.loads(make_manifest().to_json())
+    content["shards"][1]["name"] = name
+    with pytest.raises(ManifestError, match="no plain file name"):
+        Manifest.from_json(json.dumps(content))
+
+
+def test_another_format_says_what_to_do():
+    content = json.loads(make_manifest().to_json()) | {"format": 9}
+    with pytest.raises(ManifestError, match="format 9, this edgellm reads format 1. Split the model again"):
+        Manifest.from_json(json.dumps(content))
+
+
+def test_a_missing_manifest_says_how_to_make_one(tmp_path):
+    with pytest.raises(ManifestError, match="edgellm split SOURCE --out"):
+        Manifest.read(tmp_path)
+
+
+def test_a_section_has_its_layers_and_the_ends_it_touches():
+    manifest = make_manifest(4)
+    assert [s.name for s in manifest.section_shards(0, 2)] == [
+        "embedding.safetensors", "layer-0000.safetensors", "layer-0001.safetensors",
+    ]  # fmt: skip
+    assert [s.kind for s in manifest.section_shards(2, 4)] == ["layer", "layer", "head"]
+    assert len(manifest.section_shards(0, 4)) == 6
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_atomically(path, b"old")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
