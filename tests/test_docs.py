@@ -307,7 +307,7 @@ def test_manifest_fields():
 def test_format_numbers():
     rows = table(SHARDS, "what", "constant")
     assert {r["constant"]: str(constant(r["constant"])) for r in rows} == {r["constant"]: r["value"] for r in rows}
-    assert constant("model.shardfile.FORMAT") == constant("checkpoint.shard.SHARD_FORMAT")
+    assert constant("model.generic.shardfile.FORMAT") == constant("checkpoint.shard.SHARD_FORMAT")
 
 
 def test_sizes_of_encodings():

@@ -34,8 +34,9 @@ def load_section(
     """Return section [start, end) from its shards, each checked against the manifest's SHA-256.
 
     `path` "auto" gives a native section where its family is known, which needs neither torch nor transformers;
-    "generic" gives transformers' own layers. `without_ends` leaves the embedding and the head out even where the section is first or
-    last (to time a layer). Raises ManifestError naming the file that is missing, corrupt or of another shape.
+    "generic" gives transformers' own layers. `without_ends` leaves the embedding and the head out even where the
+    section is first or last (to time a layer). Raises ManifestError naming the file that is missing, corrupt or of
+    another shape.
     """
     if path not in PATHS:
         raise UsageError(f"path is {path!r}, expected one of {', '.join(PATHS)}")

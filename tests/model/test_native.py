@@ -5,8 +5,8 @@ import pytest
 import torch
 import transformers as hf
 from families import _BASE, CONFIGS, generate, random_model
-from native_sections import NativeRing, difference, load, reference_logits, rounded_inputs, step
 from make_split import make_split, round_weights
+from native_sections import NativeRing, difference, load, reference_logits, rounded_inputs, step
 from test_families import prompt
 
 from edgellm.kernels import library

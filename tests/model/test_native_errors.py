@@ -8,8 +8,8 @@ import weakref
 import numpy as np
 import pytest
 from families import CONFIGS, random_model
-from native_sections import NativeRing, load
 from make_split import make_split
+from native_sections import NativeRing, load
 from test_section import (
     _add,
     _claimed_shape,
