@@ -1,52 +1,69 @@
-# The two commands that matter: make ask, make test. Everything else is made by them.
+# The commands that matter: make ask, make test. Everything else is made by them.
 PYTHON ?= python3
 PROMPT ?= Why is the sky blue? Answer in one short paragraph.
 BIN = .venv/bin
+PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask test test-boards test-arm lint bench clean
+.PHONY: ask test quick test-boards test-arm lint bench constraints clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
 	$(BIN)/edgellm ask "$$PROMPT"
 
-# Everything that needs nothing but loopback, in a few minutes. What the tests of the aarch64 kernels need comes from apt.
-test: .venv/ready lint
+# Everything that needs nothing but loopback, in two processes. What the tests of the aarch64 kernels need comes from apt.
+test: .venv/dev lint
 	@tests/kernels/install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The tests that need no native build, in under a minute.
+quick: .venv/dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m quick
 
 # End to end on boards in namespaces: root, x86-64 Debian, cgroup v1. As root on Debian nothing may be missing: what apt
 # has gets installed. Elsewhere it is skipped, with the reason.
 export EDGELLM_BOARDS ?= $(shell test "$$(id -u)" = 0 && test -e /etc/debian_version && echo required)
-test-boards: .venv/ready
+test-boards: .venv/dev
 	$(if $(EDGELLM_BOARDS),tests/boards/lab install)
 	$(BIN)/python -m pytest tests/boards -m boards --durations=25 --durations-min=5
 
 # The same with one aarch64 board, under qemu-user: slow.
-test-arm: .venv/ready
+test-arm: .venv/dev
 	$(if $(EDGELLM_BOARDS),tests/boards/lab install arm)
 	$(BIN)/python -m pytest tests/boards -m arm
 
-lint: .venv/ready
+lint: .venv/dev
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@echo "$$(grep -rE 'type: ignore' --include=*.py edgellm | wc -l) lines tell mypy to look away"
 
 # Speed and memory on two agents beside llama.cpp RPC with two workers, into benchmarks/results/. The first time builds
 # llama.cpp and writes some 15 GB of models into the user's cache; `make bench BENCH=--clean` removes them.
 bench: .venv/bench
 	$(BIN)/python -m benchmarks.speed $(BENCH)
 
-.venv/bench: .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+.venv/bench: .venv/dev
+	$(PIP) -e '.[bench]'
+	@touch $@
+
+# The newest versions that pyproject.toml allows become those that boards and make install. The tests then say whether
+# they work. torch stays as pyproject.toml pins it, a version for each machine.
+constraints: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report .venv/report.json '.[generic]'
+	$(BIN)/python -m edgellm.controller.constraints .venv/report.json
+
+.venv/dev: .venv/ready
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 # The folders: an editable install knows its modules by name, so one that came or went wants another.
 # pip, not python: without python3-venv, venv fails and leaves a python without pip behind.
-.venv/ready: pyproject.toml CMakeLists.txt $(wildcard edgellm/kernels/*.cpp edgellm/kernels/*.h) \
+.venv/ready: pyproject.toml constraints.txt CMakeLists.txt $(wildcard edgellm/kernels/*.cpp edgellm/kernels/*.h) \
 		$(shell find edgellm -name __pycache__ -prune -o -type d -print)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "edgellm needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(PIP) -e .
 	@$(BIN)/python -m compileall -q edgellm
 	@touch $@
 

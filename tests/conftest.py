@@ -2,6 +2,16 @@
 
 import signal
 
+import pytest
+
 # Whoever started the tests may have had Ctrl-C ignored (a shell does for what it runs in the background), and child
 # processes would inherit that: ours are to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Hostile peers make agents log what isn't UTF-8; the processes of pytest-xdist send each other nothing else."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report

@@ -28,11 +28,8 @@ def board_facts(stdout: str, now_s: float) -> dict:
     return facts
 
 
-def board_problem(facts: dict, board: str, disk_mb: int) -> str:
-    """Why the board can't be used, with the way out, in one sentence or two; "" if it can, as far as its probe tells.
-
-    `disk_mb` is what a board without edgellm needs free for the software.
-    """
+def board_problem(facts: dict, board: str) -> str:
+    """Return why the board can't be used, with the way out, in one sentence or two; "" if its probe found nothing."""
     system, machine, bits = facts.get("id", ""), facts["machine"], facts.get("bits", "")
     family = {system, *facts.get("id_like", "").split()}
     if facts.get("root") != "yes":
@@ -66,17 +63,25 @@ def board_problem(facts: dict, board: str, disk_mb: int) -> str:
             f"board {board}: its clock is {hours:.1f} hours {way} this machine's, and certificates would not be valid. "
             f"Set it, with 'timedatectl set-ntp true' where it reaches a time server."
         )
-    if not facts.get("installed") and facts["opt_free_kb"] < disk_mb * 1000:
+    return ""
+
+
+def software_problem(facts: dict, board: str, installed_bytes: int) -> str:
+    """Return why the software doesn't fit on a board without edgellm, with the way out; "" if it does.
+
+    The disk must hold it twice, because the next version is installed beside the one that runs.
+    """
+    if not facts.get("installed") and facts["opt_free_kb"] * 1024 < 2 * installed_bytes:
         return (
-            f"board {board} has {facts['opt_free_kb'] // 1000} MB free in /opt, the software takes {disk_mb} MB. "
-            f"Free some, or use a larger card."
+            f"board {board} has {facts['opt_free_kb'] * 1024 // 10**6} MB free in /opt, two versions of the software "
+            f"take {2 * installed_bytes // 10**6} MB. Free some, or use a larger card."
         )
     return ""
 
 
-def kind(facts: dict) -> list[str]:
-    """What wheels a board needs: machine and Python."""
-    return [facts["machine"], facts["python_minor"]]
+def kind(facts: dict, generic: bool) -> list:
+    """Return the kind of wheels that a board needs: machine, Python, and whether torch is among them."""
+    return [facts["machine"], facts["python_minor"], bool(generic)]
 
 
 def last_line(stderr: str) -> str:
@@ -197,6 +202,7 @@ class FilterModule:
         return {
             "edgellm_board_facts": board_facts,
             "edgellm_board_problem": board_problem,
+            "edgellm_software_problem": software_problem,
             "edgellm_ram_estimate": ram_estimate,
             "edgellm_packages_problem": packages_problem,
             "edgellm_why": why,

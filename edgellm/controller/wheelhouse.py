@@ -1,6 +1,7 @@
 """The wheelhouse of a kind of board: a folder with every wheel it needs, so that it needs no compiler, no internet.
 
-    wheels/aarch64-py3.11/0.1.0-1f2e3d4c/      the folder's name is the wheelhouse's id
+    wheels/aarch64-py3.11/0.1.0-1f2e3d4c/      the folder's name is the wheelhouse's id; aarch64-py3.11-generic, too,
+                                               has torch and transformers for models without native sections
         *.whl                                  edgellm's own, its dependencies', and pip's
         requirements.txt                       all but pip, with hashes
         wheelhouse.json                        what it was made of
@@ -29,21 +30,24 @@ from edgellm.files import fsync_folder, sha256_of, write_atomically
 
 MACHINES = tuple(wheels.ELF_MACHINES)
 PIP = "pip>=25,<28"  # fetched for the boards
-_RECIPE = 1  # counts up when the same inputs make another wheelhouse
+_RECIPE = 2  # counts up when the same inputs make another wheelhouse
 _STAMP = "wheelhouse.json"
 _KEEP = 4  # of one kind; they share their dependencies' bytes
-_LEAST_BYTES = 700 << 20  # free on the disk before wheels are fetched
+_LEAST_BYTES = 700 << 20  # free on the disk before wheels are fetched; a generic wheelhouse takes a third of it
+CONSTRAINTS = "constraints.txt"  # the exact versions that boards install
 _SOURCES = ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE")  # and edgellm/
 
 
 @dataclass(frozen=True)
 class Wheelhouse:
-    """A finished wheelhouse; `pip` is the name of pip's wheel in it, `wheels` all wheels' sizes in bytes by name."""
+    """A finished wheelhouse; `pip` is the name of pip's wheel in it, `wheels` all wheels' sizes in bytes by name, and
+    `installed_bytes` what they take on a board."""
 
     id: str
     folder: Path
     wheels: dict[str, int]
     pip: str
+    installed_bytes: int
     changed: bool = False
 
     def libraries(self) -> str:
@@ -57,6 +61,7 @@ class Wheelhouse:
         return {
             "changed": self.changed, "folder": str(self.folder), "id": self.id, "libraries": self.libraries(),
             "pip": self.pip, "wheels": len(self.wheels), "bytes": sum(self.wheels.values()),
+            "installed_bytes": self.installed_bytes,
         }  # fmt: skip
 
 
@@ -69,29 +74,31 @@ class _Inputs:
 
 
 def make(
-    source: Path, machine: str, python: str, *, cache: Path | None = None,
+    source: Path, machine: str, python: str, *, generic: bool = False, cache: Path | None = None,
     progress: Callable[[str], None] = lambda what: None, run: wheels.Run = wheels.run,
 ) -> Wheelhouse:  # fmt: skip
-    """The wheelhouse of the edgellm in the repository `source` for a machine and a Python ("3.11").
+    """Return the wheelhouse of the edgellm in the repository `source` for a machine and a Python ("3.11").
 
-    Made if it isn't there, dependencies resolved anew only if those in pyproject.toml changed. Raises UsageError for
-    a target that edgellm doesn't have, WheelhouseError for what can't be fetched or built; nothing half-made is left.
+    Make it if it isn't there; resolve dependencies anew only if pyproject.toml or constraints.txt changed them. With
+    `generic` it has torch and transformers. Raise UsageError for a target that edgellm doesn't run on, WheelhouseError
+    for wheels that can't be fetched or built; nothing half-made is left.
     """
     source, cache = Path(source).resolve(), cache or _cache_folder()
-    dependencies, least = _project(source)
+    dependencies, least = _project(source, generic)
+    constraints = _constraints(source)
     target = _target(machine, python, least)
-    kind = cache / "wheels" / f"{target.machine}-py{target.python}"
+    kind = cache / "wheels" / f"{target.machine}-py{target.python}{'-generic' if generic else ''}"
     try:
         kind.mkdir(parents=True, exist_ok=True)
         with alone_in(kind):
-            inputs = _inputs(source, [*dependencies, PIP], target)
+            inputs = _inputs(source, [*dependencies, PIP], constraints, target)
             earlier = _earlier(kind)
             for stamped, house in earlier:
                 if stamped == inputs:
                     return house
             alike = [h for stamped, h in earlier if stamped.dependencies == inputs.dependencies]
             workshop = Wheels(cache / "tools", progress, run)
-            made = _make(source, target, [*dependencies, PIP], inputs, kind, alike, workshop)
+            made = _make(source, target, [*dependencies, PIP], constraints, inputs, kind, alike, workshop)
             for _, house in earlier[_KEEP - 1 :]:
                 if house.folder != made.folder:
                     shutil.rmtree(house.folder, ignore_errors=True)
@@ -118,19 +125,28 @@ def _cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("edgellm"))
 
 
-def _project(source: Path) -> tuple[list[str], tuple[int, int]]:
-    """(dependencies, least Python) out of edgellm's pyproject.toml."""
+def _project(source: Path, generic: bool) -> tuple[list[str], tuple[int, int]]:
+    """Return (dependencies, least Python) out of edgellm's pyproject.toml."""
     path = source / "pyproject.toml"
     try:
         project = tomllib.loads(path.read_text())["project"]
         if project["name"] != "edgellm":
             raise UsageError(f"{path} is {project['name']}'s. Give the repository of edgellm with --source.")
         least = re.fullmatch(r">=(\d+)\.(\d+)", project["requires-python"])
-        return list(project["dependencies"]), (int(least[1]), int(least[2]))
+        extra = project["optional-dependencies"]["generic"] if generic else []
+        return [*project["dependencies"], *extra], (int(least[1]), int(least[2]))
     except FileNotFoundError:
         raise UsageError(f"{source} has no pyproject.toml. Give the repository of edgellm with --source.") from None
     except (ValueError, KeyError, TypeError) as e:
         raise WheelhouseError(f"{path}: {e!r}; expected the project that this edgellm is of") from None
+
+
+def _constraints(source: Path) -> list[str]:
+    try:
+        lines = (source / CONSTRAINTS).read_text().splitlines()
+    except FileNotFoundError:
+        raise UsageError(f"{source} has no {CONSTRAINTS}. Give the repository of edgellm with --source.") from None
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _target(machine: str, python: str, least: tuple[int, int]) -> Target:
@@ -144,11 +160,11 @@ def _target(machine: str, python: str, least: tuple[int, int]) -> Target:
     return Target(machine, python)
 
 
-def _inputs(source: Path, requirements: list[str], target: Target) -> _Inputs:
+def _inputs(source: Path, requirements: list[str], constraints: list[str], target: Target) -> _Inputs:
     digest = hashlib.sha256(f"{_RECIPE} {target} {'' if target.is_machine else wheels.ZIG}\0".encode())
     for path in sorted(_source_files(source)):
         digest.update(f"{path.relative_to(source)}\0{sha256_of(path)}\0".encode())
-    others = json.dumps([_RECIPE, str(target), wheels.GLIBC, requirements])
+    others = json.dumps([_RECIPE, str(target), wheels.GLIBC, requirements, constraints])
     return _Inputs(digest.hexdigest(), hashlib.sha256(others.encode()).hexdigest())
 
 
@@ -167,7 +183,7 @@ def _earlier(kind: Path) -> list[tuple[_Inputs, Wheelhouse]]:
             continue
         try:
             told = json.loads(stamp.read_text())
-            house = Wheelhouse(stamp.parent.name, stamp.parent, told["wheels"], told["pip"])
+            house = Wheelhouse(stamp.parent.name, stamp.parent, told["wheels"], told["pip"], told["installed_bytes"])
             if _is_whole(house.folder, house.wheels):
                 found.append((stamp.stat().st_mtime_ns, _Inputs(**told["inputs"]), house))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -183,8 +199,8 @@ def _is_whole(folder: Path, sizes: dict[str, int]) -> bool:
 
 
 def _make(
-    source: Path, target: Target, requirements: list[str], inputs: _Inputs, kind: Path, alike: list[Wheelhouse],
-    workshop: Wheels,
+    source: Path, target: Target, requirements: list[str], constraints: list[str], inputs: _Inputs, kind: Path,
+    alike: list[Wheelhouse], workshop: Wheels,
 ) -> Wheelhouse:  # fmt: skip
     for left in kind.glob("*.part"):  # by one that was killed
         shutil.rmtree(left)
@@ -195,7 +211,7 @@ def _make(
         own = workshop.build(source, target, part, work)
         with zipfile.ZipFile(own) as archive:
             check_library(archive.read("edgellm/kernels/libedgellm.so"), target.machine)
-        if _inputs(source, requirements, target) != inputs:
+        if _inputs(source, requirements, constraints, target) != inputs:
             raise WheelhouseError(f"{source} was changed while edgellm was built from it. Run this again.")
         if alike:
             for name in alike[0].wheels:
@@ -208,7 +224,7 @@ def _make(
                     f"{kind} has {free / 1e6:.0f} MB free, fetching the boards' wheels takes {_LEAST_BYTES / 1e6:.0f} "
                     "MB. Free some space, or set XDG_CACHE_HOME to another disk."
                 )
-            workshop.fetch(pins := workshop.resolve(requirements, target, work), target, part, work)
+            workshop.fetch(pins := workshop.resolve(requirements, constraints, target, work), target, part, work)
             _check_fetched(pins, part)
         return _finish(part, kind, inputs)
     except (zipfile.BadZipFile, KeyError) as e:
@@ -234,6 +250,11 @@ def _check_fetched(pins: list[str], folder: Path) -> None:
         raise WheelhouseError(f"pip fetched no wheel of {missing[0]} ({len(missing)} of {len(pins)} are missing)")
 
 
+def _unpacked_bytes(wheel: Path) -> int:
+    with zipfile.ZipFile(wheel) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
+
+
 def _finish(part: Path, kind: Path, inputs: _Inputs) -> Wheelhouse:
     """Name the wheelhouse by what is in it, and move it into place."""
     files = sorted(part.glob("*.whl"))
@@ -247,8 +268,12 @@ def _finish(part: Path, kind: Path, inputs: _Inputs) -> Wheelhouse:
     digest = hashlib.sha256("".join(f"{name} {sha256}\n" for name, sha256 in hashes.items()).encode()).hexdigest()
     version = named["edgellm"].split("-")[1]
     folder = kind / f"{version}-{digest[:8]}"
-    house = Wheelhouse(folder.name, folder, {p.name: p.stat().st_size for p in files}, named["pip"], changed=True)
-    stamp = json.dumps({"inputs": asdict(inputs), "wheels": house.wheels, "pip": house.pip}, indent=1)
+    house = Wheelhouse(
+        folder.name, folder, {p.name: p.stat().st_size for p in files}, named["pip"],
+        sum(_unpacked_bytes(p) for p in files if p.name != named["pip"]), changed=True,
+    )  # fmt: skip
+    told = {k: v for k, v in asdict(house).items() if k in ("wheels", "pip", "installed_bytes")}
+    stamp = json.dumps({"inputs": asdict(inputs), **told}, indent=1)
     write_atomically(part / _STAMP, stamp.encode())
     if _is_whole(folder, house.wheels):  # of other sources that make the same wheels
         write_atomically(folder / _STAMP, stamp.encode())
@@ -258,4 +283,3 @@ def _finish(part: Path, kind: Path, inputs: _Inputs) -> Wheelhouse:
     os.replace(part, folder)
     fsync_folder(kind)
     return house
-

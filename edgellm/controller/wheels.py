@@ -79,16 +79,19 @@ class Wheels:
     def __init__(self, tools: Path, progress: Callable[[str], None] = lambda what: None, run: Run = run):
         self._tools, self._progress, self._run = tools, progress, run
 
-    def resolve(self, requirements: list[str], target: Target, work: Path) -> list[str]:
-        """"name==version" of every package that `requirements` need on the target; never a CUDA build of torch."""
+    def resolve(self, requirements: list[str], constraints: list[str], target: Target, work: Path) -> list[str]:
+        """Return "name==version" of every package that `requirements` need on the target, in the versions that
+        `constraints` name; never a CUDA build of torch."""
         self._progress(f"resolve packages for {target}")
         wanted = work / "requirements.in"
         wanted.write_text("".join(f"{r}\n" for r in requirements))
+        exact = work / "constraints.txt"
+        exact.write_text("".join(f"{c}\n" for c in constraints))
         if target.is_here:
             report = work / "report.json"
             command = [
                 *_pip("install"), "--dry-run", "--ignore-installed", "--quiet", "--report", str(report),
-                "--target", str(work / "nowhere"), *target.pip_options, "-r", str(wanted),
+                "--target", str(work / "nowhere"), *target.pip_options, "-c", str(exact), "-r", str(wanted),
             ]  # fmt: skip
             self._do(command, work, _RESOLVE_TIMEOUT_S, target)
             found = [i["metadata"] for i in json.loads(report.read_text())["install"]]
@@ -97,7 +100,7 @@ class Wheels:
             command = [
                 str(self._tool(UV, target, work) / "bin" / "uv"), "pip", "compile", "--quiet", "--no-header",
                 "--no-annotate", "--only-binary", ":all:", "--python-version", target.python,
-                "--python-platform", f"{target.machine}-manylinux_{GLIBC[0]}_{GLIBC[1]}", str(wanted),
+                "--python-platform", f"{target.machine}-manylinux_{GLIBC[0]}_{GLIBC[1]}", "-c", str(exact), str(wanted),
             ]  # fmt: skip
             told = self._do(command, work, _RESOLVE_TIMEOUT_S, target, UV_PYTHON_DOWNLOADS="never").stdout
             pins = [line.split("#")[0].split(";")[0].strip() for line in told.splitlines()]

@@ -22,7 +22,9 @@ PYPROJECT = """
 [project]
 name = "edgellm"
 requires-python = ">=3.11"
-dependencies = ["torch==2.13.0; platform_machine == 'x86_64'", "click>=8.1,<9"]
+dependencies = ["click>=8.1,<9"]
+[project.optional-dependencies]
+generic = ["torch==2.13.0; platform_machine == 'x86_64'"]
 """
 
 
@@ -36,6 +38,7 @@ class Tools:
 
     def __init__(self):
         self.commands, self.fails, self.pins, self.glibc = [], None, ["torch==2.13.0+cpu", "click==8.5.1"], "2.17"
+        self.wanted, self.constraints = "", ""  # what was resolved last, and under which constraints
         self.machine = None  # of the built library, if not the asked one
 
     def __call__(self, command, env, cwd, timeout_s):
@@ -45,6 +48,9 @@ class Tools:
         if self.fails and self.fails[0] in line:
             return subprocess.CompletedProcess(command, 1, "", self.fails[1])
         told = ""
+        if "-c" in words:
+            self.constraints = Path(words[words.index("-c") + 1]).read_text()
+            self.wanted = Path(words[-1]).read_text()
         if words[0] == "uv":
             told = "\n".join([*self.pins, "pip==26.3"])
         elif words[3] == "install" and "--report" in words:
@@ -56,7 +62,8 @@ class Tools:
         elif words[3] == "download":
             into = Path(words[words.index("--dest") + 1])
             for pin in Path(words[words.index("-r") + 1]).read_text().split():
-                (into / f"{pin.replace('==', '-')}-py3-none-any.whl").write_bytes(pin.encode())
+                with zipfile.ZipFile(into / f"{pin.replace('==', '-')}-py3-none-any.whl", "w") as archive:
+                    archive.writestr(zipfile.ZipInfo(f"{pin}.py"), pin.encode())
         elif words[3] == "wheel":
             tag = env["_PYTHON_HOST_PLATFORM"]
             made = Path(words[words.index("--wheel-dir") + 1]) / f"edgellm-0.1.0-py3-none-{tag}.whl"
@@ -77,6 +84,7 @@ def source(tmp_path):
     (repository / "edgellm").mkdir(parents=True)
     (repository / "edgellm" / "__init__.py").write_text('__version__ = "0.1.0"\n')
     (repository / "pyproject.toml").write_text(PYPROJECT)
+    (repository / "constraints.txt").write_text("# exact\nclick==8.5.1\n")
     return repository
 
 
@@ -103,6 +111,35 @@ def test_a_wheelhouse_has_every_wheel_and_pip_and_hashes_of_all_but_pip(make):
     assert lines[2].startswith("torch==2.13.0+cpu ")
     assert house.changed and house.folder.name == house.id and re.fullmatch(r"0\.1\.0-[0-9a-f]{8}", house.id)
     assert house.to_dict()["wheels"] == 4 and house.to_dict()["pip"] == "pip-26.3-py3-none-any.whl"
+
+
+def test_torch_is_for_generic_sections_only(make, tools):
+    native = make()
+    assert tools.wanted == f"click>=8.1,<9\n{wheelhouse.PIP}\n"
+    generic = make(generic=True)
+    assert tools.wanted == f"click>=8.1,<9\ntorch==2.13.0; platform_machine == 'x86_64'\n{wheelhouse.PIP}\n"
+    assert generic.folder.parent.name == f"{native.folder.parent.name}-generic"
+    assert generic.libraries() != native.libraries()
+
+
+@pytest.mark.parametrize("machine", [platform.machine(), OTHER])
+def test_boards_install_the_exact_versions_of_the_constraints(make, tools, source, machine):
+    first = make(machine)
+    assert tools.constraints == "click==8.5.1\n"
+    (source / "constraints.txt").write_text("click==8.4.0\n")
+    tools.pins = ["torch==2.13.0+cpu", "click==8.4.0"]
+    assert make(machine).libraries() != first.libraries() and tools.constraints == "click==8.4.0\n"
+    (source / "constraints.txt").unlink()
+    with pytest.raises(UsageError, match="has no constraints.txt"):
+        make(machine)
+
+
+def test_what_a_wheelhouse_takes_on_a_board_is_known(make):
+    unpacked = {}
+    for wheel in make().folder.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            unpacked[wheel.name.split("-")[0]] = sum(len(archive.read(name)) for name in archive.namelist())
+    assert make().installed_bytes == sum(unpacked.values()) - unpacked["pip"] > 0
 
 
 def test_a_second_call_runs_nothing(make, tools):

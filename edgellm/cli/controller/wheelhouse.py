@@ -14,19 +14,21 @@ from edgellm.console import Progress
 @click.option("--python", required=True, metavar="3.11", help="The board's Python.")
 @click.option("--source", type=click.Path(path_type=Path), metavar="REPO",
               help="Repository of the edgellm to install.  [default: the one this edgellm runs from]")  # fmt: skip
+@click.option("--generic", is_flag=True, help="With torch and transformers, for models without native sections.")
 @verbose_option
-def wheelhouse(machine, python, source, verbose):
+def wheelhouse(machine, python, source, generic, verbose):
     """Make a folder with every wheel that a kind of board needs, so that it needs no compiler and no internet.
 
-    Prints a JSON object: changed, folder, id, pip (the name of pip's wheel), wheels (their number), bytes. Made once,
-    and again when edgellm changes.
+    Print a JSON object: changed, folder, id, libraries, pip (the name of pip's wheel), wheels (their number), bytes,
+    and installed_bytes. The folder is made once, and again when edgellm changes.
 
     \b
     Examples:
       edgellm controller wheelhouse --machine aarch64 --python 3.11
+      edgellm controller wheelhouse --machine aarch64 --python 3.11 --generic
     """
     from edgellm.controller.wheelhouse import default_source, make
 
     with Progress() as progress:
-        made = make(source or default_source(), machine, python, progress=progress)
+        made = make(source or default_source(), machine, python, generic=generic, progress=progress)
     click.echo(json.dumps(made.to_dict()))

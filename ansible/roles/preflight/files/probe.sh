@@ -30,6 +30,7 @@ say opt_free_kb "$([ -d /opt ] && free_kb /opt || free_kb /)"
 say var_free_kb "$(free_kb /var/lib)"
 say installed "$(readlink /opt/edgellm/current 2>/dev/null)"
 say libraries "$(cat /opt/edgellm/current/.libraries 2>/dev/null)"
+for torch in /opt/edgellm/current/lib/python3*/site-packages/torch; do [ -d "$torch" ] && say torch yes; done
 for python in python3 python3.14 python3.13 python3.12 python3.11; do
   path=$(command -v "$python") || continue
   version=$("$path" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
