@@ -219,9 +219,9 @@ def test_a_board_with_another_name_is_not_gone():
 
 def test_what_changed_on_the_controller_is_counted_once():
     done, same = {"stdout": '{"changed": true}'}, {"stdout": '{"changed": false}'}
-    assert inventory.controller_changes([{}, {"model_command": same, "cluster_form": {"skipped": True}}]) == []
-    assert inventory.controller_changes([{"model_command": done}, {"model_command": done}]) == ["a model is split"]
-    assert len(inventory.controller_changes([{"wheelhouse_commands": {"results": [same, done]}}])) == 1
+    assert inventory.controller_changes([{}, {"_model_command": same, "_cluster_form": {"skipped": True}}]) == []
+    assert inventory.controller_changes([{"_model_command": done}, {"_model_command": done}]) == ["a model is split"]
+    assert len(inventory.controller_changes([{"_wheelhouse_commands": {"results": [same, done]}}])) == 1
 
 
 # What a board is

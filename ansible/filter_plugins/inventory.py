@@ -184,15 +184,15 @@ def controller_changes(hosts) -> list[str]:
     found = []
     for host in hosts:
         answers = {
-            "a model is split": [host.get("model_command")],
-            "wheels are built or fetched": (host.get("wheelhouse_commands") or {}).get("results", []),
-            "certificates are made or renewed": [host.get("authority_command")],
-            "the cluster has another plan or cluster file": [host.get("cluster_form")],
+            "a model is split": [host.get("_model_command")],
+            "wheels are built or fetched": (host.get("_wheelhouse_commands") or {}).get("results", []),
+            "certificates are made or renewed": [host.get("_authority_command")],
+            "the cluster has another plan or cluster file": [host.get("_cluster_form")],
         }
         for told, results in answers.items():
             if any(_changed(result) for result in results):
                 found.append(told)
-        if host.get("cluster_remembered") != host.get("cluster_before"):
+        if host.get("_cluster_remembered") != host.get("_cluster_before"):
             found.append("boards are reached another way, or others")
     return list(dict.fromkeys(found))
 
