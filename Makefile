@@ -5,11 +5,14 @@ BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask test quick test-boards test-arm lint bench constraints clean
+.PHONY: ask controller test quick test-boards test-arm lint bench constraints clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
 	$(BIN)/edgellm ask "$$PROMPT"
+
+# What deploys to boards, and splits Hugging Face folders.
+controller: .venv/controller
 
 # Everything that needs nothing but loopback, in two processes. What the tests of the aarch64 kernels need comes from apt.
 test: .venv/dev lint
@@ -51,6 +54,10 @@ bench: .venv/bench
 constraints: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report .venv/report.json '.[generic]'
 	$(BIN)/python -m edgellm.controller.constraints .venv/report.json
+
+.venv/controller: .venv/ready
+	$(PIP) -e '.[controller]'
+	@touch $@
 
 .venv/dev: .venv/ready
 	$(PIP) -e '.[dev]'
