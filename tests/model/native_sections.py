@@ -29,7 +29,7 @@ class NativeRing:
     def __init__(self, sections: list[NativeSection], max_seq_len: int = 96, kv_dtype: str = "float16"):
         self.sections = sections
         self.slots = [s.new_slot(max_seq_len, kv_dtype) for s in sections]
-        self.switch_len = sections[0].spec.rotary.switch_len if sections[0].spec.rotary else None
+        self.switch_len = sections[0].spec.rope_switch_len
         self.ids: list[int] = []
         self.done = 0  # tokens in the slots
 

@@ -213,12 +213,12 @@ def test_trace_gives_every_layers_output(tmp_path):
 
 
 def test_half_precision_kv_takes_half_the_memory():
-    from edgellm.model.families.families import find_spec
+    from edgellm.model.families.find import find_spec
     from edgellm.model.native.slot import NativeSlot
 
     spec, _ = find_spec(FAMILIES["llama"]().to_dict())
-    assert NativeSlot(spec, 2, 96, "float16").ram_bytes == 2 * 2 * 2 * 96 * 16 * 2
-    assert NativeSlot(spec, 2, 96, "float32").ram_bytes == 2 * 2 * 2 * 96 * 16 * 4
+    assert NativeSlot(spec.layers[:2], 96, "float16").ram_bytes == 2 * 2 * 2 * 96 * 16 * 2
+    assert NativeSlot(spec.layers[:2], 96, "float32").ram_bytes == 2 * 2 * 2 * 96 * 16 * 4
 
 
 def test_rotary_frequencies_are_the_same_bits_on_every_processor():

@@ -9,7 +9,7 @@ import torch
 from families import CONFIGS
 from test_native import FAMILIES
 
-from edgellm.model.families.families import find_spec
+from edgellm.model.families.find import find_spec
 from edgellm.model.generic.build import build_empty, config_from_dict, find_layers
 from edgellm.model.generic.structure import trace
 
@@ -30,10 +30,36 @@ def test_a_spec_is_what_tracing_the_model_finds(family):
     if spec is None:
         return
     s = trace(config)
-    assert (spec.num_layers, spec.hidden, spec.vocab) == (s.num_layers, s.hidden_size, s.vocab_size)
-    assert spec.max_seq_len == s.max_seq_len and spec.kv_elements_per_token == s.kv_elements_per_token
-    assert (spec.rotary.switch_len if spec.rotary else None) == s.rope_switch_len
-    assert sorted([*spec.layer_weights, *spec.layer_vectors]) == sorted(s.layer_names[0])
+    for name in (
+        "model_type", "architecture", "num_layers", "hidden_size", "vocab_size", "max_seq_len",
+        "kv_elements_per_token", "activation_elements_per_token", "rope_switch_len",
+    ):  # fmt: skip
+        assert getattr(spec, name) == getattr(s, name), name
+    assert spec.tied == (s.tied is not None)
+    assert spec.embedding_tensors == {name: s.shapes[name] for name in s.embedding_names}
+    assert spec.head_tensors == {name: s.shapes[name] for name in s.head_names}
+    for i, (layer, names) in enumerate(zip(spec.layers, s.layer_names, strict=True)):
+        stored = {name: s.shapes[i, name][:: -1 if (i, name) in s.transposed else 1] for name in names}
+        assert spec.shard_tensors("layer", i) == layer.tensors == stored
+        assert layer.kv_elements_per_token == s.kv_elements_per_token[i] and layer.state_bytes == 0
+
+
+def test_each_layer_has_a_window_and_a_scale_of_its_own():
+    qwen, _ = find_spec(CONFIGS["qwen2_window"]().to_dict())
+    assert [layer.mixer.window for layer in qwen.layers] == [0, 0, 8, 8, 8]
+    gpt2, _ = find_spec(CONFIGS["gpt2_inverse_layer"]().to_dict())
+    assert [layer.mixer.scale for layer in gpt2.layers] == [0.25 / i for i in range(1, 6)]
+
+
+def test_projections_that_share_a_matrix_are_consecutive_rows_of_it():
+    phi3, _ = find_spec({**PHI3, "num_key_value_heads": 2})
+    attention, mlp = phi3.layers[0].mixer, phi3.layers[0].feed_forward
+    assert [(p.first, p.rows, p.weight.rows) for p in (attention.q, attention.k, attention.v)] == [
+        (0, 64, 128), (64, 32, 128), (96, 32, 128)
+    ]  # fmt: skip
+    assert [(p.first, p.rows, p.weight.name) for p in (mlp.gate, mlp.up)] == [
+        (0, 128, "mlp.gate_up_proj.weight"), (128, 128, "mlp.gate_up_proj.weight")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("config", [
@@ -67,11 +93,12 @@ def test_rotary_factors_of_older_configs_are_those_of_transformers(config):
         ({"model_type": ["llama"]}, "is none of"),
         ({**LLAMA, "model_type": "gemma2"}, "gemma2 is none of"),
         ({**LLAMA, "hidden_act": "gelu"}, "llama: hidden_act is 'gelu'"),
-        ({**LLAMA, "hidden_size": 72, "num_attention_heads": 4}, "hidden is 72, no multiple of 16"),
+        ({**LLAMA, "hidden_size": 72, "num_attention_heads": 4}, "hidden_size is 72, no multiple of 16"),
         ({**LLAMA, "num_attention_heads": 8}, "head_dim is 8"),
         ({**LLAMA, "num_attention_heads": 0}, "num_attention_heads is 0"),
         ({**LLAMA, "num_key_value_heads": 3}, "4 heads over 3"),
         ({**LLAMA, "num_attention_heads": 2048, "head_dim": 16}, "2048 heads, at most 1024"),
+        ({**LLAMA, "num_hidden_layers": 1025}, "num_hidden_layers is 1025, expected a whole number from 1 to 1024"),
         ({**LLAMA, "hidden_size": "64"}, "hidden_size is '64'"),
         ({**LLAMA, "hidden_size": 1 << 40}, "hidden_size is 1099511627776"),
         ({k: v for k, v in LLAMA.items() if k != "vocab_size"}, "vocab_size is None"),

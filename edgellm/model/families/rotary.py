@@ -2,15 +2,15 @@
 
 import math
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from edgellm.model.families.config import UnsupportedError
+
 _DEFAULT_THETA = 10000.0
-
-
-class UnknownRotary(Exception):
-    """Says why a config's rotary factors can't be computed here."""
 
 
 @dataclass(frozen=True)
@@ -24,45 +24,36 @@ class Rotary:
     scaling: float
 
     def choose(self, pass_len: int) -> int:
-        """Which set a pass takes that ends at `pass_len` tokens."""
+        """Return which set a pass takes that ends at `pass_len` tokens."""
         return int(self.switch_len is not None and pass_len > self.switch_len)
 
     def tables(self, which: int, positions: int) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines and sines for positions [0, positions): float32 [positions, rotary_dim / 2]."""
+        """Return cosines and sines for positions [0, positions): float32 [positions, rotary_dim / 2]."""
         at = np.arange(positions, dtype=np.float32)[:, None]
         angles = (at * self.frequencies[which]).astype(np.float64)  # the angle in float32, as transformers has it
         scaling = np.float32(self.scaling)
         return np.cos(angles).astype(np.float32) * scaling, np.sin(angles).astype(np.float32) * scaling
 
 
-def rotary_of(config: dict, head_dim: int, max_seq_len: int, *, partial: bool) -> Rotary:
-    """From `rope_parameters` (or, in older configs, `rope_scaling` and `rope_theta`); raises UnknownRotary.
+def rotary_of(config: Mapping[str, Any], head_dim: int, max_seq_len: int, *, partial: bool) -> Rotary:
+    """Return the factors that `rope_parameters` (in older configs, `rope_scaling` and `rope_theta`) ask for.
 
-    `partial`: the family knows partial_rotary_factor. Formulas: transformers' modeling_rope_utils.
+    `partial`: the family knows partial_rotary_factor. Formulas: transformers' modeling_rope_utils. Raises
+    UnsupportedError.
     """
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
-        raise UnknownRotary("its rotary parameters aren't one set for all layers")
-
-    def number(name: str, default=None) -> float:
-        value = given.get(name)
-        value = default if value is None else value
-        if type(value) not in (int, float) or not 0 < value < 1e30:
-            raise UnknownRotary(f"{name} is {reprlib.repr(value)}, expected a number over 0")
-        return float(value)
-
+        raise UnsupportedError("its rotary parameters aren't one set for all layers")
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind == "su":
-        kind = "longrope"
     outer = config.get("rope_theta")
-    theta = number("rope_theta", _DEFAULT_THETA if outer is None else outer)
+    theta = _number(given, "rope_theta", _DEFAULT_THETA if outer is None else outer)
     outer = config.get("partial_rotary_factor")
-    factor = number("partial_rotary_factor", 1.0 if outer is None else outer)
+    factor = _number(given, "partial_rotary_factor", 1.0 if outer is None else outer)
     if factor != 1.0 and not partial or factor > 1.0:
-        raise UnknownRotary(f"partial_rotary_factor is {factor:g}")
+        raise UnsupportedError(f"partial_rotary_factor is {factor:g}")
     dim = int(head_dim * factor)
     if dim % 2 or dim < 2:
-        raise UnknownRotary(f"{dim} rotary dimensions")
+        raise UnsupportedError(f"{dim} rotary dimensions")
     # NumPy's powers in float32 differ from processor to processor; those in float64, rounded, are the same.
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     powers = (np.float64(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
@@ -70,44 +61,57 @@ def rotary_of(config: dict, head_dim: int, max_seq_len: int, *, partial: bool) -
     if kind in ("default", None):
         return Rotary(dim, (plain,), None, 1.0)
     if kind == "linear":
-        return Rotary(dim, (plain / np.float32(number("factor")),), None, 1.0)
-
+        return Rotary(dim, (plain / np.float32(_number(given, "factor")),), None, 1.0)
     original = config.get("original_max_position_embeddings")
-    original = number("original_max_position_embeddings", max_seq_len) if original is None else original
+    if original is None:
+        original = _number(given, "original_max_position_embeddings", max_seq_len)
     if type(original) not in (int, float) or not 1 < original < 1 << 40:
-        raise UnknownRotary(f"original_max_position_embeddings is {reprlib.repr(original)}")
+        raise UnsupportedError(f"original_max_position_embeddings is {reprlib.repr(original)}")
     if kind == "llama3":
-        low, high = number("low_freq_factor"), number("high_freq_factor")
-        return Rotary(dim, (_llama3(plain, number("factor"), low, high, original),), None, 1.0)
-    if kind == "longrope":
-        if any(given.get(name) is not None for name in ("short_mscale", "long_mscale")):
-            raise UnknownRotary("LongRoPE with an mscale of its own")
-        sets = tuple(
-            (np.float32(1.0) / (_factors(given, name, dim // 2) * powers)).astype(np.float32)
-            for name in ("short_factor", "long_factor")
-        )
-        stretch = number("factor", max_seq_len / original)
-        default = 1.0 if stretch <= 1.0 else math.sqrt(1 + math.log(stretch) / math.log(original))
-        return Rotary(dim, sets, int(original), number("attention_factor", default))
-    raise UnknownRotary(f"rope type {reprlib.repr(kind)}, the native path knows default, linear, llama3, longrope")
+        return Rotary(dim, (_llama3(plain, given, original),), None, 1.0)
+    if kind in ("longrope", "su"):  # Phi-3's first name for it
+        return _longrope(powers, given, original, max_seq_len)
+    raise UnsupportedError(f"rope type {reprlib.repr(kind)}, the native path knows default, linear, llama3, longrope")
 
 
-def _llama3(plain: np.ndarray, factor: float, low: float, high: float, original: float) -> np.ndarray:
-    """Llama 3.1's: long waves are stretched by `factor`, short ones left alone, those between blended."""
-    f = plain.astype(np.float32)
+def _number(given: Mapping[str, Any], name: str, default: Any = None) -> float:
+    value = given.get(name)
+    value = default if value is None else value
+    if type(value) not in (int, float) or not 0 < value < 1e30:
+        raise UnsupportedError(f"{name} is {reprlib.repr(value)}, expected a number over 0")
+    return float(value)
+
+
+def _llama3(plain: np.ndarray, given: Mapping[str, Any], original: float) -> np.ndarray:
+    """Llama 3.1's frequencies: long waves are stretched by a factor, short ones left alone, those between blended."""
+    low, high = _number(given, "low_freq_factor"), _number(given, "high_freq_factor")
+    factor, f = _number(given, "factor"), plain.astype(np.float32)
     waves = np.float32(2 * math.pi) / f
     stretched = np.where(waves > np.float32(original / low), f / np.float32(factor), f)
     if high == low:
-        raise UnknownRotary("llama3 factors that leave no room between them")
+        raise UnsupportedError("llama3 factors that leave no room between them")
     smooth = (np.float32(original) / waves - np.float32(low)) / np.float32(high - low)
     blended = (1 - smooth) * stretched / np.float32(factor) + smooth * stretched
     between = ~(waves < np.float32(original / high)) & ~(waves > np.float32(original / low))
     return np.where(between, blended, stretched).astype(np.float32)
 
 
-def _factors(given: dict, name: str, count: int) -> np.ndarray:
+def _longrope(powers: np.ndarray, given: Mapping[str, Any], original: float, max_seq_len: int) -> Rotary:
+    """LongRoPE's two sets: short factors for sequences up to `original` tokens, long ones beyond."""
+    if any(given.get(name) is not None for name in ("short_mscale", "long_mscale")):
+        raise UnsupportedError("LongRoPE with an mscale of its own")
+    sets = tuple(
+        (np.float32(1.0) / (_factors(given, name, len(powers)) * powers)).astype(np.float32)
+        for name in ("short_factor", "long_factor")
+    )
+    stretch = _number(given, "factor", max_seq_len / original)
+    default = 1.0 if stretch <= 1.0 else math.sqrt(1 + math.log(stretch) / math.log(original))
+    return Rotary(2 * len(powers), sets, int(original), _number(given, "attention_factor", default))
+
+
+def _factors(given: Mapping[str, Any], name: str, count: int) -> np.ndarray:
     values = given.get(name)
     numbers = isinstance(values, list) and all(type(v) in (int, float) and 0 < v < 1e30 for v in values)
     if not numbers or len(values) != count:
-        raise UnknownRotary(f"{name} is no list of {count} numbers over 0")
+        raise UnsupportedError(f"{name} is no list of {count} numbers over 0")
     return np.array(values, np.float32)

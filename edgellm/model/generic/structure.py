@@ -185,7 +185,9 @@ class _Tracer(TorchFunctionMode):
     def _leave_module(self, module, args, out):
         self.stack.pop()
         if isinstance(self.phase, int) and not any(True for _ in module.children()):
-            self.produced[self.phase] += sum(t.numel() for t in tensors_in(out))
+            # A dropout gives its input back, and so produces nothing.
+            given = {id(t) for t in tensors_in(args)}
+            self.produced[self.phase] += sum(t.numel() for t in tensors_in(out) if id(t) not in given)
 
     def _enter_layer(self, i, args, kwargs):
         hidden = args[0] if args else kwargs.get("hidden_states")

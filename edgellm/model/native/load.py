@@ -1,5 +1,7 @@
 """From mapped shards to what the native section takes: each tensor checked against the Spec, matrices left in place."""
 
+import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,10 +9,12 @@ import numpy as np
 
 from edgellm.errors import ManifestError
 from edgellm.kernels.library import ENCODINGS, stored_shape
-from edgellm.model.families.families import NormPart, Part, Spec
+from edgellm.model.families.spec import GatedMlp, Layer, Norm, Projection, Shape, Spec
 from edgellm.model.native import abi
-from edgellm.shards.manifest import Manifest, Shard
+from edgellm.shards.manifest import Manifest
 from edgellm.shards.mapped import PACKED, MappedShard, MappedTensor
+
+Progress = Callable[[str, int, int], None]  # shard name, bytes done, bytes in all
 
 
 @dataclass
@@ -25,58 +29,54 @@ class Loaded:
 class _Tensors:
     """A shard's tensors: `weights` as mapped, by name, and `vectors` in float32."""
 
-    def __init__(self, file: MappedShard, weights: dict[str, tuple[int, int]], vectors: dict[str, int]):
-        for name in (*weights, *vectors, *file.tensors):
+    def __init__(self, file: MappedShard, shapes: dict[str, Shape]):
+        for name in (*shapes, *file.tensors):
             if name not in file.tensors:
                 raise ManifestError(f"{file.path}: {name} is missing; split the model again")
-            if name not in weights and name not in vectors:
+            if name not in shapes:
                 raise ManifestError(f"{file.path}: {name[:200]!r} is no tensor of this model; split the model again")
-        self.weights = {name: _weight(file, name, shape) for name, shape in weights.items()}
-        self.vectors = {name: _vector(file, name, length) for name, length in vectors.items()}
+        self.weights = {name: _weight(file, name, shape) for name, shape in shapes.items() if len(shape) > 1}
+        self.vectors = {name: _vector(file, name, shape) for name, shape in shapes.items() if len(shape) == 1}
         self.ram_bytes = sum(t.data.nbytes for t in self.weights.values())
         self.ram_bytes += sum(v.nbytes for v in self.vectors.values())
 
-    def norm(self, part: NormPart) -> abi.Norm:
-        bias = self.vectors[part.bias] if part.bias else None
-        return abi.Norm(abi.Floats.of(self.vectors[part.weight]), abi.Floats.of(bias))
+    def norm(self, norm: Norm) -> abi.Norm:
+        bias = self.vectors[norm.bias.name] if norm.bias else None
+        return abi.Norm(abi.Floats.of(self.vectors[norm.weight.name]), abi.Floats.of(bias))
 
-    def projection(self, part: Part | None) -> abi.Projection:
-        if part is None:
-            return abi.Projection()
-        bias = self.vectors[part.bias][part.first : part.first + part.rows] if part.bias else None
-        return abi.Projection.of(self.weights[part.name], part.first, part.rows, bias)
+    def projection(self, part: Projection) -> abi.Projection:
+        bias = self.vectors[part.bias.name][part.first : part.first + part.rows] if part.bias else None
+        return abi.Projection.of(self.weights[part.weight.name], part.first, part.rows, bias)
 
-    def floats(self, name: str | None) -> abi.Floats:
-        return abi.Floats.of(self.vectors[name] if name else None)
+    def norm_weight(self, norm: Norm | None) -> abi.Floats:
+        return abi.Floats.of(self.vectors[norm.weight.name] if norm else None)
 
 
 def load(
     spec: Spec, manifest: Manifest, folder: Path, start: int, end: int, *,
-    ends: bool = True, verify_sha256: bool = True, progress=None,
+    ends: bool = True, verify_sha256: bool = True, progress: Progress | None = None,
 ) -> Loaded:  # fmt: skip
     """Map the shards of layers [start, end), with embedding and head where they belong to the section unless `ends` is
-    False. Raises ManifestError naming file and tensor; `progress(name, bytes_done, bytes_total)` as in Section.load."""
+    False. `progress(shard name, bytes done, bytes in all)` is called after each shard.
+
+    Raises ManifestError naming file and tensor.
+    """
     shards = [s for s in manifest.section_shards(start, end) if s.kind == "layer" or ends]
     done, total = 0, sum(s.bytes for s in shards)
     layers = (abi.Layer * (end - start))()
-    section = abi.Section(
-        hidden=spec.hidden, heads=spec.heads, kv_heads=spec.kv_heads, head_dim=spec.head_dim,
-        rotary_dim=spec.rotary.rotary_dim if spec.rotary else 0, intermediate=spec.intermediate, vocab=spec.vocab,
-        positions=spec.max_seq_len if spec.position_embedding else 0, num_layers=end - start, eps=spec.eps,
-        layers=layers,
-    )  # fmt: skip
-    loaded = Loaded(section)
+    loaded = Loaded(_section(spec, layers))
     for shard in shards:
-        tensors = _read(spec, shard, MappedShard(folder, shard, verify_sha256))
-        if shard.kind == "layer":
-            layers[shard.layer - start] = _layer(spec, tensors, shard.layer)
+        tensors = _Tensors(MappedShard(folder, shard, verify_sha256), spec.shard_tensors(shard.kind, shard.layer))
+        if shard.layer is not None:
+            layers[shard.layer - start] = _layer(spec.layers[shard.layer], tensors)
         elif shard.kind == "embedding":
-            section.embedding = abi.Projection.of(tensors.weights[spec.embedding])
+            loaded.spec.embedding = abi.Projection.of(tensors.weights[spec.embedding.name])
             if spec.position_embedding:
-                section.position_embedding = abi.Projection.of(tensors.weights[spec.position_embedding])
+                positions = tensors.weights[spec.position_embedding.name]
+                loaded.spec.position_embedding = abi.Projection.of(positions)
         else:
-            section.final_norm = tensors.norm(spec.final_norm)
-            section.head = abi.Projection.of(tensors.weights[spec.head])
+            loaded.spec.final_norm = tensors.norm(spec.final_norm)
+            loaded.spec.head = abi.Projection.of(tensors.weights[spec.head.name])
         loaded.ram_bytes += tensors.ram_bytes
         loaded.kept.append(tensors)
         done += shard.bytes
@@ -85,33 +85,37 @@ def load(
     return loaded
 
 
-def _read(spec: Spec, shard: Shard, file: MappedShard) -> _Tensors:
-    if shard.kind == "layer":
-        return _Tensors(file, spec.layer_weights, spec.layer_vectors)
-    if shard.kind == "embedding":
-        weights = {spec.embedding: (spec.vocab, spec.hidden)}
-        if spec.position_embedding:
-            weights[spec.position_embedding] = (spec.max_seq_len, spec.hidden)
-        return _Tensors(file, weights, {})
-    norm = {name: spec.hidden for name in (spec.final_norm.weight, spec.final_norm.bias) if name}
-    return _Tensors(file, {spec.head: (spec.vocab, spec.hidden)}, norm)
-
-
-def _layer(spec: Spec, tensors: _Tensors, layer: int) -> abi.Layer:
-    parts = {name: tensors.projection(getattr(spec, name)) for name in ("q", "k", "v", "o", "gate", "up", "down")}
-    return abi.Layer(
-        before_attention=tensors.norm(spec.before_attention), before_mlp=tensors.norm(spec.before_mlp), **parts,
-        q_norm=tensors.floats(spec.q_norm), k_norm=tensors.floats(spec.k_norm),
-        attention_scale=spec.attention_scales[layer], window=spec.windows[layer],
+def _section(spec: Spec, layers: ctypes.Array[abi.Layer]) -> abi.Section:
+    """The sizes of a section, which the library takes once for all layers."""
+    attention = spec.layers[0].mixer
+    return abi.Section(
+        hidden=spec.hidden_size, heads=attention.heads, kv_heads=attention.kv_heads, head_dim=attention.head_dim,
+        rotary_dim=spec.rotary.rotary_dim if spec.rotary else 0,
+        intermediate=spec.layers[0].feed_forward.intermediate_size, vocab=spec.vocab_size,
+        positions=spec.position_embedding.rows if spec.position_embedding else 0, num_layers=len(layers),
+        eps=spec.eps, layers=layers,
     )  # fmt: skip
 
 
-def _check_shape(file: MappedShard, name: str, tensor: MappedTensor, shape: tuple[int, ...]) -> None:
+def _layer(layer: Layer, tensors: _Tensors) -> abi.Layer:
+    attention, mlp = layer.mixer, layer.feed_forward
+    return abi.Layer(
+        before_attention=tensors.norm(layer.before_mixer), before_mlp=tensors.norm(layer.before_feed_forward),
+        q=tensors.projection(attention.q), k=tensors.projection(attention.k), v=tensors.projection(attention.v),
+        o=tensors.projection(attention.o),
+        gate=tensors.projection(mlp.gate) if isinstance(mlp, GatedMlp) else abi.Projection(),
+        up=tensors.projection(mlp.up), down=tensors.projection(mlp.down),
+        q_norm=tensors.norm_weight(attention.q_norm), k_norm=tensors.norm_weight(attention.k_norm),
+        attention_scale=attention.scale, window=attention.window,
+    )  # fmt: skip
+
+
+def _check_shape(file: MappedShard, name: str, tensor: MappedTensor, shape: Shape) -> None:
     if tensor.shape != shape:
         raise ManifestError(f"{file.path}: {name} has shape {list(tensor.shape)}, the model needs {list(shape)}")
 
 
-def _weight(file: MappedShard, name: str, shape: tuple[int, int]) -> MappedTensor:
+def _weight(file: MappedShard, name: str, shape: Shape) -> MappedTensor:
     tensor = file.tensors[name]
     _check_shape(file, name, tensor, shape)
     if tensor.encoding not in ENCODINGS:
@@ -128,10 +132,10 @@ def _weight(file: MappedShard, name: str, shape: tuple[int, int]) -> MappedTenso
     return tensor
 
 
-def _vector(file: MappedShard, name: str, length: int) -> np.ndarray:
+def _vector(file: MappedShard, name: str, shape: Shape) -> np.ndarray:
     """A norm or bias in float32: the file's own pages if that is what they hold."""
     tensor = file.tensors[name]
-    _check_shape(file, name, tensor, (length,))
+    _check_shape(file, name, tensor, shape)
     if tensor.encoding == "f32":
         return tensor.data.view(np.float32)
     if tensor.encoding == "f16":

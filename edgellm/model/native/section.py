@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.errors import ManifestError, ModelError
-from edgellm.model.families.families import Spec, find_spec
+from edgellm.model.families.find import find_spec
+from edgellm.model.families.spec import Spec
 from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, SectionHandle, Steps
 from edgellm.model.native.load import load
 from edgellm.model.native.slot import NativeSlot
@@ -41,8 +42,8 @@ def read_spec(manifest: Manifest, folder: Path | str, verify_sha256: bool = True
         return None, reason
     for name, found, said in (
         ("num_layers", spec.num_layers, manifest.num_layers),
-        ("hidden_size", spec.hidden, manifest.hidden_size),
-        ("vocab_size", spec.vocab, manifest.vocab_size),
+        ("hidden_size", spec.hidden_size, manifest.hidden_size),
+        ("vocab_size", spec.vocab_size, manifest.vocab_size),
         ("kv_elements_per_token", spec.kv_elements_per_token, manifest.kv_elements_per_token),
     ):
         if found != said:
@@ -66,7 +67,7 @@ class NativeSection:
         if not 0 <= start < end <= manifest.num_layers:
             raise ModelError(f"section {start}-{end} is not within the model's {manifest.num_layers} layers")
         self.spec, self.start, self.end = spec, start, end
-        self.hidden_size, self.vocab_size = spec.hidden, spec.vocab
+        self.hidden_size, self.vocab_size = spec.hidden_size, spec.vocab_size
         self.is_first = start == 0 and not without_ends
         self.is_last = end == spec.num_layers and not without_ends
         self._loaded = load(spec, manifest, Path(folder), start, end, ends=not without_ends,
@@ -83,7 +84,7 @@ class NativeSection:
         """
         if max_seq_len > self.spec.max_seq_len:
             raise ModelError(f"a slot of {max_seq_len} tokens; the model is made for {self.spec.max_seq_len}")
-        slot = NativeSlot(self.spec, self.end - self.start, max_seq_len, kv_dtype)
+        slot = NativeSlot(self.spec.layers[self.start : self.end], max_seq_len, kv_dtype)
         self._reach(max_seq_len)
         return slot
 

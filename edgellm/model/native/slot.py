@@ -1,10 +1,12 @@
 """The KV space of one sequence in a native section: preallocated, written at explicit positions."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgellm.errors import ModelError
 from edgellm.kernels.library import ENCODINGS
-from edgellm.model.families.families import Spec
+from edgellm.model.families.spec import Layer
 
 KV_BYTES = {"float16": 2, "float32": 4}
 _KEYS = 16  # keys that lie side by side (ops.h: KEYS): the context is rounded up to a multiple
@@ -12,20 +14,20 @@ _LINE = 64
 
 
 class NativeSlot:
-    """Keys and values of `num_layers` layers for up to `max_seq_len` tokens, of which `filled` are stored.
+    """Keys and values of `layers` for up to `max_seq_len` tokens, of which `filled` are stored.
 
     Layout (ops.h): for each layer all keys [kv_heads, context / 16, head_dim, 16], then all values
     [kv_heads, context, head_dim], the context rounded up to a multiple of 16.
     """
 
-    def __init__(self, spec: Spec, num_layers: int, max_seq_len: int, kv_dtype: str):
+    def __init__(self, layers: Sequence[Layer], max_seq_len: int, kv_dtype: str):
         if kv_dtype not in KV_BYTES:
             raise ModelError(f"kv_dtype is {kv_dtype!r}, expected one of {', '.join(KV_BYTES)}")
         if max_seq_len < 1:
             raise ModelError(f"a slot for {max_seq_len} tokens can hold nothing")
         self.max_seq_len, self.filled = max_seq_len, 0
         tokens = -(-max_seq_len // _KEYS) * _KEYS
-        self.ram_bytes = 2 * num_layers * tokens * spec.kv_heads * spec.head_dim * KV_BYTES[kv_dtype]
+        self.ram_bytes = sum(layer.kv_elements_per_token for layer in layers) * tokens * KV_BYTES[kv_dtype]
         # Zeros are written, not only promised: memory must not turn out to be missing in mid-sequence.
         self._memory = np.empty(self.ram_bytes + _LINE, np.uint8)
         self._memory.fill(0)

@@ -1,0 +1,58 @@
+"""Which configs the native path can run: a table of families, from config.json to a Spec or the reason why not. Pure.
+
+A family reads a config as transformers' config class of its model_type does: the same keys, the same defaults. The
+generic path takes every config that says something no family knows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from edgellm.model.families.config import Config, UnsupportedError
+from edgellm.model.families.gpt2 import gpt2
+from edgellm.model.families.llama import llama
+from edgellm.model.families.mistral import mistral
+from edgellm.model.families.phi3 import phi3
+from edgellm.model.families.qwen2 import qwen2
+from edgellm.model.families.qwen3 import qwen3
+from edgellm.model.families.spec import Layer, Spec
+
+FAMILIES: dict[str, Callable[[Config], Spec]] = {
+    "gpt2": gpt2, "llama": llama, "mistral": mistral, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3,
+}  # fmt: skip
+
+# What the kernels take.
+_LANES = 16  # sizes are multiples of it (ops.h: LANE_COUNT)
+_MAX_HEAD_DIM = _MAX_HEADS = 1024
+_MAX_GROUP = 64  # query heads that share a kv head (ops.h: MOST_ROWS)
+
+
+def find_spec(config: Any) -> tuple[Spec | None, str]:
+    """Return the Spec of a config.json's content, or None and why the generic path has to take it."""
+    if not isinstance(config, dict):
+        return None, "its config is no JSON object"
+    model_type = config.get("model_type")
+    make = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if make is None:
+        return None, f"{str(model_type)[:60]} is none of {', '.join(FAMILIES)}"
+    try:
+        spec = make(Config(config))
+        for layer in spec.layers:
+            _check(spec.hidden_size, layer)
+    except UnsupportedError as e:
+        return None, f"{model_type}: {e}"
+    return spec, ""
+
+
+def _check(hidden_size: int, layer: Layer) -> None:
+    """Raise UnsupportedError for sizes that the kernels don't take."""
+    mixer, inner = layer.mixer, layer.feed_forward.intermediate_size
+    sizes = (("hidden_size", hidden_size), ("head_dim", mixer.head_dim), ("intermediate_size", inner))
+    for name, size in sizes:
+        if size % _LANES:
+            raise UnsupportedError(f"{name} is {size}, no multiple of {_LANES}")
+    if mixer.head_dim > _MAX_HEAD_DIM:
+        raise UnsupportedError(f"head_dim is {mixer.head_dim}, at most {_MAX_HEAD_DIM}")
+    if mixer.heads > _MAX_HEADS:
+        raise UnsupportedError(f"{mixer.heads} heads, at most {_MAX_HEADS}")
+    if mixer.heads % mixer.kv_heads or mixer.heads // mixer.kv_heads > _MAX_GROUP:
+        raise UnsupportedError(f"{mixer.heads} heads over {mixer.kv_heads} of keys and values")
