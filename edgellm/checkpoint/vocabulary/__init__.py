@@ -1,0 +1,1 @@
+"""Vocabularies of checkpoints: how a text becomes token ids, and which tokens end an answer."""
