@@ -106,9 +106,9 @@ class Run:
         got = await answer(self._cluster, ids, DECODED)
         self.found.add("token_s", got["per_token_s"])
         for board, stats in got["stats"].items():
-            if steps := stats.get("decode_steps"):
-                self.found.add(f"sent_bytes {board}", stats["sent_bytes"] / steps)
-                self.found.add(f"compute_s {board}", stats["decode_s"] / steps)
+            if steps := stats.decode_steps:
+                self.found.add(f"sent_bytes {board}", stats.sent_bytes / steps)
+                self.found.add(f"compute_s {board}", stats.decode_s / steps)
         for threads in sorted({1, self._threads}):
             told = await self._reference(ids, DECODED, threads)
             self.found.add(f"reference token_s {threads}", told["per_token_s"])

@@ -19,6 +19,7 @@ from edgellm.manager.client import ClusterClient
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.plan import Plan, Settings, section_need
 from edgellm.sampling import Sampling
+from edgellm.wire.status import SequenceStats
 
 _TIMEOUT_S = 1800.0
 _READ_BYTES, _READS = 512 << 20, 3
@@ -106,14 +107,14 @@ class Cluster:
     async def _answer(self, client: ClusterClient, context: int, tokens: int) -> list[float]:
         """When each token of a greedy answer to a random prompt came. Without drafts and slots that know the prompt:
         the weights are read anew for every token."""
-        stats: dict[str, dict] = {}
+        stats: dict[str, SequenceStats] = {}
         ids = self._random.choices(range(self.manifest.vocab_size), k=context)
         stream = client.generate(ids, sampling=Sampling(), max_tokens=tokens, eos=(), stats=stats, speculate=False,
                                  reuse=False)
         at = [chosen.at_s async for chosen in stream]
         if len(at) != tokens:
             raise AnswerError(f"{self.manifest.model}: {len(at)} tokens came, {tokens} were asked for")
-        self.paths |= {s["path"] for s in stats.values() if isinstance(s.get("path"), str)}
+        self.paths |= {s.path for s in stats.values() if s.path}
         return at
 
     @property

@@ -30,7 +30,8 @@ from edgellm.check.compare import verify
 from edgellm.console import Progress, note
 from edgellm.errors import EdgellmError
 from edgellm.manager import local
-from edgellm.manager.client import ClusterClient, connect_all
+from edgellm.manager.client import ClusterClient
+from edgellm.manager.connections import Connections
 from edgellm.plan import Plan, Settings, section_need, usable_bytes
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
@@ -193,12 +194,9 @@ def verify_rows(model: Path, plan: Plan, addresses: dict, manifest: Manifest) ->
 
 async def offers(addresses: dict[str, tuple[str, int]]) -> dict[str, int]:
     """Bytes of RAM that each agent says it offers."""
-    boards = await connect_all(addresses)
-    try:
-        return {b.name: (await b.status())["capacity"]["ram_bytes"] for b in boards}
-    finally:
-        for board in boards:
-            board.close()
+    async with Connections() as connections:
+        said = [await board.status() for board in await connections.to_all(addresses)]
+        return {s.name: s.capacity.ram_bytes for s in said}
 
 
 async def ask(plan: Plan, addresses: dict[str, tuple[str, int]], manifest: Manifest) -> list[Row]:

@@ -25,9 +25,10 @@ from benchmarks import report
 from benchmarks.processes import cpu_s, mapped_bytes, memory_of
 from benchmarks.report import Row, at_most, holds, median
 from edgellm.config import DEFAULT_CHUNK, DEFAULT_CONTEXT, DEFAULT_SLOTS
-from edgellm.manager.client import ClusterClient, connect_all
+from edgellm.manager.client import ClusterClient
 from edgellm.manager.cluster_file import ClusterFile
-from edgellm.manager.rebalance import assign
+from edgellm.manager.connections import Connections
+from edgellm.manager.take import give
 from edgellm.plan import Plan, Section, section_need
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
@@ -83,12 +84,9 @@ def start_agent(split: Path, state: Path, arguments: list[str]) -> dict:
 
 async def serve_and_answer(plan: Plan, addresses: dict, began: float, pid: int) -> tuple[float, float]:
     """Have the board take the plan and answer; seconds until it served, and seconds of computing until then."""
-    boards = await connect_all(addresses)
-    try:
-        await assign(plan, addresses, boards)
-    finally:
-        for board in boards:
-            board.close()
+    async with Connections() as connections:
+        boards = await connections.to_all(addresses)
+        await give(plan, addresses, boards, {b.name: (await b.status()).epoch for b in boards})
     serves_s, own_s = time.perf_counter() - began, cpu_s([pid])[1]
     async with ClusterClient.dial(plan, addresses) as cluster:
         stream = cluster.generate(_PROMPT, sampling=Sampling(), max_tokens=_TOKENS, eos=())

@@ -14,13 +14,15 @@ import numpy as np
 from edgellm.agent.load import load_section
 from edgellm.agent.serve import Agent, AgentOptions
 from edgellm.errors import ManifestError
-from edgellm.manager.client import ClusterClient, connect_all
-from edgellm.manager.rebalance import assign
+from edgellm.manager.board import BoardClient
+from edgellm.manager.client import ClusterClient
+from edgellm.manager.connections import Connections
+from edgellm.manager.take import give
 from edgellm.model.sampler import sample
 from edgellm.plan import Plan, Section
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest, Shard
-from edgellm.wire.tls import client_context
+from edgellm.wire.credentials import client_credentials
 
 VOCAB, HIDDEN, LAYERS = 97, 4, 6
 GREEDY = Sampling()
@@ -161,18 +163,14 @@ class Boards:
     async def form(self, cuts: tuple[int, ...], **settings) -> Plan:
         """Have the boards take the sections between `cuts`."""
         plan = make_plan(self.manifest, cuts, **settings)
-        clients = await connect_all(self.addresses, self.client_tls)
-        try:
-            await assign(plan, self.addresses, clients)
-        finally:
-            for client in clients:
-                client.close()
+        async with Connections(self.client_tls) as connections:
+            await assign(plan, self.addresses, await connections.to_all(self.addresses))
         return plan
 
     @property
     def client_tls(self):
         """What the manager dials with."""
-        return client_context(self.tls / "manager") if self.tls else None
+        return client_credentials(self.tls / "manager") if self.tls else None
 
     @property
     def addresses(self) -> dict[str, tuple[str, int]]:
@@ -236,6 +234,16 @@ def write_shards(folder: Path, manifest: Manifest, layers: tuple[int, int]) -> N
     """Files of the right sizes for these layers."""
     for shard in manifest.section_shards(*layers):
         (folder / shard.name).write_bytes(bytes(shard.bytes))
+
+
+async def connect_all(addresses: dict[str, tuple[str, int]]) -> list[BoardClient]:
+    """Connections to these boards, for the caller to close; BoardError if one can't be reached."""
+    return await Connections().to_all(addresses)
+
+
+async def assign(plan: Plan, addresses: dict[str, tuple[str, int]], boards: list[BoardClient]) -> dict[str, int]:
+    """Have connected boards take a plan, whatever they hold. The bytes of shards that each loaded."""
+    return await give(plan, addresses, boards, {b.name: (await b.status()).epoch for b in boards})
 
 
 async def ask(cluster: ClusterClient, prompt: list[int], max_tokens: int = 10, eos=(), **kwargs) -> list:

@@ -14,17 +14,18 @@ from edgellm.checkpoint.shard import Entry, make_plan
 from edgellm.checkpoint.tensors import BLOCK, BLOCK_BYTES, GROUP_BYTES, TILE, stored_bytes, stored_shape
 from edgellm.errors import BoardError, RemoteProtocolError
 from edgellm.kernels import library
-from edgellm.manager.client import ClusterClient, connect_all
+from edgellm.manager.client import ClusterClient
 from edgellm.model.generic.packed import pack, unpack
 from edgellm.plan import Capacity, Plan
 from edgellm.sampling import Sampling
 from edgellm.shards import tiles
 from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
-from edgellm.wire import listener, protocol, sequence_messages, tls
+from edgellm.wire import credentials, listener, protocol, sequence_messages
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader
 from edgellm.wire.peer import Peer
-from tests.fakes import Boards, ask, run
+from edgellm.wire.status import BoardStatus, Compute, Health, SectionStatus
+from tests.fakes import Boards, ask, connect_all, run
 
 DOCS = Path(__file__).parent.parent / "docs"
 WIRE, SHARDS = (DOCS / "wire.md").read_text(), (DOCS / "shards.md").read_text()
@@ -236,18 +237,18 @@ def test_json_fields_of_plans_boards_and_answers(tmp_path):
                 await ask(cluster, [1, 2, 3], stats=stats)
             clients = await connect_all(boards.addresses)
             try:
-                return await clients[0].status(), stats["b0"]
+                return (await clients[0].ask(m.AskStatus(), m.Status)).content, stats["b0"].to_dict()
             finally:
                 for client in clients:
                     client.close()
 
     told, stats = run(go())
     (top,) = [t for t in tables(section(m.Status)) if tuple(t[0])[:2] == ("field", "type")]
-    assert {r["field"].strip("`") for r in top} == set(told)
+    assert {r["field"].strip("`") for r in top} == set(told) == set(BoardStatus.from_dict("b0", told).to_dict())
     assert names(WIRE, "field of capacity") == set(told["capacity"])
-    assert names(WIRE, "field of compute") == set(told["compute"])
-    assert names(WIRE, "field of section") == set(told["section"])
-    assert names(WIRE, "field of health") == set(told["health"])
+    assert names(WIRE, "field of compute") == set(told["compute"]) == {f.name for f in fields(Compute)}
+    assert names(WIRE, "field of section") == set(told["section"]) == {f.name for f in fields(SectionStatus)}
+    assert names(WIRE, "field of health") == set(told["health"]) == {f.name for f in fields(Health)}
     assert set(told["shards"]) == {"embedding", "layers", "head"} and told["shards"]["layers"] == [[0, 6]]
     assert names(WIRE, "stat") == set(stats)
 
@@ -287,8 +288,8 @@ def test_the_digest_of_the_plan_in_the_example():
 
 
 def test_identities_and_the_alert_of_tls():
-    assert f"`{tls.MANAGER_URI}`" in WIRE and f"`{tls.BOARD_URI}NAME`" in WIRE
-    assert all(f"`{name}`" in WIRE for name in tls.FILES)
+    assert f"`{credentials.MANAGER_URI}`" in WIRE and f"`{credentials.BOARD_URI}NAME`" in WIRE
+    assert all(f"`{name}`" in WIRE for name in credentials.FILES)
     assert f"protocol_version (`{listener._NO_TLS_ALERT.hex(' ')}`)" in WIRE
 
 

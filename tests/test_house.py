@@ -1,9 +1,10 @@
-"""The house stays as README draws it: who may import whom, and every file on the map."""
+"""The house stays as docs/architecture.md draws it: who may import whom, no circle, and every file on the map."""
 
 import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,17 @@ PACKAGE = ROOT / "edgellm"
 FILES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py"))
 
 # What a room may import from the others. cli, check and console are on the top floor.
-GROUND = {"config.py", "errors.py", "files.py", "sampling.py"}
+GROUND = {"config.py", "errors.py", "files.py", "limits.py", "sampling.py"}
 BELOW = {
     "errors.py": set(),
     "files.py": set(),
+    "limits.py": set(),
     "config.py": {"errors.py"},
     "sampling.py": {"errors.py"},
     "kernels": GROUND,
-    "wire": GROUND,
     "shards": GROUND | {"kernels"},
-    "plan": GROUND | {"shards", "wire"},
+    "plan": GROUND | {"shards"},
+    "wire": GROUND | {"plan"},
     "model": GROUND | {"kernels", "shards"},
     "checkpoint": GROUND | {"kernels", "shards", "model"},
     "agent": GROUND | {"model", "kernels", "shards", "plan", "wire"},
@@ -43,18 +45,23 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def room(module: str) -> str:
-    name = module.split(".")[1]
-    return name if (PACKAGE / name).is_dir() else f"{name}.py"
+def rooms(path: Path) -> set[str]:
+    """The rooms that a file imports from, its own left out."""
+    modules = {m.split(".")[1] for m in imports(path) if m.startswith("edgellm.") and m != "edgellm.__version__"}
+    return {name if (PACKAGE / name).is_dir() else f"{name}.py" for name in modules} - {path.parts[0]}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_point_down(path):
-    own = path.parts[0]
-    if own not in BELOW:
-        return
-    ours = {room(m) for m in imports(path) if m.startswith("edgellm.") and m != "edgellm.__version__"}
-    assert ours <= BELOW[own] | {own}
+    assert rooms(path) <= BELOW.get(path.parts[0], rooms(path))
+
+
+def test_no_circle_between_rooms():
+    measured: dict[str, set[str]] = {}
+    for path in [*FILES, *(p.relative_to(PACKAGE) for p in PACKAGE.rglob("__init__.py") if p.parent != PACKAGE)]:
+        measured.setdefault(path.parts[0], set()).update(rooms(path))
+    for arrows in (measured, BELOW):
+        TopologicalSorter(arrows).prepare()  # raises CycleError with the rooms of a circle
 
 
 PLAIN = [p for p in FILES if p.parts[0] in ("wire", "plan", *GROUND)]
@@ -75,13 +82,39 @@ def test_the_manager_imports_neither_torch_nor_numpy():
     assert done.stdout.strip() == "[]"
 
 
+def map_of(page: str) -> dict[str, str]:
+    """What a drawing of the house says of each path under edgellm/; folders end in "/"."""
+    found: dict[str, str] = {}
+    folders: list[tuple[int, str]] = []
+    for line in page.splitlines():
+        match = re.fullmatch(r"( {4,})(\S+(?:, \S+)*)(?: {2,}(.*))?", line)
+        if match is None:
+            continue  # the rest of what the line above says
+        indent, names, words = len(match[1]), match[2], match[3]
+        while folders and folders[-1][0] >= indent:
+            folders.pop()
+        for name in names.split(", "):
+            path = "".join(folder for _, folder in folders) + name
+            assert path not in found, f"{path} is drawn twice"
+            found[path] = (words or "").strip()
+            if name.endswith("/"):
+                folders.append((indent, name))
+    return {p.removeprefix("edgellm/"): words for p, words in found.items() if p.startswith("edgellm/")}
+
+
+def test_the_map_is_read_by_whole_paths():
+    page = "    edgellm/\n      a/     one\n        x.py, y.py   two\n      x.py  three\n    tests/  four\n"
+    assert map_of(page) == {"": "", "a/": "one", "a/x.py": "two", "a/y.py": "two", "x.py": "three"}
+
+
 def test_the_map_has_every_file_and_no_other():
-    house = (ROOT / "docs" / "architecture.md").read_text().split("## The house")[1].split("\n## ")[0]
-    lines = [line.strip() for line in house.splitlines() if line.startswith("    ")]
-    named = set(re.findall(r"[\w*]+\.(?:py|cpp|h)\b", " ".join(line.split("  ")[0] for line in lines)))
-    here = {p.name for p in FILES} | {p.name for p in PACKAGE.rglob("*.cpp")} | {p.name for p in PACKAGE.rglob("*.h")}
-    here = {re.sub(r"^(gemm|ops)_\w+\.cpp$", r"\1_*.cpp", name) for name in here}
-    assert named == here
+    drawn = map_of((ROOT / "docs" / "architecture.md").read_text().split("## The house")[1].split("\n## ")[0])
+    sources = {p.relative_to(PACKAGE) for kind in ("*.cpp", "*.h") for p in PACKAGE.rglob(kind)} | set(FILES)
+    # Variants by instruction set share a line.
+    here = {re.sub(r"/(gemm|ops)_\w+\.cpp$", r"/\1_*.cpp", p.as_posix()) for p in sources}
+    folders = {f"{parent.as_posix()}/" for p in sources for parent in p.parents if parent != Path(".")}
+    assert drawn.keys() - {""} == here | folders
+    assert not [path for path, words in drawn.items() if path and not words]
 
 
 def test_every_file_says_what_lives_in_it():

@@ -17,13 +17,12 @@ from edgellm.checkpoint.builtin import fetch_builtin
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from edgellm.config import DEFAULT_MODEL
-from edgellm.manager.client import ClusterClient, connect_all
+from edgellm.manager.client import ClusterClient
 from edgellm.manager.local import LocalAgents
-from edgellm.manager.rebalance import assign
 from edgellm.manager.tokens import Tokenizer
 from edgellm.plan import Plan, Section
 from edgellm.shards.manifest import Manifest
-from tests.fakes import ask, run
+from tests.fakes import ask, assign, connect_all, run
 from tests.model.make_split import make_split
 
 NEW_TOKENS = 32

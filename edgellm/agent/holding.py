@@ -12,6 +12,7 @@ from edgellm.agent.stage import Stage
 from edgellm.errors import BoardError, ClaimError, ManifestError, PlanError
 from edgellm.plan import Plan, SectionNeed, check_lengths, section_need
 from edgellm.shards.manifest import Manifest
+from edgellm.wire.addresses import parse_address
 from edgellm.wire.peer import Peer
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class _Next:
 class Holding:
     """A board's epoch and stage, changed by one manager at a time: claim, prepare, commit.
 
-    `load(manifest, folder, start, end)` gives a section; `tls` is the SSL context for links to other boards.
+    `load(manifest, folder, start, end)` gives a section; `tls` are the credentials for links to other boards.
     """
 
     def __init__(self, board: str, manifest: Manifest, folder, load, *, ram_bytes: int | None = None, tls=None):
@@ -175,11 +176,11 @@ class Holding:
             raise PlanError("the plan came without addresses")
         parsed = {}
         for board in plan.boards:
-            match addresses.get(board):
-                case [str(host), port] if 0 < len(host) < 254 and type(port) is int and 0 < port < 1 << 16:
-                    parsed[board] = (host, port)
-                case other:
-                    raise PlanError(f"the plan came with address {reprlib.repr(other)} for board {board}")
+            address = parse_address(addresses.get(board))
+            if address is None:
+                other = reprlib.repr(addresses.get(board))
+                raise PlanError(f"the plan came with address {other} for board {board}, expected [host, port]")
+            parsed[board] = address
         return plan, parsed
 
     def _need(self, plan: Plan) -> SectionNeed:

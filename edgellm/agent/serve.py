@@ -22,11 +22,11 @@ from edgellm.agent.tune import state_folder, take_cores
 from edgellm.config import BOARD_SILENCE_S, MANAGER_SILENCE_S, STEP_TIMEOUT_S
 from edgellm.errors import BoardError, EdgellmError
 from edgellm.kernels import library
+from edgellm.limits import MAX_STEP_BYTES
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.verified import verified
 from edgellm.wire import messages as m
-from edgellm.wire import tls
-from edgellm.wire.limits import MAX_STEP_BYTES
+from edgellm.wire.credentials import client_credentials, server_credentials
 from edgellm.wire.peer import Peer, listen
 from edgellm.wire.protocol import Protocol
 
@@ -68,8 +68,8 @@ class Agent:
         self._measure_decode, self._take_cores = measure_decode, take_cores
         self.manifest = Manifest.read(options.shards)
         self.port = options.port  # the real one after listening, where 0 was asked for
-        self._server_tls = tls.server_context(options.tls) if options.tls else None
-        client_tls = tls.client_context(options.tls) if options.tls else None
+        self._server_tls = server_credentials(options.tls) if options.tls else None
+        client_tls = client_credentials(options.tls) if options.tls else None
         self.holding = Holding(
             options.name, self.manifest, options.shards, load, ram_bytes=options.ram_bytes, tls=client_tls
         )

@@ -5,8 +5,8 @@ import logging
 import numpy as np
 
 from edgellm.errors import BusyError, UsageError
+from edgellm.limits import MAX_STEP_BYTES
 from edgellm.wire import messages as m
-from edgellm.wire.limits import MAX_STEP_BYTES
 from edgellm.wire.peer import Peer
 
 log = logging.getLogger(__name__)

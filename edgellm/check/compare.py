@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.errors import BoardError, ClusterError, UsageError
-from edgellm.manager.board import BoardClient
+from edgellm.limits import MAX_STEP_BYTES
 from edgellm.manager.client import ClusterClient
+from edgellm.manager.connections import Connections
 from edgellm.manager.survey import Fleet, standing_plan
 from edgellm.manager.tokens import Tokenizer
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
 from edgellm.wire import messages as m
-from edgellm.wire.limits import MAX_STEP_BYTES
+from edgellm.wire.status import SequenceStats
 
 # Largest difference relative to the norm of what is compared, that is explained by summation order alone,
 _TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
@@ -147,13 +148,13 @@ async def _ask(
     plan: Plan, addresses: dict, tls, ids: list[int], count: int
 ) -> tuple[list[int], list[np.ndarray], set]:
     """Tokens, the logits they were chosen from, and the paths on which boards computed."""
-    stats: dict[str, dict] = {}
+    stats: dict[str, SequenceStats] = {}
     async with ClusterClient.dial(plan, addresses, tls) as cluster:
         stream = cluster.generate(
             ids, sampling=Sampling(), max_tokens=count, eos=(), logits=True, reuse=False, stats=stats
         )
         chosen = [c async for c in stream]
-    paths = {str(stats.get(board, {}).get("path")) for board in plan.boards}
+    paths = {str(stats[board].path) if board in stats else "None" for board in plan.boards}
     return [c.token for c in chosen], [np.frombuffer(c.logits, "<f4") for c in chosen], paths
 
 
@@ -210,8 +211,8 @@ async def _compare_layers(
             data = np.asarray(sequence, "<u4").tobytes()
         else:
             data = outputs[section.start - 1].numpy().astype("<f4").tobytes()
-        board = await BoardClient(section.board, *addresses[section.board], tls).connect()
-        try:
+        async with Connections(tls) as connections:
+            board = await connections.to(section.board, addresses[section.board])
             for layer in range(section.start, section.end):
                 question = m.Trace(plan.epoch, section.start, len(sequence), data) if layer == section.start else None
                 message = await board.ask(question, m.Traced, _TRACE_TIMEOUT_S)
@@ -219,8 +220,6 @@ async def _compare_layers(
                     raise BoardError(f"board {section.board} traced layer {message.layer}, expected {layer}")
                 output = np.frombuffer(message.data, "<f4").reshape(len(sequence), manifest.hidden_size)
                 found.append(LayerDifference(layer, section.board, _difference(output, outputs[layer].numpy())))
-        finally:
-            board.close()
     return found
 
 

@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from edgellm.errors import ClusterError
 from edgellm.files import locked, write_atomically
 from edgellm.plan import BOARD_NAME
-from edgellm.wire.tls import BOARD_URI, MANAGER_URI
+from edgellm.wire.credentials import BOARD_URI, MANAGER_URI
 
 CA_DAYS, LEAF_DAYS = 3650, 365
 RENEW_CA_DAYS = 400  # more than a leaf lasts: none outlives the CA it was pushed with

@@ -181,9 +181,8 @@ def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest
         offered_bytes=row["ram_offered_bytes"], disk_free_bytes=row["disk_free_bytes"],
         manifest_sha256=cluster.plan.manifest_sha256, path=row["path"], kernels=row["kernels"],
     )  # fmt: skip
-    model = (word.status or {}).get("manifest_sha256")
-    if isinstance(model, str) and re.fullmatch(r"[0-9a-f]{64}", model):
-        facts = replace(facts, model_sha256=model)
+    if word.status is not None:
+        facts = replace(facts, model_sha256=word.status.manifest_sha256)
     if row["in_plan"] and not row["serving"] and word.status is not None:
         facts = replace(facts, idle=row["state"])
     if manifest is None:

@@ -18,6 +18,8 @@ from edgellm.manager.tokens import Tokenizer
 from edgellm.plan import Capacity, Plan, Settings, make_plan, parse_board
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
+from edgellm.wire.credentials import Credentials, client_credentials
+from edgellm.wire.status import SequenceStats
 
 _RETRY_FOR_S = 60.0  # another manager may be at it, or an agent be starting
 CANARY_PROMPT = "Once upon a time, a small board"
@@ -64,13 +66,9 @@ class Request:
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError, EdgellmError) as e:
             raise UsageError(f"{path}: {type(e).__name__}: {e}") from None
 
-    def client_tls(self):
-        """The SSL context to dial the boards with, or None."""
-        if self.tls is None:
-            return None
-        from edgellm.wire.tls import client_context
-
-        return client_context(self.tls)
+    def client_tls(self) -> Credentials | None:
+        """Return the credentials to dial the boards with, or None."""
+        return None if self.tls is None else client_credentials(self.tls)
 
 
 def fit(request: Request) -> str | None:
@@ -222,13 +220,13 @@ def canary(file: ClusterFile, path: Path, cache: Path, tell: Callable[[str], Non
 
 async def _ask(file: ClusterFile, path: Path, manifest: Manifest, ids: list[int], tell) -> tuple[list[int], bool]:
     """The answer's tokens, and whether all boards computed native sections."""
-    stats: dict[str, dict] = {}
+    stats: dict[str, SequenceStats] = {}
     session = Session(manifest, file.plan, file.addresses(), tls=file.client_tls(path), tell=tell)
     async with session:
         count = min(CANARY_TOKENS, max(1, file.plan.context - len(ids)))
         stream = session.generate(ids, sampling=Sampling(), max_tokens=count, eos=(), stats=stats)
         tokens = [chosen.token async for chosen in stream]
-    return tokens, all(s.get("path") == "native" for s in stats.values())
+    return tokens, all(s.path == "native" for s in stats.values())
 
 
 def _remembered(path: Path) -> list[int] | None:

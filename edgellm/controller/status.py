@@ -1,52 +1,58 @@
 """What `edgellm status` tells: all boards are asked at once, and each one's word is held beside the plan."""
 
 import asyncio
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from edgellm.controller.ssh import plain
 from edgellm.errors import EdgellmError
-from edgellm.manager.board import BoardClient
 from edgellm.manager.cluster_file import ClusterFile
+from edgellm.manager.connections import Connections
 from edgellm.plan import Plan, section_need
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
 from edgellm.shards.manifest import Manifest
+from edgellm.wire.addresses import Address
+from edgellm.wire.credentials import Credentials
+from edgellm.wire.status import BoardStatus, SectionStatus
 
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer
 _PATIENCE_S = 1.0  # before whoever waits is told for whom
 _MAX_STRANGERS = 64
-_MOST_CORES = 64
 
 
 @dataclass(frozen=True)
 class Word:
-    """What came of asking a board: its status message, or why there is none."""
+    """What came of asking a board: its status, or why there is none."""
 
     host: str
     port: int
-    status: dict | None = None
+    status: BoardStatus | None = None
     error: str | None = None
 
 
 async def ask_boards(
-    addresses: dict[str, tuple[str, int]], tls=None, waits: Callable[[list[str]], None] = lambda boards: None
-) -> dict[str, Word]:
+    addresses: Mapping[str, Address], tls: Credentials | None = None,
+    waits: Callable[[list[str]], None] = lambda boards: None,
+) -> dict[str, Word]:  # fmt: skip
     """Ask all boards at once; then those that only they know of, the boards of a plan newer than ours.
 
     `waits` is told which boards are slow to answer. Takes a few seconds at most, and raises nothing for a board.
     """
-    words = await _ask_all(addresses, tls, waits)
-    strangers = {}
-    for name, word in words.items():
-        for board, address in _addresses_of(name, word).items():
-            if board not in words and len(strangers) < _MAX_STRANGERS:
-                strangers[board] = address
-    return {**words, **await _ask_all(strangers, tls, waits)} if strangers else words
+    async with Connections(tls) as connections:
+        words = await _ask_all(addresses, connections, waits)
+        strangers: dict[str, Address] = {}
+        for word in words.values():
+            for board, address in word.status.addresses.items() if word.status else ():
+                if board not in words and len(strangers) < _MAX_STRANGERS:
+                    strangers[board] = address
+        return {**words, **await _ask_all(strangers, connections, waits)} if strangers else words
 
 
-async def _ask_all(addresses, tls, waits) -> dict[str, Word]:
-    tasks = {name: asyncio.create_task(_ask(name, *address, tls)) for name, address in addresses.items()}
+async def _ask_all(
+    addresses: Mapping[str, Address], connections: Connections, waits: Callable[[list[str]], None]
+) -> dict[str, Word]:
+    tasks = {name: asyncio.create_task(_ask(name, address, connections)) for name, address in addresses.items()}
     try:
         if tasks:
             await asyncio.wait(tasks.values(), timeout=_PATIENCE_S)
@@ -58,16 +64,14 @@ async def _ask_all(addresses, tls, waits) -> dict[str, Word]:
             task.cancel()
 
 
-async def _ask(name: str, host: str, port: int, tls) -> Word:
-    client = BoardClient(name, host, port, tls)
+async def _ask(name: str, address: Address, connections: Connections) -> Word:
+    host, port = address
     try:
-        await client.connect(_REACH_TIMEOUT_S)
-        return Word(host, port, await client.status(_REACH_TIMEOUT_S))
+        board = await connections.to(name, address, _REACH_TIMEOUT_S)
+        return Word(host, port, await board.status(_REACH_TIMEOUT_S))
     except EdgellmError as e:
         reason = str(e).removeprefix(f"board {name} ({host}:{port}): ")
         return Word(host, port, error=plain(reason, 300))
-    finally:
-        client.close()
 
 
 def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | None = None) -> dict:
@@ -77,7 +81,7 @@ def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | 
     cluster file's is served by nobody. `serving` is whether every board of it does. Without the `manifest` it isn't
     known what is left of a board's offer.
     """
-    plans = {name: plan for name, word in words.items() if (plan := _plan_of(name, word))}
+    plans = {name: word.status.plan for name, word in words.items() if word.status and word.status.plan}
     plan = _counting(cluster.plan, plans)
     rows = [_row(name, word, plan, plans.get(name), manifest) for name, word in words.items()]
     rows += [_row(name, Word("?", 0, error="no address"), plan, None, manifest) for name in plan.boards
@@ -109,58 +113,59 @@ def _counting(ours: Plan, plans: dict[str, Plan]) -> Plan:
     return newest if newest.epoch >= ours.epoch else ours
 
 
-def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifest | None) -> dict:
-    said = word.status or {}
-    section, health, compute = (_dict(said.get(name)) for name in ("section", "health", "compute"))
-    offered = _count(_dict(said.get("capacity")).get("ram_bytes"))
+def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifest | None) -> dict[str, Any]:
+    said = word.status or BoardStatus(name)
+    section, health, compute, capacity = said.section or SectionStatus(), said.health, said.compute, said.capacity
+    offered = capacity.ram_bytes if capacity else None
     layers = held.section_of(name) if held else None
     taken = 0
-    if layers and manifest and manifest.sha256 == held.manifest_sha256:
+    if held and layers and manifest and manifest.sha256 == held.manifest_sha256:
         taken = section_need(manifest, held.settings, layers.start, layers.end).total
     known = offered is not None and (layers is None or taken > 0)
-    steps, decode_s = _count(section.get("decode_steps")), _real(section.get("decode_s"))
-    serving = bool(held and held.digest == plan.digest and name in plan.boards and not said.get("draining"))
+    steps, decode_s = section.decode_steps, section.decode_s
+    serving = bool(held and held.digest == plan.digest and name in plan.boards and not said.draining)
     return {
         "board": name,
         "address": f"{word.host}:{word.port}",
-        "state": "serving" if serving else _state(name, word, plan, held, offered, manifest),
+        "state": "serving" if serving else _state(name, word, plan, offered, manifest),
         "serving": serving,
         "in_plan": name in plan.boards,
         "section": {"start": layers.start, "end": layers.end} if layers else None,
-        "path": _short(section.get("path")),
-        "ram_total_bytes": _count(health.get("ram_total_bytes")),
+        "path": section.path,
+        "ram_total_bytes": health.ram_total_bytes,
         "ram_offered_bytes": offered,
-        "ram_free_bytes": max(0, offered - taken) if known else None,
-        "disk_free_bytes": _count(said.get("disk_free_bytes")),
-        "slots": _count(section.get("slots")),
-        "free_slots": _count(section.get("free_slots")),
-        "temperature_c": _real(health.get("temperature_c")),
-        "throttled": _flag(health.get("throttled")),
-        "undervoltage": _flag(health.get("undervoltage")),
-        "link_mbit": _count(health.get("link_mbit")),
-        "uptime_s": _real(health.get("uptime_s")),
+        "ram_free_bytes": max(0, offered - taken) if offered is not None and known else None,
+        "disk_free_bytes": said.disk_free_bytes,
+        "slots": section.slots,
+        "free_slots": section.free_slots,
+        "temperature_c": health.temperature_c,
+        "throttled": health.throttled,
+        "undervoltage": health.undervoltage,
+        "link_mbit": health.link_mbit,
+        "uptime_s": health.uptime_s,
         "decode_ms_per_token": round(decode_s / steps * 1e3, 3) if steps and decode_s is not None else None,
-        "hop_s": _real(_dict(said.get("capacity")).get("hop_s")),
-        "kernels": _short(compute.get("kernels")),
-        "cores": _cores(compute.get("cores")),
-        "version": _short(said.get("version")),
-        "epoch": _count(said.get("epoch")),
+        "hop_s": capacity.hop_s if capacity else None,
+        "kernels": compute.kernels,
+        "cores": None if compute.cores is None else list(compute.cores),
+        "version": said.version,
+        "epoch": said.epoch,
     }
 
 
-def _state(name: str, word: Word, plan: Plan, held: Plan | None, offered: int | None, manifest) -> str:
-    """Why a board doesn't serve the plan, in a few words."""
-    if word.status is None:
-        return f"unreachable: {word.error}"
+def _state(name: str, word: Word, plan: Plan, offered: int | None, manifest: Manifest | None) -> str:
+    """Return why a board doesn't serve the plan, in a few words."""
     said = word.status
-    if said.get("draining"):
+    if said is None:
+        return f"unreachable: {word.error}"
+    if said.draining:
         return "stopping"
-    if said.get("manifest_sha256") != plan.manifest_sha256:
-        return f"has another model: {_short(said.get('model')) or '?'}"
-    if held is not None:
-        return f"serves epoch {held.epoch}" if held.epoch != plan.epoch else "serves another plan of this epoch"
+    if said.manifest_sha256 != plan.manifest_sha256:
+        return f"has another model: {said.model or '?'}"
+    if said.plan is not None:
+        another = said.plan.epoch != plan.epoch
+        return f"serves epoch {said.plan.epoch}" if another else "serves another plan of this epoch"
     if name in plan.boards:
-        return "no section, a plan is under way" if said.get("claimed") else "no section"
+        return "no section, a plan is under way" if said.claimed else "no section"
     least = min(_layer_needs(plan, manifest), default=0)
     if offered is not None and usable_bytes(offered) < least:
         return f"spare: offers {offered / 1e9:.2f} GB, a layer needs {offer_for(least) / 1e9:.2f} GB"
@@ -216,50 +221,3 @@ def _tokens_per_s(plan: Plan, rows: list[dict]) -> float | None:
     hops_s = sum(row["hop_s"] or 0.0 for row in stages) if len(stages) > 1 else 0.0
     token_s = sum(row["decode_ms_per_token"] for row in stages) / 1e3 + hops_s
     return round(1 / token_s, 2) if token_s > 0 else None
-
-
-# What a board says is hostile until parsed.
-
-
-def _plan_of(name: str, word: Word) -> Plan | None:
-    """The plan that the board says it serves a section of."""
-    with contextlib.suppress(EdgellmError):
-        plan = Plan.from_dict((word.status or {}).get("plan"))
-        return plan if name in plan.boards else None
-    return None
-
-
-def _addresses_of(name: str, word: Word) -> dict[str, tuple[str, int]]:
-    plan, found = _plan_of(name, word), {}
-    for board in plan.boards if plan else ():
-        match _dict(word.status.get("addresses")).get(board):
-            case [str(host), port] if 0 < len(host) < 254 and type(port) is int and 0 < port < 1 << 16:
-                found[board] = (host, port)
-    return found
-
-
-def _dict(value) -> dict:
-    return value if isinstance(value, dict) else {}
-
-
-def _cores(value) -> list[int] | None:
-    """Numbers of cores, as a board said them."""
-    if not isinstance(value, list) or len(value) > _MOST_CORES or not all(_count(n) is not None for n in value):
-        return None
-    return value
-
-
-def _count(value) -> int | None:
-    return value if type(value) is int and 0 <= value < 1 << 60 else None
-
-
-def _real(value) -> float | None:
-    return float(value) if type(value) in (int, float) and -1e12 < value < 1e12 else None
-
-
-def _flag(value) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
-def _short(value) -> str | None:
-    return plain(value, 60) if isinstance(value, str) and value else None

@@ -12,6 +12,7 @@ from edgellm.manager.tokens import StopStrings, Tokenizer
 from edgellm.plan import Plan, Section
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
+from edgellm.wire.status import SequenceStats
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Asker:
         """
         began = time.perf_counter()
         stream, stop, pieces = self.tokenizer.decoder(), StopStrings(question.stop), []
-        stats: dict[str, dict] = {}
+        stats: dict[str, SequenceStats] = {}
 
         def take(text: str) -> None:
             if text:
@@ -163,33 +164,27 @@ class Asker:
             take(stop.flush())
         finally:
             answer.text = "".join(pieces)
-            told = [(s, stats[s.board]) for s in session.plan.sections if stats.get(s.board)]
+            told = [(s, stats[s.board]) for s in session.plan.sections if s.board in stats]
             # The last board knows what was accepted; in a replay the prompt is longer than what was asked.
-            answer.accepted_tokens = max((_number(t, "accepted_tokens") for _, t in told), default=0)
-            answer.draft_tokens = max((_number(t, "draft_tokens") for _, t in told), default=0)
-            answer.reused_tokens = min((_number(t, "reused_tokens") for _, t in told), default=0)
+            answer.accepted_tokens = max((t.accepted_tokens for _, t in told), default=0)
+            answer.draft_tokens = max((t.draft_tokens for _, t in told), default=0)
+            answer.reused_tokens = min((t.reused_tokens for _, t in told), default=0)
             answer.reused_tokens = min(answer.reused_tokens, answer.prompt_tokens)
             answer.stages = [_stage(section, t, answer.accepted_tokens) for section, t in told]
 
 
-def _stage(section: Section, stats: dict, accepted: float) -> dict:
-    steps = _number(stats, "decode_steps")
+def _stage(section: Section, stats: SequenceStats, accepted: int) -> dict:
+    steps = stats.decode_steps
     steps += accepted if steps else 0  # each of which is a token
     return {
         "board": section.board,
         "start": section.start,
         "end": section.end,
-        "path": stats.get("path"),
-        "prefill_s": _number(stats, "prefill_s"),
-        "decode_ms_per_token": 1e3 * _number(stats, "decode_s") / steps if steps else None,
-        "sent_bytes_per_token": _number(stats, "sent_bytes") / steps if steps else None,
+        "path": stats.path,
+        "prefill_s": stats.prefill_s,
+        "decode_ms_per_token": 1e3 * stats.decode_s / steps if steps else None,
+        "sent_bytes_per_token": stats.sent_bytes / steps if steps else None,
     }
-
-
-def _number(stats: dict, name: str) -> float:
-    """A number that a board reported; 0 for anything else."""
-    value = stats.get(name)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
 
 
 def run_to_answer(coroutine, answer: Answer) -> None:

@@ -1,12 +1,13 @@
 """A connection to one board: every wait ends with an answer, or with an error that names the board."""
 
 import asyncio
-import ssl
 
 from edgellm.config import CONNECT_TIMEOUT_S, PING_EVERY_S, PONG_TIMEOUT_S, STEP_TIMEOUT_S
 from edgellm.errors import BoardError
 from edgellm.wire import messages as m
+from edgellm.wire.credentials import Credentials
 from edgellm.wire.peer import Peer, connect
+from edgellm.wire.status import BoardStatus
 
 ANSWER_TIMEOUT_S = 30.0
 
@@ -14,7 +15,7 @@ ANSWER_TIMEOUT_S = 30.0
 class BoardClient:
     """A board of this name at HOST:PORT, spoken to over `tls` if there is one."""
 
-    def __init__(self, name: str, host: str, port: int, tls: ssl.SSLContext | None = None):
+    def __init__(self, name: str, host: str, port: int, tls: Credentials | None = None):
         self.name, self.host, self.port = name, host, port
         self._tls = tls
         self.peer: Peer | None = None
@@ -64,9 +65,9 @@ class BoardClient:
         finally:
             getter.cancel()
 
-    async def status(self, timeout_s: float = ANSWER_TIMEOUT_S) -> dict:
-        """What the board says of itself (docs/wire.md)."""
-        return (await self.ask(m.AskStatus(), m.Status, timeout_s)).content
+    async def status(self, timeout_s: float = ANSWER_TIMEOUT_S) -> BoardStatus:
+        """Return what the board says of itself."""
+        return BoardStatus.from_dict(self.name, (await self.ask(m.AskStatus(), m.Status, timeout_s)).content)
 
     def subscribe(self, seq_id: int, queue: asyncio.Queue) -> None:
         """Messages of this sequence go to `queue`, as (board client, message)."""

@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 from edgellm.config import PING_EVERY_S, PONG_TIMEOUT_S, STALL_TIMEOUT_S
 from edgellm.errors import AnswerError, BoardError, BusyError
 from edgellm.manager.board import ANSWER_TIMEOUT_S, BoardClient
+from edgellm.manager.connections import Connections
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
+from edgellm.wire.addresses import Address
+from edgellm.wire.credentials import Credentials
+from edgellm.wire.status import SequenceStats
 
 _CLOSE_TIMEOUT_S = 3.0
 
@@ -36,18 +40,16 @@ class ClusterClient:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def dial(cls, plan: Plan, addresses: dict[str, tuple[str, int]], tls=None) -> AsyncIterator["ClusterClient"]:
-        """Connect to all boards of `plan` at once; raises BoardError naming the first that can't be reached."""
-        boards = await connect_all({name: addresses[name] for name in plan.boards}, tls)
-        try:
-            yield cls(plan, boards)
-        finally:
-            for board in boards:
-                board.close()
+    async def dial(
+        cls, plan: Plan, addresses: Mapping[str, Address], tls: Credentials | None = None
+    ) -> AsyncIterator["ClusterClient"]:
+        """Connect to all boards of `plan` at once. Raises BoardError naming the first that can't be reached."""
+        async with Connections(tls) as connections:
+            yield cls(plan, await connections.to_all({name: addresses[name] for name in plan.boards}))
 
     async def generate(
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...], logits: bool = False,
-        stats: dict[str, dict] | None = None, speculate: bool = True, reuse: bool = True,
+        stats: dict[str, SequenceStats] | None = None, speculate: bool = True, reuse: bool = True,
     ) -> AsyncIterator[Chosen]:  # fmt: skip
         """Stream the answer to the prompt `ids`, token by token; the last one has a finish reason.
 
@@ -124,7 +126,9 @@ class ClusterClient:
         finally:
             getter.cancel()
 
-    async def _close_sequence(self, seq_id: int, events: asyncio.Queue, stats: dict | None) -> None:
+    async def _close_sequence(
+        self, seq_id: int, events: asyncio.Queue, stats: dict[str, SequenceStats] | None
+    ) -> None:
         waiting = [b for b in self.boards if not b.lost.done()]
         for board in waiting:
             with contextlib.suppress(Exception):  # it may be lost at this very moment
@@ -135,33 +139,11 @@ class ClusterClient:
                     board, message = await self._event(events, _CLOSE_TIMEOUT_S)
                     if isinstance(message, m.Closed) and board in waiting:
                         waiting.remove(board)
-                        if stats is not None:
-                            stats[board.name] = message.stats
+                        told = SequenceStats.from_dict(message.stats)
+                        if stats is not None and told is not None:
+                            stats[board.name] = told
         for board in self.boards:
             board.unsubscribe(seq_id)
-
-
-async def connect_all(addresses: dict[str, tuple[str, int]], tls=None) -> list[BoardClient]:
-    """Connect to every board at once; raises BoardError naming the first that can't be reached."""
-    boards = [BoardClient(name, host, port, tls) for name, (host, port) in addresses.items()]
-    try:
-        return await all_of(b.connect() for b in boards)
-    except BaseException:
-        for board in boards:
-            board.close()
-        raise
-
-
-async def all_of(coroutines) -> list:
-    """All results in order, or the first error with the others cancelled."""
-    tasks = [asyncio.ensure_future(c) for c in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 def _is_link_failure(message) -> bool:

@@ -5,10 +5,8 @@ files), `tls` (the folder with the manager's certificate, or null; both relative
 it), `boards` (name, host, port, and `ssh`: how to log in there, or null), `plan`, `created` (ISO time).
 """
 
-import ipaddress
 import json
 import os
-import re
 import reprlib
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,6 +15,8 @@ from pathlib import Path
 from edgellm.errors import ClusterError, PlanError
 from edgellm.files import write_atomically
 from edgellm.plan import BOARD_NAME, Plan
+from edgellm.wire.addresses import Address, is_host, is_loopback, is_port
+from edgellm.wire.credentials import Credentials, client_credentials
 
 FORMAT = 2
 FILE_NAME = "cluster.json"
@@ -24,7 +24,6 @@ VARIABLE = "EDGELLM_CLUSTER"
 
 _MAX_BYTES = 4 << 20
 _FIELDS = {"format", "model", "model_dir", "tls", "boards", "plan", "created"}
-_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\Z")
 _MAKE = "Make it with 'edgellm local up', or deploy."
 _AGAIN = "Deploy again, or remove the file."
 
@@ -39,7 +38,7 @@ class SshAccess:
     key: str | None = None
 
     def __post_init__(self):
-        if not (isinstance(self.host, str) and is_host(self.host)):
+        if not is_host(self.host):
             raise ClusterError(f"ssh: {reprlib.repr(self.host)} is no host name or IP address")
         for name in ("user", "key"):
             value = getattr(self, name)
@@ -47,7 +46,7 @@ class SshAccess:
                 raise ClusterError(f"ssh: {name} is {reprlib.repr(value)}, expected a text")
         if self.user is not None and self.user.startswith("-"):
             raise ClusterError(f"ssh: user is {self.user!r}, expected a user's name")
-        if self.port is not None and (type(self.port) is not int or not 1 <= self.port <= 65535):
+        if self.port is not None and not is_port(self.port):
             raise ClusterError(f"ssh: port is {reprlib.repr(self.port)}, expected 1 to 65535")
 
 
@@ -63,9 +62,9 @@ class Board:
     def __post_init__(self):
         if not (isinstance(self.name, str) and BOARD_NAME.match(self.name)):
             raise ClusterError(f"boards: {reprlib.repr(self.name)} is no board name")
-        if not (isinstance(self.host, str) and is_host(self.host)):
+        if not is_host(self.host):
             raise ClusterError(f"boards: {self.name}: {reprlib.repr(self.host)} is no host name or IP address")
-        if isinstance(self.port, bool) or not isinstance(self.port, int) or not 1 <= self.port <= 65535:
+        if not is_port(self.port):
             raise ClusterError(f"boards: {self.name}: port is {reprlib.repr(self.port)}, expected 1 to 65535")
 
 
@@ -108,7 +107,7 @@ class ClusterFile:
 
     @classmethod
     def make(
-        cls, model_dir: Path | str, addresses: dict[str, tuple[str, int]], plan: Plan, *, tls: Path | str | None = None,
+        cls, model_dir: Path | str, addresses: dict[str, Address], plan: Plan, *, tls: Path | str | None = None,
         ssh: dict[str, SshAccess] | None = None,
     ) -> "ClusterFile":  # fmt: skip
         """A cluster made now; `addresses` are host and port by board name."""
@@ -116,7 +115,7 @@ class ClusterFile:
         folder = None if tls is None else str(Path(tls).absolute())
         return cls(plan.model, str(Path(model_dir).absolute()), boards, plan, folder)
 
-    def addresses(self) -> dict[str, tuple[str, int]]:
+    def addresses(self) -> dict[str, Address]:
         """Host and port by board name."""
         return {b.name: (b.host, b.port) for b in self.boards}
 
@@ -132,16 +131,12 @@ class ClusterFile:
         """The folder with the manager's certificate, for a cluster file that lies at `path`; None without TLS."""
         return None if self.tls is None else Path(os.path.normpath(Path(path).absolute().parent / self.tls))
 
-    def client_tls(self, path: Path | str):
-        """The SSL context to dial boards with, or None; raises ClusterError if the certificate can't be used."""
+    def client_tls(self, path: Path | str) -> Credentials | None:
+        """Return the credentials to dial boards with, or None. Raises ClusterError if the certificate can't be used."""
         folder = self.tls_path(path)
-        if folder is None:
-            return None
-        from edgellm.wire.tls import client_context
+        return None if folder is None else client_credentials(folder)
 
-        return client_context(folder)
-
-    def with_plan(self, plan: Plan, addresses: dict[str, tuple[str, int]]) -> "ClusterFile":
+    def with_plan(self, plan: Plan, addresses: dict[str, Address]) -> "ClusterFile":
         """The same cluster under another plan; boards that `addresses` adds come along."""
         known = {b.name for b in self.boards}
         added = tuple(Board(name, *addresses[name]) for name in addresses if name not in known)
@@ -264,22 +259,3 @@ def _check_keys(content: dict, expected: set[str], what: str) -> None:
         raise ClusterError(f"{what} lacks {', '.join(missing)}")
     if extra := sorted(content.keys() - expected):
         raise ClusterError(f"{what} has an unknown field {reprlib.repr(extra[0])}")
-
-
-def is_host(text: str) -> bool:
-    """Whether this is a host's name or IP address."""
-    try:
-        ipaddress.ip_address(text)
-        return True
-    except ValueError:
-        labels = text.removesuffix(".").split(".")
-        # All digits and dots would be a mistyped IPv4 address.
-        return len(text) <= 253 and all(_LABEL.match(label) for label in labels) and not labels[-1].isdigit()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this is an address of this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.removesuffix(".").lower() == "localhost"

@@ -1,19 +1,13 @@
-"""Changing the plan: boards are claimed in one fixed order, load their sections beside the old ones, and switch."""
+"""Which plan is to stand: the one that the boards hold, or the next one, which they are then given."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from edgellm.config import BOARD_SILENCE_S
 from edgellm.errors import BoardError, ClaimError, PlanError
-from edgellm.manager.board import BoardClient
-from edgellm.manager.client import all_of
-from edgellm.manager.survey import Fleet, newest_plan, standing_plan
+from edgellm.manager.survey import Fleet, Report, newest_plan, standing_plan
+from edgellm.manager.take import take
 from edgellm.plan import Move, Plan, Settings, next_plan
-from edgellm.wire import messages as m
-
-_CLAIM_TIMEOUT_S = 10.0
-LOAD_TIMEOUT_S = max(900.0, BOARD_SILENCE_S)  # reading and hashing a section from a slow card
 
 
 @dataclass(frozen=True)
@@ -27,7 +21,9 @@ class Outcome:
     loaded_bytes: dict[str, int]
 
 
-async def propose(fleet: Fleet, settings: Settings, fallback: Plan | None = None, *, any_shard=False) -> Move:
+async def propose(
+    fleet: Fleet, settings: Settings, fallback: Plan | None = None, *, any_shard: bool = False
+) -> Move:
     """The next plan for the boards that the last survey found; `fallback` counts as current if no board holds a plan.
 
     `any_shard`: shards may still be pushed, so what lies on the boards' disks doesn't bind. Raises PlanError with what
@@ -88,64 +84,9 @@ async def settle(
     return Outcome(plan, move, True, loaded)
 
 
-async def take(fleet: Fleet, plan: Plan) -> dict[str, int]:
-    """Have the surveyed boards take `plan`; those without a section in it give up what they hold. Returns the bytes of
-    shards that each loaded."""
-    epochs = {b: r.epoch for b, r in fleet.reports.items() if b in plan.boards or r.plan is not None}
-    return await _take(plan, {b: fleet.addresses[b] for b in plan.boards}, fleet.clients(epochs), epochs)
-
-
-async def assign(plan: Plan, addresses: dict[str, tuple[str, int]], boards: list[BoardClient]) -> dict[str, int]:
-    """As `take`, for boards that are connected and may hold anything. Raises BoardError with the first one's reason."""
-    epochs = {b.name: (await b.status()).get("epoch") for b in boards}
-    return await _take(plan, addresses, boards, epochs)
-
-
-async def _take(plan: Plan, addresses: dict, boards: list[BoardClient], epochs: dict[str, int | None]) -> dict:
-    boards = sorted(boards, key=lambda b: b.name)
-    claimed: list[BoardClient] = []
-    try:
-        for board in boards:  # one after the other, always in this order: two managers can't block each other
-            claimed.append(board)
-            claim = m.Claim({"replaces": epochs[board.name], "epoch": plan.epoch})
-            answer = await board.ask(claim, m.Claimed, _CLAIM_TIMEOUT_S)
-            if error := answer.content.get("error"):
-                raise ClaimError(str(error), board.name)
-    except BaseException:
-        for board in claimed:
-            if not board.lost.done():
-                board.send(m.Claim({"replaces": None, "epoch": None}))
-        raise
-    try:
-        prepared = await all_of(_prepare(b, plan, addresses) for b in boards)
-        committed = await all_of(_ask(b, m.Commit({"epoch": plan.epoch}), m.Committed) for b in boards)
-    except BaseException:
-        for board in boards:  # frees the claims; and no late answer is taken for the next one
-            board.close()
-        raise
-    return {b.name: _bytes(c) or _bytes(p) for b, p, c in zip(boards, prepared, committed, strict=True)}
-
-
-async def _prepare(board: BoardClient, plan: Plan, addresses: dict) -> dict:
-    content = {"plan": plan.to_dict(), "addresses": addresses, "board": board.name}
-    return await _ask(board, m.Assign(content), m.Assigned)
-
-
-async def _ask(board: BoardClient, message, answer: type) -> dict:
-    content = (await board.ask(message, answer, LOAD_TIMEOUT_S)).content
-    if content.get("error"):
-        raise board.error(str(content["error"]))
-    return content
-
-
-def _next_epoch(reports, *known: Plan | None) -> int:
+def _next_epoch(reports: Mapping[str, Report], *known: Plan | None) -> int:
     """One above all that is known, also of boards that have forgotten since."""
     return 1 + max([0, *(r.epoch or 0 for r in reports.values()), *(p.epoch for p in known if p is not None)])
-
-
-def _bytes(content: dict) -> int:
-    value = content.get("loaded_bytes")
-    return value if type(value) is int else 0
 
 
 def _sections(plan: Plan) -> str:

@@ -3,15 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 from edgellm.config import PATIENCE_S
 from edgellm.errors import AnswerError, BoardError, BusyError, ClaimError, EdgellmError, PlanError
 from edgellm.manager.client import Chosen, ClusterClient
-from edgellm.manager.rebalance import LOAD_TIMEOUT_S, Outcome, settle
+from edgellm.manager.rebalance import Outcome, settle
 from edgellm.manager.survey import Fleet, standing_plan
+from edgellm.manager.take import LOAD_TIMEOUT_S
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
+from edgellm.wire.status import SequenceStats
 
 _RETRY_S = (0.1, 0.2, 0.5, 1.0)  # between surveys; the last one again and again
 
@@ -42,7 +45,7 @@ class Session:
 
     async def generate(
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...],
-        stats: dict[str, dict] | None = None, speculate: bool = True,
+        stats: dict[str, SequenceStats] | None = None, speculate: bool = True,
     ) -> AsyncIterator[Chosen]:  # fmt: skip
         """As `ClusterClient.generate`, but a board that is lost, hangs, restarts or gets another section costs
         only time.
@@ -80,8 +83,8 @@ class Session:
                 self._say(e)
             finally:
                 if replayed:  # what is held was computed for this very answer, or nobody knows
-                    for told in (stats or {}).values():
-                        told["reused_tokens"] = 0
+                    for board, told in (stats or {}).items():
+                        stats[board] = replace(told, reused_tokens=0)
             await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
             attempt += 1
 

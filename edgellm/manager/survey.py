@@ -1,16 +1,17 @@
 """What the boards say of themselves, all asked at once, and which plan stands."""
 
 import asyncio
-import contextlib
-import reprlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from edgellm.errors import BoardError, EdgellmError
 from edgellm.manager.board import BoardClient
-from edgellm.manager.cluster_file import is_host, is_loopback
+from edgellm.manager.connections import Connections
 from edgellm.plan import Capacity, Plan
 from edgellm.shards.manifest import Manifest
+from edgellm.wire.addresses import Address, is_loopback
+from edgellm.wire.credentials import Credentials
+from edgellm.wire.status import BoardStatus, ShardsHere
 
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer: a board that is well takes milliseconds
 _LOST_TIMEOUT_S = 1.0  # the same, for a board that was lost or missing a moment ago
@@ -19,48 +20,44 @@ _GRACE_S = 0.5  # for boards that aren't needed
 
 @dataclass(frozen=True)
 class Report:
-    """One board's word. `held` is its loaded section as (start, end); `plan` the plan that it serves, None without a
-    section; `shards` the names of the shard files on its disk; `status` all it said."""
+    """One board's word, as far as plans are made from it. `plan` is what it serves, None without a section; `shards`
+    the names of the shard files on its disk."""
 
     board: str
     capacity: Capacity
     epoch: int | None
     plan: Plan | None
-    addresses: dict[str, tuple[str, int]]
+    addresses: Mapping[str, Address]
     claimed: bool
     shards: frozenset[str]
-    status: dict = field(repr=False, compare=False)
 
     @property
     def held(self) -> tuple[int, int] | None:
+        """The layers [start, end) that the board has loaded."""
         if self.plan is None:
             return None
         own = self.plan.section_of(self.board)
         return own.start, own.end
 
     @classmethod
-    def parse(cls, board: str, status: dict, manifest: Manifest) -> "Report":
-        """Out of a status message; raises EdgellmError for what no agent would say, or a board of another model."""
-        if status.get("manifest_sha256") != manifest.sha256:
-            model = str(status.get("model"))[:60]
+    def of(cls, status: BoardStatus, manifest: Manifest) -> "Report":
+        """Return the report in a status. Raises BoardError for what no agent would say, a board that is stopping, or
+        one that has another model."""
+        board = status.name
+        if status.manifest_sha256 != manifest.sha256:
+            model = status.model or "unknown"
             raise BoardError(f"board {board} has the shards of another model ({model}). Deploy again.", board)
-        if status.get("draining"):
+        if status.draining:
             raise BoardError(f"board {board} is stopping", board)
-        epoch = status.get("epoch")
-        if epoch is not None and not (type(epoch) is int and 0 <= epoch < 1 << 32):
-            raise BoardError(f"board {board} reports {reprlib.repr(epoch)} as its epoch", board)
-        plan = None if status.get("plan") is None else Plan.from_dict(status["plan"])
-        if plan is not None:
-            plan.section_of(board)
-            if (plan.epoch, plan.manifest_sha256, plan.num_layers) != (epoch, manifest.sha256, manifest.num_layers):
-                raise BoardError(f"board {board} reports a plan that isn't of its epoch {epoch} and its model", board)
-        capacity = Capacity.from_dict(status.get("capacity"))
-        if capacity.board != board:
-            raise BoardError(f"board {board} reports the capacity of {capacity.board}", board)
-        return cls(
-            board, capacity, epoch, plan, _addresses(status.get("addresses"), plan), status.get("claimed") is True,
-            _shards(status.get("shards"), manifest), status,
-        )  # fmt: skip
+        if status.faults:
+            raise BoardError(status.faults[0], board)
+        plan = status.plan
+        if plan is not None and (plan.manifest_sha256, plan.num_layers) != (manifest.sha256, manifest.num_layers):
+            raise BoardError(f"board {board} reports a plan that isn't of its model", board)
+        if status.capacity is None:
+            raise BoardError(f"board {board} reports no capacity", board)
+        shards = _names(status.shards, manifest)
+        return cls(board, status.capacity, status.epoch, plan, status.addresses, status.claimed, shards)
 
 
 def standing_plan(reports: Mapping[str, Report]) -> Plan | None:
@@ -89,37 +86,35 @@ class Fleet:
     machine's RAM."""
 
     def __init__(
-        self, manifest: Manifest, addresses: dict[str, tuple[str, int]], tls=None, *, shared_ram=True, strangers=True
+        self, manifest: Manifest, addresses: Mapping[str, Address], tls: Credentials | None = None, *,
+        shared_ram: bool = True, strangers: bool = True,
     ):  # fmt: skip
-        self.manifest, self.addresses, self._tls = manifest, dict(addresses), tls
+        self.manifest, self.addresses = manifest, dict(addresses)
         self._shared_ram, self._strangers = shared_ram, strangers
         self.reports: dict[str, Report] = {}
         self.missing: dict[str, str] = {}  # why a board has no report
-        self._clients: dict[str, BoardClient] = {}
+        self._connections = Connections(tls)
 
     async def __aenter__(self) -> "Fleet":
         return self
 
-    async def __aexit__(self, *exc) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
-        for client in self._clients.values():
-            client.close()
-        self._clients.clear()
+        """Hang up on every board."""
+        self._connections.close()
 
-    def clients(self, boards) -> list[BoardClient]:
-        """The connections to these boards, all of which have a report."""
-        return [self._clients[b] for b in boards]
+    def clients(self, boards: Iterable[str]) -> list[BoardClient]:
+        """Return the connections to these boards, all of which have a report."""
+        return [self._connections[b] for b in boards]
 
     def drop(self, board: str) -> None:
         """Hang up on a board; the next survey dials it again."""
-        client = self._clients.pop(board, None)
-        if client is not None:
-            client.close()
+        self._connections.drop(board)
         self.reports.pop(board, None)
 
-    async def survey(self, needed=None) -> None:
+    async def survey(self, needed: Collection[str] | None = None) -> None:
         """Ask every board, and fill `reports` and `missing`. With `needed` boards, others get a moment only."""
         tasks = {name: asyncio.create_task(self._ask(name)) for name in self.addresses}
         try:
@@ -150,20 +145,11 @@ class Fleet:
             await self.survey(needed)
 
     async def _ask(self, name: str) -> Report:
-        client = self._clients.get(name)
-        lost = name in self.missing or (client is not None and client.lost.done())
+        lost = name in self.missing or self._connections.lost(name)
         timeout_s = _LOST_TIMEOUT_S if lost else _REACH_TIMEOUT_S
-        if client is None or client.lost.done():
-            self.drop(name)
-            client = BoardClient(name, *self.addresses[name], self._tls)
-            try:
-                await client.connect(timeout_s)
-            except BaseException:
-                client.close()
-                raise
-            self._clients[name] = client
+        client = await self._connections.to(name, self.addresses[name], timeout_s)
         try:
-            return Report.parse(name, await client.status(timeout_s), self.manifest)
+            return Report.of(await client.status(timeout_s), self.manifest)
         except BoardError:
             self.drop(name)
             raise
@@ -181,23 +167,10 @@ class Fleet:
                 self.reports[name] = replace(report, capacity=replace(report.capacity, ram_bytes=ram_bytes))
 
 
-def _addresses(content, plan: Plan | None) -> dict[str, tuple[str, int]]:
-    """Where a board says that the boards of its plan are; what isn't well-formed is left out."""
-    found = {}
-    for board in plan.boards if plan is not None and isinstance(content, dict) else ():
-        match content.get(board):
-            case [str(host), port] if is_host(host) and type(port) is int and 0 < port < 1 << 16:
-                found[board] = (host, port)
-    return found
-
-
-def _shards(content, manifest: Manifest) -> frozenset[str]:
-    """Names of the shards that a board says it has."""
-    names = set()
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        for start, end in content["layers"][: manifest.num_layers]:
-            names |= {manifest.layer(i).name for i in range(max(0, start), min(end, manifest.num_layers))}
-    with contextlib.suppress(KeyError, TypeError):
-        names |= {manifest.embedding.name} if content["embedding"] is True else set()
-        names |= {manifest.head.name} if content["head"] is True else set()
+def _names(shards: ShardsHere, manifest: Manifest) -> frozenset[str]:
+    """Return the names of the shard files that a board says it has."""
+    names = {manifest.layer(i).name for start, end in shards.layers[: manifest.num_layers]
+             for i in range(max(0, start), min(end, manifest.num_layers))}  # fmt: skip
+    names |= {manifest.embedding.name} if shards.embedding else set()
+    names |= {manifest.head.name} if shards.head else set()
     return frozenset(names)

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from edgellm.errors import PlanError
+from edgellm.limits import MAX_STEP_BYTES
 from edgellm.plan.fleet import Kind
 from edgellm.plan.needs import Needs, SectionNeed, offer_for, section_need, usable_bytes
 from edgellm.plan.search import Cut, fits, search
 from edgellm.plan.types import Capacity, Plan, Section, Settings
 from edgellm.shards.manifest import Manifest
-from edgellm.wire.limits import MAX_STEP_BYTES
 
 CONTEXT_STEP = 64  # suggested contexts are multiples of it
 # RAM of packed weights per element, as 32 elements a block: Q4_1 has 20 bytes, Q8_0 has 34.

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from itertools import accumulate
 
+from edgellm.limits import MAX_CHOICES
 from edgellm.plan.types import KV_DTYPES, Settings
 from edgellm.shards.manifest import Manifest
-from edgellm.wire.limits import MAX_CHOICES
 
 _MIN_HEADROOM_BYTES = 64 << 20
 _HEADROOM_SHARE = 20  # a twentieth of the offer: 5 %

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 from edgellm.config import HELLO_TIMEOUT_S
 from edgellm.errors import RemoteProtocolError
-from edgellm.wire.tls import Channel, Credentials
+from edgellm.wire.credentials import Credentials
+from edgellm.wire.tls import Channel
 
 log = logging.getLogger(__name__)
 _TURN = 16  # connections accepted before those that are there have their turn
@@ -193,7 +194,7 @@ class _Pending(asyncio.Protocol):
                 self._transport.write(_NO_TLS_ALERT)
                 self.end("it speaks no TLS")
                 return
-            self._channel = self._listener.tls.channel()
+            self._channel = Channel(self._listener.tls.context, server_side=True)
             self._listener.began(self)
         try:
             plain = self._channel.receive(data)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from edgellm.config import CONNECT_TIMEOUT_S, FRAME_TIMEOUT_S, HELLO_TIMEOUT_S, WRITE_TIMEOUT_S
 from edgellm.errors import BoardError, LocalProtocolError, RemoteProtocolError
+from edgellm.wire.credentials import Credentials
 from edgellm.wire.listener import listen
 from edgellm.wire.messages import Hello, Refuse
 from edgellm.wire.protocol import Protocol
-from edgellm.wire.tls import Channel, Credentials
+from edgellm.wire.tls import Channel
 
 __all__ = ["Peer", "connect", "listen"]
 
@@ -299,7 +300,10 @@ async def connect(
     try:
         async with asyncio.timeout(timeout_s):
             _, peer = await asyncio.get_running_loop().create_connection(
-                lambda: Peer(Protocol(me, dials=True), on_message, on_lost, tls.channel(own) if tls else None),
+                lambda: Peer(
+                    Protocol(me, dials=True), on_message, on_lost,
+                    Channel(tls.context, server_side=False, own=own) if tls else None,
+                ),
                 host, port,
             )  # fmt: skip
             await peer.ready

@@ -7,9 +7,9 @@
 """
 
 from edgellm.errors import LocalProtocolError, RemoteProtocolError
+from edgellm.limits import MAX_STEP_BYTES
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader
-from edgellm.wire.limits import MAX_STEP_BYTES
 
 # What may be received, by (what I am, what the peer is); the side that dials is a manager or a board, the side that
 # listens is always a board.

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from edgellm.errors import RemoteProtocolError
+from edgellm.limits import MAX_CHOICES, MAX_FRAME_BYTES
 from edgellm.wire.body import KB, MB, check_size, cut, json_of, object_of, text_of, unpack
-from edgellm.wire.limits import MAX_CHOICES, MAX_FRAME_BYTES
 
 # Finish reasons, as numbered in TOKENS.
 FINISH = ("", "eos", "length", "context")

@@ -1,7 +1,6 @@
-"""TLS 1.3 with both sides authenticated, without I/O: who we are, from a folder, and the TLS of one connection.
+"""TLS 1.3 of one connection, both sides authenticated, without I/O.
 
-    credentials = client_context("~/.config/edgellm/tls/manager")
-    channel = credentials.channel()
+    channel = Channel(client_credentials("~/.config/edgellm/tls/manager").context, server_side=False)
     sock.sendall(channel.data_to_send())
     plain = channel.receive(sock.recv(65536))
 
@@ -9,92 +8,22 @@ asyncio's own TLS takes 256 KB a connection before a byte has come; an idle peer
 """
 
 import contextlib
-import logging
-import os
 import ssl
-import stat
 from collections.abc import Iterator
-from pathlib import Path
 
-from edgellm.errors import ClusterError, RemoteProtocolError
-
-log = logging.getLogger(__name__)
-FILES = ("ca.pem", "cert.pem", "key.pem")
-MANAGER_URI = "edgellm:manager"
-BOARD_URI = "edgellm:board:"  # and its name
+from edgellm.errors import RemoteProtocolError
+from edgellm.wire.credentials import identity
 
 _MAX_HANDSHAKE_BYTES = 64 << 10
 _RECORD_BYTES = 1 << 14  # the most that TLS puts into one record
 _PIECE_BYTES = 1 << 18
-_AGAIN = "Deploy again."
-
-
-class Credentials:
-    """What one side shows and whom it believes, from a folder with ca.pem, cert.pem and key.pem.
-
-    Files that are renewed while this is in use count from the next connection on; if they can't be used, the ones
-    before do. Raises ClusterError if they can't be used to begin with.
-    """
-
-    def __init__(self, folder: Path | str, server_side: bool):
-        self.folder, self.server_side = Path(folder), server_side
-        self._stamps = self._look()
-        self._context = _load(self.folder, server_side)
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        """As of now."""
-        stamps = self._look()
-        if stamps != self._stamps:
-            self._stamps = stamps
-            try:
-                self._context = _load(self.folder, self.server_side)
-                log.info("reads the renewed certificate in %s", self.folder)
-            except ClusterError as e:
-                log.warning("keeps the certificate it has: %s", e)
-        return self._context
-
-    def channel(self, own: str = "our") -> "Channel":
-        """TLS for a new connection; `own` is whose certificate we show, for errors."""
-        return Channel(self.context, self.server_side, own)
-
-    def _look(self) -> list:
-        stamps = []
-        for name in FILES:
-            with contextlib.suppress(OSError):
-                s = os.stat(self.folder / name)
-                stamps.append((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
-        return stamps
-
-
-def server_context(folder: Path | str) -> Credentials:
-    """What a board listens with; raises ClusterError with the path and the way out."""
-    return Credentials(folder, server_side=True)
-
-
-def client_context(folder: Path | str) -> Credentials:
-    """What a manager, or a board, dials with; raises ClusterError with the path and the way out."""
-    return Credentials(folder, server_side=False)
-
-
-def identity(ssl_object) -> tuple[str, str | None] | None:
-    """Whom the peer's certificate names: ("manager", None), ("board", NAME), or None if it names neither or several.
-
-    `ssl_object` has been verified: anything else's certificate says nothing.
-    """
-    names = [value for kind, value in (ssl_object.getpeercert() or {}).get("subjectAltName", ()) if kind == "URI"]
-    match names:
-        case [uri] if uri == MANAGER_URI:
-            return "manager", None
-        case [uri] if uri.startswith(BOARD_URI) and len(uri) > len(BOARD_URI):
-            return "board", uri.removeprefix(BOARD_URI)
-    return None
 
 
 class Channel:
     """The TLS of one connection: the peer's bytes in, plain bytes out, and the other way round.
 
-    `done` is True after the handshake; then `identity` says whom the peer's certificate names.
+    `done` is True after the handshake; then `identity` says whom the peer's certificate names. `own` is whose
+    certificate this side shows, for errors.
     """
 
     def __init__(self, context: ssl.SSLContext, server_side: bool, own: str = "our"):
@@ -180,39 +109,6 @@ class Channel:
                 view = view[self._tls.write(view) :]  # a record at a time
         except ssl.SSLError:
             """After a fatal alert, of theirs or ours: reading has told, or will."""
-
-
-def _load(folder: Path, server_side: bool) -> ssl.SSLContext:
-    ca, cert, key = (folder / name for name in FILES)
-    for path in (ca, cert, key):
-        try:
-            with open(path, "rb") as f:
-                mode = os.fstat(f.fileno()).st_mode
-        except OSError as e:
-            raise ClusterError(f"certificate file {path}: {(e.strerror or str(e)).lower()}. {_AGAIN}") from None
-    # As ssh does: whoever could read it may have it. A deploy makes it private again.
-    if mode & 0o077:
-        raise ClusterError(
-            f"certificate file {key}: others may read it (mode {stat.S_IMODE(mode):04o}), expected 0600. "
-            f"Run 'chmod 600 {key}' if nobody has, else remove it and deploy again."
-        )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False  # addresses vary: the name that counts is in the certificate's URI
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    if server_side:
-        context.num_tickets = 0  # no resumption: every connection shows its certificate, and when that ends
-    try:
-        context.load_verify_locations(ca)
-    except ssl.SSLError:
-        raise ClusterError(f"certificate file {ca}: no certificate. {_AGAIN}") from None
-    try:
-        context.load_cert_chain(cert, key, password="")  # never asks on a terminal
-    except ssl.SSLError as e:
-        reason = "the two belong to different certificates" if e.reason == "KEY_VALUES_MISMATCH" else "one is damaged"
-        raise ClusterError(f"certificate files {cert} and {key}: {reason}. {_AGAIN}") from None
-    return context
 
 
 # What is wrong with the peer's certificate, by OpenSSL's X509_V_ERR_*.

@@ -85,7 +85,7 @@ def test_a_claim_is_free_again_when_its_manager_is_gone(on_board):
             other.board.peer._transport.abort()
             while holding.claimed:
                 await asyncio.sleep(0.001)
-        assert holding._next is None and (await manager.board.status())["claimed"] is False
+        assert holding._next is None and not (await manager.board.status()).claimed
         await manager.take(plan_of(boards))
 
     on_board(go)

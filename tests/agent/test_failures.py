@@ -8,12 +8,11 @@ import pytest
 
 from edgellm.errors import BoardError
 from edgellm.manager.board import BoardClient
-from edgellm.manager.client import ClusterClient, connect_all
-from edgellm.manager.rebalance import assign
+from edgellm.manager.client import ClusterClient
 from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer, connect
-from tests.fakes import HIDDEN, Boards, ask, generate, make_plan, run
+from tests.fakes import HIDDEN, Boards, ask, assign, connect_all, generate, make_plan, run
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]
 

@@ -84,7 +84,7 @@ def test_the_running_section_serves_while_the_next_one_is_loaded_and_until_the_c
         async with ClusterClient.dial(first, boards.addresses) as cluster:
             assert [c.token for c in await ask(cluster, PROMPT)] == generate(PROMPT, 10)
             status = await cluster.boards[0].status()
-            assert (status["claimed"], status["epoch"], status["plan"]) == (True, 1, first.to_dict())
+            assert (status.claimed, status.epoch, status.plan) == (True, 1, first)
             go_on.set()
             assert (await preparing) == {"error": None, "epoch": 1, "beside": True, "loaded_bytes": 0}
             stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=30, eos=())
@@ -94,7 +94,7 @@ def test_the_running_section_serves_while_the_next_one_is_loaded_and_until_the_c
                 while True:
                     await anext(stream)
         status = await manager.board.status()
-        assert (status["epoch"], status["section"]["slots"], status["claimed"]) == (2, 3, False)
+        assert (status.epoch, status.section.slots, status.claimed) == (2, 3, False)
 
     on_board(go)
 
@@ -234,7 +234,7 @@ def test_a_load_that_fails_at_the_commit_leaves_an_epoch_without_a_section(on_bo
         said = await manager.commit(2)
         assert "SHA-256 differs" in said["error"] and said["epoch"] == 2
         status = await manager.board.status()
-        assert (status["epoch"], status["plan"], status["section"], status["claimed"]) == (2, None, None, False)
+        assert (status.epoch, status.plan, status.section, status.claimed) == (2, None, None, False)
         boards.broken.clear()
         assert "holds epoch 2" in await manager.claim(1, 3)
         await manager.take(plan_of(boards, epoch=3), replaces=2)
@@ -259,7 +259,7 @@ def test_a_plan_without_this_board_frees_what_it_held(on_board):
         finally:
             gc.enable()
         status = await manager.board.status()
-        assert (status["epoch"], status["plan"], status["section"]) == (2, None, None)
+        assert (status.epoch, status.plan, status.section) == (2, None, None)
         assert "holds epoch 2" in await manager.claim(None, 3)  # nor can it be talked into an older plan
         await manager.take(plan_of(boards, epoch=3), replaces=2)
 

@@ -11,11 +11,10 @@ import pytest
 
 from edgellm.errors import BoardError
 from edgellm.manager.board import BoardClient
-from edgellm.manager.client import connect_all
 from edgellm.wire import messages as m
 from edgellm.wire.frames import PREFIX, encode_frame
 from tests.agent.hostile import BEFORE, BOARD, MANAGER, Stranger, mid_answer, until
-from tests.fakes import Boards, run
+from tests.fakes import Boards, connect_all, run
 
 pytestmark = pytest.mark.usefixtures("logged")
 
@@ -176,7 +175,7 @@ def test_a_stranger_in_the_place_of_a_board_is_told_apart(tmp_path):
         server.close()
         async with Boards(tmp_path, 1) as boards:
             (client,) = await connect_all(boards.addresses)
-            assert (await client.status())["section"] is None
+            assert (await client.status()).section is None
             client.close()
 
     run(go())

@@ -12,8 +12,9 @@ import pytest
 from edgellm.errors import BoardError
 from edgellm.manager.client import ClusterClient
 from edgellm.wire import messages as m
+from edgellm.wire.credentials import client_credentials
 from edgellm.wire.peer import connect
-from edgellm.wire.tls import Channel, client_context
+from edgellm.wire.tls import Channel
 from tests.agent.hostile import BEFORE, DEADLINE_S, PROMPT, growing_less_than, mid_answer, until
 from tests.certificates import make_cluster
 from tests.fakes import Boards, ask, generate, run
@@ -71,9 +72,6 @@ class Careless:
         if folder is not None:
             self.context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
 
-    def channel(self, own: str) -> Channel:
-        return Channel(self.context, False, own)
-
 
 POSES = "refused: a hello from {} with the certificate of {}"
 REFUSED = {
@@ -94,7 +92,7 @@ def test_whoever_is_not_of_the_cluster_or_not_whom_it_says_is_refused(cluster, a
     async def go():
         async with at_last() as at:
             for name, (folder, me, reason) in REFUSED.items():
-                tls = client_context(cluster / folder) if folder else None
+                tls = client_credentials(cluster / folder) if folder else None
                 order = HIDDEN if me.role == "board" else m.AskStatus()
                 assert (await say(at.last, tls, me, order)).startswith(reason), name
             assert not at.last._strangers and len(at.last._peers) == 2  # b0 and the manager
@@ -116,10 +114,10 @@ def test_a_crowd_a_scan_and_garbage_before_the_handshake(cluster, at_last):
 
     async def go():
         async with at_last() as at, growing_less_than(20 << 20):
-            manager, sockets = client_context(cluster / "manager"), []
+            manager, sockets = client_credentials(cluster / "manager"), []
             for _ in range(50):  # a port scan
                 socket.create_connection(("127.0.0.1", at.last.port), DEADLINE_S).close()
-            client_hello = manager.channel().data_to_send()
+            client_hello = Channel(manager.context, server_side=False).data_to_send()
             for i in range(400):
                 sock = socket.socket()
                 sock.setblocking(False)
@@ -152,7 +150,7 @@ def test_bytes_that_break_off_or_change_under_way_end_that_connection_alone(clus
     async def go():
         async with at_last() as at:
             for i in range(60):
-                channel = client_context(cluster / "boards/b0").channel()
+                channel = Channel(client_credentials(cluster / "boards/b0").context, server_side=False)
                 reader, writer = await asyncio.open_connection("127.0.0.1", at.last.port)
                 writer.write(channel.data_to_send())
                 channel.receive(await reader.read(1 << 16))

@@ -16,12 +16,11 @@ import pytest
 
 from edgellm.controller.certificates import ensure
 from edgellm.errors import BoardError
-from edgellm.manager.client import ClusterClient, connect_all
-from edgellm.manager.rebalance import assign
+from edgellm.manager.client import ClusterClient
 from edgellm.plan import Plan, Section
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
-from tests.fakes import ask, run
+from tests.fakes import ask, assign, connect_all, run
 from tests.tiny import CONTEXT, environment, split_tiny
 
 PROMPT = [(7 * k) % 500 for k in range(20)]
@@ -95,7 +94,7 @@ class Cluster:
         """Wait until these boards hold no sequence any more."""
         async with asyncio.timeout(10):
             for name in names:
-                while (section := (await self.status(name))["section"])["free_slots"] < section["slots"]:
+                while (section := (await self.status(name)).section).free_slots < section.slots:
                     await asyncio.sleep(0.02)
 
 
@@ -159,7 +158,7 @@ def test_a_corrupt_shard_is_refused_with_its_name(cluster):
     async def go():
         with pytest.raises(BoardError, match=r"board bad .*layer-0004\.safetensors.*SHA-256") as caught:
             await cluster.form("pi0", "bad")
-        assert "\n" not in str(caught.value) and (await cluster.status("bad"))["section"] is None
+        assert "\n" not in str(caught.value) and (await cluster.status("bad")).section is None
 
     run(go())
 
@@ -204,7 +203,7 @@ def test_sigterm_lets_a_running_answer_end_and_takes_no_new_one(cluster, expecte
             try:
                 pi1.signal(signal.SIGTERM)
                 async with asyncio.timeout(4):
-                    while not (await cluster.status("pi1"))["draining"]:
+                    while not (await cluster.status("pi1")).draining:
                         await asyncio.sleep(0.02)
                 with pytest.raises(BoardError, match="board pi1 .* is stopping and takes no new prompts"):
                     await ask(client, PROMPT)

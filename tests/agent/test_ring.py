@@ -7,11 +7,10 @@ from dataclasses import replace
 import pytest
 
 from edgellm.errors import BoardError, BusyError
-from edgellm.manager.client import ClusterClient, connect_all
-from edgellm.manager.rebalance import assign
+from edgellm.manager.client import ClusterClient
 from edgellm.plan import Section
 from edgellm.sampling import Sampling
-from tests.fakes import Boards, ask, generate, make_manifest, make_plan, run
+from tests.fakes import Boards, ask, assign, connect_all, generate, make_manifest, make_plan, run
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]  # longer than a chunk of 5
 
@@ -31,7 +30,7 @@ def test_the_split_answers_as_one(tmp_path, cuts):
     assert [c.position for c in chosen] == list(range(12, 22))
     assert [c.finish for c in chosen] == [""] * 9 + ["length"]
     assert set(stats) == set(boards.sections)
-    assert {(s["prefill_tokens"], s["decode_steps"]) for s in stats.values()} == {(12, 9)}
+    assert {(s.prefill_tokens, s.decode_steps) for s in stats.values()} == {(12, 9)}
     # Chunks of 5, 5, 2 of a pass of 12, then one token at a time.
     assert boards.sections["b0"].calls[:4] == [(0, 5, 12), (5, 5, 12), (10, 2, 12), (12, 1, 13)]
 
@@ -238,10 +237,10 @@ def test_status_tells_capacity_and_section(tmp_path):
             return before, [await c.status() for c in await connect_all(boards.addresses)]
 
     before, after = run(go())
-    assert [b["section"] for b in before] == [None, None]
-    assert before[0]["capacity"]["board"] == "b0" and before[0]["capacity"]["layer_s"] == 0.001
-    held = [s["section"] for s in after]
-    assert [(h["start"], h["end"], h["free_slots"]) for h in held] == [(0, 3, 3), (3, 6, 3)]
+    assert [b.section for b in before] == [None, None]
+    assert before[0].capacity.board == "b0" and before[0].capacity.layer_s == 0.001
+    held = [s.section for s in after]
+    assert [(h.start, h.end, h.free_slots) for h in held] == [(0, 3, 3), (3, 6, 3)]
 
 
 def test_a_plan_for_other_shards_or_another_board_is_refused(tmp_path):

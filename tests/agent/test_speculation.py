@@ -80,10 +80,10 @@ def test_the_tokens_are_the_same_with_drafts_and_without(tmp_path, parrots, cuts
     assert [c.token for c in drafted] == [c.token for c in plain] == parrot(PROMPT * 2, 120, sampling)
     assert [(c.position, c.finish) for c in drafted] == [(c.position, c.finish) for c in plain]
     last = f"b{len(cuts) - 2}"
-    assert {s["decode_steps"] for s in without.values()} == {119}
-    assert {s["draft_tokens"] for s in without.values()} == {0} and without[last]["accepted_tokens"] == 0
-    steps = with_drafts["b0"]["decode_steps"]
-    assert steps + with_drafts[last]["accepted_tokens"] == 119
+    assert {s.decode_steps for s in without.values()} == {119}
+    assert {s.draft_tokens for s in without.values()} == {0} and without[last].accepted_tokens == 0
+    steps = with_drafts["b0"].decode_steps
+    assert steps + with_drafts[last].accepted_tokens == 119
     if sampling == GREEDY:
         assert steps < 90
     assert all(held.startswith("b") for held in sections)
@@ -152,7 +152,7 @@ def test_without_batches_on_every_board_nothing_is_drafted(tmp_path, parrots):
         (tmp_path / board).mkdir()
         tokens, stats = run(go(board))
         assert tokens == parrot(PROMPT * 2, 40)
-        assert {s["draft_tokens"] for s in stats.values()} == {0}
+        assert {s.draft_tokens for s in stats.values()} == {0}
 
 
 def test_drafts_at_a_board_that_can_not_verify_are_refused(tmp_path):
@@ -178,7 +178,7 @@ def test_drafts_at_a_board_that_can_not_verify_are_refused(tmp_path):
 
 
 def prefilled(stats) -> set:
-    return {(s["reused_tokens"], s["prefill_tokens"]) for s in stats.values()}
+    return {(s.reused_tokens, s.prefill_tokens) for s in stats.values()}
 
 
 def test_a_follow_up_computes_only_what_is_new(tmp_path):
@@ -214,7 +214,7 @@ def test_a_shared_system_prompt_is_computed_once_and_a_repeated_one_not_at_all(t
                     stats = {}
                     said = [c.token for c in await answer(cluster, prompt, 5, stats=stats)]
                     assert said == generate(prompt, 5)
-                    found.append({(s["reused_tokens"]) for s in stats.values()})
+                    found.append({(s.reused_tokens) for s in stats.values()})
                 return found
 
     assert run(go()) == [{0}, {30}, {32}, {0}, {30}]
@@ -248,7 +248,7 @@ def test_nothing_is_reused_across_epochs_regimes_or_when_it_is_not_wanted(tmp_pa
                     stats = {}
                     said = [c.token for c in await answer(cluster, prompt, count, stats=stats, **kwargs)]
                     assert said == generate(prompt, count, switch=20)
-                    (found[name],) = {s["reused_tokens"] for s in stats.values()}
+                    (found[name],) = {s.reused_tokens for s in stats.values()}
 
             await reused("first", plan, PROMPT)
             await reused("not wanted", plan, PROMPT, reuse=False)

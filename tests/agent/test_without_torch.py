@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.manager.client import ClusterClient, connect_all
-from edgellm.manager.rebalance import assign
+from edgellm.manager.client import ClusterClient
 from edgellm.plan import Plan, Section
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
-from tests.fakes import run
+from tests.fakes import assign, connect_all, run
 from tests.model.families import CONFIGS, random_model
 from tests.model.make_split import make_split
 from tests.tiny import environment
@@ -76,8 +75,8 @@ def test_an_agent_imports_torch_only_for_a_generic_section(tmp_path, family, pat
     make_split(random_model(CONFIGS[family]()), model_dir, "int8")
     with agent(model_dir, tmp_path) as (process, port):
         tokens, status = run(answer(model_dir, port), START_S)
-        assert tokens == 8 and status["section"]["path"] == path
-        assert status["compute"]["threads"] == status["capacity"]["cores"] >= 1
+        assert tokens == 8 and status.section.path == path
+        assert status.compute.threads == status.capacity.cores >= 1
         libraries = Path(f"/proc/{process.pid}/maps")
         assert not libraries.exists() or ("libtorch" in libraries.read_text()) == bool(loads)
         process.send_signal(signal.SIGTERM)
@@ -86,7 +85,7 @@ def test_an_agent_imports_torch_only_for_a_generic_section(tmp_path, family, pat
     assert imported & {"torch"} == loads
     assert bool(imported & {"transformers", "huggingface_hub", "safetensors", "gguf"}) == bool(loads)
     log = (tmp_path / "log").read_text()
-    assert "computes with" in log and f"{status['compute']['kernels']} kernels" in log
+    assert "computes with" in log and f"{status.compute.kernels} kernels" in log
 
 
 @pytest.mark.parametrize(

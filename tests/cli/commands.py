@@ -10,9 +10,8 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from edgellm.cli import main
-from edgellm.manager.client import connect_all
 from edgellm.manager.cluster_file import ClusterFile
-from tests.fakes import Boards, generate
+from tests.fakes import Boards, connect_all, generate
 from tests.tiny import environment, write_tokenizer
 
 # One token a character: the fake model's vocabulary of 97.
@@ -67,7 +66,7 @@ class Cluster:
         async def ask_all():
             boards = await connect_all(self.boards.addresses)
             try:
-                return [(await b.status())["section"]["free_slots"] for b in boards]
+                return [(await b.status()).section.free_slots for b in boards]
             finally:
                 for board in boards:
                     board.close()

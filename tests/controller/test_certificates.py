@@ -18,7 +18,7 @@ from edgellm.controller import certificates
 from edgellm.controller.certificates import ensure, remaining_days
 from edgellm.errors import ClusterError
 from edgellm.files import locked
-from edgellm.wire import tls
+from edgellm.wire.credentials import client_credentials, server_credentials
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 IDENTITY = {"ca.pem", "cert.pem", "key.pem"}
@@ -58,7 +58,7 @@ def test_a_cluster_gets_a_ca_and_an_identity_for_the_manager_and_each_board(tmp_
         assert list(san) == [x509.UniformResourceIdentifier(uri)]
         assert certificate.not_valid_before_utc == NOW - days(1)  # board clocks drift
         assert certificate.not_valid_after_utc == NOW + days(365)
-        tls.server_context(done.folder / name)
+        server_credentials(done.folder / name)
     assert ca.not_valid_after_utc - NOW == days(3650)
 
 
@@ -177,7 +177,7 @@ def test_an_identity_that_is_spoilt_is_made_again_and_no_other(folder, name):
     done = ensure(folder, ["pi1", "pi2"], NOW)
     assert done.made + done.renewed == ("board pi1",)
     assert all(path.startswith("boards/pi1/") for path in differing(before, snapshot(folder)))
-    tls.server_context(folder / "boards/pi1")
+    server_credentials(folder / "boards/pi1")
     assert believes(folder, folder / "boards/pi1")
     assert not ensure(folder, ["pi1", "pi2"], NOW).changed
 
@@ -216,7 +216,7 @@ def test_every_write_may_be_the_last_and_the_next_run_finishes(tmp_path, monkeyp
         (folder / "ca.key.part").chmod(0o666)
         assert ensure(folder, ["pi1"], NOW).changed
         assert not ensure(folder, ["pi1"], NOW).changed
-        tls.client_context(folder / "manager"), tls.server_context(folder / "boards/pi1")
+        client_credentials(folder / "manager"), server_credentials(folder / "boards/pi1")
     assert last == 8  # the CA's two, and three for each identity
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from edgellm.controller.status import Word, ask_boards, describe
 from edgellm.manager.cluster_file import ClusterFile
+from edgellm.plan import Capacity
 from edgellm.shards.manifest import Manifest
+from edgellm.wire.status import BoardStatus
 from tests.certificates import make_cluster
 from tests.fakes import Boards, make_manifest, make_plan, run
 
@@ -45,7 +47,7 @@ def said(name: str, serves=None, **changes) -> Word:
             "epoch": serves.epoch, "start": own.start, "end": own.end, "path": "generic", "slots": 4, "free_slots": 3,
             "steps": 100, "sent_bytes": 5, "decode_steps": 50, "decode_s": 1.2,
         }  # fmt: skip
-    return Word(*ADDRESSES[name], {**status, **changes})
+    return Word(*ADDRESSES[name], BoardStatus.from_dict(name, {**status, **changes}))
 
 
 def dead(name: str) -> Word:
@@ -102,7 +104,7 @@ def test_a_board_of_the_plan_that_does_not_serve_it(word, state):
         ("latency", {}, "spare: fewer boards answer sooner"),
         (
             "latency",
-            {"capacity": {"board": "b2", "ram_bytes": 1000}},
+            {"capacity": Capacity("b2", 1000, 0.01, 0.0, 0.001).to_dict()},
             "spare: offers 0.00 GB, a layer needs 0.07 GB",
         ),
         ("latency", {"manifest_sha256": "6" * 64}, "has another model: fake"),

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from edgellm.manager.session import Session
 from edgellm.plan import Plan
+from edgellm.wire.status import SequenceStats
 from tests.fakes import GREEDY, Boards
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]
@@ -18,7 +19,7 @@ class Asked:
         self.finish = ""
         self.told: list[str] = []
         self.adopted: list[Plan] = []
-        self.stats: dict[str, dict] = {}
+        self.stats: dict[str, SequenceStats] = {}
 
 
 async def asked(

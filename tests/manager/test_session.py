@@ -87,7 +87,7 @@ def test_what_a_replay_finds_held_was_not_held_before_the_answer(tmp_path):
 
     got = run(go())
     assert got.tokens == generate(PROMPT, COUNT)
-    assert {told["reused_tokens"] for told in got.stats.values()} == {0}
+    assert {told.reused_tokens for told in got.stats.values()} == {0}
 
 
 def test_a_draining_board_answers_to_the_end_and_the_next_answer_goes_without_it(tmp_path):

@@ -12,9 +12,10 @@ import pytest
 
 from edgellm.errors import BoardError
 from edgellm.wire import messages as m
+from edgellm.wire.credentials import Credentials, client_credentials, server_credentials
 from edgellm.wire.peer import Peer, connect, listen
 from edgellm.wire.protocol import Protocol
-from edgellm.wire.tls import client_context, server_context
+from edgellm.wire.tls import Channel
 from tests.certificates import make_cluster
 from tests.fakes import run
 
@@ -22,6 +23,11 @@ from tests.fakes import run
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     return make_cluster(tmp_path_factory.mktemp("tls"), ["b0", "b1"])
+
+
+def client_hello(credentials: Credentials) -> bytes:
+    """The first bytes of a TLS handshake."""
+    return Channel(credentials.context, server_side=False).data_to_send()
 
 
 @contextlib.asynccontextmanager
@@ -41,7 +47,7 @@ async def board(cluster, tls: str | None = "boards/b0", name: str = "b0"):
         Board.heard.append(what)
         peer.send(m.Pong(what.number, 0, 0))
 
-    listener = await listen("127.0.0.1", 0, make, tls=server_context(cluster / tls) if tls else None)
+    listener = await listen("127.0.0.1", 0, make, tls=server_credentials(cluster / tls) if tls else None)
     await listener.start_serving()
     Board.listener, Board.port = listener, listener.sockets[0].getsockname()[1]
     try:
@@ -70,7 +76,7 @@ def test_a_peer_that_belongs_here_is_answered(cluster, tls):
     async def go():
         async with board(cluster, "boards/b0" if tls else None) as b:
             for me, who in ((m.Hello("manager", "pc"), "manager"), (m.Hello("board", "b1"), "boards/b1")):
-                theirs = client_context(cluster / who) if tls else None
+                theirs = client_credentials(cluster / who) if tls else None
                 assert await ping(b.port, theirs, me, board="b0") == m.Pong(7, 0, 0)
             assert b.heard[0] == m.Ping(7) and b.calls == 2
 
@@ -101,7 +107,7 @@ def test_dialling_says_in_a_sentence_what_is_wrong_with_either_side(cluster, cas
 
     async def go():
         async with board(cluster, f"boards/{listens}" if listens else None) as b:
-            tls = client_context(cluster / dials) if dials else None
+            tls = client_credentials(cluster / dials) if dials else None
             with pytest.raises(BoardError) as e:
                 await ping(b.port, tls, m.Hello(role, name), board="b0")
             assert str(e.value).startswith(f"board b0 (127.0.0.1:{b.port}): {reason}") and e.value.board == "b0"
@@ -114,7 +120,7 @@ def test_a_board_at_another_s_address_is_not_taken_for_it(cluster):
     async def go():
         async with board(cluster, "boards/b1", "b1") as b:
             with pytest.raises(BoardError, match="calls itself b1; is the address right"):
-                await ping(b.port, client_context(cluster / "manager"), board="b0")
+                await ping(b.port, client_credentials(cluster / "manager"), board="b0")
 
     run(go())
 
@@ -124,7 +130,7 @@ def test_a_renewed_certificate_serves_without_a_restart(cluster, tmp_path):
 
     async def go():
         async with board(tmp_path) as b:
-            manager = client_context(cluster / "manager")
+            manager = client_credentials(cluster / "manager")
             with pytest.raises(BoardError, match="has expired"):
                 await ping(b.port, manager)
             for name in ("cert.pem", "key.pem"):
@@ -172,7 +178,7 @@ def test_half_handshakes_and_silence_end_in_time_and_a_scan_leaves_nothing(clust
                 socket.create_connection(("127.0.0.1", b.port), 5).close()
             silent = await asyncio.open_connection("127.0.0.1", b.port)
             half = await asyncio.open_connection("127.0.0.1", b.port)
-            half[1].write(client_context(cluster / "manager").channel().data_to_send())
+            half[1].write(client_hello(client_credentials(cluster / "manager")))
             for reader, writer in (silent, half):
                 async with asyncio.timeout(5):
                     while await reader.read(1000):
@@ -180,7 +186,7 @@ def test_half_handshakes_and_silence_end_in_time_and_a_scan_leaves_nothing(clust
                 writer.transport.abort()
             assert not b.listener._silent and not b.listener._shaking and not b.calls
             assert caplog.text.count("\n") == 20  # a scan doesn't fill the log
-            assert await ping(b.port, client_context(cluster / "manager")) == m.Pong(7, 0, 0)
+            assert await ping(b.port, client_credentials(cluster / "manager")) == m.Pong(7, 0, 0)
         assert "12 more connections ended before they had shown a certificate" in caplog.text
 
     run(go())
@@ -228,8 +234,8 @@ async def crowd(port, count, data=b"") -> list:
 def test_crowds_are_limited_and_keep_nobody_out(cluster, half):
     async def go():
         async with board(cluster) as b:
-            manager = client_context(cluster / "manager")
-            sockets = await crowd(b.port, 250, manager.channel().data_to_send() if half else b"")
+            manager = client_credentials(cluster / "manager")
+            sockets = await crowd(b.port, 250, client_hello(manager) if half else b"")
             silent, shaking = len(b.listener._silent), len(b.listener._shaking)
             assert (silent, shaking) == ((0, 32) if half else (64, 0))
             clock = asyncio.get_running_loop().time
@@ -289,7 +295,7 @@ def test_a_system_out_of_sockets_is_waited_for_and_not_spun_on(cluster, monkeypa
             short = Short(real)
             loop.remove_reader(real)
             b.listener._resume(short)
-            dial = asyncio.create_task(ping(b.port, client_context(cluster / "manager")))
+            dial = asyncio.create_task(ping(b.port, client_credentials(cluster / "manager")))
             await asyncio.sleep(0.7)
             assert 2 <= short.tries <= 5
             assert caplog.text.count("accepts nobody for now: too many open files; tries again every 0.2 s") == 1

@@ -9,7 +9,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from edgellm.errors import ClusterError, RemoteProtocolError
-from edgellm.wire import tls
+from edgellm.wire.credentials import Credentials, client_credentials, identity, server_credentials
+from edgellm.wire.tls import Channel
 from tests.certificates import make_cluster
 
 
@@ -18,7 +19,7 @@ def cluster(tmp_path_factory):
     return make_cluster(tmp_path_factory.mktemp("tls"), ["b0", "b1"])
 
 
-def shake(client: tls.Channel, server: tls.Channel) -> list[str | None]:
+def shake(client: Channel, server: Channel) -> list[str | None]:
     """Hand the bytes to and fro; what the client, and what the server, had to say against it."""
     said: list[str | None] = [None, None]
     for _ in range(4):
@@ -32,12 +33,16 @@ def shake(client: tls.Channel, server: tls.Channel) -> list[str | None]:
     return said
 
 
+def channel(credentials: Credentials, own: str = "our") -> Channel:
+    return Channel(credentials.context, credentials.server_side, own)
+
+
 def pair(cluster, dials="manager", listens="boards/b0"):
-    client = tls.client_context(cluster / dials).channel("this manager's")
-    return client, tls.server_context(cluster / listens).channel()
+    client = channel(client_credentials(cluster / dials), "this manager's")
+    return client, channel(server_credentials(cluster / listens))
 
 
-def plain(receiver: tls.Channel, pieces) -> bytes:
+def plain(receiver: Channel, pieces) -> bytes:
     return b"".join(receiver.receive(piece) for piece in pieces)
 
 
@@ -88,22 +93,22 @@ def test_a_manager_refuses_such_a_board(cluster, who, why):
 
 
 def test_a_manager_refuses_a_board_of_another_cluster_and_a_manager_that_listens(cluster):
-    ours, theirs = tls.client_context(cluster / "manager"), tls.server_context(cluster / "other/boards/b1")
-    assert shake(ours.channel(), theirs.channel()) == [STRANGE, REFUSED.format("our") + THEY[STRANGE]]
+    ours, theirs = client_credentials(cluster / "manager"), server_credentials(cluster / "other/boards/b1")
+    assert shake(channel(ours), channel(theirs)) == [STRANGE, REFUSED.format("our") + THEY[STRANGE]]
     said = shake(*pair(cluster, "boards/b0", "manager"))
     assert said[0] == "its certificate is for the other side of a connection"
 
 
-def bare_client(**options) -> tls.Channel:
+def bare_client(**options) -> Channel:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     for name, value in options.items():
         setattr(context, name, value)
-    return tls.Channel(context, server_side=False)
+    return Channel(context, server_side=False)
 
 
 def test_whoever_shows_no_certificate_learns_it_after_the_handshake(cluster):
-    server = tls.server_context(cluster / "boards/b0").channel()
+    server = channel(server_credentials(cluster / "boards/b0"))
     client = bare_client()
     said = shake(client, server)
     assert said == ["refused our certificate: none was shown. Deploy again", "it showed no certificate"]
@@ -111,7 +116,7 @@ def test_whoever_shows_no_certificate_learns_it_after_the_handshake(cluster):
 
 
 def test_older_tls_is_refused(cluster):
-    server = tls.server_context(cluster / "boards/b0").channel()
+    server = channel(server_credentials(cluster / "boards/b0"))
     assert shake(bare_client(maximum_version=ssl.TLSVersion.TLSv1_2), server) == ["it speaks no TLS 1.3"] * 2
 
 
@@ -156,7 +161,7 @@ def test_a_changed_byte_ends_the_connection(cluster):
 
 
 def test_a_handshake_may_not_be_long(cluster):
-    server = tls.server_context(cluster / "boards/b0").channel()
+    server = channel(server_credentials(cluster / "boards/b0"))
     piece = b"\x16\x03\x01\x40\x00" + b"\x01\x01\xff\xfc" + bytes(0x4000 - 4)  # a hello of 131 kB begins
     assert server.receive(piece) == b""
     more = b"\x16\x03\x01\x40\x00" + bytes(0x4000)
@@ -168,7 +173,7 @@ def test_a_handshake_may_not_be_long(cluster):
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", b"SSH-2.0-x\r\n", bytes(64), b"\x16\x03\x01" + bytes(600)])
 def test_what_is_no_tls_is_said_to_be_none(cluster, data):
     with pytest.raises(RemoteProtocolError, match="speaks no TLS|TLS failed"):
-        tls.server_context(cluster / "boards/b0").channel().receive(data)
+        channel(server_credentials(cluster / "boards/b0")).receive(data)
 
 
 # Folders
@@ -203,7 +208,7 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_way_out(cluster, tmp_pat
     shutil.copytree(cluster / "boards", tmp_path / "boards")
     spoil, message = FOLDERS[name]
     spoil(tmp_path / "boards/b0")
-    for make in (tls.server_context, tls.client_context):
+    for make in (server_credentials, client_credentials):
         with pytest.raises(ClusterError, match=message):
             make(tmp_path / "boards/b0")
 
@@ -216,18 +221,18 @@ def test_a_key_with_a_password_is_an_error_and_no_question(cluster, tmp_path, ca
     )
     (tmp_path / "b0/key.pem").write_bytes(locked)
     with pytest.raises(ClusterError, match="one is damaged"):
-        tls.server_context(tmp_path / "b0")
+        server_credentials(tmp_path / "b0")
     assert capfd.readouterr() == ("", "")
 
 
 def test_renewed_files_count_from_the_next_connection_on_and_half_renewed_ones_do_not(cluster, tmp_path, caplog):
     shutil.copytree(cluster / "boards/b0", tmp_path / "b")
-    listens = tls.server_context(tmp_path / "b")
-    first = tls.client_context(cluster / "manager")
+    listens = server_credentials(tmp_path / "b")
+    first = client_credentials(cluster / "manager")
 
     def named():
-        client = first.channel()
-        shake(client, listens.channel())
+        client = channel(first)
+        shake(client, channel(listens))
         return client.identity
 
     assert named() == ("board", "b0")
@@ -261,4 +266,4 @@ def test_identity_is_the_one_uri_of_the_certificate(names, expected):
         def getpeercert(self):
             return None if names is None else {"subjectAltName": tuple(names)}
 
-    assert tls.identity(Shown()) == expected
+    assert identity(Shown()) == expected

@@ -1,0 +1,266 @@
+"""What boards report of themselves and of a sequence: agents build it, managers parse it where it enters.
+
+A report is hostile until parsed. A board of another version, or a broken one, must still be shown and diagnosed, so
+`from_dict` raises nothing: a field that isn't well-formed is None, and `faults` says why where a plan depends on it.
+"""
+
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgellm.errors import PlanError
+from edgellm.plan.types import Capacity, Plan
+from edgellm.wire.addresses import Address, parse_address
+
+_MAX_EPOCH = (1 << 32) - 1
+_MAX_TEXT = 60  # characters of a text that is shown
+_MAX_CORES = 64
+_MAX_RANGES = 4096  # of layers: no model has more
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True)
+class Health:
+    """How the board itself is doing. None: it can't tell."""
+
+    temperature_c: float | None = None  # of the hottest zone
+    throttled: bool | None = None  # the CPU is held below its speed now, by heat or voltage
+    undervoltage: bool | None = None  # the supply is too weak now
+    link_mbit: int | None = None  # what the network interface negotiated
+    ram_total_bytes: int | None = None
+    uptime_s: float | None = None
+
+    @classmethod
+    def from_dict(cls, content: object) -> "Health":
+        """Parse JSON; what isn't well-formed is None."""
+        said = _object(content)
+        return cls(
+            _number(said.get("temperature_c")), _flag(said.get("throttled")), _flag(said.get("undervoltage")),
+            _count(said.get("link_mbit")), _count(said.get("ram_total_bytes")), _seconds(said.get("uptime_s")),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What a board computes with. `cores` are those that its threads are on; empty: the system places them."""
+
+    threads: int | None = None
+    cores: tuple[int, ...] | None = None
+    kernels: str | None = None  # the instruction set in use
+
+    @classmethod
+    def from_dict(cls, content: object) -> "Compute":
+        """Parse JSON; what isn't well-formed is None."""
+        said = _object(content)
+        return cls(_count(said.get("threads")), _cores(said.get("cores")), _text(said.get("kernels")))
+
+
+@dataclass(frozen=True)
+class SectionStatus:
+    """The section that a board holds, and what it has computed under this plan."""
+
+    epoch: int | None = None
+    start: int | None = None
+    end: int | None = None
+    path: str | None = None  # which code computes it
+    slots: int | None = None
+    free_slots: int | None = None
+    steps: int | None = None
+    sent_bytes: int | None = None  # to other boards
+    decode_steps: int | None = None
+    decode_s: float | None = None
+
+    @classmethod
+    def from_dict(cls, content: object) -> "SectionStatus":
+        """Parse JSON; what isn't well-formed is None."""
+        said = _object(content)
+        return cls(
+            epoch=_count(said.get("epoch")),
+            start=_count(said.get("start")),
+            end=_count(said.get("end")),
+            path=_text(said.get("path")),
+            slots=_count(said.get("slots")),
+            free_slots=_count(said.get("free_slots")),
+            steps=_count(said.get("steps")),
+            sent_bytes=_count(said.get("sent_bytes")),
+            decode_steps=_count(said.get("decode_steps")),
+            decode_s=_seconds(said.get("decode_s")),
+        )
+
+
+@dataclass(frozen=True)
+class ShardsHere:
+    """Which shard files of the right size lie on a board's disk; `layers` are ranges [start, end)."""
+
+    embedding: bool = False
+    layers: tuple[tuple[int, int], ...] = ()
+    head: bool = False
+
+    @classmethod
+    def from_dict(cls, content: object) -> "ShardsHere":
+        """Parse JSON; what follows the first malformed range is left out."""
+        said, layers = _object(content), []
+        ranges = said.get("layers")
+        for pair in ranges[:_MAX_RANGES] if isinstance(ranges, list) else ():
+            if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)):
+                break
+            layers.append((pair[0], pair[1]))
+        return cls(said.get("embedding") is True, tuple(layers), said.get("head") is True)
+
+
+@dataclass(frozen=True)
+class BoardStatus:
+    """What a board says of itself (docs/wire.md, Status). None: it doesn't say, or not in a form that can be read.
+
+    `plan` is what it serves, None without a section, and `addresses` where it was told that the plan's boards are.
+    `faults` are sentences, with "board NAME" in front, on what no agent would say of its plan, epoch or capacity.
+    """
+
+    name: str
+    version: str | None = None
+    model: str | None = None
+    manifest_sha256: str | None = None
+    draining: bool = False
+    epoch: int | None = None  # of the last plan that was committed here
+    claimed: bool = False  # a manager is changing its plan
+    plan: Plan | None = None
+    addresses: Mapping[str, Address] = field(default_factory=dict)
+    shards: ShardsHere = field(default_factory=ShardsHere)
+    disk_free_bytes: int | None = None
+    health: Health = field(default_factory=Health)
+    capacity: Capacity | None = None
+    compute: Compute = field(default_factory=Compute)
+    section: SectionStatus | None = None
+    faults: tuple[str, ...] = field(default=(), repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object that a Status message carries."""
+        content = asdict(self)
+        del content["faults"]
+        content["plan"] = None if self.plan is None else self.plan.to_dict()
+        content["addresses"] = None if self.plan is None else dict(self.addresses)
+        return content
+
+    @classmethod
+    def from_dict(cls, board: str, content: object) -> "BoardStatus":
+        """Parse what `board` said. `name` is the one it is known by here, whatever it calls itself."""
+        said, faults = _object(content), []
+        plan = capacity = None
+        try:
+            if said.get("plan") is not None:
+                plan = Plan.from_dict(said["plan"])
+                plan.section_of(board)
+        except PlanError as e:
+            plan = None
+            faults.append(f"board {board} reports an invalid plan: {e}")
+        try:
+            capacity = Capacity.from_dict(said.get("capacity"))
+            if capacity.board != board:
+                faults.append(f"board {board} reports the capacity of {capacity.board}")
+                capacity = None
+        except PlanError as e:
+            faults.append(f"board {board} reports an invalid capacity: {e}")
+        epoch = said.get("epoch")
+        if epoch is not None and not (type(epoch) is int and 0 <= epoch <= _MAX_EPOCH):
+            faults.append(f"board {board} reports {reprlib.repr(epoch)} as its epoch")
+            epoch = None
+        elif plan is not None and plan.epoch != epoch:
+            faults.append(f"board {board} reports a plan that isn't of its epoch {epoch}")
+        told = _object(said.get("addresses"))
+        places = {b: parse_address(told.get(b)) for b in plan.boards} if plan is not None else {}
+        sha256 = said.get("manifest_sha256")
+        return cls(
+            name=board,
+            version=_text(said.get("version")),
+            model=_text(said.get("model")),
+            manifest_sha256=sha256 if isinstance(sha256, str) and _SHA256.match(sha256) else None,
+            draining=said.get("draining") is True,
+            epoch=epoch,
+            claimed=said.get("claimed") is True,
+            plan=plan,
+            addresses={b: place for b, place in places.items() if place is not None},
+            shards=ShardsHere.from_dict(said.get("shards")),
+            disk_free_bytes=_count(said.get("disk_free_bytes")),
+            health=Health.from_dict(said.get("health")),
+            capacity=capacity,
+            compute=Compute.from_dict(said.get("compute")),
+            section=None if said.get("section") is None else SectionStatus.from_dict(said["section"]),
+            faults=tuple(faults),
+        )
+
+
+@dataclass(frozen=True)
+class SequenceStats:
+    """What one board did for one sequence (docs/wire.md, Closed). Seconds are computing time; steps that ran together
+    share it."""
+
+    path: str | None = None  # which code computed
+    reused_tokens: int = 0  # of the prompt, that a slot held already
+    prefill_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_steps: int = 0
+    decode_s: float = 0.0
+    draft_tokens: int = 0  # in decode steps
+    accepted_tokens: int = 0  # of these, as the last board knows
+    sent_bytes: int = 0  # to other boards, in decode steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object that a Closed message carries."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: object) -> "SequenceStats | None":
+        """Parse what a board said; None for an empty object, which is for a sequence that the board doesn't have. What
+        isn't well-formed is 0."""
+        said = _object(content)
+        if not said:
+            return None
+        return cls(
+            path=_text(said.get("path")),
+            reused_tokens=_count(said.get("reused_tokens")) or 0,
+            prefill_tokens=_count(said.get("prefill_tokens")) or 0,
+            prefill_s=_seconds(said.get("prefill_s")) or 0.0,
+            decode_steps=_count(said.get("decode_steps")) or 0,
+            decode_s=_seconds(said.get("decode_s")) or 0.0,
+            draft_tokens=_count(said.get("draft_tokens")) or 0,
+            accepted_tokens=_count(said.get("accepted_tokens")) or 0,
+            sent_bytes=_count(said.get("sent_bytes")) or 0,
+        )
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 60 else None
+
+
+def _number(value: object) -> float | None:
+    # The comparison is false for NaN, and never turns a huge integer into a float.
+    return float(value) if type(value) in (int, float) and -1e12 < value < 1e12 else None
+
+
+def _seconds(value: object) -> float | None:
+    number = _number(value)
+    return number if number is not None and number >= 0 else None
+
+
+def _flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _cores(value: object) -> tuple[int, ...] | None:
+    if not isinstance(value, (list, tuple)) or len(value) > _MAX_CORES or not all(_count(n) is not None for n in value):
+        return None
+    return tuple(value)
+
+
+def _text(value: object) -> str | None:
+    """A text that can be shown: a few characters, none of which moves a cursor or changes a colour."""
+    if not isinstance(value, str):
+        return None
+    shown = "".join(c for c in value[: _MAX_TEXT + 1] if c.isprintable())
+    return (shown[:_MAX_TEXT] + "…" if len(value) > _MAX_TEXT else shown) or None
