@@ -210,7 +210,8 @@ def test_a_plan_with_an_address_that_can_not_be_one_fails_its_sequences_and_noth
     async def go():
         async with Boards(tmp_path, 2) as boards:
             await boards.form((0, 3, 6))
-            for epoch, host in enumerate(("x.invalid", "x" * 64, "a\0b", "\ud800", "..", "no such name.invalid", "", "x" * 254), 2):
+            hosts = ("x.invalid", "x" * 64, "a\0b", "\ud800", "..", "no such name.invalid", "", "x" * 254)
+            for epoch, host in enumerate(hosts, 2):
                 plan = make_plan(boards.manifest, (0, 3, 6), epoch=epoch)
                 (client,) = await connect_all({"b1": boards.addresses["b1"]})
                 try:
