@@ -69,6 +69,15 @@ def generate(ids: list[int], count: int, sampling: Sampling = GREEDY, switch: in
     return ids[start:]
 
 
+class FakeSlot:
+    """What the fake layers store of each token: [max_seq_len, 2]."""
+
+    ram_bytes = 0
+
+    def __init__(self, max_seq_len: int):
+        self.held, self.max_seq_len, self.filled = np.full((max_seq_len, 2), np.nan), max_seq_len, 0
+
+
 class FakeSection:
     """Layers [start, end) of the fake model. `gate`, if given, is awaited (threading.Event) in each step.
 
@@ -76,6 +85,7 @@ class FakeSection:
     """
 
     path, ram_bytes, hidden_size, vocab_size, batches = "fake", 0, HIDDEN, VOCAB, True
+    reuses = True
 
     def __init__(self, manifest: Manifest, start: int, end: int, gate=None):
         self.start, self.end, self.gate = start, end, gate
@@ -84,14 +94,17 @@ class FakeSection:
         self.calls: list[tuple[int, int, int]] = []
         self.together: list[int] = []
 
-    def new_slot(self, context: int, kv_dtype: str = "float32"):
-        return np.full((context, 2), np.nan)
+    def new_slot(self, max_seq_len: int, kv_dtype: str = "float32") -> FakeSlot:
+        return FakeSlot(max_seq_len)
+
+    def example(self):
+        return np.zeros(1, np.int64) if self.is_first else np.zeros((1, HIDDEN), np.float32)
 
     def forward_many(self, steps):
         if self.gate is not None:
             assert self.gate.wait(20)
         self.together.append(len(steps))
-        return [self.forward(*step) for step in steps]
+        return [self.forward(s.x, s.position, s.slot, s.pass_len, s.logits) for s in steps]
 
     def forward(self, x, position, slot, pass_len, logits):
         count = len(x)
@@ -106,13 +119,14 @@ class FakeSection:
         hidden[:, 1] += sum(range(self.start, self.end))
         if self.switch is not None and pass_len > self.switch:
             hidden[:, 1] += 7 * (self.end - self.start)
-        slot[position : position + count] = hidden[:, :2]
+        slot.held[position : position + count] = hidden[:, :2]
+        slot.filled = max(slot.filled, position + count)
         if not self.is_last:
             return hidden
         if not logits:
             return None
         last = position + count
-        return np.stack([self._logits(slot[:end]) for end in range(last - logits + 1, last + 1)])
+        return np.stack([self._logits(slot.held[:end]) for end in range(last - logits + 1, last + 1)])
 
     def _logits(self, held):
         total = sum((i + 1) * (k + 1) for k, i in enumerate(held[:, 0])) + held[:, 1].sum()

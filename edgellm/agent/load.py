@@ -3,10 +3,10 @@
 import logging
 import threading
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from edgellm.errors import UsageError
+from edgellm.model.protocols import Section
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.verified import verified
 
@@ -30,7 +30,7 @@ def set_threads(count: int, cores: tuple[int, ...] = ()) -> None:
 
 def load_section(
     manifest: Manifest, folder: Path, start: int, end: int, *, without_ends: bool = False, path: str = "auto"
-):
+) -> Section[Any]:
     """Return section [start, end) from its shards, each checked against the manifest's SHA-256.
 
     `path` "auto" gives a native section where its family is known, which needs neither torch nor transformers;
@@ -46,7 +46,7 @@ def load_section(
         verified.save()
 
 
-def _load(manifest: Manifest, folder: Path, start: int, end: int, without_ends: bool, path: str):
+def _load(manifest: Manifest, folder: Path, start: int, end: int, without_ends: bool, path: str) -> Section[Any]:
     if path == "auto":
         from edgellm.model.native.section import NativeSection, read_spec
 
@@ -57,45 +57,8 @@ def _load(manifest: Manifest, folder: Path, start: int, end: int, without_ends: 
 
     import torch
 
-    from edgellm.model.generic.section import Section
+    from edgellm.model.generic.section import GenericSection
 
     torch.set_num_threads(_threads)
     with _BUILDING:
-        section = Section.load(manifest, folder, start, end, without_ends=without_ends)
-    return _NumpySection(section, manifest)
-
-
-class _NumpySection:
-    """A torch section behind the interface that the engine calls."""
-
-    batches = False  # torch's results depend on what is computed together
-
-    def __init__(self, section, manifest: Manifest):
-        self.hidden_size, self.vocab_size = manifest.hidden_size, manifest.vocab_size
-        self.path = section.path
-        self.ram_bytes = section.ram_bytes
-        self.reuses = not section.follows_every_length
-        self._section = section
-
-    def new_slot(self, context: int, kv_dtype: str = "float32"):
-        return self._section.new_slot(context, kv_dtype)
-
-    def example(self) -> np.ndarray:
-        """A hidden state of one token, to time a step with."""
-        return np.linspace(-1.0, 1.0, self.hidden_size, dtype=np.float32)[None, :]
-
-    def forward_many(self, steps) -> list[np.ndarray | None]:
-        return [self.forward(s.x, s.position, s.slot, s.pass_len, s.logits) for s in steps]
-
-    def forward(self, x: np.ndarray, position: int, slot, pass_len: int, logits: int) -> np.ndarray | None:
-        import torch
-
-        result = self._section.forward(torch.tensor(x), position, slot, pass_len, logits > 0)
-        if result is None:
-            return None
-        return result.numpy()[None, :] if logits and self._section.is_last else result.numpy()
-
-    def trace(self, x: np.ndarray, slot) -> np.ndarray:
-        import torch
-
-        return self._section.trace(torch.from_numpy(x), slot).numpy()
+        return GenericSection.load(manifest, folder, start, end, without_ends=without_ends)

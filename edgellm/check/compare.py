@@ -1,4 +1,4 @@
-"""Does the split answer as one process would? Compares tokens, logits, and every layer's output with the reference."""
+"""Comparing a cluster with one process: tokens, logits, and every layer's output."""
 
 import asyncio
 import math
@@ -18,11 +18,16 @@ from edgellm.plan import Plan
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
 from edgellm.wire import messages as m
+from edgellm.wire.credentials import Credentials
 from edgellm.wire.status import SequenceStats
 
-# Largest difference relative to the norm of what is compared, that is explained by summation order alone,
+Addresses = dict[str, tuple[str, int]]  # board → host, port
+Progress = Callable[[str, int, int], None]  # what is done, how far, of how much
+
+# The largest difference, relative to the norm of what is compared, that the order of summation explains, by the dtype
+# of keys and values.
 _TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
-# and by a native section's rounding of activations to 8 bits. A wrong layer differs by a half and more.
+# The same where a native section rounds activations to 8 bits. A wrong layer differs by a half or more.
 _NATIVE_TOLERANCE = 0.1
 _TRACE_TIMEOUT_S = 600.0
 
@@ -38,10 +43,12 @@ class LayerDifference:
 
 @dataclass(frozen=True)
 class Result:
-    """What was compared; `equal` if tokens are the same and no logits or layer differ by more than is tolerated.
+    """The differences between a cluster and one process; `equal` if the tokens are the same and no logits or layer
+    differ by more than their tolerance.
 
-    Layers are compared with transformers' own. Tokens and logits too, unless all boards computed native sections: then
-    with one process that computes as they do, whose bits they must have (`logits_tolerance` 0).
+    The reference for layers is transformers' model. It is the reference for tokens and logits too, unless all boards
+    computed native sections: then one process that computes as they do is, and no bit may differ (`logits_tolerance`
+    0).
     """
 
     model: str
@@ -102,12 +109,13 @@ class Result:
 
 
 def verify(
-    model_dir: Path, plan: Plan, addresses: dict, prompt: str | list[int], count: int,
-    progress: Callable[[str, int, int], None], *, tls=None,
+    model_dir: Path, plan: Plan, addresses: Addresses, prompt: str | list[int], count: int, progress: Progress,
+    *, tls: Credentials | None = None,
 ) -> Result:  # fmt: skip
-    """Have the cluster answer `prompt` (a text, or token ids) with `count` greedy tokens and compare.
+    """Have the cluster answer `prompt` (a text, or token ids) with `count` greedy tokens, and compare.
 
-    Raises UsageError if they don't fit in a slot, BoardError for a board that fails.
+    Raises UsageError if they don't fit in a slot, BoardError for a board that fails, ClusterError if the cluster serves
+    another model.
     """
     manifest = Manifest.read(model_dir)
     if manifest.sha256 != plan.manifest_sha256:
@@ -129,7 +137,7 @@ def verify(
         from edgellm.check.reference import Reference
 
         sequence = sequence[:traceable]
-        outputs = Reference(manifest, model_dir).run(sequence, 1)[1]
+        outputs = [x.numpy() for x in Reference(manifest, model_dir).run(sequence, 1)[1]]
     layers = asyncio.run(_compare_layers(plan, addresses, tls, manifest, sequence, outputs))
     return Result(
         manifest.model, len(ids), tokens, [int(row.argmax()) for row in expected],
@@ -137,17 +145,19 @@ def verify(
     )  # fmt: skip
 
 
-async def _standing(manifest: Manifest, plan: Plan, addresses: dict, tls) -> tuple[Plan, dict]:
-    """The plan that the boards hold by now, and where they are."""
+async def _standing(
+    manifest: Manifest, plan: Plan, addresses: Addresses, tls: Credentials | None
+) -> tuple[Plan, Addresses]:
+    """Return the plan that the boards hold by now, and where they are."""
     async with Fleet(manifest, addresses, tls) as fleet:
         await fleet.survey(needed=plan.boards)
         return standing_plan(fleet.reports) or plan, dict(fleet.addresses)
 
 
 async def _ask(
-    plan: Plan, addresses: dict, tls, ids: list[int], count: int
-) -> tuple[list[int], list[np.ndarray], set]:
-    """Tokens, the logits they were chosen from, and the paths on which boards computed."""
+    plan: Plan, addresses: Addresses, tls: Credentials | None, ids: list[int], count: int
+) -> tuple[list[int], list[np.ndarray], set[str]]:
+    """Return tokens, the logits they were chosen from, and the paths on which boards computed."""
     stats: dict[str, SequenceStats] = {}
     async with ClusterClient.dial(plan, addresses, tls) as cluster:
         stream = cluster.generate(
@@ -155,62 +165,75 @@ async def _ask(
         )
         chosen = [c async for c in stream]
     paths = {str(stats[board].path) if board in stats else "None" for board in plan.boards}
-    return [c.token for c in chosen], [np.frombuffer(c.logits, "<f4") for c in chosen], paths
+    return [c.token for c in chosen], [np.frombuffer(c.logits or b"", "<f4") for c in chosen], paths
 
 
-def _reference(manifest: Manifest, model_dir: Path, sequence: list[int], prompt_len: int, progress):
-    """Logits [len(sequence) - prompt_len + 1, vocab_size] as NumPy, and the layers' outputs for the whole sequence.
+def _reference(
+    manifest: Manifest, model_dir: Path, sequence: list[int], prompt_len: int, progress: Progress
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return transformers' logits [vocab_size] for the prompt's last token and every one after it, and what each layer
+    gives for the whole sequence, [tokens, hidden_size].
 
-    Teacher-forced: if every token is the most likely one after those before it, greedy decoding gives just them. A
-    sequence that crosses a LongRoPE switch is run twice, for the tokens before it were chosen with other factors.
+    The sequence's own tokens are fed: if each is the most likely one after those before it, greedy decoding gives just
+    them. A sequence that crosses a LongRoPE switch is run twice, because the tokens before it were chosen with other
+    factors.
     """
     from edgellm.check.reference import Reference
 
     reference = Reference(manifest, model_dir)
-    layers, switch = manifest.num_layers, manifest.rope_switch_len
 
-    def tell(layer: int) -> None:
-        progress("reference, layer by layer", layer, layers)
+    def run(ids: list[int], last: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        logits, outputs = reference.run(
+            ids, last, lambda layer: progress("reference, layer by layer", layer, manifest.num_layers)
+        )
+        return [row.numpy() for row in logits], [x.numpy() for x in outputs]
 
-    before = []
-    if switch is not None and prompt_len <= switch < len(sequence):
-        logits, _ = reference.run(sequence[:switch], switch - prompt_len + 1, tell)
-        before = [row.numpy() for row in logits]
-    logits, outputs = reference.run(sequence, len(sequence) - prompt_len + 1 - len(before), tell)
-    return before + [row.numpy() for row in logits], outputs
+    before = _before_switch(manifest, sequence, prompt_len)
+    early = run(sequence[: manifest.rope_switch_len], before)[0] if before else []
+    logits, outputs = run(sequence, len(sequence) - prompt_len + 1 - before)
+    return early + logits, outputs
 
 
-def _one_process(manifest: Manifest, model_dir: Path, sequence: list[int], prompt_len: int, plan: Plan, progress):
-    """The same logits as native sections on this machine compute them, one layer in memory at a time."""
+def _one_process(
+    manifest: Manifest, model_dir: Path, sequence: list[int], prompt_len: int, plan: Plan, progress: Progress
+) -> list[np.ndarray]:
+    """Return the same logits as native sections on this machine compute them, one layer in memory at a time."""
     from edgellm.check.one_process import run_whole
 
-    def tell(layer: int) -> None:
-        progress("one process, layer by layer", layer, manifest.num_layers)
+    def run(ids: list[int], last: int) -> list[np.ndarray]:
+        def tell(layer: int) -> None:
+            progress("one process, layer by layer", layer, manifest.num_layers)
 
-    switch, before = manifest.rope_switch_len, []
-    if switch is not None and prompt_len <= switch < len(sequence):
-        count = switch - prompt_len + 1
-        before = list(run_whole(manifest, model_dir, sequence[:switch], count, plan.kv_dtype, tell))
-    count = len(sequence) - prompt_len + 1 - len(before)
-    return before + list(run_whole(manifest, model_dir, sequence, count, plan.kv_dtype, tell))
+        return list(run_whole(manifest, model_dir, ids, last, plan.kv_dtype, tell))
+
+    before = _before_switch(manifest, sequence, prompt_len)
+    early = run(sequence[: manifest.rope_switch_len], before) if before else []
+    return early + run(sequence, len(sequence) - prompt_len + 1 - before)
+
+
+def _before_switch(manifest: Manifest, sequence: list[int], prompt_len: int) -> int:
+    """Return how many tokens were chosen with LongRoPE's short factors, though the whole sequence has the long ones."""
+    switch = manifest.rope_switch_len
+    return switch - prompt_len + 1 if switch is not None and prompt_len <= switch < len(sequence) else 0
 
 
 def _traceable(plan: Plan, manifest: Manifest) -> int:
-    """Tokens of which every board can send what all its layers make in one trace."""
+    """Return for how many tokens every board can send what all its layers give in one trace."""
     most_layers = max(section.num_layers for section in plan.sections)
     return max(1, MAX_STEP_BYTES // (4 * manifest.hidden_size * most_layers))
 
 
 async def _compare_layers(
-    plan: Plan, addresses: dict, tls, manifest: Manifest, sequence: list[int], outputs
-) -> list:
+    plan: Plan, addresses: Addresses, tls: Credentials | None, manifest: Manifest, sequence: list[int],
+    outputs: list[np.ndarray],
+) -> list[LayerDifference]:  # fmt: skip
     """Give each board the reference's input to its section, and compare what its layers make of it."""
     found = []
     for section in plan.sections:
         if section.start == 0:
             data = np.asarray(sequence, "<u4").tobytes()
         else:
-            data = outputs[section.start - 1].numpy().astype("<f4").tobytes()
+            data = outputs[section.start - 1].astype("<f4").tobytes()
         async with Connections(tls) as connections:
             board = await connections.to(section.board, addresses[section.board])
             for layer in range(section.start, section.end):
@@ -219,11 +242,11 @@ async def _compare_layers(
                 if message.layer != layer:
                     raise BoardError(f"board {section.board} traced layer {message.layer}, expected {layer}")
                 output = np.frombuffer(message.data, "<f4").reshape(len(sequence), manifest.hidden_size)
-                found.append(LayerDifference(layer, section.board, _difference(output, outputs[layer].numpy())))
+                found.append(LayerDifference(layer, section.board, _difference(output, outputs[layer])))
     return found
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Norm of the difference relative to the norm of `b`; infinite for what isn't finite."""
+    """Return the norm of the difference relative to the norm of `b`; infinite for what isn't finite."""
     value = float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30))
     return value if math.isfinite(value) else math.inf

@@ -27,10 +27,11 @@ def run_whole(
     spec, reason = read_spec(manifest, folder)
     if spec is None:
         raise ModelError(f"{manifest.model} has no native sections: {reason}")
-    x = np.asarray(ids, np.int64)
+    x: np.ndarray | None = np.asarray(ids, np.int64)
     for layer in range(manifest.num_layers):
         progress(layer)
         section = NativeSection(spec, manifest, folder, layer, layer + 1)
         slot = section.new_slot(len(ids), kv_dtype)
+        assert x is not None  # only the last layer may give nothing
         x = section.forward(x, 0, slot, len(ids), last if layer == manifest.num_layers - 1 else 0)
-    return x
+    return np.empty((0, manifest.vocab_size), np.float32) if x is None else x

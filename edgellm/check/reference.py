@@ -27,7 +27,7 @@ class Reference:
         self._model = build_empty(config, real_buffers=True)
         self._layers = find_layers(self._model)[1]
         self._outputs: list[torch.Tensor] = []
-        self._progress: Callable[[int], None] | None = None
+        self._progress: Callable[[int], None] = lambda layer: None
         for i, layer in enumerate(self._layers):
             layer.register_forward_pre_hook(lambda module, args, i=i: self._fill(manifest.layer(i), i))
             layer.register_forward_hook(lambda module, args, out, i=i: self._empty(manifest.layer(i), i, out))
@@ -55,7 +55,7 @@ class Reference:
         for name, stored in ShardFile(self._folder, shard).tensors.items():
             key = name if layer is None else (layer, name)
             if stored.encoding in PACKED:
-                data = unpack(stored.data, stored.encoding, stored.shape)
+                data = unpack(stored.data, stored.encoding, (stored.shape[0], stored.shape[1]))
             else:
                 data = stored.data.float() if stored.encoding else stored.data
             self._set(layer, name, data.T if key in structure.transposed else data)

@@ -48,7 +48,7 @@ def test_a_sound_cluster_is_equal(tmp_path, family, quantize):
 
 def test_the_first_layer_that_differs_is_named_with_its_board(tmp_path):
     def harm(boards):
-        model = boards.agents[1].stage.section._section.model
+        model = boards.agents[1].stage.section.model
         norm = model.model.layers[3].input_layernorm
         norm.weight = torch.nn.Parameter(norm.weight * 1.3)  # the old one is the mapped file
 

@@ -1,33 +1,33 @@
-"""Sections of one model run in one process, as the boards run them."""
+"""GenericSections of one model run in one process, as the boards run them."""
 
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from edgellm.model.generic.section import Section
+from edgellm.model.generic.section import GenericSection
 from edgellm.shards.manifest import Manifest
 
 
-def load(manifest: Manifest, folder: Path, cuts: tuple[int, ...]) -> list[Section]:
-    """Sections between consecutive cuts: (0, 2, 5) gives 0-2 and 2-5."""
-    return [Section.load(manifest, folder, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+def load(manifest: Manifest, folder: Path, cuts: tuple[int, ...]) -> list[GenericSection]:
+    """GenericSections between consecutive cuts: (0, 2, 5) gives 0-2 and 2-5."""
+    return [GenericSection.load(manifest, folder, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
 class Ring:
     """Greedy decoding of one sequence through sections."""
 
-    def __init__(self, sections: list[Section], max_seq_len: int = 96, kv_dtype: str = "float32", chunk: int = 7):
+    def __init__(self, sections: list[GenericSection], max_seq_len=96, kv_dtype="float32", chunk=7):
         self.sections, self.chunk = sections, chunk
         self.slots = [s.new_slot(max_seq_len, kv_dtype) for s in sections]
         self.switch_len = sections[0].structure.rope_switch_len
         self.ids: list[int] = []
         self.done = 0  # tokens in the slots
 
-    def step(self, ids: list[int], position: int, pass_len: int, want_logits: bool = True) -> torch.Tensor | None:
-        """One pass of a chunk through all sections: the logits of its last token."""
-        x = torch.tensor(ids)
+    def step(self, ids: list[int], position: int, pass_len: int, logits: int = 1) -> np.ndarray | None:
+        """One pass of a chunk through all sections: the logits of its last token, float32 [1, vocab]."""
+        x = np.array(ids, np.int64)
         for section, slot in zip(self.sections, self.slots, strict=True):
-            x = section.forward(x, position, slot, pass_len, want_logits)
+            x = section.forward(x, position, slot, pass_len, logits)
         return x
 
     def feed(self, ids: list[int]) -> int:
@@ -38,7 +38,7 @@ class Ring:
         while self.done < len(self.ids):
             chunk = self.ids[self.done : self.done + self.chunk]
             last = self.done + len(chunk) == len(self.ids)
-            logits = self.step(chunk, self.done, len(self.ids), last)
+            logits = self.step(chunk, self.done, len(self.ids), int(last))
             self.done += len(chunk)
         return int(logits.argmax())
 

@@ -28,7 +28,7 @@ from test_section import (
 from edgellm.agent.load import load_section
 from edgellm.errors import ManifestError, ModelError, UsageError
 from edgellm.kernels import library
-from edgellm.model.native.abi import Section, Step, Steps
+from edgellm.model.native.abi import Section, Step, new_steps
 from edgellm.model.native.section import NativeSection, read_spec
 
 
@@ -156,7 +156,7 @@ BAD_STEPS = [
 @pytest.mark.parametrize("change, status", BAD_STEPS, ids=str)
 def test_the_abi_refuses_a_step_that_does_not_fit(llama, change, status):
     section = llama[2]
-    slot, steps = section.new_slot(96), Steps()
+    slot, steps = section.new_slot(96), new_steps()
     section._steps = steps
     section._set_step(0, 1, 0, slot, 1, 1)
     for name, value in change.items():
@@ -175,7 +175,7 @@ def test_the_abi_refuses_a_step_that_does_not_fit(llama, change, status):
 ])  # fmt: skip
 def test_the_abi_refuses_a_run_that_does_not_fit(llama, at, value, status):
     section = llama[2]
-    section._steps = Steps()
+    section._steps = new_steps()
     slot = section.new_slot(96)
     section._set_step(0, 1, 0, slot, 1, 1)
     ids, logits = np.array([5]), np.empty((1, 512), np.float32)

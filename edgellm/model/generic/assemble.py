@@ -66,7 +66,7 @@ def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) 
     Raises ManifestError, naming the file and the tensor, if one is missing, superfluous or of another shape.
     """
     keys: dict[str, Key]
-    if shard.kind == "layer":
+    if shard.layer is not None:
         names = structure.layer_names[shard.layer]
         keys = {name: (shard.layer, name) for name in names}
         prefix = f"{structure.layers_path}.{shard.layer}."
@@ -78,14 +78,14 @@ def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) 
             raise ManifestError(f"{file.path}: {name} is missing; split the model again")
         if name not in keys:
             raise ManifestError(f"{file.path}: {name[:200]!r} is no tensor of this model; split the model again")
-    ram_bytes, packed = 0, []
+    ram_bytes, packed = 0, list[tuple[str, Stored, str]]()
     for name, key in keys.items():
         stored, shape = file.tensors[name], structure.shapes[key]
         if key in structure.packable:
             _check_shape(file, name, stored, shape[::-1] if key in structure.transposed else shape)
             if stored.encoding is None:
                 raise ManifestError(f"{file.path}: {name} has dtype {stored.data.dtype}, expected a weight")
-            packed.append((name, stored))
+            packed.append((name, stored, stored.encoding))
             ram_bytes += stored.data.nbytes
         else:
             _check_shape(file, name, stored, shape)
@@ -94,8 +94,8 @@ def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) 
             data = stored.data.float() if stored.encoding else stored.data
             _set_tensor(model, prefix + name, data)
             ram_bytes += data.nbytes
-    for name, stored in packed:  # last, for a packed linear takes over the bias
-        _pack_module(model, prefix, file, name, stored)
+    for name, stored, encoding in packed:  # last, because a packed linear takes over the bias
+        _pack_module(model, prefix, file, name, stored, encoding)
     return ram_bytes
 
 
@@ -104,16 +104,20 @@ def _check_shape(file: ShardFile, name: str, stored: Stored, shape: tuple[int, .
         raise ManifestError(f"{file.path}: {name} has shape {list(stored.shape)}, the model needs {list(shape)}")
 
 
-def _pack_module(model: nn.Module, prefix: str, file: ShardFile, name: str, stored: Stored) -> None:
+def _pack_module(
+    model: nn.Module, prefix: str, file: ShardFile, name: str, stored: Stored, encoding: str
+) -> None:  # fmt: skip
     path = (prefix + name).removesuffix(".weight")
     module = model.get_submodule(path)
+    out, columns = stored.shape
+    packed: nn.Module
     try:
         if isinstance(module, nn.Embedding):
-            packed = PackedEmbedding(stored.data, stored.encoding, stored.shape)
+            packed = PackedEmbedding(stored.data, encoding, (out, columns))
             if type(module) is not nn.Embedding:
                 packed = _RescaledEmbedding(module, packed)
         else:
-            packed = PackedLinear(stored.data, stored.encoding, stored.shape, getattr(module, "bias", None))
+            packed = PackedLinear(stored.data, encoding, (out, columns), getattr(module, "bias", None))
     except ValueError as e:
         raise ManifestError(f"{file.path}: {name}: {e}") from None
     _replace(model, path, packed)

@@ -176,7 +176,7 @@ class _Packed(nn.Module):
         check_data(data, encoding, shape)
         self.data = data
         self.encoding = encoding
-        self.shape = tuple(shape)
+        self.shape: tuple[int, int] = (shape[0], shape[1])
         # NumPy knows no bfloat16; the kernels want the bytes.
         self._bytes = data.view(torch.int16 if encoding == "bf16" else data.dtype).numpy()
 

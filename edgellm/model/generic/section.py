@@ -2,8 +2,11 @@
 
 import inspect
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +16,7 @@ from edgellm.model.generic.build import build_empty, find_layers, read_config
 from edgellm.model.generic.shardfile import ShardFile, map_checked
 from edgellm.model.generic.slot import KVSlot
 from edgellm.model.generic.structure import Structure, trace
+from edgellm.model.protocols import Array, Progress, Step
 from edgellm.shards.manifest import Manifest
 
 
@@ -20,7 +24,7 @@ class _Done(Exception):
     """Unwinds the model's forward once the section's last layer has run."""
 
 
-class Section:
+class GenericSection:
     """Layers [start, end) of a decoder; the first section also embeds, the last also has the head.
 
     The whole model is built, without memory, and runs its own forward; layers that other boards hold are passed over.
@@ -29,6 +33,7 @@ class Section:
     """
 
     path = "generic"
+    batches = False  # torch's results depend on what is computed together
 
     def __init__(self, model: nn.Module, structure: Structure, start: int, end: int, without_ends: bool = False):
         """For `load`; `model` holds the section's weights."""
@@ -36,17 +41,17 @@ class Section:
         self.is_first = start == 0 and not without_ends
         self.is_last = end == structure.num_layers and not without_ends
         self.structure, self.model = structure, model
+        self.hidden_size, self.vocab_size = structure.hidden_size, structure.vocab_size
         self.ram_bytes = 0
         self._hidden: torch.Tensor | None = None  # into the first layer, or out of the last one
         self._stop = False
-        self._outputs: list[torch.Tensor] | None = None
         self._pass_length = rope.follow_pass_length(model)
-        self.follows_every_length = rope.is_dynamic(model)  # K and V depend on how long the sequence was by then
+        self.reuses = not rope.is_dynamic(model)  # else K and V depend on how long the sequence was by then
         self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
-        layers, own = find_layers(model)[1], weakref.ref(self)  # no cycle: memory is free as soon as we are dropped
+        layers, own = find_layers(model)[1], weakref.proxy(self)  # no cycle: dropping it frees its memory at once
         if not self.is_first:
-            layers[start].register_forward_pre_hook(lambda *args: own()._enter(*args), with_kwargs=True)
-        layers[end - 1].register_forward_hook(lambda *args: own()._leave(*args))
+            layers[start].register_forward_pre_hook(lambda *args: own._enter(*args), with_kwargs=True)
+        layers[end - 1].register_forward_hook(lambda *args: own._leave(*args))
 
     @classmethod
     def load(
@@ -58,8 +63,8 @@ class Section:
         *,
         verify_sha256: bool = True,
         without_ends: bool = False,
-        progress=None,
-    ) -> "Section":
+        progress: Progress | None = None,
+    ) -> "GenericSection":
         """Map the shards of layers [start, end) in `folder` and build the section over them.
 
         `progress(shard_name, bytes_done, bytes_total)` is called after each shard. `without_ends` leaves embedding and
@@ -101,22 +106,38 @@ class Section:
         held = {i: self.structure.kv_shapes[i] for i in range(self.start, self.end)}
         return KVSlot(self.structure.num_layers, held, max_seq_len, kv_dtype)
 
-    @torch.inference_mode()
-    def forward(
-        self, x: torch.Tensor, position: int, slot: KVSlot, pass_len: int, want_logits: bool
-    ) -> torch.Tensor | None:
+    def example(self) -> Array:
+        """Return an x of one token, to time a step with."""
+        if self.is_first:
+            return np.zeros(1, np.int64)
+        return np.linspace(-1.0, 1.0, self.hidden_size, dtype=np.float32)[None, :]
+
+    def forward_many(self, steps: Sequence[Step[KVSlot]]) -> list[Array | None]:
+        """Run steps one after the other; see `forward`."""
+        return [self.forward(s.x, s.position, s.slot, s.pass_len, s.logits) for s in steps]
+
+    def forward(self, x: Array, position: int, slot: KVSlot, pass_len: int, logits: int) -> Array | None:
         """Run positions [position, position + tokens) of a sequence whose pass ends at `pass_len` tokens.
 
         x: int64 [tokens] in the first section, else float32 [tokens, hidden_size]. Returns float32
-        [tokens, hidden_size]; in the last section the last token's logits, float32 [vocab_size], or None unless
-        `want_logits`. Feeding a position again overwrites it, with the same result. Raises ModelError if x or its place
-        in the slot is off.
+        [tokens, hidden_size]; in the last section the last token's logits, float32 [1, vocab_size], or None for
+        `logits` 0. Feeding a position again overwrites it, with the same result. Raises ModelError if x, its place in
+        the slot, or more than one token's logits don't fit.
         """
+        if self.is_last and not 0 <= logits <= 1:
+            raise ModelError(f"logits of {logits} tokens; a generic section gives those of a step's last token")
+        out = self._forward(torch.tensor(x), position, slot, pass_len, self.is_last and logits == 1)
+        return None if out is None else out.numpy()
+
+    @torch.inference_mode()
+    def _forward(
+        self, x: torch.Tensor, position: int, slot: KVSlot, pass_len: int, want_logits: bool
+    ) -> torch.Tensor | None:
         tokens = self._check(x)
         slot.seek(position, tokens)
         self._pass_length.tokens = max(pass_len, position + tokens)
-        self._stop = not (self.is_last and want_logits)
-        inputs = {"past_key_values": slot, "use_cache": True}
+        self._stop = not want_logits
+        inputs: dict[str, Any] = {"past_key_values": slot, "use_cache": True}
         if self._takes_positions:
             inputs["position_ids"] = torch.arange(position, position + tokens).unsqueeze(0)
         if self.is_first:
@@ -124,34 +145,36 @@ class Section:
         else:
             self._hidden = inputs["inputs_embeds"] = x.unsqueeze(0)
         try:
-            if not self._stop:
-                return self.model(**inputs, logits_to_keep=1).logits[0, -1]
+            if want_logits:
+                return self.model(**inputs, logits_to_keep=1).logits[0]
             self.model.base_model(**inputs)
         except _Done:
-            return None if self.is_last else self._hidden[0]
+            return None if self.is_last or self._hidden is None else self._hidden[0]
         finally:
             slot.filled = max(slot.filled, position + tokens)
             self._hidden = None
         raise ModelError(f"{self.structure.model_type}: the forward pass ended before layer {self.end - 1}")
 
-    def trace(self, x: torch.Tensor, slot: KVSlot | int) -> torch.Tensor:
-        """What each of the section's layers makes of a whole sequence: float32 [layers, tokens, hidden_size].
+    def trace(self, x: Array, slot: KVSlot) -> Array:
+        """Return what each of the section's layers makes of a whole sequence: float32 [layers, tokens, hidden_size].
 
-        x as in `forward`, from position 0 on; `slot` is overwritten, and may be a length to make one of. The first half
-        runs as one chunk and the rest token by token, so that both ways of computing show in the result.
+        x as in `forward`, from position 0 on; `slot` is overwritten. The first half runs as one chunk and the rest
+        token by token, so that both ways of computing show in the result.
         """
-        slot = self.new_slot(slot) if isinstance(slot, int) else slot
-        modules, self._outputs = find_layers(self.model)[1], []
-        hooks = [modules[i].register_forward_hook(self._note_output, prepend=True) for i in range(self.start, self.end)]
+        modules, outputs = find_layers(self.model)[1], []
+
+        def note(layer, args, out):
+            outputs.append((out[0] if isinstance(out, tuple) else out)[0].clone())
+
+        hooks = [modules[i].register_forward_hook(note, prepend=True) for i in range(self.start, self.end)]
         try:
             tokens = x.shape[0]
             starts = [0, *range(max(1, tokens // 2), tokens)]
             for start, end in zip(starts, [*starts[1:], tokens], strict=True):
-                self.forward(x[start:end], start, slot, tokens, False)
+                self.forward(x[start:end], start, slot, tokens, 0)
             layers = self.end - self.start
-            return torch.stack([torch.cat(self._outputs[i::layers]) for i in range(layers)])
+            return torch.stack([torch.cat(outputs[i::layers]) for i in range(layers)]).numpy()
         finally:
-            self._outputs = None
             for hook in hooks:
                 hook.remove()
 
@@ -159,7 +182,7 @@ class Section:
         """The number of tokens in x; raises ModelError unless it is what this section takes."""
         if self.is_first:
             if x.dtype != torch.int64 or x.dim() != 1 or not len(x):
-                raise ModelError(f"the first section takes int64 [tokens], not {x.dtype} {list(x.shape)}")
+                raise ModelError(f"the first section takes int64 [tokens], not {_dtype(x)} {list(x.shape)}")
             low, high = int(x.min()), int(x.max())
             if low < 0 or high >= self.structure.vocab_size:
                 size = self.structure.vocab_size
@@ -167,7 +190,7 @@ class Section:
         elif x.dtype != torch.float32 or x.dim() != 2 or not len(x) or x.shape[1] != self.structure.hidden_size:
             raise ModelError(
                 f"section {self.start}-{self.end} takes float32 [tokens, {self.structure.hidden_size}], "
-                f"not {x.dtype} {list(x.shape)}"
+                f"not {_dtype(x)} {list(x.shape)}"
             )
         return x.shape[0]
 
@@ -181,9 +204,6 @@ class Section:
             self._hidden = out[0] if isinstance(out, tuple) else out
             raise _Done
 
-    def _note_output(self, layer, args, out):
-        self._outputs.append((out[0] if isinstance(out, tuple) else out)[0].clone())
-
 
 def _matching(structure: Structure, manifest: Manifest, folder: Path) -> Structure:
     """`structure` if the manifest describes the same model; raises ManifestError with both numbers."""
@@ -193,3 +213,7 @@ def _matching(structure: Structure, manifest: Manifest, folder: Path) -> Structu
             path = folder / "config.json"
             raise ManifestError(f"{path}: {name} is {found}, the manifest says {said}; split it again")
     return structure
+
+
+def _dtype(x: torch.Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

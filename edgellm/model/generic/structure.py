@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -242,9 +243,9 @@ class _Tracer(TorchFunctionMode):
                 if not phases:
                     continue
             shapes[key] = tuple(t.shape)
-            owner = self.owners[id(t)]
+            owner: Any = self.owners[id(t)]
             whole = name not in self.misused and len(phases) == 1 and name.endswith(".weight")
-            if whole and (isinstance(owner, (Conv1D, nn.Embedding)) or acts_as_linear(type(owner))):
+            if whole and (isinstance(owner, (Conv1D, nn.Embedding)) or acts_as_linear(owner.__class__)):
                 packable.add(key)
                 if isinstance(owner, Conv1D):
                     transposed.add(key)

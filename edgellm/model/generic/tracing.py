@@ -1,6 +1,7 @@
 """What the tracer looks at a model with: a cache that only records, and a few questions about modules and tensors."""
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ class RecordingLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.shapes: list[tuple] = []
 
@@ -33,7 +34,7 @@ class RecordingLayer(CacheLayerMixin):
 
 
 @lru_cache
-def acts_as_linear(module_class: type) -> bool:
+def acts_as_linear(module_class: Any) -> bool:
     """Whether modules of this class compute what nn.Linear computes (Falcon's does; a router need not)."""
     if module_class is nn.Linear:
         return True

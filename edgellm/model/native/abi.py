@@ -38,6 +38,7 @@ class Projection(ctypes.Structure):
         """Of all rows from `first` on unless `rows` says how many."""
         out, columns = tensor.shape
         rows = out - first if rows is None else rows
+        assert tensor.encoding is not None  # integers are no weights
         encoding = library.ENCODINGS[tensor.encoding]
         data = tensor.data
         return cls(data.ctypes.data, data.nbytes, out, columns, first, rows, encoding, Floats.of(bias))
@@ -80,7 +81,9 @@ class Step(ctypes.Structure):
     ]  # fmt: skip
 
 
-Steps = Step * MOST_STEPS
+def new_steps() -> ctypes.Array[Step]:
+    """Return room for as many steps as a call takes."""
+    return (Step * MOST_STEPS)()
 
 
 @functools.cache
@@ -119,7 +122,7 @@ class SectionHandle:
         )
         _check("take rotary factors", status)
 
-    def run(self, steps: Steps, count: int, layers: tuple[int, int], x: np.ndarray, out: np.ndarray | None,
+    def run(self, steps: ctypes.Array[Step], count: int, layers: tuple[int, int], x: np.ndarray, out: np.ndarray | None,
             logits: np.ndarray | None) -> None:  # fmt: skip
         """Run the first `count` of `steps` over layers [start, end); x: int64 [tokens] or float32 [tokens, hidden]."""
         address = x.__array_interface__["data"][0]

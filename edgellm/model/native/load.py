@@ -1,7 +1,6 @@
 """From mapped shards to what the native section takes: each tensor checked against the Spec, matrices left in place."""
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from edgellm.errors import ManifestError
 from edgellm.kernels.library import ENCODINGS, stored_shape
 from edgellm.model.families.spec import GatedMlp, Layer, Norm, Projection, Shape, Spec
 from edgellm.model.native import abi
+from edgellm.model.protocols import Progress
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.mapped import PACKED, MappedShard, MappedTensor
-
-Progress = Callable[[str, int, int], None]  # shard name, bytes done, bytes in all
 
 
 @dataclass
@@ -121,7 +119,7 @@ def _weight(file: MappedShard, name: str, shape: Shape) -> MappedTensor:
     if tensor.encoding not in ENCODINGS:
         raise ManifestError(f"{file.path}: {name} has dtype {tensor.dtype}, expected a weight")
     try:
-        expected = stored_shape(tensor.encoding, shape)
+        expected = stored_shape(tensor.encoding, (shape[0], shape[1]))
     except ValueError as e:
         raise ManifestError(f"{file.path}: {name}: {e}") from None
     if tensor.encoding in PACKED and (tensor.dtype != "U8" or tensor.stored_shape != expected):

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from edgellm.errors import ManifestError, ModelError
 from edgellm.model.families.find import find_spec
 from edgellm.model.families.spec import Spec
-from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, SectionHandle, Steps
+from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, SectionHandle, new_steps
 from edgellm.model.native.load import load
 from edgellm.model.native.slot import NativeSlot
+from edgellm.model.protocols import Array, Progress, Step
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.mapped import map_checked
 
@@ -51,6 +53,16 @@ def read_spec(manifest: Manifest, folder: Path | str, verify_sha256: bool = True
     return spec, ""
 
 
+class _Step(NamedTuple):
+    """A step of this module's own making."""
+
+    x: Array
+    position: int
+    slot: NativeSlot
+    pass_len: int
+    logits: int
+
+
 class NativeSection:
     """Layers [start, end) of a decoder in one native call a step; the first section also embeds, the last also has the
     head. A token's result is the same bit for bit whatever chunk or batch it is in. Not for two threads at once.
@@ -61,7 +73,7 @@ class NativeSection:
     reuses = True  # keys and values depend on the tokens before them, and on nothing else
 
     def __init__(self, spec: Spec, manifest: Manifest, folder: Path | str, start: int, end: int, *,
-                 without_ends: bool = False, verify_sha256: bool = True, progress=None):  # fmt: skip
+                 without_ends: bool = False, verify_sha256: bool = True, progress: Progress | None = None):  # fmt: skip
         """Map and check the shards. `without_ends` leaves embedding and head out: the section then takes and returns
         hidden states. Raises ManifestError naming the file, ModelError for layers that the model doesn't have."""
         if not 0 <= start < end <= manifest.num_layers:
@@ -74,7 +86,7 @@ class NativeSection:
                             verify_sha256=verify_sha256, progress=progress)  # fmt: skip
         self.ram_bytes = self._loaded.ram_bytes
         self._native = SectionHandle(self._loaded.spec)
-        self._steps = Steps()
+        self._steps = new_steps()
         self._tables: list[tuple[np.ndarray, np.ndarray]] = []
 
     def new_slot(self, max_seq_len: int, kv_dtype: str = "float16") -> NativeSlot:
@@ -88,17 +100,17 @@ class NativeSection:
         self._reach(max_seq_len)
         return slot
 
-    def example(self) -> np.ndarray:
-        """A hidden state of one token, to time a step with; a token's id in the first section."""
+    def example(self) -> Array:
+        """Return an x of one token, to time a step with."""
         if self.is_first:
             return np.zeros(1, np.int64)
         return np.linspace(-1.0, 1.0, self.hidden_size, dtype=np.float32)[None, :]
 
-    def forward(self, x: np.ndarray, position: int, slot: NativeSlot, pass_len: int, logits: int) -> np.ndarray | None:
-        """`forward_many` of one step."""
-        return self._run([(x, position, slot, pass_len, int(logits))])[0]
+    def forward(self, x: Array, position: int, slot: NativeSlot, pass_len: int, logits: int) -> Array | None:
+        """Run one step: `forward_many` of it."""
+        return self.forward_many([_Step(x, position, slot, pass_len, logits)])[0]
 
-    def forward_many(self, steps: Sequence) -> list[np.ndarray | None]:
+    def forward_many(self, steps: Sequence[Step[NativeSlot]]) -> list[Array | None]:
         """Run steps, each with x, position, slot, pass_len and logits.
 
         x: int64 [tokens] in the first section, else float32 [tokens, hidden_size], for positions [position, position +
@@ -107,15 +119,26 @@ class NativeSection:
         or None for 0. Feeding a position again overwrites it, with the same result. Raises ModelError if an x or its
         place in the slot is off; then nothing was computed.
         """
-        return self._run([(s.x, s.position, s.slot, s.pass_len, int(s.logits)) for s in steps])
+        filled: dict[int, int] = {}  # by slot, where a sequence has several steps
+        for step in steps:
+            tokens, before = self._check(step.x), filled.get(id(step.slot), step.slot.filled)
+            filled[id(step.slot)] = max(before, step.slot.check(step.position, tokens, before))
+            if not 0 <= step.logits <= tokens:
+                raise ModelError(f"logits of {step.logits} tokens of a step of {tokens}")
+        results: list[Array | None] = []
+        for batch in _batches(steps):
+            if len(batch) == 1 and len(batch[0].x) > MOST_TOKENS:
+                results.append(self._run_long(batch[0]))
+            else:
+                results += self._run_batch(batch)
+        return results
 
-    def trace(self, x: np.ndarray, slot: NativeSlot | int) -> np.ndarray:
-        """What each of the section's layers makes of a whole sequence: float32 [layers, tokens, hidden_size].
+    def trace(self, x: Array, slot: NativeSlot) -> Array:
+        """Return what each of the section's layers makes of a whole sequence: float32 [layers, tokens, hidden_size].
 
-        x as in `forward`, from position 0 on; `slot` is overwritten, and may be a length to make one of. The first half
-        runs as one chunk and the rest token by token, so that both ways of computing show in the result.
+        x as in `forward`, from position 0 on; `slot` is overwritten. The first half runs as one chunk and the rest
+        token by token, so that both ways of computing show in the result.
         """
-        slot = self.new_slot(slot) if isinstance(slot, int) else slot
         tokens = self._check(x)
         slot.check(0, tokens)
         x = np.ascontiguousarray(x)
@@ -131,64 +154,39 @@ class NativeSection:
         slot.filled = max(slot.filled, tokens)
         return outputs
 
-    def _run(self, steps: list[tuple]) -> list[np.ndarray | None]:
-        filled: dict[int, int] = {}  # by slot, where a sequence has several steps
-        for x, position, slot, _, logits in steps:
-            tokens, before = self._check(x), filled.get(id(slot), slot.filled)
-            filled[id(slot)] = max(before, slot.check(position, tokens, before))
-            if not 0 <= logits <= tokens:
-                raise ModelError(f"logits of {logits} tokens of a step of {tokens}")
-        batches: list[list[int]] = [[]]
-        count, slots = 0, set()
-        for i, (x, _, slot, _, _) in enumerate(steps):
-            # A sequence's next step builds on the one before.
-            if batches[-1] and (count + len(x) > MOST_TOKENS or len(batches[-1]) == MOST_STEPS or id(slot) in slots):
-                batches.append([])
-                count, slots = 0, set()
-            batches[-1].append(i)
-            count += len(x)
-            slots.add(id(slot))
-        results: list[np.ndarray | None] = [None] * len(steps)
-        for batch in batches:
-            if len(batch) == 1 and len(steps[batch[0]][0]) > MOST_TOKENS:
-                results[batch[0]] = self._run_long(*steps[batch[0]])
-            elif batch:
-                found = self._run_batch([steps[i] for i in batch])
-                for i, result in zip(batch, found, strict=True):
-                    results[i] = result
-        return results
-
-    def _run_long(self, x, position: int, slot: NativeSlot, pass_len: int, logits: int) -> np.ndarray | None:
+    def _run_long(self, step: Step[NativeSlot]) -> Array | None:
         """A step of more tokens than a call takes."""
-        pass_len, tokens, found = max(pass_len, position + len(x)), len(x), []
+        tokens, found = len(step.x), []
+        pass_len = max(step.pass_len, step.position + tokens)
         for start in range(0, tokens, MOST_TOKENS):
             end = min(tokens, start + MOST_TOKENS)
-            wanted = max(0, end - max(start, tokens - logits))
-            found += self._run_batch([(x[start:end], position + start, slot, pass_len, wanted)])
-        found = [result for result in found if result is not None]
+            wanted = max(0, end - max(start, tokens - step.logits))
+            part = _Step(step.x[start:end], step.position + start, step.slot, pass_len, wanted)
+            found += [result for result in self._run_batch([part]) if result is not None]
         return np.concatenate(found) if found else None
 
-    def _run_batch(self, steps: list[tuple]) -> list[np.ndarray | None]:
+    def _run_batch(self, steps: list[Step[NativeSlot]] | list[_Step]) -> list[Array | None]:
         total = wanted = 0
-        for i, (x, position, slot, pass_len, logits) in enumerate(steps):
-            tokens = len(x)
-            self._set_step(i, tokens, position, slot, pass_len, logits if self.is_last else 0)
-            total += tokens
+        for i, step in enumerate(steps):
+            logits = step.logits if self.is_last else 0
+            self._set_step(i, len(step.x), step.position, step.slot, step.pass_len, logits)
+            total += len(step.x)
             wanted += logits
-        x = steps[0][0] if len(steps) == 1 else np.concatenate([step[0] for step in steps])
+        x = steps[0].x if len(steps) == 1 else np.concatenate([step.x for step in steps])
         if not x.flags.c_contiguous:
             x = np.ascontiguousarray(x)
         layers = (0, self.end - self.start)
         if self.is_last:
-            out = np.empty((wanted, self.vocab_size), np.float32) if wanted else None
-            self._native.run(self._steps, len(steps), layers, x, None, out)
+            out = np.empty((wanted, self.vocab_size), np.float32)
+            self._native.run(self._steps, len(steps), layers, x, None, out if wanted else None)
         else:
             out = np.empty((total, self.hidden_size), np.float32)
             self._native.run(self._steps, len(steps), layers, x, out, None)
-        results, at = [], 0
-        for x, position, slot, _, logits in steps:
-            slot.filled = max(slot.filled, position + len(x))
-            count = logits if self.is_last else len(x)
+        results: list[Array | None] = []
+        at = 0
+        for step in steps:
+            step.slot.filled = max(step.slot.filled, step.position + len(step.x))
+            count = step.logits if self.is_last else len(step.x)
             results.append(out[at : at + count] if count else None)
             at += count
         return results
@@ -200,7 +198,7 @@ class NativeSection:
         step.kv, step.kv_bytes = slot.address, slot.ram_bytes
         step.context, step.kv_encoding = slot.max_seq_len, slot.encoding
 
-    def _check(self, x: np.ndarray) -> int:
+    def _check(self, x: Array) -> int:
         """The number of tokens in x; raises ModelError unless it is what this section takes."""
         if self.is_first:
             if x.dtype != np.int64 or x.ndim != 1 or not len(x):
@@ -224,3 +222,19 @@ class NativeSection:
         for which, (cos, sin) in enumerate(tables):
             self._native.set_rope(which, cos, sin)
         self._tables = tables
+
+
+def _batches(steps: Sequence[Step[NativeSlot]]) -> list[list[Step[NativeSlot]]]:
+    """Consecutive steps that one call takes: each in a slot of its own, because a sequence's next step builds on the
+    one before."""
+    batches: list[list[Step[NativeSlot]]] = []
+    tokens, slots = 0, set[int]()
+    for step in steps:
+        full = tokens + len(step.x) > MOST_TOKENS or len(slots) == MOST_STEPS
+        if not batches or full or id(step.slot) in slots:
+            batches.append([])
+            tokens, slots = 0, set()
+        batches[-1].append(step)
+        tokens += len(step.x)
+        slots.add(id(step.slot))
+    return batches

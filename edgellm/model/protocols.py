@@ -1,0 +1,91 @@
+"""What a section, a slot and a step are to those who run them: native, generic and fake sections alike.
+
+A section's slots are its own kind: `S` names it, so that no section is given another's.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[str, int, int], None]  # shard name, bytes done, bytes in all
+
+
+@runtime_checkable
+class Slot(Protocol):
+    """What a section remembers of one sequence: keys and values of up to `max_seq_len` tokens, reserved at once.
+
+    `filled` tokens are stored; a step may store its own at any position up to there, and again.
+    """
+
+    max_seq_len: int
+    filled: int
+    ram_bytes: int
+
+
+S = TypeVar("S", bound=Slot)
+S_co = TypeVar("S_co", bound=Slot, covariant=True)
+
+
+class Step(Protocol[S_co]):
+    """Positions [position, position + len(x)) of the sequence in `slot`, in a pass that ends at `pass_len` tokens; the
+    last section gives logits after the last `logits` of them.
+
+    x is int64 [tokens] in the first section, float32 [tokens, hidden_size] in the others.
+    """
+
+    @property
+    def x(self) -> Array: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def slot(self) -> S_co: ...
+    @property
+    def pass_len(self) -> int: ...
+    @property
+    def logits(self) -> int: ...
+
+
+@runtime_checkable
+class Section(Protocol[S]):
+    """Consecutive layers of a decoder; the first section also embeds, the last one also has the head. Not for two
+    threads at once."""
+
+    @property
+    def path(self) -> str:
+        """How it computes: "native" or "generic"."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def ram_bytes(self) -> int:
+        """Bytes of its weights, mapped ones included."""
+
+    @property
+    def batches(self) -> bool:
+        """Whether `forward_many` gives the bits that `forward` gives one by one, in less time."""
+
+    @property
+    def reuses(self) -> bool:
+        """Whether keys and values depend only on the tokens up to them, so that another sequence may use them."""
+
+    def new_slot(self, max_seq_len: int, kv_dtype: str = ...) -> S:
+        """Return memory for one sequence; kv_dtype is float16 or float32, and each kind has its own default. Raises
+        ModelError for more tokens than the model is made for."""
+
+    def example(self) -> Array:
+        """Return an x of one token, to time a step with."""
+
+    def forward(self, x: Array, position: int, slot: S, pass_len: int, logits: int) -> Array | None:
+        """Run one step: `forward_many` of it."""
+
+    def forward_many(self, steps: Sequence[Step[S]]) -> list[Array | None]:
+        """Run steps. Return a result for each: float32 [tokens, hidden_size]; from the last section float32
+        [logits, vocab_size], or None where `logits` is 0. Raises ModelError for a step that doesn't fit."""
+
+    def trace(self, x: Array, slot: S) -> Array:
+        """Return what each layer makes of a whole sequence, float32 [layers, tokens, hidden_size]; `slot` is
+        overwritten."""
