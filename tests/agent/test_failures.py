@@ -174,7 +174,7 @@ def test_a_plan_that_the_model_can_not_hold_leaves_the_running_one(tmp_path):
 
 
 def test_a_trace_whose_answer_would_be_huge_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgellm.agent.trace.MAX_STEP_BYTES", 10 * 3 * HIDDEN * 4 - 1)
+    monkeypatch.setattr("edgellm.agent.checks.MAX_STEP_BYTES", 10 * 3 * HIDDEN * 4 - 1)
 
     async def go():
         async with Boards(tmp_path, 2) as boards:

@@ -12,7 +12,7 @@ from edgellm.manager.client import ClusterClient
 from edgellm.model.sampler import sample
 from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
-from tests.agent.hostile import DEADLINE_S
+from tests.agent.hostile import BEFORE, DEADLINE_S, Stranger
 from tests.fakes import GREEDY, HIDDEN, VOCAB, Boards, FakeSection, generate, make_manifest, run
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]
@@ -159,19 +159,12 @@ def test_drafts_at_a_board_that_can_not_verify_are_refused(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             await boards.form((0, 3, 6))
-            stage = boards.agents[1].stage
-            stage.engine.batches = False
+            boards.agents[1].stage.engine.batches = False
+            stranger = await Stranger.dial(boards.agents[1], BEFORE)
+            stranger.send(m.Hidden(1, 9, 0, 2, 2, (1, 2), bytes(2 * HIDDEN * 4)))
+            return await stranger.refused()
 
-            class Sender:
-                name, said = "b0", []
-
-                def refuse(self, reason):
-                    self.said.append(reason)
-
-            stage.hidden(Sender(), m.Hidden(1, 9, 0, 2, 2, (1, 2), bytes(2 * HIDDEN * 4)))
-            return Sender.said
-
-    assert run(go()) == ["hidden states of 1 drafts; board b1 can't verify any"]
+    assert run(go()) == "hidden states of 1 drafts; board b1 can't verify any"
 
 
 # Reuse
