@@ -1,35 +1,31 @@
-"""A step: as it waits at a board, as a section takes it, and what came of it."""
+"""A step: tokens of one sequence that are known and not computed yet, and what came of computing them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 
-class Work(NamedTuple):
-    """A step as a section takes it: positions [position, position + len(x)) of the sequence in `slot`, in a pass that
-    ends at `pass_len` tokens; the last section gives logits after the last `logits` tokens."""
-
-    x: np.ndarray
-    position: int
-    slot: object
-    pass_len: int
-    logits: int
-
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Step:
-    """Positions [position, position + len(x)) of a sequence, to be computed here; `ids` are their tokens. After each of
-    the last `logits` tokens one is to be chosen."""
+    """Positions [position, end) of a sequence, to be computed here: a prompt or a part of it, the last token of an
+    answer, or that token with drafts behind it.
+
+    `x` is what the section takes: int64 [tokens] in the first section, else float32 [tokens, hidden_size]. `ids` are
+    the tokens at these positions. The pass that the step belongs to ends at `pass_len` tokens. The last board chooses
+    a token after each of the last `logits` tokens. `long` says that the pass has the long rotary factors. The engine
+    sets `slot`, the section's KV slot of this sequence.
+    """
 
     seq_id: int
-    x: np.ndarray
+    x: np.ndarray = field(repr=False)
     position: int
     pass_len: int
     logits: int
-    ids: Sequence[int]
-    long: bool = False  # with long rotary factors
+    ids: Sequence[int] = field(repr=False)
+    long: bool = False
+    slot: Any = field(default=None, repr=False)
 
     @property
     def end(self) -> int:
@@ -37,8 +33,28 @@ class Step:
 
     @property
     def is_decode(self) -> bool:
-        """One token, and drafts behind it."""
+        """Whether this is one token with the drafts behind it, somewhere behind the first position."""
         return self.position > 0 and len(self.x) == max(1, self.logits)
+
+    def part(self, start: int, end: int) -> "Step":
+        """Return tokens [start, end) of this step as a step. Only the part with the last token has logits, so it must
+        not begin behind the first token that wants them."""
+        logits = self.logits if end == len(self.x) else 0
+        return Step(
+            self.seq_id, self.x[start:end], self.position + start, self.pass_len, logits, self.ids[start:end],
+            self.long, self.slot,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the section gave for a step, or the exception that it raised; on the last board also the tokens `chosen`
+    from these logits."""
+
+    step: Step
+    result: np.ndarray | None = field(default=None, repr=False)
+    error: Exception | None = None
+    chosen: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -60,6 +76,3 @@ class Stats:
         else:
             self.prefill_tokens += len(step.x)
             self.prefill_s += seconds
-
-
-Outcome = tuple[Step, np.ndarray | None, Exception | None]  # what the section gave, or what it raised

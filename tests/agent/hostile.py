@@ -118,7 +118,8 @@ async def until(condition, what: str = "") -> None:
 
 def hello(agent) -> int:
     """Connections of strangers that have said hello, and are there still."""
-    return sum(p.protocol.peer is not None and p.name == "mallory" for p in [*agent._peers, *agent._strangers])
+    there = [*agent.connections.peers, *agent.connections.strangers]
+    return sum(p.protocol.peer is not None and p.name == "mallory" for p in there)
 
 
 def rss_bytes() -> int:

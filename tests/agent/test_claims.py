@@ -92,7 +92,7 @@ def test_a_claim_is_free_again_when_its_manager_is_gone(on_board):
 
 
 def test_a_claim_is_free_again_when_its_manager_falls_silent(on_board, monkeypatch):
-    monkeypatch.setattr("edgellm.agent.serve.MANAGER_SILENCE_S", 0.05)
+    monkeypatch.setattr("edgellm.agent.connections.MANAGER_SILENCE_S", 0.05)
     monkeypatch.setattr("edgellm.agent.serve._SWEEP_S", 0.02)
 
     async def go(boards, holding, manager):

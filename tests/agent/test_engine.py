@@ -1,4 +1,4 @@
-"""The engine: slots, order, fairness between prompts and running answers."""
+"""The engine: slots, its thread, and what it makes of errors. Which steps run when: test_scheduler.py."""
 
 import threading
 import time
@@ -9,6 +9,8 @@ import pytest
 from edgellm.agent.engine import Engine
 from edgellm.agent.steps import Step
 from edgellm.errors import BusyError
+
+CHUNK = 32
 
 
 class Recorder:
@@ -39,13 +41,25 @@ def make(slots=2, congested=lambda: False, batches=False, groups=0):
             delivered.extend(outcomes)
             done.notify_all()
 
-    engine = Engine(section, [f"slot{i}" for i in range(slots)], deliver, congested, groups)
+    engine = Engine(section, [f"slot{i}" for i in range(slots)], deliver, congested, groups, CHUNK)
 
     def wait_for(count):
         with done:
             assert done.wait_for(lambda: len(delivered) >= count, 10), delivered
 
     return engine, section, delivered, wait_for
+
+
+def running(engine):
+    """Wait until a step runs."""
+    until(lambda: engine.step_s > 0)
+
+
+def until(condition):
+    deadline_s = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.001)
 
 
 def end(engine):
@@ -92,7 +106,7 @@ def test_a_gap_is_refused_and_an_old_position_is_computed_again():
     engine.submit(step(1, 4))
     wait_for(3)
     end(engine)
-    assert [s.position for s, *_ in delivered] == [0, 2, 4]
+    assert [o.step.position for o in delivered] == [0, 2, 4]
 
 
 def test_a_step_of_an_unknown_sequence_is_not_taken():
@@ -107,58 +121,59 @@ def test_closing_in_mid_step_frees_the_slot_only_after_the_step():
     engine.open(1)
     engine.submit(step(1, 0, 4))
     engine.submit(step(1, 4, 4))
-    while engine.waiting != 2 or not engine._running:
-        time.sleep(0.001)
+    running(engine)
+    assert engine.waiting == 2
     engine.close(1)
     with pytest.raises(BusyError):
         engine.open(2)
     section.gate.set()
-    deadline = time.monotonic() + 5
-    while engine.free_slots == 0 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: engine.free_slots)
     engine.open(2)
     end(engine)
     assert len(section.calls) == 1  # the second chunk was dropped
     assert delivered == []
 
 
-def test_a_long_prompt_and_a_running_answer_take_turns():
-    engine, section, delivered, wait_for = make()
-    engine.open(1)
-    engine.open(2)
-    engine.submit(step(1, 0, 1))
-    engine.submit(step(1, 1))  # a decode step: sequence 1 is an answer under way
-    wait_for(2)
-    section.gate.clear()
-    engine.submit(step(2, 0, 8))
-    while not engine._running:
-        time.sleep(0.001)
-    for i in range(1, 4):
-        engine.submit(step(2, 8 * i, 8))
-        engine.submit(step(1, 1 + i))
-    section.gate.set()
-    wait_for(9)
-    end(engine)
-    kinds = [count for _, _, count in section.calls[3:]]
-    assert kinds == [1, 8, 1, 8, 1, 8]
-
-
 def test_a_congested_link_holds_prompt_chunks_and_lets_decode_steps_through():
-    held = threading.Event()
+    held, asked = threading.Event(), threading.Semaphore(0)
     held.set()
-    engine, section, delivered, wait_for = make(congested=held.is_set)
+
+    def congested():
+        asked.release()
+        return held.is_set()
+
+    engine, section, delivered, wait_for = make(congested=congested)
     engine.open(1)
     engine.open(2)
-    engine.submit(step(2, 0, 8))
-    time.sleep(0.02)
+    engine.submit(step(2, 0, 33))
+    for _ in range(5):  # it looks again and again
+        assert asked.acquire(timeout=10)
     assert section.calls == []
-    held.clear()
+    engine.submit(step(1, 0))
     wait_for(1)
-    held.set()
-    engine.submit(step(2, 8))
-    wait_for(2)
+    held.clear()
+    wait_for(3)
     end(engine)
-    assert [c[2] for c in section.calls] == [8, 1]
+    assert [c[2] for c in section.calls] == [1, 32, 1]
+
+
+def test_steps_gather_until_they_are_enough():
+    engine, section, _, wait_for = make(slots=2, batches=True, groups=1)
+    for seq_id in (1, 2):
+        engine.open(seq_id)
+        engine.submit(step(seq_id, 0, 4))
+    wait_for(2)
+    engine._scheduler._batch_s = 60.0  # as if a batch took so long
+    before = len(section.together)
+    for seq_id in (1, 2):
+        engine.submit(step(seq_id, 4))
+    wait_for(4)
+    engine._scheduler._batch_s = 60.0
+    for seq_id in (1, 2):  # each waits for the other, however slowly it comes
+        engine.submit(step(seq_id, 5))
+    wait_for(6)
+    end(engine)
+    assert section.together[before:][-1] == 2
 
 
 def test_an_error_in_a_step_is_delivered_and_the_engine_goes_on():
@@ -168,8 +183,8 @@ def test_an_error_in_a_step_is_delivered_and_the_engine_goes_on():
     engine.submit(step(1, 2))
     wait_for(2)
     end(engine)
-    assert str(delivered[0][2]) == "broken" and delivered[0][1] is None
-    assert delivered[1][2] is None
+    assert str(delivered[0].error) == "broken" and delivered[0].result is None
+    assert delivered[1].error is None and delivered[1].result is not None
 
 
 def test_stats_tell_prefill_from_decode():
@@ -190,8 +205,7 @@ def test_a_job_that_waits_when_the_engine_stops_is_told():
     section.gate.clear()
     engine.open(1)
     engine.submit(step(1, 0, 4))
-    while not engine._running:
-        time.sleep(0.001)
+    running(engine)
     told = []
     engine.run_with_slot(lambda section, slot: told.append("ran"), lambda: told.append("dropped"))
     engine.stop()
@@ -205,8 +219,7 @@ def test_who_is_gone_needs_no_job_done_and_its_slot_is_free_again():
     section.gate.clear()
     engine.open(1)
     engine.submit(step(1, 0))
-    while not engine._running:
-        time.sleep(0.001)
+    running(engine)
     ran, mine, theirs = threading.Event(), [], []
     engine.run_with_slot(lambda section, slot: mine.append(slot), lambda: mine.append("dropped"), owner="me")
     engine.run_with_slot(lambda section, slot: (theirs.append(slot), ran.set()), lambda: None, owner="they")
@@ -223,8 +236,7 @@ def queue_behind_a_step(engine, section, steps):
     """Have all of `steps` wait while the prompt of sequence 1 is computed."""
     section.gate.clear()
     engine.submit(step(1, 0, 4))
-    while not engine._running:
-        time.sleep(0.001)
+    running(engine)
     for s in steps:
         assert engine.submit(s)
     section.gate.set()
@@ -236,119 +248,13 @@ def test_decode_steps_that_wait_run_together_one_of_a_sequence_in_order():
         engine.open(seq_id)
         engine.submit(step(seq_id, 0, 4))
     wait_for(3)
+    before = len(section.together)
     queue_behind_a_step(engine, section, [step(1, 4), step(2, 4), step(1, 5), step(3, 4), step(1, 6), step(2, 5)])
     wait_for(10)
     end(engine)
-    assert section.together[3:] == [1, 3, 2, 1]
-    assert [(s.seq_id, s.position) for s, _, _ in delivered[4:]] == [(1, 4), (2, 4), (3, 4), (1, 5), (2, 5), (1, 6)]
-    assert all(result is s.x for s, result, _ in delivered)
-
-
-def test_on_the_first_board_sequences_gather_in_as_many_groups_as_there_are_boards():
-    engine, section, _, wait_for = make(slots=5, batches=True, groups=2)
-    for seq_id in range(5):
-        engine.open(seq_id)
-        engine.submit(step(seq_id, 0, 2))
-    wait_for(5)
-    section.gate.clear()
-    engine.submit(step(0, 2))
-    while not engine._running:
-        time.sleep(0.001)
-    for seq_id in range(1, 5):
-        engine.submit(step(seq_id, 2))
-    section.gate.set()
-    wait_for(10)
-    assert section.together[5:] == [1, 4]
-    engine._batch_s = 60.0  # as if a batch took so long
-    engine.submit(step(0, 3))
-    engine.submit(step(1, 3))
-    time.sleep(0.05)
-    assert section.together[7:] == []  # a group of five sequences on two boards is three
-    engine.submit(step(2, 3))
-    wait_for(13)
-    assert section.together[7:] == [3]
-    engine._batch_s = 60.0
-    engine.submit(step(3, 3))
-    time.sleep(0.05)
-    assert section.together[8:] == []
-    for seq_id in range(3):
-        engine.close(seq_id)  # two are left: one is enough for a group
-    wait_for(14)
-    assert section.together[8:] == [1]
-    end(engine)
-
-
-def four_that_decode():
-    """An engine that gathers into one group, and has run a prompt and a decode step of each of four sequences."""
-    engine, section, _, wait_for = make(slots=4, batches=True, groups=1)
-    for seq_id in range(4):
-        engine.open(seq_id)
-        engine.submit(step(seq_id, 0, 2))
-        engine.submit(step(seq_id, 2))
-    wait_for(8)
-    return engine, section, wait_for
-
-
-def test_a_group_waits_for_nobody_longer_than_a_batch_takes():
-    engine, section, wait_for = four_that_decode()
-    before = len(section.together)
-    engine._batch_s = 0.01
-    engine.submit(step(0, 3))
-    wait_for(9)
-    engine._batch_s = 0.01
-    engine.submit(step(1, 3))
-    wait_for(10)
-    assert section.together[before:] == [1, 1]
-    end(engine)
-
-
-def test_a_gathering_whose_last_sequence_was_closed_is_over():
-    engine, _, wait_for = four_that_decode()
-    engine._batch_s = 60.0
-    engine.submit(step(0, 3))
-    while engine._gathers_until_s is None:
-        time.sleep(0.001)
-    engine.close(0)
-    assert engine._gathers_until_s is None  # whoever comes next waits for others anew
-    for seq_id in range(1, 4):
-        engine.submit(step(seq_id, 3))
-    wait_for(11)
-    end(engine)
-
-
-def test_a_section_that_does_not_batch_gets_one_step_at_a_time():
-    engine, section, _, wait_for = make(slots=3)
-    for seq_id in (1, 2):
-        engine.open(seq_id)
-        engine.submit(step(seq_id, 0, 4))
-    wait_for(2)
-    queue_behind_a_step(engine, section, [step(1, 4), step(2, 4)])
-    wait_for(5)
-    end(engine)
-    assert set(section.together) == {1}
-
-
-def drafted(seq_id, position, drafts, value=0):
-    count = 1 + drafts
-    return Step(seq_id, np.full(count, value), position, position + count, count, (value,) * count)
-
-
-@pytest.mark.parametrize(
-    "drafts, expected", [([0] * 20, [16, 4]), ([15] * 6, [4, 2]), ([40, 40], [1, 1]), ([60, 3, 0], [2, 1])]
-)
-def test_a_batch_is_bounded_in_steps_and_in_tokens(drafts, expected):
-    engine, section, _, wait_for = make(slots=21, batches=True)
-    for seq_id in range(len(drafts) + 1):
-        engine.open(seq_id)
-        engine.submit(step(seq_id, 0, 4))
-    wait_for(len(drafts) + 1)
-    queue_behind_a_step(engine, section, [drafted(i, 4, d) for i, d in enumerate(drafts) if i != 1] + [
-        drafted(len(drafts), 4, drafts[1])
-    ])
-    wait_for(2 * len(drafts) + 2)
-    end(engine)
-    assert sorted(section.together[len(drafts) + 2 :], reverse=True) == expected
-    assert engine.steps == 2 * len(drafts) + 2
+    assert section.together[before:] == [1, 3, 2, 1]
+    assert [(o.step.seq_id, o.step.position) for o in delivered[4:]] == [(1, 4), (2, 4), (3, 4), (1, 5), (2, 5), (1, 6)]
+    assert all(o.result is o.step.x for o in delivered)
 
 
 def test_an_error_in_a_batch_ends_only_the_sequence_whose_step_it_is():
@@ -357,34 +263,12 @@ def test_an_error_in_a_batch_ends_only_the_sequence_whose_step_it_is():
         engine.open(seq_id)
         engine.submit(step(seq_id, 0, 4))
     wait_for(3)
+    before = len(section.together)
     queue_behind_a_step(engine, section, [step(1, 4), step(2, 4, value=666), step(3, 4)])
     wait_for(7)
     end(engine)
-    assert section.together[3:] == [1, 3, 1, 1, 1]
-    assert [(s.seq_id, str(error or "")) for s, _, error in delivered[4:]] == [(1, ""), (2, "broken"), (3, "")]
-
-
-def test_a_batch_and_a_long_prompt_take_turns_one_step_a_sequence():
-    engine, section, _, wait_for = make(slots=4, batches=True)
-    for seq_id in (1, 2, 3):
-        engine.open(seq_id)
-        engine.submit(step(seq_id, 0, 1))
-        engine.submit(step(seq_id, 1, 1))
-    wait_for(6)
-    engine.open(4)
-    before = len(section.together)
-    section.gate.clear()
-    engine.submit(step(4, 0, 8))
-    while not engine._running:
-        time.sleep(0.001)
-    for i in range(1, 4):
-        engine.submit(step(4, 8 * i, 8))
-        for seq_id in (1, 2, 3):
-            engine.submit(step(seq_id, 1 + i))
-    section.gate.set()
-    wait_for(6 + 4 + 9)
-    end(engine)
-    assert section.together[before:] == [1, 3, 1, 3, 1, 3, 1]
+    assert section.together[before:] == [1, 3, 1, 1, 1]
+    assert [(o.step.seq_id, str(o.error or "")) for o in delivered[4:]] == [(1, ""), (2, "broken"), (3, "")]
 
 
 def test_a_batch_whose_results_do_not_match_is_an_error_of_its_steps():
@@ -395,7 +279,7 @@ def test_a_batch_whose_results_do_not_match_is_an_error_of_its_steps():
     wait_for(1)
     engine.open(2)
     end(engine)
-    assert "0 results for 1 steps" in str(delivered[0][2])
+    assert "0 results for 1 steps" in str(delivered[0].error)
 
 
 def test_a_slot_is_reused_from_what_it_holds_and_an_error_leaves_nothing():
@@ -443,8 +327,7 @@ def test_bytes_that_wait_are_counted_until_they_run_or_are_dropped():
     wait_for(1)
     section.gate.clear()
     engine.submit(step(1, 4, 4))
-    while not engine._running:
-        time.sleep(0.001)
+    running(engine)
     engine.submit(step(2, 0, 5))
     engine.submit(step(1, 8))
     assert engine.waiting_bytes == 6 * 8

@@ -152,10 +152,10 @@ def test_a_dial_that_is_given_up_leaves_no_connection_behind(tmp_path, monkeypat
             monkeypatch.setattr(Peer, "data_received", lambda peer, data: None)  # nobody says hello
             host, port = boards.addresses["b0"]
             dial = asyncio.create_task(connect(host, port, m.Hello("manager", "x"), print, print, board="b0"))
-            while not agent._strangers:
+            while not agent.connections.strangers:
                 await asyncio.sleep(0.001)
             dial.cancel()
-            while agent._strangers:
+            while agent.connections.strangers:
                 await asyncio.sleep(0.001)
 
     run(go(), 4)  # sooner than the hello's timeout

@@ -36,7 +36,7 @@ def test_a_port_scan_and_hundreds_of_idle_connections(tmp_path, logged):
                 for scanner in scanners:
                     scanner.close()
                 await until(lambda seen=50 * (burst + 1): logged().count("before a hello") == seen)
-            assert not at.last._strangers
+            assert not at.last.connections.strangers
             # All at once: more than are accepted in one go, and than are kept.
             idle = [socket.socket() for _ in range(300)]
             for i, sock in enumerate(idle, 1):
@@ -45,17 +45,17 @@ def test_a_port_scan_and_hundreds_of_idle_connections(tmp_path, logged):
                     sock.connect(("127.0.0.1", at.last.port))
                 if i % 100 == 0:
                     await until(lambda n=i - 64: logged().count("too many connections without a hello") == n)
-            assert len(at.last._strangers) == 64
+            assert len(at.last.connections.strangers) == 64
             for sock in idle:
                 sock.close()
-            await until(lambda: not at.last._strangers)
+            await until(lambda: not at.last.connections.strangers)
             assert rss_bytes() - before < 30 << 20
 
     run(go())
 
 
 def test_peers_that_said_hello_are_limited(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgellm.agent.serve._MAX_PEERS", 20)
+    monkeypatch.setattr("edgellm.agent.connections._MAX_PEERS", 20)
 
     async def go():
         async with mid_answer(tmp_path) as at:
@@ -68,8 +68,8 @@ def test_peers_that_said_hello_are_limited(tmp_path, monkeypatch):
 
 
 def test_peers_that_fell_silent_are_let_go_and_an_idle_cluster_still_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgellm.agent.serve.MANAGER_SILENCE_S", 1.0)
-    monkeypatch.setattr("edgellm.agent.serve.BOARD_SILENCE_S", 1.2)
+    monkeypatch.setattr("edgellm.agent.connections.MANAGER_SILENCE_S", 1.0)
+    monkeypatch.setattr("edgellm.agent.connections.BOARD_SILENCE_S", 1.2)
     monkeypatch.setattr("edgellm.manager.client.PING_EVERY_S", 0.1)
 
     async def go():

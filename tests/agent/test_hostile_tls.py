@@ -95,7 +95,7 @@ def test_whoever_is_not_of_the_cluster_or_not_whom_it_says_is_refused(cluster, a
                 tls = client_credentials(cluster / folder) if folder else None
                 order = HIDDEN if me.role == "board" else m.AskStatus()
                 assert (await say(at.last, tls, me, order)).startswith(reason), name
-            assert not at.last._strangers and len(at.last._peers) == 2  # b0 and the manager
+            assert not at.last.connections.strangers and len(at.last.connections.peers) == 2  # b0 and the manager
             manager = m.Hello("manager", "pc")
             for folder, reason in ((None, "none was shown"), (cluster / "other/manager", "it is of another cluster")):
                 said = await say(at.last, Careless(folder), manager, m.AskStatus())
@@ -137,7 +137,7 @@ def test_a_crowd_a_scan_and_garbage_before_the_handshake(cluster, at_last):
                 async with ClusterClient.dial(at.plan, at.boards.addresses, manager) as honest:
                     assert [c.token for c in await ask(honest, PROMPT)] == generate(PROMPT, 10)
                 assert clock() - began_s < 2.0
-            assert len(at.last._strangers) == 0  # none of them has become one
+            assert len(at.last.connections.strangers) == 0  # none of them has become one
             for sock in sockets:
                 sock.close()
 
@@ -165,7 +165,7 @@ def test_bytes_that_break_off_or_change_under_way_end_that_connection_alone(clus
                         while await reader.read(1 << 16):
                             pass
                 writer.transport.abort()
-            await until(lambda: not at.last._strangers and len(at.last._peers) == 2)
+            await until(lambda: not at.last.connections.strangers and len(at.last.connections.peers) == 2)
             assert "TLS failed" in logged()
 
     run(go())

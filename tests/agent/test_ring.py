@@ -183,8 +183,8 @@ def test_a_board_whose_loop_hangs_is_named_within_the_pong_timeout(tmp_path, mon
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=50, eos=())
                 await anext(stream)
-                boards.agents[1]._message = lambda peer, message: None
-                for peer in boards.agents[1]._peers:
+                boards.agents[1].connections._on_message = lambda peer, message: None
+                for peer in boards.agents[1].connections.peers:
                     peer._on_message = lambda peer, message: None
                 with pytest.raises(BoardError, match="board b1 .* does not answer for 0.3 s"):
                     while True:

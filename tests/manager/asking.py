@@ -98,10 +98,10 @@ async def cut_between_boards(boards: Boards) -> None:
 
 async def hang(boards: Boards) -> None:
     """Board b1 is there and says nothing more."""
-    agent = boards.agents[1]
-    agent._message = lambda peer, message: None
-    for peer in agent._peers:
-        peer._on_message = agent._message
+    connections = boards.agents[1].connections
+    connections._on_message = lambda peer, message: None
+    for peer in connections.peers:
+        peer._on_message = lambda peer, message: None
 
 
 async def lose_a_step(boards: Boards) -> None:

@@ -246,7 +246,7 @@ def test_a_board_that_is_not_needed_gets_a_moment_only(tmp_path, quick, monkeypa
         async with Boards(tmp_path, 3) as boards, fleet_of(boards) as fleet:
             await boards.form((0, 3, 6))
             await fleet.survey()
-            for peer in boards.agents[2]._peers:
+            for peer in boards.agents[2].connections.peers:
                 peer.pause_reading()  # it hangs
             clock = asyncio.get_running_loop().time
             began_s = clock()

@@ -1,0 +1,125 @@
+"""Hands each message to what it is for, once it is known to fit what this board holds."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from edgellm.agent import checks, report
+from edgellm.agent.holding import Holding
+from edgellm.agent.stage import Stage
+from edgellm.agent.trace import answer_trace
+from edgellm.errors import BusyError, EdgellmError
+from edgellm.wire import messages as m
+from edgellm.wire.peer import Peer
+
+log = logging.getLogger(__name__)
+_MAX_CHANGES = 4  # assigns and commits that wait for each other
+
+
+class Dispatcher:
+    """The messages of all peers of `board`. `status()` is its status now; `section_changed()` is called when it may
+    hold another section."""
+
+    def __init__(
+        self, board: str, holding: Holding, status: Callable[[], dict], section_changed: Callable[[], None]
+    ):
+        self._board, self._holding, self._status, self._section_changed = board, holding, status, section_changed
+        self._changes = 0
+        self._tasks: set[asyncio.Task] = set()
+
+    def close(self) -> None:
+        """Give up the changes of the plan that are under way."""
+        for task in self._tasks:
+            task.cancel()
+
+    def message(self, peer: Peer, message: object) -> None:
+        """Act on a message, or refuse it."""
+        match message:
+            case m.Ping():
+                peer.send(report.pong(self._holding.stage, message.number))
+            case m.AskStatus():
+                peer.send(m.Status(self._status()))
+            case m.Claim():
+                peer.send(m.Claimed(self._claim(peer, message.content)))
+            case m.Assign() | m.Commit() if self._changes >= _MAX_CHANGES:
+                peer.refuse(f"{_MAX_CHANGES} changes of the plan wait already")
+            case m.Assign() | m.Commit():
+                self._changes += 1  # counted when it arrives
+                task = asyncio.create_task(self._change(peer, message))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case m.Open() if self._holding.closed:
+                self._fail(peer, message, "draining", f"board {self._board} is stopping and takes no new prompts")
+            case m.Open() | m.Close() | m.Hidden() | m.Tokens() | m.Trace():
+                self._to_stage(peer, message)
+
+    def _to_stage(self, peer: Peer, message: m.Open | m.Close | m.Hidden | m.Tokens | m.Trace) -> None:
+        stage = self._holding.stage
+        if stage is None or message.epoch != stage.epoch:
+            held = "no section" if stage is None else f"epoch {stage.epoch}"
+            reason = f"board {self._board} holds {held}, not epoch {message.epoch}"
+            if isinstance(message, m.Open):
+                self._fail(peer, message, "epoch", reason)
+            elif isinstance(message, m.Close):
+                peer.send(m.Closed(message.epoch, message.seq_id, {}))
+            else:
+                peer.refuse(reason)
+            return
+        try:
+            match message:
+                case m.Open():
+                    self._open(stage, peer, message)
+                case m.Close():
+                    stage.close(peer, message)
+                case m.Hidden():
+                    checks.check_hidden(stage, peer.name, message)
+                    stage.hidden(peer, message)
+                case m.Tokens():
+                    checks.check_tokens(stage, peer.name, message)
+                    stage.tokens(message)
+                case m.Trace():
+                    answer_trace(stage, peer, message.layer, checks.parse_trace(stage, message))
+        except EdgellmError as e:
+            peer.refuse(str(e))
+
+    def _open(self, stage: Stage, peer: Peer, message: m.Open) -> None:
+        if message.options.get("plan") != stage.plan.digest:
+            reason = f"board {self._board} holds another plan of epoch {stage.epoch} than the one that was asked for"
+            self._fail(peer, message, "epoch", reason)
+            return
+        try:
+            stage.open(checks.parse_open(stage, peer, message))
+        except EdgellmError as e:
+            self._fail(peer, message, "busy" if isinstance(e, BusyError) else "error", str(e))
+
+    def _fail(self, peer: Peer, message: m.Open, code: str, reason: str) -> None:
+        peer.send(m.Failed(message.epoch, message.seq_id, m.FAILURES.index(code), reason))
+
+    def _claim(self, peer: Peer, content: dict) -> dict:
+        error = None
+        try:
+            self._holding.claim(peer, content)
+        except EdgellmError as e:
+            error = str(e)
+            log.info("refused a claim of %s: %s", peer.address, error)
+        return {"error": error, "epoch": self._holding.epoch}
+
+    async def _change(self, peer: Peer, message: m.Assign | m.Commit) -> None:
+        done: dict = {}
+        error = None
+        try:
+            if isinstance(message, m.Assign):
+                done = await self._holding.prepare(peer, message.content)
+            else:
+                done = await self._holding.commit(peer, message.content.get("epoch"))
+        except EdgellmError as e:
+            error = str(e)
+            log.warning("refused a section: %s", error)
+        except Exception as e:  # whatever loading raises: the manager waits for an answer
+            error = f"{type(e).__name__}: {e}"
+            log.exception("could not load a section")
+        finally:
+            self._changes -= 1
+        self._section_changed()
+        answer = m.Assigned if isinstance(message, m.Assign) else m.Committed
+        peer.send(answer({"error": error, "epoch": self._holding.epoch, **done}))

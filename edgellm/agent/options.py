@@ -1,0 +1,22 @@
+"""What an agent is told when it starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """`ram_bytes` caps the offer; `threads` and `cores` are for computing (None: what turns out to be the fastest);
+    `drain_s` is how long running answers may go on after SIGTERM; `tls` is the folder of this board's certificate
+    (None: plain TCP); `path` is load_section's."""
+
+    shards: Path
+    host: str
+    port: int
+    name: str
+    threads: int | None = None
+    ram_bytes: int | None = None
+    drain_s: float = 60.0
+    tls: Path | None = None
+    cores: tuple[int, ...] | None = None
+    path: str = "auto"
