@@ -74,12 +74,12 @@ def read_cores(allowed: Iterable[int], *, root: Path = Path("/")) -> tuple[Core,
     """The allowed cores, the fastest first. Speed is cpu_capacity, else the highest frequency; where neither can be
     read for all of them, they count as equal."""
     folder, numbers = root / "sys/devices/system/cpu", list(allowed)
+    speeds = [1.0] * len(numbers)
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
-        speeds = [_number(folder / f"cpu{n}" / name) for n in numbers]
-        if all(speeds):
+        read = [_number(folder / f"cpu{n}" / name) for n in numbers]
+        if all(read):
+            speeds = [speed for speed in read if speed is not None]
             break
-    else:
-        speeds = [1.0] * len(numbers)
     siblings = [_first_of(folder / f"cpu{n}/topology/thread_siblings_list", n) for n in numbers]
     cores = [Core(*facts) for facts in zip(numbers, speeds, siblings, strict=True)]
     # By kind, then by number: the system numbers neighbours that share a cache one after the other.
@@ -105,7 +105,7 @@ def fastest_kind(cores: Sequence[Core]) -> tuple[int, ...]:
 
 def choose(seconds: dict[tuple[int, ...], float]) -> tuple[int, ...]:
     """The set with the least seconds a step; of two about as fast the smaller, which leaves a core to others."""
-    best = ()
+    best: tuple[int, ...] = ()
     for some in sorted(seconds, key=len):
         if not best or seconds[some] < _WORTH * seconds[best]:
             best = some

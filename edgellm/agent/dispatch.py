@@ -11,6 +11,7 @@ from edgellm.agent.trace import answer_trace
 from edgellm.errors import BusyError, EdgellmError
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer
+from edgellm.wire.status import BoardStatus
 
 log = logging.getLogger(__name__)
 _MAX_CHANGES = 4  # assigns and commits that wait for each other
@@ -21,7 +22,7 @@ class Dispatcher:
     hold another section."""
 
     def __init__(
-        self, board: str, holding: Holding, status: Callable[[], dict], section_changed: Callable[[], None]
+        self, board: str, holding: Holding, status: Callable[[], BoardStatus], section_changed: Callable[[], None]
     ):
         self._board, self._holding, self._status, self._section_changed = board, holding, status, section_changed
         self._changes = 0
@@ -38,7 +39,7 @@ class Dispatcher:
             case m.Ping():
                 peer.send(report.pong(self._holding.stage, message.number))
             case m.AskStatus():
-                peer.send(m.Status(self._status()))
+                peer.send(m.Status(self._status().to_dict()))
             case m.Claim():
                 peer.send(m.Claimed(self._claim(peer, message.content)))
             case m.Assign() | m.Commit() if self._changes >= _MAX_CHANGES:

@@ -5,7 +5,11 @@ What can't be read is None: no board has everything, and none of it is worth fai
 
 import ipaddress
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+from edgellm.wire.status import Health
 
 _COLDEST_C, _HOTTEST_C = -40.0, 150.0  # a sensor that says otherwise is broken or not connected
 _MAX_MBIT = 1_000_000
@@ -13,30 +17,27 @@ _MAX_READ = 64 << 10
 _THROTTLED_BITS = 0b1110  # of a Raspberry Pi's firmware: capped, throttled, soft limit; bit 0 is undervoltage
 _FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 
+_Fact = TypeVar("_Fact")
 _throttle_counts: dict[Path, int] = {}  # of x86 cores, by root folder, as last read
 
 
-def health(address: str | None = None, *, root: Path = Path("/")) -> dict:
-    """Health facts as `status` reports them (docs/wire.md); never raises.
+def health(address: str | None = None, *, root: Path = Path("/")) -> Health:
+    """Return the health facts that can be read now; never raises.
 
-    `address` is the IP address that the agent listens on: its interface's speed is reported; without one, that of the
-    default route.
-
-    temperature_c: of the hottest zone. throttled: the CPU is held below its speed now, by heat or by voltage.
-    undervoltage: the supply is too weak now. link_mbit: what the interface negotiated. ram_total_bytes, uptime_s.
+    `address` is the IP address that the agent listens on: the link's speed is that of its interface, or without an
+    address, that of the default route.
     """
-    facts = {
-        "temperature_c": lambda: _temperature_c(root),
-        "throttled": lambda: _throttled(root),
-        "undervoltage": lambda: _undervoltage(root),
-        "link_mbit": lambda: _link_mbit(root, address),
-        "ram_total_bytes": lambda: _ram_total_bytes(root),
-        "uptime_s": lambda: _uptime_s(root),
-    }
-    return {name: _or_none(read) for name, read in facts.items()}
+    return Health(
+        temperature_c=_or_none(lambda: _temperature_c(root)),
+        throttled=_or_none(lambda: _throttled(root)),
+        undervoltage=_or_none(lambda: _undervoltage(root)),
+        link_mbit=_or_none(lambda: _link_mbit(root, address)),
+        ram_total_bytes=_or_none(lambda: _ram_total_bytes(root)),
+        uptime_s=_or_none(lambda: _uptime_s(root)),
+    )
 
 
-def _or_none(read):
+def _or_none(read: Callable[[], _Fact | None]) -> _Fact | None:
     try:
         return read()
     except Exception:  # whatever a driver makes of its files
@@ -94,13 +95,13 @@ def _counts_rose(root: Path) -> bool | None:
 
 
 def _undervoltage(root: Path) -> bool | None:
-    known = []
+    told: list[int | None] = []
     for monitor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         if _text(monitor / "name") == "rpi_volt":
-            known.append(_number(monitor / "in0_lcrit_alarm"))
+            told.append(_number(monitor / "in0_lcrit_alarm"))
     firmware = _firmware(root)
-    known.append(None if firmware is None else firmware & 1)
-    known = [k for k in known if k is not None]
+    told.append(None if firmware is None else firmware & 1)
+    known = [t for t in told if t is not None]
     return any(k > 0 for k in known) if known else None
 
 

@@ -5,27 +5,37 @@ import contextlib
 import logging
 import reprlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from edgellm.agent import measure
 from edgellm.agent.stage import Stage
 from edgellm.errors import BoardError, ClaimError, ManifestError, PlanError
 from edgellm.plan import Plan, SectionNeed, check_lengths, section_need
 from edgellm.shards.manifest import Manifest
-from edgellm.wire.addresses import parse_address
+from edgellm.wire.addresses import Address, parse_address
 from edgellm.wire.peer import Peer
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A section in memory, with its KV slots."""
+
+    section: Any
+    slots: list
 
 
 @dataclass
 class _Next:
-    """A stage to come. `section` is None until it is loaded: at the switch, if there is no room beside the old one."""
+    """A stage to come. `loaded` is None until the switch if there is no room beside the old section."""
 
     plan: Plan
-    addresses: dict[str, tuple[str, int]]
-    section: object | None = None
-    slots: list | None = None
+    addresses: dict[str, Address]
+    loaded: _Loaded | None = None
     loaded_bytes: int = 0
 
 
@@ -41,7 +51,7 @@ class Holding:
         self.stage: Stage | None = None
         self.closed = False  # draining: no new plans
         self._load, self._ram_bytes, self._tls = load, ram_bytes, tls
-        self._slots: list = []
+        self._loaded: _Loaded | None = None
         self._leaving: Stage | None = None
         self._claim: tuple[Peer, int] | None = None
         self._next: _Next | None = None
@@ -54,7 +64,7 @@ class Holding:
 
     @property
     def step_s(self) -> float:
-        """For how long the running step has been computed, also that of a stage that is being given up."""
+        """How long the running step has taken so far, be it of a stage that is being given up."""
         return max((s.engine.step_s for s in (self.stage, self._leaving) if s is not None), default=0.0)
 
     def offer_bytes(self) -> int:
@@ -101,7 +111,7 @@ class Holding:
                 self._check_fit(plan)
                 beside = self._room_beside(plan)
                 if beside:
-                    await self._fill(coming)
+                    coming.loaded = await self._fill(plan)
                     self._check_claim(peer, plan.epoch)
             self._next = coming
             return {"beside": beside, "loaded_bytes": coming.loaded_bytes}
@@ -126,22 +136,21 @@ class Holding:
 
     async def _switch(self, coming: _Next) -> None:
         plan = coming.plan
-        held = self._is_held(plan)
-        section, slots = (self.stage.section, self._slots) if held else (coming.section, coming.slots)
+        loaded = self._loaded if self._is_held(plan) else coming.loaded
         self.epoch = plan.epoch  # before anything is waited for: no claim may count on the old one from now on
         await self._leave(plan.epoch)
         if self.board not in plan.boards:
             log.info("holds no section, epoch %d", plan.epoch)
             return
-        if section is None:
-            await self._fill(coming)
-            section, slots = coming.section, coming.slots
+        if loaded is None:
+            loaded = await self._fill(plan)
         self._check_open()
         own = plan.section_of(self.board)
         self.stage = Stage(
-            plan, self.board, coming.addresses, section, slots, self.manifest.rope_switch_len, tls=self._tls
-        )
-        self._slots = slots
+            plan, self.board, coming.addresses, loaded.section, loaded.slots, self.manifest.rope_switch_len,
+            tls=self._tls,
+        )  # fmt: skip
+        self._loaded = loaded
         log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
 
     def stop(self, reason: str) -> None:
@@ -223,19 +232,20 @@ class Holding:
         need = self._need(plan)
         return need.kv + need.activations + sum(s.ram_bytes for s in self._new_shards(plan)) < measure.free_ram_bytes()
 
-    async def _fill(self, coming: _Next) -> None:
-        plan, own = coming.plan, coming.plan.section_of(self.board)
+    async def _fill(self, plan: Plan) -> _Loaded:
+        """Load this board's section of a plan, with slots."""
+        own = plan.section_of(self.board)
         log.info("loads layers %d-%d, epoch %d", own.start, own.end, plan.epoch)
 
-        def load():
+        def load() -> _Loaded:
             section = self._load(self.manifest, self.folder, own.start, own.end)
-            return section, [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)]
+            return _Loaded(section, [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)])
 
-        coming.section, coming.slots = await in_own_thread(load)
+        return await in_own_thread(load)
 
     async def _leave(self, epoch: int) -> None:
         """Give up the running stage, and wait for its running step, whose memory the next section may need."""
-        stage, self.stage, self._slots = self.stage, None, []
+        stage, self.stage, self._loaded = self.stage, None, None
         if stage is not None:
             self._leaving = stage
             stage.stop(f"board {self.board} went on to epoch {epoch}")
@@ -243,27 +253,28 @@ class Holding:
             stage.section = self._leaving = None
 
 
-async def in_own_thread(function, *args):
-    """`function(*args)` in a thread that ends with it.
+async def in_own_thread(function: Callable[..., T], *args: object) -> T:
+    """Return `function(*args)`, run in a thread that ends with it.
 
     OpenMP keeps a team of helpers for each thread that has computed, as long as that thread lives, and makes all teams
     wait less eagerly once together they are more than the cores: a pool's idle thread would slow every step.
     """
     loop = asyncio.get_running_loop()
-    done: asyncio.Future = loop.create_future()
+    done: asyncio.Future[T] = loop.create_future()
 
-    def settle(result, error):
+    def settle(put: Callable[..., None], value: object) -> None:
         if not done.cancelled():
-            done.set_exception(error) if error else done.set_result(result)
+            put(value)
 
-    def run():
-        result = error = None
+    def run() -> None:
+        put: Callable[..., None]
+        value: object
         try:
-            result = function(*args)
+            put, value = done.set_result, function(*args)
         except BaseException as e:
-            error = e
+            put, value = done.set_exception, e
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, result, error)
+            loop.call_soon_threadsafe(settle, put, value)
 
     threading.Thread(target=run, name="work", daemon=True).start()
     return await done

@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 
 from edgellm.errors import ManifestError
-from edgellm.shards.manifest import Manifest
+from edgellm.shards.manifest import Manifest, Shard
+from edgellm.wire.status import ShardsHere
 
 log = logging.getLogger(__name__)
 _DECODE_STEPS, _DECODE_S = (5, 21), 0.4  # at least, at most; seconds after which the least will do
@@ -37,23 +38,21 @@ def disk_free_bytes(folder: Path) -> int:
         return 0
 
 
-def shards_here(manifest: Manifest, folder: Path) -> dict:
-    """Shards that lie in `folder`, by name and size: {"embedding": bool, "layers": [[start, end], …], "head": bool}."""
+def shards_here(manifest: Manifest, folder: Path) -> ShardsHere:
+    """Return which shards lie in `folder`, by name and size."""
 
-    def here(shard) -> bool:
+    def here(shard: Shard) -> bool:
         try:
             return (folder / shard.name).stat().st_size == shard.bytes
         except OSError:
             return False
 
-    runs: list[list[int]] = []
+    runs: list[tuple[int, int]] = []
     for i in range(manifest.num_layers):
         if here(manifest.layer(i)):
-            if runs and runs[-1][1] == i:
-                runs[-1][1] = i + 1
-            else:
-                runs.append([i, i + 1])
-    return {"embedding": here(manifest.embedding), "layers": runs, "head": here(manifest.head)}
+            start = runs.pop()[0] if runs and runs[-1][1] == i else i
+            runs.append((start, i + 1))
+    return ShardsHere(here(manifest.embedding), tuple(runs), here(manifest.head))
 
 
 def timed_layers(manifest: Manifest, folder: Path) -> tuple[int, int]:
@@ -64,7 +63,7 @@ def timed_layers(manifest: Manifest, folder: Path) -> tuple[int, int]:
     def weighs(i: int) -> int:
         return manifest.layer(i).ram_bytes
 
-    runs = shards_here(manifest, folder)["layers"]
+    runs = shards_here(manifest, folder).layers
     if not runs:
         raise ManifestError(f"{folder}: no layer shard of {manifest.model} is here; push shards to this board first")
     first, last = max(runs, key=lambda run: run[1] - run[0])
@@ -85,7 +84,7 @@ def load_timed(manifest: Manifest, folder: Path, path: str = "auto"):
     from edgellm.agent.load import load_section
 
     start, end = timed_layers(manifest, folder)
-    here = [i for first, last in shards_here(manifest, folder)["layers"] for i in range(first, last)]
+    here = [i for first, last in shards_here(manifest, folder).layers for i in range(first, last)]
     tries = [(start, end), *((i, i + 1) for i in sorted(here, key=lambda i: abs(i - start)))]
     for first, last in tries:
         try:
@@ -108,19 +107,20 @@ def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tupl
     section, layers = load_timed(manifest, folder, path)
     layer_s = _decode_s(section, False) / layers
     last, here = manifest.num_layers - 1, shards_here(manifest, folder)
-    if last > 0 and here["head"] and here["layers"][-1][1] == manifest.num_layers:
+    if last > 0 and here.head and here.layers[-1][1] == manifest.num_layers:
         try:
             section = load_section(manifest, folder, last, last + 1, path=path)
             return layer_s, max(0.0, _decode_s(section, True) - _decode_s(section, False))
         except ManifestError as e:  # no matter unless this board is to hold it
             log.warning("the head is not timed: %s", e)
-    return layer_s, layer_s * manifest.head.ram_bytes / max(1, manifest.layer(here["layers"][0][0]).ram_bytes)
+    return layer_s, layer_s * manifest.head.ram_bytes / max(1, manifest.layer(here.layers[0][0]).ram_bytes)
 
 
 def _decode_s(section, want_logits: bool) -> float:
     """Seconds of a decode step: the fastest of some, since a board that has just booted has other work too."""
     least, most = _DECODE_STEPS
-    slot, x, seconds = section.new_slot(most + 1), section.example(), []
+    slot, x = section.new_slot(most + 1), section.example()
+    seconds: list[float] = []
     deadline = time.perf_counter() + _DECODE_S
     while len(seconds) < most:
         began = time.perf_counter()

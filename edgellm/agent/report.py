@@ -9,7 +9,9 @@ from edgellm.agent.options import AgentOptions
 from edgellm.agent.sequence import Sequence
 from edgellm.agent.steps import Stats
 from edgellm.kernels import library
+from edgellm.plan import Capacity
 from edgellm.wire import messages as m
+from edgellm.wire.status import BoardStatus, Compute, SectionStatus, SequenceStats
 
 if TYPE_CHECKING:
     from edgellm.agent.holding import Holding
@@ -17,48 +19,50 @@ if TYPE_CHECKING:
 
 
 def pong(stage: "Stage | None", number: int) -> m.Pong:
-    """Return the answer to ping `number`: how far this board is, and whether it has work."""
+    """Return the answer to ping `number`: how many steps this board has computed, and how many wait."""
     if stage is None:
         return m.Pong(number, 0, 0)
     return m.Pong(number, stage.engine.steps, stage.engine.waiting)
 
 
-def board_status(options: AgentOptions, holding: "Holding", layer_s: float, head_s: float) -> dict:
-    """Return what the board offers and holds (docs/wire.md, Status); a token takes `layer_s` a layer and `head_s` in
-    the head."""
-    manifest, stage = holding.manifest, holding.stage
-    return {
-        "name": options.name,
-        "version": __version__,
-        "model": manifest.model,
-        "manifest_sha256": manifest.sha256,
-        "draining": holding.closed,
-        "epoch": holding.epoch,
-        "claimed": holding.claimed,
-        "plan": None if stage is None else stage.plan.to_dict(),
-        "addresses": None if stage is None else stage.addresses,
-        "shards": measure.shards_here(manifest, options.shards),
-        "disk_free_bytes": measure.disk_free_bytes(options.shards),
-        "capacity": {
-            "board": options.name, "ram_bytes": holding.offer_bytes(), "layer_s": layer_s, "head_s": head_s,
-            "hop_s": measure.hop_s(), "cores": options.threads,
-        },
-        "compute": {"threads": options.threads, "cores": options.cores, "kernels": library.target()},
-        "section": None if stage is None else _section_status(stage),
-        "health": health(options.host),
-    }  # fmt: skip
+def board_status(options: AgentOptions, holding: "Holding", layer_s: float, head_s: float) -> BoardStatus:
+    """Return what the board offers and holds; a token takes it `layer_s` a layer, and `head_s` for the head."""
+    name, manifest, stage = options.name, holding.manifest, holding.stage
+    return BoardStatus(
+        name=name,
+        version=__version__,
+        model=manifest.model,
+        manifest_sha256=manifest.sha256,
+        draining=holding.closed,
+        epoch=holding.epoch,
+        claimed=holding.claimed,
+        plan=None if stage is None else stage.plan,
+        addresses={} if stage is None else stage.addresses,
+        shards=measure.shards_here(manifest, options.shards),
+        disk_free_bytes=measure.disk_free_bytes(options.shards),
+        health=health(options.host),
+        capacity=Capacity(name, holding.offer_bytes(), layer_s, head_s, measure.hop_s(), options.threads or 1),
+        compute=Compute(options.threads, options.cores, library.target()),
+        section=None if stage is None else _section_status(stage),
+    )
 
 
-def _section_status(stage: "Stage") -> dict:
+def sequence_stats(sequence: Sequence, done: Stats, path: str) -> SequenceStats:
+    """Return what this board did for a sequence; `path` says which code computed."""
+    return SequenceStats(path=path, accepted_tokens=sequence.accepted, sent_bytes=sequence.sent_bytes, **vars(done))
+
+
+def _section_status(stage: "Stage") -> SectionStatus:
     own, engine = stage.plan.section_of(stage.board), stage.engine
-    return {
-        "epoch": stage.epoch, "start": own.start, "end": own.end, "path": stage.section.path,
-        "slots": engine.num_slots, "free_slots": engine.free_slots, "steps": engine.steps,
-        "sent_bytes": stage.link_sent_bytes, "decode_steps": engine.total.decode_steps,
-        "decode_s": engine.total.decode_s,
-    }  # fmt: skip
-
-
-def sequence_stats(sequence: Sequence, done: Stats, path: str) -> dict:
-    """Return what this board did for a sequence (docs/wire.md, Closed); `path` says which code computed."""
-    return {**vars(done), "accepted_tokens": sequence.accepted, "sent_bytes": sequence.sent_bytes, "path": path}
+    return SectionStatus(
+        epoch=stage.epoch,
+        start=own.start,
+        end=own.end,
+        path=stage.section.path,
+        slots=engine.num_slots,
+        free_slots=engine.free_slots,
+        steps=engine.steps,
+        sent_bytes=stage.link_sent_bytes,
+        decode_steps=engine.total.decode_steps,
+        decode_s=engine.total.decode_s,
+    )

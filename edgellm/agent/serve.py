@@ -24,7 +24,9 @@ from edgellm.limits import MAX_STEP_BYTES
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.verified import verified
 from edgellm.wire.credentials import client_credentials, server_credentials
-from edgellm.wire.peer import Peer, listen
+from edgellm.wire.listener import Listener, listen
+from edgellm.wire.peer import Peer
+from edgellm.wire.status import BoardStatus
 
 log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
@@ -93,14 +95,14 @@ class Agent:
         """The stage that runs now."""
         return self.holding.stage
 
-    async def _listen(self) -> asyncio.Server:
+    async def _listen(self) -> Listener:
         """Have the address, without taking connections yet. Raises BoardError if it can't be had."""
         options = self.options
         try:
             return await listen(options.host, options.port, self.connections.make_peer, tls=self._server_tls)
         except (OSError, ValueError) as e:
             number = getattr(e, "errno", None)
-            reason = os.strerror(number) if number in errno.errorcode else str(e.args[-1])
+            reason = os.strerror(number) if isinstance(number, int) and number in errno.errorcode else str(e.args[-1])
             place = f"{options.host}:{options.port}"
             raise BoardError(
                 f"board {options.name} can't listen on {place}: {reason.lower()}", options.name
@@ -131,7 +133,7 @@ class Agent:
         if self.stage is not None:
             self.stage.manager_lost(peer)
 
-    def _status(self) -> dict:
+    def _status(self) -> BoardStatus:
         return report.board_status(self.options, self.holding, self._layer_s, self._head_s)
 
     def _section_changed(self) -> None:

@@ -18,6 +18,7 @@ from edgellm.agent.steps import Outcome, Step
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer
+from edgellm.wire.status import SequenceStats
 
 log = logging.getLogger(__name__)
 _MAX_WAITING_BYTES = 64 << 20  # hidden states that may wait here before a board is made to send no more
@@ -93,7 +94,8 @@ class Stage:
         sequence = self._sequences.get(message.seq_id)
         if sequence is not None and sequence.owner is not peer:
             return
-        peer.send(m.Closed(self.epoch, message.seq_id, self._drop(message.seq_id)))
+        stats = self._drop(message.seq_id)
+        peer.send(m.Closed(self.epoch, message.seq_id, {} if stats is None else stats.to_dict()))
 
     def manager_lost(self, peer: Peer) -> None:
         """Free what the manager's sequences hold here."""
@@ -272,13 +274,13 @@ class Stage:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _drop(self, seq_id: int) -> dict:
-        """Free what a sequence holds here; return what was done for it, as JSON."""
+    def _drop(self, seq_id: int) -> SequenceStats | None:
+        """Free what a sequence holds here; return what was done for it, or None if it isn't open."""
         sequence = self._sequences.pop(seq_id, None)
         stats = self.engine.close(seq_id)
         self._relieve()
         if sequence is None or stats is None:
-            return {}
+            return None
         return report.sequence_stats(sequence, stats, self.section.path)
 
     def _fail(self, sequence: Sequence, code: str, reason: str) -> None:

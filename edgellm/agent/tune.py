@@ -1,7 +1,6 @@
 """Finds out on which cores this agent decodes fastest, and keeps what it found until the machine is another one."""
 
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -84,11 +83,12 @@ def time_sets(section, sets: list[tuple[int, ...]], use, queued_s) -> tuple[dict
     """
     slot, x = section.new_slot(16), section.example()
     seconds, calm = dict.fromkeys(sets, float("inf")), dict.fromkeys(sets, False)
-    began = time.perf_counter()
-    for number in itertools.count():
+    began, rounds = time.perf_counter(), 0
+    while True:
         passed, sure = time.perf_counter() - began, all(calm.values())
-        if number >= _ROUNDS[0] and (passed > 2 * _BUDGET_S or sure and (passed > _BUDGET_S or number >= _ROUNDS[1])):
+        if rounds >= _ROUNDS[0] and (passed > 2 * _BUDGET_S or sure and (passed > _BUDGET_S or rounds >= _ROUNDS[1])):
             return seconds, sure
+        rounds += 1
         for some in sets:
             use(some)
             for _ in range(2):  # the first wakes the cores up

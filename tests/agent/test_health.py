@@ -33,7 +33,7 @@ def board(root: Path, files: dict[str, str]) -> Path:
 
 
 def read(root: Path, files: dict[str, str], address: str | None = None) -> dict:
-    return health(address, root=board(root, files))
+    return vars(health(address, root=board(root, files)))
 
 
 def test_a_board_that_tells_nothing_gives_none_for_all(tmp_path):
@@ -160,4 +160,4 @@ def test_garbage_everywhere_is_none_and_never_raises(tmp_path):
 
 def test_on_this_machine_it_answers_whatever_there_is():
     facts = health()
-    assert facts["ram_total_bytes"] > 1 << 20 and facts["uptime_s"] > 0
+    assert facts.ram_total_bytes > 1 << 20 and facts.uptime_s > 0
