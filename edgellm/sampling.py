@@ -2,6 +2,7 @@
 
 import reprlib
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from edgellm.errors import UsageError
 
@@ -17,7 +18,7 @@ class Sampling:
     repeat_penalty: float = 1.0
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0.0, 100.0)
         _check("top-p", self.top_p, 0.0, 1.0)
         _check("min-p", self.min_p, 0.0, 1.0)
@@ -26,19 +27,20 @@ class Sampling:
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
                 raise UsageError(f"{name} is {reprlib.repr(value)}, expected a whole number from 0 to {most}")
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object that Open carries."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content: dict) -> "Sampling":
-        """From JSON out of the network; raises UsageError."""
+    def from_dict(cls, content: object) -> "Sampling":
+        """Parse JSON from the network. Raises UsageError."""
         known = {f.name for f in fields(cls)}
         if not isinstance(content, dict) or not set(content) <= known:
             raise UsageError(f"sampling has unknown fields; known are {', '.join(sorted(known))}")
         return cls(**content)
 
 
-def _check(name: str, value, low: float, high: float) -> None:
+def _check(name: str, value: float, low: float, high: float) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # The comparison is false for NaN, and never turns a huge integer into a float.
     if not number or not low <= value <= high:

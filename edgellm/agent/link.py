@@ -5,8 +5,9 @@ import logging
 from collections.abc import Callable
 
 from edgellm.errors import BoardError
+from edgellm.wire.dial import connect
 from edgellm.wire.messages import Hello
-from edgellm.wire.peer import Peer, connect
+from edgellm.wire.peer import Peer
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from edgellm.config import CONNECT_TIMEOUT_S, PING_EVERY_S, PONG_TIMEOUT_S, STEP
 from edgellm.errors import BoardError
 from edgellm.wire import messages as m
 from edgellm.wire.credentials import Credentials
-from edgellm.wire.peer import Peer, connect
+from edgellm.wire.dial import connect
+from edgellm.wire.peer import Peer
 from edgellm.wire.status import BoardStatus
 
 ANSWER_TIMEOUT_S = 30.0

@@ -8,6 +8,7 @@ import json
 import re
 import reprlib
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from edgellm import config
 from edgellm.errors import PlanError
@@ -39,7 +40,7 @@ class Capacity:
     hop_s: float
     cores: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_board(self.board, "capacity: board")
         what = f"capacity of {self.board}"
         _check_int(self.ram_bytes, 0, _MAX_BYTES, f"{what}: ram_bytes")
@@ -49,11 +50,11 @@ class Capacity:
             raise PlanError(f"{what}: layer_s is 0, expected more. Let its agent measure again.")
         _check_int(self.cores, 1, 4096, f"{what}: cores")
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content) -> "Capacity":
+    def from_dict(cls, content: object) -> "Capacity":
         """Parse what an agent reports; raises PlanError naming the field."""
         return cls(**_exactly(cls, content, "capacity"))
 
@@ -68,14 +69,14 @@ class Settings:
     kv_dtype: str = "float32"
     objective: str = "latency"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_settings(self, "settings")
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, content) -> "Settings":
+    def from_dict(cls, content: object) -> "Settings":
         return cls(**_exactly(cls, content, "settings"))
 
 
@@ -87,7 +88,7 @@ class Section:
     start: int
     end: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_board(self.board, "section: board")
         what = f"section of {self.board}"
         _check_int(self.start, 0, _MAX_LAYERS, f"{what}: start")
@@ -97,7 +98,7 @@ class Section:
     def num_layers(self) -> int:
         return self.end - self.start
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"layers {self.start}-{self.end}"
 
 
@@ -117,7 +118,7 @@ class Plan:
     kv_dtype: str
     sections: tuple[Section, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_int(self.epoch, 0, _MAX_EPOCH, "plan: epoch")
         if not (isinstance(self.model, str) and 0 < len(self.model) <= 256 and self.model.isprintable()):
             raise PlanError(f"plan: model is {reprlib.repr(self.model)}, expected a printable name")
@@ -169,17 +170,17 @@ class Plan:
         stage = self.stage_of(board) + 1
         return self.sections[stage].board if stage < len(self.sections) else None
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "sections": [asdict(s) for s in self.sections]}
 
     @classmethod
-    def from_dict(cls, content) -> "Plan":
+    def from_dict(cls, content: object) -> "Plan":
         """Parse a plan out of JSON; raises PlanError naming the field."""
-        content = _exactly(cls, content, "plan")
-        if not (isinstance(content["sections"], list) and len(content["sections"]) <= _MAX_LAYERS):
+        said = _exactly(cls, content, "plan")
+        if not (isinstance(said["sections"], list) and len(said["sections"]) <= _MAX_LAYERS):
             raise PlanError("plan: sections is no list")
-        sections = tuple(Section(**_exactly(Section, s, "plan: section")) for s in content["sections"])
-        return cls(**{**content, "sections": sections})
+        sections = tuple(Section(**_exactly(Section, s, "plan: section")) for s in said["sections"])
+        return cls(**{**said, "sections": sections})
 
 
 def _check_settings(value: Settings | Plan, what: str) -> None:
@@ -191,23 +192,23 @@ def _check_settings(value: Settings | Plan, what: str) -> None:
             raise PlanError(f"{what}: {name} is {reprlib.repr(given)}, expected {' or '.join(allowed)}")
 
 
-def _check_board(value, what: str) -> None:
+def _check_board(value: object, what: str) -> None:
     if not (isinstance(value, str) and BOARD_NAME.match(value)):
         raise PlanError(f"{what} is {reprlib.repr(value)}, expected letters, digits, '.', '_' or '-', at most 63")
 
 
-def _check_int(value, low: int, high: int, what: str) -> None:
+def _check_int(value: object, low: int, high: int, what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise PlanError(f"{what} is {reprlib.repr(value)}, expected an integer from {low} to {high}")
 
 
-def _check_seconds(value, what: str) -> None:
+def _check_seconds(value: object, what: str) -> None:
     # The comparison is false for NaN, and never turns a huge integer into a float.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_SECONDS:
         raise PlanError(f"{what} is {reprlib.repr(value)}, expected seconds from 0 to {_MAX_SECONDS}")
 
 
-def _exactly(cls, content, what: str) -> dict:
+def _exactly(cls: type[Any], content: object, what: str) -> dict[str, Any]:
     """`content` if it is a dict with exactly the fields of `cls`."""
     if not isinstance(content, dict):
         raise PlanError(f"{what} is {reprlib.repr(content)}, expected an object")

@@ -2,40 +2,55 @@
 
 import json
 import struct
+from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 from edgellm.errors import RemoteProtocolError
 
 KB, MB = 1 << 10, 1 << 20
 
 
-def unpack(message: str, form: struct.Struct, body: bytes) -> tuple:
-    """The fields at the begin of a body; RemoteProtocolError if it is shorter. `message` names it in errors."""
+class Message(Protocol):
+    """What every message is: a type, the largest body in bytes, and its bytes both ways."""
+
+    TYPE: ClassVar[int]
+    LIMIT: ClassVar[int]
+
+    def encode(self) -> bytes:
+        """Return the message's body."""
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Return the message in a body. Raises RemoteProtocolError for a body that isn't one."""
+
+
+def unpack(message: str, form: struct.Struct, body: bytes) -> tuple[Any, ...]:
+    """Return the fields at the beginning of a body. Raises RemoteProtocolError if it is shorter; `message` names it."""
     if len(body) < form.size:
         raise RemoteProtocolError(f"{message}: {len(body)} bytes, expected at least {form.size}")
     return form.unpack_from(body)
 
 
 def check_size(message: str, body: bytes, size: int) -> None:
-    """Raises RemoteProtocolError for a body of another size."""
+    """Raise RemoteProtocolError for a body of another size."""
     if len(body) != size:
         raise RemoteProtocolError(f"{message}: {len(body)} bytes, expected {size}")
 
 
 def text_of(message: str, raw: bytes) -> str:
-    """UTF-8 as text; RemoteProtocolError if it is none."""
+    """Return UTF-8 as text. Raises RemoteProtocolError if it is none."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise RemoteProtocolError(f"{message}: text is no UTF-8") from None
+        raise RemoteProtocolError(f"{message}: its text is not UTF-8") from None
 
 
 def cut(text: str, limit: int) -> bytes:
-    """UTF-8 of at most `limit` bytes, whole characters only."""
+    """Return UTF-8 of at most `limit` bytes, whole characters only."""
     return text.encode(errors="backslashreplace")[:limit].decode(errors="ignore").encode()
 
 
-def object_of(message: str, raw: bytes) -> dict:
-    """A JSON object; RemoteProtocolError for everything else, NaN and Infinity too."""
+def object_of(message: str, raw: bytes) -> dict[str, Any]:
+    """Return a JSON object. Raises RemoteProtocolError for everything else, NaN and Infinity included."""
     try:
         content = json.loads(raw.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError):
@@ -45,10 +60,10 @@ def object_of(message: str, raw: bytes) -> dict:
     return content
 
 
-def _no_constant(text: str):
+def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON")
 
 
-def json_of(content: dict) -> bytes:
-    """JSON without spaces, in UTF-8."""
+def json_of(content: dict[str, Any]) -> bytes:
+    """Return JSON without spaces, in UTF-8."""
     return json.dumps(content, separators=(",", ":")).encode()

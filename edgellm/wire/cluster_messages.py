@@ -2,7 +2,7 @@
 
 import struct
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from edgellm.errors import RemoteProtocolError
 from edgellm.wire.body import KB, MB, check_size, cut, json_of, object_of, unpack
@@ -114,13 +114,13 @@ class _JsonMessage:
 
     TYPE: ClassVar[int] = 0
     LIMIT: ClassVar[int] = MB
-    content: dict
+    content: dict[str, Any]
 
     def encode(self) -> bytes:
         return json_of(self.content)
 
     @classmethod
-    def decode(cls, body: bytes):
+    def decode(cls, body: bytes) -> Self:
         return cls(object_of(cls.__name__.lower(), body))
 
 

@@ -5,7 +5,9 @@ import logging
 import os
 import ssl
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edgellm.errors import ClusterError
 
@@ -66,7 +68,8 @@ def identity(tls: ssl.SSLObject) -> tuple[str, str | None] | None:
 
     `tls` has done its handshake: a certificate that isn't verified says nothing.
     """
-    names = [value for kind, value in (tls.getpeercert() or {}).get("subjectAltName", ()) if kind == "URI"]
+    shown: Mapping[str, Any] = tls.getpeercert() or {}
+    names = [value for kind, value in shown.get("subjectAltName", ()) if kind == "URI"]
     match names:
         case [uri] if uri == MANAGER_URI:
             return "manager", None

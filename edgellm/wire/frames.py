@@ -4,7 +4,7 @@ A frame is a 4-byte big-endian length of what follows, one byte of type, and the
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from edgellm.errors import RemoteProtocolError
 
@@ -12,7 +12,7 @@ PREFIX = struct.Struct(">IB")  # length of type + body, type
 
 
 def encode_frame(type_: int, body: bytes | bytearray | memoryview) -> bytes:
-    """One frame as bytes."""
+    """Return one frame as bytes."""
     return b"".join((PREFIX.pack(1 + len(body), type_), body))
 
 
@@ -20,11 +20,11 @@ class FrameReader:
     """Cuts a byte stream into (type, body). `limit_of(type)` gives the largest body allowed, or raises
     RemoteProtocolError for a type that isn't; it is asked before room for the body is made."""
 
-    def __init__(self, limit_of):
+    def __init__(self, limit_of: Callable[[int], int]):
         self._limit_of = limit_of
         self._buffer = bytearray()
         self._need = PREFIX.size
-        self._type = None
+        self._type: int | None = None  # of the frame whose prefix has been read
 
     @property
     def partial(self) -> bool:
@@ -32,8 +32,8 @@ class FrameReader:
         return bool(self._buffer) or self._type is not None
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Take bytes, give the frames that they complete, one at a time: a frame's prefix is only looked at when the
-        one before it has been dealt with. Raises RemoteProtocolError at the first bad prefix."""
+        """Take bytes and yield the frames that they complete, one at a time: a frame's prefix is looked at only when
+        the frame before it has been dealt with. Raises RemoteProtocolError at the first bad prefix."""
         self._buffer += data
         offset = 0
         try:
@@ -59,7 +59,7 @@ class FrameReader:
             raise RemoteProtocolError(f"a frame of type {type_} with {length - 1} bytes, at most {limit} are allowed")
 
     def at_end(self) -> None:
-        """The stream ended: raises RemoteProtocolError if that was inside a frame."""
+        """Take the end of the stream. Raises RemoteProtocolError if that is inside a frame."""
         if self._type is not None:
             raise RemoteProtocolError(f"stream ends after {len(self._buffer)} bytes of a body, expected {self._need}")
         if self._buffer:

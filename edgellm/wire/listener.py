@@ -15,6 +15,7 @@ from collections.abc import Callable
 from edgellm.config import HELLO_TIMEOUT_S
 from edgellm.errors import RemoteProtocolError
 from edgellm.wire.credentials import Credentials
+from edgellm.wire.peer import Peer
 from edgellm.wire.tls import Channel
 
 log = logging.getLogger(__name__)
@@ -29,11 +30,11 @@ _NO_TLS_ALERT = bytes.fromhex("15 03 03 0002 02 46")  # fatal, protocol version
 
 
 async def listen(
-    host: str, port: int, make_peer: Callable[[], object], *, tls: Credentials | None = None
+    host: str, port: int, make_peer: Callable[[], Peer], *, tls: Credentials | None = None
 ) -> "Listener":
-    """Take HOST:PORT, for `start_serving()` to listen on; raises OSError when the address can't be had.
+    """Bind HOST:PORT for `start_serving()` to listen on. Raises OSError if the address can't be had.
 
-    `make_peer` gives the Peer of a connection: as soon as it stands, or with TLS after the handshake.
+    `make_peer` returns the Peer of a connection: as soon as it is accepted, or with TLS after the handshake.
     """
     infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets = []
@@ -56,12 +57,12 @@ async def listen(
 class Listener:
     """Listens on `sockets` from `start_serving()` to `close()`."""
 
-    def __init__(self, sockets: list[socket.socket], make_peer: Callable[[], object], tls: Credentials | None):
+    def __init__(self, sockets: list[socket.socket], make_peer: Callable[[], Peer], tls: Credentials | None):
         self.sockets, self.make_peer, self.tls = sockets, make_peer, tls
         self._loop = asyncio.get_running_loop()
         self._silent: dict[_Pending, None] = {}
         self._shaking: dict[_Pending, None] = {}
-        self._tasks: set[asyncio.Task] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closed = self._short = False
         self._notes_since_s, self._notes, self._unsaid = -_NOTES_EVERY_S, 0, 0
 
@@ -72,7 +73,7 @@ class Listener:
             self._resume(sock)
 
     def close(self) -> None:
-        """Accept no more, and end what hasn't become a peer."""
+        """Accept no more connections, and end those that haven't become peers."""
         if self._closed:
             return
         self._closed = True
@@ -103,7 +104,8 @@ class Listener:
                 self._loop.call_later(_PAUSE_S, self._resume, sock)
                 self._make_room(self._silent, 0)
                 if not self._short:
-                    log.warning("accepts nobody for now: %s; tries again every %g s", e.strerror.lower(), _PAUSE_S)
+                    reason = (e.strerror or str(e)).lower()
+                    log.warning("accepts nobody for now: %s; tries again every %g s", reason, _PAUSE_S)
                 self._short = True
                 return
             self._short = False
@@ -113,16 +115,19 @@ class Listener:
             task.add_done_callback(functools.partial(self._begun, connection))
 
     async def _begin(self, connection: socket.socket) -> None:
-        make = self.make_peer if self.tls is None else lambda: _Pending(self)
+        tls = self.tls
         try:
-            await self._loop.connect_accepted_socket(make, connection)
+            if tls is None:
+                await self._loop.connect_accepted_socket(self.make_peer, connection)
+            else:
+                await self._loop.connect_accepted_socket(lambda: _Pending(self, tls), connection)
         except OSError:  # gone already
             connection.close()
         except Exception:
             connection.close()
             raise
 
-    def _begun(self, connection: socket.socket, task: asyncio.Task) -> None:
+    def _begun(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if task.cancelled():  # perhaps before it had begun
             connection.close()
@@ -143,7 +148,7 @@ class Listener:
         self._shaking.pop(pending, None)
 
     def note(self, address: str, reason: str) -> None:
-        """Into the log, unless it has had enough of this lately."""
+        """Log why a connection ended, unless the log has had many such lines lately."""
         now_s = self._loop.time()
         if now_s - self._notes_since_s > _NOTES_EVERY_S:
             self._sum_up()
@@ -171,15 +176,17 @@ class Listener:
 class _Pending(asyncio.Protocol):
     """A connection that hasn't shown a certificate yet. It has HELLO_TIMEOUT_S for that."""
 
-    def __init__(self, listener: Listener):
+    _transport: asyncio.Transport
+
+    def __init__(self, listener: Listener, tls: Credentials):
         self.host = "?"
-        self._listener = listener
+        self._listener, self._tls = listener, tls
         self._address = "?"
-        self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._channel: Channel | None = None
 
-    def connection_made(self, transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple):
@@ -194,7 +201,7 @@ class _Pending(asyncio.Protocol):
                 self._transport.write(_NO_TLS_ALERT)
                 self.end("it speaks no TLS")
                 return
-            self._channel = Channel(self._listener.tls.context, server_side=True)
+            self._channel = Channel(self._tls.context, server_side=True)
             self._listener.began(self)
         try:
             plain = self._channel.receive(data)
@@ -205,32 +212,35 @@ class _Pending(asyncio.Protocol):
         if out := self._channel.data_to_send():
             self._transport.write(out)
         if self._channel.done:
-            self._hand_over(plain)
+            self._hand_over(self._channel, plain)
 
     def eof_received(self) -> None:
         self.end("closed by the peer before it had shown a certificate")
 
-    def connection_lost(self, exc) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self.end("lost before it had shown a certificate")
 
     def end(self, reason: str | None) -> None:
-        """Close, for a reason that the log may tell."""
-        if self._timer is None:
+        """Close, and log the reason if there is one."""
+        if not self._leave():
             return
-        self._leave()
         if reason is not None:
             self._listener.note(self._address, reason)
         transport = self._transport
         # Whoever doesn't even read an alert gets none.
         transport.abort() if transport.get_write_buffer_size() else transport.close()
 
-    def _leave(self) -> None:
+    def _leave(self) -> bool:
+        """Return whether this was still pending."""
+        if self._timer is None:
+            return False
         self._timer.cancel()
         self._timer = None
         self._listener.left(self)
+        return True
 
-    def _hand_over(self, plain: bytes) -> None:
+    def _hand_over(self, channel: Channel, plain: bytes) -> None:
         self._leave()
         peer = self._listener.make_peer()
         self._transport.set_protocol(peer)
-        peer.secured(self._channel, self._transport, plain)
+        peer.secured(channel, self._transport, plain)

@@ -4,6 +4,8 @@ Header fields are big-endian, tensors little-endian float32, token ids little-en
 RemoteProtocolError for every body that isn't exactly what the message allows.
 """
 
+from edgellm.limits import MAX_CHOICES
+from edgellm.wire.body import Message
 from edgellm.wire.cluster_messages import (
     MAGIC,
     VERSION,
@@ -24,7 +26,6 @@ from edgellm.wire.frames import encode_frame
 from edgellm.wire.sequence_messages import (
     FAILURES,
     FINISH,
-    MAX_CHOICES,
     Close,
     Closed,
     Failed,
@@ -38,18 +39,18 @@ from edgellm.wire.sequence_messages import (
 )
 
 __all__ = [
-    "FAILURES", "FINISH", "MAGIC", "MAX_CHOICES", "VERSION", "BY_TYPE", "MESSAGES", "encode",
+    "FAILURES", "FINISH", "MAGIC", "MAX_CHOICES", "VERSION", "BY_TYPE", "MESSAGES", "Message", "encode",
     "Hello", "Refuse", "Ping", "Pong", "AskStatus", "Status", "Assign", "Assigned", "Claim", "Claimed", "Commit",
     "Committed", "Open", "Opened", "Close", "Hidden", "Tokens", "Closed", "Failed", "Logits", "Trace", "Traced",
 ]  # fmt: skip
 
-MESSAGES = (
+MESSAGES: tuple[type[Message], ...] = (
     Hello, Refuse, Ping, Pong, AskStatus, Status, Assign, Assigned, Open, Opened, Hidden, Tokens, Close, Closed,
     Failed, Logits, Trace, Traced, Claim, Claimed, Commit, Committed,
 )  # fmt: skip
 BY_TYPE = {m.TYPE: m for m in MESSAGES}
 
 
-def encode(message) -> bytes:
-    """A message as one frame."""
+def encode(message: Message) -> bytes:
+    """Return a message as one frame."""
     return encode_frame(message.TYPE, message.encode())

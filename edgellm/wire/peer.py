@@ -6,15 +6,11 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from edgellm.config import CONNECT_TIMEOUT_S, FRAME_TIMEOUT_S, HELLO_TIMEOUT_S, WRITE_TIMEOUT_S
-from edgellm.errors import BoardError, LocalProtocolError, RemoteProtocolError
-from edgellm.wire.credentials import Credentials
-from edgellm.wire.listener import listen
-from edgellm.wire.messages import Hello, Refuse
+from edgellm.config import FRAME_TIMEOUT_S, HELLO_TIMEOUT_S, WRITE_TIMEOUT_S
+from edgellm.errors import LocalProtocolError, RemoteProtocolError
+from edgellm.wire.messages import Hello, Message, Refuse
 from edgellm.wire.protocol import Protocol
 from edgellm.wire.tls import Channel
-
-__all__ = ["Peer", "connect", "listen"]
 
 _TURN = 16  # messages that a peer who dialled us gets answered before others have their turn
 
@@ -29,12 +25,12 @@ class Peer(asyncio.Protocol):
     def __init__(
         self,
         protocol: Protocol,
-        on_message: Callable[["Peer", object], None],
+        on_message: Callable[["Peer", Message], None],
         on_lost: Callable[["Peer", str], None],
         channel: Channel | None = None,
     ):
         self.protocol = protocol
-        self.ready: asyncio.Future = asyncio.get_running_loop().create_future()
+        self.ready: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
         self.address = "?"
         self.lost: str | None = None  # why the connection ended
         self.sent_bytes = 0
@@ -44,16 +40,17 @@ class Peer(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._can_write = asyncio.Event()
         self._can_write.set()
-        self._received: deque = deque()
+        self._received: deque[Message] = deque()
         self._holds: set[str] = set()  # why nothing is read just now
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     # asyncio's side
 
-    def connection_made(self, transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         if self.lost is not None:  # given up before it stood
-            self._hang_up()
+            self._hang_up(transport)
             return
         transport.set_write_buffer_limits(high=1 << 20)
         sock = transport.get_extra_info("socket")
@@ -67,8 +64,8 @@ class Peer(asyncio.Protocol):
         self._arm("hello", HELLO_TIMEOUT_S, f"no hello within {HELLO_TIMEOUT_S:g} s")
         self._flush()
 
-    def secured(self, channel: Channel, transport, plain: bytes) -> None:
-        """As `connection_made`, on a `transport` where `channel` has done its handshake and held `plain` besides."""
+    def secured(self, channel: Channel, transport: asyncio.BaseTransport, plain: bytes) -> None:
+        """Take over a `transport` on which `channel` has done its handshake and has received `plain` besides."""
         self._channel = channel
         self.connection_made(transport)
         self._take(plain)
@@ -120,7 +117,7 @@ class Peer(asyncio.Protocol):
         except RemoteProtocolError as e:
             self._end(str(e))
 
-    def connection_lost(self, exc) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._end(self._closed(exc))
 
     def pause_writing(self) -> None:
@@ -140,7 +137,7 @@ class Peer(asyncio.Protocol):
 
     @property
     def congested(self) -> bool:
-        """True while the peer reads more slowly than we write."""
+        """Whether the peer reads more slowly than we write."""
         return not self._can_write.is_set()
 
     @property
@@ -148,8 +145,8 @@ class Peer(asyncio.Protocol):
         """What the peer calls itself, or its address before its hello."""
         return self.protocol.peer.name if self.protocol.peer else self.address
 
-    def send(self, *messages) -> None:
-        """Write messages in one piece; on a connection that is lost, nothing happens (its owner has been told)."""
+    def send(self, *messages: Message) -> None:
+        """Write messages in one piece. On a lost connection nothing happens: its owner has been told."""
         if self.lost is None:
             for message in messages:
                 self.protocol.send(message)
@@ -160,9 +157,11 @@ class Peer(asyncio.Protocol):
         await self._can_write.wait()
 
     def pause_reading(self) -> None:
+        """Read nothing from the peer until `resume_reading`."""
         self._hold("owner")
 
     def resume_reading(self) -> None:
+        """Read again, unless something else holds reading back."""
         self._release("owner")
 
     def refuse(self, reason: str) -> None:
@@ -171,13 +170,15 @@ class Peer(asyncio.Protocol):
         self._end(reason)
 
     def close(self) -> None:
+        """Hang up. `on_lost` is called with "closed by us"."""
         self._end("closed by us")
 
     def _imposture(self) -> str | None:
-        """What is wrong with a hello, seen with the certificate; None if nothing is."""
-        if self._channel is None:
+        """Return how the hello contradicts the certificate; None if it doesn't."""
+        hello = self.protocol.peer
+        if self._channel is None or hello is None:
             return None
-        hello, shown = self.protocol.peer, self._channel.identity
+        shown = self._channel.identity
         if shown is None:
             return "the certificate names neither a manager nor a board"
         role, name = shown
@@ -193,10 +194,10 @@ class Peer(asyncio.Protocol):
         return str(exc) if exc else "closed by the peer"
 
     def _hand_over(self) -> None:
-        """Messages to the owner. One who dialled us gets a few at a time, so that others have their turn, and none
-        while our answers to it lie unread."""
+        """Hand messages to the owner. A peer that dialled us gets a few answered at a time, so that others have their
+        turn, and none while our answers to it lie unread."""
         for _ in range(len(self._received) if self.protocol.dials else _TURN):
-            if self.lost is not None:  # by what the last message led to: those behind it count no more
+            if self.lost is not None:  # by what the last message led to, so those behind it are dropped
                 self._received.clear()
             if not self._received or "write" in self._holds:
                 break
@@ -207,14 +208,14 @@ class Peer(asyncio.Protocol):
         else:
             self._release("turn")
 
-    def _give(self, message) -> None:
+    def _give(self, message: Message) -> None:
         if isinstance(message, Refuse):
             self._end(f"refused: {message.reason}")
         elif not isinstance(message, Hello):
             self._on_message(self, message)
 
     def _hold(self, why: str) -> None:
-        if self.lost is None:
+        if self.lost is None and self._transport is not None:
             self._holds.add(why)
             self._transport.pause_reading()
             self._disarm("frame")
@@ -222,7 +223,7 @@ class Peer(asyncio.Protocol):
     def _release(self, why: str) -> None:
         if why in self._holds:
             self._holds.remove(why)
-            if not self._holds and self.lost is None:
+            if not self._holds and self.lost is None and self._transport is not None:
                 self._transport.resume_reading()
                 self._time_frame()
 
@@ -233,6 +234,8 @@ class Peer(asyncio.Protocol):
             self._disarm("frame")
 
     def _flush(self) -> None:
+        if self._transport is None:
+            return
         data = self.protocol.data_to_send()
         for piece in self._channel.send(data) if self._channel else (data,):
             if piece:
@@ -246,23 +249,24 @@ class Peer(asyncio.Protocol):
         for name in list(self._timers):
             self._disarm(name)
         if self._transport is not None:
-            self._hang_up()
+            self._hang_up(self._transport)
         self._can_write.set()
         if not self.ready.done():
             self.ready.set_exception(RemoteProtocolError(reason))
             self.ready.exception()  # seen: whoever awaits `ready` still gets it
         self._on_lost(self, reason)
 
-    def _hang_up(self) -> None:
-        if not self._transport.is_closing():
-            self._flush()
-            if self.congested:
-                self._transport.abort()
-                return
-            if self._channel is not None:
-                self._channel.close()
-                self._transport.write(self._channel.data_to_send())
-            self._transport.close()
+    def _hang_up(self, transport: asyncio.Transport) -> None:
+        if transport.is_closing():
+            return
+        self._flush()
+        if self.congested:
+            transport.abort()
+            return
+        if self._channel is not None:
+            self._channel.close()
+            transport.write(self._channel.data_to_send())
+        transport.close()
 
     def _arm(self, name: str, seconds: float, reason: str) -> None:
         if name not in self._timers:
@@ -277,54 +281,3 @@ class Peer(asyncio.Protocol):
         self._timers.pop(name, None)
         with contextlib.suppress(LocalProtocolError):
             self.refuse(reason)
-
-
-async def connect(
-    host: str,
-    port: int,
-    me: Hello,
-    on_message,
-    on_lost,
-    *,
-    board: str | None = None,
-    tls: Credentials | None = None,
-    timeout_s: float = CONNECT_TIMEOUT_S,
-) -> Peer:
-    """Dial a board and exchange hellos. Raises BoardError that names the board (or its address) and the reason.
-
-    With `tls`, the board's certificate must name whom its hello does, and thus `board` if that is given.
-    """
-    who = f"board {board} ({host}:{port})" if board else f"{host}:{port}"
-    own = "this manager's" if me.role == "manager" else f"board {me.name}'s"
-    peer = None
-    try:
-        async with asyncio.timeout(timeout_s):
-            _, peer = await asyncio.get_running_loop().create_connection(
-                lambda: Peer(
-                    Protocol(me, dials=True), on_message, on_lost,
-                    Channel(tls.context, server_side=False, own=own) if tls else None,
-                ),
-                host, port,
-            )  # fmt: skip
-            await peer.ready
-        if peer.lost is not None:  # right after its hello
-            raise RemoteProtocolError(peer.lost)
-        if board is not None and peer.name != board:
-            raise RemoteProtocolError(f"calls itself {peer.name}; is the address right?")
-        return peer
-    except TimeoutError:
-        reason = f"no answer within {timeout_s:g} s"
-    except ValueError:  # a host that can't even be looked up
-        reason = "the name is not known"
-    except OSError as e:
-        reason = (e.strerror or str(e)).lower() if not isinstance(e, socket.gaierror) else "the name is not known"
-        reason = "connection refused, is its agent running?" if isinstance(e, ConnectionRefusedError) else reason
-    except RemoteProtocolError as e:
-        reason = str(e)
-    except BaseException:
-        if peer is not None:
-            peer.close()
-        raise
-    if peer is not None:
-        peer.close()
-    raise BoardError(f"{who}: {reason}", board) from None

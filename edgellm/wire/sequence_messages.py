@@ -2,7 +2,7 @@
 
 import struct
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from edgellm.errors import RemoteProtocolError
 from edgellm.limits import MAX_CHOICES, MAX_FRAME_BYTES
@@ -31,7 +31,7 @@ class Open:
     OPTIONS_LIMIT: ClassVar[int] = 64 * KB
     epoch: int
     seq_id: int
-    options: dict
+    options: dict[str, Any]
     ids: tuple[int, ...]
 
     def encode(self) -> bytes:
@@ -178,7 +178,7 @@ class Closed:
     LIMIT: ClassVar[int] = 64 * KB
     epoch: int
     seq_id: int
-    stats: dict
+    stats: dict[str, Any]
 
     def encode(self) -> bytes:
         return _SEQUENCE.pack(self.epoch, self.seq_id) + json_of(self.stats)
@@ -262,7 +262,7 @@ class Trace:
         return b"".join((_TRACE.pack(self.epoch, self.layer, self.count), self.data))
 
     @classmethod
-    def decode(cls, body: bytes):
+    def decode(cls, body: bytes) -> Self:
         epoch, layer, count = unpack("trace", _TRACE, body)
         data = body[_TRACE.size :]
         if count < 1 or not data or len(data) % (4 * count):

@@ -240,7 +240,9 @@ def _count(value: object) -> int | None:
 
 def _number(value: object) -> float | None:
     # The comparison is false for NaN, and never turns a huge integer into a float.
-    return float(value) if type(value) in (int, float) and -1e12 < value < 1e12 else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if -1e12 < value < 1e12 else None
 
 
 def _seconds(value: object) -> float | None:

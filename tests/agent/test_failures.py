@@ -11,7 +11,8 @@ from edgellm.manager.board import BoardClient
 from edgellm.manager.client import ClusterClient
 from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
-from edgellm.wire.peer import Peer, connect
+from edgellm.wire.dial import connect
+from edgellm.wire.peer import Peer
 from tests.fakes import HIDDEN, Boards, ask, assign, connect_all, generate, make_plan, run
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]

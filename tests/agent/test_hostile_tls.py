@@ -13,7 +13,7 @@ from edgellm.errors import BoardError
 from edgellm.manager.client import ClusterClient
 from edgellm.wire import messages as m
 from edgellm.wire.credentials import client_credentials
-from edgellm.wire.peer import connect
+from edgellm.wire.dial import connect
 from edgellm.wire.tls import Channel
 from tests.agent.hostile import BEFORE, DEADLINE_S, PROMPT, growing_less_than, mid_answer, until
 from tests.certificates import make_cluster

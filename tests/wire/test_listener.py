@@ -13,7 +13,9 @@ import pytest
 from edgellm.errors import BoardError
 from edgellm.wire import messages as m
 from edgellm.wire.credentials import Credentials, client_credentials, server_credentials
-from edgellm.wire.peer import Peer, connect, listen
+from edgellm.wire.dial import connect
+from edgellm.wire.listener import listen
+from edgellm.wire.peer import Peer
 from edgellm.wire.protocol import Protocol
 from edgellm.wire.tls import Channel
 from tests.certificates import make_cluster

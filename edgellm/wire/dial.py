@@ -1,0 +1,64 @@
+"""Where connections go out: a board is dialled, greeted, and checked to be the one that was meant."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from edgellm.config import CONNECT_TIMEOUT_S
+from edgellm.errors import BoardError, RemoteProtocolError
+from edgellm.wire.credentials import Credentials
+from edgellm.wire.messages import Hello, Message
+from edgellm.wire.peer import Peer
+from edgellm.wire.protocol import Protocol
+from edgellm.wire.tls import Channel
+
+
+async def connect(
+    host: str,
+    port: int,
+    me: Hello,
+    on_message: Callable[[Peer, Message], None],
+    on_lost: Callable[[Peer, str], None],
+    *,
+    board: str | None = None,
+    tls: Credentials | None = None,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+) -> Peer:
+    """Dial a board and exchange hellos. Raises BoardError that names the board (or its address) and the reason.
+
+    With `tls`, the board's certificate must name the sender of its hello, and so `board` if that is given.
+    """
+    who = f"board {board} ({host}:{port})" if board else f"{host}:{port}"
+    own = "this manager's" if me.role == "manager" else f"board {me.name}'s"
+    peer = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, peer = await asyncio.get_running_loop().create_connection(
+                lambda: Peer(
+                    Protocol(me, dials=True), on_message, on_lost,
+                    Channel(tls.context, server_side=False, own=own) if tls else None,
+                ),
+                host, port,
+            )  # fmt: skip
+            await peer.ready
+        if peer.lost is not None:  # right after its hello
+            raise RemoteProtocolError(peer.lost)
+        if board is not None and peer.name != board:
+            raise RemoteProtocolError(f"calls itself {peer.name}; is the address right?")
+        return peer
+    except TimeoutError:
+        reason = f"no answer within {timeout_s:g} s"
+    except ValueError:  # a host that can't even be looked up
+        reason = "the name is not known"
+    except OSError as e:
+        reason = (e.strerror or str(e)).lower() if not isinstance(e, socket.gaierror) else "the name is not known"
+        reason = "connection refused, is its agent running?" if isinstance(e, ConnectionRefusedError) else reason
+    except RemoteProtocolError as e:
+        reason = str(e)
+    except BaseException:
+        if peer is not None:
+            peer.close()
+        raise
+    if peer is not None:
+        peer.close()
+    raise BoardError(f"{who}: {reason}", board) from None
