@@ -1,7 +1,6 @@
 """What a person sees besides the answer: notes and progress, on stderr."""
 
 import sys
-import time
 
 
 def note(text: str) -> None:
@@ -18,7 +17,6 @@ class Progress:
     def __init__(self):
         self._bar = self._task = None
         self._what = ""
-        self._began_s = time.monotonic()
 
     def __enter__(self) -> "Progress":
         return self

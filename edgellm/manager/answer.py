@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edgellm.errors import BoardError, ClusterError, UsageError
 from edgellm.manager.session import Session
@@ -27,7 +28,7 @@ class Question:
     stop: tuple[str, ...] = ()
     speculate: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise UsageError("the prompt is empty. Ask something: edgellm ask \"Why is the sky blue?\"")
         if self.max_tokens < 1:
@@ -50,7 +51,7 @@ class Answer:
     accepted_tokens: int = 0  # of the drafts
     first_token_s: float | None = None
     total_s: float = 0.0
-    stages: list[dict] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
@@ -64,7 +65,7 @@ class Answer:
             return None
         return (len(self.tokens) - 1) / (self.total_s - self.first_token_s)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "text": self.text,
             "tokens": self.tokens,
@@ -173,7 +174,7 @@ class Asker:
             answer.stages = [_stage(section, t, answer.accepted_tokens) for section, t in told]
 
 
-def _stage(section: Section, stats: SequenceStats, accepted: int) -> dict:
+def _stage(section: Section, stats: SequenceStats, accepted: int) -> dict[str, Any]:
     steps = stats.decode_steps
     steps += accepted if steps else 0  # each of which is a token
     return {
@@ -187,7 +188,7 @@ def _stage(section: Section, stats: SequenceStats, accepted: int) -> dict:
     }
 
 
-def run_to_answer(coroutine, answer: Answer) -> None:
+def run_to_answer(coroutine: Coroutine[Any, Any, None], answer: Answer) -> None:
     """Run `coroutine`; Ctrl-C cancels it, waits until the boards were told, and leaves `answer` as it is by then."""
     try:
         asyncio.run(coroutine)

@@ -1,6 +1,7 @@
 """A connection to one board: every wait ends with an answer, or with an error that names the board."""
 
 import asyncio
+from typing import Any, TypeVar
 
 from edgellm.config import CONNECT_TIMEOUT_S, PING_EVERY_S, PONG_TIMEOUT_S, STEP_TIMEOUT_S
 from edgellm.errors import BoardError
@@ -11,29 +12,36 @@ from edgellm.wire.peer import Peer
 from edgellm.wire.status import BoardStatus
 
 ANSWER_TIMEOUT_S = 30.0
+_Answer = TypeVar("_Answer", bound=m.Message)
+_T = TypeVar("_T")
+
+Events = asyncio.Queue[tuple["BoardClient", m.Message]]  # messages of one sequence, and who sent each
 
 
 class BoardClient:
-    """A board of this name at HOST:PORT, spoken to over `tls` if there is one."""
+    """The connection to a board of this name at HOST:PORT, over TLS if there are credentials.
+
+    `lost` is done, with the error to raise, once the connection has ended or the board has stopped answering.
+    """
 
     def __init__(self, name: str, host: str, port: int, tls: Credentials | None = None):
         self.name, self.host, self.port = name, host, port
         self._tls = tls
         self.peer: Peer | None = None
-        self.lost = asyncio.get_running_loop().create_future()
-        self._answers: dict[type, asyncio.Queue] = {}
-        self._sequences: dict[int, asyncio.Queue] = {}
-        self._watcher: asyncio.Task | None = None
+        self.lost: asyncio.Future[BoardError] = asyncio.get_running_loop().create_future()
+        self._answers: dict[type[m.Message], asyncio.Queue[m.Message]] = {}
+        self._sequences: dict[int, Events] = {}
+        self._watcher: asyncio.Task[None] | None = None
         self._idle_since_s: float | None = None
 
     @property
     def idle_s(self) -> float:
-        """For how long the board has had nothing to compute, as far as its pongs tell."""
+        """Seconds for which the board has had nothing to compute, as far as its pongs tell."""
         return 0.0 if self._idle_since_s is None else asyncio.get_running_loop().time() - self._idle_since_s
 
     async def connect(self, timeout_s: float = CONNECT_TIMEOUT_S) -> "BoardClient":
-        """Dial and greet, and keep watch from then on: a board that stops answering pings is lost. Raises BoardError
-        if it can't be reached."""
+        """Dial and greet, and watch from then on: a board that stops answering pings is lost. Raises BoardError if it
+        can't be reached."""
         me = m.Hello("manager", "edgellm")
         self.peer = await connect(
             self.host, self.port, me, self._message, self._lost, board=self.name, tls=self._tls, timeout_s=timeout_s
@@ -41,23 +49,31 @@ class BoardClient:
         self._watcher = asyncio.create_task(self._watch())
         return self
 
-    def send(self, message) -> None:
-        self.peer.send(message)
+    def send(self, message: m.Message) -> None:
+        """Write a message; nothing happens on a connection that is lost."""
+        if self.peer is not None:
+            self.peer.send(message)
 
-    async def ask(self, message, answer: type, timeout_s: float = ANSWER_TIMEOUT_S):
-        """Send (unless `message` is None), and wait for the next message of type `answer`."""
+    async def ask(
+        self, message: m.Message | None, answer: type[_Answer], timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> _Answer:
+        """Send (unless `message` is None) and return the next message of type `answer`. Raises BoardError if the board
+        is lost or `timeout_s` passes first."""
         queue = self._answers.setdefault(answer, asyncio.Queue())
         if message is not None:
-            while not queue.empty():  # answers that came too late for whoever asked
+            while not queue.empty():  # answers that came after their question was given up
                 queue.get_nowait()
             self.send(message)
-        return await self.receive(queue, timeout_s, f"no {answer.__name__.lower()}")
+        message = await self.receive(queue, timeout_s, f"no {answer.__name__.lower()}")
+        assert isinstance(message, answer)
+        return message
 
-    async def receive(self, queue: asyncio.Queue, timeout_s: float | None, missing: str):
-        """The next item of `queue`; raises BoardError if the board is lost or `timeout_s` passes before."""
+    async def receive(self, queue: asyncio.Queue[_T], timeout_s: float, missing: str) -> _T:
+        """Return the next item of `queue`. Raises BoardError if the board is lost or `timeout_s` passes first."""
         getter = asyncio.ensure_future(queue.get())
         try:
-            await asyncio.wait({getter, self.lost}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            waited: set[asyncio.Future[Any]] = {getter, self.lost}
+            await asyncio.wait(waited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if getter.done():
                 return getter.result()
             if self.lost.done():
@@ -70,25 +86,28 @@ class BoardClient:
         """Return what the board says of itself."""
         return BoardStatus.from_dict(self.name, (await self.ask(m.AskStatus(), m.Status, timeout_s)).content)
 
-    def subscribe(self, seq_id: int, queue: asyncio.Queue) -> None:
-        """Messages of this sequence go to `queue`, as (board client, message)."""
+    def subscribe(self, seq_id: int, queue: Events) -> None:
+        """Put messages of this sequence into `queue` from now on."""
         self._sequences[seq_id] = queue
 
     def unsubscribe(self, seq_id: int) -> None:
+        """Ignore messages of this sequence from now on."""
         self._sequences.pop(seq_id, None)
 
     def error(self, reason: str) -> BoardError:
+        """Return an error that names the board and its address."""
         return BoardError(f"board {self.name} ({self.host}:{self.port}): {reason}", self.name)
 
     def close(self) -> None:
+        """Hang up."""
         if self._watcher is not None:
             self._watcher.cancel()
         if self.peer is not None:
             self.peer.close()
 
-    def _message(self, peer: Peer, message) -> None:
-        seq_id = getattr(message, "seq_id", None)
-        if seq_id in self._sequences:
+    def _message(self, peer: Peer, message: m.Message) -> None:
+        seq_id: int | None = getattr(message, "seq_id", None)
+        if seq_id is not None and seq_id in self._sequences:
             self._sequences[seq_id].put_nowait((self, message))
         elif type(message) in self._answers:
             self._answers[type(message)].put_nowait(message)
@@ -101,7 +120,7 @@ class BoardClient:
             self.lost.set_result(self.error(reason))
 
     async def _watch(self) -> None:
-        """Ping; give up on a board that answers none, or that is asked to compute and finishes no step."""
+        """Ping. Give up on a board that answers no ping, or that has work and finishes no step."""
         pongs = self._answers.setdefault(m.Pong, asyncio.Queue())
         clock = asyncio.get_running_loop().time
         number, steps, progress_s = 0, -1, clock()
@@ -111,6 +130,7 @@ class BoardClient:
             try:
                 async with asyncio.timeout(PONG_TIMEOUT_S):
                     pong = await pongs.get()
+                assert isinstance(pong, m.Pong)
             except TimeoutError:
                 self._give_up(f"does not answer for {PONG_TIMEOUT_S:g} s")
                 return

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgellm.config import PING_EVERY_S, PONG_TIMEOUT_S, STALL_TIMEOUT_S
 from edgellm.errors import AnswerError, BoardError, BusyError
-from edgellm.manager.board import ANSWER_TIMEOUT_S, BoardClient
+from edgellm.manager.board import ANSWER_TIMEOUT_S, BoardClient, Events
 from edgellm.manager.connections import Connections
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
@@ -50,7 +51,7 @@ class ClusterClient:
     async def generate(
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...], logits: bool = False,
         stats: dict[str, SequenceStats] | None = None, speculate: bool = True, reuse: bool = True,
-    ) -> AsyncIterator[Chosen]:  # fmt: skip
+    ) -> AsyncGenerator[Chosen, None]:  # fmt: skip
         """Stream the answer to the prompt `ids`, token by token; the last one has a finish reason.
 
         With `speculate`, boards that can draft what comes next and verify it, which changes nothing but the time; with
@@ -61,24 +62,30 @@ class ClusterClient:
         this, BoardError when one is lost, hangs, or went on to another plan: always naming it.
         """
         seq_id = secrets.randbits(64)
-        events: asyncio.Queue = asyncio.Queue()
+        events: Events = asyncio.Queue()
         clock = asyncio.get_running_loop().time
         for board in self.boards:
             board.subscribe(seq_id, events)
-        options = {
-            "plan": self.plan.digest, "sampling": sampling.to_dict(), "max_tokens": max_tokens, "eos": list(eos),
-            "logits": logits, "reuse": len(ids) if reuse else 0, "speculate": speculate,
-        }  # fmt: skip
+        reusable = len(ids) if reuse else 0
+
+        def opening() -> m.Open:
+            options = {
+                "plan": self.plan.digest, "sampling": sampling.to_dict(), "max_tokens": max_tokens, "eos": list(eos),
+                "logits": logits, "reuse": reusable, "speculate": speculate,
+            }  # fmt: skip
+            return m.Open(self.plan.epoch, seq_id, options, tuple(ids))
+
         try:
             # The first board starts when it is opened: the others first. It begins behind what all of them hold.
             for board in self.boards[1:]:
-                board.send(m.Open(self.plan.epoch, seq_id, options, tuple(ids)))
+                board.send(opening())
             for _ in self.boards[1:]:
                 opened = _opened(*await self._event(events, ANSWER_TIMEOUT_S))
-                options["reuse"] = min(options["reuse"], opened.reused)
-                options["speculate"] = options["speculate"] and opened.batches
-            self.boards[0].send(m.Open(self.plan.epoch, seq_id, options, tuple(ids)))
-            expected, held = len(ids), {}
+                reusable = min(reusable, opened.reused)
+                speculate = speculate and opened.batches
+            self.boards[0].send(opening())
+            expected = len(ids)
+            held: dict[int, bytes] = {}
             while True:
                 board, message = await self._event(events, None)
                 match message:
@@ -97,17 +104,18 @@ class ClusterClient:
         finally:
             await self._close_sequence(seq_id, events, stats)
 
-    async def _event(self, events: asyncio.Queue, timeout_s: float | None):
-        """The next message of a sequence from any board; raises the BoardError of the first board that is lost.
+    async def _event(self, events: Events, timeout_s: float | None) -> tuple[BoardClient, m.Message]:
+        """Return the next message of a sequence from any board. Raises the BoardError of the first board that is lost.
 
         Without `timeout_s` the boards may compute for as long as they make progress, but not idle.
         """
         getter = asyncio.ensure_future(events.get())
         losses = {b.lost for b in self.boards}
+        waited: set[asyncio.Future[Any]] = {getter, *losses}
         try:
             wait_s = PING_EVERY_S if timeout_s is None else timeout_s
             while True:
-                await asyncio.wait({getter, *losses}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waited, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
                 if timeout_s is not None or getter.done() or any(lost.done() for lost in losses):
                     break
                 if all(board.idle_s > STALL_TIMEOUT_S for board in self.boards):
@@ -122,12 +130,12 @@ class ClusterClient:
                     raise board.lost.result()
             if getter.done():
                 return getter.result()
-            raise BoardError(f"no board answered within {timeout_s:g} s")
+            raise BoardError(f"no board answered within {wait_s:g} s")
         finally:
             getter.cancel()
 
     async def _close_sequence(
-        self, seq_id: int, events: asyncio.Queue, stats: dict[str, SequenceStats] | None
+        self, seq_id: int, events: Events, stats: dict[str, SequenceStats] | None
     ) -> None:
         waiting = [b for b in self.boards if not b.lost.done()]
         for board in waiting:
@@ -146,12 +154,12 @@ class ClusterClient:
             board.unsubscribe(seq_id)
 
 
-def _is_link_failure(message) -> bool:
+def _is_link_failure(message: m.Message) -> bool:
     return isinstance(message, m.Failed) and m.FAILURES[message.code] == "link"
 
 
-def _opened(board: BoardClient, message) -> m.Opened:
-    """The message; raises what a `failed` means, and BoardError for any other."""
+def _opened(board: BoardClient, message: m.Message) -> m.Opened:
+    """Return the message. Raises what a Failed means, and BoardError for any other."""
     if isinstance(message, m.Failed):
         if m.FAILURES[message.code] == "busy":
             raise BusyError(f"board {board.name} is busy: {message.reason}", board.name)

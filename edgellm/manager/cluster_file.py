@@ -11,6 +11,7 @@ import reprlib
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from edgellm.errors import ClusterError, PlanError
 from edgellm.files import write_atomically
@@ -37,7 +38,7 @@ class SshAccess:
     port: int | None = None
     key: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not is_host(self.host):
             raise ClusterError(f"ssh: {reprlib.repr(self.host)} is no host name or IP address")
         for name in ("user", "key"):
@@ -59,7 +60,7 @@ class Board:
     port: int
     ssh: SshAccess | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and BOARD_NAME.match(self.name)):
             raise ClusterError(f"boards: {reprlib.repr(self.name)} is no board name")
         if not is_host(self.host):
@@ -79,7 +80,7 @@ class ClusterFile:
     tls: str | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.model != self.plan.model:
             raise ClusterError(f"model is {reprlib.repr(self.model)}, the plan's is {self.plan.model!r}")
         for name in ("model_dir", "tls"):
@@ -166,8 +167,8 @@ class ClusterFile:
         path = Path(path)
         folder = path.absolute().parent
         content = {**self.to_dict(), "model_dir": _stored(self.model_dir_path(path), folder)}
-        if self.tls is not None:
-            content["tls"] = _stored(self.tls_path(path), folder)
+        if (tls := self.tls_path(path)) is not None:
+            content["tls"] = _stored(tls, folder)
         try:
             write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
         except OSError as e:
@@ -184,7 +185,8 @@ class ClusterFile:
         self.write(path)
         return True
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object that the file holds."""
         return {
             "format": FORMAT,
             "model": self.model,
@@ -196,7 +198,7 @@ class ClusterFile:
         }
 
     @classmethod
-    def from_dict(cls, content) -> "ClusterFile":
+    def from_dict(cls, content: object) -> "ClusterFile":
         """Parse; raises ClusterError or PlanError naming the field."""
         if not isinstance(content, dict):
             raise ClusterError("it is no JSON object")
@@ -254,7 +256,7 @@ def _stored(model_dir: Path, folder: Path) -> str:
     return str(model_dir)
 
 
-def _check_keys(content: dict, expected: set[str], what: str) -> None:
+def _check_keys(content: dict[str, Any], expected: set[str], what: str) -> None:
     if missing := sorted(expected - content.keys()):
         raise ClusterError(f"{what} lacks {', '.join(missing)}")
     if extra := sorted(content.keys() - expected):

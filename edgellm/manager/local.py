@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +50,13 @@ class LocalAgents:
     ):  # fmt: skip
         self._model_dir, self._count, self._log_dir = model_dir, count, log_dir
         self._record, self._ram_bytes, self._prefix, self._path = record, ram_bytes, prefix, path
-        self._processes: list[subprocess.Popen] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self.agents: list[LocalAgent] = []
 
     def __enter__(self) -> "LocalAgents":
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
     def start(self) -> dict[str, tuple[str, int]]:
@@ -120,13 +120,15 @@ class LocalAgents:
     def leave_running(self) -> list[LocalAgent]:
         """Let them live on without us."""
         for process in self._processes:
-            process.stdout.close()
+            if process.stdout is not None:
+                process.stdout.close()
             process.returncode = 0  # not ours to wait for any more
         self._processes.clear()
         return self.agents
 
-    def _wait(self, i: int, process: subprocess.Popen) -> LocalAgent:
+    def _wait(self, i: int, process: subprocess.Popen[bytes]) -> LocalAgent:
         name, deadline = f"local{i + 1}", time.monotonic() + _START_TIMEOUT_S
+        assert process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             ready = selector.select(max(0.0, deadline - time.monotonic()))
@@ -166,13 +168,13 @@ async def form_cluster(
 
 
 @contextlib.contextmanager
-def _ctrl_c_waits():
+def _ctrl_c_waits() -> Iterator[None]:
     """Ctrl-C takes effect at the end of the block: no process is started and then forgotten."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
-    caught = []
+    caught: list[bool] = []
     signal.signal(signal.SIGINT, lambda *_: caught.append(True))
     try:
         yield
@@ -182,10 +184,10 @@ def _ctrl_c_waits():
         raise KeyboardInterrupt
 
 
-def _started_s(process: subprocess.Popen) -> float:
+def _started_s(process: subprocess.Popen[bytes]) -> float:
     """When the process started; 0 if it has ended already."""
     try:
-        return psutil.Process(process.pid).create_time()
+        return float(psutil.Process(process.pid).create_time())
     except psutil.Error:
         return 0.0
 

@@ -1,7 +1,7 @@
 """An answer that outlives its boards: the plan is followed or made anew, and what was said so far is replayed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -14,6 +14,8 @@ from edgellm.manager.take import LOAD_TIMEOUT_S
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
+from edgellm.wire.addresses import Address
+from edgellm.wire.credentials import Credentials
 from edgellm.wire.status import SequenceStats
 
 _RETRY_S = (0.1, 0.2, 0.5, 1.0)  # between surveys; the last one again and again
@@ -28,9 +30,9 @@ class Session:
     """
 
     def __init__(
-        self, manifest: Manifest, plan: Plan, addresses: dict[str, tuple[str, int]], *, tls=None,
+        self, manifest: Manifest, plan: Plan, addresses: Mapping[str, Address], *, tls: Credentials | None = None,
         patience_s: float = PATIENCE_S, tell: Callable[[str], None] = lambda text: None,
-        adopted: Callable[[Plan, dict], None] = lambda plan, addresses: None,
+        adopted: Callable[[Plan, dict[str, Address]], None] = lambda plan, addresses: None,
     ):  # fmt: skip
         self.plan = plan
         self._fleet = Fleet(manifest, addresses, tls)
@@ -40,13 +42,13 @@ class Session:
     async def __aenter__(self) -> "Session":
         return self
 
-    async def __aexit__(self, *exc) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         self._fleet.close()
 
     async def generate(
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...],
         stats: dict[str, SequenceStats] | None = None, speculate: bool = True,
-    ) -> AsyncIterator[Chosen]:  # fmt: skip
+    ) -> AsyncGenerator[Chosen, None]:  # fmt: skip
         """As `ClusterClient.generate`, but a board that is lost, hangs, restarts or gets another section costs
         only time.
 
@@ -55,7 +57,8 @@ class Session:
         """
         done: list[int] = []
         clock = asyncio.get_running_loop().time
-        stuck_s, attempt = None, 0
+        attempt = 0
+        stuck_s: float | None = None
         while True:
             replayed = bool(done)
             try:
@@ -82,8 +85,8 @@ class Session:
                     raise
                 self._say(e)
             finally:
-                if replayed:  # what is held was computed for this very answer, or nobody knows
-                    for board, told in (stats or {}).items():
+                if replayed and stats:  # what is held was computed for this very answer, or nobody knows
+                    for board, told in stats.items():
                         stats[board] = replace(told, reused_tokens=0)
             await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
             attempt += 1
@@ -97,7 +100,7 @@ class Session:
         outcome = await self._settle(grow)
         if outcome.plan != self.plan:
             self.plan = outcome.plan
-            self._adopted(outcome.plan, {b: fleet.addresses[b] for b in fleet.addresses})
+            self._adopted(outcome.plan, dict(fleet.addresses))
         return ClusterClient(outcome.plan, fleet.clients(outcome.plan.boards))
 
     async def _settle(self, grow: bool) -> Outcome:
@@ -108,7 +111,7 @@ class Session:
             return await settle(fleet, None, self.plan, grow=grow and bool(spare), tell=self._tell)
         except EdgellmError as e:
             if standing is None:
-                missing = [text for text in fleet.missing.values()]
+                missing = list(fleet.missing.values())
                 if isinstance(e, PlanError) and missing:
                     raise PlanError(f"{'; '.join(missing)}. Without: {e}") from None
                 raise

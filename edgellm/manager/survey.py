@@ -63,9 +63,9 @@ class Report:
 def standing_plan(reports: Mapping[str, Report]) -> Plan | None:
     """The newest plan that every board of it holds; None if there is none. Two plans of one epoch aren't mixed up."""
     plans = {r.plan.digest: r.plan for r in reports.values() if r.plan is not None}
+    held = {board: r.plan.digest for board, r in reports.items() if r.plan is not None}
     for plan in sorted(plans.values(), key=_age, reverse=True):
-        if all(b in reports and reports[b].plan is not None and reports[b].plan.digest == plan.digest
-               for b in plan.boards):  # fmt: skip
+        if all(held.get(board) == plan.digest for board in plan.boards):
             return plan
     return None
 

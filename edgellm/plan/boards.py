@@ -1,7 +1,7 @@
 """Boards typed on a command line: "pi1=3.1GB", or "pi1=3.1GB@25ms" with the measured time of a layer."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
 from edgellm.errors import PlanError, UsageError
@@ -15,7 +15,7 @@ GUESSED_HOP_S = 0.0005
 
 _BOARD = re.compile(r"(?P<name>[^=@]*)=(?P<size>[^=@]*)(?:@(?P<time>[^=@]*))?\Z")
 _QUANTITY = re.compile(r"(?P<number>[0-9]{1,16}(?:\.[0-9]{1,9})?)\s*(?P<unit>[A-Za-z]+)\Z")
-_SIZES = {"gb": 10**9, "gib": 2**30, "mb": 10**6, "mib": 2**20, "b": 1}
+_SIZES = {"gb": Decimal(10**9), "gib": Decimal(2**30), "mb": Decimal(10**6), "mib": Decimal(2**20), "b": Decimal(1)}
 _TIMES = {"s": Decimal(1), "ms": Decimal("0.001"), "us": Decimal("0.000001")}
 
 
@@ -58,10 +58,10 @@ def parse_size(text: str, what: str) -> int:
     return int(_quantity(text, _SIZES, what, "GB, GiB, MB or MiB, like 3.1GB"))
 
 
-def _quantity(text: str, units: dict, what: str, expected: str) -> Decimal:
+def _quantity(text: str, units: Mapping[str, Decimal], what: str, expected: str) -> Decimal:
     match = _QUANTITY.match(text.strip())
     unit = units.get(match["unit"].lower()) if match else None
-    if unit is None:
+    if match is None or unit is None:
         raise UsageError(f"{what} is {text.strip()[:40]!r}, expected a number with {expected}")
     if not (value := Decimal(match["number"]) * unit):
         raise UsageError(f"{what} is {text.strip()[:40]!r}, expected more than 0")

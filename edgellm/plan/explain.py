@@ -1,6 +1,7 @@
 """A plan explained: who gets what, how fast it should be, who isn't used and why, what would not fit; and a move."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from edgellm.errors import PlanError
 from edgellm.plan.fleet import Kind
@@ -14,14 +15,14 @@ from edgellm.shards.manifest import Manifest
 _MOST_SLOTS = 1024
 
 
-def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -> dict:
+def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -> dict[str, Any]:
     """The plan in numbers, for --json: bytes in `_bytes`, seconds in `_s`. PlanError if a capacity is missing."""
     check_request(manifest, capacities, plan.settings)
     by_name = {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities), strict=True)}
     if missing := [b for b in plan.boards if b not in by_name]:
         raise PlanError(f"the plan uses board {missing[0]}, whose capacity isn't given. Add it.")
     needs = Needs(manifest, plan.settings)
-    sections = []
+    sections: list[dict[str, Any]] = []
     for stage, section in enumerate(plan.sections):
         capacity, kind = by_name[section.board]
         need = needs.of(section.start, section.end)
@@ -57,7 +58,7 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         "slowest_board": slowest["board"],
         "slowest_stage_s": slowest["stage_s"],
         "pipelined_tokens_per_s": _rate(slowest["stage_s"]),
-        "unused": [{"board": c.board, "why": _why_unused(plan, needs, by_name, c, slowest)} for c in unused],
+        "unused": [{"board": c.board, "why": _why_unused(plan, needs, by_name, c, slowest["stage_s"])} for c in unused],
         "would_not_fit": _would_not_fit(plan, manifest, capacities, needs),
     }
 
@@ -85,7 +86,9 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
     return "\n".join(lines)
 
 
-def explain_move_dict(move: Move, manifest: Manifest, capacities: Sequence[Capacity], current: Plan | None) -> dict:
+def explain_move_dict(
+    move: Move, manifest: Manifest, capacities: Sequence[Capacity], current: Plan | None
+) -> dict[str, Any]:
     """A move in numbers, for --json; what isn't known of the current plan is None. The arguments are next_plan's."""
     by_name = {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities), strict=True)}
     file_bytes = {s.name: s.bytes for s in manifest.shards}
@@ -157,11 +160,11 @@ def explain_move(move: Move, manifest: Manifest, capacities: Sequence[Capacity],
     )
 
 
-def _start_end(section: Section | None) -> dict | None:
+def _start_end(section: Section | None) -> dict[str, int] | None:
     return None if section is None else {"start": section.start, "end": section.end}
 
 
-def _layers(section: dict | None) -> str:
+def _layers(section: dict[str, int] | None) -> str:
     return "-" if section is None else f"{section['start']}-{section['end']} ({section['end'] - section['start']})"
 
 
@@ -170,7 +173,9 @@ def _speeds(before: float | None, after: float, changed: bool) -> str:
     return now if before is None or not changed else f"{before:.1f} tokens/s now, {now} next"
 
 
-def _why_unused(plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kind]], unused: Capacity, slowest) -> str:
+def _why_unused(
+    plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kind]], unused: Capacity, slowest_s: float
+) -> str:
     name, kind = unused.board, by_name[unused.board][1]
     smallest = min(needs.total(i, i + 1) for i in range(needs.num_layers))
     if kind.usable_bytes < smallest:
@@ -187,9 +192,9 @@ def _why_unused(plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kin
         if one_layer > max(_stage_times(plan, by_name)):
             return (
                 f"one layer and a hop take {ms(one_layer / 1e9)} there, more than the slowest stage's "
-                f"{ms(slowest['stage_s'])}"
+                f"{ms(slowest_s)}"
             )
-        return f"adding {name} wouldn't make the slowest stage faster than {ms(slowest['stage_s'])}" + (
+        return f"adding {name} wouldn't make the slowest stage faster than {ms(slowest_s)}" + (
             f" and would slow a token from {ms(now_ns / 1e9)} to {ms(after / 1e9)}"
             if after is not None and after > now_ns
             else ""
@@ -233,7 +238,7 @@ def _rate(seconds: float) -> float:
     return 1 / seconds if seconds else 0.0
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])

@@ -24,6 +24,7 @@ MAX_STEPS = 50_000
 
 _RATES = 16  # tried at most; mostly 3 to 6 are
 _Step = tuple[int, int]  # kind, end
+_Trail = tuple["_Trail | None", _Step]  # what led here, and the last step
 _BYTE = 1 << 96  # bytes count above all time: 4096 stages of an hour a layer are less
 
 
@@ -58,9 +59,9 @@ class Fewest:
 
     def cost(self, cuts: Sequence[Cut]) -> Cost:
         """What a plan costs."""
-        times = [self._boards[c.index].stage_ns(c.end - c.start, c.end == self._n, len(cuts) == 1) for c in cuts]
+        times = [self._boards[c.board].stage_ns(c.end - c.start, c.end == self._n, len(cuts) == 1) for c in cuts]
         figure = max(times) if self._objective == "throughput" else sum(times)
-        return Cost(sum(self._loads[c.index].of(c.start, c.end) for c in cuts), figure, sum(times), len(cuts))
+        return Cost(sum(self._loads[c.board].of(c.start, c.end) for c in cuts), figure, sum(times), len(cuts))
 
     def cuts(self, limit_ns: int, best_ns: int = 0) -> list[Cut] | None:
         """The plan of the least cost whose figure is at most `limit_ns`, as evenly cut as that allows; None if it finds
@@ -108,7 +109,9 @@ class Fewest:
         if self._objective == "throughput" or fewest.time <= limit:
             return self._named(fewest.steps)
         fastest = self._least(reaches, [_mixed(price, 0, 1) for price in self._prices])
-        return self._named(self._bounded(reaches, fewest, fastest, limit)) if fastest.time <= limit else None
+        if fastest is None or fastest.time > limit:
+            return None
+        return self._named(self._bounded(reaches, fewest, fastest, limit))
 
     def _bounded(
         self, reaches: Sequence[Sequence[int]], fewest: "_Path", fastest: "_Path", limit: int
@@ -118,10 +121,12 @@ class Fewest:
         Bytes and time in one price bound both. The bound is tightest at the rate of exchange at which the cheapest path
         over the limit and the one within it cost the same; of these the latter is also what to beat.
         """
-        over, within = fewest, fastest
+        over, within, tightest = fewest, fastest, fastest
         for _ in range(_RATES):
             byte, time = over.time - within.time, within.load_bytes - over.load_bytes
             mixed = self._least(reaches, [_mixed(price, byte, time) for price in self._prices])
+            assert mixed is not None, "there is a path at any prices, or at none"
+            tightest = mixed
             if mixed.table_cost >= over.load_bytes * byte + over.time * time:
                 break
             over, within = (over, mixed) if mixed.time <= limit else (mixed, within)
@@ -132,12 +137,12 @@ class Fewest:
             time_at_least = time_so_far + fastest.table[state][start]
             if fewest.table[state][start] >= INFINITE or time_at_least > limit:
                 return INFINITE
-            bytes_at_least = bytes_so_far - ((limit - time_so_far) * time - mixed.table[state][start]) // byte
+            bytes_at_least = bytes_so_far - ((limit - time_so_far) * time - tightest.table[state][start]) // byte
             return max(cost + fewest.table[state][start], bytes_at_least * _BYTE + time_at_least)
 
         best, n, order = within.load_bytes * _BYTE + within.time, self._n, count()
         # (cost in the end at least, -start, order, state, cost so far, (what led here, step))
-        heap = [
+        heap: list[tuple[int, int, int, int, int, _Trail | None]] = [
             (at_least, 0, next(order), s, 0, None)
             for s in range(len(self._choices))
             if (at_least := least(s, 0, 0)) < best
@@ -150,7 +155,7 @@ class Fewest:
             _, start, _, state, cost, path = heapq.heappop(heap)
             start = -start
             if start == n:
-                steps = []
+                steps: list[_Step] = []
                 while path is not None:
                     path, step = path
                     steps.append(step)
@@ -175,7 +180,8 @@ class Fewest:
         state, start = min(range(len(table)), key=lambda state: table[state][0]), 0
         if table[state][0] >= INFINITE:
             return None
-        steps, cost, path_cost = [], 0, table[state][0]
+        steps: list[_Step] = []
+        cost, path_cost = 0, table[state][0]
         while start < self._n:
             here = table[state][start]
             k, before, end = next(
@@ -213,19 +219,19 @@ class Fewest:
 
     def _pairs(self, a: Cut, b: Cut) -> Iterator[tuple[Cut, Cut]]:
         """Every other way for two neighbours to share their layers."""
-        first, second = (self._reaches[c.index] for c in (a, b))
+        first, second = (self._reaches[c.board] for c in (a, b))
         for cut in range(a.start + 1, min(first[a.start], b.end - 1) + 1):
             if second[cut] >= b.end and cut != a.end:
-                yield Cut(a.index, a.start, cut), Cut(b.index, cut, b.end)
+                yield Cut(a.board, a.start, cut), Cut(b.board, cut, b.end)
 
     def _squares(self, cuts: Sequence[Cut]) -> int:
-        return sum(self._boards[c.index].stage_ns(c.end - c.start, c.end == self._n) ** 2 for c in cuts)
+        return sum(self._boards[c.board].stage_ns(c.end - c.start, c.end == self._n) ** 2 for c in cuts)
 
 
 def load_price(manifest: Manifest, holds: tuple[int, int] | None) -> Price:
     """Bytes that a board which holds a section has to load for another."""
     start, end = holds or (0, 0)
-    layers = [0 if start <= s.layer < end else s.bytes for s in manifest.shards[1:-1]]
+    layers = [0 if start <= i < end else s.bytes for i, s in enumerate(manifest.shards[1:-1])]
     embedding = 0 if holds and start == 0 else manifest.embedding.bytes
     head = 0 if holds and end == manifest.num_layers else manifest.head.bytes
     return Price([0, *accumulate(layers)], 0, embedding, head)
@@ -248,7 +254,7 @@ def _choices(needs: Needs, boards: Sequence[Kind]) -> tuple[list[Kind], list[lis
     fleet = Fleet.of(needs, boards, MAX_STATES)
     if not fleet.is_coarse:
         return fleet.kinds, fleet.members, fleet.choices()
-    chain = sorted((i for i, board in enumerate(boards) if board.holds), key=lambda i: boards[i].holds)
+    chain = [i for _, i in sorted((board.holds, i) for i, board in enumerate(boards) if board.holds)]
     others = [i for i, board in enumerate(boards) if not board.holds]
     new = Fleet.of(needs, [boards[i] for i in others], max(2, MAX_STATES // (len(chain) + 1)))
     new_choices = new.choices()

@@ -4,7 +4,7 @@ Boards of one kind (same numbers) are interchangeable; a state of a search is ho
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
 from typing import NamedTuple
@@ -69,8 +69,8 @@ class Fleet(NamedTuple):
             is_coarse=is_coarse,
         )
 
-    def states(self):
-        """All (state, boards in use of each kind), each after those it contains; (0, none) comes first."""
+    def states(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Yield all (state, boards in use of each kind), each after those it contains; (0, none) comes first."""
         return enumerate(product(*(range(c + 1) for c in self.counts)))
 
     def choices(self) -> Choices:
@@ -86,7 +86,7 @@ def _alike(boards: Sequence[Kind], indices: list[int], percent: int) -> list[lis
     for i in indices:
         for group in groups:
             a, b = boards[group[0]], boards[i]
-            near = percent and _near(a[0], b[0], percent) and _near(a[1], b[1], percent)
+            near = percent and _near(a.usable_bytes, b.usable_bytes, percent) and _near(a.layer_ns, b.layer_ns, percent)
             if a == b or (near and (a.stored == b.stored or percent > _SHARDS_PERCENT)):
                 group.append(i)
                 break
@@ -105,7 +105,9 @@ def _weakest(boards: list[Kind]) -> Kind:
     stored = [b.stored for b in boards if b.stored is not None]
     return Kind(
         min(b.usable_bytes for b in boards),
-        *(max(b[i] for b in boards) for i in (1, 2, 3)),
+        max(b.layer_ns for b in boards),
+        max(b.head_ns for b in boards),
+        max(b.hop_ns for b in boards),
         stored=tuple(map(min, *stored)) if len(stored) > 1 else stored[0] if stored else None,
     )
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 
 from edgellm.errors import PlanError
 from edgellm.limits import MAX_STEP_BYTES
@@ -39,7 +40,7 @@ def plan_of(
         manifest_sha256=manifest_sha256(manifest),
         num_layers=manifest.num_layers,
         **settings.to_dict(),
-        sections=tuple(Section(capacities[c.index].board, c.start, c.end) for c in cuts),
+        sections=tuple(Section(capacities[c.board].board, c.start, c.end) for c in cuts),
     )
 
 
@@ -100,13 +101,13 @@ def check_lengths(manifest: Manifest, settings: Settings) -> None:
 def kinds(
     capacities: Sequence[Capacity], manifest: Manifest | None = None, shards: Mapping[str, Set[str]] | None = None
 ) -> list[Kind]:
-    """The capacities as the search counts them; with `shards`, the names of those on each board's disk, they bind."""
+    """Return the capacities as the search counts them. With the `manifest` and `shards`, the names of the shard files
+    on each board's disk, a board gets only sections whose shards it has."""
     return [
         Kind(
-            usable_bytes(c.ram_bytes),
-            *(round(s * 1e9) for s in (c.layer_s, c.head_s, c.hop_s)),
-            stored=None if shards is None else stored(manifest, shards.get(c.board, frozenset())),
-        )
+            usable_bytes(c.ram_bytes), round(c.layer_s * 1e9), round(c.head_s * 1e9), round(c.hop_s * 1e9),
+            stored=None if manifest is None or shards is None else stored(manifest, shards.get(c.board, frozenset())),
+        )  # fmt: skip
         for c in capacities
     ]
 
@@ -236,13 +237,17 @@ def _bits_now(manifest: Manifest) -> tuple[float, float]:
     return 0, 0
 
 
+def _too_few(needs: Needs, boards: list[Kind], extra: list[Kind], more: int) -> bool:
+    return not fits(needs, boards + more * extra)
+
+
 def _more_boards(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings) -> list[str]:
     needs, boards = Needs(manifest, settings), kinds(capacities)
     most = manifest.num_layers  # a board holds a layer at least
     by_size = sorted(capacities, key=lambda c: c.ram_bytes)
     for like in (by_size[(len(by_size) - 1) // 2], by_size[-1]):  # the median; if that is too small, the largest
         extra = kinds([like])
-        few = _largest(-1, most, lambda more, extra=extra: not fits(needs, boards + more * extra))
+        few = _largest(-1, most, partial(_too_few, needs, boards, extra))
         if few < most:
             more = few + 1
             return [f"with {more} more board{'s' * (more > 1)} like {like.board} ({size(like.ram_bytes)})"]

@@ -66,9 +66,10 @@ def next_plan(
     PlanError, with what is missing, if no plan fits.
     """
     check_request(manifest, capacities, settings)
-    objective, same = settings.objective, current is not None and current.manifest_sha256 == manifest_sha256(manifest)
+    objective = settings.objective
+    same = current if current is not None and current.manifest_sha256 == manifest_sha256(manifest) else None
     if held is None:
-        held = {s.board: (s.start, s.end) for s in current.sections} if same else {}
+        held = {s.board: (s.start, s.end) for s in same.sections} if same else {}
     held = {board: there for board, there in held.items() if there and 0 <= there[0] < there[1] <= manifest.num_layers}
     needs, boards = Needs(manifest, settings), kinds(capacities, manifest, shards)
     fewest = Fewest(
@@ -77,17 +78,18 @@ def next_plan(
         [k._replace(holds=held.get(c.board)) for k, c in zip(boards, capacities, strict=True)],
         objective,
     )
-    now = _cuts(current, capacities) if same else None
+    now = _cuts(same, capacities) if same else None
     before = fewest.cost(now) if now else None
     fastest = search(needs, boards, objective)
     best_ns = fewest.cost(fastest).figure_ns if fastest else None
     force = _forced(current, manifest, capacities, settings, needs, boards, held)
 
-    if force is None and (best_ns is None or not _is_worth(before.figure_ns, best_ns)):
-        reason = _kept(objective, before.figure_ns, best_ns)
-        return _move(current, False, reason, manifest, held, before, before, best_ns)
     limit_ns = _MOST_NS if best_ns is None else int(best_ns * (1 + SLACK))
     if force is None:
+        assert current is not None and before is not None, "only a plan that stands isn't forced to go"
+        if best_ns is None or not _is_worth(before.figure_ns, best_ns):
+            reason = _kept(objective, before.figure_ns, best_ns)
+            return _move(current, False, reason, manifest, held, before, before, best_ns)
         limit_ns = min(limit_ns, _most_worth(before.figure_ns))
     # If nothing is held, every plan loads the whole model once.
     frugal = fewest.cuts(limit_ns, best_ns or 0) if held else None
@@ -106,8 +108,9 @@ def to_load(manifest: Manifest, section: Section, held: tuple[int, int] | None) 
 
 
 def _move(
-    plan: Plan, changed: bool, reason: str, manifest: Manifest, held: Held, before: Cost | None, after: Cost, best_ns
-) -> Move:
+    plan: Plan, changed: bool, reason: str, manifest: Manifest, held: Held, before: Cost | None, after: Cost,
+    best_ns: int | None,
+) -> Move:  # fmt: skip
     moved = {s.board: to_load(manifest, s, held.get(s.board)) for s in plan.sections}
     moved_bytes = sum(s.bytes for loads in moved.values() for s in loads)
     if moved_bytes and not changed:
@@ -197,7 +200,7 @@ def _moved(objective: str, force: str | None, before_ns: int | None, after: Cost
     time = f"{_WHAT[objective]} takes {ms(after.figure_ns / 1e9)}"
     if before_ns is not None:
         time += f" instead of {ms(before_ns / 1e9)}"
-    if force is None:
+    if force is None and before_ns is not None:
         return f"{time}, {_gain(before_ns, after.figure_ns):.1%} less; {load}"
     return f"{force}; {load}, {time}"
 
@@ -224,7 +227,7 @@ def _nothing_fits(
 def _words(shards: Sequence[Shard]) -> str:
     """Shards for people: "the embedding, layers 0-4 and 7-8, the head"."""
     runs: list[list[int]] = []
-    for layer in (s.layer for s in shards if s.kind == "layer"):
+    for layer in (s.layer for s in shards if s.layer is not None):
         if runs and runs[-1][1] == layer:
             runs[-1][1] = layer + 1
         else:

@@ -14,9 +14,9 @@ from edgellm.plan.needs import Needs
 
 
 class Cut(NamedTuple):
-    """Layers [start, end) for the board at `index` in the list of boards."""
+    """Layers [start, end) for a board, given as its index in the list of boards."""
 
-    index: int
+    board: int
     start: int
     end: int
 
@@ -74,7 +74,7 @@ def _covers_all(needs: Needs, fleet: Fleet, limit: int | None) -> bool:
     """Whether sections fit. Getting further with the same boards is never worse, so one number a state is enough."""
     n = needs.num_layers
     reaches = [[*reach(needs, kind, limit), n] for kind in fleet.kinds]
-    furthest = []
+    furthest: list[int] = []
     for state, used in fleet.states():
         furthest.append(
             max((reaches[k][furthest[state - fleet.strides[k]]] for k, count in enumerate(used) if count), default=0)
@@ -86,13 +86,13 @@ def _covers_all(needs: Needs, fleet: Fleet, limit: int | None) -> bool:
 
 def _slowest_stage(needs: Needs, fleet: Fleet) -> int | None:
     """The smallest possible time of the slowest of several stages in ns; None if nothing fits."""
-    times = {
+    distinct = {
         kind.stage_ns(layers, has_head)
         for kind in fleet.kinds
         for layers in range(1, needs.num_layers + 1)
         for has_head in (False, True)
     }
-    times = sorted(times)
+    times = sorted(distinct)
     if not times or not _covers_all(needs, fleet, times[-1]):
         return None
     low, high = 0, len(times) - 1
@@ -169,8 +169,9 @@ def _even_cuts(needs: Needs, boards: Sequence[Kind], order: list[int], limit: in
     cuts = []
     start = 0
     for index, row in zip(order, reversed(stages), strict=True):
-        assert row[start] is not None, "the search found an order that has no cuts"
-        end = row[start][2]
+        chosen = row[start]
+        assert chosen is not None, "the search found an order that has no cuts"
+        end = chosen[2]
         cuts.append(Cut(index, start, end))
         start = end
     return cuts

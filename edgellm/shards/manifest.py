@@ -10,6 +10,7 @@ import re
 import reprlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 from edgellm.errors import ManifestError
 from edgellm.files import write_atomically
@@ -74,7 +75,7 @@ class Manifest:
     format: int = FORMAT
     sha256: str = field(default="", compare=False)  # of manifest.json itself; set by `read`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise ManifestError(
                 f"manifest has format {self.format}, this edgellm reads format {FORMAT}. Split the model again."
@@ -99,7 +100,8 @@ class Manifest:
                 f"manifest: expected {len(expected)} shards (embedding, {self.num_layers} layers, head), "
                 f"found {len(found)} or another order"
             )
-        for entry in (*self.shards, *self.files):
+        entries: tuple[Shard | ModelFile, ...] = (*self.shards, *self.files)
+        for entry in entries:
             if not _SAFE_NAME.match(entry.name):
                 raise ManifestError(f"manifest: {entry.name!r} is no plain file name")
             sizes = (entry.bytes, getattr(entry, "ram_bytes", 0))
@@ -178,11 +180,11 @@ class Manifest:
         write_atomically(Path(folder) / MANIFEST_NAME, self.to_json().encode())
 
 
-def _is_int(value) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _ints(values) -> list[int]:
+def _ints(values: object) -> list[int]:
     if not isinstance(values, list) or not all(_is_int(v) and 0 <= v <= _MOST for v in values):
         raise TypeError(f"expected a list of integers, got {reprlib.repr(values)}")
     return values

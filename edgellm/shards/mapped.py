@@ -58,7 +58,7 @@ class MappedShard:
             encoding, shape = packed.get(name, (_PLAIN.get(info.dtype), info.shape))
             self.tensors[name] = MappedTensor(data, info.dtype, info.shape, encoding, tuple(shape))
 
-    def _packed(self, metadata: dict) -> dict[str, tuple[str, tuple[int, int]]]:
+    def _packed(self, metadata: dict[str, str]) -> dict[str, tuple[str, tuple[int, int]]]:
         if metadata.get("format") != FORMAT:
             found = metadata.get("format")
             raise ManifestError(
@@ -67,13 +67,13 @@ class MappedShard:
             )
         try:
             content = json.loads(metadata.get("encodings", "{}"))
-            found = {name: (encoding, (rows, columns)) for name, (encoding, (rows, columns)) in content.items()}
+            packed = {name: (encoding, (rows, columns)) for name, (encoding, (rows, columns)) in content.items()}
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise ManifestError(f"{self.path}: its list of encodings can't be read. Push it again.") from None
-        for name, (encoding, shape) in found.items():
+        for name, (encoding, shape) in packed.items():
             if encoding not in PACKED or not all(type(n) is int and n > 0 for n in shape):
                 raise ManifestError(f"{self.path}: {name} has encoding {encoding!r} and shape {shape}")
-        return found
+        return packed
 
 
 def map_checked(path: Path, entry: Shard | ModelFile, verify_sha256: bool = True) -> mmap.mmap:

@@ -23,7 +23,7 @@ class CheckpointFile:
         self.bytes = status.st_size
         self.mtime_ns = status.st_mtime_ns
 
-    def __del__(self):
+    def __del__(self) -> None:
         if fd := getattr(self, "_fd", None):
             os.close(fd)
 

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgellm.errors import CheckpointError
 from edgellm.shards.positioned_file import CheckpointFile
@@ -58,7 +59,7 @@ class SafetensorsFile:
         return cls(file, raw, tensors, metadata)
 
 
-def _tensor(path: Path, name: str, entry, data_start: int, file_bytes: int) -> TensorInfo:
+def _tensor(path: Path, name: str, entry: Any, data_start: int, file_bytes: int) -> TensorInfo:
     where = f"{path}: tensor {name[:200]!r}"
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]

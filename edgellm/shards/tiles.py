@@ -21,7 +21,8 @@ def to_tiles(encoding: str, q: np.ndarray, d: np.ndarray, m: np.ndarray | None =
     rows, groups, _ = q.shape
     tiles, bytes_ = stored_shape(encoding, (rows, groups * GROUP))
     if rows % TILE:
-        q, d, m = (None if a is None else _filled(a, tiles * TILE) for a in (q, d, m))
+        q, d = _filled(q, tiles * TILE), _filled(d, tiles * TILE)
+        m = None if m is None else _filled(m, tiles * TILE)
     data = np.empty((tiles, groups, GROUP_BYTES[encoding]), np.uint8)
     end = _Q_BYTES[encoding]
     if encoding != "int8":
@@ -49,12 +50,12 @@ def from_tiles(
     else:
         q = chunks.view(np.int8)
     q = q.reshape(tiles * TILE, groups, GROUP)[:out]
-    d, m = (
+    d, *m = (
         np.ascontiguousarray(grouped[:, :, at : at + 2 * TILE]).view(np.float16).transpose(0, 2, 1)
-        .reshape(tiles * TILE, groups)[:out] if at < grouped.shape[2] else None
-        for at in (end, end + 2 * TILE)
+        .reshape(tiles * TILE, groups)[:out]
+        for at in range(end, grouped.shape[2], 2 * TILE)
     )  # fmt: skip
-    return q, d, m
+    return q, d, m[0] if m else None
 
 
 def from_blocks(blocks: np.ndarray, encoding: str) -> np.ndarray:

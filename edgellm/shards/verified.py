@@ -26,7 +26,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class Verified:
     """What this process has found right, and with `keep_in` what earlier ones have."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._known: dict[str, str] = {}  # identity of a file: its SHA-256
         self._path: Path | None = None
         self._new = False
