@@ -209,7 +209,8 @@ class Boards:
         """End every connection of board i, as if the cable had been pulled; it may be dialled again."""
         agent = self.agents[i]
         links = [link for link in (agent.stage._next, agent.stage._first) if link] if agent.stage else []
-        for peer in [*agent.connections.peers, *agent.connections.strangers, *(link._peer for link in links if link._peer)]:
+        greeted, strangers = agent.connections.peers, agent.connections.strangers
+        for peer in [*greeted, *strangers, *(link._peer for link in links if link._peer)]:
             if peer._transport is not None:  # it is only being made
                 peer._transport.abort()
 

@@ -12,6 +12,7 @@ from edgellm.console import Progress, note
 from edgellm.errors import ManifestError, UsageError
 
 _REFRESH_S = 2.0
+_NUMBERS = {"layers", "RAM GB", "KV", "°C", "Mb/s", "ms/token", "epoch"}
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red")
 
 cluster_option = click.option(
@@ -122,12 +123,11 @@ def _rendered(content: dict):
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header, justify in (
-        ("board", "left"), ("address", "left"), ("layers", "right"), ("path", "left"), ("RAM GB", "right"),
-        ("KV", "right"), ("°C", "right"), ("throttled", "left"), ("Mb/s", "right"), ("ms/token", "right"),
-        ("version", "left"), ("epoch", "right"), ("state", "left"),
+    for header in (
+        "board", "address", "layers", "path", "RAM GB", "KV", "°C", "throttled", "Mb/s", "ms/token", "version", "epoch",
+        "state",
     ):  # fmt: skip
-        table.add_column(header, justify=justify, overflow="fold")
+        table.add_column(header, justify="right" if header in _NUMBERS else "left", overflow="fold")
     for row in content["boards"]:
         style = "green" if row["serving"] else "red" if row["in_plan"] else "dim"
         cells = [row["board"], row["address"], *_measures(row), Text(row["state"], style=style)]
@@ -210,7 +210,8 @@ def _diagnoses(facts, findings) -> list:
 
     from edgellm.controller.doctor import summary
 
-    width, lines = max(len(f.board) for f in facts), []
+    width = max(len(f.board) for f in facts)
+    lines: list = []
     for fact in facts:
         found = findings[fact.board]
         mark = ("✗ ", "bold red") if found else ("✓ ", "green")

@@ -94,7 +94,7 @@ def remaining_days(path: Path | str, now: datetime | None = None) -> float:
 class _Work:
     """What has been done so far."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.changed = False
         self.made: list[str] = []
         self.renewed: list[str] = []

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 from edgellm import __version__
 from edgellm.controller.doctor import HERE, Facts, Unit
@@ -19,7 +20,9 @@ from edgellm.files import sha256_of
 from edgellm.manager.cluster_file import Board, ClusterFile
 from edgellm.plan import section_need
 from edgellm.shards.manifest import Manifest
+from edgellm.wire.credentials import Credentials
 
+_T = TypeVar("_T")
 _TCP_TIMEOUT_S = 4.0
 _SCRIPT_S = 90.0  # without reading the model
 _SLOWEST_READ = 4e6  # bytes/s: of a card that is given up on
@@ -107,30 +110,32 @@ async def examine(
             task.cancel()
 
 
-async def in_thread(function, *args):
-    """`function(*args)` in a thread that nobody waits for when the program ends."""
+async def in_thread(function: Callable[..., _T], *args: Any) -> _T:
+    """Run `function(*args)` in a thread that nobody waits for when the program ends, and return what it returns."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future = loop.create_future()
+    done: asyncio.Future[_T] = loop.create_future()
 
-    def settle(result, error):
+    def settle(end: Callable[[Any], None], value: Any) -> None:
         if not done.done():
-            done.set_exception(error) if error else done.set_result(result)
+            end(value)
 
-    def work():
-        result = error = None
+    def work() -> None:
+        end: Callable[[Any], None] = done.set_result
+        value: Any
         try:
-            result = function(*args)
+            value = function(*args)
         except Exception as e:
-            error = e
+            end, value = done.set_exception, e
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, result, error)
+            loop.call_soon_threadsafe(settle, end, value)
 
     threading.Thread(target=work, daemon=True).start()
     return await done
 
 
-def _this_machine(cluster: ClusterFile, path: Path):
-    """(facts, manifest or None, TLS or None) of the controller itself."""
+def _this_machine(cluster: ClusterFile, path: Path) -> tuple[Facts, Manifest | None, Credentials | None]:
+    """Return facts of the controller itself, the manifest of the cluster's model, and credentials to ask boards with;
+    None for what can't be had."""
     manifest = tls = None
     here = Facts(HERE, our_version=__version__, has_ssh=False)
     try:
@@ -169,7 +174,7 @@ def _sums_here(folder: Path, manifest: Manifest, meter: Meter) -> dict:
 
 
 def _wanted(manifest: Manifest) -> dict[str, tuple[int, str]]:
-    return {f.name: (f.bytes, f.sha256) for f in (*manifest.shards, *manifest.files)}
+    return {f.name: (f.bytes, f.sha256) for f in manifest.entries}
 
 
 def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest: Manifest | None) -> Facts:
@@ -226,7 +231,7 @@ def parse(lines: list[tuple[float, str]], quick: bool = False) -> dict:
     """What the script said, with the time that each line came, as fields of `Facts`. A board says what it likes: what
     isn't well-formed is left out."""
     said: dict[str, list[str]] = {}
-    came_s = {}
+    came_s: dict[str, float] = {}
     for at_s, line in lines:
         word, _, rest = line.partition(" ")
         said.setdefault(word, []).append(rest)
@@ -264,8 +269,10 @@ def parse(lines: list[tuple[float, str]], quick: bool = False) -> dict:
 def _unit(said: dict[str, str], uptime_s: float | None) -> Unit:
     active_since = _int(said.get("ActiveEnterTimestampMonotonic", ""))
     since_s = None if active_since is None or uptime_s is None else max(0.0, uptime_s - active_since / 1e6)
-    words = [plain(said.get(k, ""), 40) for k in ("LoadState", "ActiveState", "SubState", "UnitFileState")]
-    return Unit(*words, restarts=_int(said.get("NRestarts", "")) or 0, since_s=since_s)
+    load, active, sub, enabled = (
+        plain(said.get(k, ""), 40) for k in ("LoadState", "ActiveState", "SubState", "UnitFileState")
+    )
+    return Unit(load, active, sub, enabled, restarts=_int(said.get("NRestarts", "")) or 0, since_s=since_s)
 
 
 def _days(pem: str) -> float | None:

@@ -16,7 +16,6 @@ from edgellm.controller.ssh import plain, run_script
 from edgellm.errors import BoardError
 from edgellm.manager.cluster_file import Board
 
-MAX_LINES = 100_000
 _READ_S = 60.0
 _PATIENCE_S = 1.0
 _POLL_S = 0.25

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from edgellm import __version__
 from edgellm.checkpoint.builtin import cache_folder
@@ -75,7 +76,7 @@ def _stamp(source: str, folder: Path) -> str:
 
 
 def _check_sizes(folder: Path, manifest: Manifest) -> None:
-    for entry in (*manifest.files, *manifest.shards):
+    for entry in manifest.entries:
         path = folder / entry.name
         size = path.stat().st_size if path.is_file() else 0
         if size != entry.bytes:
@@ -88,10 +89,11 @@ def describe(folder: Path) -> dict:
     from edgellm.check.one_process import path_of
 
     manifest = Manifest.read(folder)
-    files = [{"name": MANIFEST_NAME, "bytes": (folder / MANIFEST_NAME).stat().st_size, "sha256": manifest.sha256}]
-    files += [{"name": e.name, "bytes": e.bytes, "sha256": e.sha256} for e in (*manifest.files, *manifest.shards)]
+    whole = {"name": MANIFEST_NAME, "bytes": (folder / MANIFEST_NAME).stat().st_size, "sha256": manifest.sha256}
+    files: list[dict[str, Any]] = [whole]
+    files += [{"name": e.name, "bytes": e.bytes, "sha256": e.sha256} for e in manifest.entries]
     timed = (manifest.layer(manifest.num_layers // 2), manifest.layer(manifest.num_layers - 1), manifest.head)
-    measure = [MANIFEST_NAME, *(e.name for e in (*manifest.files, *timed))]
+    measure = [MANIFEST_NAME, *(f.name for f in manifest.files), *(s.name for s in timed)]
     return {
         "model": manifest.model, "folder": str(folder), "manifest_sha256": manifest.sha256,
         "total_bytes": sum(f["bytes"] for f in files), "files": files, "measure": list(dict.fromkeys(measure)),

@@ -208,8 +208,9 @@ def _load_known_hosts(keys, files: list[Path]) -> None:
             if line.strip() and line.lstrip()[0] not in "#@":
                 with contextlib.suppress(Exception):
                     entry = paramiko.hostkeys.HostKeyEntry.from_line(line.strip())
-            for name in entry.hostnames if entry else ():
-                keys.add(name, entry.key.get_name(), entry.key)
+            if entry is not None and entry.key is not None:
+                for name in entry.hostnames:
+                    keys.add(name, entry.key.get_name(), entry.key)
 
 
 class _AcceptNew:

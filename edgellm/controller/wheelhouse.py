@@ -133,6 +133,8 @@ def _project(source: Path, generic: bool) -> tuple[list[str], tuple[int, int]]:
         if project["name"] != "edgellm":
             raise UsageError(f"{path} is {project['name']}'s. Give the repository of edgellm with --source.")
         least = re.fullmatch(r">=(\d+)\.(\d+)", project["requires-python"])
+        if least is None:
+            raise ValueError(f"requires-python is {project['requires-python']}, expected >=MAJOR.MINOR")
         extra = project["optional-dependencies"]["generic"] if generic else []
         return [*project["dependencies"], *extra], (int(least[1]), int(least[2]))
     except FileNotFoundError:

@@ -100,13 +100,17 @@ class Manifest:
                 f"manifest: expected {len(expected)} shards (embedding, {self.num_layers} layers, head), "
                 f"found {len(found)} or another order"
             )
-        entries: tuple[Shard | ModelFile, ...] = (*self.shards, *self.files)
-        for entry in entries:
+        for entry in self.entries:
             if not _SAFE_NAME.match(entry.name):
                 raise ManifestError(f"manifest: {entry.name!r} is no plain file name")
             sizes = (entry.bytes, getattr(entry, "ram_bytes", 0))
             if not (all(_is_int(n) and 0 <= n <= _MOST for n in sizes) and _SHA256.match(entry.sha256)):
                 raise ManifestError(f"manifest: {entry.name} has a bad size or SHA-256")
+
+    @property
+    def entries(self) -> tuple[Shard | ModelFile, ...]:
+        """Every file that the manifest names, shards first."""
+        return (*self.shards, *self.files)
 
     @property
     def embedding(self) -> Shard:
