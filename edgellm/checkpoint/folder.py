@@ -1,12 +1,15 @@
 """A Hugging Face model folder as a source: config.json, one or more safetensors files, tokenizer files."""
 
 import json
-import shutil
+from functools import partial
 from pathlib import Path
 
-from edgellm.checkpoint.names import map_names, one_line, quiet_transformers
+from edgellm.checkpoint.folder_tokenizer import read_tokenizer
+from edgellm.checkpoint.json_file import read_json, read_json_if_there, to_bytes
+from edgellm.checkpoint.names import map_names, quiet_transformers
 from edgellm.checkpoint.sources import Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
+from edgellm.checkpoint.vocabulary.ends import end_token_ids
 from edgellm.errors import CheckpointError
 from edgellm.shards.safetensors_file import SafetensorsFile
 
@@ -14,9 +17,6 @@ _ENCODINGS = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8",
     "U8": "u8", "BOOL": "bool",
 }  # fmt: skip
-_COPIED = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
-_MAX_JSON_BYTES = 64 << 20
 
 
 class FolderSource(Source):
@@ -38,35 +38,40 @@ class FolderSource(Source):
                 "Give the unquantized checkpoint or a GGUF file."
             )
         with quiet_transformers():
-            self.config = config_from_dict(self._config_json, f"{folder}/config.json")
+            config = config_from_dict(self._config_json, f"{folder}/config.json")
+        self.config = config
+        self._indexed: dict[str, str] | None = None  # file by tensor
         self._files = [SafetensorsFile.open(path) for path in self._weight_files()]
-        generation = folder / "generation_config.json"
-        generation = read_json(generation) if generation.is_file() else {}
-        eos = generation.get("eos_token_id")
+        self._generation_json = read_json_if_there(folder / "generation_config.json")
+        eos = self._generation_json.get("eos_token_id")
         if eos is None:
-            eos = getattr(self.config.get_text_config(), "eos_token_id", None)
+            eos = getattr(config.get_text_config(), "eos_token_id", None)
         self.eos_token_ids = as_token_ids(eos, f"{folder}: eos_token_id")
+        self._tokenizer = read_tokenizer(self.folder, config.get_text_config().vocab_size)
+        if self._tokenizer is None:
+            self.notes += (
+                f"{folder} has no tokenizer (no tokenizer.json, tokenizer.model or vocab.json): its split can be "
+                "planned and measured, but not asked.",
+            )
+            return
+        self.notes += self._tokenizer.notes
+        own = self._tokenizer.eos_token_id
+        named = self.eos_token_ids if own is None else (*self.eos_token_ids, own)
+        self.eos_token_ids = end_token_ids(named, self._tokenizer.control_tokens, self._tokenizer.added_words)
 
     def _weight_files(self) -> list[Path]:
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            content = read_json(index)
-            mapping = content.get("weight_map")
-            if not isinstance(mapping, dict) or not mapping:
-                raise CheckpointError(f"{index} has no weight_map")
-            names = sorted({str(name) for name in mapping.values()})
-            for name in names:
-                if "/" in name or name in (".", ".."):
-                    raise CheckpointError(f"{index} names {name[:120]!r}, which is no plain file name")
-                if not (self.folder / name).is_file():
-                    raise CheckpointError(
-                        f"{index} names {len(names)} files, of which {name} is missing. Fetch it again."
-                    )
-            self._indexed = {str(k): str(v) for k, v in mapping.items()}
+        """The safetensors files; as in transformers, a whole model.safetensors counts more than an index."""
+        whole, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
+        if whole.is_file():
+            if index.is_file():
+                self.notes += self._check_beside(whole, index)
+            return [whole]
+        names = self._read_index(index) if index.is_file() else []
+        for name in names:
+            if not (self.folder / name).is_file():
+                raise CheckpointError(f"{index} names {len(names)} files, of which {name} is missing. Fetch it again.")
+        if names:
             return [self.folder / name for name in names]
-        self._indexed = None
-        if (self.folder / "model.safetensors").is_file():
-            return [self.folder / "model.safetensors"]
         others = sorted(p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if others:
             raise CheckpointError(
@@ -74,6 +79,31 @@ class FolderSource(Source):
                 "Get the model's safetensors files, or convert it on a machine you trust with save_pretrained()."
             )
         raise CheckpointError(f"{self.folder} has neither model.safetensors nor model.safetensors.index.json")
+
+    def _check_beside(self, whole: Path, index: Path) -> tuple[str, ...]:
+        """What is to be said about an index beside a whole file, which is followed only if it means that very file."""
+        try:
+            names = self._read_index(index)
+        except CheckpointError as e:
+            self._indexed = None
+            return (f"{e}; the weights are those of {whole.name} alone.",)
+        if names == [whole.name]:
+            return ()
+        self._indexed = None
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return (f"{index} names {names[0]}{more}; the weights are those of {whole.name} alone.",)
+
+    def _read_index(self, index: Path) -> list[str]:
+        """The names of the files in the index, which goes into `_indexed`."""
+        mapping = read_json(index).get("weight_map")
+        if not isinstance(mapping, dict) or not mapping:
+            raise CheckpointError(f"{index} has no weight_map")
+        self._indexed = {str(k): str(v) for k, v in mapping.items()}
+        names = sorted(set(self._indexed.values()))
+        for name in names:
+            if "/" in name or name in (".", ".."):
+                raise CheckpointError(f"{index} names {name[:120]!r}, which is no plain file name")
+        return names
 
     def tensors(self, model) -> dict[str, SourceTensor]:
         found: dict[str, SourceTensor] = {}
@@ -85,12 +115,8 @@ class FolderSource(Source):
                     raise CheckpointError(f"{origin} is there, but the index says it is in {at}")
                 if info.dtype not in _ENCODINGS:
                     raise CheckpointError(f"{origin} has dtype {info.dtype}, readable are {', '.join(_ENCODINGS)}")
-                found[name] = SourceTensor(
-                    info.shape,
-                    "f32" if info.dtype == "F64" else _ENCODINGS[info.dtype],
-                    origin,
-                    lambda transposed, f=file.file, i=info, o=origin: _rows(f, i, o, transposed),
-                )
+                encoding = "f32" if info.dtype == "F64" else _ENCODINGS[info.dtype]
+                found[name] = SourceTensor(info.shape, encoding, origin, partial(_rows, file.file, info, origin))
         for name, file_name in (self._indexed or {}).items():
             if name not in found:
                 raise CheckpointError(f"{self.folder / file_name} lacks tensor {name}, which the index says it has")
@@ -103,30 +129,14 @@ class FolderSource(Source):
         return parts
 
     def write_files(self, folder: Path) -> list[str]:
-        shutil.copyfile(self.folder / "config.json", folder / "config.json")
-        names = ["config.json"]
-        if (self.folder / "tokenizer.json").is_file():
-            shutil.copyfile(self.folder / "tokenizer.json", folder / "tokenizer.json")
-            names.append("tokenizer.json")
-        elif any((self.folder / name).is_file() for name in _SLOW_TOKENIZERS):
-            names += self._convert_tokenizer(folder)
-        for name in _COPIED:
-            if (self.folder / name).is_file() and name not in names:
-                shutil.copyfile(self.folder / name, folder / name)
-                names.append(name)
-        return names
-
-    def _convert_tokenizer(self, folder: Path) -> list[str]:
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-            tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-        except Exception as e:  # converters raise whatever their vocabulary's format makes them
-            raise CheckpointError(
-                f"{self.folder}: no tokenizer.json, and transformers can't make one: {one_line(e)}"
-            ) from None
-        return ["tokenizer.json"]
+        files = {"config.json": to_bytes(self._config_json)}
+        if self._generation_json:
+            files["generation_config.json"] = to_bytes(self._generation_json)
+        if self._tokenizer is not None:
+            files |= self._tokenizer.files
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return list(files)
 
 
 def _rows(file, info, origin: str, transposed: bool) -> Rows:
@@ -135,21 +145,6 @@ def _rows(file, info, origin: str, transposed: bool) -> Rows:
         wide = rows
         rows = LoadedRows(info.shape, "f32", lambda: wide.read_all().float())
     return transposed_rows(rows) if transposed else rows
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file; raises CheckpointError with the path."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, at most {_MAX_JSON_BYTES} are read")
-        content = json.loads(path.read_bytes())
-    except OSError as e:
-        raise CheckpointError(f"{path}: {e.strerror or e}") from None
-    except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path} is no JSON: {one_line(e)}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no JSON object")
-    return content
 
 
 def as_token_ids(value, what: str) -> tuple[int, ...]:

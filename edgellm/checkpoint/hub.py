@@ -6,8 +6,9 @@ from edgellm.checkpoint.names import one_line
 from edgellm.errors import CheckpointError
 
 _PATTERNS = [
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.*",
-    "merges.txt", "added_tokens.json", "spiece.model", "*.tiktoken", "tekken.json", "model*.safetensors",
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*",
+    "additional_chat_templates/*.jinja", "vocab.*", "merges.txt", "added_tokens.json", "spiece.model",
+    "sentencepiece.bpe.model", "*.tiktoken", "tekken.json", "model*.safetensors",
     "model.safetensors.index.json",
 ]  # fmt: skip
 

@@ -16,12 +16,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 
 class Source:
     """A checkpoint that can be split. `name` is the model's, `where` the path for errors, `config` a transformers
-    config read from local files."""
+    config read from local files, `notes` what its owner should know before it is split."""
 
     name: str
     where: str
     config: object
     eos_token_ids: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     def tensors(self, model) -> dict[str, SourceTensor]:
         """The source's tensors by state_dict name of `model` (empty, on the meta device), those transformers ignores

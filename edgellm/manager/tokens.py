@@ -21,6 +21,8 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as e:  # the library raises plain Exception for whatever it can't parse
             raise ManifestError(f"{path}: {e}") from None
+        self._tokenizer.no_truncation()  # what training left there; splits made by 0.1 still have it
+        self._tokenizer.no_padding()
         self._config = _read_json(folder / "tokenizer_config.json")
         self._template = self._find_template(folder)
 

@@ -14,6 +14,7 @@ from edgellm.errors import CheckpointError, ModelError, UsageError
 from edgellm.model.generic.packed import pack
 from edgellm.shards.manifest import Manifest
 from tests.checkpoint.helpers import CONFIGS, assert_same_weights, encodings, read_split, save, tiny_model
+from tests.tiny import write_tokenizer
 
 GPT2_CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
@@ -120,8 +121,9 @@ def test_rows_that_are_no_multiple_of_32_stay_plain(tmp_path):
 
 def test_tokenizer_files_are_listed_with_their_hashes(tmp_path):
     folder = save(tiny_model("llama"), tmp_path / "source")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (folder / name).write_text("{}")
+    write_tokenizer(folder, ["a", "b"])
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_text('{"bos_token": "a"}')
     (folder / "README.md").write_text("not taken")
     manifest = split(open_source(str(folder)), tmp_path / "out")
     names = {f.name for f in manifest.files}
@@ -233,6 +235,28 @@ def test_index_that_lies_is_refused(tmp_path):
     index.write_text("[]")
     with pytest.raises(CheckpointError, match="no JSON object"):
         open_source(str(folder))
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}', "{"])
+def test_a_whole_file_counts_more_than_the_index_beside_it(tmp_path, index):
+    model = tiny_model("llama")
+    folder = save(model, tmp_path / "source")
+    (folder / "model.safetensors.index.json").write_text(index)
+    source = open_source(str(folder))
+    assert "the weights are those of model.safetensors alone." in source.notes[0]
+    split(source, tmp_path / "out")
+    assert_same_weights(tmp_path / "out", model.state_dict())
+
+
+def test_an_index_that_means_the_whole_file_is_followed_without_a_word(tmp_path):
+    folder = save(tiny_model("llama"), tmp_path / "source")
+    names = load_file(folder / "model.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
+    assert not any("alone" in note for note in open_source(str(folder)).notes)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys([*names, "ghost"], "model.safetensors")}))
+    with pytest.raises(CheckpointError, match="lacks tensor ghost"):
+        split(open_source(str(folder)), tmp_path / "out")
 
 
 def test_a_shard_in_an_older_format_is_refused_with_the_command_that_makes_a_new_one(tmp_path):

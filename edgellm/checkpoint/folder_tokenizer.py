@@ -1,0 +1,222 @@
+"""The tokenizer of a Hugging Face folder as one tokenizer.json, whichever files name its tokens."""
+
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+
+from edgellm.checkpoint.folder_templates import chat_templates
+from edgellm.checkpoint.json_file import parse_json, read_json_if_there, read_limited, to_bytes
+from edgellm.checkpoint.names import one_line
+from edgellm.errors import CheckpointError
+
+# Vocabularies that transformers can make a tokenizer.json of, in the order in which they are looked for.
+_VOCABULARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "tekken.json")
+_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+
+
+@dataclass(frozen=True)
+class FolderTokenizer:
+    """What a split gets of a folder's tokenizer. `files` are its files by name; `control_tokens` and `added_words` are
+    the tokens added to the vocabulary, special or not, by text; `eos_token_id` is the one that the tokenizer names."""
+
+    files: dict[str, bytes]
+    control_tokens: dict[str, int]
+    added_words: dict[str, int]
+    eos_token_id: int | None
+    notes: tuple[str, ...] = ()
+
+
+def read_tokenizer(folder: Path, vocab_size: int) -> FolderTokenizer | None:
+    """Return the tokenizer of `folder`, whose model embeds `vocab_size` tokens; None if there is none.
+
+    Raises CheckpointError in one line for files that can't be read, or made into a tokenizer.json.
+    """
+    config = read_json_if_there(folder / "tokenizer_config.json")
+    library = _library(folder)
+    if library is None:
+        return None
+    # Training scripts leave their cuts and fillings behind; transformers resets them before it reads a prompt.
+    library.no_truncation()
+    library.no_padding()
+    special_map = read_json_if_there(folder / "special_tokens_map.json")
+    names = _special_names(config, special_map)
+    notes = _add_tokens(library, _added_tokens(folder, config, special_map, names), vocab_size, folder)
+    added = library.get_added_tokens_decoder()
+    files = {"tokenizer.json": library.to_str().encode()}
+
+    templates = chat_templates(folder, config)
+    told = {k: v for k, v in config.items() if k not in ("added_tokens_decoder", "chat_template", *_LISTS)}
+    told |= {name: token.content for name, token in names.items()}
+    if "default" in templates:
+        files["chat_template.jinja"] = templates["default"].encode()
+    elif templates:
+        notes.append(
+            f"{folder} has the chat templates {', '.join(sorted(templates))[:200]}, and none named default, so "
+            "the model takes no chat, only --raw."
+        )
+    if len(templates) > 1:
+        told["chat_template"] = [{"name": name, "template": text} for name, text in sorted(templates.items())]
+    if told:
+        files["tokenizer_config.json"] = to_bytes(told)
+    eos = library.token_to_id(names["eos_token"].content) if "eos_token" in names else None
+    return FolderTokenizer(
+        files,
+        {t.content: i for i, t in sorted(added.items()) if t.special},
+        {t.content: i for i, t in sorted(added.items()) if not t.special},
+        eos if eos is not None and eos < vocab_size else None,
+        tuple(notes),
+    )
+
+
+def _library(folder: Path) -> Tokenizer | None:
+    """Return the tokenizers library's object for tokenizer.json, or for what transformers makes of other files."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        content = parse_json(read_limited(path), path)
+        try:
+            return Tokenizer.from_str(json.dumps(content))
+        except Exception as e:  # the library raises plain Exception for whatever it can't parse
+            raise CheckpointError(f"{path} is no tokenizer: {one_line(e)}") from None
+    if found := next((folder / name for name in _VOCABULARIES if (folder / name).is_file()), None):
+        if found.suffix == ".model" and not _is_sentencepiece(found):
+            raise _only_ranks(found)
+        return _converted(folder, found)
+    if ranks := sorted(folder.glob("*.tiktoken")):
+        raise _only_ranks(ranks[0])
+    return None
+
+
+def _is_sentencepiece(path: Path) -> bool:
+    """Whether a .model file begins as SentencePiece's do: field 1, a piece, in protobuf. Llama 3's and others' begin
+    with a token in base64."""
+    with open(path, "rb") as f:
+        return f.read(1) == b"\x0a"
+
+
+def _only_ranks(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} has only the ranks of tokens (tiktoken's format), not how a text is cut into words, so the ids of a "
+        "prompt can't be known. Put the model's tokenizer.json beside it; models that others converted have one."
+    )
+
+
+def _converted(folder: Path, vocabulary: Path) -> Tokenizer:
+    if vocabulary.suffix == ".model":
+        lacking = [name for name, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf"))
+                   if not _is_installed(module)]  # fmt: skip
+        if lacking:
+            raise CheckpointError(
+                f"{folder} has no tokenizer.json, only {vocabulary.name}, and {' and '.join(lacking)} "
+                f"{'is' if len(lacking) == 1 else 'are'} not installed. Run pip install 'edgellm[convert]'."
+            )
+    from transformers import AutoTokenizer
+
+    from edgellm.checkpoint.names import quiet_transformers
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    except Exception as e:  # converters raise whatever their vocabulary's format makes them
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json, and transformers can't make one of {vocabulary.name}: {one_line(e)}"
+        ) from None
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
+
+
+def _special_names(config: dict, special_map: dict) -> dict[str, AddedToken]:
+    """Return the tokens that have a role, by its name. As in transformers, special_tokens_map.json counts more than an
+    old tokenizer_config.json, and less than one that lists the tokens itself."""
+    order = (special_map, config) if "added_tokens_decoder" in config else (config, special_map)
+    names = {}
+    for content in order:
+        for name, value in content.items():
+            # Models have roles of their own, such as image_token.
+            if (name in _NAMES or name.endswith("_token")) and (token := _token(value)) is not None:
+                names[name] = token
+        if isinstance(own := content.get("extra_special_tokens"), dict):
+            names |= {str(name): token for name, value in own.items() if (token := _token(value)) is not None}
+    return names
+
+
+def _added_tokens(folder: Path, config: dict, special_map: dict, names: dict[str, AddedToken]) -> list:
+    """Return (id or None, token) for each token that some file adds to the vocabulary, those with ids first."""
+    listed: dict[int, AddedToken] = {}
+    special = [*names.values()]
+    for content in (config, special_map):
+        for key in _LISTS:
+            values = content.get(key)
+            special += [t for value in (values if isinstance(values, list) else []) if (t := _token(value)) is not None]
+    texts = {t.content for t in special}
+    for text, i in read_json_if_there(folder / "added_tokens.json").items():
+        listed[_id(i, folder / "added_tokens.json")] = AddedToken(
+            text, special=text in texts, normalized=text not in texts
+        )
+    decoder = config.get("added_tokens_decoder")
+    for i, value in (decoder if isinstance(decoder, dict) else {}).items():
+        where = folder / "tokenizer_config.json"
+        token = _token(value, special=False)
+        if token is None:
+            raise CheckpointError(f"{where}: added_tokens_decoder says of token {str(i)[:20]}: {str(value)[:80]}")
+        listed[_id(i, where)] = token
+    return [*sorted(listed.items()), *((None, token) for token in special)]
+
+
+def _add_tokens(library: Tokenizer, tokens: list, vocab_size: int, folder: Path) -> list[str]:
+    """Add tokens to `library` as transformers would; return notes about those that get another id than was said."""
+    there = {t.content: t for t in library.get_added_tokens_decoder().values()}
+    room = vocab_size - library.get_vocab_size()
+    chosen: dict[str, AddedToken] = {}
+    for wanted, token in tokens:
+        known = there.get(token.content)
+        if known is not None and (wanted is None or _flags(known) == _flags(token)):
+            continue
+        if library.token_to_id(token.content) is None and token.content not in chosen:
+            if room <= 0:
+                continue  # the model has no embedding for it
+            room -= 1
+        there[token.content] = chosen[token.content] = token
+    library.add_tokens([*chosen.values()])
+    said = {token.content: wanted for wanted, token in tokens if wanted is not None and token.content in chosen}
+    return [
+        f"{folder}: token {text[:60]!r} is said to be {wanted}, and its place in the vocabulary is {found}; it is "
+        f"{found}, as in transformers."
+        for text, wanted in said.items()
+        if (found := library.token_to_id(text)) != wanted
+    ]
+
+
+def _flags(token: AddedToken) -> tuple[bool, ...]:
+    return tuple(getattr(token, flag) for flag in _FLAGS)
+
+
+def _token(value, special: bool = True) -> AddedToken | None:
+    """Return the token that a JSON value describes, a text or an object with a text and flags, else None."""
+    if isinstance(value, str):
+        value = {"content": value}
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str) or not value["content"]:
+        return None
+    flags = {flag: value[flag] for flag in _FLAGS if isinstance(value.get(flag), bool)}
+    flags["special"] = flags.get("special", special)
+    return AddedToken(value["content"], **flags)
+
+
+def _id(value, where: Path) -> int:
+    try:
+        i = int(value)
+    except (TypeError, ValueError):
+        i = -1
+    if not 0 <= i < 1 << 31:
+        raise CheckpointError(f"{where}: a token has the id {str(value)[:40]!r}, expected a number from 0 on")
+    return i
