@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from edgellm.checkpoint.journal import Journal
@@ -20,13 +21,17 @@ _OURS = re.compile(r"(embedding|head|layer-\d{4})\.safetensors(\.part)?\Z")
 _SPARE_BYTES = 16 << 20  # on the disk besides the shards: tokenizer, manifest, journal
 
 
-def split(source: Source, out: Path | str, quantize: str = "none", progress: Progress | None = None, *, force=False):
-    """Split `source` into shards in the folder `out`; returns the Manifest.
+def split(
+    source: Source, out: Path | str, quantize: str = "none", progress: Progress | None = None, *,
+    force=False, replace=False, note: Callable[[str], None] = lambda text: None,
+) -> Manifest:  # fmt: skip
+    """Split `source` into shards in the folder `out`; return the Manifest.
 
-    Goes on where an interrupted split of the same source stopped, and returns at once if there is nothing to do.
-    `progress(shard name, bytes done, bytes in all)` is called as bytes are written, and once for each shard that is
-    there already. `force` replaces another model's split in `out`. Raises CheckpointError or ModelError in one line,
-    before any long work where possible.
+    Goes on where an interrupted split of the same source stopped, writes only the tokenizer and config files anew if
+    nothing else changed, and returns at once if nothing did. `progress(shard name, bytes done, bytes in all)` is called
+    as bytes are written, and once for each shard that is there already; `note(sentence)` with what else to say.
+    `replace` replaces another model's split in `out`; `force` does too, and writes every shard again. Raises
+    CheckpointError or ModelError in one line, before any long work where possible.
     """
     if quantize not in QUANTIZE:
         raise UsageError(f"--quantize is {quantize!r}, expected one of {', '.join(QUANTIZE)}")
@@ -37,30 +42,41 @@ def split(source: Source, out: Path | str, quantize: str = "none", progress: Pro
         raise CheckpointError(f"{out}: {e.strerror or e}") from None
     try:
         with locked(out):
-            return _split(source, out, quantize, progress, force)
+            return _split(source, out, quantize, progress, force, replace or force, note)
     except TimeoutError:
         raise CheckpointError(f"{out}: another split writes here. Wait for it, or give another --out.") from None
     except OSError as e:
         raise disk_error(e, out / MANIFEST_NAME, _SPARE_BYTES) from None
 
 
-def _split(source: Source, out: Path, quantize: str, progress: Progress | None, force: bool) -> Manifest:
+def _split(source: Source, out: Path, quantize: str, progress, force: bool, replace: bool, note) -> Manifest:
     identity = f"{source.fingerprint} {quantize} {FORMAT} {SHARD_FORMAT}"
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     head = {"fingerprint": fingerprint, "model": source.name, "quantize": quantize}
     journal = Journal(out, head)
-    finished = _take_stock(out, journal, source, force)
-    if finished is not None:
-        if progress:
-            total = sum(s.bytes for s in finished.shards)
-            progress(MANIFEST_NAME, total, total)
-        return finished
+    finished = _take_stock(out, journal, source, replace)
+    with tempfile.TemporaryDirectory(prefix=".files-", dir=out) as aside:
+        files = _write_files(source, Path(aside))
+        if finished is not None and not force:
+            if not (changed := _changes(source, files, finished)):
+                if progress:
+                    total = sum(s.bytes for s in finished.shards)
+                    progress(MANIFEST_NAME, total, total)
+                return finished
+            note(f"{out}: took over what changed: {', '.join(changed)}. The shards stay as they are.")
+        return _write(source, out, quantize, progress, journal, force, Path(aside), files)
 
+
+def _write(source, out: Path, quantize: str, progress, journal: Journal, force: bool, aside: Path, files) -> Manifest:
+    """Write what `out` lacks: shards, then the files that lie ready in `aside`, then the manifest."""
     structure, plans = plan_split(source, quantize)
     kept = {p.name: journal.shards[p.name] for p in plans if _is_whole(out, p, journal.shards.get(p.name))}
+    kept = {} if force else kept
     journal.shards = kept
-    (out / MANIFEST_NAME).unlink(missing_ok=True)
+    for name in _former_files(out) - {f.name for f in files}:
+        (out / name).unlink(missing_ok=True)
     journal.start()
+    (out / MANIFEST_NAME).unlink(missing_ok=True)
     for path in out.iterdir():
         if _OURS.match(path.name) and path.name not in kept:
             path.unlink()
@@ -71,7 +87,8 @@ def _split(source: Source, out: Path, quantize: str, progress: Progress | None, 
             f"{out}: the shards need {total - done + _SPARE_BYTES} bytes, {free} are free. Free some space, give "
             f"another --out{', or --quantize int4' if quantize == 'none' else ''}."
         )
-    files = _write_files(source, out)
+    for file in files:
+        os.replace(aside / file.name, out / file.name)
     shards: list[Shard] = []
     for plan in plans:
         if plan.name not in kept:
@@ -100,7 +117,7 @@ def _split(source: Source, out: Path, quantize: str, progress: Progress | None, 
         rope_switch_len=structure.rope_switch_len,
         shards=tuple(shards),
         files=files,
-        source_sha256=fingerprint,
+        source_sha256=journal.head["fingerprint"],
     )
     manifest.write(out)
     journal.path.unlink(missing_ok=True)
@@ -108,7 +125,7 @@ def _split(source: Source, out: Path, quantize: str, progress: Progress | None, 
     return Manifest.read(out)
 
 
-def _take_stock(out: Path, journal: Journal, source: Source, force: bool) -> Manifest | None:
+def _take_stock(out: Path, journal: Journal, source: Source, replace: bool) -> Manifest | None:
     """The finished split if `out` holds it, else None with the journal's shards filled in; raises CheckpointError if
     `out` holds something else."""
     if getattr(source, "folder", None) == out.resolve():
@@ -119,14 +136,14 @@ def _take_stock(out: Path, journal: Journal, source: Source, force: bool) -> Man
         try:
             manifest = Manifest.read(out)
         except ManifestError as e:
-            if not force:
+            if not replace:
                 raise CheckpointError(f"{e} {again}") from None
             return None
         if manifest.source_sha256 == wanted:
             journal.shards = {s.name: s for s in manifest.shards}
             entries = (*manifest.shards, *manifest.files)
             return manifest if all(_size(out / e.name) == e.bytes for e in entries) else None
-        if not force:
+        if not replace:
             raise CheckpointError(
                 f"{out} holds a split of {manifest.model} with --quantize {manifest.quantization}, not this source "
                 f"with --quantize {journal.head['quantize']}. {again}"
@@ -134,10 +151,10 @@ def _take_stock(out: Path, journal: Journal, source: Source, force: bool) -> Man
         return None
     head = journal.read()
     if head is None:
-        if not force and (others := sorted(p.name for p in out.iterdir())):
+        if not replace and (others := sorted(p.name for p in out.iterdir())):
             raise CheckpointError(f"{out} holds {others[0]} but no split. Give an empty folder as --out.")
     elif head.get("fingerprint") != wanted:
-        if not force:
+        if not replace:
             raise CheckpointError(
                 f"{out} holds an unfinished split of {head.get('model', 'another source')} with --quantize "
                 f"{head.get('quantize', '?')}, not this source with --quantize {journal.head['quantize']}. {again}"
@@ -157,17 +174,31 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _write_files(source: Source, out: Path) -> tuple[ModelFile, ...]:
-    """Config and tokenizer files, written aside and moved into `out` whole."""
+def _write_files(source: Source, folder: Path) -> tuple[ModelFile, ...]:
+    """Write config and tokenizer files into `folder`, so that they survive a power loss."""
     files = []
-    with tempfile.TemporaryDirectory(prefix=".files-", dir=out) as aside:
-        for name in source.write_files(Path(aside)):
-            path = Path(aside) / name
-            with open(path, "rb+") as f:
-                os.fsync(f.fileno())
-            os.replace(path, out / name)
-            files.append(ModelFile(name, _size(out / name), sha256_of(out / name)))
+    for name in source.write_files(folder):
+        with open(folder / name, "rb+") as f:
+            os.fsync(f.fileno())
+        files.append(ModelFile(name, _size(folder / name), sha256_of(folder / name)))
     return tuple(files)
+
+
+def _changes(source: Source, files: tuple[ModelFile, ...], finished: Manifest) -> list[str]:
+    """The names of what differs from a finished split of the same weights: files, and which tokens end an answer."""
+    now, then = ({f.name: f.sha256 for f in some} for some in (files, finished.files))
+    changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    if tuple(source.eos_token_ids) != finished.eos_token_ids:
+        changed.append("eos_token_ids")
+    return changed
+
+
+def _former_files(out: Path) -> set[str]:
+    """The files of the split that `out` holds, whatever model's it is."""
+    try:
+        return {f.name for f in Manifest.read(out).files}
+    except ManifestError:
+        return set()
 
 
 def plan_split(source: Source, quantize: str):

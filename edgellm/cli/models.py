@@ -8,7 +8,7 @@ import click
 
 from edgellm import config
 from edgellm.cli.group import make_settings, verbose_option, with_plan_options
-from edgellm.console import Progress
+from edgellm.console import Progress, note
 from edgellm.errors import UsageError
 
 
@@ -17,14 +17,15 @@ from edgellm.errors import UsageError
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the shards.")
 @click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True,
               help="Pack weights; none adds no quantization to what the source has.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace another split in the folder.")
+@click.option("--force", is_flag=True, help="Split again, whatever the folder holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @verbose_option
 def split(source, out, quantize, force, as_json, verbose):
     """Split a model into one shard file a layer, and a manifest.
 
     SOURCE is a Hugging Face folder, a .gguf file, a hub id (org/name) or the built-in name smollm2-135m.
-    Interrupted, the same command goes on where it was.
+    Interrupted, the same command goes on where it was. Once it is done, it takes over a tokenizer, a chat template or a
+    generation config that changed since, and leaves the shards alone.
 
     \b
     Examples:
@@ -42,17 +43,20 @@ def split(source, out, quantize, force, as_json, verbose):
                    f"{len(manifest.shards)} shards")  # fmt: skip
 
 
-def split_source_to(source, out, quantize, force=False):
+def split_source_to(source, out, quantize, force=False, replace=False):
+    """Split what SOURCE names into `out`, with progress and notes on stderr; return the Manifest."""
     from edgellm.checkpoint.sources import open_source
     from edgellm.checkpoint.split import split as split_source
 
     with Progress() as progress:
         opened = open_source(str(source), progress)
+        for text in opened.notes:
+            note(text)
 
         def wrote(shard, done, total):
             progress(f"split {opened.name}", done, total)
 
-        return split_source(opened, out, quantize, wrote, force=force)
+        return split_source(opened, out, quantize, wrote, force=force, replace=replace, note=note)
 
 
 def default_model() -> Path:
@@ -69,7 +73,7 @@ def default_model() -> Path:
         found = None
     if found != SHARD_FORMAT or not (out / "manifest.json").is_file():
         out.parent.mkdir(parents=True, exist_ok=True)
-        split_source_to(config.DEFAULT_MODEL, out, "none", force=True)
+        split_source_to(config.DEFAULT_MODEL, out, "none", replace=True)
     return out
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from edgellm.checkpoint.journal import JOURNAL_NAME
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from edgellm.errors import CheckpointError
-from edgellm.files import locked
+from edgellm.files import locked, sha256_of
 from edgellm.shards.manifest import Manifest
 from tests.checkpoint.helpers import save, tiny_model
+from tests.tiny import write_tokenizer
 
 SHARDS = ["embedding.safetensors", "layer-0000.safetensors", "layer-0001.safetensors", "head.safetensors"]
 
@@ -84,6 +86,74 @@ def test_second_run_changes_nothing(tmp_path, folder):
     assert [c[0] for c in calls] == ["manifest.json"]
 
 
+def _cut_off(*args):
+    raise Stop
+
+
+def _times(folder, pattern):
+    return {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in folder.glob(pattern)}
+
+
+def test_changed_files_beside_the_weights_are_taken_over_and_shards_stay(tmp_path, folder):
+    copy, out, notes = tmp_path / "copy", tmp_path / "out", []
+    shutil.copytree(folder, copy)
+    write_tokenizer(copy, ["a", "b"])
+    (copy / "chat_template.jinja").write_text("OLD {{ messages[0].content }}")
+    first, shards = split(open_source(str(copy)), out), _times(out, "*.safetensors")
+
+    (copy / "chat_template.jinja").write_text("NEW {{ messages[0].content }}")
+    (copy / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    second = split(open_source(str(copy)), out, note=notes.append)
+    assert (out / "chat_template.jinja").read_text().startswith("NEW") and second.eos_token_ids == (7, 9)
+    assert notes == [
+        f"{out}: took over what changed: chat_template.jinja, generation_config.json, eos_token_ids. "
+        "The shards stay as they are."
+    ]
+    assert second.shards == first.shards and second.sha256 != first.sha256 and _times(out, "*.safetensors") == shards
+    assert all(sha256_of(out / f.name) == f.sha256 for f in second.files)
+    assert not (out / JOURNAL_NAME).exists() and not list(out.glob(".*"))
+
+    (copy / "chat_template.jinja").unlink()  # what is gone there is gone here
+    third = split(open_source(str(copy)), out)
+    assert not (out / "chat_template.jinja").exists() and "chat_template.jinja" not in {f.name for f in third.files}
+    assert split(open_source(str(copy)), out) == third and _times(out, "*.safetensors") == shards
+
+
+def test_taking_files_over_can_be_cut_off_anywhere(tmp_path, folder, monkeypatch):
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(folder, copy)
+    split(open_source(str(copy)), out)
+    shards = _times(out, "*.safetensors")
+    (copy / "generation_config.json").write_text('{"eos_token_id": 7}')
+    with monkeypatch.context() as patch:
+        patch.setattr("edgellm.checkpoint.split.Manifest.write", _cut_off)
+        with pytest.raises(Stop):
+            split(open_source(str(copy)), out)
+    assert not (out / "manifest.json").exists()
+    assert split(open_source(str(copy)), out).eos_token_ids == (7,) and _times(out, "*.safetensors") == shards
+
+
+def test_force_writes_every_shard_again(tmp_path, folder, whole):
+    split(open_source(str(folder)), tmp_path)
+    before = _times(tmp_path, "*.safetensors")
+    assert split(open_source(str(folder)), tmp_path, replace=True) == whole
+    assert _times(tmp_path, "*.safetensors") == before
+    assert split(open_source(str(folder)), tmp_path, force=True) == whole
+    assert not set(before.items()) & set(_times(tmp_path, "*.safetensors").items())
+
+
+def test_files_of_the_model_before_are_gone(tmp_path, folder):
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(folder, copy)
+    (copy / "generation_config.json").write_text('{"eos_token_id": 7}')
+    split(open_source(str(copy)), out)
+    (copy / "generation_config.json").unlink()
+    other = save(tiny_model("llama", seed=1), tmp_path / "other")
+    (other / "generation_config.json").unlink()
+    split(open_source(str(other)), out, force=True)
+    assert not (out / "generation_config.json").exists()
+
+
 def test_finished_split_that_lost_a_shard_is_mended(tmp_path, folder, whole):
     split(open_source(str(folder)), tmp_path)
     (tmp_path / "layer-0001.safetensors").unlink()
@@ -141,8 +211,6 @@ def test_changed_source_is_another_source(tmp_path, folder):
 
 
 def test_too_little_space_is_said_before_any_work(tmp_path, folder, monkeypatch):
-    import shutil
-
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("edgellm.checkpoint.split.shutil.disk_usage", lambda p: usage)
     with pytest.raises(CheckpointError, match=r"the shards need \d+ bytes, 1000 are free"):

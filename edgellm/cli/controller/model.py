@@ -34,7 +34,7 @@ def model(source, quantize, verbose):
         folder = split_folder(source, quantize)
         if not is_fresh(source, folder):
             before = _age(folder / MANIFEST_NAME)
-            split_source_to(source, folder, quantize, force=True)
+            split_source_to(source, folder, quantize, replace=True)
             remember(source, folder)
             changed = _age(folder / MANIFEST_NAME) != before
     click.echo(json.dumps({"changed": changed, **describe(folder)}))
