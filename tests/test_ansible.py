@@ -1,6 +1,8 @@
 """The playbooks, as far as that can be seen without a board: variables and their documents agree, ansible-lint is
 content, what a board's probe finds becomes one sentence, a deploy without boards or with an unsound inventory stops."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -390,6 +392,41 @@ def test_the_probe_says_what_this_machine_is():
     found = boards.board_facts(done.stdout, time.time())
     assert done.returncode == 0 and abs(found["clock_ahead_s"]) < 60
     assert found["ram_kb"] > 0 and found["opt_free_kb"] > 0
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="there is no sha256sum")
+def test_a_model_with_another_tokenizer_takes_its_shards_from_the_model_before(tmp_path):
+    old, new, other = (tmp_path / name for name in ("old", "new", "other"))
+    for folder in (old, new, other):
+        folder.mkdir()
+
+    def entry(name: str, content: bytes) -> dict:
+        return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    held = {"layer-0000.safetensors": b"weights", "head.safetensors": b"head", "tokenizer.json": b"old words"}
+    for name, content in held.items():
+        (old / name).write_bytes(content)
+    (old / "manifest.json").write_text(json.dumps({"files": [entry(*item) for item in held.items()]}, indent=1))
+    (other / "layer-0001.safetensors").write_bytes(b"without a manifest")
+    (old / "head.safetensors").write_bytes(b"h3ad")  # a bit has flipped since
+
+    wanted = {**held, "tokenizer.json": b"new words", "layer-0001.safetensors": b"without a manifest"}
+    files = [entry(*item) for item in wanted.items()]
+
+    def run(script: str) -> str:
+        text = (ROOT / "ansible/roles/shards/files" / script).read_text()
+        done = subprocess.run(
+            ["sh", "-c", text, "sh", new], input=shards.checksums(files), capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0
+        return done.stdout
+
+    assert run("link.sh").split() == ["layer-0000.safetensors", "head.safetensors"]
+    assert (new / "layer-0000.safetensors").samefile(old / "layer-0000.safetensors")
+    push = shards.push(run("read.sh"), files, [], "pi1", 0)
+    assert sorted(push["names"]) == ["head.safetensors", "layer-0001.safetensors", "tokenizer.json"]
+    assert push["corrupt"] == ["head.safetensors"]
+    assert run("link.sh") == ""
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "ansible/roles").rglob("*.sh")), ids=lambda p: p.name)

@@ -71,6 +71,22 @@ def test_a_changed_checkpoint_takes_its_forerunners_place(run, checkpoint, tmp_p
     assert not run(mine)["changed"]
 
 
+def test_a_changed_template_is_taken_over_and_shards_stay(run, checkpoint, tmp_path):
+    import shutil
+
+    mine = tmp_path / "mine"
+    shutil.copytree(checkpoint, mine)
+    first = run(mine)
+    (mine / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    second = run(mine)
+    assert second["changed"] and second["manifest_sha256"] != first["manifest_sha256"]
+    files = [{f["name"]: f["sha256"] for f in told["files"]} for told in (first, second)]
+    assert {name for name in files[1] if files[0].get(name) != files[1][name]} == {
+        "manifest.json", "chat_template.jinja",
+    }  # fmt: skip
+    assert not run(mine)["changed"]
+
+
 def test_a_lost_shard_is_split_again(run, checkpoint):
     told = run(checkpoint)
     (split_folder(str(checkpoint), "none") / "layer-0001.safetensors").unlink()
