@@ -54,7 +54,7 @@ _PLAN_OPTIONS = [
     click.option("--slots", type=click.IntRange(1, 1024), default=config.DEFAULT_SLOTS, show_default=True,
                  help="Sequences at once."),
     click.option("--chunk", type=click.IntRange(1, 8192), default=config.DEFAULT_CHUNK, show_default=True,
-                 metavar="TOKENS", help="Prompt tokens a prefill chunk."),
+                 metavar="TOKENS", help="Prompt tokens a prefill chunk, at most --context."),
     click.option("--kv-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
                  help="Numbers in the KV cache; float32 takes twice the RAM."),
 ]  # fmt: skip
@@ -68,10 +68,14 @@ def with_plan_options(command):
 
 
 def make_settings(manifest, context, slots, chunk, kv_dtype, objective):
-    """Plan settings from options; raises UsageError for a context that the model doesn't have."""
+    """Return plan settings from options; raise UsageError for a context that the model doesn't have, and say so if a
+    chunk would be longer than the context."""
     from edgellm.plan import Settings
 
     most = manifest.max_seq_len
     if context is not None and context > most:
         raise UsageError(f"--context is {context}, {manifest.model} was made for at most {most}")
-    return Settings(context or min(config.DEFAULT_CONTEXT, most), slots, chunk, kv_dtype, objective)
+    context = context or min(config.DEFAULT_CONTEXT, most)
+    if chunk > context and chunk != config.DEFAULT_CHUNK:
+        note(f"--chunk is {chunk}, and a slot holds {context} tokens: chunks have {context}.")
+    return Settings(context, slots, chunk, kv_dtype, objective)

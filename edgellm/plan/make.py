@@ -91,7 +91,7 @@ def check_lengths(manifest: Manifest, settings: Settings) -> None:
             "Ask for less."
         )
     most = MAX_STEP_BYTES // (4 * (manifest.hidden_size + 1))  # a token's id goes along
-    if min(settings.chunk, settings.context) > most:
+    if settings.chunk > most:
         raise PlanError(
             f"a chunk of {settings.chunk} tokens of {manifest.model} is over the {most} that a frame can carry. "
             "Ask for less."

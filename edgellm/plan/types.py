@@ -61,7 +61,8 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the plan is to hold: `slots` sequences of up to `context` tokens, prefilled `chunk` tokens at a time."""
+    """What the plan is to hold: `slots` sequences of up to `context` tokens, prefilled `chunk` tokens at a time, which
+    are never more than `context`."""
 
     context: int
     slots: int = 1
@@ -71,6 +72,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check_settings(self, "settings")
+        # Boards keep room for a whole chunk, and no prompt has one that is longer than a slot.
+        object.__setattr__(self, "chunk", min(self.chunk, self.context))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
