@@ -8,6 +8,7 @@ import torch
 
 from edgellm.checkpoint.gguf_config import FACTOR_TENSORS, config_dict, extra_settings
 from edgellm.checkpoint.gguf_file import GGUFFile, GGUFTensor
+from edgellm.checkpoint.gguf_tokenizer import gguf_end_token_ids, write_tokenizer
 from edgellm.checkpoint.names import one_line, quiet_transformers
 from edgellm.checkpoint.sources import Source
 from edgellm.checkpoint.tensors import (
@@ -45,21 +46,8 @@ class GGUFSource(Source):
         self._config_dict |= extra_settings(self._gguf, self._config_dict, self._read_f32, self.where)
         with quiet_transformers():
             self.config = config_from_dict(self._config_dict, self.where)
-        self.eos_token_ids = self._eos_token_ids()
-
-    def _eos_token_ids(self) -> tuple[int, ...]:
-        """The ids that end an answer: what the metadata names, and the control token that ends a turn in the file's
-        own chat template (Phi-3's files name <|endoftext|> as eos, yet end every turn with <|end|>)."""
-        metadata = self._gguf.metadata
-        tokens, kinds = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
-        ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-        template = metadata.get("tokenizer.chat_template")
-        if isinstance(tokens, list) and isinstance(kinds, list) and isinstance(template, str):
-            for token in ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>"):
-                if token in template and token in tokens:
-                    at = tokens.index(token)
-                    ids.append(at if at < len(kinds) and kinds[at] == 3 else None)
-        return tuple(dict.fromkeys(i for i in ids if type(i) is int and 0 <= i < self.config.vocab_size))
+        ends = gguf_end_token_ids(self._gguf.metadata, self.where)
+        self.eos_token_ids = tuple(i for i in ends if i < self.config.vocab_size)
 
     def _read_f32(self, name: str) -> torch.Tensor:
         return self._rows(name).read_all().float()
@@ -175,13 +163,11 @@ class GGUFSource(Source):
         return [self._gguf.header, f"{file.bytes} {file.mtime_ns}".encode()]
 
     def write_files(self, folder: Path) -> list[str]:
-        from edgellm.checkpoint.gguf_tokenizer import write_tokenizer
-
         (folder / "config.json").write_text(self.config.to_json_string(use_diff=False))
         generation = {"eos_token_id": list(self.eos_token_ids)} if self.eos_token_ids else {}
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
         names = ["config.json", "generation_config.json"]
-        return names + write_tokenizer(self.path, self._gguf.metadata, self.eos_token_ids, folder)
+        return names + write_tokenizer(self.path, self._gguf.metadata, folder)
 
 
 class _Names:

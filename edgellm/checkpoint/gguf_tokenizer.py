@@ -1,115 +1,155 @@
-"""A GGUF file's vocabulary as tokenizer.json, with the text split as the model was trained to see it."""
+"""A GGUF file's vocabulary as tokenizer.json, made of its metadata alone: texts get the ids that the model was trained
+on, which are llama.cpp's."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from edgellm.checkpoint.names import one_line
+from edgellm.checkpoint.vocabulary import bpe, sentencepiece
+from edgellm.checkpoint.vocabulary.ends import end_token_ids, ends_a_turn
+from edgellm.checkpoint.vocabulary.metadata import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from edgellm.checkpoint.vocabulary.pretokenizers import pre_tokenizer
 from edgellm.errors import CheckpointError
 
-# tokenizer.ggml.pre: how text is cut before byte pairs are merged. transformers knows those with a regular expression
-# of their own (qwen2, llama-bpe, …); it takes GPT-2's for all others, which is right for these:
-_AS_GPT2 = {
-    "default", "gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "mpt", "olmo", "jais", "trillion",
-    "granite-docling", "gigachat", "a.x-4.0", "mellum",
-}  # fmt: skip
-# … and wrong for these, where every digit stands alone:
-_SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-# Whole words of the vocabulary are taken before merging, and a beginning-of-text token is added unless denied.
-_WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
-_LOOKED_AT = ("bos", "eos", "unknown", "padding")
+_KINDS = {"llama": sentencepiece.sections, "gpt2": bpe.sections}
+_SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
-def write_tokenizer(path: Path, metadata: dict, eos_token_ids: tuple[int, ...], folder: Path) -> list[str]:
+def write_tokenizer(path: Path, metadata: Mapping[str, object], folder: Path) -> list[str]:
     """Write tokenizer.json and tokenizer_config.json for the GGUF at `path` into `folder`; returns their names, none if
-    the file has no vocabulary."""
-    kind, tokens = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.tokens")
-    if kind in (None, "none") or not isinstance(tokens, list):
+    the file has no vocabulary. Raises CheckpointError for a vocabulary that can't be read right."""
+    vocabulary = Vocabulary.parse(metadata, str(path))
+    if vocabulary is None:
         return []
-    pre = metadata.get("tokenizer.ggml.pre", "default")
-    tokenizer = _convert(path)
-    backend = tokenizer.backend_tokenizer
-    if kind == "gpt2":
-        _split_as_trained(backend, pre, path)
-    add_bos = metadata.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre in _WHOLE_WORDS)
-    named = {name: _token(metadata, tokens, name) for name in _LOOKED_AT}
-    _set_bos(backend, tokens, metadata.get("tokenizer.ggml.bos_token_id") if add_bos else None)
-    backend.no_truncation()
-    backend.no_padding()
-    content = json.loads(backend.to_str())
-    if kind == "gpt2" and pre in _WHOLE_WORDS:
-        content["model"]["ignore_merges"] = True
-    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))
-    _check(folder / "tokenizer.json", tokens, eos_token_ids, path)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": bool(add_bos),
-        "bos_token": named["bos"],
-        "eos_token": named["eos"],
-        "unk_token": named["unknown"],
-        "pad_token": named["padding"],
-        "clean_up_tokenization_spaces": False,
-    }
-    if isinstance(template := metadata.get("tokenizer.chat_template"), str):
-        config["chat_template"] = template
-    config = {key: value for key, value in config.items() if value is not None}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    tokenizer = tokenizer_json(vocabulary)
+    text = json.dumps(tokenizer, ensure_ascii=False)
+    _check(text, tokenizer["added_tokens"], vocabulary)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    config = json.dumps(tokenizer_config(vocabulary), indent=1, ensure_ascii=False)
+    (folder / "tokenizer_config.json").write_text(config + "\n", encoding="utf-8")
     return ["tokenizer.json", "tokenizer_config.json"]
 
 
-def _convert(path: Path):
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except BaseException as e:  # the tokenizers library panics over a vocabulary that contradicts itself
-        if isinstance(e, (KeyboardInterrupt, SystemExit)):
-            raise
-        raise CheckpointError(f"{path}: transformers can't make a tokenizer of its vocabulary: {one_line(e)}") from None
+def gguf_end_token_ids(metadata: Mapping[str, object], where: str) -> tuple[int, ...]:
+    """Return the ids that end an answer: those that the metadata names, and those whose text says so. None without a
+    vocabulary."""
+    vocabulary = Vocabulary.parse(metadata, where)
+    return () if vocabulary is None else _end_token_ids(vocabulary)
 
 
-def _split_as_trained(backend, pre, path: Path) -> None:
-    from tokenizers import pre_tokenizers
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+def _end_token_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
+    control, others = vocabulary.of_kind(CONTROL), vocabulary.of_kind(NORMAL, USER_DEFINED)
+    return end_token_ids(vocabulary.named_end_ids(), control, others)
 
-    if pre in _SINGLE_DIGITS:
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
-    elif pre not in _AS_GPT2 and pre not in GGUF_PRE_TOKENIZER_SPLITS:
+
+def tokenizer_json(vocabulary: Vocabulary) -> dict:
+    """Return the content of tokenizer.json."""
+    if vocabulary.model not in _KINDS:
         raise CheckpointError(
-            f"{path}: tokenizer.ggml.pre is {str(pre)[:40]!r}, whose way to split text isn't known here; guessing "
-            "would give worse answers. Give the model's safetensors folder."
+            f"{vocabulary.where}: tokenizer.ggml.model is {vocabulary.model[:40]!r}; readable are "
+            f"{' and '.join(_KINDS)}. Give the model's safetensors folder."
         )
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(vocabulary),
+        "post_processor": _post_processor(vocabulary),
+        **_KINDS[vocabulary.model](vocabulary),
+    }
 
 
-def _token(metadata: dict, tokens: list, name: str) -> str | None:
-    i = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    return tokens[i] if type(i) is int and 0 <= i < len(tokens) else None
+def tokenizer_config(vocabulary: Vocabulary) -> dict:
+    """Return the content of tokenizer_config.json: the texts of special tokens, and the chat template."""
+    config: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config |= {f"add_{name}_token": i is not None for name, i in _around(vocabulary).items()}
+    for name, key in _SPECIAL_TOKENS.items():
+        if (i := vocabulary.named_id(name)) is not None:
+            config[key] = vocabulary.texts[i]
+    if isinstance(template := vocabulary.metadata.get("tokenizer.chat_template"), str):
+        config["chat_template"] = template
+    return config
 
 
-def _set_bos(backend, tokens: list, bos_id) -> None:
-    """Add the beginning-of-text token to what is encoded with special tokens, or nothing at all."""
-    from tokenizers.processors import TemplateProcessing
-
-    if type(bos_id) is int and 0 <= bos_id < len(tokens):
-        bos = tokens[bos_id]
-        backend.post_processor = TemplateProcessing(
-            single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, bos_id)]
-        )
-    else:
-        backend.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+def _around(vocabulary: Vocabulary) -> dict[str, int | None]:
+    """Return the ids of the tokens put before ("bos") and after ("eos") every text."""
+    add_bos = vocabulary.model == "llama" or pre_tokenizer(vocabulary.pre, vocabulary.where).add_bos
+    return {
+        "bos": vocabulary.named_id("bos") if vocabulary.flag("add_bos_token", add_bos) else None,
+        "eos": vocabulary.named_id("eos") if vocabulary.flag("add_eos_token", False) else None,
+    }
 
 
-def _check(file: Path, tokens: list, eos_token_ids: tuple[int, ...], path: Path) -> None:
+def _post_processor(vocabulary: Vocabulary) -> dict:
+    around = {key: vocabulary.texts[i] for key, i in _around(vocabulary).items() if i is not None}
+
+    def one(sequence: str, type_id: int) -> list[dict]:
+        whole = [("SpecialToken", around.get("bos")), ("Sequence", sequence), ("SpecialToken", around.get("eos"))]
+        return [{kind: {"id": name, "type_id": type_id}} for kind, name in whole if name is not None]
+
+    ids = vocabulary.ids()
+    return {
+        "type": "TemplateProcessing",
+        "single": one("A", 0),
+        "pair": one("A", 0) + one("B", 1),
+        "special_tokens": {text: {"id": text, "ids": [ids[text]], "tokens": [text]} for text in around.values()},
+    }
+
+
+def _added_tokens(vocabulary: Vocabulary) -> list[dict]:
+    """Return the tokens found in a text before all else. The special ones among them are those that a user's text must
+    not become."""
+    left, right = _strips(vocabulary)
+    # Some files call these plain tokens; they would be cut into pieces in every chat.
+    marks = {i for i in (vocabulary.named_id("bos"), *vocabulary.named_end_ids()) if i is not None}
+    marks = {i for i in marks if vocabulary.texts[i][0] in "<[" and vocabulary.texts[i][-1] in ">]"}
+    found = []
+    for i, (text, kind) in enumerate(zip(vocabulary.texts, vocabulary.kinds, strict=True)):
+        special = kind in (CONTROL, UNKNOWN) or (kind == NORMAL and (ends_a_turn(text) or i in marks))
+        if special or kind == USER_DEFINED:
+            found.append(
+                {
+                    "id": i,
+                    "content": text,
+                    "single_word": False,
+                    "lstrip": text in left,
+                    "rstrip": text in right,
+                    "normalized": False,
+                    "special": special,
+                }
+            )
+    return found
+
+
+def _strips(vocabulary: Vocabulary) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the tokens that swallow white space to their left, and to their right. No key of a GGUF says so: llama.cpp
+    goes by names, and so must we."""
+    name = str(vocabulary.metadata.get("general.name", "")).lower()
+    architecture = vocabulary.metadata.get("general.architecture")
+    if "phi-3" in name or "phi3" in name or (architecture == "phi3" and vocabulary.model == "llama"):
+        swallowing = vocabulary.of_kind(CONTROL, UNKNOWN, USER_DEFINED).keys() - {"<unk>", "<s>", "<|endoftext|>"}
+        return frozenset(), frozenset(swallowing)
+    masked = any(pre in vocabulary.pre for pre in ("jina-v2-de", "jina-v2-es", "jina-v2-code"))
+    return frozenset({"<mask>"} if masked else ()), frozenset()
+
+
+def _check(text: str, added_tokens: list[dict], vocabulary: Vocabulary) -> None:
     """An end token that doesn't encode as itself would be cut into pieces in every chat: better no split at all."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
-    for i in eos_token_ids:
-        if i < len(tokens):
-            ids = tokenizer.encode(tokens[i], add_special_tokens=False).ids
-            if ids != [i]:
-                raise CheckpointError(f"{path}: special token {tokens[i]!r} encodes as {ids[:8]}, expected [{i}]")
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except BaseException as e:  # the library panics over a vocabulary that contradicts itself
+        if isinstance(e, (KeyboardInterrupt, SystemExit)):
+            raise
+        reason = " ".join(str(e).split())[:200]
+        raise CheckpointError(f"{vocabulary.where}: its vocabulary makes no tokenizer: {reason}") from None
+    ends = set(_end_token_ids(vocabulary))
+    for token in added_tokens:
+        if token["id"] in ends:
+            ids = tokenizer.encode(token["content"], add_special_tokens=False).ids
+            if ids != [token["id"]]:
+                raise CheckpointError(
+                    f"{vocabulary.where}: special token {token['content']!r} encodes as {ids[:8]}, "
+                    f"expected [{token['id']}]"
+                )

@@ -60,4 +60,4 @@ def test_second_split_is_a_no_op(folder):
     manifest = split(open_source("smollm2-135m"), folder)
     (folder.with_name("peak")).rename(folder / "peak")
     assert (folder / "manifest.json").stat().st_mtime_ns == before
-    assert manifest.eos_token_ids == (2,) and manifest.max_seq_len == 8192
+    assert manifest.eos_token_ids == (2, 0, 4) and manifest.max_seq_len == 8192

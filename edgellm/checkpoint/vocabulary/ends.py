@@ -49,3 +49,8 @@ def end_token_ids(
     if texts & _CALLS and texts & _LAST_WORDS:
         found -= {tokens["<|end|>"] for tokens in (control_tokens, user_defined_tokens) if "<|end|>" in tokens}
     return tuple(dict.fromkeys([*named_ids, *sorted(found)]))
+
+
+def ends_a_turn(text: str) -> bool:
+    """Return whether a token of this text ends a turn, an answer or a document, whatever else is said of it."""
+    return text in _END_TEXTS
