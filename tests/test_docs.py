@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edgellm.checkpoint.shard import Entry, make_plan
-from edgellm.checkpoint.tensors import BLOCK, BLOCK_BYTES, GROUP_BYTES, TILE, stored_bytes, stored_shape
+from edgellm.checkpoint.tensors import stored_bytes, stored_shape
 from edgellm.errors import BoardError, RemoteProtocolError
 from edgellm.kernels import library
 from edgellm.manager.client import ClusterClient
@@ -20,6 +20,7 @@ from edgellm.plan import Capacity, Plan
 from edgellm.sampling import Sampling
 from edgellm.shards import tiles
 from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
+from edgellm.shards.tiles import BLOCK_BYTES, GROUP, GROUP_BYTES, TILE
 from edgellm.wire import credentials, listener, protocol, sequence_messages
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader
@@ -315,7 +316,7 @@ def test_sizes_of_encodings():
     rows = {r["encoding"]: int(r["bytes of 16 rows by 32 columns"]) for r in table(SHARDS, "encoding", "dtype")}
     assert rows == {e: stored_bytes((16, 32), e) for e in rows}
     assert {e: n for e, n in rows.items() if e.startswith("int")} == GROUP_BYTES == library.GROUP_BYTES
-    assert (TILE, BLOCK, BLOCK_BYTES) == (library.TILE, library.GROUP, tiles.BLOCK_BYTES) == (16, 32, BLOCK_BYTES)
+    assert (TILE, GROUP, BLOCK_BYTES) == (library.TILE, library.GROUP, tiles.BLOCK_BYTES) == (16, 32, BLOCK_BYTES)
     for out, columns in ((1, 32), (16, 64), (17, 96)):
         assert all(stored_shape((out, columns), e) == library.stored_shape(e, (out, columns)) for e in rows)
 

@@ -5,18 +5,27 @@ same tables are applied here, a tensor at a time.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
-from edgellm.checkpoint.tensors import ENCODING_OF, PLAIN, LoadedRows, Rows, SourceTensor, transposed_rows
+from edgellm.checkpoint.tensors import LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.errors import CheckpointError
+
+if TYPE_CHECKING:  # most of what splits a GGUF needs no torch, and takes its errors' lines from here
+    import torch
+
+_TORCH_NAMES = {
+    "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32",
+    "i16": "int16", "i8": "int8", "u8": "uint8", "bool": "bool",
+}  # fmt: skip
 
 
 @contextmanager
-def quiet_transformers():
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers from writing to stderr what edgellm handles or refuses itself."""
     from transformers.utils import logging
 
@@ -29,13 +38,13 @@ def quiet_transformers():
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its type."""
+    """Return the first line of an exception's text, or its type."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 
 def ignored_names(model) -> re.Pattern:
-    """Which checkpoint tensors transformers leaves unread for this model."""
+    """Return the pattern of checkpoint tensors that transformers leaves unread for this model."""
     patterns = set(model._keys_to_ignore_on_load_unexpected or ())
     # As in PreTrainedModel._adjust_missing_and_unexpected_keys: buffers that once were persistent.
     patterns |= {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", r"\.(attn|attention)\.(masked_)?bias$"}
@@ -43,7 +52,8 @@ def ignored_names(model) -> re.Pattern:
 
 
 def map_names(model, tensors: dict[str, SourceTensor], where: str) -> dict[str, SourceTensor]:
-    """`tensors` by checkpoint name → by state_dict name of `model`, renamed and merged as transformers would."""
+    """Return `tensors`, given by checkpoint name, by state_dict name of `model`, renamed and merged as transformers
+    would."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -84,8 +94,12 @@ class _Group:
 
     def targets(self, where: str) -> dict[str, SourceTensor]:
         """The resulting tensors, their shapes found by converting on the meta device."""
+        import torch
+
+        dtypes = {encoding: getattr(torch, name) for encoding, name in _TORCH_NAMES.items()}
+        encodings = {dtype: encoding for encoding, dtype in dtypes.items()}
         try:
-            made = self._convert(lambda t: torch.empty(t.shape, dtype=PLAIN[t.encoding], device="meta"))
+            made = self._convert(lambda t: torch.empty(t.shape, dtype=dtypes[t.encoding], device="meta"))
         except Exception as e:  # a converter fails in its own ways when a tensor is missing or misshapen
             raise CheckpointError(
                 f"{where}: {len(self.sources)} tensors such as {self.sources[0][2].origin} don't combine into "
@@ -93,19 +107,34 @@ class _Group:
             ) from None
         origin = f"{self.sources[0][2].origin} and {len(self.sources) - 1} more"
         return {
-            name: SourceTensor(t.shape, ENCODING_OF[t.dtype], origin, lambda tr, n=name, t=t: self._rows(n, t, tr))
-            for name, t in made.items()
+            name: self._tensor(name, tuple(meta.shape), encodings[meta.dtype], origin) for name, meta in made.items()
         }
 
-    def _rows(self, name: str, meta: torch.Tensor, transposed: bool) -> Rows:
-        rows = LoadedRows(
-            tuple(meta.shape), ENCODING_OF[meta.dtype], lambda: self._convert(lambda t: t.rows().read_all())[name]
-        )
-        return transposed_rows(rows) if transposed else rows
+    def _tensor(self, name: str, shape: tuple[int, ...], encoding: str, origin: str) -> SourceTensor:
+        def open_rows(transposed: bool) -> Rows:
+            rows = LoadedRows(shape, encoding, lambda: _to_numpy(self._convert(_to_torch)[name]))
+            return transposed_rows(rows) if transposed else rows
 
-    def _convert(self, load: Callable[[SourceTensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+        return SourceTensor(shape, encoding, origin, open_rows)
+
+    def _convert(self, load: "Callable[[SourceTensor], torch.Tensor]") -> "dict[str, torch.Tensor]":
         converter = deepcopy(self.converter)
         for name, pattern, tensor in self.sources:
             converter.add_tensor(self.first, name, pattern, lambda t=tensor: load(t))
         made = converter.convert(self.first, model=self.model, config=self.model.config)
         return {name: t[0] if isinstance(t, list) else t for name, t in made.items()}
+
+
+def _to_torch(tensor: SourceTensor) -> "torch.Tensor":
+    """Return a plain tensor of the source as torch's."""
+    import torch
+
+    data = torch.from_numpy(np.ascontiguousarray(tensor.rows().read_all()))
+    return data.view(torch.bfloat16) if tensor.encoding == "bf16" else data
+
+
+def _to_numpy(data: "torch.Tensor") -> np.ndarray:
+    """Return a tensor as `Rows` have it."""
+    import torch
+
+    return (data.contiguous().view(torch.uint16) if data.dtype == torch.bfloat16 else data).numpy()

@@ -10,22 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from edgellm.checkpoint.tensors import (
-    BLOCK,
-    BLOCK_BYTES,
     FLOATS,
     PLAIN,
-    TILE,
     Rows,
     SourceTensor,
+    from_f32,
+    plain_encoding,
     stored_bytes,
     stored_shape,
 )
 from edgellm.errors import CheckpointError
 from edgellm.files import fsync_folder
 from edgellm.shards.manifest import SHARD_FORMAT, Shard
+from edgellm.shards.quantize import quantize as quantized
+from edgellm.shards.tiles import BLOCK_BYTES, GROUP, TILE, from_blocks
 
 _CHUNK_ELEMENTS = 1 << 21  # of one tensor in memory at a time, where the source can be read in pieces
 _DTYPE_NAMES = {
@@ -78,9 +79,9 @@ class ShardPlan:
 def choose_encoding(encoding: str, shape: tuple[int, ...], packable: bool, kind: str, quantize: str) -> str:
     """The encoding a tensor is stored in. `shape` as stored; --quantize int4 keeps embedding and head at int8, and what
     is packed at no more bits than asked for stays as it is."""
-    fits = packable and len(shape) == 2 and shape[1] % BLOCK == 0 and shape[1] > 0
+    fits = packable and len(shape) == 2 and shape[1] % GROUP == 0 and shape[1] > 0
     if not fits:
-        return "f16" if encoding in BLOCK_BYTES else encoding
+        return plain_encoding(encoding)
     if quantize == "none" or encoding not in (*FLOATS, *BLOCK_BYTES):
         return encoding
     wanted = "int4" if quantize == "int4" and kind == "layer" else "int8"
@@ -124,7 +125,7 @@ def write_shard(plan: ShardPlan, folder: Path, wrote: Callable[[int], None]) -> 
     try:
         with open(part, "wb") as f:
 
-            def put(data) -> None:
+            def put(data: bytes | memoryview) -> None:
                 nonlocal done
                 f.write(data)
                 digest.update(data)
@@ -160,7 +161,7 @@ def disk_error(error: OSError, path: Path, need: int) -> CheckpointError:
     return CheckpointError(f"{error.filename or path}: {error.strerror or error}")
 
 
-def _put_entry(entry: Entry, put: Callable) -> None:
+def _put_entry(entry: Entry, put: Callable[[memoryview], None]) -> None:
     rows = entry.tensor.rows(entry.transposed)
     if tuple(rows.shape) != entry.shape and math.prod(rows.shape) != math.prod(entry.shape):
         raise AssertionError(f"{entry.name}: rows of shape {rows.shape}, planned {entry.shape}")
@@ -169,40 +170,35 @@ def _put_entry(entry: Entry, put: Callable) -> None:
     if entry.encoding in BLOCK_BYTES:
         step = max(TILE, step // TILE * TILE)  # whole tiles
     for start in range(0, count, step):
-        stop = min(start + step, count)
-        data = _encode(rows, start, stop, entry)
-        put(data.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        data = _encode(rows, start, min(start + step, count), entry)
+        put(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
 
 
-def _encode(rows: Rows, start: int, stop: int, entry: Entry) -> torch.Tensor:
-    """Rows [start, stop) in the entry's encoding; raises CheckpointError for what isn't finite."""
+def _encode(rows: Rows, start: int, stop: int, entry: Entry) -> np.ndarray:
+    """Return rows [start, stop) in the entry's encoding; raises CheckpointError for what isn't finite."""
     if entry.encoding == rows.encoding:
         data = rows.read(start, stop)
         if entry.encoding in BLOCK_BYTES:
-            from edgellm.shards.tiles import from_blocks
-
             _check_scales(data, entry, start)
-            return torch.from_numpy(from_blocks(data.numpy(), entry.encoding))
-        if data.is_floating_point():
-            _check_finite(data, entry, start, "value")
+            return from_blocks(data, entry.encoding)
+        _check_finite(data, entry.encoding, entry, start, "value")
         return data
     values = rows.read_f32(start, stop)
-    _check_finite(values, entry, start, "value")
+    _check_finite(values, "f32", entry, start, "value")
     if entry.encoding in BLOCK_BYTES:
-        from edgellm.model.generic.packed import pack
-
         try:
-            return pack(values, entry.encoding)
+            return quantized(values, entry.encoding)
         except ValueError as e:
             raise CheckpointError(f"{entry.tensor.origin}: {e}") from None
-    data = values.to(PLAIN[entry.encoding])
-    _check_finite(data, entry, start, f"value in {entry.encoding}")
+    data = from_f32(values, entry.encoding)
+    _check_finite(data, entry.encoding, entry, start, f"value in {entry.encoding}")
     return data
 
 
-def _check_scales(data: torch.Tensor, entry: Entry, start: int) -> None:
-    """Scales and minima of packed blocks: an fp16 isn't finite if the five exponent bits in its high byte are set."""
-    blocks = data.numpy().reshape(-1, BLOCK_BYTES[entry.encoding])
+def _check_scales(data: np.ndarray, entry: Entry, start: int) -> None:
+    """Check scales and minima of packed blocks: an fp16 isn't finite if the five exponent bits in its high byte are
+    set."""
+    blocks = data.reshape(-1, BLOCK_BYTES[entry.encoding])
     for high in (1, 3) if entry.encoding == "int4" else (1,):
         bad = int(((blocks[:, high] & 0x7C) == 0x7C).sum())
         if bad:
@@ -212,11 +208,21 @@ def _check_scales(data: torch.Tensor, entry: Entry, start: int) -> None:
             )
 
 
-def _check_finite(values: torch.Tensor, entry: Entry, start: int, what: str) -> None:
-    # One pass, and NaN wins both; isfinite takes three and makes a tensor of bools.
-    if values.numel() and not all(math.isfinite(v) for v in torch.stack(values.aminmax()).tolist()):
-        bad = int((~torch.isfinite(values)).sum())
+# Of a float's bits: an unsigned type of its size, all but its sign, and its exponent, which is full if it isn't finite.
+_EXPONENTS: dict[str, tuple[type, int, int]] = {
+    "f64": (np.uint64, (1 << 63) - 1, 0x7FF << 52), "f32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
+    "f16": (np.uint16, 0x7FFF, 0x7C00), "bf16": (np.uint16, 0x7FFF, 0x7F80),
+}  # fmt: skip
+
+
+def _check_finite(values: np.ndarray, encoding: str, entry: Entry, start: int, what: str) -> None:
+    if encoding not in _EXPONENTS or not values.size:
+        return
+    unsigned, magnitude, exponent = _EXPONENTS[encoding]
+    bits = np.ascontiguousarray(values).view(unsigned) & unsigned(magnitude)
+    if bits.max() >= exponent:
+        bad = int((bits >= exponent).sum())
         raise CheckpointError(
-            f"{entry.tensor.origin}: {bad} of {values.numel()} {what}s from row {start} on are not finite; "
+            f"{entry.tensor.origin}: {bad} of {values.size} {what}s from row {start} on are not finite; "
             "the checkpoint is corrupt"
         )

@@ -14,12 +14,11 @@ from torch import nn
 from torch.nn import functional
 
 from edgellm.kernels import library
-from edgellm.kernels.library import GROUP, GROUP_BYTES, TILE, stored_shape
+from edgellm.kernels.library import GROUP_BYTES, TILE, stored_shape
 from edgellm.shards import tiles
+from edgellm.shards.quantize import LEVELS, quantize
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16} | dict.fromkeys(GROUP_BYTES, torch.uint8)
-_LEVELS = {"int4": 15, "int8": 127}  # steps from the minimum (int4) or zero (int8) to the largest weight
-_HALF_MAX = 65504.0
 _CHUNK_ELEMENTS = 1 << 20  # packed or unpacked at a time: a few MB of scratch
 
 # From this many tokens on, unpacking to float32 and multiplying with torch is as fast as the native kernel or faster:
@@ -53,7 +52,7 @@ def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
     is off by at most d/2. Raises ValueError for int4s, for elements that aren't finite or don't fit, and for rows that
     are not a multiple of 32 long.
     """
-    if encoding in GROUP_BYTES and encoding not in _LEVELS:
+    if encoding in GROUP_BYTES and encoding not in LEVELS:
         raise ValueError(f"{encoding} is what a source has, nothing is packed to it")
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"only a floating-point matrix can be packed, not {weight.dtype} of {weight.dim()} dimensions")
@@ -66,7 +65,7 @@ def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
         if bad:
             raise ValueError(f"{bad} of the {chunk.numel()} weights from row {start} on are not finite")
         if encoding in GROUP_BYTES:
-            packed = torch.from_numpy(_pack_groups(chunk.reshape(-1, GROUP), encoding, len(chunk)))
+            packed = torch.from_numpy(quantize(chunk.numpy(), encoding))
             data[start // TILE : start // TILE + len(packed)] = packed
             continue
         plain = chunk.to(data.dtype)
@@ -79,49 +78,6 @@ def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
 def _rows_at_once(columns: int) -> int:
     """Rows of a chunk: whole tiles."""
     return max(TILE, _CHUNK_ELEMENTS // columns // TILE * TILE)
-
-
-def _pack_groups(groups: torch.Tensor, encoding: str, rows: int) -> np.ndarray:
-    """float32 [rows * groups, 32] to tiles, uint8 [tiles, bytes of a tile]."""
-    levels = _LEVELS[encoding]
-    if encoding == "int4":
-        low, high = groups.aminmax(dim=1, keepdim=True)
-        most = float(torch.maximum(-low, high).max())
-        if most > _HALF_MAX:
-            raise ValueError(f"a weight of {most:g} is more than int4 can hold, {_HALF_MAX:g}")
-        minimum = _half_at_most(low)
-        m = minimum.to(torch.float32)
-        span = high - m
-    else:
-        m = 0.0
-        span = groups.abs().amax(dim=1, keepdim=True)
-        if float(span.max()) > _HALF_MAX * levels:
-            raise ValueError(f"a weight of {float(span.max()):g} is more than int8 can hold, {_HALF_MAX * levels:g}")
-    scale = _half_scale(span, levels)
-    d = scale.to(torch.float32)
-    q = ((groups - m) / torch.where(d == 0, 1.0, d)).round_()
-    if encoding == "int4":
-        q, minima = q.clamp_(0, levels).to(torch.uint8), minimum.view(rows, -1).numpy()
-    else:
-        q, minima = q.clamp_(-levels, levels).to(torch.int8), None
-    return tiles.to_tiles(encoding, q.view(rows, -1, GROUP).numpy(), scale.view(rows, -1).numpy(), minima)
-
-
-def _half_at_most(values: torch.Tensor) -> torch.Tensor:
-    """The largest fp16 that is not above each value, so that the offset from it is never negative."""
-    half = values.to(torch.float16)
-    bits = half.view(torch.int16)
-    # The bits of a positive fp16 grow with it, those of a negative one grow away from zero (-0.0 counts as such).
-    below = torch.where(bits < 0, bits + 1, bits - 1).view(torch.float16)
-    return torch.where(half.to(torch.float32) > values, below, half)
-
-
-def _half_scale(span: torch.Tensor, levels: int) -> torch.Tensor:
-    """fp16 span/levels; the next one up where its rounding would leave the far end off by over half a step."""
-    half = (span / levels).clamp(max=_HALF_MAX).to(torch.float16)
-    d = half.to(torch.float32)
-    above = (half.view(torch.int16) + 1).view(torch.float16)
-    return torch.where((levels + 0.5) * d < span, above, half)
 
 
 def unpack(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> torch.Tensor:
@@ -149,11 +105,6 @@ def _values(encoding: str, q: np.ndarray, d: np.ndarray, m: np.ndarray | None) -
         if m is not None:
             values += m[:, :, None].astype(np.float32)
     return torch.from_numpy(values.reshape(len(q), -1))
-
-
-def block_values(blocks: torch.Tensor, encoding: str) -> torch.Tensor:
-    """float32 [rows, columns] of GGUF's blocks, uint8 [rows, bytes a row] (tiles.from_blocks)."""
-    return _values(encoding, *tiles.split_blocks(blocks.numpy(), encoding))
 
 
 def check_data(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> None:

@@ -30,8 +30,9 @@ TYPES = {
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor in a GGUF file: `shape` slowest dimension first (as torch), `offset` from the file's first byte."""
+    """A tensor in a GGUF file: `shape` slowest dimension first (as NumPy), `offset` from the file's first byte."""
 
+    file: CheckpointFile
     type: str
     type_id: int
     shape: tuple[int, ...]
@@ -42,18 +43,16 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """An opened GGUF file and its checked header. `raw` keeps each metadata entry's own bytes."""
+    """An opened GGUF file and its checked header: `header` is its bytes."""
 
     file: CheckpointFile
     header: bytes
-    version: int
     metadata: dict[str, object]
-    raw: dict[str, bytes]
     tensors: dict[str, GGUFTensor]
 
     @classmethod
     def open(cls, path: Path) -> "GGUFFile":
-        """Read and check the header; raises CheckpointError with file, tensor and both numbers."""
+        """Open a file, read and check its header. Raises CheckpointError with file, tensor and both numbers."""
         file = CheckpointFile(path)
         if bytes(file.read(0, min(4, file.bytes))) != b"GGUF":
             raise CheckpointError(f"{path} doesn't begin with 'GGUF', so it is no GGUF file")
@@ -81,7 +80,7 @@ class _Cursor:
         self.path, self.data, self.complete, self.at = path, data, complete, 0
 
     def skip(self, length: int) -> int:
-        """Step over `length` bytes, which must be there; returns where they begin."""
+        """Step over `length` bytes, which must be there; return where they begin."""
         start, self.at = self.at, self.at + length
         if self.at > len(self.data):
             if not self.complete:
@@ -98,7 +97,7 @@ class _Cursor:
     def string(self) -> str:
         length = self.scalar("<Q")
         start = self.skip(length)
-        # llama.cpp writes some vocabulary entries that are no UTF-8: keep them distinct, they are never looked up.
+        # Some vocabularies have entries that aren't UTF-8; nothing looks these up.
         return self.data[start : start + length].decode("utf-8", "replace")
 
     def value(self, kind: int):
@@ -125,15 +124,13 @@ def _parse(path: Path, file: CheckpointFile, cursor: _Cursor) -> GGUFFile:
     version, num_tensors, num_entries = cursor.scalar("<I"), cursor.scalar("<Q"), cursor.scalar("<Q")
     if version not in (2, 3):
         raise CheckpointError(f"{path} is GGUF version {version}, readable are 2 and 3 (little-endian)")
-    metadata, raw = {}, {}
+    metadata: dict[str, object] = {}
     for _ in range(num_entries):
-        start = cursor.at
         key, kind = cursor.string(), cursor.scalar("<I")
         if key in metadata:
             raise CheckpointError(f"{path}: metadata {key[:80]!r} is there twice")
         metadata[key] = cursor.value(kind)
-        raw[key] = bytes(cursor.data[start : cursor.at])
-    infos = {}
+    infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(num_tensors):
         name, num_dims = cursor.string(), cursor.scalar("<I")
         if name in infos or num_dims > 4:
@@ -145,12 +142,13 @@ def _parse(path: Path, file: CheckpointFile, cursor: _Cursor) -> GGUFFile:
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
         raise CheckpointError(f"{path}: general.alignment is {str(alignment)[:40]}, expected a power of two")
     start = -(-cursor.at // alignment) * alignment
-    tensors = {name: _tensor(path, name, *info, start, file.bytes) for name, info in infos.items()}
-    return GGUFFile(file, header, version, metadata, raw, tensors)
+    return GGUFFile(file, header, metadata, {name: _tensor(file, name, *info, start) for name, info in infos.items()})
 
 
-def _tensor(path: Path, name: str, shape, type_id: int, offset: int, data_start: int, file_bytes: int) -> GGUFTensor:
-    where = f"{path}: tensor {name[:200]!r}"
+def _tensor(
+    file: CheckpointFile, name: str, shape: tuple[int, ...], type_id: int, offset: int, data_start: int
+) -> GGUFTensor:
+    where = f"{file.path}: tensor {name[:200]!r}"
     if type_id not in TYPES:
         known = ", ".join(t[0] for t in TYPES.values())
         raise CheckpointError(f"{where} has ggml type {type_id}; known are {known}")
@@ -161,8 +159,8 @@ def _tensor(path: Path, name: str, shape, type_id: int, offset: int, data_start:
     row_bytes = shape[-1] // block * block_bytes
     need = math.prod(shape[:-1]) * row_bytes
     end = data_start + offset + need
-    if end > file_bytes:
+    if end > file.bytes:
         raise CheckpointError(
-            f"{where} ends at byte {end}, the file has {file_bytes}. It is truncated or corrupt; fetch it again."
+            f"{where} ends at byte {end}, the file has {file.bytes}. It is truncated or corrupt; fetch it again."
         )
-    return GGUFTensor(type_name, type_id, shape, data_start + offset, need, row_bytes)
+    return GGUFTensor(file, type_name, type_id, shape, data_start + offset, need, row_bytes)

@@ -1,0 +1,123 @@
+"""The layout of a GGUF whose family the native path knows: names and shapes from its Spec, without transformers."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from edgellm.checkpoint.gguf.file import GGUFTensor
+from edgellm.checkpoint.gguf.rope import FACTOR_TENSORS
+from edgellm.checkpoint.gguf.rows import matrix, origin_of, rotary_order, vector, zeros
+from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, unexpected
+from edgellm.checkpoint.tensors import SourceTensor
+from edgellm.errors import CheckpointError
+from edgellm.model.families.spec import GatedMlp, Layer, Norm, Projection, Spec
+
+# Inverse frequencies, which old converters stored and nobody reads.
+_UNREAD = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
+
+
+def native_layout(spec: Spec, config: Mapping, tensors: Mapping[str, GGUFTensor], where: str, llama: bool) -> Layout:
+    """Return the layout of a model with `spec`, made of `config`; reads headers only.
+
+    `llama` says that q and k have llama.cpp's order of rows, and that biases may be missing. Raises CheckpointError for
+    a tensor that is missing, one too many, or of another shape.
+    """
+    reader = _Reader(tensors, where, spec, llama)
+    embedding = [reader.read("token_embd.weight", spec.embedding.name, spec.embedding_tensors)]
+    if spec.position_embedding:
+        embedding.append(reader.read("position_embd.weight", spec.position_embedding.name, spec.embedding_tensors))
+    shards = [ShardContent("embedding", None, tuple(embedding))]
+    for i, layer in enumerate(spec.layers):
+        stored = [reader.read(f"blk.{i}.{theirs}", ours, layer.tensors, layer) for theirs, ours in _layer_names(layer)]
+        shards.append(ShardContent("layer", i, tuple(stored)))
+    head = "token_embd.weight" if spec.tied and "output.weight" not in tensors else "output.weight"
+    names = [*_norm_names(spec.final_norm, "output_norm"), (head, spec.head.name)]
+    shards.append(ShardContent("head", None, tuple(reader.read(a, b, spec.head_tensors) for a, b in names)))
+    reader.check_rest()
+    return Layout(
+        architecture=spec.architecture,
+        model_type=spec.model_type,
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+        max_seq_len=spec.max_seq_len,
+        kv_elements_per_token=spec.kv_elements_per_token,
+        activation_elements_per_token=spec.activation_elements_per_token,
+        rope_switch_len=spec.rope_switch_len,
+        shards=tuple(shards),
+    )
+
+
+def _norm_names(norm: Norm | None, theirs: str) -> Iterator[tuple[str, str]]:
+    if norm:
+        yield f"{theirs}.weight", norm.weight.name
+        if norm.bias:
+            yield f"{theirs}.bias", norm.bias.name
+
+
+def _projection_names(projection: Projection, theirs: str) -> Iterator[tuple[str, str]]:
+    yield f"{theirs}.weight", projection.weight.name
+    if projection.bias:
+        yield f"{theirs}.bias", projection.bias.name
+
+
+def _layer_names(layer: Layer) -> list[tuple[str, str]]:
+    """Return (name in the GGUF, name in the shard) of each tensor of a layer, both without the layer's number."""
+    attention, mlp = layer.mixer, layer.feed_forward
+    names = [*_norm_names(layer.before_mixer, "attn_norm"), *_norm_names(layer.before_feed_forward, "ffn_norm")]
+    if attention.q.weight == attention.k.weight:
+        names += _projection_names(attention.q, "attn_qkv")
+    else:
+        for projection, theirs in ((attention.q, "attn_q"), (attention.k, "attn_k"), (attention.v, "attn_v")):
+            names += _projection_names(projection, theirs)
+    names += _projection_names(attention.o, "attn_output")
+    names += [*_norm_names(attention.q_norm, "attn_q_norm"), *_norm_names(attention.k_norm, "attn_k_norm")]
+    if isinstance(mlp, GatedMlp) and mlp.gate.weight != mlp.up.weight:
+        names += _projection_names(mlp.gate, "ffn_gate")
+    names += [*_projection_names(mlp.up, "ffn_up"), *_projection_names(mlp.down, "ffn_down")]
+    return names
+
+
+class _Reader:
+    """Takes tensors by name, and knows which were taken."""
+
+    def __init__(self, tensors: Mapping[str, GGUFTensor], where: str, spec: Spec, llama: bool):
+        self.tensors, self.where, self.spec, self.llama = tensors, where, spec, llama
+        self.taken: set[str] = set()
+
+    def read(
+        self, theirs: str, ours: str, shapes: Mapping[str, tuple[int, ...]], layer: Layer | None = None
+    ) -> StoredTensor:
+        """Return the tensor `theirs` of the file under the name `ours` of the shard."""
+        shape = shapes[ours]
+        tensor = self._tensor(theirs, shape, layer)
+        check_shape(tensor, shape, ours)
+        return StoredTensor(ours, tensor, packable=len(shape) == 2)
+
+    def _tensor(self, name: str, shape: tuple[int, ...], layer: Layer | None) -> SourceTensor:
+        info = self.tensors.get(name)
+        if info is None:
+            if self.llama and name.endswith(".bias"):
+                return zeros(shape[0], f"{self.where}: tensor {name}")
+            raise CheckpointError(
+                f"{self.where}: tensor {name} is missing; {self.spec.architecture} needs it with shape {list(shape)}"
+            )
+        self.taken.add(name)
+        order = None
+        if self.llama and layer and (heads := self._rotated_heads(name, layer)) and info.shape[0] == shape[0]:
+            order = rotary_order(shape[0], heads)
+        return matrix(name, info, order) if len(shape) == 2 else vector(name, info, order)
+
+    def _rotated_heads(self, name: str, layer: Layer) -> int:
+        if ".attn_q." in name:
+            return layer.mixer.heads
+        return layer.mixer.kv_heads if ".attn_k." in name else 0
+
+    def check_rest(self) -> None:
+        """Raise CheckpointError for a tensor that the model doesn't have."""
+        for name, info in self.tensors.items():
+            if name not in self.taken and name not in FACTOR_TENSORS and not _UNREAD.fullmatch(name):
+                tensor = SourceTensor(info.shape, "", origin_of(name, info=info), _never)
+                raise unexpected(tensor, self.spec.architecture, len(self.tensors), len(self.taken))
+
+
+def _never(transposed: bool):
+    raise AssertionError("a tensor that is refused isn't read")

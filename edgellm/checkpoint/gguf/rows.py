@@ -1,0 +1,70 @@
+"""Reading the tensors of a GGUF: blocks that a shard packs as they are, all else plain, rows in any order."""
+
+import numpy as np
+
+from edgellm.checkpoint.gguf.file import GGUFTensor
+from edgellm.checkpoint.tensors import BlockRows, FileRows, LoadedRows, Rows, SourceTensor
+
+_AS_STORED = {"F32": "f32", "F16": "f16", "BF16": "bf16", "Q4_1": "int4", "Q4_0": "int4s", "Q8_0": "int8"}
+
+
+def open_rows(name: str, info: GGUFTensor) -> Rows:
+    """Open a tensor as the file has it."""
+    what = f"tensor {name}"
+    if info.type in _AS_STORED:
+        return FileRows(info.file, info.offset, info.shape, _AS_STORED[info.type], what)
+    if info.type == "F64":
+        wide = FileRows(info.file, info.offset, info.shape, "f64", what)
+        return LoadedRows(info.shape, "f32", wide.read_all_f32)
+    return BlockRows(info.file, info.offset, info.shape, info.row_bytes, info.type_id, what)
+
+
+def origin_of(*names: str, info: GGUFTensor) -> str:
+    """Return how errors name tensors."""
+    return f"{info.file.path}: tensor {' and '.join(names)}"
+
+
+def matrix(name: str, info: GGUFTensor, order: np.ndarray | None = None) -> SourceTensor:
+    """Return a tensor as the file has it, its rows in `order` if one is given."""
+    encoding = open_rows(name, info).encoding
+
+    def open_ordered(transposed: bool) -> Rows:
+        rows = open_rows(name, info)
+        if order is None or np.array_equal(order, np.arange(len(order))):
+            return rows
+        return LoadedRows(rows.shape, rows.encoding, lambda: rows.read_all()[order])
+
+    return SourceTensor(info.shape, encoding, origin_of(name, info=info), open_ordered)
+
+
+def vector(name: str, info: GGUFTensor, order: np.ndarray | None = None) -> SourceTensor:
+    """Return a norm's weight or a bias in float32, its elements in `order` if one is given."""
+
+    def load() -> np.ndarray:
+        values = open_rows(name, info).read_all_f32()
+        return values if order is None else values[order]
+
+    return SourceTensor(
+        info.shape, "f32", origin_of(name, info=info), lambda transposed: LoadedRows(info.shape, "f32", load)
+    )
+
+
+def zeros(size: int, origin: str) -> SourceTensor:
+    """Return a bias that the file leaves out."""
+    return SourceTensor(
+        (size,), "f32", origin, lambda transposed: LoadedRows((size,), "f32", lambda: np.zeros(size, np.float32))
+    )
+
+
+def rotary_order(rows: int, heads: int) -> np.ndarray:
+    """Return the order that puts rows of Llama's q or k back: llama.cpp's converter lays the two halves of a head, which
+    rotate together, side by side."""
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def grouped_order(heads: int, kv_heads: int, head_dim: int) -> np.ndarray:
+    """Return the order that puts rows of Falcon's fused q, k, v back: groups of query heads with their key and value."""
+    rows = np.arange((heads + 2 * kv_heads) * head_dim).reshape(-1, head_dim)
+    q, k, v = np.split(rows, [heads, heads + kv_heads])
+    q = q.reshape(kv_heads, heads // kv_heads, head_dim)
+    return np.concatenate([q, k[:, None], v[:, None]], axis=1).reshape(-1)

@@ -1,0 +1,69 @@
+"""What a split of a source consists of: facts for the manifest, and the tensors of every shard."""
+
+from dataclasses import dataclass
+
+from edgellm.checkpoint.tensors import SourceTensor
+from edgellm.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a shard by its name there.
+
+    A `packable` one is used as a whole by a linear or embedding module, so it may be stored in another encoding.
+    `transposed` tensors are Conv1D weights: [in, out] in the source, [out, in] in the shard.
+    """
+
+    name: str
+    source: SourceTensor
+    packable: bool
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class ShardContent:
+    """A shard: `kind` is "embedding", "layer" or "head"; `layer` is the layer's number, else None."""
+
+    kind: str
+    layer: int | None
+    tensors: tuple[StoredTensor, ...]
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.kind}.safetensors" if self.layer is None else f"layer-{self.layer:04d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model to be split, its shards in order; the other fields are the manifest's."""
+
+    architecture: str
+    model_type: str
+    hidden_size: int
+    vocab_size: int
+    max_seq_len: int
+    kv_elements_per_token: tuple[int, ...]
+    activation_elements_per_token: int
+    rope_switch_len: int | None
+    shards: tuple[ShardContent, ...]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.shards) - 2
+
+
+def check_shape(tensor: SourceTensor, shape: tuple[int, ...], name: str) -> None:
+    """Raise CheckpointError for a tensor of another shape than the config says."""
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{tensor.origin} has shape {list(tensor.shape)}, the config says {list(shape)} for {name}. "
+            "The config and the weights don't belong together."
+        )
+
+
+def unexpected(tensor: SourceTensor, architecture: str, there: int, known: int) -> CheckpointError:
+    """Return the error for a tensor that the model doesn't have."""
+    return CheckpointError(
+        f"{tensor.origin}: {architecture} has no such tensor (the checkpoint has {there}, the model {known}). The config "
+        "and the weights don't belong together."
+    )
