@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.processes import BenchmarkError, run_measured
 from benchmarks.shapes import LLAMA_1B, PHI3_MINI, Shape, file_bytes, write_gguf
 from edgellm.checkpoint.builtin import BUILTIN, fetch_builtin
-from edgellm.checkpoint.gguf_file import GGUFFile
+from edgellm.checkpoint.gguf.file import GGUFFile
 from edgellm.checkpoint.shard import SHARD_FORMAT
 from edgellm.config import DEFAULT_MODEL
 from edgellm.console import Progress, note

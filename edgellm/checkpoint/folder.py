@@ -143,7 +143,7 @@ def _rows(file, info, origin: str, transposed: bool) -> Rows:
     rows: Rows = FileRows(file, info.offset, info.shape, _ENCODINGS[info.dtype], origin)
     if info.dtype == "F64":
         wide = rows
-        rows = LoadedRows(info.shape, "f32", lambda: wide.read_all().float())
+        rows = LoadedRows(info.shape, "f32", wide.read_all_f32)
     return transposed_rows(rows) if transposed else rows
 
 

@@ -61,9 +61,9 @@ def check_shape(tensor: SourceTensor, shape: tuple[int, ...], name: str) -> None
         )
 
 
-def unexpected(tensor: SourceTensor, architecture: str, there: int, known: int) -> CheckpointError:
+def unexpected(origin: str, architecture: str, there: int, known: int) -> CheckpointError:
     """Return the error for a tensor that the model doesn't have."""
     return CheckpointError(
-        f"{tensor.origin}: {architecture} has no such tensor (the checkpoint has {there}, the model {known}). The config "
+        f"{origin}: {architecture} has no such tensor (the checkpoint has {there}, the model {known}). The config "
         "and the weights don't belong together."
     )

@@ -4,7 +4,9 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from edgellm.checkpoint.layout import Layout
 from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError
 
@@ -15,31 +17,40 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 
 
 class Source:
-    """A checkpoint that can be split. `name` is the model's, `where` the path for errors, `config` a transformers
-    config read from local files, `notes` what its owner should know before it is split."""
+    """A checkpoint that can be split. `name` is the model's, `where` the path for errors, `notes` what its owner should
+    know before it is split."""
 
     name: str
     where: str
-    config: object
     eos_token_ids: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    config: Any  # a transformers config read from local files, for sources without a layout of their own
 
-    def tensors(self, model) -> dict[str, SourceTensor]:
-        """The source's tensors by state_dict name of `model` (empty, on the meta device), those transformers ignores
-        left out; a tensor that maps to no name of the model's stays under the one it has. Reads headers only."""
+    def layout(self) -> Layout:
+        """Return the tensors of every shard and what the manifest says of the model; reads headers only.
+
+        Raises CheckpointError for tensors that aren't the model's, ModelError for a model that can't be split.
+        """
+        from edgellm.checkpoint.traced import traced_layout
+
+        return traced_layout(self)
+
+    def tensors(self, model: Any) -> dict[str, SourceTensor]:
+        """Return the source's tensors by state_dict name of `model` (empty, on the meta device), those transformers
+        ignores left out; a tensor that maps to no name of the model's stays under the one it has. Reads headers only."""
         raise NotImplementedError
 
     def fingerprint_parts(self) -> list[bytes]:
-        """What tells this checkpoint from another: config, headers, sizes, times."""
+        """Return what tells this checkpoint from another: config, headers, sizes, times."""
         raise NotImplementedError
 
     def write_files(self, folder: Path) -> list[str]:
-        """Write config and tokenizer files into `folder`; returns their names."""
+        """Write config and tokenizer files into `folder`; return their names."""
         raise NotImplementedError
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over `fingerprint_parts`; equal for an unchanged checkpoint."""
+        """The SHA-256 over `fingerprint_parts`; equal for an unchanged checkpoint."""
         digest = hashlib.sha256()
         for part in self.fingerprint_parts():
             digest.update(len(part).to_bytes(8, "little") + part)
@@ -47,7 +58,7 @@ class Source:
 
 
 def open_source(text: str, progress: Progress | None = None) -> Source:
-    """The source that `text` names: a folder, a .gguf file, "smollm2-135m", or a hub id "org/name".
+    """Return the source that `text` names: a folder, a .gguf file, "smollm2-135m", or a hub id "org/name".
 
     Fetches what isn't here yet, reporting to `progress`; raises CheckpointError in one line for what can't be used.
     """
@@ -55,7 +66,7 @@ def open_source(text: str, progress: Progress | None = None) -> Source:
 
     path = Path(text).expanduser()
     if text in BUILTIN and not path.exists():
-        from edgellm.checkpoint.gguf import GGUFSource
+        from edgellm.checkpoint.gguf.source import GGUFSource
 
         return GGUFSource(fetch_builtin(text, progress), name=text)
     if path.is_dir():
@@ -64,7 +75,7 @@ def open_source(text: str, progress: Progress | None = None) -> Source:
         return FolderSource(path)
     if path.is_file():
         if path.suffix.lower() == ".gguf":
-            from edgellm.checkpoint.gguf import GGUFSource
+            from edgellm.checkpoint.gguf.source import GGUFSource
 
             return GGUFSource(path)
         if path.suffix in (".safetensors", ".json"):

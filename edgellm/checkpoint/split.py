@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgellm.checkpoint.journal import Journal
+from edgellm.checkpoint.layout import Layout
 from edgellm.checkpoint.shard import SHARD_FORMAT, ShardPlan, disk_error, make_entry, make_plan, write_shard
 from edgellm.checkpoint.sources import Progress, Source
-from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError, ManifestError, UsageError
 from edgellm.files import fsync_folder, locked, sha256_of
 from edgellm.shards.manifest import FORMAT, MANIFEST_NAME, Manifest, ModelFile, Shard
@@ -23,7 +23,7 @@ _SPARE_BYTES = 16 << 20  # on the disk besides the shards: tokenizer, manifest, 
 
 def split(
     source: Source, out: Path | str, quantize: str = "none", progress: Progress | None = None, *,
-    force=False, replace=False, note: Callable[[str], None] = lambda text: None,
+    force: bool = False, replace: bool = False, note: Callable[[str], None] = lambda text: None,
 ) -> Manifest:  # fmt: skip
     """Split `source` into shards in the folder `out`; return the Manifest.
 
@@ -67,9 +67,12 @@ def _split(source: Source, out: Path, quantize: str, progress, force: bool, repl
         return _write(source, out, quantize, progress, journal, force, Path(aside), files)
 
 
-def _write(source, out: Path, quantize: str, progress, journal: Journal, force: bool, aside: Path, files) -> Manifest:
+def _write(
+    source: Source, out: Path, quantize: str, progress: Progress | None, journal: Journal, force: bool, aside: Path,
+    files: tuple[ModelFile, ...],
+) -> Manifest:  # fmt: skip
     """Write what `out` lacks: shards, then the files that lie ready in `aside`, then the manifest."""
-    structure, plans = plan_split(source, quantize)
+    layout, plans = plan_split(source, quantize)
     kept = {p.name: journal.shards[p.name] for p in plans if _is_whole(out, p, journal.shards.get(p.name))}
     kept = {} if force else kept
     journal.shards = kept
@@ -104,17 +107,17 @@ def _write(source, out: Path, quantize: str, progress, journal: Journal, force: 
                 progress(plan.name, done, total)
     manifest = Manifest(
         model=source.name,
-        architecture=structure.architecture,
-        model_type=structure.model_type,
+        architecture=layout.architecture,
+        model_type=layout.model_type,
         quantization=quantize,
-        num_layers=structure.num_layers,
-        hidden_size=structure.hidden_size,
-        vocab_size=structure.vocab_size,
-        max_seq_len=structure.max_seq_len,
+        num_layers=layout.num_layers,
+        hidden_size=layout.hidden_size,
+        vocab_size=layout.vocab_size,
+        max_seq_len=layout.max_seq_len,
         eos_token_ids=tuple(source.eos_token_ids),
-        kv_elements_per_token=tuple(structure.kv_elements_per_token),
-        activation_elements_per_token=structure.activation_elements_per_token,
-        rope_switch_len=structure.rope_switch_len,
+        kv_elements_per_token=layout.kv_elements_per_token,
+        activation_elements_per_token=layout.activation_elements_per_token,
+        rope_switch_len=layout.rope_switch_len,
         shards=tuple(shards),
         files=files,
         source_sha256=journal.head["fingerprint"],
@@ -201,49 +204,14 @@ def _former_files(out: Path) -> set[str]:
         return set()
 
 
-def plan_split(source: Source, quantize: str):
-    """(structure, shard plans) of a source; reads headers only. Raises CheckpointError for a tensor that is missing,
-    one too many, or of another shape than the model's."""
-    from edgellm.model.generic.build import build_empty
-    from edgellm.model.generic.structure import trace
-
-    structure = trace(source.config)
-    model = build_empty(source.config, real_buffers=False)
-    tensors = source.tensors(model)
-    if structure.tied and structure.tied_head not in tensors and structure.tied in tensors:
-        tensors = {**tensors, structure.tied_head: tensors[structure.tied]}
-    known = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    for name, tensor in tensors.items():
-        if name not in known:
-            raise CheckpointError(
-                f"{tensor.origin}: {structure.architecture} has no such tensor (the checkpoint has {len(tensors)}, the "
-                f"model {len(known)}). The config and the weights don't belong together."
-            )
-
-    def entry(name: str, key, kind: str, stored_name: str):
-        tensor = tensors.get(name)
-        if tensor is None:
-            raise CheckpointError(
-                f"{source.where}: tensor {name} is missing; {structure.architecture} needs it with shape "
-                f"{list(structure.shapes[key])} ({sum(n in tensors for n in known)} of {len(known)} are there)"
-            )
-        _check_shape(tensor, tuple(structure.shapes[key]), name)
-        return make_entry(stored_name, tensor, key in structure.transposed, key in structure.packable, kind, quantize)
-
-    def outer(names, kind: str) -> ShardPlan:
-        return make_plan(f"{kind}.safetensors", kind, None, [entry(n, n, kind, n) for n in names])
-
-    plans = [outer(structure.embedding_names, "embedding")]
-    for i, names in enumerate(structure.layer_names):
-        entries = [entry(f"{structure.layers_path}.{i}.{n}", (i, n), "layer", n) for n in names]
-        plans.append(make_plan(f"layer-{i:04d}.safetensors", "layer", i, entries))
-    plans.append(outer(structure.head_names, "head"))
-    return structure, plans
-
-
-def _check_shape(tensor: SourceTensor, shape: tuple[int, ...], name: str) -> None:
-    if tensor.shape != shape:
-        raise CheckpointError(
-            f"{tensor.origin} has shape {list(tensor.shape)}, the config says {list(shape)} for {name}. "
-            "The config and the weights don't belong together."
-        )
+def plan_split(source: Source, quantize: str) -> tuple[Layout, list[ShardPlan]]:
+    """Return what a split of `source` consists of; reads headers only. Raises CheckpointError for a tensor that is
+    missing, one too many, or of another shape than the model's."""
+    layout = source.layout()
+    plans = []
+    for shard in layout.shards:
+        entries = [
+            make_entry(t.name, t.source, t.transposed, t.packable, shard.kind, quantize) for t in shard.tensors
+        ]
+        plans.append(make_plan(shard.file_name, shard.kind, shard.layer, entries))
+    return layout, plans

@@ -22,7 +22,7 @@ def traced_layout(source: Source) -> Layout:
     known = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     for name, tensor in tensors.items():
         if name not in known:
-            raise unexpected(tensor, structure.architecture, len(tensors), len(known))
+            raise unexpected(tensor.origin, structure.architecture, len(tensors), len(known))
 
     def stored(key: Key) -> StoredTensor:
         outer = isinstance(key, str)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgellm.checkpoint.gguf_file import GGUFFile
+from edgellm.checkpoint.gguf.file import GGUFFile
 from edgellm.checkpoint.sources import open_source
 from edgellm.errors import EdgellmError
 

@@ -15,8 +15,8 @@ from edgellm.model.families.spec import GatedMlp, Layer, Norm, Projection, Spec
 _UNREAD = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
 
 
-def native_layout(spec: Spec, config: Mapping, tensors: Mapping[str, GGUFTensor], where: str, llama: bool) -> Layout:
-    """Return the layout of a model with `spec`, made of `config`; reads headers only.
+def native_layout(spec: Spec, tensors: Mapping[str, GGUFTensor], where: str, *, llama: bool) -> Layout:
+    """Return the layout of a model with `spec`; reads headers only.
 
     `llama` says that q and k have llama.cpp's order of rows, and that biases may be missing. Raises CheckpointError for
     a tensor that is missing, one too many, or of another shape.
@@ -115,9 +115,6 @@ class _Reader:
         """Raise CheckpointError for a tensor that the model doesn't have."""
         for name, info in self.tensors.items():
             if name not in self.taken and name not in FACTOR_TENSORS and not _UNREAD.fullmatch(name):
-                tensor = SourceTensor(info.shape, "", origin_of(name, info=info), _never)
-                raise unexpected(tensor, self.spec.architecture, len(self.tensors), len(self.taken))
+                origin = origin_of(name, info=info)
+                raise unexpected(origin, self.spec.architecture, len(self.tensors), len(self.taken))
 
-
-def _never(transposed: bool):
-    raise AssertionError("a tensor that is refused isn't read")
