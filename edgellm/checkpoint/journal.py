@@ -1,4 +1,4 @@
-"""The journal of the shards that are whole, which lets an interrupted split go on."""
+"""The journal of finished shards, with which an interrupted split resumes."""
 
 import json
 import os
@@ -12,13 +12,18 @@ JOURNAL_NAME = "split.journal"
 
 
 class Journal:
-    """JSON lines: first what is split and how, then a line a finished shard. `shards` are those of earlier runs."""
+    """JSON lines: first what is split and how, then one line for each finished shard. `shards` are those of earlier
+    runs."""
 
     def __init__(self, folder: Path, head: dict):
-        self.path, self.head, self.shards = folder / JOURNAL_NAME, head, {}
+        self.path, self.head = folder / JOURNAL_NAME, head
+        self.shards: dict[str, Shard] = {}
 
     def read(self) -> dict | None:
-        """The journal's first line, None if there is none; fills `shards`. A line torn by a power loss is no line."""
+        """Return the journal's first line, None if there is none, and fill `shards`.
+
+        A line that a power loss cut short is skipped.
+        """
         try:
             lines = self.path.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
@@ -33,7 +38,7 @@ class Journal:
         return parsed[0] if parsed and isinstance(parsed[0], dict) else {}
 
     def start(self) -> None:
-        """Begin anew, with the shards in `shards`."""
+        """Begin a new journal with the shards in `shards`."""
         lines = [self.head, *(asdict(s) for s in self.shards.values())]
         part = self.path.with_name(self.path.name + ".part")
         with open(part, "w") as f:
@@ -44,7 +49,7 @@ class Journal:
         fsync_folder(self.path.parent)
 
     def add(self, shard: Shard) -> None:
-        """Note a shard that is whole on the disk."""
+        """Record a shard that is complete on disk."""
         with open(self.path, "a") as f:
             f.write(json.dumps(asdict(shard)) + "\n")
             f.flush()

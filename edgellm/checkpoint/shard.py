@@ -24,9 +24,10 @@ from edgellm.checkpoint.tensors import (
 )
 from edgellm.errors import CheckpointError
 from edgellm.files import fsync_folder
+from edgellm.kernels.library import GROUP, TILE
 from edgellm.shards.manifest import SHARD_FORMAT, Shard
 from edgellm.shards.quantize import quantize as quantized
-from edgellm.shards.tiles import BLOCK_BYTES, GROUP, TILE, from_blocks
+from edgellm.shards.tiles import BLOCK_BYTES, from_blocks
 
 _CHUNK_ELEMENTS = 1 << 21  # of one tensor in memory at a time, where the source can be read in pieces
 _DTYPE_NAMES = {

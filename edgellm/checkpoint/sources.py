@@ -36,8 +36,10 @@ class Source:
         return traced_layout(self)
 
     def tensors(self, model: Any) -> dict[str, SourceTensor]:
-        """Return the source's tensors by state_dict name of `model` (empty, on the meta device), those transformers
-        ignores left out; a tensor that maps to no name of the model's stays under the one it has. Reads headers only."""
+        """Return the source's tensors by state_dict name of `model` (empty, on the meta device); reads headers only.
+
+        Tensors that transformers ignores are left out. One that maps to no name of the model's keeps its own.
+        """
         raise NotImplementedError
 
     def fingerprint_parts(self) -> list[bytes]:

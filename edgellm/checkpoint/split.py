@@ -95,9 +95,7 @@ def _write(
     shards: list[Shard] = []
     for plan in plans:
         if plan.name not in kept:
-            base = done
-            wrote = (lambda n, b=base, p=plan: progress(p.name, b + n, total)) if progress else (lambda n: None)
-            shard = write_shard(plan, out, wrote)
+            shard = write_shard(plan, out, _reporting(progress, plan.name, done, total))
             journal.add(shard)
             done += shard.bytes
             shards.append(shard)
@@ -128,6 +126,11 @@ def _write(
     return Manifest.read(out)
 
 
+def _reporting(progress: Progress | None, name: str, before: int, total: int) -> Callable[[int], None]:
+    """Return what to call with the bytes done of a shard, before which `before` bytes of `total` were written."""
+    return lambda done: progress(name, before + done, total) if progress else None
+
+
 def _take_stock(out: Path, journal: Journal, source: Source, replace: bool) -> Manifest | None:
     """The finished split if `out` holds it, else None with the journal's shards filled in; raises CheckpointError if
     `out` holds something else."""
@@ -144,8 +147,8 @@ def _take_stock(out: Path, journal: Journal, source: Source, replace: bool) -> M
             return None
         if manifest.source_sha256 == wanted:
             journal.shards = {s.name: s for s in manifest.shards}
-            entries = (*manifest.shards, *manifest.files)
-            return manifest if all(_size(out / e.name) == e.bytes for e in entries) else None
+            sizes = {entry.name: entry.bytes for entry in manifest.shards} | {f.name: f.bytes for f in manifest.files}
+            return manifest if all(_size(out / name) == size for name, size in sizes.items()) else None
         if not replace:
             raise CheckpointError(
                 f"{out} holds a split of {manifest.model} with --quantize {manifest.quantization}, not this source "
@@ -210,8 +213,6 @@ def plan_split(source: Source, quantize: str) -> tuple[Layout, list[ShardPlan]]:
     layout = source.layout()
     plans = []
     for shard in layout.shards:
-        entries = [
-            make_entry(t.name, t.source, t.transposed, t.packable, shard.kind, quantize) for t in shard.tensors
-        ]
+        entries = [make_entry(t.name, t.source, t.transposed, t.packable, shard.kind, quantize) for t in shard.tensors]
         plans.append(make_plan(shard.file_name, shard.kind, shard.layer, entries))
     return layout, plans

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import numpy as np
 
 from edgellm.errors import CheckpointError
+from edgellm.kernels.library import GROUP, GROUP_BYTES, TILE
 from edgellm.shards.positioned_file import CheckpointFile
-from edgellm.shards.tiles import BLOCK_BYTES, GROUP, GROUP_BYTES, TILE, split_blocks
+from edgellm.shards.tiles import BLOCK_BYTES, split_blocks
 
-# Encodings of plain tensors (docs/shards.md), and the NumPy dtypes that hold them: bf16, which NumPy lacks, as its bits.
+# Encodings of plain tensors (docs/shards.md), and NumPy dtypes that hold them: of bf16, which NumPy lacks, its bits.
 PLAIN: dict[str, np.dtype] = {
     "f64": np.dtype("<f8"), "f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype("<u2"),
     "i64": np.dtype("<i8"), "i32": np.dtype("<i4"), "i16": np.dtype("<i2"), "i8": np.dtype("i1"), "u8": np.dtype("u1"),

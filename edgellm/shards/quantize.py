@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from edgellm.shards.tiles import GROUP, to_tiles
+from edgellm.kernels.library import GROUP
+from edgellm.shards.tiles import to_tiles
 
 LEVELS = {"int4": 15, "int8": 127}  # steps from the minimum (int4) or zero (int8) to the largest weight
 _HALF_MAX = 65504.0

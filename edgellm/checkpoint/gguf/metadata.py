@@ -1,6 +1,7 @@
 """A GGUF file's metadata, read key by key: what nothing reads has no effect, for a reason given here, or is refused.
 
-A key that is skipped in silence costs answers, not errors: a rotary base of 1000000 read as 10000 gives fluent nonsense.
+Skipping a key in silence gives wrong answers, not errors: with a rotary base of 10000 in place of 1000000 a model talks
+fluent nonsense.
 """
 
 import re
@@ -100,8 +101,8 @@ class Metadata:
             return value
         if not value or any(v != value[0] for v in value):
             raise CheckpointError(
-                f"{self.where}: {key} is {reprlib.repr(value)}: its layers differ, which edgellm can run neither from a "
-                "GGUF nor from the model's safetensors folder"
+                f"{self.where}: {key} is {reprlib.repr(value)}: the layers differ, which edgellm can't run, neither "
+                "from a GGUF nor from the model's safetensors folder"
             )
         return value[0]
 

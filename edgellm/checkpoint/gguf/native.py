@@ -117,4 +117,3 @@ class _Reader:
             if name not in self.taken and name not in FACTOR_TENSORS and not _UNREAD.fullmatch(name):
                 origin = origin_of(name, info=info)
                 raise unexpected(origin, self.spec.architecture, len(self.tensors), len(self.taken))
-

@@ -42,11 +42,12 @@ def open_gguf(path: Path) -> GGUF:
     if count > _MAX_PARTS:
         raise CheckpointError(f"{path} says that it is one of {count} parts, at most {_MAX_PARTS} are read")
     paths = [path.with_name(f"{match['stem']}-{i + 1:05}-of-{count:05}{path.suffix}") for i in range(count)]
-    missing = [p for p in paths if not p.is_file() and p.name != path.name]
+    missing = [i for i, p in enumerate(paths) if p.name != path.name and not p.is_file()]
     if missing:
-        number = paths.index(missing[0]) + 1
-        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"{missing[0]} is missing: part {number} of {count}{more}. Fetch it into the same folder.")
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{paths[missing[0]]}: part {missing[0] + 1} of {count} is missing{more}. Fetch it into the same folder."
+        )
     parts = tuple(given if p.name == path.name else GGUFFile.open(p) for p in paths)
     tensors: dict[str, GGUFTensor] = {}
     for i, part in enumerate(parts):

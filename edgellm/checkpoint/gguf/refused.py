@@ -4,15 +4,46 @@ from typing import NoReturn
 
 from edgellm.errors import CheckpointError
 
-FOLDER_WORKS: dict[str, str] = {}
-FOLDER_FAILS: dict[str, str] = {}
+# Architecture in the GGUF → model_type of a folder that can be split.
+FOLDER_WORKS = {
+    "afmoe": "afmoe", "apertus": "apertus", "arcee": "arcee", "bitnet": "bitnet", "chatglm": "glm",
+    "cohere2": "cohere2", "command-r": "cohere", "ernie4_5": "ernie4_5", "ernie4_5-moe": "ernie4_5_moe",
+    "exaone-moe": "exaone_moe", "exaone4": "exaone4", "gemma": "gemma", "glm4": "glm4", "glm4moe": "glm4_moe",
+    "gpt-oss": "gpt_oss", "gptj": "gptj", "gptneox": "gpt_neox", "granite": "granite", "granitemoe": "granitemoe",
+    "jais2": "jais2", "mistral3": "ministral3", "mpt": "mpt", "olmo": "olmo", "olmo2": "olmo2", "olmoe": "olmoe",
+    "phi2": "phi", "phimoe": "phimoe", "seed_oss": "seed_oss", "smollm3": "smollm3", "starcoder": "gpt_bigcode",
+}  # fmt: skip
+
+_RECURRENT = "its layers keep a recurrent state"
+_MULTIMODAL = "it is a multimodal model's, and only text-only language models can be split"
+_NO_DECODER = "it doesn't write text from left to right"
+_OWN_CODE = "it brings code of its own, which is never run"
+_MLA = "its keys and values have different sizes"
+FOLDER_FAILS = (
+    dict.fromkeys(("falcon-h1", "granitehybrid", "jamba", "kimi-linear", "lfm2", "lfm2moe", "mamba", "mamba2",
+                   "nemotron_h", "nemotron_h_moe", "plamo2", "qwen35", "qwen35moe", "qwen3next", "rwkv6", "rwkv6qwen2",
+                   "rwkv7", "arwkv7"), _RECURRENT)
+    | dict.fromkeys(("chameleon", "clip", "cogvlm", "deepseek2-ocr", "hunyuan_vl", "llama4", "paddleocr", "qwen2vl",
+                     "qwen3vl", "qwen3vlmoe"), _MULTIMODAL)
+    | dict.fromkeys(("bert", "dream", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llada",
+                     "llada-moe", "llama-embed", "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "rnd1",
+                     "t5", "t5encoder", "wavtokenizer-dec"), _NO_DECODER)
+    | dict.fromkeys(("baichuan", "codeshell", "deci", "exaone", "internlm2", "jais", "minicpm", "openelm", "orion",
+                     "plamo", "qwen", "refact", "xverse"), _OWN_CODE)
+    | dict.fromkeys(("deepseek2", "minicpm3"), _MLA)
+    | {
+        "gemma3n": "its last layers reuse keys and values of earlier ones",
+        "gemma4": "its layers get what depends on token ids",
+        "glm-dsa": "its attention goes by an index",
+    }
+)  # fmt: skip
 
 
 def refuse_architecture(where: str, architecture: str) -> NoReturn:
-    """Raise CheckpointError for an architecture without a function in `config`."""
-    said = f"{where}: a GGUF of architecture {architecture[:40]!r} can't be read"
+    """Raise CheckpointError for an architecture that `config` can't read."""
+    said = f"{where}: edgellm can't read architecture {architecture[:40]!r} from a GGUF"
     if architecture in FOLDER_WORKS:
-        raise CheckpointError(f"{said}, but the model's safetensors folder can be split: give that")
-    if architecture in FOLDER_FAILS:
-        raise CheckpointError(f"{said}, nor could the model's safetensors folder be split: {FOLDER_FAILS[architecture]}")
-    raise CheckpointError(f"{said}. The model's safetensors folder can be split if transformers knows the model: try that.")
+        raise CheckpointError(f"{said}, but it can split the model's safetensors folder. Give that.")
+    if reason := FOLDER_FAILS.get(architecture):
+        raise CheckpointError(f"{said}, and it can't split the model's safetensors folder either: {reason}.")
+    raise CheckpointError(f"{said}. It can split the model's safetensors folder if transformers knows the model.")

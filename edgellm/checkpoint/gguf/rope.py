@@ -51,7 +51,9 @@ def _scaling(metadata: Metadata, read: ReadTensor, theta: float, max_seq_len: in
     divisors = read("rope_freqs.weight")
     if divisors is not None and not np.all(divisors == 1):
         if factor not in (0.0, 1.0):
-            raise CheckpointError(f"{where}: rope_freqs.weight and a scaling factor of {factor:g}, expected one of them")
+            raise CheckpointError(
+                f"{where}: rope_freqs.weight and a scaling factor of {factor:g}, expected one of them"
+            )
         return _llama3(divisors.reshape(-1), theta, original, where)
     if kind == "none" or kind in (None, "linear", "yarn") and factor in (0.0, 1.0):
         return {}

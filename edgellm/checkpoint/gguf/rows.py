@@ -57,13 +57,19 @@ def zeros(size: int, origin: str) -> SourceTensor:
 
 
 def rotary_order(rows: int, heads: int) -> np.ndarray:
-    """Return the order that puts rows of Llama's q or k back: llama.cpp's converter lays the two halves of a head, which
-    rotate together, side by side."""
+    """Return the order that puts rows of Llama's q or k back.
+
+    llama.cpp's converter lays the rows that rotate together, one of each half of a head, side by side.
+    """
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
 def grouped_order(heads: int, kv_heads: int, head_dim: int) -> np.ndarray:
-    """Return the order that puts rows of Falcon's fused q, k, v back: groups of query heads with their key and value."""
+    """Return the order that puts rows of Falcon's fused q, k, v back.
+
+    llama.cpp has all query heads, then all keys, then all values; Falcon each group of query heads with its key and
+    value.
+    """
     rows = np.arange((heads + 2 * kv_heads) * head_dim).reshape(-1, head_dim)
     q, k, v = np.split(rows, [heads, heads + kv_heads])
     q = q.reshape(kv_heads, heads // kv_heads, head_dim)

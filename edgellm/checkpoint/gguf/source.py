@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.checkpoint.gguf.config import ARCHITECTURES, Header, make_config
+from edgellm.checkpoint.gguf.config import ARCHITECTURES, make_config
+from edgellm.checkpoint.gguf.header import Header
 from edgellm.checkpoint.gguf.metadata import Metadata
 from edgellm.checkpoint.gguf.parts import open_gguf
 from edgellm.checkpoint.gguf.refused import refuse_architecture
@@ -35,12 +36,13 @@ class GGUFSource(Source):
         self.name = name or self._gguf.name
         self.path = self._gguf.path.resolve()
         metadata = self._gguf.metadata
-        self.architecture = metadata.get("general.architecture")
-        if not isinstance(self.architecture, str) or not self._gguf.tensors:
+        architecture = metadata.get("general.architecture")
+        if not isinstance(architecture, str) or not self._gguf.tensors:
             raise CheckpointError(
-                f"{path} has {len(self._gguf.tensors)} tensors and general.architecture "
-                f"{str(self.architecture)[:40]!r}: it holds no model"
+                f"{path} has {len(self._gguf.tensors)} tensors and general.architecture {str(architecture)[:40]!r}: it "
+                "holds no model"
             )
+        self.architecture = architecture
         if metadata.get("general.type", "model") != "model":
             raise CheckpointError(f"{path} holds no model: general.type is {str(metadata['general.type'])[:40]!r}")
         if self.architecture not in ARCHITECTURES:
