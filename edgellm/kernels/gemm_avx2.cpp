@@ -20,6 +20,7 @@ inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 inline F halves(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline F to_float(I v) { return _mm256_cvtepi32_ps(v); }
+inline F dot_value(I acc) { return to_float(acc); }
 inline I words(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
 
 template <int LOW, int COUNT>
@@ -59,8 +60,8 @@ inline I four(const int8_t* x) {
 // maddubs multiplies unsigned by signed bytes and adds pairs in 16 bits. Eight such sums of nibbles fit (8 * 2 * 15 * 127);
 // of INT8 one does (2 * 128 * 127), with q's sign given to x.
 template <int E, size_t P, size_t T>
-inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
-                 I (&acc)[P][T]) {
+ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
+                        I (&acc)[P][T]) {
     const I low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
     for (size_t p = 0; p < P; p++)

@@ -23,6 +23,7 @@ inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline F halves(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+inline F dot_value(I acc) { return to_float(acc); }
 inline I words(const uint8_t* p) { return _mm512_loadu_si512(p); }
 
 template <int LOW, int COUNT>
@@ -65,8 +66,8 @@ inline I four(const int8_t* x) {
 
 // dpbusd multiplies unsigned by signed bytes: nibbles are unsigned; q of INT8 becomes q + 128, which `offset` takes off.
 template <int E, size_t P, size_t T>
-inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
-                 I (&acc)[P][T]) {
+ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
+                        I (&acc)[P][T]) {
     const I low = _mm512_set1_epi8(15), flip = _mm512_set1_epi8(-128);
 #pragma GCC unroll 8
     for (size_t t = 0; t < T; t++)

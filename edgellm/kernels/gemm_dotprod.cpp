@@ -1,5 +1,5 @@
 // Products with NEON and its dot product of bytes (ARMv8.2, as Cortex-A76).
-// Said here and not to the compiler, for the ways to tell it differ.
+// The target is set here, not on the command line, because compilers spell it differently.
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
 #else
@@ -18,20 +18,27 @@ namespace {
 template <int E>
 constexpr size_t most_tokens() { return 4; }
 
+// With three tokens or more the sums of four vectors would leave no registers for weights and columns.
 template <int E>
-constexpr size_t vectors_at_once(size_t, Order) { return 4; }
+constexpr size_t vectors_at_once(size_t tokens, Order) { return tokens > 2 ? 2 : 4; }
 
 template <int>
 constexpr bool asks_ahead(size_t, Order) { return true; }
 
+// All sums start from the bits of ROUNDER: Cortex-A76 subtracts two vectors at once where it converts one.
+inline F dot_value(I acc) { return vsubq_f32(vreinterpretq_f32_s32(acc), spread(ROUNDER)); }
+
 // Each token's columns come 16 at a time: four lanes of four.
 template <int E, size_t P, size_t T>
-inline void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
-                 I (&acc)[P][T]) {
+ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
+                        I (&acc)[P][T]) {
 #pragma GCC unroll 8
-    for (size_t p = 0; p < P; p++)
+    for (size_t t = 0; t < T; t++) {
+        I start = vdupq_n_s32(ROUNDER_BITS);
+        if (E == INT4S) start = vsraq_n_s32(start, vld1q_dup_s32(offset + t * groups), 4);
 #pragma GCC unroll 8
-        for (size_t t = 0; t < T; t++) acc[p][t] = vdupq_n_s32(E == INT4S ? offset[t * groups] / 16 : 0);
+        for (size_t p = 0; p < P; p++) acc[p][t] = start;
+    }
 #pragma GCC unroll 2
     for (size_t half_of = 0; half_of < 2; half_of++) {
         int8x16_t columns[T];

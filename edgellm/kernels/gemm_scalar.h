@@ -4,10 +4,18 @@
 
 #include "gemm.h"
 
+// What a loop over groups calls must become part of it, at every level of optimization: zig, which compiles for boards,
+// turns -O3 into -O2, where clang would call `dots` with its sums in memory.
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
 namespace edgellm {
 
 constexpr uint32_t LEAST_BITS = (127 - 100) << 23, INFINITY_BITS = 0x7f800000;  // of 2^-100, and of infinity
-constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: adding it rounds half to even, taking it off is exact
+
+// 1.5 * 2^23, a float whose neighbours are whole numbers: adding it rounds half to even, taking it off is exact. Its bits
+// plus n are those of ROUNDER + n for |n| < 2^22, so an integer sum that starts from them is a float already.
+constexpr float ROUNDER = 12582912.0f;
+constexpr int32_t ROUNDER_BITS = 0x4b400000;
 
 void scalar_quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale, float* sum, int32_t* offset);
 void scalar_dequantize(const Matrix& w, size_t row_start, size_t row_end, float* into);

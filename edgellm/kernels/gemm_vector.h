@@ -7,13 +7,14 @@
 //   dots<E, P, T>(w, x, in, offset, groups, acc)   acc[p][t] = the dot products of a group, for P vectors of rows and T
 //                                       tokens: rows at w[p], token t at x + t * in, its offset at offset[t * groups],
 //                                       which is -128 times the sum of its 32 q: of INT4S a sixteenth is to be added
+//   dot_value(acc)                      the dot products that dots left in acc[p][t], as floats; exact, being small
 //   most_tokens<E>()                    the largest T; more tokens take several passes over the same weights
 //   vectors_at_once<E>(tokens, order)   P
 //   asks_ahead<E>(tokens, order)        whether weights are asked for before their use
 // A packed weight is seen as vectors of WIDTH rows: 16 / WIDTH of them are a tile.
 
 constexpr size_t PARTS = TILE / WIDTH;                // vectors a tile, or a canonical 16 lanes
-constexpr size_t GROUPS_A_TURN = 64;                  // for many tokens: so that weights stay in the first cache
+constexpr size_t TURN_BYTES = 20 << 10;                // of a tile, for many tokens: they stay in the first cache
 constexpr size_t ACTIVATION_BYTES = 512 << 10;        // of tokens that pass together: they stay in the second cache
 constexpr size_t AHEAD_BYTES = 2048;                  // how far before its use a weight is asked for
 
@@ -48,9 +49,9 @@ inline const uint8_t* scales_at(const Matrix& w, size_t v) {
     return w.data + v / PARTS * stride_bytes(E, w.in) + q_bytes(E) + v % PARTS * (WIDTH * 2);
 }
 
-inline void fetch(const uint8_t* group, size_t bytes, const Turn& turn, size_t g) {
-    if (turn.passes > 1 && g % turn.passes != turn.pass) return;
-    for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(group + at + turn.ahead_bytes);
+template <int E>
+ALWAYS_INLINE void fetch(const uint8_t* group) {
+    for (size_t at = 0; at < group_bytes(E); at += 64) __builtin_prefetch(group + at);
 }
 
 // Stores a vector of results for rows from n on, as far as they are asked for.
@@ -78,8 +79,10 @@ inline void integer_block(const Matrix& w, const Activations& a, float* y, size_
     F total[P][T];
 #pragma GCC unroll 8
     for (size_t p = 0; p < P; p++) {
-        rows[p] = vector_at<E>(w, v + p);
-        scales[p] = scales_at<E>(w, v + p);
+        // Vectors of one tile at fixed distances, so that the compiler needs one address for them all.
+        constexpr bool one_tile = PARTS % P == 0;
+        rows[p] = one_tile ? vector_at<E>(w, v) + p * WIDTH * 4 : vector_at<E>(w, v + p);
+        scales[p] = one_tile ? scales_at<E>(w, v) + p * WIDTH * 2 : scales_at<E>(w, v + p);
 #pragma GCC unroll 16
         for (size_t t = 0; t < T; t++)
             total[p][t] = turn.group ? load_rows(y + (token + t) * ldy, (v + p) * WIDTH, row_end) : zero();
@@ -88,13 +91,17 @@ inline void integer_block(const Matrix& w, const Activations& a, float* y, size_
     const float *scale = a.scale + at, *sum = a.sum + at;
     const int32_t* offset = a.offset + at;
     const int8_t* x = a.q + token * w.in;
+    // The next group at which to fetch ahead. Of a tile's vectors only the first fetch; each pass fetches its share.
+    size_t due = asks_ahead<E>(T, ORDER) && v % PARTS == 0 ? turn.group + turn.pass : turn.group_end;
     for (size_t g = turn.group; g < turn.group_end; g++) {
         const uint8_t* group_rows[P];
         I acc[P][T];
 #pragma GCC unroll 8
-        for (size_t p = 0; p < P; p++) {
-            group_rows[p] = rows[p] + g * group_bytes(E);
-            if (asks_ahead<E>(T, ORDER) && (v + p) % PARTS == 0) fetch(group_rows[p], group_bytes(E), turn, g);
+        for (size_t p = 0; p < P; p++) group_rows[p] = rows[p] + g * group_bytes(E);
+        if (g == due) {
+#pragma GCC unroll 8
+            for (size_t p = 0; p < P; p += PARTS) fetch<E>(group_rows[p] + turn.ahead_bytes);
+            due += turn.passes;
         }
         dots<E, P, T>(group_rows, x + g * GROUP, w.in, offset + g, groups, acc);
 #pragma GCC unroll 8
@@ -104,7 +111,7 @@ inline void integer_block(const Matrix& w, const Activations& a, float* y, size_
 #pragma GCC unroll 16
             for (size_t t = 0; t < T; t++) {
                 if (E == INT4) total[p][t] = fma(m, spread(sum[t * groups + g]), total[p][t]);
-                const F dot = mul(spread(scale[t * groups + g]), to_float(acc[p][t]));
+                const F dot = mul(spread(scale[t * groups + g]), dot_value(acc[p][t]));
                 total[p][t] = fma(d, dot, total[p][t]);
             }
         }
@@ -150,6 +157,7 @@ void integer_passes(const Matrix& w, const Activations& a, float* y, size_t ldy,
         return integer_count<E, MOST, Order::SIDE_BY_SIDE>(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end,
                                                            first, turn);
     }
+    constexpr size_t GROUPS_A_TURN = PARTS == 1 ? 64 : TURN_BYTES / group_bytes(E);  // AVX-512: measured, 1 % for INT8
     constexpr size_t AT_ONCE = PARTS == 1 ? vectors_at_once<E>(MOST, Order::PASSES) : PARTS;
     for (size_t v = row_start / WIDTH; v < v_end; v += AT_ONCE)
         for (size_t group = 0; group < groups; group += GROUPS_A_TURN)
@@ -208,11 +216,10 @@ template <int E, size_t T>
 void exact_block(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t v, size_t row_end, size_t token) {
     const size_t groups = w.in / GROUP;
     const uint8_t *rows = vector_at<E>(w, v), *scales = scales_at<E>(w, v);
-    const Turn turn = {0, groups, AHEAD_BYTES, 0, 1};
     F total[T];
     for (size_t t = 0; t < T; t++) total[t] = zero();
     for (size_t g = 0; g < groups; g++, rows += group_bytes(E), scales += group_bytes(E)) {
-        if (token == 0 && v % PARTS == 0) fetch(rows, group_bytes(E), turn, g);
+        if (token == 0 && v % PARTS == 0) fetch<E>(rows + AHEAD_BYTES);
         const float* x = a.x + token * w.in + g * GROUP;
         F chain[4][T];
         for (size_t j = 0; j < 4; j++)
