@@ -1,9 +1,6 @@
 """Runs a section in a thread: owns its KV slots, and computes the steps that its scheduler chooses.
 
-Nothing here knows of sockets or torch. A section is anything with `forward_many(steps) -> list of arrays or None`, one
-for each `Step`: float32 [tokens, hidden_size], or from the last section float32 [logits, vocab_size], None where
-`logits` is 0. Its `batches` says that steps give the same bits together as alone, and that together is faster. A
-section whose `reuses` is False needs keys and values computed for just the sequence at hand.
+Nothing here knows of sockets or of what a section is made of: see model/protocols.py.
 """
 
 import logging
@@ -12,12 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgellm.agent.scheduler import Scheduler
-from edgellm.agent.slots import Slot, Slots
+from edgellm.agent.slots import HeldSlot, Slots
 from edgellm.agent.steps import Outcome, Stats, Step
 from edgellm.config import DEFAULT_CHUNK
 from edgellm.errors import BusyError
+from edgellm.model.protocols import Section, Slot
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +25,17 @@ log = logging.getLogger(__name__)
 class _Job:
     """Something else to run with the section, for `owner`, in a slot of its own."""
 
-    run: Callable[[object, object], None]
+    run: Callable[[Section[Any], Any], None]
     dropped: Callable[[], None]
     owner: object
-    slot: Slot
+    slot: HeldSlot
 
 
 @dataclass
 class _Held:
     """A sequence's slot here, and how far it has come: positions [0, filled) hold keys and values, or will soon."""
 
-    slot: Slot
+    slot: HeldSlot
     filled: int = 0
     begun: bool = False
     running: bool = False
@@ -53,8 +52,8 @@ class Engine:
 
     def __init__(
         self,
-        section,
-        slots: list,
+        section: Section[Any],
+        slots: Sequence[Slot],
         deliver: Callable[[list[Outcome]], None],
         congested: Callable[[], bool] = lambda: False,
         groups: int = 0,
@@ -64,8 +63,8 @@ class Engine:
         self.total = Stats()  # of all sequences
         self.batches = bool(section.batches)
         self.num_slots = len(slots)
-        self._section, self._deliver, self._congested = section, deliver, congested
-        self._reuses = getattr(section, "reuses", True)
+        self._deliver, self._congested = deliver, congested
+        self._reuses = section.reuses
         self._free = Slots(slots)
         self._held: dict[int, _Held] = {}
         self._scheduler = Scheduler(chunk, batches=self.batches, groups=groups)
@@ -74,7 +73,7 @@ class Engine:
         self._step_since_s: float | None = None
         self._stopping = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._loop, args=(section,), name="engine", daemon=True)
         self._thread.start()
 
     # Called by the event loop.
@@ -144,7 +143,7 @@ class Engine:
             return True
 
     def run_with_slot(
-        self, job: Callable[[object, object], None], dropped: Callable[[], None], owner: object = None
+        self, job: Callable[[Section[Any], Any], None], dropped: Callable[[], None], owner: object = None
     ) -> None:
         """Queue `job(section, slot)` with a slot of its own, to run when no step does. If the engine stops before
         that, it calls `dropped()` instead. Raises BusyError when all slots are taken."""
@@ -171,7 +170,6 @@ class Engine:
         loop."""
         self._thread.join()
         with self._changed:
-            self._section = None
             for seq_id in self._held:
                 self._scheduler.close(seq_id)
             for holder in (self._free, self._held, self._jobs):
@@ -183,12 +181,12 @@ class Engine:
 
     # The engine's thread.
 
-    def _loop(self) -> None:
+    def _loop(self, section: Section[Any]) -> None:
         while (work := self._next()) is not None:
             if isinstance(work, _Job):
-                self._do(work)
+                self._do(section, work)
             else:
-                self._compute(work)
+                self._compute(section, work)
         for job in self._jobs:
             job.dropped()
 
@@ -209,18 +207,18 @@ class Engine:
                 self._changed.wait(choice.wait_s)
             return None
 
-    def _do(self, job: _Job) -> None:
+    def _do(self, section: Section[Any], job: _Job) -> None:
         try:
-            job.run(self._section, job.slot.kv)
+            job.run(section, job.slot.kv)
         finally:
             with self._changed:
                 self._free.give_back(job.slot)
                 self._running = 0
 
-    def _compute(self, batch: list[tuple[Step, _Held]]) -> None:
+    def _compute(self, section: Section[Any], batch: list[tuple[Step, _Held]]) -> None:
         """Run steps together, account for them, and deliver what came of those whose sequences are still open."""
         began_s = self._step_since_s = time.perf_counter()
-        outcomes = self._forward(batch)
+        outcomes = _forward(section, batch)
         self._step_since_s = None
         ended_s = time.perf_counter()
         took_s = ended_s - began_s
@@ -240,22 +238,23 @@ class Engine:
         with self._changed:
             self._running = 0
 
-    def _forward(self, batch: list[tuple[Step, _Held]]) -> list[Outcome]:
-        """Run these steps together; if that fails, one by one, so that only those whose own step fails are told."""
-        for step, held in batch:
-            held.slot.begin(step.position, step.ids, step.long)
-        try:
-            results = self._section.forward_many([step for step, _ in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"the section gave {len(results)} results for {len(batch)} steps")
-        except Exception as e:  # whatever a model's code raises ends sequences, not the agent
-            if len(batch) > 1:
-                log.warning("a batch of %d steps failed (%s); they run one by one", len(batch), e)
-                return [outcome for one in batch for outcome in self._forward([one])]
-            ((step, held),) = batch
-            log.exception("step at position %d of sequence %x failed", step.position, step.seq_id)
-            held.slot.ids.clear()
-            return [Outcome(step, error=e)]
-        for step, held in batch:
-            held.slot.computed(step.position, step.ids)
-        return [Outcome(step, result) for (step, _), result in zip(batch, results, strict=True)]
+
+def _forward(section: Section[Any], batch: list[tuple[Step, _Held]]) -> list[Outcome]:
+    """Run these steps together; if that fails, one by one, so that only those whose own step fails are told."""
+    for step, held in batch:
+        held.slot.begin(step.position, step.ids, step.long)
+    try:
+        results = section.forward_many([step for step, _ in batch])
+        if len(results) != len(batch):
+            raise RuntimeError(f"the section gave {len(results)} results for {len(batch)} steps")
+    except Exception as e:  # whatever a model's code raises ends sequences, not the agent
+        if len(batch) > 1:
+            log.warning("a batch of %d steps failed (%s); they run one by one", len(batch), e)
+            return [outcome for one in batch for outcome in _forward(section, [one])]
+        ((step, held),) = batch
+        log.exception("step at position %d of sequence %x failed", step.position, step.seq_id)
+        held.slot.ids.clear()
+        return [Outcome(step, error=e)]
+    for step, held in batch:
+        held.slot.computed(step.position, step.ids)
+    return [Outcome(step, result) for (step, _), result in zip(batch, results, strict=True)]

@@ -7,26 +7,30 @@ import reprlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from edgellm.agent import measure
 from edgellm.agent.stage import Stage
 from edgellm.errors import BoardError, ClaimError, ManifestError, PlanError
+from edgellm.model.protocols import Section, Slot
 from edgellm.plan import Plan, SectionNeed, check_lengths, section_need
 from edgellm.shards.manifest import Manifest
 from edgellm.wire.addresses import Address, parse_address
+from edgellm.wire.credentials import Credentials
 from edgellm.wire.peer import Peer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Load = Callable[[Manifest, Path, int, int], Section[Any]]
 
 
 @dataclass(frozen=True)
 class _Loaded:
     """A section in memory, with its KV slots."""
 
-    section: Any
-    slots: list
+    section: Section[Any]
+    slots: list[Slot]
 
 
 @dataclass
@@ -45,7 +49,8 @@ class Holding:
     `load(manifest, folder, start, end)` gives a section; `tls` are the credentials for links to other boards.
     """
 
-    def __init__(self, board: str, manifest: Manifest, folder, load, *, ram_bytes: int | None = None, tls=None):
+    def __init__(self, board: str, manifest: Manifest, folder: Path, load: Load, *,
+                 ram_bytes: int | None = None, tls: Credentials | None = None):  # fmt: skip
         self.board, self.manifest, self.folder = board, manifest, folder
         self.epoch: int | None = None  # of the last plan that was committed; without a section there may be no stage
         self.stage: Stage | None = None
@@ -68,7 +73,8 @@ class Holding:
         return max((s.engine.step_s for s in (self.stage, self._leaving) if s is not None), default=0.0)
 
     def offer_bytes(self) -> int:
-        """Free RAM for a section, as if this agent held none: its KV counts as free, its mapped shards are already."""
+        """Return the RAM for a section, as if this agent held none: its KV counts as free, as its mapped shards already
+        do."""
         free = measure.free_ram_bytes()
         if self.stage is not None:
             free += self._need(self.stage.plan).kv
@@ -250,7 +256,8 @@ class Holding:
             self._leaving = stage
             stage.stop(f"board {self.board} went on to epoch {epoch}")
             await asyncio.to_thread(stage.engine.join)
-            stage.section = self._leaving = None
+            stage.let_go()
+            self._leaving = None
 
 
 async def in_own_thread(function: Callable[..., T], *args: object) -> T:

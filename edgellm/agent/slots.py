@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from edgellm.model.protocols import Slot
+
 
 @dataclass
-class Slot:
-    """A section's `kv` for one sequence. K and V of positions [0, len(ids)) are those of the tokens `ids`, computed in
-    passes with long rotary factors (LongRoPE) or without, never both."""
+class HeldSlot:
+    """A section's slot `kv`, and what it holds: keys and values of positions [0, len(ids)) are those of the tokens
+    `ids`, computed in passes with long rotary factors (LongRoPE) or without, never both."""
 
-    kv: object
+    kv: Slot
     ids: list[int] = field(default_factory=list)
     long: bool = False
 
     def begin(self, position: int, ids: Sequence[int], long: bool) -> None:
-        """These tokens are about to be computed at `position`: what was computed after others counts no more."""
+        """Forget what the slot holds from `position` on, unless it was computed after just these tokens, which are
+        about to be computed there."""
         if long != self.long:
             self.ids.clear()
             self.long = long
@@ -22,26 +25,26 @@ class Slot:
             del self.ids[position:]
 
     def computed(self, position: int, ids: Sequence[int]) -> None:
-        """They are. Behind a gap they count for nothing."""
+        """Record that these tokens were computed at `position`. Behind a gap they count for nothing."""
         if position <= len(self.ids) < position + len(ids):
             self.ids[position:] = ids
 
 
 class Slots:
-    """The free slots of a board, those that are free for longest first."""
+    """The free slots of a board, those that have been free for longest first."""
 
-    def __init__(self, kvs: Sequence[object]):
-        self._free = [Slot(kv) for kv in kvs]
+    def __init__(self, kvs: Sequence[Slot]):
+        self._free = [HeldSlot(kv) for kv in kvs]
 
     def __len__(self) -> int:
         return len(self._free)
 
-    def take(self, ids: Sequence[int] = (), most: int = 0, long: bool = False) -> tuple[Slot, int]:
-        """A slot for a sequence that begins with `ids`, and how many of these, up to `most`, it holds already: never
-        all, since the last one is to be computed. The caller has seen that a slot is free.
+    def take(self, ids: Sequence[int] = (), most: int = 0, long: bool = False) -> tuple[HeldSlot, int]:
+        """Take a slot for a sequence that begins with `ids`. Return it, and how many of these tokens, up to `most`, it
+        already holds: never all, because the last one must be computed. The caller has checked that a slot is free.
 
-        The slot is taken that saves most: the tokens it shares, less an eighth of those that would be lost in it, for
-        what was said last is what will be asked about. In the one that is free for longest nothing counts as lost.
+        The slot is the one that saves most: the tokens it shares, less an eighth of those that would be lost in it,
+        because people ask about what was said last. In the slot that has been free for longest nothing counts as lost.
         """
         most = min(most, len(ids) - 1)
         if most <= 0:
@@ -52,13 +55,14 @@ class Slots:
         best = max(range(len(saved)), key=saved.__getitem__)  # the first of equal ones
         return self._free.pop(best), min(most, shared[best])
 
-    def take_any(self) -> Slot:
-        """The slot that is free for longest, with nothing that counts in it: for a trace."""
+    def take_any(self) -> HeldSlot:
+        """Take the slot that has been free for longest, and forget what it holds: for a trace."""
         slot = self._free.pop(0)
         slot.ids.clear()
         return slot
 
-    def give_back(self, slot: Slot) -> None:
+    def give_back(self, slot: HeldSlot) -> None:
+        """Make a slot free again; it keeps what it holds."""
         self._free.append(slot)
 
     def clear(self) -> None:
@@ -67,7 +71,7 @@ class Slots:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens at the begin of both are the same."""
+    """Return how many tokens at the beginning of both are the same."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

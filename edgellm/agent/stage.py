@@ -6,6 +6,8 @@ passed checks.py.
 
 import asyncio
 import logging
+from collections.abc import Sequence as Ids
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +17,11 @@ from edgellm.agent.engine import Engine
 from edgellm.agent.link import Link
 from edgellm.agent.sequence import Sequence, choose
 from edgellm.agent.steps import Outcome, Step
+from edgellm.model.protocols import Section, Slot
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
+from edgellm.wire.addresses import Address
+from edgellm.wire.credentials import Credentials
 from edgellm.wire.peer import Peer
 from edgellm.wire.status import SequenceStats
 
@@ -29,8 +34,8 @@ class Stage:
     what to dial them with. `hidden_from` and `tokens_from` name the boards that may send those; None: nobody."""
 
     def __init__(
-        self, plan: Plan, board: str, addresses: dict[str, tuple[str, int]], section, slots: list, rope_switch_len=None,
-        *, tls=None,
+        self, plan: Plan, board: str, addresses: dict[str, Address], section: Section[Any], slots: list[Slot],
+        rope_switch_len: int | None = None, *, tls: Credentials | None = None,
     ):  # fmt: skip
         self.plan, self.board, self.section, self.addresses = plan, board, section, addresses
         self.epoch = plan.epoch
@@ -51,7 +56,7 @@ class Stage:
         self._next = link_to(after) if after is not None else None  # takes hidden states
         self._first = link_to(plan.boards[0]) if self.is_last and not self.is_first else None  # takes tokens
         groups = len(plan.boards) if self.is_first else 0
-        self.engine = Engine(section, list(slots), self._deliver, self._congested, groups, plan.chunk)
+        self.engine = Engine(section, slots, self._deliver, self._congested, groups, plan.chunk)
 
     @property
     def running(self) -> int:
@@ -71,6 +76,10 @@ class Stage:
         for link in self._links:
             link.close()
         self.engine.stop()
+
+    def let_go(self) -> None:
+        """Let go of the section, whose memory the next one may need. The engine must have ended."""
+        del self.section
 
     # From a manager
 
@@ -164,11 +173,11 @@ class Stage:
         ids = (sequence.ids[-1], *sequence.drafts)
         self._submit_ids(sequence, len(sequence.ids) - 1, ids, len(ids))
 
-    def _submit_ids(self, sequence: Sequence, position: int, ids, logits: int) -> None:
+    def _submit_ids(self, sequence: Sequence, position: int, ids: Ids[int], logits: int) -> None:
         x = np.asarray(ids, dtype=np.int64)
         self._submit(sequence.seq_id, x, position, position + len(ids), logits, ids)
 
-    def _submit(self, seq_id: int, x: np.ndarray, position: int, pass_len: int, logits: int, ids) -> None:
+    def _submit(self, seq_id: int, x: np.ndarray, position: int, pass_len: int, logits: int, ids: Ids[int]) -> None:
         try:
             self.engine.submit(Step(seq_id, x, position, pass_len, logits, ids, self._is_long(pass_len)))
         except ValueError as e:
@@ -212,7 +221,7 @@ class Stage:
             if outcome.error is not None:
                 self._fail(sequence, "error", f"{type(outcome.error).__name__}: {outcome.error}")
             elif result is None:
-                continue  # a chunk in mid-prompt
+                pass  # a chunk in mid-prompt
             elif not self.is_last:
                 computed.append((sequence, step, result))
             elif sequence.logits and sequence.owner.congested:

@@ -16,8 +16,8 @@ CHUNK = 32
 class Recorder:
     """A section that records what it is asked, and waits at `gate`."""
 
-    def __init__(self, batches=False):
-        self.batches = batches
+    def __init__(self, batches=False, reuses=True):
+        self.batches, self.reuses = batches, reuses
         self.gate = threading.Event()
         self.gate.set()
         self.calls = []
@@ -32,8 +32,8 @@ class Recorder:
         return [s.x for s in steps]
 
 
-def make(slots=2, congested=lambda: False, batches=False, groups=0):
-    section, delivered = Recorder(batches), []
+def make(slots=2, congested=lambda: False, batches=False, groups=0, reuses=True):
+    section, delivered = Recorder(batches, reuses), []
     done = threading.Condition()
 
     def deliver(outcomes):
@@ -309,8 +309,7 @@ def test_a_slot_is_reused_from_what_it_holds_and_an_error_leaves_nothing():
 
 
 def test_a_section_that_reuses_nothing_says_so():
-    engine, section, _, wait_for = make(slots=1)
-    engine._reuses = False
+    engine, section, _, wait_for = make(slots=1, reuses=False)
     engine.open(1, (0,) * 4, 4)
     engine.submit(step(1, 0, 4))
     wait_for(1)

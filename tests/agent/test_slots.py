@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgellm.agent.slots import Slot, Slots, common_prefix
+from edgellm.agent.slots import HeldSlot, Slots, common_prefix
 
 
 def slots(*held: list[int]) -> Slots:
@@ -63,7 +63,7 @@ def test_a_trace_leaves_nothing_that_counts():
 
 
 def test_steps_change_what_a_slot_holds():
-    slot = Slot("a")
+    slot = HeldSlot("a")
 
     def run(position, *ids, long=False):
         slot.begin(position, ids, long)
@@ -81,7 +81,7 @@ def test_steps_change_what_a_slot_holds():
 
 
 def test_what_is_being_computed_is_not_held_yet():
-    slot = Slot("a", [1, 2, 3])
+    slot = HeldSlot("a", [1, 2, 3])
     slot.begin(1, (9, 9), False)
     assert slot.ids == [1]
 
@@ -114,7 +114,7 @@ STEPS = st.lists(
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
 @given(STEPS)
 def test_whatever_steps_come_a_slot_claims_nothing_that_is_not_there(steps):
-    slot, memory = Slot("a"), Memory()
+    slot, memory = HeldSlot("a"), Memory()
     for position, ids, long in steps:
         if position > len(memory.rows):  # the engine refuses gaps
             continue
