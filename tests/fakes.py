@@ -7,6 +7,7 @@ the layers made: a lost, doubled, reordered or mixed-up step changes it.
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,13 @@ async def ask(cluster: ClusterClient, prompt: list[int], max_tokens: int = 10, e
     """Greedy answer as a list of `Chosen`."""
     stream = cluster.generate(list(prompt), sampling=Sampling(), max_tokens=max_tokens, eos=eos, **kwargs)
     return [c async for c in stream]
+
+
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for a condition, and fail if it doesn't hold by then."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def run(coroutine, seconds: float = 30.0):

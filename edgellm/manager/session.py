@@ -56,7 +56,6 @@ class Session:
         BoardError when the cluster couldn't go on for `patience_s`, or no board answers at the start.
         """
         done: list[int] = []
-        clock = asyncio.get_running_loop().time
         attempt = 0
         stuck_s: float | None = None
         while True:
@@ -80,8 +79,8 @@ class Session:
             except (BoardError, PlanError) as e:
                 hopeless = attempt == 0 and (isinstance(e, BusyError) or not self._fleet.reports)
                 patience_s = LOAD_TIMEOUT_S if isinstance(e, ClaimError) else self._patience_s  # another is at work
-                stuck_s = clock() if stuck_s is None else stuck_s  # a long prompt was no trouble
-                if hopeless or clock() - stuck_s >= patience_s:
+                stuck_s = _clock_s() if stuck_s is None else stuck_s  # a long prompt was no trouble
+                if hopeless or _clock_s() - stuck_s >= patience_s:
                     raise
                 self._say(e)
             finally:
@@ -126,3 +125,8 @@ class Session:
             return
         self._told = text
         self._tell(f"{text} Trying to go on …" if text.endswith(".") else f"{text}; trying to go on …")
+
+
+def _clock_s() -> float:
+    """Seconds of the clock that patience goes by."""
+    return asyncio.get_running_loop().time()

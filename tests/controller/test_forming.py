@@ -15,7 +15,7 @@ from edgellm.manager.session import Session
 from edgellm.plan import Settings
 from edgellm.sampling import Sampling
 from tests.certificates import make_cluster
-from tests.fakes import Boards, generate, make_manifest, run
+from tests.fakes import Boards, generate, make_manifest, run, until
 from tests.tiny import split_tiny
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90]
@@ -312,8 +312,7 @@ def test_another_manager_is_waited_for(deploy, monkeypatch):
         holding = boards.agents[1].holding
         holding._claim = ("another manager", 7)
         forming = asyncio.create_task(deploy.form())
-        while not deploy.told:
-            await asyncio.sleep(0.005)
+        await until(lambda: deploy.told)
         holding._claim = None
         return await forming, deploy.told
 

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from datetime import datetime
 
 import pytest
@@ -84,13 +83,20 @@ def test_following_goes_on_until_it_is_left(tmp_path):
     assert all(script.endswith("--lines=1 --follow") for script in run.scripts)
 
 
-def test_slow_boards_are_named(tmp_path):
+def test_slow_boards_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.controller.logs._PATIENCE_S", 0.05)
+    told = threading.Event()
+
     def slow(*args, **kwargs):
-        time.sleep(1.3)
+        assert told.wait(20)
         return Done(0, "")
 
+    def waits(boards):
+        late.extend(boards)
+        told.set()
+
     late = []
-    read(tmp_path, [board("a")], slow, waits=late.extend)
+    read(tmp_path, [board("a")], slow, waits=waits)
     assert late == ["a"]
 
 

@@ -161,12 +161,15 @@ def test_what_listens_is_no_ssh(home):
 
 
 def test_a_script_past_its_deadline(home):
+    over = threading.Event()
+
     def slow(command, script, channel):
-        time.sleep(3)
+        over.wait(20)
         return 0
 
     with Sshd(slow) as sshd:
         assert "not done over SSH within 0.5 s" in refusal(login(sshd, home), deadline_s=0.5)
+        over.set()
 
 
 def test_a_board_that_talks_without_end(home):

@@ -1,7 +1,10 @@
 """Timeouts for tests of managers: everything here is on loopback and takes milliseconds."""
 
+import asyncio
+
 import pytest
 
+from edgellm.manager.survey import Fleet
 from tests.fakes import Boards, make_manifest
 
 
@@ -16,6 +19,39 @@ def quick(monkeypatch):
         monkeypatch.setattr(f"edgellm.manager.{name}", seconds)
     monkeypatch.setattr("edgellm.manager.survey.Fleet._share_ram", lambda fleet: None)
     monkeypatch.setattr("edgellm.agent.measure.free_ram_bytes", lambda: 4 << 30)
+
+
+@pytest.fixture
+def surveys(monkeypatch) -> list[Fleet]:
+    """Grows by one with every survey that begins."""
+    begun, survey = [], Fleet.survey
+
+    def counted(fleet, *args, **kwargs):
+        begun.append(fleet)
+        return survey(fleet, *args, **kwargs)
+
+    monkeypatch.setattr(Fleet, "survey", counted)
+    return begun
+
+
+class Hours:
+    """The clock that patience goes by, and time that passes at once."""
+
+    def __init__(self):
+        self._passed_s = 0.0
+
+    def now_s(self) -> float:
+        return asyncio.get_running_loop().time() + self._passed_s
+
+    def pass_by(self, seconds: float) -> None:
+        self._passed_s += seconds
+
+
+@pytest.fixture
+def hours(monkeypatch) -> Hours:
+    clock = Hours()
+    monkeypatch.setattr("edgellm.manager.session._clock_s", clock.now_s)
+    return clock
 
 
 @pytest.fixture

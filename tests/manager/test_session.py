@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgellm.sampling import Sampling
 from tests.certificates import make_cluster
-from tests.fakes import GREEDY, Boards, generate, make_manifest, run
+from tests.fakes import GREEDY, Boards, generate, make_manifest, run, until
 from tests.manager.asking import (
     PROMPT,
     Happening,
@@ -69,8 +69,8 @@ def test_the_answer_is_the_same_whatever_happens(tmp_path, monkeypatch, at, told
         async with Boards(tmp_path, 3) as boards:
             plan = await boards.form((0, 3, 5, 6), context=256)
             got = await asked(boards, plan, at, COUNT)
-            while any(a.stage and a.stage.engine.free_slots < a.stage.plan.slots for a in boards.running):
-                await asyncio.sleep(0.001)  # no sequence is left behind
+            # No sequence is left behind.
+            await until(lambda: all(a.stage.engine.free_slots == a.stage.plan.slots for a in boards.running if a.stage))
             return got
 
     got = run(go())
@@ -175,15 +175,12 @@ def test_a_question_that_is_cancelled_in_a_replay_leaves_nothing_behind(tmp_path
                 gate.clear()
 
             answer = asyncio.create_task(asked(boards, plan, {3: cut_and_close}, COUNT))
-            while gate.is_set() or not boards.agents[1].stage.running:
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.02)
+            await until(lambda: not gate.is_set() and boards.agents[1].stage.engine.step_s > 0)  # in its replay
             answer.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await answer
             gate.set()
-            while any(a.stage.engine.free_slots < 2 or a.holding.claimed for a in boards.agents):
-                await asyncio.sleep(0.001)
+            await until(lambda: all(a.stage.engine.free_slots == 2 and not a.holding.claimed for a in boards.agents))
             return await asked(boards, plan, {}, COUNT)
 
     assert run(go()).tokens == generate(PROMPT, COUNT)

@@ -8,7 +8,7 @@ import pytest
 from edgellm.errors import AnswerError, BoardError, BusyError, PlanError
 from edgellm.manager.answer import Answer, Asker, Question
 from edgellm.manager.session import Session
-from tests.fakes import GREEDY, VOCAB, Boards, generate, make_manifest, make_plan, run
+from tests.fakes import GREEDY, VOCAB, Boards, generate, make_manifest, make_plan, run, until
 from tests.manager.asking import PROMPT, Asked, asked, cut, form, restart, stop
 from tests.tiny import write_tokenizer
 
@@ -90,8 +90,7 @@ def test_a_stop_text_ends_a_replayed_answer_and_its_stages_are_those_that_served
             session = Session(boards.manifest, plan, boards.addresses, patience_s=10)
             await asker.ask(question, ids, session, answer, show)
             await asyncio.gather(*tasks)
-            while any(a.stage and a.stage.running for a in boards.agents):
-                await asyncio.sleep(0.001)
+            await until(lambda: not any(a.stage and a.stage.running for a in boards.agents))
             return whole, question.stop[0], answer, "".join(shown)
 
     whole, stopped_by, answer, shown = run(go())
@@ -145,16 +144,16 @@ def test_what_is_missing_is_named_when_the_others_lack_the_shards(tmp_path):
     assert error.startswith("board b1 (127.0.0.1:") and "nobody has layers 4-6, the head" in error, error
 
 
-def test_an_answer_goes_on_when_the_board_that_it_needs_is_back(tmp_path):
+def test_an_answer_goes_on_when_the_board_that_it_needs_is_back(tmp_path, surveys):
     async def go():
         async with Boards(tmp_path, 2, LARGE) as boards:
             got, tasks = Asked(), []
 
             async def away_for_a_while(boards):
                 async def back():
-                    while not any("Without" in text for text in got.told):
-                        await asyncio.sleep(0.005)
-                    await asyncio.sleep(0.1)
+                    await until(lambda: any("Without" in text for text in got.told))
+                    tried = len(surveys)
+                    await until(lambda: len(surveys) > tried + 1)
                     await boards.start(1)
 
                 await boards.stop(1)
@@ -170,35 +169,36 @@ def test_an_answer_goes_on_when_the_board_that_it_needs_is_back(tmp_path):
     assert len([text for text in got.told if "Without" in text]) == 1  # once a trouble, not at each try
 
 
-def test_the_answer_is_given_up_after_the_patience_and_not_before(tmp_path):
+@pytest.mark.parametrize("patience_s", [0.0, 60.0])
+def test_the_answer_is_given_up_after_the_patience_and_not_before(tmp_path, surveys, hours, patience_s):
     async def go():
         async with Boards(tmp_path, 2) as boards:
-            plan, clock = await boards.form((0, 3, 6), context=256), asyncio.get_running_loop().time
-            ends = {}
-            for patience_s in (0.0, 0.3):
-                began_s = clock()
-                with pytest.raises(BoardError, match="board b"):
-                    await asked(boards, plan, {5: stop(0, 1)}, 100, patience_s=patience_s)
-                ends[patience_s] = clock() - began_s
-                await boards.start(0)
-                await boards.start(1)
-                plan = await boards.form((0, 3, 6), context=256)
-            return ends
+            plan, got = await boards.form((0, 3, 6), context=256), Asked()
+            answer = asyncio.create_task(asked(boards, plan, {5: stop(0, 1)}, 100, patience_s=patience_s, got=got))
+            if patience_s:
+                await until(lambda: got.told)
+                tried = len(surveys)
+                await until(lambda: len(surveys) > tried + 1)
+                assert not answer.done()
+                hours.pass_by(patience_s)
+            with pytest.raises(BoardError, match="board b"):
+                await answer
+            return got.told
 
-    ends = run(go())
-    assert ends[0.0] < 0.25 and 0.3 <= ends[0.3] < 1.5
+    told = run(go())
+    assert told[0].endswith("trying to go on …") if patience_s else told == []
 
 
-def test_patience_begins_with_the_trouble_not_with_the_question(tmp_path):
+def test_patience_begins_with_the_trouble_not_with_the_question(tmp_path, hours):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6), context=256)
 
             async def slow_then_cut(boards):
-                await asyncio.sleep(0.3)
+                hours.pass_by(3600)
                 boards.cut(1)
 
-            return await asked(boards, plan, {5: slow_then_cut, 6: slow_then_cut}, 200, patience_s=0.25)
+            return await asked(boards, plan, {5: slow_then_cut, 6: slow_then_cut}, 200, patience_s=60)
 
     assert run(go()).tokens == generate(PROMPT, 200)
 
@@ -220,11 +220,9 @@ def test_boards_that_are_all_lost_before_the_first_token_are_waited_for(tmp_path
             stage = boards.agents[0].stage
             stage._feed = lambda sequence, start: None  # no first token
             answer = asyncio.create_task(asked(boards, plan, {}, 50, got=got))
-            while not stage.running:
-                await asyncio.sleep(0.001)
+            await until(lambda: stage.running)
             await stop(0, 1)(boards)
-            while len(got.told) < 2:
-                await asyncio.sleep(0.001)
+            await until(lambda: len(got.told) > 1)
             await boards.start(0)
             await boards.start(1)
             return await answer
@@ -332,15 +330,18 @@ def test_a_better_plan_that_can_not_be_taken_is_told_and_the_one_that_stands_ans
     assert re.search("a better plan could not be taken: board b2 .*SHA-256 differs", got.told[1])
 
 
-def test_a_plan_that_another_manager_is_committing_is_waited_for_even_beyond_the_patience(tmp_path, monkeypatch):
+def test_a_plan_that_another_manager_is_committing_is_waited_for_even_beyond_the_patience(tmp_path, surveys, hours):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6), context=256)
             await boards.stop(1)
             await boards.start(1)  # nothing stands now
             boards.agents[0].holding._claim = ("another manager", 5)
-            answer = asyncio.create_task(asked(boards, plan, {}, 50, patience_s=0.05))
-            await asyncio.sleep(0.3)
+            answer = asyncio.create_task(asked(boards, plan, {}, 50, patience_s=60))
+            await until(lambda: len(surveys) > 1)
+            hours.pass_by(61)
+            tried = len(surveys)
+            await until(lambda: len(surveys) > tried + 1)
             assert not answer.done()
             boards.agents[0].holding._claim = None
             return await answer

@@ -211,8 +211,8 @@ def test_the_newest_plan_that_all_its_boards_hold_stands(held, standing, newest)
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr("edgellm.manager.survey._REACH_TIMEOUT_S", 0.3)
-    monkeypatch.setattr("edgellm.manager.survey._LOST_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("edgellm.manager.survey._REACH_TIMEOUT_S", 10.0)
+    monkeypatch.setattr("edgellm.manager.survey._LOST_TIMEOUT_S", 0.5)
     monkeypatch.setattr("edgellm.manager.survey._GRACE_S", 0.02)
 
 
@@ -254,8 +254,8 @@ def test_a_board_that_is_not_needed_gets_a_moment_only(tmp_path, quick, monkeypa
             took_s = clock() - began_s
             assert set(fleet.reports) == {"b0", "b1"} and fleet.missing == {"b2": "board b2 does not answer"}
             await fleet.survey()
-            assert set(fleet.reports) == {"b0", "b1"} and "no status within 0.2 s" in fleet.missing["b2"]
-            assert took_s < 0.3
+            assert set(fleet.reports) == {"b0", "b1"} and "no status within 0.5 s" in fleet.missing["b2"]
+            assert took_s < 5
             await fleet.survey()  # dialled anew, and accepted
             assert set(fleet.reports) == {"b0", "b1", "b2"}
 

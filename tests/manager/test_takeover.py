@@ -13,7 +13,7 @@ from edgellm.errors import BoardError, ClaimError
 from edgellm.manager.board import BoardClient
 from edgellm.manager.rebalance import settle, take
 from edgellm.wire import messages as m
-from tests.fakes import generate, make_plan, run
+from tests.fakes import generate, make_plan, run, until
 from tests.manager.managers import PROMPT, SETTINGS, answer, changed, fleet_of, held
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -40,8 +40,7 @@ def test_of_two_managers_one_is_told_that_the_other_is_at_it(boards_of):
                 with pytest.raises(ClaimError, match="another manager is giving board b1 a plan"):
                     await settle(second, replace(SETTINGS, context=80), grow=False)
                 first.drop("b1")
-                while (await held(boards))[1]:
-                    await asyncio.sleep(0.001)
+                await until(lambda: not boards.agents[1].holding.claimed)
                 await second.survey()
                 assert (await settle(second, replace(SETTINGS, context=80), grow=False)).changed
                 # The first one's survey is out of date by now.
@@ -106,11 +105,12 @@ def dying(monkeypatch, at: int, after_sending: bool):
             count += 1
             if count == at:
                 if after_sending:
-                    board.send(message)
-                    await asyncio.sleep(0.005)
+                    await ask(board, message, answer, *args)
                 for client in clients:
                     client.peer._transport.abort()
                 raise Died
+            if count > at:
+                await asyncio.Event().wait()  # it dies before it sends any more
         return await ask(board, message, answer, *args)
 
     monkeypatch.setattr(BoardClient, "ask", counted)
@@ -129,7 +129,7 @@ def test_a_manager_that_dies_anywhere_between_claim_and_commit_is_healed_by_the_
                 dying(patch, at, after_sending)
                 with pytest.raises(Died):
                     await changed(boards)
-                await asyncio.sleep(0.005)
+                await until(lambda: not any(agent.holding.claimed for agent in boards.agents))
             told = []
             plan = make_plan(boards.manifest, (0, 2, 4, 6))
             assert await answer(boards, plan, tell=told.append) == generate(PROMPT, 20)
@@ -162,7 +162,7 @@ def test_a_board_that_is_lost_while_the_plan_changes_is_left_out_by_the_next_pla
 
                 async def end(*args):
                     boards._tasks[lost].cancel()
-                    await asyncio.sleep(1)
+                    await asyncio.Event().wait()
 
                 setattr(holding, when, end)
             with pytest.raises(BoardError, match=f"b{lost}"):
@@ -210,11 +210,10 @@ def test_an_answer_that_comes_late_is_not_taken_for_the_next_plan_s(boards_of):
                 with pytest.raises(BoardError, match="b0 .*SHA-256 differs"):
                     await settle(fleet, replace(SETTINGS, context=80), grow=False)
                 boards.broken.clear()
-                while (await held(boards))[1]:
-                    await asyncio.sleep(0.001)
+                await until(lambda: not any(agent.holding.claimed for agent in boards.agents))
                 await fleet.survey()
                 again = asyncio.create_task(settle(fleet, replace(SETTINGS, context=96), grow=False))
-                await asyncio.sleep(0.02)
+                await until(lambda: boards.agents[1].dispatcher._changes == 2)
                 assert not again.done()
                 go_on.set()
                 with pytest.raises(BoardError, match="b1 .*SHA-256 differs"):

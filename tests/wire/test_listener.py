@@ -19,7 +19,7 @@ from edgellm.wire.peer import Peer
 from edgellm.wire.protocol import Protocol
 from edgellm.wire.tls import Channel
 from tests.certificates import make_cluster
-from tests.fakes import run
+from tests.fakes import run, until
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ async def board(cluster, tls: str | None = "boards/b0", name: str = "b0"):
         listener.close()
         for peer in Board.peers:
             peer.close()
-        await asyncio.sleep(0.02)
+        await until(lambda: all(peer._transport is None or peer._transport._sock is None for peer in Board.peers))
 
 
 async def ping(port, tls, me=m.Hello("manager", "pc"), **kwargs) -> list:  # noqa: B008
@@ -188,6 +188,7 @@ def test_half_handshakes_and_silence_end_in_time_and_a_scan_leaves_nothing(clust
                 writer.transport.abort()
             assert not b.listener._silent and not b.listener._shaking and not b.calls
             assert caplog.text.count("\n") == 20  # a scan doesn't fill the log
+            monkeypatch.undo()
             assert await ping(b.port, client_credentials(cluster / "manager")) == m.Pong(7, 0, 0)
         assert "12 more connections ended before they had shown a certificate" in caplog.text
 
@@ -199,37 +200,46 @@ def test_a_listener_that_closes_while_connections_come_leaves_no_socket(cluster,
     async def go():
         async with board(cluster, tls) as b:
             dialled = [socket.create_connection(("127.0.0.1", b.port), 5) for _ in range(10)]
-            await asyncio.sleep(0.05)
+            await until(lambda: len(b.listener._silent) + len(b.peers) == 10)
             dialled += [socket.create_connection(("127.0.0.1", b.port), 5) for _ in range(10)]
             b.listener._accept(b.listener.sockets[0])
             b.listener.close()
             for peer in b.peers:
                 peer.close()
-            await asyncio.sleep(0.1)
             for sock in dialled:
                 with sock, contextlib.suppress(ConnectionError):
-                    sock.recv(10)  # the end: else it would wait
+                    await asyncio.to_thread(sock.recv, 10)  # the end: else it would wait for 5 s, and raise
 
     run(go())
     gc.collect()  # what was forgotten would warn now
 
 
-async def crowd(port, count, data=b"") -> list:
-    """So many connections that stay, and say `data` only."""
+async def crowd(port, count) -> list[socket.socket]:
+    """So many connections that stay."""
     sockets = []
-    for i in range(count):
+    for _ in range(count):
         sock = socket.socket()
         sock.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            sock.connect(("127.0.0.1", port))
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
         sockets.append(sock)
-        if i % 50 == 49:
-            await asyncio.sleep(0.02)
-    for sock in sockets:
-        with contextlib.suppress(OSError):
-            sock.send(data)
-    await asyncio.sleep(0.1)
     return sockets
+
+
+class Counted:
+    """How many connections a listener has had, and how many of each kind at most at a time."""
+
+    def __init__(self, listener):
+        self.arrived = self.began = self.most_silent = self.most_shaking = 0
+        arrived, began = listener.arrived, listener.began
+
+        def count(pending, is_new: bool) -> None:
+            (arrived if is_new else began)(pending)
+            self.arrived += is_new
+            self.began += not is_new
+            self.most_silent = max(self.most_silent, len(listener._silent))
+            self.most_shaking = max(self.most_shaking, len(listener._shaking))
+
+        listener.arrived, listener.began = lambda p: count(p, True), lambda p: count(p, False)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -237,18 +247,22 @@ def test_crowds_are_limited_and_keep_nobody_out(cluster, half):
     async def go():
         async with board(cluster) as b:
             manager = client_credentials(cluster / "manager")
-            sockets = await crowd(b.port, 250, client_hello(manager) if half else b"")
-            silent, shaking = len(b.listener._silent), len(b.listener._shaking)
-            assert (silent, shaking) == ((0, 32) if half else (64, 0))
-            clock = asyncio.get_running_loop().time
-            began_s = clock()
+            counted = Counted(b.listener)
+            sockets = await crowd(b.port, 250)
+            await until(lambda: counted.arrived == 250)
+            assert (len(b.listener._silent), counted.most_silent) == (64, 64)
+            if half:
+                for sock in sockets:
+                    with contextlib.suppress(OSError):  # those that had to make room
+                        sock.send(client_hello(manager))
+                await until(lambda: counted.began == 64)
+                assert not b.listener._silent
+            assert (len(b.listener._shaking), counted.most_shaking) == ((32, 32) if half else (0, 0))
             assert await ping(b.port, manager, board="b0") == m.Pong(7, 0, 0)
-            assert clock() - began_s < 1.0
+            assert len(b.listener._silent) + len(b.listener._shaking) >= 31  # the crowd is still there
             for sock in sockets:
                 sock.close()
-            async with asyncio.timeout(5):
-                while b.listener._silent or b.listener._shaking:
-                    await asyncio.sleep(0.01)
+            await until(lambda: not b.listener._silent and not b.listener._shaking)
 
     run(go())
 
@@ -298,8 +312,9 @@ def test_a_system_out_of_sockets_is_waited_for_and_not_spun_on(cluster, monkeypa
             loop.remove_reader(real)
             b.listener._resume(short)
             dial = asyncio.create_task(ping(b.port, client_credentials(cluster / "manager")))
-            await asyncio.sleep(0.7)
-            assert 2 <= short.tries <= 5
+            began_s = loop.time()
+            await until(lambda: short.tries == 4)
+            assert loop.time() - began_s > 2 * 0.2  # pauses that are whole, whenever the first try was
             assert caplog.text.count("accepts nobody for now: too many open files; tries again every 0.2 s") == 1
             short.short = False
             assert await dial == m.Pong(7, 0, 0)
