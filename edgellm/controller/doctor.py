@@ -86,7 +86,7 @@ class Finding:
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """Everything that is wrong with one board; an empty list for a healthy one."""
+    """Return everything that is wrong with one board; an empty list for a healthy one."""
     found = []
     for about, rule in _RULES:
         found += [Finding(facts.board, about, what, todo) for what, todo in rule(facts)]
@@ -94,7 +94,7 @@ def diagnose(facts: Facts) -> list[Finding]:
 
 
 def summary(facts: Facts) -> str:
-    """What was found fine or measured, in a short line."""
+    """Return what was found fine or measured, in a short line."""
     parts = []
     if facts.version:
         parts.append(f"edgellm {facts.version}")
@@ -120,7 +120,7 @@ def summary(facts: Facts) -> str:
 
 
 def report(facts: Facts, findings: list[Finding]) -> dict:
-    """Findings and facts of a board, for JSON; of its files, how many were there and how many were read."""
+    """Return a board's findings and facts for JSON; of its files, how many were there and how many were read."""
     known = asdict(facts)
     for name in ("board", "manifest", "needed", "files", "sums"):
         del known[name]
@@ -311,7 +311,7 @@ def _some(names: list[str]) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A length of time in the unit that fits."""
+    """Return a length of time in the unit that fits."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -81,7 +81,7 @@ async def examine(
     cluster: ClusterFile, path: Path, names: tuple[str, ...] = (), *, quick: bool = False, run=run_script,
     meter: Meter | None = None, tell: Callable[[str], None] = lambda text: None,
 ) -> list[Facts]:  # fmt: skip
-    """Facts of this machine and of the boards named (all, if none are). Raises nothing for a board.
+    """Return facts of this machine and of the boards named (all, if none are). Raises nothing for a board.
 
     With `quick`, shards are looked at but not read. `run` is what runs a script on a board (`run_script`).
     """
@@ -159,7 +159,7 @@ def _this_machine(cluster: ClusterFile, path: Path) -> tuple[Facts, Manifest | N
 
 
 def _sums_here(folder: Path, manifest: Manifest, meter: Meter) -> dict:
-    """Facts of the model that the agents of this machine share."""
+    """Return facts of the model that the agents of this machine share."""
     wanted = _wanted(manifest)
     files = {n: (folder / n).stat().st_size for n in wanted if (folder / n).is_file()}
     meter.expect(sum(files.values()))
@@ -178,7 +178,7 @@ def _wanted(manifest: Manifest) -> dict[str, tuple[int, str]]:
 
 
 def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest: Manifest | None) -> Facts:
-    """What the board's agent tells, and what is expected of the board."""
+    """Return what the board's agent tells, and what is expected of the board."""
     facts = Facts(
         board.name, our_version=__version__, has_ssh=board.ssh is not None, wire_error=word.error,
         version=row["version"], link_mbit=row["link_mbit"], temperature_c=row["temperature_c"],
@@ -205,7 +205,7 @@ def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest
 
 
 def _by_ssh(board: Board, manifest: Manifest | None, quick: bool, run, meter: Meter, tell) -> dict:
-    """Facts that need SSH, as the fields of `Facts`."""
+    """Return facts that need SSH, as the fields of `Facts`."""
     if board.ssh is None:
         return {}
     wanted = _wanted(manifest) if manifest else {}
@@ -228,8 +228,8 @@ def _by_ssh(board: Board, manifest: Manifest | None, quick: bool, run, meter: Me
 
 
 def parse(lines: list[tuple[float, str]], quick: bool = False) -> dict:
-    """What the script said, with the time that each line came, as fields of `Facts`. A board says what it likes: what
-    isn't well-formed is left out."""
+    """Return what the script said, with the time that each line came, as fields of `Facts`. What isn't well-formed is
+    left out."""
     said: dict[str, list[str]] = {}
     came_s: dict[str, float] = {}
     for at_s, line in lines:
@@ -286,7 +286,7 @@ def _days(pem: str) -> float | None:
 
 
 def _named(lines, value: str, make) -> dict:
-    """Lines "VALUE NAME" as {name: value}."""
+    """Return lines "VALUE NAME" as {name: value}."""
     found = (re.fullmatch(rf"{value} ({_FILE_NAME})", line) for line in lines)
     return {m[2]: make(m[1]) for m in found if m}
 
@@ -304,7 +304,7 @@ def _float(text: str) -> float | None:
 
 
 async def _tcp_error(board: Board) -> str | None:
-    """Why the board's port can't be connected to; None if it can."""
+    """Return why the board's port can't be connected to; None if it can."""
     try:
         async with asyncio.timeout(_TCP_TIMEOUT_S):
             _, writer = await asyncio.open_connection(board.host, board.port)

@@ -53,7 +53,7 @@ def read_logs(
     boards: list[Board], *, lines: int, follow: bool, log_dir: Path, run=run_script,
     tell: Callable[[str], None] = lambda text: None, waits: Callable[[list[str]], None] = lambda boards: None,
 ) -> Iterator[Line | End]:  # fmt: skip
-    """The last `lines` of each board's log, all boards' by time; with `follow`, as they come, without end.
+    """Yield the last `lines` of each board's log, all boards' by time; with `follow`, lines as they come, without end.
 
     Boards without SSH are agents of this machine, whose logs lie in `log_dir`. `waits` is told which are slow. When
     the iteration is left, the reading ends.
@@ -109,7 +109,7 @@ def _until_all_ended(boards, told, waits) -> Iterator[Line | End]:
 
 
 def _by_time(lines: list[Line]) -> list[Line]:
-    """In order; a line without a time (of a traceback) stays behind the one before it."""
+    """Return lines in order; a line without a time (of a traceback) stays behind the one before it."""
     keyed, last_s = [], {}
     for line in lines:
         if line.at_s is not None:
@@ -147,7 +147,7 @@ def _read_journal(board: Board, lines: int, follow: bool, put, stop, run, tell) 
 
 
 def parse_journal(board: str, text: str) -> Line:
-    """A line of `journalctl --output=json`; what is none is taken as text."""
+    """Parse a line of `journalctl --output=json`; anything else is taken as text."""
     try:
         entry = json.loads(text)
         at_s = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
@@ -161,7 +161,7 @@ def parse_journal(board: str, text: str) -> Line:
 
 
 def parse_file(board: str, text: str) -> Line:
-    """A line of an agent's log file."""
+    """Parse a line of an agent's log file."""
     match = _TIME.match(text)
     if match is None:
         return Line(board, None, plain(text))

@@ -72,7 +72,8 @@ def run_script(
 
 
 def plain(text: str, limit: int = 4096) -> str:
-    """`text` without what could move a cursor, change colours or turn the line around; cut at `limit` characters."""
+    """Return `text` without what could move a cursor, change colours or turn the line around, cut at `limit`
+    characters."""
     kept = "".join(c if c.isprintable() else " " if c == "\t" else "" for c in text[:limit])
     return kept + "…" if len(text) > limit else kept
 
@@ -132,7 +133,7 @@ class _Lines:
 
 
 def _connect(board: str, access: SshAccess, tell):
-    """A paramiko client that is logged in, and with what access in full; raises BoardError."""
+    """Return a paramiko client that is logged in, and the access it used in full. Raises BoardError."""
     try:
         import paramiko
     except ModuleNotFoundError:
@@ -161,7 +162,7 @@ def _connect(board: str, access: SshAccess, tell):
 
 
 def _resolved(access: SshAccess, config: dict) -> SshAccess:
-    """With what ~/.ssh/config adds: the real host name, and what the inventory leaves open."""
+    """Return the access with what ~/.ssh/config adds: the real host name, and what the inventory leaves open."""
     keys = [k for k in config.get("identityfile", ()) if Path(k).expanduser().is_file()]
     return SshAccess(
         config.get("hostname", access.host), access.user or config.get("user"),
@@ -170,7 +171,7 @@ def _resolved(access: SshAccess, config: dict) -> SshAccess:
 
 
 def _user_config(host: str) -> dict:
-    """What ~/.ssh/config says of the host, by OpenSSH's names in lower case."""
+    """Return what ~/.ssh/config says of the host, by OpenSSH's names in lower case."""
     import paramiko
 
     try:
@@ -180,7 +181,7 @@ def _user_config(host: str) -> dict:
 
 
 def _load_key(board: str, key: str):
-    """The key in a file; None if it has a passphrase, so that only ssh-agent can use it."""
+    """Return the key in a file; None if it has a passphrase, so that only ssh-agent can use it."""
     import paramiko
 
     path = Path(key).expanduser()
@@ -195,7 +196,7 @@ def _load_key(board: str, key: str):
 
 
 def _load_known_hosts(keys, files: list[Path]) -> None:
-    """Add every line that can be understood; markers (@cert-authority, @revoked) are not."""
+    """Add every line that can be understood, except markers (@cert-authority, @revoked)."""
     import paramiko
 
     for path in files:
@@ -220,7 +221,7 @@ class _AcceptNew:
         self._board, self._file, self._strict, self._tell = board, file, strict, tell
 
     def missing_host_key(self, client, hostname: str, key) -> None:
-        """Write it down (one line more; the rest of the file stays as it is), and say so."""
+        """Write the key down (one line more; the rest of the file stays as it is), and say so."""
         if self._strict:
             raise BoardError(
                 f"board {self._board}: the host key of {hostname} is not in known_hosts, and ~/.ssh/config is strict "
@@ -242,7 +243,7 @@ class _AcceptNew:
 
 
 def _explain(board: str, access: SshAccess, error: Exception) -> BoardError:
-    """What paramiko raises, as one sentence with the way out."""
+    """Return what paramiko raises, as one sentence with the way out."""
     import paramiko
 
     place = f"{access.host}:{access.port}"

@@ -75,7 +75,7 @@ async def _ask(name: str, address: Address, connections: Connections) -> Word:
 
 
 def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | None = None) -> dict:
-    """The state of a cluster as one JSON object (`edgellm status --json`), from what its boards said.
+    """Return the state of a cluster as one JSON object (`edgellm status --json`), from what its boards said.
 
     The plan that counts is the cluster file's, or the newest one that all its boards serve, if that is newer or the
     cluster file's is served by nobody. `serving` is whether every board of it does. Without the `manifest` it isn't
@@ -175,7 +175,7 @@ def _state(name: str, word: Word, plan: Plan, offered: int | None, manifest: Man
 
 
 def _layer_needs(plan: Plan, manifest: Manifest | None) -> list[int]:
-    """What each layer alone would need; nothing if the manifest is not that of the plan."""
+    """Return what each layer alone would need; nothing if the manifest is not that of the plan."""
     if manifest is None or manifest.sha256 != plan.manifest_sha256:
         return []
     needs = Needs(manifest, plan.settings)
@@ -183,7 +183,7 @@ def _layer_needs(plan: Plan, manifest: Manifest | None) -> list[int]:
 
 
 def _notes(cluster: ClusterFile, plan: Plan, words: dict[str, Word], rows: list[dict]) -> list[str]:
-    """What is to be said of the cluster as a whole."""
+    """Return what is to be said of the cluster as a whole."""
     notes = []
     ours = cluster.plan
     if plan.digest != ours.digest:
@@ -214,7 +214,8 @@ def _notes(cluster: ClusterFile, plan: Plan, words: dict[str, Word], rows: list[
 
 
 def _tokens_per_s(plan: Plan, rows: list[dict]) -> float | None:
-    """Of one answer at a time, from what each board has measured while decoding; None before all have."""
+    """Return the rate of one answer at a time, from what each board has measured while decoding; None before all have.
+    """
     stages = [row for row in rows if row["in_plan"]]
     if any(row["decode_ms_per_token"] is None for row in stages) or len(stages) != len(plan.boards):
         return None

@@ -111,25 +111,26 @@ class ClusterFile:
         cls, model_dir: Path | str, addresses: dict[str, Address], plan: Plan, *, tls: Path | str | None = None,
         ssh: dict[str, SshAccess] | None = None,
     ) -> "ClusterFile":  # fmt: skip
-        """A cluster made now; `addresses` are host and port by board name."""
+        """Return a cluster made now; `addresses` are host and port by board name."""
         boards = tuple(Board(name, host, port, (ssh or {}).get(name)) for name, (host, port) in addresses.items())
         folder = None if tls is None else str(Path(tls).absolute())
         return cls(plan.model, str(Path(model_dir).absolute()), boards, plan, folder)
 
     def addresses(self) -> dict[str, Address]:
-        """Host and port by board name."""
+        """Return host and port by board name."""
         return {b.name: (b.host, b.port) for b in self.boards}
 
     def is_local(self) -> bool:
-        """Whether every board is on loopback."""
+        """Return whether every board is on loopback."""
         return all(is_loopback(b.host) for b in self.boards)
 
     def model_dir_path(self, path: Path | str) -> Path:
-        """The model's folder, for a cluster file that lies at `path`."""
+        """Return the model's folder, for a cluster file that lies at `path`."""
         return Path(os.path.normpath(Path(path).absolute().parent / self.model_dir))
 
     def tls_path(self, path: Path | str) -> Path | None:
-        """The folder with the manager's certificate, for a cluster file that lies at `path`; None without TLS."""
+        """Return the folder with the manager's certificate, for a cluster file that lies at `path`; None without TLS.
+        """
         return None if self.tls is None else Path(os.path.normpath(Path(path).absolute().parent / self.tls))
 
     def client_tls(self, path: Path | str) -> Credentials | None:
@@ -138,7 +139,7 @@ class ClusterFile:
         return None if folder is None else client_credentials(folder)
 
     def with_plan(self, plan: Plan, addresses: dict[str, Address]) -> "ClusterFile":
-        """The same cluster under another plan; boards that `addresses` adds come along."""
+        """Return the same cluster under another plan, with the boards that `addresses` adds."""
         known = {b.name for b in self.boards}
         added = tuple(Board(name, *addresses[name]) for name in addresses if name not in known)
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -146,7 +147,7 @@ class ClusterFile:
 
     @classmethod
     def read(cls, path: Path | str) -> "ClusterFile":
-        """Read a cluster file; every trouble is a ClusterError with the path, what is wrong and what to do."""
+        """Read a cluster file. Raises ClusterError with the path, what is wrong and what to do."""
         path = Path(path)
         try:
             with open(path, "rb") as f:
@@ -163,7 +164,7 @@ class ClusterFile:
             raise ClusterError(f"cluster file {path}: {e}. {_AGAIN}") from None
 
     def write(self, path: Path | str) -> None:
-        """Write it whole or not at all; ClusterError with the path if that fails."""
+        """Write the file whole or not at all. Raises ClusterError with the path if that fails."""
         path = Path(path)
         folder = path.absolute().parent
         content = {**self.to_dict(), "model_dir": _stored(self.model_dir_path(path), folder)}
@@ -175,7 +176,8 @@ class ClusterFile:
             raise ClusterError(f"cluster file {path}: {e.strerror or e}. Give another place with --cluster.") from None
 
     def write_if_newer(self, path: Path | str) -> bool:
-        """Write it unless the file there has this epoch of the same model or a later one; whether it was written."""
+        """Write the file unless the one there has this epoch of the same model or a later one. Return whether it was
+        written."""
         try:
             there = ClusterFile.read(path)
         except ClusterError:
@@ -199,7 +201,7 @@ class ClusterFile:
 
     @classmethod
     def from_dict(cls, content: object) -> "ClusterFile":
-        """Parse; raises ClusterError or PlanError naming the field."""
+        """Parse JSON. Raises ClusterError or PlanError naming the field."""
         if not isinstance(content, dict):
             raise ClusterError("it is no JSON object")
         if content.get("format") != FORMAT:
@@ -228,7 +230,8 @@ class ClusterFile:
 
 
 def find(explicit: str | None = None) -> Path | None:
-    """The cluster file to use: `explicit`, else $EDGELLM_CLUSTER, else ./cluster.json, else the user's; None if none.
+    """Return the cluster file to use: `explicit`, else $EDGELLM_CLUSTER, else ./cluster.json, else the user's; None if
+    there is none.
 
     The first two are taken at their word: if nothing is there, `read` says so.
     """
@@ -242,14 +245,15 @@ def find(explicit: str | None = None) -> Path | None:
 
 
 def default_path() -> Path:
-    """The cluster file in the user's config folder, there or not."""
+    """Return the cluster file in the user's config folder, there or not."""
     import platformdirs
 
     return Path(platformdirs.user_config_dir("edgellm")) / FILE_NAME
 
 
 def _stored(model_dir: Path, folder: Path) -> str:
-    """Relative where the cluster file's folder, or the one above, has it: the two can then be moved together."""
+    """Return a path relative to the cluster file's folder where that folder, or the one above, holds it: the two can
+    then be moved together."""
     above = folder.parent if folder.parent != folder.parent.parent else folder  # not the whole disk
     if model_dir.is_relative_to(folder) or model_dir.is_relative_to(above):
         return os.path.relpath(model_dir, folder)

@@ -60,7 +60,7 @@ class LocalAgents:
         self.stop()
 
     def start(self) -> dict[str, tuple[str, int]]:
-        """Start all, wait until each listens; returns their addresses by name.
+        """Start all agents, wait until each listens, and return their addresses by name.
 
         Raises BoardError with the last line of the log of one that doesn't start.
         """
@@ -100,7 +100,7 @@ class LocalAgents:
         return {a.name: (a.host, a.port) for a in self.agents}
 
     def stop(self) -> None:
-        """End them all, and wait until they are gone."""
+        """End all agents, and wait until they are gone."""
         for process in self._processes:
             process.terminate()
         deadline = time.monotonic() + _STOP_TIMEOUT_S
@@ -118,7 +118,7 @@ class LocalAgents:
         self._processes.clear()
 
     def leave_running(self) -> list[LocalAgent]:
-        """Let them live on without us."""
+        """Let the agents live on without us."""
         for process in self._processes:
             if process.stdout is not None:
                 process.stdout.close()
@@ -145,7 +145,7 @@ class LocalAgents:
 
 
 def share_cores(count: int) -> list[tuple[int, ...]]:
-    """For each of `count` agents, cores of its own; none where there are fewer cores than agents."""
+    """Return for each of `count` agents, cores of its own; none where there are fewer cores than agents."""
     if not hasattr(os, "sched_getaffinity"):
         return [()] * count
     cores = sorted(os.sched_getaffinity(0))
@@ -169,7 +169,7 @@ async def form_cluster(
 
 @contextlib.contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C takes effect at the end of the block: no process is started and then forgotten."""
+    """Have Ctrl-C take effect at the end of the block, so that no process is started and then forgotten."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
@@ -185,7 +185,7 @@ def _ctrl_c_waits() -> Iterator[None]:
 
 
 def _started_s(process: subprocess.Popen[bytes]) -> float:
-    """When the process started; 0 if it has ended already."""
+    """Return when the process started; 0 if it has ended already."""
     try:
         return float(psutil.Process(process.pid).create_time())
     except psutil.Error:
@@ -202,7 +202,7 @@ def remember(path: Path, agents: list[LocalAgent]) -> None:
 
 
 def recall(path: Path) -> list[LocalAgent]:
-    """The agents written down and still running. Raises ClusterError for a file that can't be read."""
+    """Return the agents that were written down and still run. Raises ClusterError for a file that can't be read."""
     try:
         agents = [LocalAgent(**a) for a in json.loads(path.read_text())]
         if odd := [a.pid for a in agents if type(a.pid) is not int or a.pid < 1]:
@@ -238,14 +238,14 @@ def _process(agent: LocalAgent) -> psutil.Process | None:
 
 
 def state_dir() -> Path:
-    """Where logs and the record of local agents are kept."""
+    """Return the folder for logs and the record of local agents."""
     import platformdirs
 
     return Path(platformdirs.user_state_dir("edgellm"))
 
 
 def models_dir() -> Path:
-    """Where splits of built-in models are kept."""
+    """Return the folder for splits of built-in models."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("edgellm")) / "models"

@@ -24,7 +24,8 @@ class Outcome:
 async def propose(
     fleet: Fleet, settings: Settings, fallback: Plan | None = None, *, any_shard: bool = False
 ) -> Move:
-    """The next plan for the boards that the last survey found; `fallback` counts as current if no board holds a plan.
+    """Return the next plan for the boards that the last survey found; `fallback` counts as current if no board holds a
+    plan.
 
     `any_shard`: shards may still be pushed, so what lies on the boards' disks doesn't bind. Raises PlanError with what
     is missing if the model doesn't fit on these boards.
@@ -48,7 +49,8 @@ async def settle(
     fleet: Fleet, settings: Settings | None = None, fallback: Plan | None = None, *, grow: bool,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Outcome:  # fmt: skip
-    """A plan that all its boards hold, after a survey: the one that stands, or the next one, which is then taken.
+    """Return a plan that all its boards hold, after a survey: the one that stands, or the next one, which is then
+    taken.
 
     With `grow` a standing plan is weighed against a better one; without, it is good enough. `settings` default to those
     of the current plan. Raises PlanError if the boards can't hold the model, ClaimError if another manager is at it,
@@ -85,7 +87,7 @@ async def settle(
 
 
 def _next_epoch(reports: Mapping[str, Report], *known: Plan | None) -> int:
-    """One above all that is known, also of boards that have forgotten since."""
+    """Return one above all that is known, also of boards that have forgotten since."""
     return 1 + max([0, *(r.epoch or 0 for r in reports.values()), *(p.epoch for p in known if p is not None)])
 
 

@@ -49,8 +49,8 @@ class Session:
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...],
         stats: dict[str, SequenceStats] | None = None, speculate: bool = True,
     ) -> AsyncGenerator[Chosen, None]:  # fmt: skip
-        """As `ClusterClient.generate`, but a board that is lost, hangs, restarts or gets another section costs
-        only time.
+        """Stream an answer as `ClusterClient.generate` does, but a board that is lost, hangs, restarts or gets another
+        section costs only time.
 
         Raises BusyError where no slot is free at the start, AnswerError for what can't be computed, PlanError or
         BoardError when the cluster couldn't go on for `patience_s`, or no board answers at the start.
@@ -91,7 +91,8 @@ class Session:
             attempt += 1
 
     async def _ready(self, grow: bool) -> ClusterClient:
-        """A client for a plan that stands; if none does, the next one is made. Raises EdgellmError if that fails."""
+        """Return a client for a plan that stands; if none does, make the next one. Raises EdgellmError if that fails.
+        """
         fleet = self._fleet
         await fleet.survey(needed=self.plan.boards if grow else None)
         if not fleet.reports:
@@ -119,7 +120,7 @@ class Session:
             return await settle(fleet, None, self.plan, grow=False, tell=self._tell)
 
     def _say(self, error: EdgellmError) -> None:
-        """Once a trouble, not at each try."""
+        """Tell a trouble once, not at each try."""
         text = "the plan is being changed" if isinstance(error, ClaimError) else str(error)
         if text == self._told:
             return
@@ -128,5 +129,5 @@ class Session:
 
 
 def _clock_s() -> float:
-    """Seconds of the clock that patience goes by."""
+    """Return the seconds of the clock that patience goes by."""
     return asyncio.get_running_loop().time()

@@ -61,7 +61,8 @@ class Report:
 
 
 def standing_plan(reports: Mapping[str, Report]) -> Plan | None:
-    """The newest plan that every board of it holds; None if there is none. Two plans of one epoch aren't mixed up."""
+    """Return the newest plan that every board of it holds; None if there is none. Two plans of one epoch aren't mixed
+    up."""
     plans = {r.plan.digest: r.plan for r in reports.values() if r.plan is not None}
     held = {board: r.plan.digest for board, r in reports.items() if r.plan is not None}
     for plan in sorted(plans.values(), key=_age, reverse=True):
@@ -71,12 +72,13 @@ def standing_plan(reports: Mapping[str, Report]) -> Plan | None:
 
 
 def newest_plan(reports: Mapping[str, Report]) -> Plan | None:
-    """The plan of the highest epoch that any board still holds a section of."""
+    """Return the plan of the highest epoch that any board still holds a section of."""
     return max((r.plan for r in reports.values() if r.plan is not None), key=_age, default=None)
 
 
 def _age(plan: Plan) -> tuple[int, str]:
-    """Plans in the order in which they were made; of one epoch, in the same order for every manager."""
+    """Return what sorts plans in the order in which they were made; plans of one epoch in the same order for every
+    manager."""
     return plan.epoch, plan.digest
 
 
@@ -155,7 +157,7 @@ class Fleet:
             raise
 
     def _share_ram(self) -> None:
-        """Boards that are processes on this machine can't each have all of its RAM."""
+        """Give each board that is a process on this machine its part of the RAM that they share."""
         here = [n for n in self.reports if is_loopback(self.addresses[n][0])]
         if self._shared_ram and len(here) > 1:
             import psutil

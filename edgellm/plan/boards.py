@@ -20,7 +20,7 @@ _TIMES = {"s": Decimal(1), "ms": Decimal("0.001"), "us": Decimal("0.000001")}
 
 
 def parse_boards(texts: Iterable[str], manifest: Manifest) -> tuple[Capacity, ...]:
-    """Boards from one or more comma-separated texts; UsageError for what is no board, or a name given twice."""
+    """Parse boards from comma-separated texts. Raises UsageError for what is no board, or a name given twice."""
     capacities = [parse_board(part, manifest) for text in texts for part in text.split(",")]
     names = [c.board for c in capacities]
     for name in names:
@@ -30,8 +30,8 @@ def parse_boards(texts: Iterable[str], manifest: Manifest) -> tuple[Capacity, ..
 
 
 def parse_board(text: str, manifest: Manifest) -> Capacity:
-    """One board: NAME=SIZE or NAME=SIZE@TIME, SIZE in GB, GiB, MB or MiB, TIME of one token through one layer in s,
-    ms or us. Without a time it is guessed from the bytes of a layer. UsageError if it is anything else."""
+    """Parse one board: NAME=SIZE or NAME=SIZE@TIME, SIZE in GB, GiB, MB or MiB, TIME of one token through one layer in
+    s, ms or us. Without a time, guess it from the bytes of a layer. Raises UsageError for anything else."""
     text = text.strip()
     shown = text if len(text) <= 60 and text.isprintable() else repr(text[:60])
     if not (match := _BOARD.match(text)):
@@ -54,7 +54,8 @@ def parse_board(text: str, manifest: Manifest) -> Capacity:
 
 
 def parse_size(text: str, what: str) -> int:
-    """Bytes of "3.1GB", "3GiB", "512MB", "512MiB" or "1000B"; UsageError, opening with `what`, for anything else."""
+    """Return the bytes of "3.1GB", "3GiB", "512MB", "512MiB" or "1000B". Raises UsageError, opening with `what`, for
+    anything else."""
     return int(_quantity(text, _SIZES, what, "GB, GiB, MB or MiB, like 3.1GB"))
 
 

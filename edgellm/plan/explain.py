@@ -16,7 +16,8 @@ _MOST_SLOTS = 1024
 
 
 def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -> dict[str, Any]:
-    """The plan in numbers, for --json: bytes in `_bytes`, seconds in `_s`. PlanError if a capacity is missing."""
+    """Return the plan in numbers, for --json: bytes in `_bytes`, seconds in `_s`. Raises PlanError if a capacity is
+    missing."""
     check_request(manifest, capacities, plan.settings)
     by_name = {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities), strict=True)}
     if missing := [b for b in plan.boards if b not in by_name]:
@@ -64,7 +65,7 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
 
 
 def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -> str:
-    """The same in words, a line a board."""
+    """Return the plan in words, a line a board."""
     facts = explain_dict(plan, manifest, capacities)
     slots = f"{plan.slots} slot{'s' * (plan.slots > 1)}"
     rows = [("board", "layers", "weights", "KV", "activations", "headroom", "free", "time a token")]
@@ -89,7 +90,8 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
 def explain_move_dict(
     move: Move, manifest: Manifest, capacities: Sequence[Capacity], current: Plan | None
 ) -> dict[str, Any]:
-    """A move in numbers, for --json; what isn't known of the current plan is None. The arguments are next_plan's."""
+    """Return a move in numbers, for --json; what isn't known of the current plan is None. The arguments are
+    next_plan's."""
     by_name = {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities), strict=True)}
     file_bytes = {s.name: s.bytes for s in manifest.shards}
     old = {s.board: s for s in current.sections} if current else {}
@@ -132,7 +134,8 @@ def explain_move_dict(
 
 
 def explain_move(move: Move, manifest: Manifest, capacities: Sequence[Capacity], current: Plan | None) -> str:
-    """The same in words: each board's section now and next side by side, what it loads, how fast both are, and why."""
+    """Return a move in words: each board's section now and next side by side, what it loads, how fast both are, and
+    why."""
     facts = explain_move_dict(move, manifest, capacities, current)
     rows = [("board", "layers now", "next", "to load")]
     for board in facts["boards"]:
@@ -214,7 +217,7 @@ def _stage_times(plan: Plan, by_name: dict[str, tuple[Capacity, Kind]]) -> list[
 
 
 def _would_not_fit(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity], needs: Needs) -> list[str]:
-    """The limits of these boards, all of them used: more slots, more context, fewer boards."""
+    """Return the limits of these boards, all of them used: more slots, more context, fewer boards."""
     texts = []
     settings = plan.settings
     slots = largest_slots(manifest, capacities, settings, _MOST_SLOTS)

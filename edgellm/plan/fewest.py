@@ -58,14 +58,14 @@ class Fewest:
         self._manifest = manifest
 
     def cost(self, cuts: Sequence[Cut]) -> Cost:
-        """What a plan costs."""
+        """Return what a plan costs."""
         times = [self._boards[c.board].stage_ns(c.end - c.start, c.end == self._n, len(cuts) == 1) for c in cuts]
         figure = max(times) if self._objective == "throughput" else sum(times)
         return Cost(sum(self._loads[c.board].of(c.start, c.end) for c in cuts), figure, sum(times), len(cuts))
 
     def cuts(self, limit_ns: int, best_ns: int = 0) -> list[Cut] | None:
-        """The plan of the least cost whose figure is at most `limit_ns`, as evenly cut as that allows; None if it finds
-        none. `best_ns`: no plan's figure is less."""
+        """Return the plan of the least cost whose figure is at most `limit_ns`, as evenly cut as that allows; None if
+        it finds none. `best_ns`: no plan's figure is less."""
         self._kinds, self._members, self._choices = _choices(self._needs, self._boards)
         self._prices = [_price(load_price(self._manifest, k.holds), time_price(k, self._n)) for k in self._kinds]
         found = [
@@ -80,7 +80,7 @@ class Fewest:
         return self._even(min(found, key=self.cost), limit_ns) if found else None
 
     def _several_least_slow(self, limit_ns: int, best_ns: int) -> list[Cut] | None:
-        """Throughput: of those that load the fewest bytes the one whose slowest stage is fastest."""
+        """Return, for throughput, of those that load the fewest bytes the one whose slowest stage is fastest."""
         if (best := self._several(limit_ns)) is None:
             return None
         fewest, slowest, _, _ = self.cost(best)
@@ -100,7 +100,8 @@ class Fewest:
         return {kind.stage_ns(m, head) for kind in self._kinds for m in layers for head in (False, True)}
 
     def _several(self, limit_ns: int) -> list[Cut] | None:
-        """The cheapest plan of several stages: of all of them together (latency) or of each, `limit_ns` at most."""
+        """Return the cheapest plan of several stages: of all of them together (latency) or of each, `limit_ns` at most.
+        """
         reaches = [reach(self._needs, kind, limit_ns) for kind in self._kinds]
         fewest = self._least(reaches, self._prices)
         if fewest is None:
@@ -116,7 +117,7 @@ class Fewest:
     def _bounded(
         self, reaches: Sequence[Sequence[int]], fewest: "_Path", fastest: "_Path", limit: int
     ) -> tuple[_Step, ...]:
-        """The cheapest path whose time is at most `limit`, where that of the fewest bytes takes longer.
+        """Return the cheapest path whose time is at most `limit`, where that of the fewest bytes takes longer.
 
         Bytes and time in one price bound both. The bound is tightest at the rate of exchange at which the cheapest path
         over the limit and the one within it cost the same; of these the latter is also what to beat.
@@ -132,7 +133,7 @@ class Fewest:
             over, within = (over, mixed) if mixed.time <= limit else (mixed, within)
 
         def least(state: int, start: int, cost: int) -> int:
-            """What a path that came here at `cost` costs at least in the end; INFINITE if it takes too long."""
+            """Return what a path that came here at `cost` costs at least in the end; INFINITE if it takes too long."""
             bytes_so_far, time_so_far = divmod(cost, _BYTE)
             time_at_least = time_so_far + fastest.table[state][start]
             if fewest.table[state][start] >= INFINITE or time_at_least > limit:
@@ -175,7 +176,7 @@ class Fewest:
         return within.steps
 
     def _least(self, reaches: Sequence[Sequence[int]], prices: Sequence[Price]) -> "_Path | None":
-        """The cheapest path of several stages at these prices; None if there is none."""
+        """Return the cheapest path of several stages at these prices; None if there is none."""
         table = cheapest(self._n, self._choices, reaches, prices)
         state, start = min(range(len(table)), key=lambda state: table[state][0]), 0
         if table[state][0] >= INFINITE:
@@ -196,7 +197,7 @@ class Fewest:
         return _Path(table, path_cost, *divmod(cost, _BYTE), tuple(steps))
 
     def _named(self, steps: Sequence[_Step]) -> list[Cut]:
-        """A path of kinds as cuts: of boards of one kind those listed first come first."""
+        """Return a path of kinds as cuts: of boards of one kind those listed first come first."""
         unused = [iter(members) for members in self._members]
         cuts, start = [], 0
         for k, end in steps:
@@ -205,7 +206,7 @@ class Fewest:
         return cuts
 
     def _even(self, cuts: list[Cut], limit_ns: int) -> list[Cut]:
-        """The same boards in the same order at the same cost, neighbours as even as can be."""
+        """Return the same boards in the same order at the same cost, neighbours as even as can be."""
         changed = True
         while changed:
             changed = False
@@ -218,7 +219,7 @@ class Fewest:
         return cuts
 
     def _pairs(self, a: Cut, b: Cut) -> Iterator[tuple[Cut, Cut]]:
-        """Every other way for two neighbours to share their layers."""
+        """Yield every other way for two neighbours to share their layers."""
         first, second = (self._reaches[c.board] for c in (a, b))
         for cut in range(a.start + 1, min(first[a.start], b.end - 1) + 1):
             if second[cut] >= b.end and cut != a.end:
@@ -229,7 +230,7 @@ class Fewest:
 
 
 def load_price(manifest: Manifest, holds: tuple[int, int] | None) -> Price:
-    """Bytes that a board which holds a section has to load for another."""
+    """Return the price of sections in bytes that a board which holds one has to load."""
     start, end = holds or (0, 0)
     layers = [0 if start <= i < end else s.bytes for i, s in enumerate(manifest.shards[1:-1])]
     embedding = 0 if holds and start == 0 else manifest.embedding.bytes
@@ -238,19 +239,20 @@ def load_price(manifest: Manifest, holds: tuple[int, int] | None) -> Price:
 
 
 def _price(load: Price, time: Price) -> Price:
-    """Bytes first, then time."""
+    """Return a price that counts bytes first, then time."""
     layers = [a * _BYTE + b for a, b in zip(load.layers, time.layers, strict=True)]
     return Price(layers, *(a * _BYTE + b for a, b in zip(load[1:], time[1:], strict=True)))
 
 
 def _mixed(price: Price, byte: int, time: int) -> Price:
-    """The price if a byte costs `byte` and a unit of time `time`."""
+    """Return the price if a byte costs `byte` and a unit of time `time`."""
     mixed = [a * byte + b * time for a, b in (divmod(cost, _BYTE) for cost in (*price.layers, *price[1:]))]
     return Price(mixed[:-3], *mixed[-3:])
 
 
 def _choices(needs: Needs, boards: Sequence[Kind]) -> tuple[list[Kind], list[list[int]], Choices]:
-    """Kinds, the boards of each, and what can be put in front of what: anything, or (of too many) what keeps order."""
+    """Return kinds, the boards of each, and what can be put in front of what: anything, or (beyond MAX_STATES) what
+    keeps the order."""
     fleet = Fleet.of(needs, boards, MAX_STATES)
     if not fleet.is_coarse:
         return fleet.kinds, fleet.members, fleet.choices()

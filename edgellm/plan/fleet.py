@@ -36,7 +36,7 @@ class Kind(NamedTuple):
     holds: tuple[int, int] | None = None
 
     def stage_ns(self, num_layers: int, has_head: bool, alone: bool = False) -> int:
-        """A token's time at this board, the hop out of it included unless it is the only stage."""
+        """Return a token's time at this board, the hop out of it included unless it is the only stage."""
         return num_layers * self.layer_ns + has_head * self.head_ns + (not alone) * self.hop_ns
 
 
@@ -51,7 +51,7 @@ class Fleet(NamedTuple):
 
     @classmethod
     def of(cls, needs: Needs, boards: Sequence[Kind], most: int | None = None) -> "Fleet":
-        """The fleet of these boards in at most `most` states (MAX_STATES), coarse if that takes it."""
+        """Return the fleet of these boards in at most `most` states (MAX_STATES), coarse if that takes it."""
         useful = [i for i, board in enumerate(boards) if _holds_a_layer(needs, board)]
         groups = _alike(boards, useful, 0)
         is_coarse = False
@@ -74,7 +74,7 @@ class Fleet(NamedTuple):
         return enumerate(product(*(range(c + 1) for c in self.counts)))
 
     def choices(self) -> Choices:
-        """By state: each kind that can be put in front, and the state without it."""
+        """Return, by state, each kind that can be put in front, and the state without it."""
         return [
             [(k, state - self.strides[k]) for k, count in enumerate(used) if count] for state, used in self.states()
         ]
@@ -117,7 +117,8 @@ def _holds_a_layer(needs: Needs, board: Kind) -> bool:
 
 
 def reach(needs: Needs, board: Kind, limit: int | None) -> list[int]:
-    """For every start the furthest end that the board holds (within `limit` ns a stage); the start itself if none.
+    """Return for every start the furthest end that the board holds (within `limit` ns a stage); the start itself if
+    none.
 
     Every end in between fits too, and a later start never reaches less far.
     """
@@ -145,13 +146,13 @@ class Price(NamedTuple):
     last: int
 
     def of(self, start: int, end: int) -> int:
-        """The cost of section [start, end)."""
+        """Return the cost of section [start, end)."""
         n = len(self.layers) - 1
         return self.layers[end] - self.layers[start] + self.stage + (not start) * self.first + (end == n) * self.last
 
 
 def time_price(kind: Kind, num_layers: int) -> Price:
-    """Time as a cost: in units of a nanosecond / NS, the hop included."""
+    """Return time as a cost: in units of a nanosecond / NS, the hop included."""
     layer = kind.layer_ns * NS
     return Price([i * layer for i in range(num_layers + 1)], kind.hop_ns * NS + STAGE, 0, kind.head_ns * NS)
 
@@ -159,8 +160,8 @@ def time_price(kind: Kind, num_layers: int) -> Price:
 def cheapest(
     num_layers: int, choices: Choices, reaches: Sequence[Sequence[int]], prices: Sequence[Price]
 ) -> list[list[int]]:
-    """cost[state][start]: the least cost at which exactly these boards hold [start, num_layers), at start 0 in several
-    sections.
+    """Return cost[state][start]: the least cost at which exactly these boards hold [start, num_layers), at start 0 in
+    several sections.
 
     The board put in front takes [start, end) for any end in (start, reach[start]]. Its cost is a difference of sums, so
     the best end is the minimum over a sliding window: one pass over the layers a state and kind.

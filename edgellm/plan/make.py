@@ -19,7 +19,7 @@ _INT4, _INT8, _16_BIT, _32_BIT = 20 / 32, 34 / 32, 2.0, 4.0
 
 
 def make_plan(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, epoch: int) -> Plan:
-    """The best sections for these boards; PlanError, with what would fit, if none do.
+    """Return the best sections for these boards. Raises PlanError, with what would fit, if none do.
 
     `settings.objective` says what is best: the fastest single token, or the smallest slowest stage.
     """
@@ -33,7 +33,7 @@ def make_plan(manifest: Manifest, capacities: Sequence[Capacity], settings: Sett
 def plan_of(
     cuts: Sequence[Cut], manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, epoch: int
 ) -> Plan:
-    """The plan that a search's cuts are."""
+    """Return the plan that a search's cuts are."""
     return Plan(
         epoch=epoch,
         model=manifest.model,
@@ -68,7 +68,7 @@ def check_plan(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -
 
 
 def manifest_sha256(manifest: Manifest) -> str:
-    """The manifest's digest; for one that wasn't read from a file, of what `write` would write."""
+    """Return the manifest's digest; for one that wasn't read from a file, of what `write` would write."""
     return manifest.sha256 or hashlib.sha256(manifest.to_json().encode()).hexdigest()
 
 
@@ -113,7 +113,8 @@ def kinds(
 
 
 def stored(manifest: Manifest, names: Set[str]) -> tuple[int, ...]:
-    """For every start the furthest end of a section whose shards are all among `names`; the start itself if none."""
+    """Return for every start the furthest end of a section whose shards are all among `names`; the start itself if
+    none."""
     n = manifest.num_layers
     ends = []
     end = n
@@ -129,12 +130,12 @@ def stored(manifest: Manifest, names: Set[str]) -> tuple[int, ...]:
 
 
 def ms(seconds: float) -> str:
-    """A token's time for people: three digits of milliseconds."""
+    """Return a token's time for people: three digits of milliseconds."""
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds * 1e3:.0f} ms"
 
 
 def size(n: int) -> str:
-    """Bytes for people: decimal GB, or MB below a tenth of one."""
+    """Return bytes for people: decimal GB, or MB below a tenth of one."""
     return f"{n / 1e9:.2f} GB" if abs(n) >= 100_000_000 else f"{n / 1e6:.1f} MB"
 
 
@@ -144,13 +145,14 @@ def describe(need: SectionNeed) -> str:
 
 
 def largest_slots(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, most: int) -> int:
-    """The most slots, up to `most`, with which the model fits at this context; 0 if none do."""
+    """Return the most slots, up to `most`, with which the model fits at this context; 0 if none do."""
     boards = kinds(capacities)
     return _largest(0, most, lambda slots: fits(Needs(manifest, replace(settings, slots=slots)), boards))
 
 
 def largest_context(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, most: int) -> int:
-    """The longest context, a multiple of CONTEXT_STEP up to `most`, that fits with these slots; 0 if none does."""
+    """Return the longest context, a multiple of CONTEXT_STEP up to `most`, that fits with these slots; 0 if none does.
+    """
     boards = kinds(capacities)
 
     def ok(steps: int) -> bool:
@@ -160,7 +162,8 @@ def largest_context(manifest: Manifest, capacities: Sequence[Capacity], settings
 
 
 def _largest(none: int, most: int, ok: Callable[[int], bool]) -> int:
-    """The largest n in (none, most] with ok(n), which holds up to some n and not beyond; `none` if it never does."""
+    """Return the largest n in (none, most] with ok(n), which holds up to some n and not beyond; `none` if it never
+    does."""
     low, high = none, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -172,7 +175,7 @@ def _largest(none: int, most: int, ok: Callable[[int], bool]) -> int:
 
 
 def too_large(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings) -> str:
-    """The sentence for a model that doesn't fit: need, offers, and what would fit."""
+    """Return the sentence for a model that doesn't fit: need, offers, and what would fit."""
     whole = section_need(manifest, settings, 0, manifest.num_layers)
     offers = ", ".join(f"{c.board} {size(usable_bytes(c.ram_bytes))} of {size(c.ram_bytes)}" for c in capacities)
     text = (
@@ -224,7 +227,7 @@ def _lower_bits(manifest: Manifest, capacities: Sequence[Capacity], settings: Se
 
 
 def _bits_now(manifest: Manifest) -> tuple[float, float]:
-    """Bytes an element in layers and in embedding and head, estimated; 0 where it can't be told."""
+    """Return estimated bytes an element, in layers and in embedding and head; 0 where it can't be told."""
     if manifest.quantization == "int4":
         return _INT4, _INT8
     if manifest.quantization == "int8":

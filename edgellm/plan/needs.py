@@ -12,17 +12,17 @@ _HEADROOM_SHARE = 20  # a twentieth of the offer: 5 %
 
 
 def headroom_bytes(ram_bytes: int) -> int:
-    """What stays free of a board's offer: 64 MiB or 5 %, whichever is more."""
+    """Return what stays free of a board's offer: 64 MiB or 5 %, whichever is more."""
     return max(_MIN_HEADROOM_BYTES, -(-ram_bytes // _HEADROOM_SHARE))
 
 
 def usable_bytes(ram_bytes: int) -> int:
-    """What a section may need at most on a board that offers `ram_bytes`."""
+    """Return what a section may need at most on a board that offers `ram_bytes`."""
     return max(0, ram_bytes - headroom_bytes(ram_bytes))
 
 
 def offer_for(need_bytes: int) -> int:
-    """The smallest offer of which `need_bytes` are usable."""
+    """Return the smallest offer of which `need_bytes` are usable."""
     return max(need_bytes + _MIN_HEADROOM_BYTES, -(-need_bytes * _HEADROOM_SHARE // (_HEADROOM_SHARE - 1)))
 
 
@@ -63,7 +63,7 @@ class Needs:
         self._logits = 4 * (choices + 3) * manifest.vocab_size  # and the sampler's copies of one row, sorted and summed
 
     def of(self, start: int, end: int) -> SectionNeed:
-        """The need of section [start, end)."""
+        """Return the need of section [start, end)."""
         first, last = start == 0, end == self.num_layers
         return SectionNeed(
             weights=self._weights[end] - self._weights[start] + first * self._embedding + last * self._head,
@@ -72,7 +72,7 @@ class Needs:
         )
 
     def total(self, start: int, end: int) -> int:
-        """`of(start, end).total`, without the object."""
+        """Return `of(start, end).total`, without the object."""
         need = self._weights[end] - self._weights[start] + self._kv[end] - self._kv[start] + self._activations
         if start == 0:
             need += self._embedding
@@ -82,5 +82,5 @@ class Needs:
 
 
 def section_need(manifest: Manifest, settings: Settings, start: int, end: int) -> SectionNeed:
-    """What section [start, end) of a model needs in RAM."""
+    """Return what section [start, end) of a model needs in RAM."""
     return Needs(manifest, settings).of(start, end)

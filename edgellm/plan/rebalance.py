@@ -58,7 +58,7 @@ def next_plan(
     shards: Mapping[str, Set[str]] | None = None,
     held: Held | None = None,
 ) -> Move:
-    """The plan to run from now on: `current` itself unless something forces another or a move is worth it.
+    """Return the plan to run from now on: `current` itself unless something forces another or a move is worth it.
 
     `shards` has the names of the shard files on each board's disk, and a board gets only sections whose shards it has
     (None: any shard can be brought to any board). `held` has the section [start, end) of this manifest that each board
@@ -102,7 +102,7 @@ def next_plan(
 
 
 def to_load(manifest: Manifest, section: Section, held: tuple[int, int] | None) -> tuple[Shard, ...]:
-    """The shards of a section that a board which holds section `held` has to load anew."""
+    """Return the shards of a section that a board which holds section `held` has to load anew."""
     there = manifest.section_shards(*held) if held else ()
     return tuple(s for s in manifest.section_shards(section.start, section.end) if s not in there)
 
@@ -129,7 +129,7 @@ def _move(
 
 
 def _cuts(plan: Plan, capacities: Sequence[Capacity]) -> list[Cut] | None:
-    """A plan as the searches count it; None if one of its boards is not there."""
+    """Return a plan as the searches count it; None if one of its boards is not there."""
     index = {c.board: i for i, c in enumerate(capacities)}
     if not all(board in index for board in plan.boards):
         return None
@@ -141,7 +141,7 @@ def _gain(before_ns: int, after_ns: int) -> float:
 
 
 def _most_worth(before_ns: int) -> int:
-    """The longest time that is a gain of GAIN."""
+    """Return the longest time that is a gain of GAIN."""
     return int(before_ns * (1 - GAIN))
 
 
@@ -158,7 +158,7 @@ def _forced(
     boards: Sequence[Kind],
     held: Held,
 ) -> str | None:
-    """Why the current plan can't stay, in words; None if it can."""
+    """Return why the current plan can't stay, in words; None if it can."""
     if current is None:
         return "there was no plan"
     if current.manifest_sha256 != (sha256 := manifest_sha256(manifest)):
@@ -208,7 +208,7 @@ def _moved(objective: str, force: str | None, before_ns: int | None, after: Cost
 def _nothing_fits(
     manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, shards: Mapping[str, Set[str]] | None
 ) -> str:
-    """Why nothing fits: too little RAM, or only shards that aren't where they are needed."""
+    """Return why nothing fits: too little RAM, or only shards that aren't where they are needed."""
     if shards is None or not fits(Needs(manifest, settings), kinds(capacities)):
         return too_large(manifest, capacities, settings)
     lacks = []
@@ -225,7 +225,7 @@ def _nothing_fits(
 
 
 def _words(shards: Sequence[Shard]) -> str:
-    """Shards for people: "the embedding, layers 0-4 and 7-8, the head"."""
+    """Return shards for people: "the embedding, layers 0-4 and 7-8, the head"."""
     runs: list[list[int]] = []
     for layer in (s.layer for s in shards if s.layer is not None):
         if runs and runs[-1][1] == layer:

@@ -22,7 +22,7 @@ class Cut(NamedTuple):
 
 
 def search(needs: Needs, boards: Sequence[Kind], objective: str) -> list[Cut] | None:
-    """The best sections in pipeline order, or None if none fit.
+    """Return the best sections in pipeline order, or None if none fit.
 
     "latency" minimises the time of one token through all stages, then the number of boards. "throughput" minimises the
     slowest stage, then the time of one token, then the number of boards. Then boards listed earlier come first, and
@@ -51,18 +51,19 @@ def search(needs: Needs, boards: Sequence[Kind], objective: str) -> list[Cut] | 
 
 
 def fits(needs: Needs, boards: Sequence[Kind]) -> bool:
-    """Whether any sections fit on these boards (beyond MAX_STATES: whether this search would find them)."""
+    """Return whether any sections fit on these boards (beyond MAX_STATES: whether this search would find them)."""
     fleet = Fleet.of(needs, boards)
     return _covers_all(needs, fleet, None) or (fleet.is_coarse and _largest_first(needs, boards) is not None)
 
 
 def is_exact(needs: Needs, boards: Sequence[Kind]) -> bool:
-    """Whether a search over these boards is exact."""
+    """Return whether a search over these boards is exact."""
     return not Fleet.of(needs, boards).is_coarse
 
 
 def token_ns_using_all(needs: Needs, boards: Sequence[Kind]) -> int | None:
-    """The fastest token when every board holds at least one layer; None if that doesn't fit. For two boards or more."""
+    """Return the fastest token when every board holds at least one layer; None if that doesn't fit. For two boards or
+    more."""
     fleet = Fleet.of(needs, boards)
     if sum(fleet.counts) < len(boards) or len(boards) > needs.num_layers:
         return None
@@ -71,7 +72,8 @@ def token_ns_using_all(needs: Needs, boards: Sequence[Kind]) -> int | None:
 
 
 def _covers_all(needs: Needs, fleet: Fleet, limit: int | None) -> bool:
-    """Whether sections fit. Getting further with the same boards is never worse, so one number a state is enough."""
+    """Return whether sections fit. Getting further with the same boards is never worse, so one number a state is
+    enough."""
     n = needs.num_layers
     reaches = [[*reach(needs, kind, limit), n] for kind in fleet.kinds]
     furthest: list[int] = []
@@ -85,7 +87,7 @@ def _covers_all(needs: Needs, fleet: Fleet, limit: int | None) -> bool:
 
 
 def _slowest_stage(needs: Needs, fleet: Fleet) -> int | None:
-    """The smallest possible time of the slowest of several stages in ns; None if nothing fits."""
+    """Return the smallest possible time of the slowest of several stages in ns; None if nothing fits."""
     distinct = {
         kind.stage_ns(layers, has_head)
         for kind in fleet.kinds
@@ -106,14 +108,15 @@ def _slowest_stage(needs: Needs, fleet: Fleet) -> int | None:
 
 
 def _cheapest(needs: Needs, fleet: Fleet, limit: int | None) -> list[list[int]]:
-    """cost[state][start]: the least time in which exactly these boards can hold [start, num_layers), hops included."""
+    """Return cost[state][start]: the least time in which exactly these boards can hold [start, num_layers), hops
+    included."""
     n = needs.num_layers
     reaches = [reach(needs, kind, limit) for kind in fleet.kinds]
     return cheapest(n, fleet.choices(), reaches, [time_price(kind, n) for kind in fleet.kinds])
 
 
 def _cheapest_order(needs: Needs, fleet: Fleet, limit: int | None) -> tuple[list[int] | None, int]:
-    """The cheapest plan of several stages: indices of its boards in pipeline order, and its cost.
+    """Return the cheapest plan of several stages: indices of its boards in pipeline order, and its cost.
 
     Of equally cheap ones that whose first board is listed first, then whose second is, and so on.
     """
@@ -146,7 +149,8 @@ def _cheapest_order(needs: Needs, fleet: Fleet, limit: int | None) -> tuple[list
 
 
 def _even_cuts(needs: Needs, boards: Sequence[Kind], order: list[int], limit: int | None) -> list[Cut]:
-    """Where to cut for boards in this order: least total time, then least sum of the stages' squares (most even)."""
+    """Return where to cut for boards in this order: least total time, then least sum of the stages' squares (most
+    even)."""
     n = needs.num_layers
     if len(order) == 1:
         return [Cut(order[0], 0, n)]
@@ -178,7 +182,7 @@ def _even_cuts(needs: Needs, boards: Sequence[Kind], order: list[int], limit: in
 
 
 def _largest_first(needs: Needs, boards: Sequence[Kind]) -> list[int] | None:
-    """An order that fits, filling the largest boards first; None if this finds none."""
+    """Return an order that fits, filling the largest boards first; None if this finds none."""
     n = needs.num_layers
     order = []
     reached = 0

@@ -158,18 +158,18 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def stage_of(self, board: str) -> int:
-        """The board's position in the pipeline; PlanError if it has none."""
+        """Return the board's position in the pipeline. Raises PlanError if it has none."""
         for stage, section in enumerate(self.sections):
             if section.board == board:
                 return stage
         raise PlanError(f"board {board} has no section in the plan of epoch {self.epoch} (it has {self.boards})")
 
     def section_of(self, board: str) -> Section:
-        """The board's section; PlanError if it has none."""
+        """Return the board's section. Raises PlanError if it has none."""
         return self.sections[self.stage_of(board)]
 
     def next_board(self, board: str) -> str | None:
-        """Where the board pushes its hidden states; None for the last one."""
+        """Return where the board pushes its hidden states; None for the last one."""
         stage = self.stage_of(board) + 1
         return self.sections[stage].board if stage < len(self.sections) else None
 
@@ -212,7 +212,7 @@ def _check_seconds(value: object, what: str) -> None:
 
 
 def _exactly(cls: type[Any], content: object, what: str) -> dict[str, Any]:
-    """`content` if it is a dict with exactly the fields of `cls`."""
+    """Return `content` if it is a dict with exactly the fields of `cls`. Raises PlanError otherwise."""
     if not isinstance(content, dict):
         raise PlanError(f"{what} is {reprlib.repr(content)}, expected an object")
     expected = {f.name for f in fields(cls)}

@@ -261,7 +261,7 @@ def _cores(value: object) -> tuple[int, ...] | None:
 
 
 def _text(value: object) -> str | None:
-    """A text that can be shown: a few characters, none of which moves a cursor or changes a colour."""
+    """Return a text that can be shown: a few characters, none of which moves a cursor or changes a colour."""
     if not isinstance(value, str):
         return None
     shown = "".join(c for c in value[: _MAX_TEXT + 1] if c.isprintable())

@@ -39,7 +39,7 @@ class Channel:
             self._shake()
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes from the peer; give the plain bytes they hold.
+        """Take bytes from the peer and return the plain bytes they hold.
 
         Raises RemoteProtocolError in a sentence; then `data_to_send` may hold what tells the peer.
         """
@@ -69,7 +69,8 @@ class Channel:
             raise RemoteProtocolError(_explain(e, self._own)) from None
 
     def send(self, data: bytes) -> Iterator[bytes]:
-        """The bytes that carry `data` to the peer, in pieces; none before the handshake, they come with its end."""
+        """Yield the bytes that carry `data` to the peer, in pieces; none before the handshake, they come with its end.
+        """
         if not self.done:
             self._waiting.append(data)
             data = b""
@@ -83,11 +84,11 @@ class Channel:
                 return
 
     def data_to_send(self) -> bytes:
-        """What TLS itself has to say just now."""
+        """Return what TLS itself has to say just now."""
         return self._out.read()
 
     def close(self) -> None:
-        """Nothing more will be sent: `data_to_send` tells the peer."""
+        """Send nothing more; `data_to_send` then tells the peer."""
         if self.done:
             with contextlib.suppress(ssl.SSLError):
                 self._tls.unwrap()
@@ -131,7 +132,7 @@ _NO_TLS = {"HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "WRONG_VERSION_NUMBER", "BAD_R
 
 
 def _explain(error: ssl.SSLError, own: str) -> str:
-    """One sentence for what OpenSSL says, of the peer as "it"."""
+    """Return one sentence for what OpenSSL says, of the peer as "it"."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _VERIFY.get(error.verify_code, f"its certificate is not accepted: {error.verify_message}")
     reason = error.reason or "unknown error"
