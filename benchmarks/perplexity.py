@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.report import Row, at_most
-from edgellm.manager.tokens import Tokenizer
 from edgellm.shards.manifest import Manifest
+from edgellm.text.tokenizer import Tokenizer
 
 TEXT = Path(__file__).parent.parent / "tests/texts/alice.txt"  # Lewis Carroll, 1865
 TOKENS = 512

@@ -1,17 +1,65 @@
-"""What a person sees besides the answer: notes and progress, on stderr."""
+"""What a person sees: the standard streams, and notes and progress on stderr."""
 
+import errno
+import io
+import os
 import sys
 
 
+def prepare_streams() -> None:
+    """Make stdout and stderr take any text, whatever their encoding, and closed ones harmless.
+
+    Characters that an encoding lacks become "?" on stdout, escapes on stderr. Writing to a closed stdout raises
+    OSError; what goes to a closed stderr is lost.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:  # the next file or socket would take its number, and be written to by mistake
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def discard_stdout() -> None:
+    """Let what is still buffered for a stdout that can't be written go nowhere, instead of failing again at exit."""
+    try:
+        fd = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, fd)
+    os.close(nowhere)
+
+
+class _Closed(io.TextIOBase):
+    """A stdout that the caller has closed."""
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, "stdout is closed")
+
+
 def note(text: str) -> None:
-    """One line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print one line on stderr, or nothing if nobody can read it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        pass
 
 
 class Progress:
     """Progress of something that may take longer than two seconds: call it with (what, done, total).
 
-    On a terminal a bar that is gone at the end; otherwise a line when something begins. `total` 0 means unknown.
+    On a terminal it is a bar, which disappears at the end; otherwise one line whenever something begins. `total` 0
+    means unknown.
     """
 
     def __init__(self):

@@ -6,6 +6,14 @@ from typing import Any
 
 from edgellm.errors import UsageError
 
+_GENERATION_CONFIG = {  # transformers' names, and ours
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+}
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -30,6 +38,19 @@ class Sampling:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object that Open carries."""
         return asdict(self)
+
+    @classmethod
+    def from_generation_config(cls, content: dict[str, Any]) -> "Sampling":
+        """Return what transformers' generate() does with a generation_config.json. Raises UsageError.
+
+        Greedy without `do_sample`; the other values are kept for those who ask for a temperature.
+        """
+        sampled = content.get("do_sample") is True
+        values: dict[str, Any] = {"temperature": 1.0, "top_k": 50} if sampled else {}
+        for theirs, ours in _GENERATION_CONFIG.items():
+            if content.get(theirs) is not None:
+                values[ours] = content[theirs]
+        return cls(**values if sampled else {**values, "temperature": 0.0})
 
     @classmethod
     def from_dict(cls, content: object) -> "Sampling":

@@ -26,11 +26,12 @@ BELOW = {
     "plan": GROUND | {"shards"},
     "wire": GROUND | {"plan"},
     "model": GROUND | {"kernels", "shards"},
-    "checkpoint": GROUND | {"kernels", "shards", "model"},
+    "text": GROUND,
+    "checkpoint": GROUND | {"kernels", "shards", "model", "text"},
     "agent": GROUND | {"model", "kernels", "shards", "plan", "wire"},
-    "manager": GROUND | {"shards", "plan", "wire"},
-    "check": GROUND | {"model", "kernels", "shards", "plan", "wire", "manager"},
-    "controller": GROUND | {"manager", "checkpoint", "shards", "plan", "wire", "check"},
+    "manager": GROUND | {"shards", "plan", "wire", "text"},
+    "check": GROUND | {"model", "kernels", "shards", "plan", "wire", "manager", "text"},
+    "controller": GROUND | {"manager", "checkpoint", "shards", "plan", "wire", "check", "text"},
 }
 
 
@@ -75,7 +76,8 @@ def test_wire_and_plan_need_the_standard_library_only(path):
 
 def test_the_manager_imports_neither_torch_nor_numpy():
     code = (
-        "import sys, edgellm.cli, edgellm.manager.answer, edgellm.manager.cluster_file, edgellm.manager.local\n"
+        "import sys, edgellm.cli, edgellm.text.tokenizer\n"
+        "import edgellm.manager.answer, edgellm.manager.cluster_file, edgellm.manager.local\n"
         "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -19,9 +19,9 @@ from edgellm.checkpoint.split import split
 from edgellm.config import DEFAULT_MODEL
 from edgellm.manager.client import ClusterClient
 from edgellm.manager.local import LocalAgents
-from edgellm.manager.tokens import Tokenizer
 from edgellm.plan import Plan, Section
 from edgellm.shards.manifest import Manifest
+from edgellm.text.tokenizer import Tokenizer
 from tests.fakes import ask, assign, connect_all, run
 from tests.model.make_split import make_split
 
@@ -58,7 +58,7 @@ def expected(model, model_dir) -> dict[str, tuple[list[int], list[int]]]:
     tokenizer = Tokenizer(model_dir)
     answers = {}
     for prompt in PROMPTS:
-        ids = tokenizer.encode_chat(prompt, None)
+        ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
         with torch.inference_mode():
             out = model.generate(
                 torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -128,7 +128,7 @@ def test_native_sections_give_the_tokens_of_one_process(model_dir, native_addres
 
 
 def test_the_answer_is_english_about_the_question(model_dir, expected):
-    stream = Tokenizer(model_dir).decoder()
+    stream = Tokenizer(model_dir).stream()
     text = "".join(stream.feed(token) for token in expected["Why is the sky blue?"][1])
     assert "sky" in text and "blue" in text or "light" in text
 
@@ -140,7 +140,7 @@ def test_our_tokenizer_gives_the_ids_of_transformers(gguf, model_dir):
         assert ours.encode(text) == theirs(text).input_ids
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPTS[0]}]
     rendered = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert ours.encode_chat(PROMPTS[0], "Be brief.") == rendered
+    assert ours.encode_chat(chat) == rendered
 
 
 @pytest.mark.parametrize("encoding", ["int4", "int8"])

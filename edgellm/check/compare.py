@@ -13,10 +13,10 @@ from edgellm.limits import MAX_STEP_BYTES
 from edgellm.manager.client import ClusterClient
 from edgellm.manager.connections import Connections
 from edgellm.manager.survey import Fleet, standing_plan
-from edgellm.manager.tokens import Tokenizer
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
+from edgellm.text.tokenizer import Tokenizer
 from edgellm.wire import messages as m
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.status import SequenceStats

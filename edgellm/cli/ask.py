@@ -2,50 +2,55 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from edgellm import config
-from edgellm.cli.group import make_settings, verbose_option
+from edgellm.cli.group import make_settings, utf8_text, verbose_option
 from edgellm.cli.models import default_model
 from edgellm.console import Progress, note
 from edgellm.errors import ClusterError, UsageError
 from edgellm.sampling import Sampling
 
+_AUTHORS = "[default: the model authors']"
+
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option("--system", help="A system prompt.")
-@click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
-@click.option("--max-tokens", type=int, default=config.DEFAULT_MAX_TOKENS, show_default=True,
-              help="Longest answer.")  # fmt: skip
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--top-k", type=int, default=0, show_default=True, help="0 is off.")
-@click.option("--min-p", type=float, default=0.0, show_default=True)
-@click.option("--repeat-penalty", type=float, default=1.0, show_default=True)
+@click.option("--system", metavar="TEXT", help="A system prompt.")
+@click.option("--raw", is_flag=True, help="Send the prompt as it is: no chat template, control tokens count.")
+@click.option("--max-tokens", type=int, default=config.DEFAULT_MAX_TOKENS, show_default=True, metavar="TOKENS",
+              help="Maximum number of tokens to generate.")  # fmt: skip
+@click.option("--temperature", type=float, help=f"0 is greedy: always the likeliest token.  {_AUTHORS}")
+@click.option("--top-p", type=float, help=f"Choose among the likeliest tokens that add up to this.  {_AUTHORS}")
+@click.option("--top-k", type=int, help=f"Choose among this many tokens; 0 is off.  {_AUTHORS}")
+@click.option("--min-p", type=float, help=f"Least probability, relative to the likeliest token's.  {_AUTHORS}")
+@click.option("--repeat-penalty", type=float, help=f"Above 1 makes tokens so far less likely.  {_AUTHORS}")
 @click.option("--seed", type=int, help="The same seed gives the same answer.  [default: random]")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text (repeatable).")
-@click.option("--json", "as_json", is_flag=True, help="Print text, tokens, timings and finish reason as JSON.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text or control token (repeatable).")
+@click.option("--json", "as_json", is_flag=True,
+              help="Print text, tokens, sampling, timings and finish reason as JSON.")  # fmt: skip
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Cluster file.  [default: $EDGELLM_CLUSTER, ./cluster.json, the user's config folder]")  # fmt: skip
 @click.option("--wait", type=click.FloatRange(0), default=config.PATIENCE_S, show_default=True, metavar="SECONDS",
-              help="How long to go on trying without a token when boards are lost.")  # fmt: skip
+              help="After losing boards, give up once no token has arrived for this long.")  # fmt: skip
 @click.option("--speculate/--no-speculate", default=True, show_default=True,
               help="Draft tokens from the text so far and verify them together: the same answer, sooner.")  # fmt: skip
 @verbose_option
 def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, seed, speculate, **sampling):
-    """Ask the cluster; the answer streams to stdout as it is made.
+    """Ask the cluster a question, and stream the answer to stdout.
 
-    PROMPT may be - or a pipe for stdin. Without a cluster file, two agents are started on this machine with the
-    built-in model, and ended after the answer. Ctrl-C stops the boards' work too.
+    PROMPT is read from stdin if it is - or left out. Without a cluster file, ask starts two agents on this machine with
+    the built-in model, and ends them after the answer. Ctrl-C ends the boards' work too.
 
     \b
     Examples:
       edgellm ask "Why is the sky blue?"
       git diff | edgellm ask - --system "Summarise this change in one sentence."
-      edgellm ask "Name three birds." --temperature 0.7 --seed 42 --json
+      edgellm ask "Name three birds." --temperature 0 --max-tokens 100 --json
+      edgellm ask "Name three birds." --temperature 0.7 --seed 42
     """
     import secrets
 
@@ -53,15 +58,23 @@ def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, 
     from edgellm.manager.cluster_file import ClusterFile, find
     from edgellm.manager.session import Session
 
-    chosen = secrets.randbits(31) if seed is None else seed
+    seed = secrets.randbits(31) if seed is None else seed
+    options = {name: value for name, value in sampling.items() if value is not None}
     question = Question(
-        _prompt(prompt), system, raw, max_tokens, Sampling(seed=chosen, **sampling), tuple(stop), speculate
+        _prompt(prompt),
+        None if system is None else utf8_text(system, "--system"),
+        raw,
+        max_tokens,
+        Sampling(**options, seed=seed),  # refuse bad numbers before anything is read
+        tuple(utf8_text(s, "--stop") for s in stop),
+        speculate,
     )
     path = find(str(cluster) if cluster else None)
     if path is not None:
         file = ClusterFile.read(path)
         asker = Asker(file.model_dir_path(path))
         asker.check(file.plan)
+        question = asker.with_options(question, options, seed)
         ids = asker.encode(question, file.plan.context)
 
         def adopted(plan, addresses):
@@ -76,26 +89,26 @@ def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, 
         )  # fmt: skip
         code = _ask(asker, question, ids, session, as_json, verbose)
     else:
-        code = _ask_embedded(question, wait, as_json, verbose)
+        code = _ask_embedded(question, options, wait, as_json, verbose)
     sys.exit(code)
 
 
 def _prompt(text: str | None) -> str:
-    if text is None and sys.stdin.isatty():
-        raise UsageError('no prompt. Ask something: edgellm ask "Why is the sky blue?"')
     if text is None or text == "-":
+        if sys.stdin is None or (text is None and sys.stdin.isatty()):
+            raise UsageError('no prompt. Ask something: edgellm ask "Why is the sky blue?"')
         raw = sys.stdin.buffer.read()
         try:
             return raw.decode()
         except UnicodeDecodeError as e:
             raise UsageError(f"stdin is no UTF-8 text (byte {e.start})") from None
-    return text
+    return utf8_text(text, "the prompt")
 
 
 def _ask(asker, question, ids, session, as_json, verbose) -> int:
     from edgellm.manager.answer import Answer, run_to_answer
 
-    answer = Answer(len(ids), question.sampling.seed)
+    answer = Answer(len(ids), question.sampling)
 
     def show(text):
         if not as_json:
@@ -110,8 +123,24 @@ def _ask(asker, question, ids, session, as_json, verbose) -> int:
     if as_json:
         click.echo(json.dumps(answer.to_dict()))
     if verbose:
+        note(f"sampling: {_spoken(question.sampling, asker.sampling)}")
         note(_summary(answer))
     return 130 if answer.finish == "cancelled" else 0
+
+
+def _spoken(sampling: Sampling, authors: Sampling) -> str:
+    """Return how an answer was sampled, and which of it the model's authors chose."""
+    if sampling.temperature == 0:
+        values = ["greedy"]
+    else:
+        values = [f"temperature {sampling.temperature:g}"]
+        values += [f"top-k {sampling.top_k}"] if sampling.top_k else []
+        values += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
+        values += [f"min-p {sampling.min_p:g}"] if sampling.min_p else []
+    values += [f"repeat penalty {sampling.repeat_penalty:g}"] if sampling.repeat_penalty != 1 else []
+    whose = "as the model's authors say" if sampling == replace(authors, seed=sampling.seed) else "as asked"
+    seed = "" if sampling.temperature == 0 else f"; seed {sampling.seed}"
+    return f"{', '.join(values)} ({whose}){seed}"
 
 
 def _summary(answer) -> str:
@@ -131,7 +160,7 @@ def _summary(answer) -> str:
     )
 
 
-def _ask_embedded(question, wait, as_json, verbose) -> int:
+def _ask_embedded(question, options, wait, as_json, verbose) -> int:
     import asyncio
 
     from edgellm.manager import local
@@ -142,6 +171,7 @@ def _ask_embedded(question, wait, as_json, verbose) -> int:
          "('edgellm local up' keeps them running)")  # fmt: skip
     model_dir = default_model()
     asker = Asker(model_dir)
+    question = asker.with_options(question, options, question.sampling.seed)
     settings = make_settings(asker.manifest, None, 1, config.DEFAULT_CHUNK, "float16", "throughput")
     ids = asker.encode(question, settings.context)
     with local.LocalAgents(model_dir, 2, local.state_dir() / "embedded") as agents:

@@ -211,7 +211,7 @@ def _diagnoses(facts, findings) -> list:
     from edgellm.controller.doctor import summary
 
     width = max(len(f.board) for f in facts)
-    lines: list = []
+    lines: list[Text | Padding] = []
     for fact in facts:
         found = findings[fact.board]
         mark = ("✗ ", "bold red") if found else ("✓ ", "green")

@@ -1,11 +1,12 @@
 """What all commands share: errors in one line, options, settings."""
 
+import os
 import sys
 
 import click
 
 from edgellm import config
-from edgellm.console import note
+from edgellm.console import discard_stdout, note, prepare_streams
 from edgellm.errors import EdgellmError, UsageError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -15,16 +16,24 @@ class Group(click.Group):
     """Keeps the paragraphs of examples as they are written, and turns errors into one line."""
 
     def main(self, *args, **kwargs):
+        """Run a command and exit: 0, or 1 for an error, 2 for a usage error, 130 for Ctrl-C.
+
+        A reader that has enough, as `head`, is exit code 1 without a word.
+        """
+        prepare_streams()
         kwargs["standalone_mode"] = False
         arguments = (args[0] if args else kwargs.get("args")) or sys.argv[1:]
         verbose = "-v" in arguments or "--verbose" in arguments
+        code = 0
         try:
-            code = super().main(*args, **kwargs)
+            try:
+                code = super().main(*args, **kwargs)
+            except SystemExit as e:
+                code = e.code
+            sys.stdout.flush()
         except EdgellmError as e:
             _fail(str(e), e.exit_code, verbose)
-        except click.exceptions.Abort:
-            sys.exit(130)
-        except KeyboardInterrupt:
+        except (click.exceptions.Abort, KeyboardInterrupt):
             sys.exit(130)
         except click.exceptions.NoArgsIsHelpError as e:
             e.show()
@@ -32,9 +41,15 @@ class Group(click.Group):
         except click.ClickException as e:
             hint = f" Try '{e.ctx.command_path} --help'." if getattr(e, "ctx", None) else ""
             _fail(e.format_message() + hint, 2, False)
+        except BrokenPipeError:
+            discard_stdout()
+            sys.exit(1)
         except OSError as e:
+            discard_stdout()
             where = f"{e.filename}: " if e.filename else ""
             _fail(f"{where}{e.strerror or e}", 1, verbose)
+        except UnicodeError as e:
+            _fail(f"a name or a text is no UTF-8: {e}", 1, verbose)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -47,21 +62,39 @@ def _fail(text: str, code: int, verbose: bool) -> None:
     sys.exit(code)
 
 
+def utf8_text(text: str, what: str) -> str:
+    """Return an argument's text; raises UsageError naming `what` if its bytes are no UTF-8.
+
+    Python smuggles bytes that the locale's encoding lacks into arguments, UTF-8 among them where the locale is C.
+    """
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{what} is no UTF-8 text (byte {e.start})") from None
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} is no UTF-8 text") from None
+
+
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="More on stderr; errors come with a traceback.")
 _PLAN_OPTIONS = [
     click.option("--context", type=click.IntRange(1), metavar="TOKENS",
-                 help=f"Tokens a slot holds, prompt and answer.  [default: {config.DEFAULT_CONTEXT}, or the model's]"),
+                 help=f"Tokens of prompt and answer together.  [default: {config.DEFAULT_CONTEXT}, or the model's]"),
     click.option("--slots", type=click.IntRange(1, 1024), default=config.DEFAULT_SLOTS, show_default=True,
-                 help="Sequences at once."),
+                 help="Answers at once."),
     click.option("--chunk", type=click.IntRange(1, 8192), default=config.DEFAULT_CHUNK, show_default=True,
                  metavar="TOKENS", help="Prompt tokens a prefill chunk, at most --context."),
     click.option("--kv-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
-                 help="Numbers in the KV cache; float32 takes twice the RAM."),
+                 help="Number format of the KV cache; float32 takes twice the RAM."),
 ]  # fmt: skip
 
 
 def with_plan_options(command):
-    """Adds the options that `make_settings` takes."""
+    """Add the options that `make_settings` takes to a command."""
     for option in reversed(_PLAN_OPTIONS):
         command = option(command)
     return command

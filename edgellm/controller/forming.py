@@ -14,10 +14,10 @@ from edgellm.manager.cluster_file import Board, ClusterFile, SshAccess
 from edgellm.manager.rebalance import Outcome, propose, settle
 from edgellm.manager.session import Session
 from edgellm.manager.survey import Fleet
-from edgellm.manager.tokens import Tokenizer
 from edgellm.plan import Capacity, Plan, Settings, make_plan, parse_board
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
+from edgellm.text.tokenizer import Tokenizer
 from edgellm.wire.credentials import Credentials, client_credentials
 from edgellm.wire.status import SequenceStats
 

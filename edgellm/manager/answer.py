@@ -2,23 +2,25 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgellm.errors import BoardError, ClusterError, UsageError
+from edgellm.errors import BoardError, ClusterError, ManifestError, UsageError
 from edgellm.manager.session import Session
-from edgellm.manager.tokens import StopStrings, Tokenizer
 from edgellm.plan import Plan, Section
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
+from edgellm.text.json_file import read_json
+from edgellm.text.stops import StopStrings
+from edgellm.text.tokenizer import Tokenizer
 from edgellm.wire.status import SequenceStats
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked and how it is to be answered. Raises UsageError for an empty prompt or bad numbers."""
+    """A prompt, and how to answer it. Raises UsageError for an empty prompt or numbers out of range."""
 
     prompt: str
     system: str | None = None
@@ -42,7 +44,7 @@ class Answer:
     """The text, its token ids, why it ended (eos, length, context, stop, cancelled), and seconds since asking."""
 
     prompt_tokens: int
-    seed: int
+    sampling: Sampling
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     finish: str = "cancelled"
@@ -55,17 +57,18 @@ class Answer:
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
-        """Over those that were computed."""
+        """Prompt tokens per second, of those that were computed."""
         return (self.prompt_tokens - self.reused_tokens) / self.first_token_s if self.first_token_s else None
 
     @property
     def decode_tokens_per_s(self) -> float | None:
-        """Over the tokens after the first."""
+        """Tokens per second after the first token."""
         if len(self.tokens) < 2 or self.first_token_s is None or self.total_s <= self.first_token_s:
             return None
         return (len(self.tokens) - 1) / (self.total_s - self.first_token_s)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return what `ask --json` prints."""
         return {
             "text": self.text,
             "tokens": self.tokens,
@@ -74,7 +77,8 @@ class Answer:
             "draft_tokens": self.draft_tokens,
             "accepted_tokens": self.accepted_tokens,
             "finish_reason": self.finish,
-            "seed": self.seed,
+            "seed": self.sampling.seed,
+            "sampling": {k: v for k, v in self.sampling.to_dict().items() if k != "seed"},
             "timings": {
                 "first_token_s": self.first_token_s,
                 "total_s": self.total_s,
@@ -86,12 +90,28 @@ class Answer:
 
 
 class Asker:
-    """Asks one model. Everything that can be refused without a board is refused by `encode` and `check`."""
+    """Asks one model. `check` and `encode` refuse whatever can be refused without a board.
+
+    `sampling` is how the model's authors want it sampled, and `eos_token_ids` are the tokens that end its answers.
+    """
 
     def __init__(self, model_dir: Path):
+        """Raises ManifestError or ClusterError for a split that can't be asked."""
         self.model_dir = model_dir
         self.manifest = Manifest.read(model_dir)
-        self.tokenizer = Tokenizer(model_dir)
+        self.tokenizer = Tokenizer(model_dir, for_chats=True)
+        generation = read_json(model_dir / "generation_config.json")
+        try:
+            self.sampling = Sampling.from_generation_config(generation)
+        except UsageError as e:
+            raise ManifestError(f"{model_dir / 'generation_config.json'}: {e}") from None
+        self.eos_token_ids = (*self.manifest.eos_token_ids, *self._more_ends(generation.get("eos_token_id")))
+
+    def _more_ends(self, ids: object) -> list[int]:
+        """Return the end tokens in generation_config.json that the manifest doesn't have."""
+        ids = ids if isinstance(ids, list) else [ids]
+        known, size = self.manifest.eos_token_ids, self.manifest.vocab_size
+        return [i for i in dict.fromkeys(ids) if type(i) is int and 0 <= i < size and i not in known]
 
     def check(self, plan: Plan) -> None:
         """Raise ClusterError if the plan is another model's."""
@@ -101,14 +121,24 @@ class Asker:
                 f"{plan.model} ({plan.manifest_sha256[:12]}…). Deploy again, or use the cluster file of this model."
             )
 
+    def with_options(self, question: Question, options: Mapping[str, float | int], seed: int) -> Question:
+        """Return `question` sampled as the model's authors say, except for the fields of Sampling in `options`."""
+        return replace(question, sampling=replace(self.sampling, **options, seed=seed))  # type: ignore[arg-type]
+
     def encode(self, question: Question, context: int) -> list[int]:
-        """The prompt's token ids; raises UsageError if they don't fit in a slot of `context` tokens."""
-        if question.raw or not self.tokenizer.has_template:
-            if question.system is not None:
-                raise UsageError(f"{self.manifest.model} has no chat template. Leave --system out.")
+        """Return the prompt's token ids. Raises UsageError if they don't fit in a slot of `context` tokens.
+
+        Control tokens in the prompt are text, except in a raw one.
+        """
+        if question.raw:
             ids = self.tokenizer.encode(question.prompt)
+        elif self.tokenizer.has_template:
+            messages = [{"role": "system", "content": question.system}] if question.system is not None else []
+            ids = self.tokenizer.encode_chat([*messages, {"role": "user", "content": question.prompt}])
+        elif question.system is not None:
+            raise UsageError(f"{self.manifest.model} has no chat template. Leave --system out.")
         else:
-            ids = self.tokenizer.encode_chat(question.prompt, question.system)
+            ids = self.tokenizer.encode_text(question.prompt)
         if not ids:
             raise UsageError("the prompt has no tokens. Ask something.")
         if len(ids) > context:
@@ -126,12 +156,13 @@ class Asker:
         answer: Answer,
         show: Callable[[str], None],
     ) -> None:
-        """Fill `answer` and `show` its text as it comes; cancelled, what has come stays in `answer`.
+        """Fill `answer` and `show` its text as it arrives. If this is cancelled, `answer` keeps what has arrived.
 
-        Raises BoardError naming a board that is busy, or without which the cluster can't go on.
+        Raises BoardError naming a board that is busy, or that the cluster can't go on without.
         """
         began = time.perf_counter()
-        stream, stop, pieces = self.tokenizer.decoder(), StopStrings(question.stop), []
+        stream, stop = self.tokenizer.stream(), StopStrings(question.stop)
+        pieces: list[str] = []
         stats: dict[str, SequenceStats] = {}
 
         def take(text: str) -> None:
@@ -143,18 +174,21 @@ class Asker:
             async with session:
                 tokens = session.generate(
                     ids, sampling=question.sampling, max_tokens=question.max_tokens,
-                    eos=self.manifest.eos_token_ids, stats=stats, speculate=question.speculate,
+                    eos=self.eos_token_ids, stats=stats, speculate=question.speculate,
                 )  # fmt: skip
                 try:
                     async for chosen in tokens:
                         if chosen.token >= self.manifest.vocab_size:
-                            last = session.plan.boards[-1]
-                            raise BoardError(f"board {last} chose token {chosen.token}, which the model hasn't", last)
+                            last, size = session.plan.boards[-1], self.manifest.vocab_size
+                            raise BoardError(f"board {last} chose token {chosen.token}, the model has {size}", last)
                         answer.total_s = time.perf_counter() - began
                         if answer.first_token_s is None:
                             answer.first_token_s = answer.total_s
                         answer.tokens.append(chosen.token)
-                        if chosen.finish != "eos":
+                        control = self.tokenizer.special_token(chosen.token)
+                        if control is not None and stop.mentions(control):
+                            take(stop.feed(control, hidden=True))
+                        elif chosen.finish != "eos":
                             take(stop.feed(stream.feed(chosen.token)))
                         if stop.found:
                             answer.finish = "stop"
@@ -162,6 +196,7 @@ class Asker:
                         answer.finish = chosen.finish or answer.finish
                 finally:
                     await tokens.aclose()
+            take(stop.feed(stream.flush()))
             take(stop.flush())
         finally:
             answer.text = "".join(pieces)
@@ -189,7 +224,7 @@ def _stage(section: Section, stats: SequenceStats, accepted: int) -> dict[str, A
 
 
 def run_to_answer(coroutine: Coroutine[Any, Any, None], answer: Answer) -> None:
-    """Run `coroutine`; Ctrl-C cancels it, waits until the boards were told, and leaves `answer` as it is by then."""
+    """Run `coroutine`. Ctrl-C cancels it, waits until the boards know, and leaves `answer` as it is by then."""
     try:
         asyncio.run(coroutine)
     except KeyboardInterrupt:

@@ -345,12 +345,13 @@ class Controller:
         return process
 
     def ask(self, prompt: str, max_tokens: int, timeout: float = 120) -> dict:
-        """The answer to `edgellm ask --json`."""
-        return json.loads(self.edgellm("ask", prompt, "--max-tokens", max_tokens, "--json", timeout=timeout).text)
+        """The greedy answer to `edgellm ask --json`."""
+        greedy = ("--temperature", 0, "--max-tokens", max_tokens)
+        return json.loads(self.edgellm("ask", prompt, *greedy, "--json", timeout=timeout).text)
 
     def asking(self, prompt: str, max_tokens: int) -> Asking:
         """`edgellm ask` in the background."""
-        return self.start("edgellm", "ask", prompt, "--max-tokens", max_tokens, "-v", kind=Asking)
+        return self.start("edgellm", "ask", prompt, "--temperature", 0, "--max-tokens", max_tokens, "-v", kind=Asking)
 
     def python(self, *args: object, timeout: float = 120) -> Process:
         """Run this Python with `args` on the boards' network."""

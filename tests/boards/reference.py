@@ -30,9 +30,9 @@ def native_answer(ids: list[int], max_tokens: int) -> dict:
     import numpy as np
 
     from edgellm.cli.models import default_model
-    from edgellm.manager.tokens import Tokenizer
     from edgellm.model.native.section import NativeSection, read_spec
     from edgellm.shards.manifest import Manifest
+    from edgellm.text.tokenizer import Tokenizer
 
     folder = default_model()
     manifest = Manifest.read(folder)
@@ -43,7 +43,7 @@ def native_answer(ids: list[int], max_tokens: int) -> dict:
         position += len(x)
         tokens.append(int(logits.argmax()))
         x = np.array(tokens[-1:])
-    stream = Tokenizer(folder).decoder()
+    stream = Tokenizer(folder).stream()
     return {"tokens": tokens, "text": "".join(stream.feed(t) for t in tokens)}
 
 

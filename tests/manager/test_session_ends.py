@@ -77,7 +77,7 @@ def test_a_stop_text_ends_a_replayed_answer_and_its_stages_are_those_that_served
             ids = asker.encode(Question(prompt), 256)
             whole = text(generate(ids, 80))
             question = Question(prompt, max_tokens=200, stop=(whole[60:64],))
-            answer = Answer(len(ids), 0)
+            answer = Answer(len(ids), GREEDY)
 
             def show(piece):
                 shown.append(piece)

@@ -8,7 +8,7 @@ from edgellm.cli.controller.model import model
 from edgellm.cli.controller.wheelhouse import wheelhouse
 
 
-@click.group("controller")
+@click.group("controller", hidden=True)
 def controller():
     """Steps that the playbooks run on this machine; each prints one JSON object.
 

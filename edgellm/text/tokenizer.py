@@ -1,0 +1,170 @@
+"""Text and chats to token ids, by the files in a split model's folder; imports neither torch nor numpy."""
+
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from edgellm.errors import ClusterError, ManifestError, UsageError
+from edgellm.text.chat_template import ChatTemplate, find_template
+from edgellm.text.control_tokens import Markers, Marking, rename_tokens, texts_of
+from edgellm.text.json_file import read_json
+from edgellm.text.text_stream import TextStream, make_joiner
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names that clients use; templates read the first
+
+
+class Tokenizer:
+    """The tokenizer of a split model, from `tokenizer.json` and `tokenizer_config.json` in its folder."""
+
+    def __init__(self, folder: Path, *, for_chats: bool = False):
+        """`for_chats` starts the chat template's process now, while the tokenizer is read.
+
+        Raises ClusterError if the folder has no tokenizer, ManifestError for one that can't be read.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ClusterError(f"{path} is missing: the model was split without one. Split a source that has one.")
+        self._config = read_json(folder / "tokenizer_config.json")
+        source = find_template(folder)
+        self._template = ChatTemplate(source, str(folder)) if source is not None else None
+        if for_chats and self._template is not None:
+            self._template.start()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as e:  # the library raises plain Exception for whatever it can't parse
+            raise ManifestError(f"{path}: {e}") from None
+        self._tokenizer.no_truncation()  # what training left there; old splits may still have it
+        self._tokenizer.no_padding()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {i: t.content for i, t in added.items() if t.special and t.content}
+        self._words = frozenset(t.content for t in added.values() if not t.special and t.content)
+        self._renamed: tuple[Any, tokenizers.Tokenizer] | None = None
+        self._joiner = make_joiner(self._tokenizer)
+
+    @property
+    def has_template(self) -> bool:
+        """True if the model says how a chat is to be written."""
+        return self._template is not None
+
+    def special_token(self, token: int) -> str | None:
+        """Return the text of a control token, which decoding leaves out; None for any other token."""
+        return self._special.get(token)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a plain text, control tokens included, with what the model puts around every text."""
+        ids: list[int] = self._tokenizer.encode(_whole(text)).ids
+        return ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the same, but control tokens in the text are text."""
+        text, special = _whole(text), frozenset(self._special.values())
+        marking = Marking(special, markers := Markers.absent_from([text]))
+        if not marking.is_marked(marking.mark(text)):
+            return self.encode(text)
+        ids: list[int] = self._renaming(special, markers).encode(text).ids
+        return ids
+
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
+    ) -> list[int]:
+        """Return the token ids of a chat, and of the beginning of the assistant's next message.
+
+        Each message has a `role` of ROLES and a `content`, of what JSON has. The ids are those of transformers'
+        apply_chat_template, except that control tokens in messages, tools and documents are text. Raises UsageError for
+        a chat that the template refuses, ManifestError if the template fails.
+        """
+        assert self._template is not None, "has_template says whether there is one"
+        messages = [_plain_message(m) for m in messages]
+        named = self._named_tokens()
+        markers = Markers.absent_from(
+            [self._template.source, *texts_of([messages, tools, documents]), *named.values()]
+        )
+        special = frozenset(self._special.values())
+        words = frozenset(w for w in self._words if w in self._template.source and not w.isspace())
+        marking, spoken = Marking(special | words, markers), Marking(special, markers)
+        rendered = _whole(self._template.render(
+            {
+                "messages": [_marked_message(m, spoken if m["role"] == "assistant" else marking) for m in messages],
+                "tools": marking.mark(tools),
+                "documents": marking.mark(documents),
+                "add_generation_prompt": True,
+                **named,
+            }
+        ))  # fmt: skip
+        if not marking.is_marked(rendered):
+            plain: list[int] = self._tokenizer.encode(rendered, add_special_tokens=False).ids
+            return plain
+        library = self._renaming(special | words, markers)
+        ids: list[int] = library.encode(marking.swap(rendered), add_special_tokens=False).ids
+        return ids
+
+    def stream(self) -> TextStream:
+        """Return a new stream from token ids to text."""
+        return TextStream(self._joiner())
+
+    def _renaming(self, tokens: frozenset[str], markers: Markers) -> tokenizers.Tokenizer:
+        """Return the tokenizer that knows `tokens` by their other names; kept, since making it takes a while."""
+        if self._renamed is None or self._renamed[0] != (tokens, markers):
+            self._renamed = ((tokens, markers), rename_tokens(self._tokenizer.to_str(), tokens, markers))
+        return self._renamed[1]
+
+    def _named_tokens(self) -> dict[str, str]:
+        """Return the tokens that a template knows by name: bos_token, eos_token, …"""
+        tokens = {}
+        extra = self._config.get("extra_special_tokens")
+        for config in (extra if isinstance(extra, dict) else {}, self._config):
+            for name, value in config.items():
+                value = value.get("content") if isinstance(value, dict) else value
+                if isinstance(value, str) and (name in _NAMED or config is extra):
+                    tokens[name] = value
+        return tokens
+
+
+def _plain_message(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message as templates expect it: no null, and what was reasoned under the names that they know."""
+    role = message.get("role")
+    if role not in ROLES:  # a template may write it between <| and |>
+        raise UsageError(f"a message has the role {str(role)[:40]!r}, expected one of {', '.join(ROLES)}")
+    message = {k: v for k, v in message.items() if v is not None}
+    reasoning = next((message[name] for name in _REASONING if name in message), None)
+    if reasoning is not None:
+        message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    return message
+
+
+def _marked_message(message: dict[str, Any], marking: Marking) -> dict[str, Any]:
+    return {k: v if k == "role" else marking.mark(v) for k, v in message.items()}
+
+
+def _whole(text: str) -> str:
+    """Return a text in which half a surrogate pair, which no encoder takes, is U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def check_template(folder: Path) -> str | None:
+    """Return why the chat template in a split's folder fails for every prompt, None if it works or there is none."""
+    tokenizer = Tokenizer(folder, for_chats=True)
+    if not tokenizer.has_template:
+        return None
+    question = [{"role": "user", "content": "Why is the sky blue?"}]
+    try:
+        tokenizer.encode_chat(question)
+    except UsageError:  # it may want a system prompt
+        try:
+            tokenizer.encode_chat([{"role": "system", "content": "Be brief."}, *question])
+        except (UsageError, ManifestError) as e:
+            return str(e)
+    except ManifestError as e:
+        return str(e)
+    return None
