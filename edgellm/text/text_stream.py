@@ -165,7 +165,9 @@ class _LibraryJoiner:
     def _decode(self, ids: list[int]) -> str:
         try:
             return str(self._tokenizer.decode(ids))
-        except Exception:  # the library raises plain Exception
+        except BaseException as e:  # the library raises plain Exception, and panics
+            if isinstance(e, (KeyboardInterrupt, SystemExit)):
+                raise
             return "\ufffd" * len(ids)
 
 

@@ -5,8 +5,8 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, decoders, models
 from tokenizers import Tokenizer as Library
-from tokenizers import decoders, models
 
 from edgellm.text.text_stream import TextStream, make_joiner
 from tests.text.vocabularies import SHAPES, byte_level, llama, phi3
@@ -50,9 +50,10 @@ def test_any_tokens_of_a_byte_level_vocabulary_stream_as_the_library_decodes_the
 def test_any_tokens_stream_without_an_error_and_lose_nothing_that_is_whole(name, data):
     library = LIBRARIES[name]
     ids = data.draw(st.lists(st.integers(0, library.get_vocab_size() + 3), max_size=40))
-    letters = [c for c in "".join(library.id_to_token(i) or "" for i in ids if len(library.id_to_token(i) or "") == 1)]
-    text = text_of(library, ids)
-    assert [c for c in text if c in "abcdefgh"] == [c for c in letters if c in "abcdefgh"]
+    special = {i for i, t in library.get_added_tokens_decoder().items() if t.special}
+    tokens = [library.id_to_token(i) or "" for i in ids if i not in special]
+    letters = "".join(chr(int(t[3:5], 16)) if t.startswith("<0x") else t for t in tokens)
+    assert [c for c in text_of(library, ids) if c in "ABCabc012"] == [c for c in letters if c in "ABCabc012"]
 
 
 def test_bytes_that_are_no_utf8_become_one_mark_and_text_goes_on():
@@ -72,8 +73,7 @@ def test_what_is_left_at_the_end_is_flushed():
 def test_half_a_character_waits_for_its_other_half():
     library, _ = byte_level()
     pieces = pieces_of(library, library.encode("aé🐦").ids)
-    assert "".join(pieces) == "aé🐦" and pieces[1] == "a" and pieces.count("") == 6
-    assert "\ufffd" not in pieces
+    assert pieces == ["a", "", "é", "", "", "", "🐦", ""]
 
 
 def test_only_the_texts_beginning_loses_its_space():
@@ -92,7 +92,7 @@ OTHERS = {
     "WordPiece": decoders.WordPiece(prefix="##"),
     "BPE with suffixes": decoders.BPEDecoder(suffix="</w>"),
     "CTC": decoders.CTC(),
-    "a fused strip of the end": decoders.Sequence([decoders.Fuse(), decoders.Strip("b", 0, 1)]),
+    "a replaced pattern": decoders.Replace(Regex("[ac]+"), "x"),
     "none": None,
 }
 
