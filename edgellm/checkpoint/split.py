@@ -15,6 +15,7 @@ from edgellm.checkpoint.sources import Progress, Source
 from edgellm.errors import CheckpointError, ManifestError, UsageError
 from edgellm.files import fsync_folder, locked, sha256_of
 from edgellm.shards.manifest import FORMAT, MANIFEST_NAME, Manifest, ModelFile, Shard
+from edgellm.text.chat_template import check_template
 
 QUANTIZE = ("none", "int8", "int4")
 _OURS = re.compile(r"(embedding|head|layer-\d{4})\.safetensors(\.part)?\Z")
@@ -57,6 +58,8 @@ def _split(source: Source, out: Path, quantize: str, progress, force: bool, repl
     finished = _take_stock(out, journal, source, replace)
     with tempfile.TemporaryDirectory(prefix=".files-", dir=out) as aside:
         files = _write_files(source, Path(aside))
+        if broken := check_template(Path(aside), source.where):
+            note(broken)
         if finished is not None and not force:
             if not (changed := _changes(source, files, finished)):
                 if progress:

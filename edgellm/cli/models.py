@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgellm import config
-from edgellm.cli.group import make_settings, verbose_option, with_plan_options
+from edgellm.cli.group import make_settings, utf8_text, verbose_option, with_plan_options
 from edgellm.console import Progress, note
 from edgellm.errors import UsageError
 
@@ -60,18 +60,22 @@ def split_source_to(source, out, quantize, force=False, replace=False):
 
 
 def default_model() -> Path:
-    """The built-in model's split, made now if it isn't there, or if another edgellm made it in an older format."""
+    """Return the built-in model's split; make it now if it isn't there, or if an older edgellm made it otherwise."""
+    from edgellm.checkpoint.builtin import BUILTIN
     from edgellm.errors import CheckpointError
     from edgellm.manager.local import models_dir
     from edgellm.shards.manifest import SHARD_FORMAT
     from edgellm.shards.safetensors_file import SafetensorsFile
+    from edgellm.text.json_file import read_json
 
     out = models_dir() / config.DEFAULT_MODEL
     try:
         found = SafetensorsFile.open(out / "embedding.safetensors").metadata.get("format")
+        generation = read_json(out / "generation_config.json")
     except CheckpointError:
-        found = None
-    if found != SHARD_FORMAT or not (out / "manifest.json").is_file():
+        found, generation = None, {}
+    advised = BUILTIN[config.DEFAULT_MODEL].sampling.items() <= generation.items()
+    if found != SHARD_FORMAT or not advised or not (out / "manifest.json").is_file():
         out.parent.mkdir(parents=True, exist_ok=True)
         split_source_to(config.DEFAULT_MODEL, out, "none", replace=True)
     return out
@@ -135,6 +139,7 @@ def verify(cluster, tokens, prompt, as_json, verbose):
     from edgellm.check.compare import verify as run
     from edgellm.manager.cluster_file import ClusterFile, find
 
+    prompt = utf8_text(prompt, "--prompt")
     path = find(str(cluster) if cluster else None)
     if path is None:
         raise UsageError("no cluster file. Start one with 'edgellm local up', or give it with --cluster FILE.")

@@ -17,6 +17,7 @@ from edgellm.text.json_file import read_json, read_text
 CPU_S = 2.0  # computing, so that a busy machine changes nothing
 MEMORY_BYTES = 64 << 20  # beyond what the chat itself takes
 _WALL_S = 60.0  # should the kernel's clock not end it
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _WORKER = Path(__file__).with_name("template_worker.py")
 
 
@@ -105,6 +106,40 @@ def find_template(folder: Path) -> str | None:
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
+
+
+def named_tokens(tokenizer_config: dict[str, Any]) -> dict[str, str]:
+    """Return the tokens that templates know by name, bos_token and its kin, from a tokenizer_config.json."""
+    extra = tokenizer_config.get("extra_special_tokens")
+    named = dict(extra) if isinstance(extra, dict) else {}
+    named |= {name: tokenizer_config[name] for name in _NAMED if name in tokenizer_config}
+    texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in named.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def check_template(folder: Path, where: str) -> str | None:
+    """Return why the chat template in a split's folder fails whatever the prompt is; None if it works, or isn't there.
+
+    `where` names its origin. A template that refuses a chat without a system prompt, or one with it, works.
+    """
+    question = {"role": "user", "content": "Why is the sky blue?"}
+    reason = None
+    try:
+        source = find_template(folder)
+        if source is None:
+            return None
+        template = ChatTemplate(source, where)
+        values: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": True}
+        values |= named_tokens(read_json(folder / "tokenizer_config.json"))
+        for messages in ([question], [{"role": "system", "content": "Be brief."}, question]):
+            try:
+                template.render({**values, "messages": messages})
+                return None
+            except UsageError as e:
+                reason = str(e)
+    except ManifestError as e:
+        reason = str(e)
+    return reason
 
 
 def _write(pipe: Any, data: bytes) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 import tokenizers
 
 from edgellm.errors import ClusterError, ManifestError, UsageError
-from edgellm.text.chat_template import ChatTemplate, find_template
+from edgellm.text.chat_template import ChatTemplate, find_template, named_tokens
 from edgellm.text.control_tokens import Markers, Marking, rename_tokens, texts_of
 from edgellm.text.json_file import read_json
 from edgellm.text.text_stream import TextStream, make_joiner
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names that clients use; templates read the first
 
 
@@ -27,7 +26,7 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ClusterError(f"{path} is missing: the model was split without one. Split a source that has one.")
-        self._config = read_json(folder / "tokenizer_config.json")
+        self._named = named_tokens(read_json(folder / "tokenizer_config.json"))
         source = find_template(folder)
         self._template = ChatTemplate(source, str(folder)) if source is not None else None
         if for_chats and self._template is not None:
@@ -82,10 +81,8 @@ class Tokenizer:
         """
         assert self._template is not None, "has_template says whether there is one"
         messages = [_plain_message(m) for m in messages]
-        named = self._named_tokens()
-        markers = Markers.absent_from(
-            [self._template.source, *texts_of([messages, tools, documents]), *named.values()]
-        )
+        users = [messages, tools, documents]
+        markers = Markers.absent_from([self._template.source, *texts_of(users), *self._named.values()])
         special = frozenset(self._special.values())
         words = frozenset(w for w in self._words if w in self._template.source and not w.isspace())
         marking, spoken = Marking(special | words, markers), Marking(special, markers)
@@ -95,7 +92,7 @@ class Tokenizer:
                 "tools": marking.mark(tools),
                 "documents": marking.mark(documents),
                 "add_generation_prompt": True,
-                **named,
+                **self._named,
             }
         ))  # fmt: skip
         if not marking.is_marked(rendered):
@@ -114,17 +111,6 @@ class Tokenizer:
         if self._renamed is None or self._renamed[0] != (tokens, markers):
             self._renamed = ((tokens, markers), rename_tokens(self._tokenizer.to_str(), tokens, markers))
         return self._renamed[1]
-
-    def _named_tokens(self) -> dict[str, str]:
-        """Return the tokens that a template knows by name: bos_token, eos_token, …"""
-        tokens = {}
-        extra = self._config.get("extra_special_tokens")
-        for config in (extra if isinstance(extra, dict) else {}, self._config):
-            for name, value in config.items():
-                value = value.get("content") if isinstance(value, dict) else value
-                if isinstance(value, str) and (name in _NAMED or config is extra):
-                    tokens[name] = value
-        return tokens
 
 
 def _plain_message(message: dict[str, Any]) -> dict[str, Any]:
@@ -150,21 +136,3 @@ def _whole(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def check_template(folder: Path) -> str | None:
-    """Return why the chat template in a split's folder fails for every prompt, None if it works or there is none."""
-    tokenizer = Tokenizer(folder, for_chats=True)
-    if not tokenizer.has_template:
-        return None
-    question = [{"role": "user", "content": "Why is the sky blue?"}]
-    try:
-        tokenizer.encode_chat(question)
-    except UsageError:  # it may want a system prompt
-        try:
-            tokenizer.encode_chat([{"role": "system", "content": "Be brief."}, *question])
-        except (UsageError, ManifestError) as e:
-            return str(e)
-    except ManifestError as e:
-        return str(e)
-    return None

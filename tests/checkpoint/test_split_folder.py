@@ -276,6 +276,7 @@ def test_a_shard_in_an_older_format_is_refused_with_the_command_that_makes_a_new
 
 
 def test_a_built_in_model_that_was_split_in_an_older_format_is_split_again(tmp_path, monkeypatch):
+    from edgellm.checkpoint.builtin import BUILTIN
     from edgellm.cli import models
     from edgellm.manager import local
 
@@ -284,6 +285,9 @@ def test_a_built_in_model_that_was_split_in_an_older_format_is_split_again(tmp_p
     calls = []
     monkeypatch.setattr(local, "models_dir", lambda: tmp_path)
     monkeypatch.setattr(models, "split_source_to", lambda *args, **options: calls.append(args[1]))
+    assert models.default_model() == out and calls == [out]  # without the sampling that its model card says
+    (out / "generation_config.json").write_text(json.dumps(BUILTIN["smollm2-135m"].sampling))
+    calls.clear()
     assert models.default_model() == out and calls == []
     path = out / "embedding.safetensors"
     path.write_bytes(path.read_bytes().replace(b"edgellm-shard-2", b"edgellm-shard-1", 1))

@@ -14,7 +14,7 @@ from tests.cli.commands import call, fails
 @pytest.mark.parametrize(
     "command",
     [[], ["split"], ["agent"], ["plan"], ["ask"], ["local"], ["local", "up"], ["local", "down"], ["verify"],
-     ["rebalance"]],
+     ["rebalance"], ["status"], ["doctor"], ["logs"]],
     ids=" ".join,
 )
 def test_every_command_has_help_with_a_sentence_and_an_example(command):
@@ -23,6 +23,11 @@ def test_every_command_has_help_with_a_sentence_and_an_example(command):
     usage, example = result.stdout.index("Usage: "), result.stdout.index("Examples:")
     assert usage < example and f"edgellm {' '.join(command[:1])}" in result.stdout[example:]
     assert all(len(line) <= 100 for line in result.stdout.splitlines())
+
+
+def test_steps_of_the_playbooks_are_no_commands_for_people():
+    assert "controller" not in call("--help").stdout
+    assert "Examples:" in call("controller", "--help").stdout
 
 
 def test_no_command_shows_the_help_on_stderr():

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from edgellm.checkpoint.builtin import BUILTIN
 from edgellm.config import DEFAULT_MODEL
 from edgellm.errors import ClusterError
 from edgellm.manager.local import LocalAgent, end, recall, remember
@@ -23,7 +24,8 @@ def home(tmp_path_factory) -> Path:
     """A home where the built-in model is a tiny one."""
     home = tmp_path_factory.mktemp("home")
     split = split_tiny(tmp_path_factory.mktemp("tiny"))
-    shutil.copytree(split, home / "cache/edgellm/models" / DEFAULT_MODEL)
+    folder = shutil.copytree(split, home / "cache/edgellm/models" / DEFAULT_MODEL)
+    (folder / "generation_config.json").write_text(json.dumps(BUILTIN[DEFAULT_MODEL].sampling))
     return home
 
 
@@ -113,7 +115,7 @@ def test_up_serves_questions_until_down(home, model_dir):
         assert (code, stdout) == (2, "") and "up already" in stderr and stderr.count("\n") == 1
         assert len(agents_of(model_dir)) == 2
 
-        answers = [edgellm(home, "ask", "Why?", "--max-tokens", "8", "--json") for _ in range(2)]
+        answers = [edgellm(home, "ask", "Why?", "--max-tokens", "8", "--temperature", "0", "--json") for _ in range(2)]
         assert [code for code, _, _ in answers] == [0, 0], answers
         first, second = (json.loads(stdout) for _, stdout, _ in answers)
         assert first["tokens"] == second["tokens"] and len(first["tokens"]) == 8
@@ -163,7 +165,7 @@ def test_up_that_is_killed_while_it_starts_leaves_agents_that_down_ends(home, mo
 
 
 def test_an_embedded_answer_leaves_no_process_behind(home, model_dir):
-    code, stdout, stderr = edgellm(home, "ask", "Why?", "--max-tokens", "8", "--json")
+    code, stdout, stderr = edgellm(home, "ask", "Why?", "--max-tokens", "8", "--temperature", "0", "--json")
     assert code == 0, stderr
     notes = stderr.splitlines()
     assert notes[0].startswith("no cluster file: answering from this machine") and "local up" in notes[0]

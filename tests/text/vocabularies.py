@@ -27,7 +27,7 @@ def byte_level() -> tuple[Tokenizer, str]:
 
 
 def words_too() -> tuple[Tokenizer, str]:
-    """DeepSeek's, Qwen3's: the template writes added tokens that aren't special, and there are others for white space."""
+    """DeepSeek's, Qwen3's: its template writes added tokens that aren't special, and others are white space."""
     library, _ = byte_level()
     library.add_tokens([AddedToken(t, normalized=False) for t in ("<|user|>", "<think>", "\n\n", "  ")])
     return library, (

@@ -28,13 +28,17 @@ _SAMPLING = {
 
 
 class GGUFSource(Source):
-    """A GGUF, in one file or in parts; raises CheckpointError for what can't be read."""
+    """A GGUF, in one file or in parts; raises CheckpointError for what can't be read.
 
-    def __init__(self, path: Path, name: str | None = None):
+    `sampling` is what its authors advise, in the words of generation_config.json, where the file itself doesn't say.
+    """
+
+    def __init__(self, path: Path, name: str | None = None, sampling: dict[str, float | bool] | None = None):
         self.where = str(path)
         self._gguf = open_gguf(path)
         self.name = name or self._gguf.name
         self.path = self._gguf.path.resolve()
+        self._sampling = sampling or {}
         metadata = self._gguf.metadata
         architecture = metadata.get("general.architecture")
         if not isinstance(architecture, str) or not self._gguf.tensors:
@@ -103,4 +107,4 @@ class GGUFSource(Source):
                 found[ours] = float(f"{value:.7g}") if isinstance(value, float) else value
         if "temperature" in found:
             found["do_sample"] = found["temperature"] > 0
-        return found
+        return self._sampling | found
