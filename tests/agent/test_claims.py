@@ -10,6 +10,7 @@ from edgellm.manager.client import ClusterClient
 from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from tests.agent.changing import Manager, plan_of
+from tests.agent.hostile import until
 from tests.fakes import ask, generate
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90]
@@ -83,8 +84,7 @@ def test_a_claim_is_free_again_when_its_manager_is_gone(on_board):
             await other.claim(None, 1)
             await other.prepare(plan_of(boards))
             other.board.peer._transport.abort()
-            while holding.claimed:
-                await asyncio.sleep(0.001)
+            await until(lambda: not holding.claimed)
         assert holding._next is None and not (await manager.board.status()).claimed
         await manager.take(plan_of(boards))
 
@@ -92,15 +92,14 @@ def test_a_claim_is_free_again_when_its_manager_is_gone(on_board):
 
 
 def test_a_claim_is_free_again_when_its_manager_falls_silent(on_board, monkeypatch):
-    monkeypatch.setattr("edgellm.agent.connections.MANAGER_SILENCE_S", 0.05)
     monkeypatch.setattr("edgellm.agent.serve._SWEEP_S", 0.02)
 
     async def go(boards, holding, manager):
         async with Manager.of(boards) as other:
             await other.claim(None, 1)
             other.board._watcher.cancel()  # as a manager whose machine lost its power
-            while holding.claimed:
-                await asyncio.sleep(0.01)
+            monkeypatch.setattr("edgellm.agent.connections.MANAGER_SILENCE_S", 0.05)
+            await until(lambda: not holding.claimed)
 
     on_board(go)
 
@@ -115,17 +114,14 @@ def test_no_claim_counts_on_the_old_epoch_while_a_board_gives_up_its_section(on_
         async with ClusterClient.dial(first, boards.addresses) as cluster:
             gate.clear()
             answer = asyncio.create_task(ask(cluster, PROMPT))
-            while not holding.stage.engine.waiting:
-                await asyncio.sleep(0.001)
+            await until(lambda: holding.stage.engine.waiting)
             async with Manager.of(boards) as other:
                 assert await other.claim(1, 2) is None
                 await other.prepare(plan_of(boards, epoch=2, slots=3))
                 other.board.send(m.Commit({"epoch": 2}))
-                while holding.stage is not None:  # it waits for the running step
-                    await asyncio.sleep(0.001)
+                await until(lambda: holding.stage is None)  # it waits for the running step
                 assert await manager.claim(1, 2) == "another manager is giving board b0 the plan of epoch 2"
-            while holding.claimed:  # even if its manager is gone by now
-                await asyncio.sleep(0.001)
+            await until(lambda: not holding.claimed)  # even if its manager is gone by now
             assert "holds epoch 2" in await manager.claim(1, 2)
             assert await manager.claim(2, 3) is None
             gate.set()

@@ -13,6 +13,7 @@ from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from edgellm.wire.dial import connect
 from edgellm.wire.peer import Peer
+from tests.agent.hostile import until
 from tests.fakes import HIDDEN, Boards, ask, assign, connect_all, generate, make_plan, run
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]
@@ -54,8 +55,7 @@ def test_a_link_that_was_made_to_wait_is_read_again_after_a_cancel(tmp_path, mon
             stage = boards.agents[1].stage
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 long = asyncio.create_task(ask(cluster, PROMPT * 10))
-                while not stage._paused:
-                    await asyncio.sleep(0.001)
+                await until(lambda: stage._paused)
                 long.cancel()
                 await asyncio.gather(long, return_exceptions=True)
                 gate.set()
@@ -87,11 +87,9 @@ def test_a_new_plan_does_not_stop_the_loop_while_a_step_runs(tmp_path):
             plan = await boards.form((0, 3, 6))
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 answer = asyncio.create_task(ask(cluster, PROMPT))
-                while not boards.agents[1].stage.engine.waiting:
-                    await asyncio.sleep(0.001)
+                await until(lambda: boards.agents[1].stage.engine.waiting)
                 forming = asyncio.create_task(boards.form((0, 2, 6), epoch=2))
-                while boards.agents[1].stage is not None:
-                    await asyncio.sleep(0.001)
+                await until(lambda: boards.agents[1].stage is None)
                 # b1 waits for its running step; it answers pings all the same
                 pong = await cluster.boards[1].ask(m.Ping(7), m.Pong, 5.0)
                 gate.set()
@@ -153,11 +151,9 @@ def test_a_dial_that_is_given_up_leaves_no_connection_behind(tmp_path, monkeypat
             monkeypatch.setattr(Peer, "data_received", lambda peer, data: None)  # nobody says hello
             host, port = boards.addresses["b0"]
             dial = asyncio.create_task(connect(host, port, m.Hello("manager", "x"), print, print, board="b0"))
-            while not agent.connections.strangers:
-                await asyncio.sleep(0.001)
+            await until(lambda: agent.connections.strangers)
             dial.cancel()
-            while agent.connections.strangers:
-                await asyncio.sleep(0.001)
+            await until(lambda: not agent.connections.strangers)
 
     run(go(), 4)  # sooner than the hello's timeout
 
@@ -246,22 +242,28 @@ def test_an_agent_whose_step_hangs_is_left_to_systemd(tmp_path, monkeypatch, the
 
     async def go():
         async with Boards(tmp_path, 1, gates={"b0": gate}) as boards:
+            (agent,), swept = boards.agents, []
+            monkeypatch.setattr(agent.connections, "sweep", lambda: swept.append(1))
+
+            async def sweeps(count):
+                enough = len(swept) + count
+                await until(lambda: len(swept) >= enough)
+
             plan = await boards.form((0, 6))
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 assert [c.token for c in await ask(cluster, PROMPT)] == generate(PROMPT, 10)
+                await until(lambda: fed)
                 gate.clear()
                 answer = asyncio.create_task(ask(cluster, PROMPT))
-                while not boards.agents[0].stage.engine.waiting:
-                    await asyncio.sleep(0.001)
+                await until(lambda: boards.agents[0].stage.engine.waiting)
                 forming = asyncio.create_task(boards.form((0, 6), epoch=2)) if then != "goes on" else None
-                await asyncio.sleep(0.1)
-                assert fed
+                await until(lambda: agent.holding.step_s > 0.05)
+                await sweeps(2)  # one may have begun before
                 fed.clear()
-                await asyncio.sleep(0.05)
+                await sweeps(3)
                 assert not fed  # systemd would restart it by and by
                 gate.set()
                 await asyncio.gather(answer, *filter(None, [forming]), return_exceptions=True)
-                while not fed:
-                    await asyncio.sleep(0.001)
+                await until(lambda: fed)
 
     run(go())

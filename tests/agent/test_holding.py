@@ -12,6 +12,7 @@ from edgellm.manager.client import ClusterClient
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
 from tests.agent.changing import Manager, plan_of
+from tests.agent.hostile import until
 from tests.fakes import ask, generate, make_manifest
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90]
@@ -117,13 +118,12 @@ def test_a_manager_that_leaves_during_the_load_leaves_nothing_behind(on_board):
             assert await other.claim(1, 2) is None
             other.board.send(other.assign(plan_of(boards, epoch=2, slots=3)))
             await asyncio.to_thread(loading.wait, 20)
-        while holding.claimed:
-            await asyncio.sleep(0.001)
+        await until(lambda: not holding.claimed)
         # The next manager needn't wait for the load to claim, only to prepare.
         holding._load = load
         assert await manager.claim(1, 3) is None
         preparing = asyncio.create_task(manager.prepare(plan_of(boards, epoch=3, slots=1)))
-        await asyncio.sleep(0.01)
+        await until(lambda: boards.agents[0].dispatcher._changes == 2)  # it waits for the load
         assert not preparing.done() and holding.stage is stage
         go_on.set()
         assert (await preparing)["error"] is None

@@ -70,6 +70,7 @@ def test_peers_that_said_hello_are_limited(tmp_path, monkeypatch):
 def test_peers_that_fell_silent_are_let_go_and_an_idle_cluster_still_answers(tmp_path, monkeypatch):
     monkeypatch.setattr("edgellm.agent.connections.MANAGER_SILENCE_S", 1.0)
     monkeypatch.setattr("edgellm.agent.connections.BOARD_SILENCE_S", 1.2)
+    monkeypatch.setattr("edgellm.agent.serve._SWEEP_S", 0.05)
     monkeypatch.setattr("edgellm.manager.client.PING_EVERY_S", 0.1)
 
     async def go():
@@ -101,7 +102,7 @@ def test_announced_bytes_take_no_memory_until_they_come(tmp_path):
 
 
 def test_a_flood_of_pings_and_of_questions_that_nobody_reads_the_answers_of(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgellm.wire.peer.WRITE_TIMEOUT_S", 3.0)
+    monkeypatch.setattr("edgellm.wire.peer.WRITE_TIMEOUT_S", 1.5)
 
     async def go():
         async with mid_answer(tmp_path) as at, growing_less_than(60 << 20):
@@ -117,7 +118,8 @@ def test_a_flood_of_pings_and_of_questions_that_nobody_reads_the_answers_of(tmp_
                 began_s = clock()
                 await asyncio.sleep(0.01)
                 longest_s = max(longest_s, clock() - began_s)
-            assert longest_s < 1.0, f"everybody else waited for {longest_s:.1f} s"
+            # Handled at a go, the flood would take 10 s.
+            assert longest_s < 3.0, f"everybody else waited for {longest_s:.1f} s"
 
     run(go(), 60)
 

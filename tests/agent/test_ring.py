@@ -10,6 +10,7 @@ from edgellm.errors import BoardError, BusyError
 from edgellm.manager.client import ClusterClient
 from edgellm.plan import Section
 from edgellm.sampling import Sampling
+from tests.agent.hostile import until
 from tests.fakes import Boards, ask, assign, connect_all, generate, make_manifest, make_plan, run
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]  # longer than a chunk of 5
@@ -167,10 +168,10 @@ def test_a_board_that_dies_in_mid_answer_is_named_and_the_others_free_the_sequen
                 with pytest.raises(BoardError, match="board b1") as caught:
                     while True:
                         await anext(stream)
-                await asyncio.sleep(0.05)
-                return caught.value.board, [boards.agents[i].stage.engine.free_slots for i in (0, 2)]
+                await until(lambda: [boards.agents[i].stage.engine.free_slots for i in (0, 2)] == [2, 2])
+                return caught.value.board
 
-    assert run(go()) == ("b1", [2, 2])
+    assert run(go()) == "b1"
 
 
 def test_a_board_whose_loop_hangs_is_named_within_the_pong_timeout(tmp_path, monkeypatch):
@@ -282,8 +283,7 @@ def test_the_next_board_works_on_a_chunk_while_this_one_works_on_the_next(tmp_pa
             plan = await boards.form((0, 3, 6))
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 answer = asyncio.create_task(ask(cluster, PROMPT))
-                while not boards.sections["b1"].calls:  # b0 is at its second chunk
-                    await asyncio.sleep(0.001)
+                await until(lambda: boards.sections["b1"].calls)  # b0 is at its second chunk
                 seen = list(boards.sections["b0"].calls), list(boards.sections["b1"].calls)
                 gate.let(30)
                 return seen, [c.token for c in await answer]
@@ -294,21 +294,27 @@ def test_the_next_board_works_on_a_chunk_while_this_one_works_on_the_next(tmp_pa
 
 
 def test_a_cancelled_answer_stops_the_boards(tmp_path):
+    gate = Turnstile(10)
+
     async def go():
-        async with Boards(tmp_path, 2) as boards:
+        async with Boards(tmp_path, 2, gates={"b1": gate}) as boards:
             plan = await boards.form((0, 3, 6), context=2000)
+            engines = [a.stage.engine for a in boards.agents]
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 answer = asyncio.create_task(ask(cluster, PROMPT, 1900))
-                while len(boards.sections["b1"].calls) < 10:
-                    await asyncio.sleep(0.001)
+                await until(lambda: engines[1].steps == 10 and engines[1].step_s > 0)
                 answer.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await answer
-                steps = [a.stage.engine.steps for a in boards.agents]
                 running = [a.stage.running for a in boards.agents]
-                await asyncio.sleep(0.05)
-                return steps, [a.stage.engine.steps for a in boards.agents], running
+                gate.let(100)
+                await until(lambda: not any(e.waiting for e in engines))
+                before = [e.steps for e in engines]
+                again = await ask(cluster, PROMPT, speculate=False, reuse=False)
+                await until(lambda: not any(e.waiting for e in engines))
+                return running, before, [e.steps for e in engines], [c.token for c in again]
 
-    before, after, running = run(go())
-    assert running == [0, 0]
-    assert after == before and after[1] < 1900
+    running, before, after, again = run(go())
+    assert running == [0, 0] and before[1] == 11  # the step that ran came to its end
+    assert [b - a for a, b in zip(before, after, strict=True)] == [12, 12]  # 3 chunks, 9 tokens, and nothing else
+    assert again == generate(PROMPT, 10)

@@ -12,7 +12,7 @@ from edgellm.manager.client import ClusterClient
 from edgellm.model.sampler import sample
 from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
-from tests.agent.hostile import BEFORE, DEADLINE_S, Stranger
+from tests.agent.hostile import BEFORE, DEADLINE_S, Stranger, until
 from tests.fakes import GREEDY, HIDDEN, VOCAB, Boards, FakeSection, generate, make_manifest, run
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]
@@ -295,8 +295,7 @@ def test_answers_at_once_run_in_batches_and_do_not_mix(tmp_path):
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 prompts = [[i, 2 * i + 1, 7] * (i + 1) for i in range(6)]
                 answers = [asyncio.create_task(answer(cluster, p, 40)) for p in prompts]
-                while boards.agents[1].stage.engine.waiting < 6:
-                    await asyncio.sleep(0.001)
+                await until(lambda: boards.agents[1].stage.engine.waiting >= 6)
                 gates["b1"].set()
                 return prompts, [[c.token for c in await a] for a in answers], boards.sections
 
