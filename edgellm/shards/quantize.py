@@ -7,6 +7,7 @@ from edgellm.shards.tiles import to_tiles
 
 LEVELS = {"int4": 15, "int8": 127}  # steps from the minimum (int4) or zero (int8) to the largest weight
 _HALF_MAX = 65504.0
+_ZERO = np.float32(0.0)
 
 
 def quantize(weight: np.ndarray, encoding: str) -> np.ndarray:
@@ -21,12 +22,13 @@ def quantize(weight: np.ndarray, encoding: str) -> np.ndarray:
         most = float(max((-low).max(), high.max()))
         if most > _HALF_MAX:
             raise ValueError(f"a weight of {most:g} is more than int4 can hold, {_HALF_MAX:g}")
-        minimum = _half_at_most(low)
+        # Adding 0 turns -0 into 0: which of the two is the least of a group is each processor's own choice.
+        minimum = _half_at_most(low + _ZERO)
         offset = minimum.astype(np.float32)
-        span = high - offset
+        span = high - offset + _ZERO
         q = groups - offset[:, :, None]
     else:
-        span = np.maximum(groups.max(axis=2), -groups.min(axis=2))
+        span = np.maximum(groups.max(axis=2), -groups.min(axis=2)) + _ZERO
         if float(span.max()) > _HALF_MAX * levels:
             raise ValueError(f"a weight of {float(span.max()):g} is more than int8 can hold, {_HALF_MAX * levels:g}")
         minimum = None

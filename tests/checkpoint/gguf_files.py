@@ -6,13 +6,28 @@ from unittest import mock
 
 import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType, get_tensor_name_map
+from gguf import (
+    GGML_QUANT_SIZES,
+    MODEL_ARCH_NAMES,
+    ExpertGatingFuncType,
+    GGMLQuantizationType,
+    GGUFWriter,
+    TokenType,
+    get_tensor_name_map,
+)
 from gguf import MODEL_ARCH as ARCH
 from gguf.quants import quantize
 
 Q = GGMLQuantizationType
 _ARCH = {"llama": ARCH.LLAMA, "gpt2": ARCH.GPT2, "phi3": ARCH.PHI3, "qwen2": ARCH.QWEN2, "qwen3": ARCH.QWEN3,
-         "gemma2": ARCH.GEMMA2, "gemma3_text": ARCH.GEMMA3, "qwen3_moe": ARCH.QWEN3MOE}  # fmt: skip
+         "gemma2": ARCH.GEMMA2, "gemma3_text": ARCH.GEMMA3, "qwen3_moe": ARCH.QWEN3MOE, "qwen2_moe": ARCH.QWEN2MOE,
+         "mistral": ARCH.LLAMA, "falcon": ARCH.FALCON, "bloom": ARCH.BLOOM, "stablelm": ARCH.STABLELM,
+         "starcoder2": ARCH.STARCODER2, "nemotron": ARCH.NEMOTRON, "minimax_m2": ARCH.MINIMAXM2}  # fmt: skip
+_PERMUTED = ("llama", "mistral")
+_LAYER_NORM_EPS = {
+    "gpt2": "layer_norm_epsilon", "falcon": "layer_norm_epsilon", "bloom": "layer_norm_epsilon",
+    "stablelm": "layer_norm_eps", "starcoder2": "norm_epsilon", "nemotron": "norm_eps",
+}  # fmt: skip
 _F16_FIELDS = {  # where a block of each K-quant has its fp16 scales
     Q.Q2_K: (80, 82), Q.Q3_K: (108,), Q.Q4_K: (0, 2), Q.Q5_K: (0, 2), Q.Q6_K: (208,),
 }  # fmt: skip
@@ -42,30 +57,18 @@ def write_gguf(path: Path, model, kinds=None, extra=None, extra_tensors=None, to
     `extra(writer)` adds metadata, `tokenizer` is a dict as for `add_tokenizer`."""
     config, rng = model.config, np.random.default_rng(seed)
     arch = _ARCH[config.model_type]
-    writer = GGUFWriter(path, str(arch_name(config.model_type)))
+    writer = GGUFWriter(path, arch_name(config.model_type))
     writer.add_name("tiny")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_head_count(config.num_attention_heads)
-    if config.model_type == "gpt2":
-        writer.add_feed_forward_length(4 * config.hidden_size)
-        writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    else:
-        writer.add_feed_forward_length(config.intermediate_size)
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        writer.add_rope_dimension_count(head_dim)
-        if config.model_type != "llama":
-            writer.add_key_length(head_dim)
-            writer.add_value_length(head_dim)
-        writer.add_vocab_size(config.vocab_size)
-    if config.model_type == "qwen3_moe":
-        writer.add_expert_count(config.num_experts)
+    _add_sizes(writer, config)
+    if "moe" in config.model_type or config.model_type == "minimax_m2":
+        writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    if getattr(config, "sliding_window", None) and config.model_type.startswith("gemma"):
+        writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
+    if config.model_type == "qwen2_moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if config.model_type == "minimax_m2":
+        writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
     if extra:
         extra(writer)
@@ -87,9 +90,36 @@ def write_gguf(path: Path, model, kinds=None, extra=None, extra_tensors=None, to
     return path
 
 
+def _add_sizes(writer: GGUFWriter, config) -> None:
+    kind, heads = config.model_type, config.num_attention_heads
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(getattr(config, "max_position_embeddings", 2048))
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_head_count(heads)
+    writer.add_feed_forward_length(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+    if kind in _LAYER_NORM_EPS:
+        writer.add_layer_norm_eps(getattr(config, _LAYER_NORM_EPS[kind]))
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if kind == "falcon":
+        writer.add_head_count_kv(config.num_kv_heads if config.new_decoder_architecture else 1)
+        writer.add_tensor_data_layout("jploski")
+    elif kind not in ("gpt2", "bloom"):
+        writer.add_head_count_kv(config.num_key_value_heads)
+        rope = config.rope_parameters
+        rope = rope.get("full_attention", rope)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+        writer.add_rope_freq_base(rope["rope_theta"])
+        writer.add_vocab_size(config.vocab_size)
+        if kind not in _PERMUTED:
+            writer.add_key_length(head_dim)
+            writer.add_value_length(head_dim)
+
+
 def arch_name(model_type: str) -> str:
     """general.architecture for a transformers model type."""
-    return {"gemma3_text": "gemma3", "qwen3_moe": "qwen3moe"}.get(model_type, model_type)
+    return MODEL_ARCH_NAMES[_ARCH[model_type]]
 
 
 def _gguf_tensors(model, names):
@@ -108,17 +138,36 @@ def _gguf_tensors(model, names):
         stem, _, suffix = full.rpartition(".")
         if full.endswith("experts.down_proj"):
             stem, suffix = full, "weight"
-        name = names.get_name(stem)
+        if full.endswith("e_score_correction_bias"):
+            yield f"blk.{full.split('.')[2]}.exp_probs_b.bias", weight
+            continue
+        name = names.get_name(stem) or names.get_name(stem.removeprefix("transformer."))
         assert name, full
-        if config.model_type == "llama" and full.endswith("q_proj.weight"):
-            weight = permute(weight, config.num_attention_heads)
-        if config.model_type == "llama" and full.endswith("k_proj.weight"):
-            weight = permute(weight, config.num_key_value_heads)
-        if config.model_type == "gpt2" and full.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
-            weight = weight.T
-        if config.model_type.startswith("gemma") and full.endswith("norm.weight"):
-            weight = weight + 1
-        yield f"{name}.{suffix}", np.ascontiguousarray(weight)
+        yield f"{name}.{suffix}", np.ascontiguousarray(_as_converted(config, full, weight))
+
+
+def _as_converted(config, full: str, weight: np.ndarray) -> np.ndarray:
+    """What llama.cpp's converter does to values."""
+    kind, heads = config.model_type, config.num_attention_heads
+    if kind in _PERMUTED and ".q_proj." in full:
+        return permute(weight, heads)
+    if kind in _PERMUTED and ".k_proj." in full:
+        return permute(weight, config.num_key_value_heads)
+    if kind == "gpt2" and full.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+        return weight.T
+    if kind.startswith("gemma") or kind == "nemotron":
+        return weight + 1 if full.endswith("norm.weight") else weight
+    if kind == "falcon" and ".query_key_value." in full:
+        kv_heads = config.num_kv_heads if config.new_decoder_architecture else 1
+        groups = weight.reshape(kv_heads, heads // kv_heads + 2, config.hidden_size // heads, -1)
+        parts = [groups[:, :-2], groups[:, -2:-1], groups[:, -1:]]
+        return np.concatenate([p.reshape(-1, groups.shape[-1]) for p in parts]).reshape(weight.shape)
+    if kind == "bloom" and ".query_key_value." in full:
+        grouped = weight.reshape(heads, 3, config.hidden_size // heads, *weight.shape[1:])
+        return grouped.swapaxes(0, 1).reshape(weight.shape)
+    if full.endswith("shared_expert_gate.weight"):
+        return weight[0]
+    return weight
 
 
 def add_tokenizer(

@@ -105,8 +105,8 @@ def _u32(key, value):
     [
         ([], "it holds no model"),
         ([_s("general.architecture") + struct.pack("<I", 8) + _s("nonesuch")], "nonesuch"),
-        ([ARCH], "None heads, None for the hidden size and None layers"),
-        ([ARCH, _u32("llama.attention.head_count", 0), _u32("llama.embedding_length", 8)], "0 heads"),
+        ([ARCH], "llama.embedding_length is missing, expected a whole number from 1 on"),
+        ([ARCH, _u32("llama.attention.head_count", 0), _u32("llama.embedding_length", 8)], "head_count is 0, expected"),
         (
             [
                 ARCH,

@@ -35,7 +35,7 @@ class _Names:
 
         self._tensors, self._architecture, self._config = tensors, architecture, config
         self._processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config)
-        self._names = get_gguf_hf_weights_map(_ModelNames(model), self._processor)
+        self._names = get_gguf_hf_weights_map(_ModelNames(model), self._processor, architecture)
 
     def targets(self) -> dict[str, SourceTensor]:
         """Return the tensors by the names they get."""

@@ -160,8 +160,8 @@ def falcon(header: Header) -> dict:
         "ffn_hidden_size": sizes.intermediate_size,
         "num_kv_heads": kv_heads,
         "new_decoder_architecture": grouped,
-        "num_ln_in_parallel_attn": 2 if header.has("attn_norm_2.weight") else 1,
-        "multi_query": not grouped,
+        "num_ln_in_parallel_attn": (2 if header.has("attn_norm_2.weight") else 1) if grouped else None,
+        "multi_query": True,  # says nothing of a grouped one
         "parallel_attn": True,
         "alibi": False,
         "bias": header.has("attn_qkv.bias"),

@@ -45,6 +45,11 @@ def read_sizes(header: Header, *, gated: bool = True) -> Sizes:
     hidden = metadata.count("embedding_length")
     heads = metadata.count("attention.head_count")
     head_dim = metadata.count("attention.key_length", max(1, hidden // heads))
+    if metadata.get("attention.key_length") is None and hidden % heads:
+        raise CheckpointError(
+            f"{metadata.where}: {metadata.key('embedding_length')} is {hidden}, no multiple of the {heads} heads "
+            f"({metadata.key('attention.head_count')})"
+        )
     metadata.expect("attention.value_length", head_dim)
     metadata.expect("embedding_length_out", hidden)
     return Sizes(
@@ -66,9 +71,10 @@ def expect_plain_scale(header: Header, sizes: Sizes) -> None:
 def expect_default_head_dim(header: Header, sizes: Sizes) -> None:
     """Refuse a head's size that the family's config can't state."""
     if sizes.head_dim * sizes.num_attention_heads != sizes.hidden_size:
+        key = header.metadata.key
         raise CheckpointError(
-            f"{header.metadata.where}: {sizes.num_attention_heads} heads of {sizes.head_dim} elements for a hidden "
-            f"size of {sizes.hidden_size}, which {header.metadata.architecture} doesn't have"
+            f"{header.metadata.where}: {key('attention.head_count')} is {sizes.num_attention_heads} and a head has "
+            f"{sizes.head_dim} elements, but {key('embedding_length')} is {sizes.hidden_size}; it must be their product"
         )
 
 

@@ -33,7 +33,7 @@ FOLDER_FAILS = (
     | dict.fromkeys(("deepseek2", "minicpm3"), _MLA)
     | {
         "gemma3n": "its last layers reuse keys and values of earlier ones",
-        "gemma4": "its layers get what depends on token ids",
+        "gemma4": "its layers read what depends on token ids",
         "glm-dsa": "its attention goes by an index",
     }
 )  # fmt: skip

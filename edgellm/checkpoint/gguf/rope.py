@@ -44,16 +44,16 @@ def _scaling(metadata: Metadata, read: ReadTensor, theta: float, max_seq_len: in
     if long is not None and short is not None:
         if not original or kind not in (None, "longrope"):
             raise CheckpointError(
-                f"{where}: LongRoPE factors with rope scaling {str(kind)[:40]!r} and original context length "
-                f"{original}, expected 'longrope' and at least 1"
+                f"{where}: {metadata.key('rope.scaling.type')} is {str(kind)[:40]!r} and "
+                f"{metadata.key('rope.scaling.original_context_length')} {original}; LongRoPE's factors need "
+                "'longrope' and at least 1"
             )
         return _longrope(metadata, long, short, original, max_seq_len)
     divisors = read("rope_freqs.weight")
     if divisors is not None and not np.all(divisors == 1):
         if factor not in (0.0, 1.0):
-            raise CheckpointError(
-                f"{where}: rope_freqs.weight and a scaling factor of {factor:g}, expected one of them"
-            )
+            key = metadata.key("rope.scaling.factor")
+            raise CheckpointError(f"{where}: {key} is {factor:g} beside rope_freqs.weight, expected one of them")
         return _llama3(divisors.reshape(-1), theta, original, where)
     if kind == "none" or kind in (None, "linear", "yarn") and factor in (0.0, 1.0):
         return {}
@@ -64,8 +64,9 @@ def _scaling(metadata: Metadata, read: ReadTensor, theta: float, max_seq_len: in
     if kind == "longrope" and factor in (0.0, 1.0):
         return {}  # named in files of models that don't need it
     raise CheckpointError(
-        f"{where}: rope scaling {str(kind)[:40]!r} with factor {factor:g} and original context length {original} can't "
-        "be read from a GGUF. Give the model's safetensors folder."
+        f"{where}: {metadata.key('rope.scaling.type')} is {str(kind)[:40]!r}, {metadata.key('rope.scaling.factor')} "
+        f"{factor:g} and {metadata.key('rope.scaling.original_context_length')} {original}, which edgellm can't read "
+        "from a GGUF. Give the model's safetensors folder."
     )
 
 

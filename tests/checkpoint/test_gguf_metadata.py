@@ -1,0 +1,260 @@
+"""No key of a GGUF's metadata is ignored in silence: it is used, known to have no effect, or refused by name."""
+
+import re
+
+import numpy as np
+import pytest
+from gguf import constants
+
+from edgellm.checkpoint.gguf.config import ARCHITECTURES, make_config
+from edgellm.checkpoint.gguf.header import Header
+from edgellm.checkpoint.gguf.metadata import VOCABULARY, WITHOUT_EFFECT, Metadata
+from edgellm.errors import CheckpointError
+
+_LAYERS = 4
+
+
+def _base(architecture: str) -> dict[str, object]:
+    """What a file of this architecture states at least."""
+    own = {
+        "block_count": _LAYERS, "context_length": 128, "embedding_length": 64, "feed_forward_length": 256,
+        "attention.head_count": 4, "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": 1e-5,
+    }  # fmt: skip
+    if "moe" in architecture or architecture == "minimax-m2":
+        own |= {"expert_count": 4, "expert_used_count": 2}
+    return {"general.architecture": architecture} | {f"{architecture}.{name}": value for name, value in own.items()}
+
+
+def _make(architecture: str, more: dict[str, object] | None = None, tensors=()) -> tuple[dict, Metadata]:
+    """(config, metadata) of a file with `more` metadata."""
+    metadata = Metadata(_base(architecture) | (more or {}), "m.gguf")
+    shapes = {"token_embd.weight": (96, 64), "output.weight": (96, 64), "blk.0.ffn_norm.weight": (64,)}
+    shapes |= {name: (64,) for name in tensors}
+    return make_config(Header(metadata, shapes, lambda name: None)), metadata
+
+
+def _every_key() -> list[str]:
+    """Every key that the gguf package knows."""
+    found, todo = [], [constants.Keys]
+    while todo:
+        for name, value in vars(todo.pop()).items():
+            if isinstance(value, type):
+                todo.append(value)
+            elif isinstance(value, str) and not name.startswith("__"):
+                found.append(value)
+    return found
+
+
+_VALUES: tuple[object, ...] = (7, 0.37, True, "no such thing", [1, 2, 3])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_key_is_used_or_without_effect_or_refused_by_name(architecture):
+    keys = [key for key in _every_key() if key != "general.architecture"]
+    assert len(keys) > 250
+    refused = set()
+    for pattern in keys:
+        key = pattern.format(arch=architecture, id=0, name="x", dense="dense_2")
+        for value in _VALUES:
+            try:
+                _, metadata = _make(architecture, {key: value})
+            except CheckpointError as e:
+                # A size may be refused by the name of one that it contradicts.
+                sizes = {*_base(architecture), f"{architecture}.attention.key_length"}
+                assert key in str(e) or key in sizes and f"{architecture}." in str(e), key
+                assert "\n" not in str(e)
+                refused.add(key)
+                continue
+            effect = metadata.effect_of(key)
+            reasons = [*WITHOUT_EFFECT.values(), "used", "a note of the tool that wrote the file"]
+            assert effect in reasons, (key, value, effect)
+    own = {key for key in refused if key.startswith(f"{architecture}.")}
+    assert {f"{architecture}.attention.causal", f"{architecture}.ssm.conv_kernel"} <= own
+    assert not {key for key in refused if key.startswith("general.")}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_unknown_key_of_the_architecture_is_refused_by_name(architecture):
+    said = re.escape(f"m.gguf: edgellm doesn't know metadata {architecture}.mystery, here 3")
+    with pytest.raises(CheckpointError, match=said):
+        _make(architecture, {f"{architecture}.mystery": 3})
+    with pytest.raises(CheckpointError, match=r"mystery \(and 1 more such keys\)"):
+        _make(architecture, {f"{architecture}.mystery": 3, f"{architecture}.enigma": 3})
+
+
+@pytest.mark.parametrize(
+    ("key", "taken"),
+    [
+        ("general.nobody_thought_of_it", True),
+        ("general.sampling.mirostat_tau", True),
+        ("mradermacher.quantized_by", True),
+        ("quantize.imatrix.entries_count", True),
+        ("qwen2.rope.freq_base", True),  # of another architecture than the file's: nobody reads it
+        ("tokenizer.ggml.think_token_id", True),
+        ("tokenizer.chat_template.tool_use", True),
+        ("tokenizer.ggml.mystery", False),
+        ("adapter.lora.alpha", False),
+        ("clip.has_vision_encoder", False),
+    ],
+)
+def test_keys_outside_the_architecture(key, taken):
+    if taken:
+        _make("llama", {key: 3})
+    else:
+        with pytest.raises(CheckpointError, match=f"doesn't know metadata {key}"):
+            _make("llama", {key: 3})
+
+
+def test_the_vocabularys_keys_are_those_that_its_code_reads():
+    assert {"tokenizer.chat_template", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.merges"} <= VOCABULARY
+
+
+@pytest.mark.parametrize(
+    ("name", "harmless", "harmful"),
+    [
+        ("attention.causal", True, False),
+        ("attention.clamp_kqv", 0.0, 8.0),
+        ("attention.max_alibi_bias", 0.0, 8.0),
+        ("attention.scale", 0.25, 0.125),
+        ("attention.value_length", 16, 32),
+        ("embedding_scale", 1.0, 12.0),
+        ("expert_count", 0, 8),
+        ("final_logit_softcapping", 0.0, 30.0),
+        ("logit_scale", 1.0, 0.0625),
+        ("nextn_predict_layers", 0, 1),
+        ("pooling_type", 0, 3),
+        ("residual_scale", 1.0, 0.22),
+        ("rope.dimension_count", 16, 8),
+        ("rope.scaling.attn_factor", 1.0, 1.19),
+        ("rope.scaling.yarn_ext_factor", 1.0, 0.5),
+        ("tensor_data_layout", "Meta AI original pth", "other"),
+        ("use_parallel_residual", False, True),
+    ],
+)
+def test_what_llama_doesnt_compute_is_taken_at_its_neutral_value_only(name, harmless, harmful):
+    plain, _ = _make("llama")
+    assert _make("llama", {f"llama.{name}": harmless})[0] == plain
+    with pytest.raises(CheckpointError, match=re.escape(f"llama.{name} is {harmful!r}")):
+        _make("llama", {f"llama.{name}": harmful})
+
+
+@pytest.mark.parametrize("name", ["attention.head_count", "attention.head_count_kv", "feed_forward_length"])
+def test_a_list_with_an_entry_a_layer_is_taken_if_all_are_equal(name):
+    value = _base("llama").get(f"llama.{name}", 4)
+    assert _make("llama", {f"llama.{name}": [value] * _LAYERS})[0] == _make("llama")[0]
+    with pytest.raises(CheckpointError, match=re.escape(f"llama.{name} is [{value}, 2, ") + ".*the layers differ"):
+        _make("llama", {f"llama.{name}": [value, 2, value, value]})
+
+
+def test_general_name_changes_nothing():
+    plain = _make("llama")[0]
+    for name in ("mistral", "Mistral", "phi3", "model"):
+        assert _make("llama", {"general.name": name})[0] == plain
+
+
+def test_a_window_of_the_llama_architecture_is_mistrals():
+    config, _ = _make("llama", {"llama.attention.sliding_window": 32})
+    assert (config["model_type"], config["sliding_window"]) == ("mistral", 32)
+    assert _make("llama", {"llama.attention.sliding_window": 128})[0] == _make("llama")[0]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "starcoder2", "stablelm", "falcon", "nemotron", "qwen2", "phi3"])
+def test_rotary_base_is_the_files(architecture):
+    config, _ = _make(architecture, {f"{architecture}.rope.freq_base": 999999.4375})
+    assert config["rope_parameters"]["rope_theta"] == 999999.4375
+    assert _make(architecture)[0]["rope_parameters"]["rope_theta"] == 10000.0
+
+
+@pytest.mark.parametrize("architecture", ["stablelm", "nemotron", "phi3", "minimax-m2"])
+def test_a_part_of_each_head_is_rotated(architecture):
+    config, _ = _make(architecture, {f"{architecture}.rope.dimension_count": 4})
+    assert config["rope_parameters"]["partial_rotary_factor"] == 0.25
+
+
+def test_yarn_with_all_its_keys():
+    scaling = {
+        "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32,
+        "rope.scaling.finetuned": True,
+    }  # fmt: skip
+    rope = _make("qwen2", {f"qwen2.{k}": v for k, v in scaling.items()})[0]["rope_parameters"]
+    expected = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+    assert rope == expected
+    scaling |= {
+        "rope.scaling.attn_factor": 1.5, "rope.scaling.yarn_attn_factor": 2.0, "rope.scaling.yarn_beta_fast": 16.0,
+        "rope.scaling.yarn_beta_slow": 2.0,
+    }  # fmt: skip
+    rope = _make("qwen2", {f"qwen2.{k}": v for k, v in scaling.items()})[0]["rope_parameters"]
+    assert rope.pop("attention_factor") == pytest.approx(3.0 * (0.1 * np.log(4.0) + 1.0))
+    assert rope == expected | {"beta_fast": 16.0, "beta_slow": 2.0}
+
+
+def test_gemma3_has_two_rotary_bases_and_a_pattern_of_windows():
+    more = {
+        "gemma3.rope.freq_base": 1000000.0, "gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0,
+        "gemma3.attention.sliding_window": 32, "gemma3.block_count": 7,
+    }  # fmt: skip
+    config, _ = _make("gemma3", more)
+    assert config["rope_parameters"] == {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+    assert config["layer_types"] == ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+    config, _ = _make(
+        "gemma3", more | {"gemma3.rope.freq_base_swa": 5000.0, "gemma3.attention.sliding_window_pattern": 2}
+    )
+    assert config["rope_parameters"]["sliding_attention"]["rope_theta"] == 5000.0
+    assert config["layer_types"] == ["sliding_attention", "full_attention"] * 3 + ["sliding_attention"]
+    stated = [True, False, False, True, True, True, False]
+    config, _ = _make("gemma3", more | {"gemma3.attention.sliding_window_pattern": stated})
+    assert [t == "sliding_attention" for t in config["layer_types"]] == stated
+    del more["gemma3.attention.sliding_window"]
+    assert set(_make("gemma3", more)[0]["layer_types"]) == {"full_attention"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "scalar"),
+    [
+        ("gemma2", {}, 16),
+        ("gemma2", {"block_count": 46, "attention.key_length": 32}, 16),  # 27B: the hidden size over the heads
+        ("gemma3", {"block_count": 62, "attention.key_length": 32}, 16),
+        ("gemma3", {"attention.key_length": 32}, 32),
+        ("gemma3", {"attention.scale": 0.1}, 100),
+    ],
+)
+def test_gemmas_scores_are_scaled_as_llama_cpp_scales_them(architecture, more, scalar):
+    config, _ = _make(architecture, {f"{architecture}.{name}": value for name, value in more.items()})
+    assert config["query_pre_attn_scalar"] == scalar
+
+
+def test_softcaps_are_the_files():
+    config, _ = _make("gemma2", {"gemma2.final_logit_softcapping": 20.0})
+    assert (config["attn_logit_softcapping"], config["final_logit_softcapping"]) == (50.0, 20.0)
+    config, _ = _make("gemma3")
+    assert (config["attn_logit_softcapping"], config["final_logit_softcapping"]) == (None, None)
+
+
+def test_experts_widths_are_the_files_or_llama_cpps_defaults():
+    config, _ = _make("qwen2moe")
+    assert (config["moe_intermediate_size"], config["shared_expert_intermediate_size"]) == (128, 256)
+    more = {"qwen2moe.expert_feed_forward_length": 48, "qwen2moe.expert_shared_feed_forward_length": 80}
+    config, _ = _make("qwen2moe", more)
+    assert (config["moe_intermediate_size"], config["shared_expert_intermediate_size"]) == (48, 80)
+    assert _make("qwen3moe")[0]["norm_topk_prob"] and not config["norm_topk_prob"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "attention", "mlp"),
+    [((), False, False), (("attn_q.bias",), True, False), (("ffn_down.bias",), False, True)],
+)
+def test_biases_are_inferred_from_the_tensors(tensors, attention, mlp):
+    config, _ = _make("llama", tensors=[f"blk.0.{name}" for name in tensors])
+    assert (config["attention_bias"], config["mlp_bias"]) == (attention, mlp)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_stablelms_parallel_residual_is_told_by_its_norms(parallel):
+    metadata = Metadata(_base("stablelm") | {"stablelm.use_parallel_residual": parallel}, "m.gguf")
+    shapes = {"token_embd.weight": (96, 64)} | ({} if parallel else {"blk.0.ffn_norm.weight": (64,)})
+    assert make_config(Header(metadata, shapes, lambda name: None))["use_parallel_residual"] is parallel
+    with pytest.raises(CheckpointError, match="stablelm.use_parallel_residual is True"):
+        _make("stablelm", {"stablelm.use_parallel_residual": True})

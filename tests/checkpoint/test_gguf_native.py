@@ -1,0 +1,112 @@
+"""GGUFs of native families are split without torch and transformers, and as transformers' tables would have it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from edgellm.checkpoint.gguf.source import GGUFSource
+from edgellm.checkpoint.split import split
+from edgellm.errors import CheckpointError
+from edgellm.model.families.find import FAMILIES
+from tests.checkpoint.gguf_files import Q, write_gguf
+from tests.checkpoint.helpers import read_split
+from tests.checkpoint.test_split_gguf import _CONFIGS, _model
+
+NATIVE = ["llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen3", "phi3", "gpt2"]
+_KINDS = {
+    "attn_q": Q.Q4_1, "attn_k": Q.Q4_0, "attn_v": Q.Q6_K, "attn_qkv": Q.Q4_1, "attn_output": Q.BF16, "ffn_up": Q.Q8_0,
+    "ffn_gate": Q.F16, "ffn_down": Q.Q4_0, "token_embd": Q.Q8_0, "output.weight": Q.Q5_0, "position_embd": Q.F16,
+}  # fmt: skip
+
+
+def _kind(name: str):
+    return next((kind for part, kind in _KINDS.items() if part in name), Q.F32)
+
+
+def test_every_native_family_is_here():
+    assert {_CONFIGS[family]().model_type for family in NATIVE} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+@pytest.mark.parametrize("family", NATIVE)
+def test_shards_are_those_of_transformers_tables(tmp_path, monkeypatch, family, quantize):
+    path = write_gguf(tmp_path / "m.gguf", _model(family), _kind)
+    source = GGUFSource(path)
+    assert source.spec
+    manifest = split(source, tmp_path / "native", quantize)
+    monkeypatch.setattr("edgellm.checkpoint.gguf.source.find_spec", lambda config: (None, ""))
+    source = GGUFSource(path)
+    assert source.spec is None
+    expected = split(source, tmp_path / "generic", quantize)
+    assert manifest.shards == expected.shards
+    for name in ("architecture", "model_type", "hidden_size", "vocab_size", "max_seq_len", "kv_elements_per_token",
+                 "activation_elements_per_token", "rope_switch_len", "eos_token_ids"):  # fmt: skip
+        assert getattr(manifest, name) == getattr(expected, name), name
+
+
+_WITHOUT = """
+import sys
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+from edgellm.checkpoint.sources import open_source
+from edgellm.checkpoint.split import split
+for path in sys.argv[1:]:
+    for quantize in ("none", "int4"):
+        split(open_source(path), f"{path}.{quantize}", quantize)
+"""
+
+
+def test_native_families_are_split_without_torch_and_transformers(tmp_path):
+    paths = [write_gguf(tmp_path / f"{family}.gguf", _model(family), _kind) for family in NATIVE]
+    command = [sys.executable, "-c", _WITHOUT, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stderr) == (0, "")
+    for path in paths:
+        manifest = split(GGUFSource(path), tmp_path / "here")
+        assert read_split(tmp_path / f"{path.name}.none").keys() == read_split(tmp_path / "here").keys()
+        assert manifest == split(GGUFSource(path), tmp_path / f"{path.name}.none")  # nothing to do
+        for file in (tmp_path / "here").iterdir():
+            file.unlink()
+
+
+def test_biases_that_are_missing_are_zeros(tmp_path, monkeypatch):
+    """llama.cpp takes each of a layer's biases where it is; transformers has them all or none."""
+    from tests.checkpoint import gguf_files
+
+    model = _model("llama-biased")
+    whole = gguf_files._gguf_tensors
+
+    def some(model, names):
+        return ((n, t) for n, t in whole(model, names) if not n.endswith(("attn_output.bias", "ffn_gate.bias")))
+
+    monkeypatch.setattr(gguf_files, "_gguf_tensors", some)
+    split(GGUFSource(write_gguf(tmp_path / "m.gguf", model)), tmp_path / "out")
+    found = read_split(tmp_path / "out")
+    for name, value in found.items():
+        missing = name.endswith(("o_proj.bias", "gate_proj.bias"))
+        assert bool((value == 0).all()) == missing, name
+
+
+@pytest.mark.parametrize(
+    ("family", "drop", "named"),
+    [("llama", "blk.1.attn_v.weight", "blk.1.attn_v.weight"), ("qwen2", "blk.0.attn_q.bias", "blk.0.attn_q.bias"),
+     ("gpt2", "position_embd.weight", "position_embd.weight")],
+)  # fmt: skip
+def test_a_missing_tensor_is_named(tmp_path, monkeypatch, family, drop, named):
+    from tests.checkpoint import gguf_files
+
+    whole = gguf_files._gguf_tensors
+    monkeypatch.setattr(
+        gguf_files, "_gguf_tensors", lambda model, names: ((n, t) for n, t in whole(model, names) if n != drop)
+    )
+    source = GGUFSource(write_gguf(tmp_path / "m.gguf", _model(family)))
+    with pytest.raises(CheckpointError, match=rf"tensor {named} is missing; \w+ needs it with shape \["):
+        split(source, tmp_path / "out")
