@@ -62,10 +62,12 @@ class GGUFSource(Source):
     @cached_property
     def config(self) -> Any:
         """The transformers config."""
-        from edgellm.model.generic.build import config_from_dict
+        from edgellm.model.generic.build import causal_class, config_from_dict
 
         with quiet_transformers():
-            return config_from_dict(self._config, self.where)
+            config = config_from_dict(self._config, self.where)
+        config.architectures = [causal_class(config).__name__]
+        return config
 
     def _read_f32(self, name: str) -> np.ndarray | None:
         info = self._gguf.tensors.get(name)
@@ -81,7 +83,6 @@ class GGUFSource(Source):
     def tensors(self, model: Any) -> dict[str, SourceTensor]:
         from edgellm.checkpoint.gguf.generic import generic_tensors
 
-        self.config.architectures = [type(model).__name__]
         return generic_tensors(self._gguf.tensors, self.architecture, self._config, model)
 
     def fingerprint_parts(self) -> list[bytes]:

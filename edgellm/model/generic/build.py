@@ -51,6 +51,14 @@ def config_from_dict(content: dict, origin: str = "config") -> PreTrainedConfig:
         raise ModelError(f"{origin} is no valid {model_type} config: {first_line(e)}") from None
 
 
+def causal_class(config: PreTrainedConfig) -> type[nn.Module]:
+    """Return transformers' class of causal language models for a config; raises ModelError if there is none."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{config.model_type}: transformers has no causal language model of this model_type")
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
 def build_empty(config: PreTrainedConfig, *, real_buffers: bool, experts: str | None = None) -> nn.Module:
     """The *ForCausalLM model of `config`, float32, in eval mode, untied, with its parameters on the meta device.
 
@@ -58,11 +66,7 @@ def build_empty(config: PreTrainedConfig, *, real_buffers: bool, experts: str | 
     none of them comes from a checkpoint; without, all is on meta. `config` itself stays as it is.
     Patches torch while it builds, so no other thread may build modules meanwhile. Raises ModelError.
     """
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"{config.model_type}: transformers has no causal language model of this model_type")
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if isinstance(model_class, tuple):
-        model_class = model_class[0]
+    model_class = causal_class(config)
     config = copy.deepcopy(config)
     config._attn_implementation = None  # the class then takes sdpa, or eager where sdpa would be wrong (gemma2)
     config._experts_implementation = experts
