@@ -131,20 +131,14 @@ class Wheels:
         env = {"SOURCE_DATE_EPOCH": _EPOCH, "_PYTHON_HOST_PLATFORM": tag}
         if not target.is_machine:
             zig = self._tool(ZIG, target, work) / "ziglang" / "zig"
-            glibc = f"{GLIBC[0]}.{GLIBC[1]}"
-            # Without C++'s library, which the kernels don't use and zig would take a minute to compile.
-            compiler = [str(zig), "c++", "-nostdlib++", "-target", f"{target.machine}-linux-gnu.{glibc}"]
             env |= {
                 "LDFLAGS": "-s",
                 "ZIG_GLOBAL_CACHE_DIR": str(self._tools / "zig-cache"),
                 "ZIG_LOCAL_CACHE_DIR": str(work / "zig-cache"),
             }
-            settings |= {
-                "cmake.define.CMAKE_CXX_COMPILER": ";".join(compiler),
-                "cmake.define.CMAKE_SYSTEM_NAME": "Linux",
-                "cmake.define.CMAKE_SYSTEM_PROCESSOR": target.machine,
-                "install.strip": "false",  # this machine's strip doesn't know that machine's files
-            }
+            defines = cross_defines(zig_compiler(zig, target.machine), target.machine)
+            settings |= {f"cmake.define.{name}": value for name, value in defines.items()}
+            settings["install.strip"] = "false"  # this machine's strip doesn't know that machine's files
         into.mkdir(exist_ok=True)
         options = [f"--config-settings={name}={value}" for name, value in settings.items()]
         command = [*_pip("wheel"), "--no-deps", "--quiet", *options, "--wheel-dir", str(into)]
@@ -171,9 +165,7 @@ class Wheels:
 
     def _do(self, command: list[str], work: Path, timeout_s: float, target: Target, **env: str):
         """Run a command in `work`, where its temporary files go too; raises WheelhouseError if it fails."""
-        # Flags meant for this machine (-march=native, say) must not reach what a board gets.
-        ours = {k: v for k, v in os.environ.items() if not re.match(r"C(XX|PP)?FLAGS$|LDFLAGS$|CMAKE_|SKBUILD_", k)}
-        ours |= {"TMPDIR": str(work), "LC_ALL": "C.UTF-8", **env}
+        ours = build_environment() | {"TMPDIR": str(work), "LC_ALL": "C.UTF-8", **env}
         what = f"{Path(command[0]).name} {' '.join(command[1:4])}"
         try:
             done = self._run(command, ours, work, timeout_s)
@@ -186,6 +178,26 @@ class Wheels:
         if done.returncode:
             raise WheelhouseError(why(f"{done.stdout}\n{done.stderr}", what, target))
         return done
+
+
+def zig_compiler(zig: Path, machine: str) -> list[str]:
+    """Return the command that compiles C++ for boards of a machine, by the zig at this path."""
+    # Without C++'s library, which the kernels don't use and zig would take a minute to compile.
+    return [str(zig), "c++", "-nostdlib++", "-target", f"{machine}-linux-gnu.{GLIBC[0]}.{GLIBC[1]}"]
+
+
+def cross_defines(compiler: list[str], machine: str) -> dict[str, str]:
+    """Return CMake's variables that make it compile for another machine with this command."""
+    return {
+        "CMAKE_CXX_COMPILER": ";".join(compiler), "CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": machine,
+    }  # fmt: skip
+
+
+def build_environment() -> dict[str, str]:
+    """Return this process's environment without flags for compilers: those meant for this machine (-march=native, say)
+    must not reach what a board gets."""
+    flags = re.compile(r"C(XX|PP)?FLAGS$|LDFLAGS$|CMAKE_|SKBUILD_")
+    return {name: value for name, value in os.environ.items() if not flags.match(name)}
 
 
 def _pip(command: str) -> list[str]:

@@ -1,7 +1,9 @@
 """check.cpp, which compares every instruction set with the scalar one bit for bit: with sanitizers, and for aarch64."""
 
 import pytest
-from building import EMULATOR, HERE, run
+from building import HERE, run
+
+from benchmarks.crossbuild import EMULATOR
 
 SOURCE = HERE / "check.cpp"
 

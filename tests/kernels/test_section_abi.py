@@ -253,6 +253,6 @@ def test_all_of_it_with_sanitizers(sanitized):
     asan = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     environment = {**os.environ, "LD_PRELOAD": asan.stdout.strip(), "PYTHONMALLOC": "malloc",
                    "ASAN_OPTIONS": "detect_leaks=0"}  # fmt: skip
-    command = [sys.executable, "-c", code, sanitized.shared(), Path(__file__)]
+    command = [sys.executable, "-c", code, sanitized.shared, Path(__file__)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:] + done.stderr[-4000:]

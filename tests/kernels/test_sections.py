@@ -2,7 +2,9 @@
 same on every instruction set of every processor."""
 
 import pytest
-from building import EMULATOR, HERE, run
+from building import HERE, run
+
+from benchmarks.crossbuild import EMULATOR
 
 SIZE = ["70", "3"]  # tokens, more than a block of attention; sections of random features, beside the families'
 SOURCE = HERE / "sections.cpp"

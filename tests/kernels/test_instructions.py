@@ -1,0 +1,24 @@
+"""What boards' kernels execute for 32 weights and one token, as zig compiles them, stays within bounds.
+
+The bounds are what `python -m benchmarks.instructions` counts, and 3 %. Whoever makes a kernel better lowers its bound.
+"""
+
+import pytest
+
+from benchmarks.instructions import SOURCE, count
+
+BOUNDS = {
+    ("neon", "int4s"): (10.7, 9.0), ("neon", "int4"): (11.0, 8.9), ("neon", "int8"): (10.9, 10.1),
+    ("dotprod", "int4s"): (7.5, 4.9), ("dotprod", "int4"): (8.2, 5.2), ("dotprod", "int8"): (6.1, 4.4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("aarch64", ["zig"], indirect=True)
+@pytest.mark.parametrize("target, encoding", BOUNDS)
+def test_no_kernel_executes_more_instructions_than_it_did(aarch64, target, encoding):
+    program = aarch64.program(SOURCE)
+    decode, prefill = (count(program, target, encoding, tokens).instructions for tokens in (1, 16))
+    most_decode, most_prefill = BOUNDS[target, encoding]
+    assert decode <= most_decode and prefill <= most_prefill
+    # A product of 32 weights takes two instructions of dotprod and four of neon at least: it was counted at all.
+    assert min(decode, prefill) > (2 if target == "dotprod" else 4)
