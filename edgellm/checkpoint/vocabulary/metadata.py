@@ -101,9 +101,10 @@ def _numbers(metadata: Mapping[str, object], name: str, expected: int, where: st
     values = metadata.get(f"tokenizer.ggml.{name}")
     if values is None:
         return None
-    if not isinstance(values, list) or len(values) < expected:
-        found = len(values) if isinstance(values, list) else "no list"
-        raise CheckpointError(f"{where}: tokenizer.ggml.{name} has {found} entries, expected {expected}")
+    if not isinstance(values, list):
+        raise CheckpointError(f"{where}: tokenizer.ggml.{name} is no list, expected {expected} numbers")
+    if len(values) < expected:
+        raise CheckpointError(f"{where}: tokenizer.ggml.{name} has {len(values)} entries, expected {expected}")
     if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
         raise CheckpointError(f"{where}: tokenizer.ggml.{name} has an entry that is no finite number")
     return values[:expected]

@@ -58,5 +58,4 @@ def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
         for cut in range(1, len(text)):
             if (left := text[:cut]) in ids and (right := text[cut:]) in ids:
                 found.append((-scores[i], -cut, left, right))
-    found.sort()
-    return [(left, right) for _, _, left, right in found]
+    return [(left, right) for _, _, left, right in sorted(found, key=lambda merge: merge[:2])]
