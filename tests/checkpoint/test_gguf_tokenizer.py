@@ -1,6 +1,11 @@
-"""Tokenizers out of GGUF files: text is cut as the model was trained to see it, special tokens stay whole."""
+"""Tokenizers out of GGUF files, as a split writes them: text cut as trained, special tokens whole, ends known.
+
+Pre-tokenizers are in test_pretokenizers.py, SentencePiece vocabularies in test_sentencepiece.py. Ids are llama.cpp's.
+"""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,8 +13,10 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from edgellm.checkpoint.gguf_tokenizer import gguf_end_token_ids, tokenizer_json
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
+from edgellm.checkpoint.vocabulary.metadata import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 from edgellm.errors import CheckpointError
 from tests.checkpoint.gguf_files import write_gguf
 
@@ -76,7 +83,9 @@ def test_special_tokens_stay_whole_and_the_template_is_kept(tmp_path, model):
 
 
 def test_eos_and_eot_of_the_metadata_end_an_answer(tmp_path, model):
-    assert _split(tmp_path, model, "smollm", eos=0, eot=1).eos_token_ids == (0, 1)
+    assert _split(tmp_path, model, "smollm", eos=0, eot=1).eos_token_ids == (0, 1, 2)
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -95,11 +104,96 @@ def test_unknown_way_to_cut_text_is_refused(tmp_path, model):
 
 
 def test_vocabulary_that_contradicts_itself_is_refused(tmp_path, model):
-    with pytest.raises(CheckpointError, match="can't make a tokenizer") as e:
+    with pytest.raises(CheckpointError, match="merges 'no such', and 'no' is none of its 264 tokens"):
         _split(tmp_path, model, "smollm", ["no such", "tokens here"])
-    assert "\n" not in str(e.value)
 
 
 def test_file_without_vocabulary_has_no_tokenizer(tmp_path, model):
     manifest = split(open_source(str(write_gguf(tmp_path / "m.gguf", model))), tmp_path / "out")
     assert {f.name for f in manifest.files} == {"config.json", "generation_config.json"}
+
+
+def _metadata(marks, pre="gpt-2", **changes) -> dict:
+    """A byte-level vocabulary: `marks` (text, kind) first, then 256 bytes and "hi"."""
+    letters = [*bytes_to_unicode().values(), "hi"]
+    gguf = {
+        "model": "gpt2", "pre": pre, "tokens": [*(text for text, _ in marks), *letters], "merges": ["h i"],
+        "token_type": [*(kind for _, kind in marks), *[NORMAL] * len(letters)],
+    }  # fmt: skip
+    return {f"tokenizer.ggml.{name}": value for name, value in (gguf | changes).items() if value is not None}
+
+
+def _tokenizer(metadata) -> Tokenizer:
+    return Tokenizer.from_str(json.dumps(tokenizer_json(Vocabulary.parse(metadata, "m.gguf"))))
+
+
+def test_control_tokens_need_not_be_of_the_byte_alphabet():
+    names = ["<pad>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
+    metadata = _metadata([(n, CONTROL) for n in names], "deepseek-r1-qwen", bos_token_id=1, add_bos_token=True)
+    tokenizer = _tokenizer(metadata)
+    assert tokenizer.encode("<｜User｜>Hi<｜Assistant｜>").ids == [1, 3, 44, 77, 4]
+    text = "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜>"
+    assert tokenizer.decode([1, 3, 44, 77, 4], skip_special_tokens=False) == text
+    assert gguf_end_token_ids(metadata, "m.gguf") == (2,)
+
+
+def test_user_defined_runs_of_spaces_stay_whole_the_longest_first():
+    tokenizer = _tokenizer(_metadata([("  ", USER_DEFINED), ("    ", USER_DEFINED), ("<eos>", CONTROL)]))
+    assert tokenizer.encode("a  b").ids == [67, 0, 68]
+    assert tokenizer.encode("a       b").ids == [67, 1, 0, 223, 68]
+    assert tokenizer.decode([67, 1, 0, 223, 68]) == "a       b"
+
+
+def test_user_defined_letters_are_decoded_as_what_they_are():
+    tokens = [t for t in bytes_to_unicode().values() if t not in "øÿ"]  # bytes that no UTF-8 holds
+    marks = [("ø", USER_DEFINED), ("ÿ", USER_DEFINED), ("été", USER_DEFINED)]
+    kinds = [USER_DEFINED] * 3 + [NORMAL] * (len(tokens) + 1)
+    metadata = _metadata(marks, tokens=[t for t, _ in marks] + tokens + ["hi"], token_type=kinds)
+    tokenizer = _tokenizer(metadata)
+    ids = tokenizer.encode("øhi été é").ids
+    assert ids[0] == 0 and 2 in ids and tokenizer.decode(ids) == "øhi été é"
+
+
+def test_end_of_turn_that_a_file_calls_plain_stays_whole():
+    metadata = _metadata([("<|im_end|>", NORMAL), ("</s>", NORMAL), ("<x>", NORMAL)], eos_token_id=1)
+    assert _tokenizer(metadata).encode("hi<|im_end|></s><x>").ids[:3] == [259, 0, 1]
+    assert len(_tokenizer(metadata).encode("<x>").ids) == 3
+    assert gguf_end_token_ids(metadata, "m.gguf") == (1, 0)
+
+
+def test_empty_and_repeated_tokens_keep_their_ids():
+    metadata = _metadata([("", NORMAL), ("hi", UNUSED), ("<eos>", CONTROL)])
+    tokenizer = _tokenizer(metadata)
+    assert tokenizer.get_vocab_size() == 260 and tokenizer.token_to_id("<eos>") == 2
+    assert tokenizer.encode("hi").ids == [1] and tokenizer.id_to_token(259) == "[DUPLICATE_259]"
+
+
+def test_merges_twice_count_where_they_come_first():
+    metadata = _metadata([("ab", NORMAL), ("bc", NORMAL)], merges=["a b", "b c", "a b"])
+    assert _tokenizer(metadata).encode("abc").ids == [0, 68]
+
+
+@pytest.mark.parametrize(
+    ("name", "pre", "expected"), [("jina", "jina-v2-de", True), ("jina", "gpt-2", False), (3, "gpt-2", False)]
+)
+def test_mask_of_jina_swallows_the_space_before_it(name, pre, expected):
+    metadata = _metadata([("<mask>", CONTROL)], pre) | {"general.name": name}
+    assert _tokenizer(metadata).encode("hi  <mask>").ids[1:] == ([0] if expected else [221, 221, 0])
+
+
+def test_file_without_merges_is_refused():
+    with pytest.raises(CheckpointError, match="m.gguf: the vocabulary has no tokenizer.ggml.merges"):
+        _tokenizer(_metadata([], merges=None))
+
+
+def test_no_part_of_it_needs_torch_or_transformers(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from edgellm.checkpoint.gguf_tokenizer import write_tokenizer\n"
+        "import json; print(write_tokenizer(Path('m.gguf'), json.load(sys.stdin), Path(sys.argv[1])))\n"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], input=json.dumps(_metadata([("<eos>", CONTROL)])), timeout=60,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "['tokenizer.json', 'tokenizer_config.json']\n", done.stderr
