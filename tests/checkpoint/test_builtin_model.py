@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
+from edgellm.sampling import Sampling
 from tests.checkpoint.gguf_files import reference
 from tests.checkpoint.helpers import assert_same_weights, encodings
 
@@ -61,3 +62,8 @@ def test_second_split_is_a_no_op(folder):
     (folder.with_name("peak")).rename(folder / "peak")
     assert (folder / "manifest.json").stat().st_mtime_ns == before
     assert manifest.eos_token_ids == (2, 0, 4) and manifest.max_seq_len == 8192
+
+
+def test_the_model_cards_sampling_is_what_ask_uses(folder):
+    sampling = Sampling.from_generation_config(json.loads((folder / "generation_config.json").read_text()))
+    assert (sampling.temperature, sampling.top_p) == (0.2, 0.9)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from edgellm.manager.cluster_file import ClusterFile
+from edgellm.sampling import Sampling
 from tests.cli.commands import ASK, CONTEXT, answer_to, call, fails, ids_of, start
 from tests.fakes import generate
 from tests.tiny import environment, wait_until
@@ -205,3 +206,70 @@ def test_a_cluster_file_that_can_not_be_written_does_not_end_the_answer(own):
     own.file.with_name("cluster.json.part").rmdir()
     result = call("ask", "Why?", "--cluster", own.file, "--max-tokens", 20)
     assert result.stderr == "" and ClusterFile.read(own.file).plan.epoch == 3
+
+
+# How an answer is sampled, and where it ends
+
+
+def advise(cluster, **generation):
+    (cluster.model_dir / "generation_config.json").write_text(json.dumps(generation))
+
+
+def test_an_answer_is_sampled_as_the_models_authors_say_unless_options_say_otherwise(own):
+    advise(own, do_sample=True, temperature=0.5, top_p=0.9, min_p=0.01, repetition_penalty=1.1)
+    advised = {"temperature": 0.5, "top_k": 50, "top_p": 0.9, "min_p": 0.01, "repeat_penalty": 1.1}
+    for options, changed in (
+        ((), {}),
+        (("--top-k", 0), {"top_k": 0}),
+        (("--temperature", 0.7, "--min-p", 0), {"temperature": 0.7, "min_p": 0.0}),
+        (("--temperature", 0), {"temperature": 0.0}),
+    ):
+        asked = ("ask", "Why?", "--cluster", own.file, "--max-tokens", 20, "--seed", 7, *options, "--json")
+        answer, again = (json.loads(call(*asked).stdout) for _ in range(2))
+        assert answer["sampling"] == {**advised, **changed} and answer["seed"] == 7
+        expected = generate(ids_of("Why?"), 20, sampling=Sampling(**answer["sampling"], seed=7))
+        assert answer["tokens"] == again["tokens"] == expected
+
+
+def test_v_says_how_an_answer_was_sampled_and_who_said_so(own):
+    def spoken(*options):
+        return call("ask", "Why?", "--cluster", own.file, "--max-tokens", 2, "--seed", 7, "-v", *options).stderr
+
+    assert "sampling: greedy (as the model's authors say)\n" in spoken()
+    assert "sampling: temperature 0.7 (as asked); seed 7\n" in spoken("--temperature", 0.7)
+    advise(own, do_sample=True, temperature=0.2, top_p=0.9)
+    assert "sampling: temperature 0.2, top-k 50, top-p 0.9 (as the model's authors say); seed 7\n" in spoken()
+    assert "sampling: greedy (as asked)\n" in spoken("--temperature", 0)
+
+
+def test_advice_that_is_no_advice_is_named(own):
+    advise(own, do_sample=True, temperature="hot")
+    line = fails(1, "ask", "Why?", "--cluster", own.file)
+    assert line == f"{own.model_dir}/generation_config.json: temperature is 'hot', expected a number from 0 to 100"
+
+
+def test_every_end_that_generation_config_names_ends_an_answer(own):
+    whole = generate(ids_of("Why?"), 60)
+    advise(own, eos_token_id=[whole[30], whole[20], 10**6, "x", None])
+    end = min(whole.index(whole[30]), whole.index(whole[20]))
+    answer = json.loads(call("ask", "Why?", "--cluster", own.file, "--max-tokens", 60, "--json").stdout)
+    assert (answer["tokens"], answer["finish_reason"]) == (whole[: end + 1], "eos")
+    assert answer["text"] == answer_to("Why?", end)
+
+
+def test_a_control_token_can_be_what_stop_names(own):
+    """Decoding leaves control tokens out, and --stop sees them all the same."""
+    from tokenizers import Tokenizer
+
+    whole = answer_to("Why?", 60)
+    control = whole[25]
+    library = Tokenizer.from_file(str(own.model_dir / "tokenizer.json"))
+    library.add_special_tokens([control])
+    library.save(str(own.model_dir / "tokenizer.json"))
+    asked = ("ask", "Why?", "--cluster", own.file, "--max-tokens", 60, "--json")
+    answer = json.loads(call(*asked).stdout)
+    assert (answer["text"], answer["finish_reason"]) == (whole.replace(control, ""), "length")
+    at = whole.index(control)
+    for stop, shown in ((control, whole[:at]), (whole[at - 2 : at + 1], whole[: at - 2])):
+        answer = json.loads(call(*asked, "--stop", stop).stdout)
+        assert (answer["text"], answer["finish_reason"]) == (shown, "stop")

@@ -32,9 +32,8 @@ def run(home, cluster):
 
 
 def test_arguments_that_are_no_utf8_are_one_sentence(run):
-    for arguments, what in (
-        ((b"caf\xe9",), "the prompt"), (("hi", "--system", b"caf\xe9"), "--system"), (("hi", "--stop", b"\xff"), "--stop"),
-    ):  # fmt: skip
+    bad, named = b"caf\xe9", ("--system", "--stop")
+    for arguments, what in ((bad,), "the prompt"), *((("hi", name, bad), name) for name in named):
         code, stdout, stderr = run("ask", *arguments)
         assert (code, stdout, stderr.count("\n")) == (2, b"", 1)
         assert stderr.startswith(f"edgellm: {what} is no UTF-8 text (byte ")
