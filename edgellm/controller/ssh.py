@@ -192,7 +192,7 @@ def _load_key(board: str, key: str):
     except (TypeError, paramiko.PasswordRequiredException):
         return None
     except Exception:
-        raise BoardError(f"board {board}: SSH key {path} is no private key that can be read", board) from None
+        raise BoardError(f"board {board}: SSH key {path} is not a private key that can be read", board) from None
 
 
 def _load_known_hosts(keys, files: list[Path]) -> None:

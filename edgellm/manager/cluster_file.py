@@ -40,7 +40,7 @@ class SshAccess:
 
     def __post_init__(self) -> None:
         if not is_host(self.host):
-            raise ClusterError(f"ssh: {reprlib.repr(self.host)} is no host name or IP address")
+            raise ClusterError(f"ssh: {reprlib.repr(self.host)} is not a host name or IP address")
         for name in ("user", "key"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value.isprintable() and 0 < len(value) <= 4096):
@@ -62,9 +62,9 @@ class Board:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and BOARD_NAME.match(self.name)):
-            raise ClusterError(f"boards: {reprlib.repr(self.name)} is no board name")
+            raise ClusterError(f"boards: {reprlib.repr(self.name)} is not a board name")
         if not is_host(self.host):
-            raise ClusterError(f"boards: {self.name}: {reprlib.repr(self.host)} is no host name or IP address")
+            raise ClusterError(f"boards: {self.name}: {reprlib.repr(self.host)} is not a host name or IP address")
         if not is_port(self.port):
             raise ClusterError(f"boards: {self.name}: port is {reprlib.repr(self.port)}, expected 1 to 65535")
 
@@ -159,7 +159,7 @@ class ClusterFile:
         try:
             return cls.from_dict(json.loads(raw))
         except (ValueError, RecursionError) as e:
-            raise ClusterError(f"cluster file {path}: no JSON ({e}). {_AGAIN}") from None
+            raise ClusterError(f"cluster file {path}: not JSON ({e}). {_AGAIN}") from None
         except (ClusterError, PlanError) as e:
             raise ClusterError(f"cluster file {path}: {e}. {_AGAIN}") from None
 
@@ -203,15 +203,15 @@ class ClusterFile:
     def from_dict(cls, content: object) -> "ClusterFile":
         """Parse JSON. Raises ClusterError or PlanError naming the field."""
         if not isinstance(content, dict):
-            raise ClusterError("it is no JSON object")
+            raise ClusterError("it is not a JSON object")
         if content.get("format") != FORMAT:
             raise ClusterError(f"format is {reprlib.repr(content.get('format'))}, this edgellm reads {FORMAT}")
         _check_keys(content, _FIELDS, "it")
         if not isinstance(content["boards"], list):
-            raise ClusterError("boards is no list")
+            raise ClusterError("boards is not a list")
         for board in content["boards"]:
             if not isinstance(board, dict):
-                raise ClusterError(f"boards: {reprlib.repr(board)} is no object")
+                raise ClusterError(f"boards: {reprlib.repr(board)} is not an object")
             _check_keys(board, {"name", "host", "port", "ssh"}, "boards: one")
             if board["ssh"] is not None:
                 if not isinstance(board["ssh"], dict):

@@ -206,7 +206,7 @@ def recall(path: Path) -> list[LocalAgent]:
     try:
         agents = [LocalAgent(**a) for a in json.loads(path.read_text())]
         if odd := [a.pid for a in agents if type(a.pid) is not int or a.pid < 1]:
-            raise ValueError(f"{odd[0]!r} is no process")
+            raise ValueError(f"{odd[0]!r} is not a process")
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, RecursionError) as e:

@@ -35,7 +35,7 @@ def parse_board(text: str, manifest: Manifest) -> Capacity:
     text = text.strip()
     shown = text if len(text) <= 60 and text.isprintable() else repr(text[:60])
     if not (match := _BOARD.match(text)):
-        raise UsageError(f"--board: {shown} is no board, expected NAME=SIZE or NAME=SIZE@TIME, like pi1=3.1GB@25ms")
+        raise UsageError(f"--board: {shown} is not a board, expected NAME=SIZE or NAME=SIZE@TIME, like pi1=3.1GB@25ms")
     name = match["name"].strip()
     if not BOARD_NAME.match(name):
         raise UsageError(f"--board: {shown} has no valid name, expected letters, digits, '.', '_' or '-', at most 63")

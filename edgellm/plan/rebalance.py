@@ -218,9 +218,12 @@ def _nothing_fits(
         if missing:
             lacks.append(f"{capacity.board} lacks {_words(missing)}")
     nowhere = [s for s in manifest.shards if not any(s.name in shards.get(c.board, ()) for c in capacities)]
-    text = f"{manifest.model} would fit into the RAM of these boards, but the shards on their disks make no whole: "
+    text = (
+        f"{manifest.model} would fit into the RAM of these boards, but the shards on their disks don't make up the "
+        "model: "
+    )
     if nowhere:
-        text += f"nobody has {_words(nowhere)}; "
+        text += f"no board has {_words(nowhere)}; "
     return f"{text}{'; '.join(lacks)}. Bring back the board that has them, or deploy to push them."
 
 

@@ -130,7 +130,7 @@ class Plan:
         _check_int(self.num_layers, 1, _MAX_LAYERS, "plan: num_layers")
         _check_settings(self, "plan")
         if not (isinstance(self.sections, tuple) and all(isinstance(s, Section) for s in self.sections)):
-            raise PlanError("plan: sections is no tuple of sections")
+            raise PlanError("plan: sections is not a tuple of sections")
         reached = 0
         for section in self.sections:
             if section.start != reached:
@@ -181,7 +181,7 @@ class Plan:
         """Parse a plan out of JSON; raises PlanError naming the field."""
         said = _exactly(cls, content, "plan")
         if not (isinstance(said["sections"], list) and len(said["sections"]) <= _MAX_LAYERS):
-            raise PlanError("plan: sections is no list")
+            raise PlanError("plan: sections is not a list")
         sections = tuple(Section(**_exactly(Section, s, "plan: section")) for s in said["sections"])
         return cls(**{**said, "sections": sections})
 

@@ -102,7 +102,7 @@ class Manifest:
             )
         for entry in self.entries:
             if not _SAFE_NAME.match(entry.name):
-                raise ManifestError(f"manifest: {entry.name!r} is no plain file name")
+                raise ManifestError(f"manifest: {entry.name!r} is not a plain file name")
             sizes = (entry.bytes, getattr(entry, "ram_bytes", 0))
             if not (all(_is_int(n) and 0 <= n <= _MOST for n in sizes) and _SHA256.match(entry.sha256)):
                 raise ManifestError(f"manifest: {entry.name} has a bad size or SHA-256")
@@ -144,9 +144,9 @@ class Manifest:
         try:
             content = json.loads(raw)
         except (ValueError, RecursionError) as e:
-            raise ManifestError(f"manifest is no JSON: {e}") from None
+            raise ManifestError(f"manifest is not JSON: {e}") from None
         if not isinstance(content, dict):
-            raise ManifestError("manifest is no JSON object")
+            raise ManifestError("manifest is not a JSON object")
         if content.get("format") != FORMAT:
             raise ManifestError(
                 f"manifest has format {content.get('format')!r}, this edgellm reads format {FORMAT}. "

@@ -49,12 +49,12 @@ class SafetensorsFile:
         try:
             header = json.loads(raw)
         except (ValueError, RecursionError):
-            raise CheckpointError(f"{path}: the header's {length} bytes are no JSON; fetch the file again.") from None
+            raise CheckpointError(f"{path}: the header's {length} bytes are not JSON; fetch the file again.") from None
         if not isinstance(header, dict):
-            raise CheckpointError(f"{path}: the header is no JSON object; fetch the file again.")
+            raise CheckpointError(f"{path}: the header is not a JSON object; fetch the file again.")
         metadata = header.pop("__metadata__", {})
         if not isinstance(metadata, dict):
-            raise CheckpointError(f"{path}: the header's __metadata__ is no JSON object")
+            raise CheckpointError(f"{path}: the header's __metadata__ is not a JSON object")
         tensors = {name: _tensor(path, name, entry, 8 + length, file.bytes) for name, entry in header.items()}
         return cls(file, raw, tensors, metadata)
 

@@ -89,7 +89,7 @@ def _read(path: Path) -> dict[str, str]:
             kept = json.loads(f.read(_MAX_BYTES))
         boot, files = kept["boot"], kept["files"]
         if not all(isinstance(sha256, str) for sha256 in files.values()):
-            raise ValueError("a SHA-256 is no text")
+            raise ValueError("a SHA-256 is not a text")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:

@@ -54,14 +54,14 @@ def object_of(message: str, raw: bytes) -> dict[str, Any]:
     try:
         content = json.loads(raw.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise RemoteProtocolError(f"{message}: no JSON") from None
+        raise RemoteProtocolError(f"{message}: not JSON") from None
     if not isinstance(content, dict):
-        raise RemoteProtocolError(f"{message}: JSON is no object")
+        raise RemoteProtocolError(f"{message}: JSON is not an object")
     return content
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def json_of(content: dict[str, Any]) -> bytes:

@@ -90,7 +90,7 @@ def _load(folder: Path, server_side: bool) -> ssl.SSLContext:
     if mode & 0o077:
         raise ClusterError(
             f"certificate file {key}: others may read it (mode {stat.S_IMODE(mode):04o}), expected 0600. "
-            f"Run 'chmod 600 {key}' if nobody has, else remove it and deploy again."
+            f"Run 'chmod 600 {key}' if nobody has, or remove it and deploy again."
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -102,7 +102,7 @@ def _load(folder: Path, server_side: bool) -> ssl.SSLContext:
     try:
         context.load_verify_locations(ca)
     except ssl.SSLError:
-        raise ClusterError(f"certificate file {ca}: no certificate. {_AGAIN}") from None
+        raise ClusterError(f"certificate file {ca}: not a certificate. {_AGAIN}") from None
     try:
         context.load_cert_chain(cert, key, password="")  # never asks on a terminal
     except ssl.SSLError as e:

@@ -199,7 +199,7 @@ class _Pending(asyncio.Protocol):
         if self._channel is None:
             if data[0] != 0x16:  # no handshake record: not worth a TLS object
                 self._transport.write(_NO_TLS_ALERT)
-                self.end("it speaks no TLS")
+                self.end("it doesn't speak TLS")
                 return
             self._channel = Channel(self._tls.context, server_side=True)
             self._listener.began(self)

@@ -141,7 +141,7 @@ def _explain(error: ssl.SSLError, own: str) -> str:
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "it showed no certificate"
     if reason in _NO_TLS:
-        return "it speaks no TLS"
+        return "it doesn't speak TLS"
     if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "NO_SHARED_CIPHER"):
-        return "it speaks no TLS 1.3"
+        return "it doesn't speak TLS 1.3"
     return f"TLS failed: {reason.lower().replace('_', ' ')}"

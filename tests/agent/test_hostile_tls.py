@@ -102,7 +102,7 @@ def test_whoever_is_not_of_the_cluster_or_not_whom_it_says_is_refused(cluster, a
                 said = await say(at.last, Careless(folder), manager, m.AskStatus())
                 assert said == f"refused this manager's certificate: {reason}. Deploy again"
             for line in (
-                "it speaks no TLS", "it showed no certificate", "its certificate is of another cluster",
+                "it doesn't speak TLS", "it showed no certificate", "its certificate is of another cluster",
                 "its certificate has expired", "its certificate is not valid yet",
             ):  # fmt: skip
                 assert f"ended: {line}" in logged(), line

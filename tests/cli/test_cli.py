@@ -94,12 +94,12 @@ def test_the_cluster_file_is_looked_for_in_four_places(home, monkeypatch):
     for place in places:
         place.write_text("{")
     monkeypatch.setenv("EDGELLM_CLUSTER", str(places[1]))
-    assert f"cluster file {places[0]}: no JSON" in fails(1, "ask", "hi", "--cluster", places[0])
-    assert f"cluster file {places[1]}: no JSON" in fails(1, "ask", "hi")
+    assert f"cluster file {places[0]}: not JSON" in fails(1, "ask", "hi", "--cluster", places[0])
+    assert f"cluster file {places[1]}: not JSON" in fails(1, "ask", "hi")
     monkeypatch.delenv("EDGELLM_CLUSTER")
-    assert "cluster file cluster.json: no JSON" in fails(1, "ask", "hi")
+    assert "cluster file cluster.json: not JSON" in fails(1, "ask", "hi")
     places[2].unlink()
-    assert f"cluster file {places[3]}: no JSON" in fails(1, "ask", "hi")
+    assert f"cluster file {places[3]}: not JSON" in fails(1, "ask", "hi")
 
 
 def test_a_cluster_file_that_is_not_there_is_not_skipped(home, monkeypatch):

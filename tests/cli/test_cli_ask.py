@@ -185,7 +185,7 @@ def test_wait_is_how_long_lost_boards_are_waited_for(own):
     began_s = time.monotonic()
     result = call("ask", "Why?", "--cluster", own.file, "--wait", "0")
     assert (result.exit_code, result.stdout) == (1, "") and time.monotonic() - began_s < 10
-    assert "board b1 (127.0.0.1:" in result.stderr and "nobody has layers 3-6" in result.stderr
+    assert "board b1 (127.0.0.1:" in result.stderr and "no board has layers 3-6" in result.stderr
     assert result.stderr.count("\n") == 1 and "trying to go on" not in result.stderr
     result = call("ask", "Why?", "--cluster", own.file, "--wait", "0.3")
     assert (result.exit_code, result.stdout) == (1, "") and "Trying to go on …" in result.stderr

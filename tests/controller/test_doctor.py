@@ -46,7 +46,7 @@ def test_what_is_not_known_is_no_finding():
         ({"tcp_error": "no answer", "ssh_error": "no answer by SSH"}, "reach", "can't be reached: no answer. Check"),
         ({"wire_error": "refused: version 3, this agent speaks 2"}, "reach", "upgrade.yml"),
         ({"wire_error": "its certificate has expired"}, "reach", "renews"),
-        ({"wire_error": "it speaks no TLS"}, "reach", "deploy.yml"),
+        ({"wire_error": "it doesn't speak TLS"}, "reach", "deploy.yml"),
         ({"wire_error": "no status within 4 s"}, "reach", "edgellm logs pi1"),
         ({"idle": "no section"}, "plan", "does not serve its section: no section. Ask anything"),
         ({"idle": "has another model", "model_sha256": "0" * 64}, "shards", "another model"),

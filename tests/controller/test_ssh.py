@@ -124,7 +124,7 @@ def test_the_users_ssh_config_counts(home):
         ({"user": "root"}, "SSH refuses root with key"),
         ({"key": "/nowhere/key"}, "SSH key /nowhere/key: no such file or directory"),
         ({"key": None}, "no SSH key to show"),
-        ({"key": os.devnull}, "no private key that can be read"),
+        ({"key": os.devnull}, "not a private key that can be read"),
         ({"host": "no-such-board.invalid"}, "the name is not known"),
     ],
 )

@@ -124,7 +124,7 @@ def test_a_board_gets_only_layers_whose_shards_it_has(boards_of):
         start, end = {"b0": (0, 3), "b1": (3, 6), "b2": (2, 4)}[section.board]
         assert start <= section.start < section.end <= end
     assert sections(somewhere.plan) == [("b0", 0, 3), ("b2", 3, 6)]
-    assert "nobody has layers 4-6, the head" in error and "Bring back the board" in error
+    assert "no board has layers 4-6, the head" in error and "Bring back the board" in error
 
 
 def test_other_settings_or_addresses_make_a_new_plan_even_if_nothing_moves(boards_of):

@@ -141,7 +141,7 @@ def test_what_is_missing_is_named_when_the_others_lack_the_shards(tmp_path):
             return str(e.value)
 
     error = run(go())
-    assert error.startswith("board b1 (127.0.0.1:") and "nobody has layers 4-6, the head" in error, error
+    assert error.startswith("board b1 (127.0.0.1:") and "no board has layers 4-6, the head" in error, error
 
 
 def test_an_answer_goes_on_when_the_board_that_it_needs_is_back(tmp_path, surveys):

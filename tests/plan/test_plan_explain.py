@@ -129,8 +129,8 @@ def test_typed_boards_are_capacities(make_manifest):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is no board"),
-        ("pi1", "is no board"),
+        ("", "is not a board"),
+        ("pi1", "is not a board"),
         ("=3GB", "no valid name"),
         ("a/b=3GB", "no valid name"),
         ("pi1=", "pi1's size is '', expected a number with GB"),
@@ -145,11 +145,11 @@ def test_typed_boards_are_capacities(make_manifest):
         ("pi1=3GB@25", "pi1's time a layer is '25', expected a number with s, ms or us"),
         ("pi1=3GB@0ms", "expected more than 0"),
         ("pi1=3GB@5000s", "layer_s"),
-        ("pi1=3GB@1ms@2ms", "is no board"),
-        ("pi1=3GB,", "is no board"),
+        ("pi1=3GB@1ms@2ms", "is not a board"),
+        ("pi1=3GB,", "is not a board"),
         ("pi1=3GB,pi1=4GB", "pi1 is given 2 times"),
-        ("x" * 500, "is no board"),
-        ("\x1b[2J", "is no board"),
+        ("x" * 500, "is not a board"),
+        ("\x1b[2J", "is not a board"),
     ],
 )
 def test_nonsense_boards_are_usage_errors(make_manifest, text, message):

@@ -145,8 +145,8 @@ def test_missing_shards_are_told_by_board(ten, make_boards):
     with pytest.raises(PlanError) as e:
         next_plan(ten, current, boards, LATENCY, 2, shards=shards)
     assert str(e.value) == (
-        "tiny would fit into the RAM of these boards, but the shards on their disks make no whole: nobody has "
-        "layers 6-8 and 9-10, the head; pi1 lacks layers 6-8 and 9-10, the head; "
+        "tiny would fit into the RAM of these boards, but the shards on their disks don't make up the model: "
+        "no board has layers 6-8 and 9-10, the head; pi1 lacks layers 6-8 and 9-10, the head; "
         "pi2 lacks the embedding, layers 0-10, the head. Bring back the board that has them, or deploy to push them."
     )
     shards["pi2"] = names(ten, 6, 10)

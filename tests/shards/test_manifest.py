@@ -56,7 +56,7 @@ def test_an_odd_shard_or_file_is_refused_or_harmless(place, field, value):
 def test_no_name_leaves_the_folder(name):
     content = json.loads(make_manifest().to_json())
     content["shards"][1]["name"] = name
-    with pytest.raises(ManifestError, match="no plain file name"):
+    with pytest.raises(ManifestError, match="not a plain file name"):
         Manifest.from_json(json.dumps(content))
 
 

@@ -99,7 +99,7 @@ DIALLING = {
     "agent before its time": ("young", "manager", "manager", "pc", "its certificate is not valid yet; are the clocks"),
     "agent as another": ("b1", "manager", "manager", "pc", "a hello from board b0 with the certificate of board b1"),
     "no certificate": ("b0", None, "manager", "pc", "it speaks TLS, and this side has no certificate"),
-    "no TLS there": (None, "manager", "manager", "pc", "it speaks no TLS"),
+    "no TLS there": (None, "manager", "manager", "pc", "it doesn't speak TLS"),
 }
 
 
