@@ -12,7 +12,8 @@ from edgellm import __version__
 from edgellm.controller import examine as examining
 from edgellm.controller.certificates import ensure
 from edgellm.controller.doctor import HERE, Unit, diagnose
-from edgellm.controller.examine import QUICK_SCRIPT, SCRIPT, Meter, examine, parse
+from edgellm.controller.examine import Meter, examine
+from edgellm.controller.script import QUICK_SCRIPT, SCRIPT, parse
 from edgellm.controller.ssh import Done
 from edgellm.errors import BoardError
 from edgellm.kernels import library

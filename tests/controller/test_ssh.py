@@ -211,9 +211,8 @@ def test_lines_come_as_they_are_said_until_told_to_stop(home):
             stop.set()
 
     with Sshd(follow) as sshd:
-        began = time.monotonic()
         run_script("pi1", login(sshd, home), "", on_line, deadline_s=None, max_bytes=None, stop=stop)
-        assert seen[:3] == ["line 0", "line 1", "line 2"] and time.monotonic() - began < 5
+        assert seen[:3] == ["line 0", "line 1", "line 2"] and len(seen) < 1000
 
 
 @pytest.mark.parametrize(
