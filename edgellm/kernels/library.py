@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -159,7 +160,7 @@ def _candidates() -> list[Path]:
     # An editable install keeps the library in site-packages, beside the metadata, not in the checkout.
     found = [Path(__file__).with_name(_NAME)]
     try:
-        found.append(Path(importlib.metadata.distribution("edgellm").locate_file(f"edgellm/kernels/{_NAME}")))
+        found.append(Path(str(importlib.metadata.distribution("edgellm").locate_file(f"edgellm/kernels/{_NAME}"))))
     except importlib.metadata.PackageNotFoundError:
         pass
     return found
@@ -179,7 +180,7 @@ def library() -> ctypes.CDLL:
     if abi != _ABI:
         raise EdgellmError(f"{path} has interface {abi}, this edgellm needs {_ABI}. Build it anew: pip install -e .")
     pointer, size, number = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int
-    weights = [pointer, size, number, size, size]
+    weights: list[Any] = [pointer, size, number, size, size]
     lib.edgellm_target.restype = ctypes.c_char_p
     lib.edgellm_use_target.argtypes = [ctypes.c_char_p]
     lib.edgellm_linear.argtypes = [*weights, pointer, size, pointer, number]

@@ -83,7 +83,8 @@ class Vocabulary:
         lines = self.metadata.get("tokenizer.ggml.merges")
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             raise CheckpointError(f"{self.where}: the vocabulary has no tokenizer.ggml.merges")
-        known, pairs = frozenset(self.texts), {}
+        known = frozenset(self.texts)
+        pairs: dict[tuple[str, str], None] = {}
         for line in lines:
             at = line.find(" ", 1)  # the first half may begin with a space
             left, right = (line[:at], line[at + 1 :]) if at > 0 else (line, "")
