@@ -122,4 +122,4 @@ def test_the_map_has_every_file_and_no_other():
 def test_every_file_says_what_lives_in_it():
     for path in FILES:
         doc = ast.get_docstring(ast.parse((PACKAGE / path).read_text()))
-        assert doc and doc.split("\n")[0].endswith((".", ":")), path
+        assert doc and doc.split("\n\n")[0].endswith((".", ":")), path
