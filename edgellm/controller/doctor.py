@@ -34,8 +34,8 @@ class Facts:
     `idle` is why a board of the plan doesn't serve it, though its agent answers. `path` and `kernels` are how it
     computes, `native_elsewhere` whether another board computes natively.
 
-    `files` are sizes in bytes by name, of what lies in its model folder; `sums` their SHA-256 ("" for one that can't
-    be read); `needed` the names that must be there; `wrong` (size, SHA-256) by name is what the manifest has.
+    `files` are sizes in bytes by name, of what lies in its model folder; `sums` are their SHA-256 ("" for one that
+    can't be read); `needed` are the names that must be there; `manifest` has (size, SHA-256) by name.
     """
 
     board: str
