@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.agent.draft import Drafter
+from edgellm.model.sampler import Sampler
 from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer
@@ -30,6 +31,7 @@ class Sequence:
     sent_bytes: int = 0  # of decode steps, to other boards
     accepted: int = 0  # drafts that were chosen, as the last board knows
     ended: bool = False
+    sampler: Sampler | None = None  # on the last board
 
     def most_drafts(self, context: int, rope_switch_len: int | None, running: int) -> int:
         """Return how many drafts the next step may carry: within the answer, a slot of `context` tokens and one set of
@@ -60,22 +62,22 @@ class Sequence:
         return "context" if position >= context else ""
 
 
-def choose(logits: np.ndarray, ids: Ids[int], history: Ids[int], sampling: Sampling, end: int) -> list[int]:
+def choose(sampler: Sampler, text: Ids[int], logits: np.ndarray, ids: Ids[int], end: int) -> list[int]:
     """Return the tokens that a step chooses, from `logits` [choices, vocab_size] after each of its last tokens.
 
-    `ids` are the step's tokens, `end` is the position after them, and `history` the sequence up to the first choice's
-    position, where the repeat penalty needs it. A row counts as long as the drafts before it were chosen. Raises
-    ModelError for logits that are not finite.
+    `ids` are the step's tokens, `end` is the position after them, and `text` the sequence at least up to the first
+    choice's position. A row counts as long as the drafts before it were chosen. Raises ModelError for logits that are
+    not finite.
     """
-    from edgellm.model.sampler import sample
-
     drafts = ids[len(ids) - len(logits) + 1 :]
-    said, chosen, position = list(history), [], end - len(drafts)
+    chosen: list[int] = []
+    position = end - len(drafts)
+    sampler.follow(text, position)
     for row, draft in zip(logits, (*drafts, None), strict=True):
-        token = sample(row, said, sampling, position)
+        token = sampler.choose(row, position)
         chosen.append(token)
         if token != draft:
             break
-        said.append(token)
+        sampler.append(token)
         position += 1
     return chosen

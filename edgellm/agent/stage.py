@@ -18,6 +18,7 @@ from edgellm.agent.link import Link
 from edgellm.agent.sequence import Sequence, choose
 from edgellm.agent.steps import Outcome, Step
 from edgellm.model.protocols import Section, Slot
+from edgellm.model.sampler import Sampler
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address
@@ -196,10 +197,10 @@ class Stage:
         for outcome in outcomes:
             step, logits, sequence = outcome.step, outcome.result, self._sequences.get(outcome.step.seq_id)
             if logits is not None and sequence is not None:
-                penalized = sequence.sampling.repeat_penalty != 1.0
-                history = sequence.ids[: step.end - len(logits) + 1] if penalized else ()
+                if sequence.sampler is None:
+                    sequence.sampler = Sampler(sequence.sampling, self.section.vocab_size)
                 try:
-                    outcome.chosen = choose(logits, step.ids, history, sequence.sampling, step.end)
+                    outcome.chosen = choose(sequence.sampler, sequence.ids, logits, step.ids, step.end)
                 except Exception as e:  # NaN, or whatever else: it ends this sequence
                     outcome.error = e
             self.loop.call_soon_threadsafe(self._computed, [outcome])

@@ -1,6 +1,11 @@
-"""Choosing the next token from logits; the same (seed, position) always chooses the same. NumPy only.
+"""Choosing the next token from logits. NumPy only.
 
-The order of the steps is that of transformers' generate(): repeat penalty, temperature, top-k, top-p, min-p, draw.
+The steps are those of transformers' generate(), in its order: repeat penalty, temperature, top-k, top-p, min-p, draw.
+docs/wire.md has them to the letter.
+
+A choice depends on the logits, the options with their seed, the position and the tokens before it, and on nothing else.
+Probabilities are float64. The exponential function may differ in its last bit from one processor to another, so another
+processor chooses another token only where the random number falls within about 1e-13 of the border between two tokens.
 """
 
 from collections.abc import Sequence
@@ -8,80 +13,107 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgellm.errors import ModelError
+from edgellm.model.draw import draw, scratch
+from edgellm.model.protocols import Array
 from edgellm.sampling import Sampling
 
+_WORD = (1 << 64) - 1
 
-def sample(logits: np.ndarray, history: Sequence[int], sampling: Sampling, position: int) -> int:
-    """The token id for `position`, from logits [vocab_size]; `history` is the sequence so far, prompt included.
+
+class Sampler:
+    """The choice of one sequence's tokens. Not for two threads at once."""
+
+    def __init__(self, sampling: Sampling, vocab_size: int):
+        self.sampling = sampling
+        self._seen = Seen(vocab_size, sampling.repeat_penalty) if sampling.repeat_penalty != 1.0 else None
+
+    def follow(self, ids: Sequence[int], position: int) -> None:
+        """Have the text be ids[:position].
+
+        A token stays what it was: of `ids` only those after the last call's text are read, or none where the text
+        becomes shorter again.
+        """
+        if self._seen is not None:
+            self._seen.follow(ids, min(position, len(ids)))
+
+    def append(self, token: int) -> None:
+        """Have the text be one token longer."""
+        if self._seen is not None:
+            self._seen.append(token)
+
+    def choose(self, logits: Array, position: int) -> int:
+        """Return the token id for `position`, from float32 logits [vocab_size].
+
+        Raises ModelError when the logits hold NaN or nothing finite.
+        """
+        if self._seen is not None:
+            logits = self._seen.penalize(logits)
+        best = int(logits.argmax())
+        if not np.isfinite(logits[best]):
+            raise ModelError(f"the logits at position {position} are not finite: a shard or a board is broken")
+        if self.sampling.temperature == 0.0:
+            return best
+        return draw(logits, float(logits[best]), self.sampling, _uniform(self.sampling.seed, position))
+
+
+class Seen:
+    """The tokens of a text, for the repeat penalty: keeping them up to date takes no time that grows with the text, nor
+    does applying them.
+
+    A penalty r divides positive logits and multiplies the others (CTRL, arXiv:1909.05858), once however often a token
+    occurs: `_factors` float32 [vocab_size] are r for these tokens and 1 for the rest.
+    """
+
+    def __init__(self, vocab_size: int, penalty: float):
+        self._factors, self._penalty = np.ones(vocab_size, np.float32), penalty
+        self._counts: dict[int, int] = {}
+        self._ids: list[int] = []
+
+    def follow(self, ids: Sequence[int], count: int) -> None:
+        """Have the text be ids[:count]; see `Sampler.follow`."""
+        while len(self._ids) > count:
+            token = self._ids.pop()
+            self._counts[token] -= 1
+            if not self._counts[token]:
+                self._factors[token] = 1.0
+        for i in range(len(self._ids), count):
+            self.append(ids[i])
+
+    def append(self, token: int) -> None:
+        """Have the text be one token longer."""
+        self._ids.append(token)
+        self._counts[token] = self._counts.get(token, 0) + 1
+        self._factors[token] = self._penalty
+
+    def penalize(self, logits: Array) -> Array:
+        """Return penalized logits, which are valid until the thread's next call."""
+        divided, multiplied = (scratch(i, len(logits), np.float32) for i in range(2))
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.divide(logits, self._factors, out=divided)
+            np.multiply(logits, self._factors, out=multiplied)
+        # Of the two, a positive logit becomes the one nearer to 0, and so the smaller one, if r is over 1; a negative
+        # logit becomes the one that is farther away, which is the smaller one as well. Below 1 it is the larger one.
+        nearer = np.minimum if self._penalty > 1.0 else np.maximum
+        penalized: Array = nearer(divided, multiplied, out=divided)
+        return penalized
+
+
+def sample(logits: Array, history: Sequence[int], sampling: Sampling, position: int) -> int:
+    """Return the token id for `position`, from float32 logits [vocab_size] and the text so far: a `Sampler` for once.
 
     Raises ModelError when the logits hold NaN or nothing finite.
     """
-    best = int(np.argmax(logits))
-    if not np.isfinite(logits[best]):
-        raise ModelError(f"the logits at position {position} are not finite: a shard or a board is broken")
-    if sampling.repeat_penalty != 1.0 and len(history):
-        logits = _penalize(logits, history, sampling.repeat_penalty)
-        best = int(np.argmax(logits))
-    if sampling.temperature == 0.0:
-        return best
-    with np.errstate(over="ignore"):  # at a tiny temperature all but the best go to minus infinity
-        scores = (logits.astype(np.float64) - float(logits[best])) / sampling.temperature
-    draw = _uniform(sampling.seed, position)
-    probabilities, tokens = _nucleus(scores, sampling, draw)
-    cumulative = np.cumsum(probabilities)
-    if sampling.top_p < 1.0 or sampling.min_p > 0.0:
-        draw *= cumulative[-1]
-    return int(tokens[min(int(np.searchsorted(cumulative, draw, side="right")), len(tokens) - 1)])
-
-
-def _penalize(logits: np.ndarray, history: Sequence[int], penalty: float) -> np.ndarray:
-    """Divide positive logits of tokens seen so far by `penalty`, multiply negative ones (CTRL, arXiv:1909.05858)."""
-    logits = logits.copy()
-    seen = np.unique(np.asarray(history, dtype=np.int64))
-    logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
-    return logits
-
-
-def _nucleus(scores: np.ndarray, sampling: Sampling, draw: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities, descending, and their token ids, of what top-k, top-p and min-p leave (at least one).
-
-    Of a whole vocabulary, only as many as are needed for their sum to reach the share `draw`, and maybe more.
-    """
-    count = len(scores)
-    weights = np.exp(scores - scores.max())
-    if 0 < sampling.top_k < count:
-        likely = scores[_most_likely(weights, count=sampling.top_k)]
-        least = np.partition(likely, len(likely) - sampling.top_k)[len(likely) - sampling.top_k]
-        tokens = np.flatnonzero(scores >= least)  # a few more where scores are equal
-    else:
-        total = weights.sum()
-        share = sampling.top_p if sampling.top_p < 1.0 else draw if sampling.min_p == 0.0 else 1.0
-        tokens = _most_likely(weights, total * share, sampling.min_p)
-    tokens = tokens[np.lexsort((tokens, -scores[tokens]))]  # ties in the order of their ids
-    if 0 < sampling.top_k < count:
-        tokens = tokens[: sampling.top_k]
-        total = weights[tokens].sum()
-    probabilities = weights[tokens] / total
-    if sampling.top_p < 1.0:
-        before = np.cumsum(probabilities) - probabilities
-        keep = max(1, int(np.count_nonzero(before < sampling.top_p)))
-        probabilities, tokens = probabilities[:keep], tokens[:keep]
-    if sampling.min_p > 0.0:
-        keep = max(1, int(np.count_nonzero(probabilities >= sampling.min_p * probabilities[0])))
-        probabilities, tokens = probabilities[:keep], tokens[:keep]
-    return probabilities, tokens
-
-
-def _most_likely(weights: np.ndarray, mass: float = 0.0, min_p: float = 0.0, count: int = 0) -> np.ndarray:
-    """Ids of all tokens from some weight on (of at most 1): at least `count` of them, which add up to more than `mass`
-    or are all that `min_p` can leave. Sorting these takes a hundredth of the time that sorting a vocabulary does."""
-    for least in (0.1, 0.01, 1e-3, 1e-4, 1e-6):
-        tokens = np.flatnonzero(weights >= least)
-        if len(tokens) >= count and (min_p > least or weights[tokens].sum() > mass * (1 + 1e-9)):
-            return tokens
-    return np.arange(len(weights))
+    sampler = Sampler(sampling, len(logits))
+    sampler.follow(history, len(history))
+    return sampler.choose(logits, position)
 
 
 def _uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments (Philox is counter-based)."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+    """Return a number in [0, 1) that depends on nothing but its arguments: that of NumPy's
+    `Generator(Philox(key=seed, counter=position))`, which takes ten times as long when its code is in no cache."""
+    c0, c1, c2, c3, k0, k1 = position + 1, 0, 0, 0, seed, 0
+    for _ in range(10):  # Philox4x64-10
+        a, b = 0xD2E7470EE14C6C93 * c0, 0xCA5A826395121157 * c2
+        c0, c1, c2, c3 = (b >> 64) ^ c1 ^ k0, b & _WORD, (a >> 64) ^ c3 ^ k1, a & _WORD
+        k0, k1 = k0 + 0x9E3779B97F4A7C15 & _WORD, k1 + 0xBB67AE8584CAA73B & _WORD
+    return (c0 >> 11) * 2.0**-53

@@ -1,10 +1,16 @@
 """Sampling: greedy, filters, penalty; and the same (seed, position) always gives the same token."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import edgellm.model.sampler
 from edgellm.errors import ModelError, UsageError
-from edgellm.model.sampler import sample
+from edgellm.model.draw import Ranking
+from edgellm.model.sampler import Sampler, _uniform, sample
 from edgellm.sampling import Sampling
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.3, 0.15], np.float32))
@@ -56,7 +62,55 @@ def test_a_repeat_penalty_makes_what_was_said_less_likely():
     assert positive[1] == 4.0  # the logits themselves stay
 
 
-def test_transformers_filters_leave_the_same_tokens_with_the_same_probabilities():
+def reference(logits, history, s):
+    """Ids in the order of a draw and their probabilities, in float64, as docs/wire.md has the steps."""
+    logits, seen = np.array(logits, np.float32), sorted(set(history))
+    r = np.float32(s.repeat_penalty)
+    logits[seen] = np.where(logits[seen] > 0, logits[seen] / r, logits[seen] * r)
+    scores = (logits.astype(np.float64) - float(logits.max())) / s.temperature
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    if 0 < s.top_k < len(order):
+        order = order[: s.top_k]
+    p = np.exp(scores[order])
+    p /= p.sum()
+    if s.top_p < 1.0:
+        keep = max(1, int(np.sum(np.cumsum(p) - p < s.top_p)))
+        order, p = order[:keep], p[:keep]
+    if s.min_p > 0.0:
+        keep = p >= s.min_p * p[0]
+        order, p = order[keep], p[keep]
+    return order, p / p.sum()
+
+
+def shares(monkeypatch, logits, history, sampling, count):
+    """How often each id is chosen if the random number takes `count` evenly spaced values."""
+    sampler, found = Sampler(sampling, len(logits)), np.zeros(len(logits), int)
+    sampler.follow(history, len(history))
+    for i in range(count):
+        monkeypatch.setattr(edgellm.model.sampler, "_uniform", lambda seed, position, u=(i + 0.5) / count: u)
+        found[sampler.choose(logits, 0)] += 1
+    return found / count
+
+
+OPTIONS = [
+    {}, {"temperature": 0.3}, {"temperature": 3.0}, {"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.03},
+    {"top_p": 0.9, "min_p": 0.02}, {"repeat_penalty": 0.7},
+    {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.02, "repeat_penalty": 1.3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_each_token_has_the_share_of_random_numbers_that_its_probability_says(monkeypatch, options):
+    rng = np.random.default_rng(0)
+    logits, history = rng.normal(0, 2, 200).astype(np.float32).round(1), [3, 5, 5, 120]  # with many equal ones
+    sampling = Sampling(**{"temperature": 1.0, **options})
+    ids, expected = reference(logits, history, sampling)
+    found, count = shares(monkeypatch, logits, history, sampling, 5000), 5000
+    assert set(np.flatnonzero(found)) <= set(ids)
+    assert np.abs(found[ids] - expected).max() < 1.01 / count
+
+
+def test_transformers_filters_leave_the_same_tokens_with_the_same_probabilities(monkeypatch):
     import torch
     from transformers import (
         LogitsProcessorList,
@@ -67,8 +121,6 @@ def test_transformers_filters_leave_the_same_tokens_with_the_same_probabilities(
         TopPLogitsWarper,
     )
 
-    from edgellm.model.sampler import _nucleus, _penalize
-
     rng = np.random.default_rng(0)
     logits, history = rng.normal(0, 3, 200).astype(np.float32), [3, 5, 5, 120]
     s = Sampling(temperature=0.7, top_k=40, top_p=0.9, min_p=0.02, repeat_penalty=1.3)
@@ -76,9 +128,109 @@ def test_transformers_filters_leave_the_same_tokens_with_the_same_probabilities(
         RepetitionPenaltyLogitsProcessor(s.repeat_penalty), TemperatureLogitsWarper(s.temperature),
         TopKLogitsWarper(s.top_k), TopPLogitsWarper(s.top_p), MinPLogitsWarper(s.min_p),
     ])(torch.tensor([history]), torch.tensor(logits)[None])[0].softmax(-1).numpy()  # fmt: skip
-    probabilities, tokens = _nucleus(_penalize(logits, history, s.repeat_penalty) / s.temperature, s)
-    assert set(tokens) == set(np.flatnonzero(theirs))
-    np.testing.assert_allclose(probabilities / probabilities.sum(), theirs[tokens], rtol=1e-4)
+    ours = shares(monkeypatch, logits, history, s, 5000)
+    assert set(np.flatnonzero(ours)) == set(np.flatnonzero(theirs > 1e-3))
+    assert np.abs(ours - theirs).max() < 1.01 / 5000
+
+
+@st.composite
+def cases(draw):
+    """Logits of any spread, some with many equal ones, and options; some vocabularies are larger than any sort."""
+    rng, size = np.random.default_rng(draw(st.integers(0, 1 << 32))), draw(st.sampled_from([1, 2, 50, 3000, 40000]))
+    logits = rng.normal(0, draw(st.sampled_from([0.0, 0.3, 1.0, 3.0, 30.0])), size).astype(np.float32)
+    if draw(st.booleans()):
+        logits = (logits * 8).round() / 8
+    if draw(st.booleans()):
+        logits[rng.integers(0, size)] += np.float32(draw(st.sampled_from([3.0, 12.0])))
+    sampling = Sampling(
+        temperature=draw(st.sampled_from([1e-3, 0.2, 0.8, 1.0, 2.0, 100.0])), seed=draw(st.integers(0, 99)),
+        top_p=draw(st.sampled_from([1.0, 1.0, 0.0, 0.5, 0.95, 0.9999])),
+        top_k=draw(st.sampled_from([0, 0, 1, 20, 2000])), min_p=draw(st.sampled_from([0.0, 0.0, 1e-6, 0.05, 1.0])),
+        repeat_penalty=draw(st.sampled_from([1.0, 1.3, 0.8])),
+    )  # fmt: skip
+    return logits, rng.integers(0, size, 30).tolist(), sampling
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases(), position=st.integers(0, 1 << 20))
+def test_a_choice_is_that_of_sorting_the_whole_vocabulary(case, position):
+    logits, history, sampling = case
+    u, possible = _uniform(sampling.seed, position), set()
+    for nudge in (0.0, -1e-9, 1e-9):  # where a filter or a draw meets a border, rounding may decide
+        top_p = min(1.0, max(0.0, sampling.top_p * (1 + nudge)))
+        ids, p = reference(logits, history, replace(sampling, top_p=top_p, min_p=sampling.min_p * (1 - abs(nudge))))
+        for border in (u - 1e-9, u, u + 1e-9):
+            possible.add(int(ids[min(int(np.searchsorted(np.cumsum(p), border, side="right")), len(ids) - 1)]))
+    assert sample(logits, history, sampling, position) in possible
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.95}, {"top_k": 20, "top_p": 0.8}, {"min_p": 0.05}], ids=str)
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+def test_a_large_vocabulary_is_sampled_as_by_sorting_it(options, spread):
+    logits = (np.random.default_rng(1).standard_normal(151936) * spread).astype(np.float32)
+    sampling = Sampling(temperature=0.8, seed=5, **options)
+    ids, p = reference(logits, (), sampling)
+    sums = np.cumsum(p)
+    for position in range(20):
+        at = int(np.searchsorted(sums, _uniform(5, position), side="right"))
+        assert sample(logits, (), sampling, position) == ids[at]
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.3, 1.0, 2.0])
+@pytest.mark.parametrize("spread", [1.5, 4.0, 30.0])
+def test_float32_tells_a_total_as_well_as_it_says(spread, temperature):
+    logits = (np.random.default_rng(3).standard_normal(151936) * spread).astype(np.float32)
+    ranking = Ranking(logits, float(logits.max()), temperature, share=0.01)
+    low, high = ranking.total
+    ranking.measure_exactly()
+    assert low <= ranking.total[0] == ranking.total[1] <= high
+
+
+class Grown(list):
+    """A text that may only be read from position `read` on."""
+
+    read = 0
+
+    def __getitem__(self, i):
+        assert i >= self.read, f"token {i} was read again"
+        return super().__getitem__(i)
+
+    def __iter__(self):
+        raise AssertionError("the whole text was read again")
+
+
+def test_the_repeat_penalty_reads_each_token_of_a_text_once():
+    rng = np.random.default_rng(2)
+    sampling = Sampling(temperature=1.0, repeat_penalty=1.5, seed=4)
+    sampler, text = Sampler(sampling, 50), Grown(rng.integers(0, 50, 30).tolist())
+    for position in range(30, 60):
+        logits = rng.normal(0, 2, 50).astype(np.float32)
+        sampler.follow(text, position)
+        token = sampler.choose(logits, position)
+        assert token == sample(logits, list.copy(text), sampling, position)
+        text.read = position
+        text.append(token)
+
+
+def test_a_replayed_step_is_penalized_by_the_tokens_before_it_only():
+    logits = np.array([4.0, 3.0, 2.0, -1.0], np.float32)
+    sampler, text = Sampler(Sampling(repeat_penalty=4.0), 4), [0, 1, 0]
+    answers = {}
+    for position in (0, 1, 2, 3, 1, 0, 3, 2):
+        sampler.follow(text, position)
+        answers.setdefault(position, set()).add(sampler.choose(logits, position))
+    assert answers == {0: {0}, 1: {1}, 2: {2}, 3: {2}}
+
+
+def test_a_draft_that_was_accepted_counts_at_once():
+    sampler = Sampler(Sampling(repeat_penalty=4.0), 4)
+    logits = np.array([4.0, 3.0, 2.0, -1.0], np.float32)
+    sampler.follow([], 0)
+    chosen = []
+    for position in range(3):
+        chosen.append(sampler.choose(logits, position))
+        sampler.append(chosen[-1])
+    assert chosen == [0, 1, 2]
 
 
 def test_logits_that_are_not_finite_are_an_error():
