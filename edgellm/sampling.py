@@ -1,7 +1,7 @@
 """How the next token of an answer is to be chosen."""
 
 import reprlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from edgellm.errors import UsageError
@@ -15,29 +15,40 @@ _GENERATION_CONFIG = {  # transformers' names, and ours
 }
 
 
+def _number(default: float, low: float, high: float) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def _whole(default: int, low: int, high: int) -> Any:
+    return field(default=default, metadata={"low": low, "high": high, "whole": True})
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 is greedy. Raises UsageError for values out of range."""
+    """How the next token is chosen; temperature 0 is greedy. Raises UsageError for values out of range.
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repeat_penalty: float = 1.0
-    seed: int = 0
+    An option is a line here, with a default that changes nothing.
+    """
+
+    temperature: float = _number(0.0, 0.0, 100.0)
+    top_p: float = _number(1.0, 0.0, 1.0)
+    top_k: int = _whole(0, 0, 1 << 31)
+    min_p: float = _number(0.0, 0.0, 1.0)
+    repeat_penalty: float = _number(1.0, 0.01, 100.0)
+    seed: int = _whole(0, 0, (1 << 63) - 1)
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.0, 100.0)
-        _check("top-p", self.top_p, 0.0, 1.0)
-        _check("min-p", self.min_p, 0.0, 1.0)
-        _check("repeat-penalty", self.repeat_penalty, 0.01, 100.0)
-        for name, value, most in (("top-k", self.top_k, 1 << 31), ("seed", self.seed, (1 << 63) - 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-                raise UsageError(f"{name} is {reprlib.repr(value)}, expected a whole number from 0 to {most}")
+        for option in fields(self):
+            _check(option.name.replace("_", "-"), getattr(self, option.name), **option.metadata)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object that Open carries."""
+        """Return all options by name."""
         return asdict(self)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON object that Open carries: the options that differ from their defaults, so that a board which
+        doesn't know an option yet serves everybody who doesn't use it."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     @classmethod
     def from_generation_config(cls, content: dict[str, Any]) -> "Sampling":
@@ -61,8 +72,11 @@ class Sampling:
         return cls(**content)
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # The comparison is false for NaN, and never turns a huge integer into a float.
-    if not number or not low <= value <= high:
-        raise UsageError(f"{name} is {reprlib.repr(value)}, expected a number from {low:g} to {high:g}")
+def _check(name: str, value: object, low: float, high: float, whole: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        known = False
+    else:
+        known = low <= value <= high  # false for NaN, and never turns a huge integer into a float
+    if not known:
+        what = f"whole number from {low} to {high}" if whole else f"number from {low:g} to {high:g}"
+        raise UsageError(f"{name} is {reprlib.repr(value)}, expected a {what}")

@@ -70,7 +70,7 @@ class ClusterClient:
 
         def opening() -> m.Open:
             options = {
-                "plan": self.plan.digest, "sampling": sampling.to_dict(), "max_tokens": max_tokens, "eos": list(eos),
+                "plan": self.plan.digest, "sampling": sampling.to_wire(), "max_tokens": max_tokens, "eos": list(eos),
                 "logits": logits, "reuse": reusable, "speculate": speculate,
             }  # fmt: skip
             return m.Open(self.plan.epoch, seq_id, options, tuple(ids))

@@ -247,6 +247,20 @@ def test_values_out_of_range_are_refused(name, value):
         Sampling(**{name: value})
 
 
+def test_only_options_that_change_something_go_over_the_wire():
+    assert Sampling().to_wire() == {}
+    asked = Sampling(temperature=0.7, top_k=0, seed=3)
+    assert asked.to_wire() == {"temperature": 0.7, "seed": 3} and Sampling.from_dict(asked.to_wire()) == asked
+
+
+@pytest.mark.parametrize("value", [True, "1", None, [], 10**400, float("inf"), float("nan")])
+def test_values_of_other_kinds_are_refused_in_one_line(value):
+    for name in ("temperature", "seed"):
+        with pytest.raises(UsageError) as error:
+            Sampling(**{name: value})
+        assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
 def test_a_tiny_temperature_is_greedy_and_no_garbage():
     assert set(draws(Sampling(temperature=1e-320, seed=1), 50)) == {1}
 
