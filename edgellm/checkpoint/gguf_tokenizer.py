@@ -1,5 +1,7 @@
-"""A GGUF file's vocabulary as tokenizer.json, made of its metadata alone: texts get the ids that the model was trained
-on, which are llama.cpp's."""
+"""A GGUF file's vocabulary as tokenizer.json, made of its metadata alone.
+
+Texts get the ids that the model was trained on, which are llama.cpp's.
+"""
 
 import json
 from collections.abc import Mapping

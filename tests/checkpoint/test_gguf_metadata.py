@@ -9,6 +9,7 @@ from gguf import constants
 from edgellm.checkpoint.gguf.config import ARCHITECTURES, make_config
 from edgellm.checkpoint.gguf.header import Header
 from edgellm.checkpoint.gguf.metadata import VOCABULARY, WITHOUT_EFFECT, Metadata
+from edgellm.checkpoint.gguf_tokenizer import write_tokenizer
 from edgellm.errors import CheckpointError
 
 _LAYERS = 4
@@ -105,8 +106,39 @@ def test_keys_outside_the_architecture(key, taken):
             _make("llama", {key: 3})
 
 
-def test_the_vocabularys_keys_are_those_that_its_code_reads():
-    assert {"tokenizer.chat_template", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.merges"} <= VOCABULARY
+class _Noting(dict):
+    """Metadata that notes what it is asked for."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.asked: set[str] = set()
+
+    def get(self, key, default=None):
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def test_the_vocabularys_keys_are_those_that_its_code_reads(tmp_path):
+    common = {
+        "general.architecture": "llama", "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1],
+    }  # fmt: skip
+    merged = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a", "b", "ab"],
+    }  # fmt: skip
+    scored = {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0, 0.0, 0.0, -2.0, -3.0, -1.0],
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "b", "▁b"],
+    }  # fmt: skip
+    asked = set()
+    for own in (merged, scored):
+        metadata = _Noting(common | own)
+        write_tokenizer(tmp_path / "m.gguf", metadata, tmp_path)
+        asked |= metadata.asked
+    asked = {key for key in asked if key.startswith("tokenizer.")}
+    assert asked >= VOCABULARY
+    assert all(key.endswith("_token_id") for key in asked - VOCABULARY)  # of which any is taken
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ WITHOUT_EFFECT = {
     r"tokenizer\.huggingface\.json": "a second form of the vocabulary in tokenizer.ggml",
     r"tokenizer\.chat_templates": "the names of the other templates",
     r"tokenizer\.chat_template\..+": "templates for other uses; tokenizer.chat_template is the one for chat",
-    r"tokenizer\.ggml\.token_type_count": "of BERT's token types, which no decoder has",
+    r"tokenizer\.ggml\.(token_type_count|add_sep_token)": "of BERT's vocabularies, which no decoder has",
+    r"tokenizer\.ggml\.(remove_extra_whitespaces|precompiled_charsmap)": "llama.cpp reads them for T5's vocabularies",
     # Any name: such a key names one token, and text is cut the same whatever it names.
     r"tokenizer\.ggml\.\w+_token_id": "names a token; the vocabulary says which of them end an answer",
 }
@@ -36,8 +37,7 @@ VOCABULARY = frozenset(
     for name in (
         "chat_template", "ggml.model", "ggml.pre", "ggml.tokens", "ggml.token_type", "ggml.scores", "ggml.merges",
         "ggml.bos_token_id", "ggml.eos_token_id", "ggml.eot_token_id", "ggml.eom_token_id", "ggml.unknown_token_id",
-        "ggml.padding_token_id", "ggml.add_bos_token", "ggml.add_eos_token", "ggml.add_sep_token",
-        "ggml.add_space_prefix", "ggml.remove_extra_whitespaces", "ggml.precompiled_charsmap",
+        "ggml.padding_token_id", "ggml.add_bos_token", "ggml.add_eos_token", "ggml.add_space_prefix",
     )
 )  # fmt: skip
 # Keys outside these sections are notes of the tool that wrote the file: nobody computes with them.
