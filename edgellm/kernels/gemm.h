@@ -36,11 +36,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "exported.h"
+
 namespace edgellm {
-
-constexpr size_t GROUP = 32, TILE = 16;
-
-enum Encoding : int { INT4 = 0, INT8 = 1, BF16 = 2, F16 = 3, F32 = 4, INT4S = 5, ENCODINGS };  // as in native.py
 
 constexpr bool is_nibbles(int encoding) { return encoding == INT4 || encoding == INT4S; }
 
@@ -50,7 +48,12 @@ constexpr bool is_packed(int encoding) { return is_nibbles(encoding) || encoding
 constexpr size_t q_bytes(int encoding) { return is_nibbles(encoding) ? 256 : 512; }
 
 // Bytes of one group of a tile, of a packed weight.
-constexpr size_t group_bytes(int encoding) { return q_bytes(encoding) + 2 * TILE * (encoding == INT4 ? 2 : 1); }
+constexpr size_t group_bytes(int encoding) {
+    return encoding == INT4 ? INT4_GROUP_BYTES : encoding == INT4S ? INT4S_GROUP_BYTES : INT8_GROUP_BYTES;
+}
+static_assert(group_bytes(INT4) == q_bytes(INT4) + 4 * TILE && group_bytes(INT4S) == q_bytes(INT4S) + 2 * TILE &&
+                  group_bytes(INT8) == q_bytes(INT8) + 2 * TILE,
+              "q, then scales, and minima of INT4");
 
 // Bytes of a value of a plain weight.
 constexpr size_t value_bytes(int encoding) { return encoding == F32 ? 4 : 2; }

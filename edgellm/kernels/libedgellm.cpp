@@ -10,23 +10,8 @@
 #error "packed weights are little-endian and are read in place"
 #endif
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-using namespace edgellm;
-
+namespace edgellm {
 namespace {
-
-// Kept in step with native.py.
-enum Status : int {
-    OK = 0,
-    BAD_POINTER = 1,
-    BAD_ENCODING = 2,
-    BAD_SHAPE = 3,
-    BAD_LENGTH = 4,
-    BAD_THREADS = 5,  // pool.cpp
-    BAD_TARGET = 6,
-    NO_MEMORY = 7,
-};
 
 constexpr uint64_t MOST = uint64_t{1} << 31;  // of rows, columns and tokens: products of two stay below 2^64
 
@@ -66,18 +51,13 @@ struct Scratch {
 
 }  // namespace
 
-// The version of this interface; native.py refuses a library with another one.
-EXPORT int edgellm_abi() { return 3; }
+int edgellm_abi() { return ABI_VERSION; }
 
-// The name of the instruction set in use.
-EXPORT const char* edgellm_target() { return target().name; }
+const char* edgellm_target() { return target().name; }
 
-// Uses another instruction set from now on (for tests); a null name picks the best again. Not while others compute.
-EXPORT int edgellm_use_target(const char* name) { return use_target(name) ? OK : BAD_TARGET; }
+int edgellm_use_target(const char* name) { return use_target(name) ? OK : BAD_TARGET; }
 
-// y[tokens, out] = x[tokens, in] times the transpose of weights[out, in]; x and y are dense float32. Packed weights are
-// multiplied with x itself, or with x in int8 if `integer` isn't 0 (gemm.h: product_exact, product).
-EXPORT int edgellm_linear(const void* weights, uint64_t weight_bytes, int encoding, uint64_t out, uint64_t in,
+int edgellm_linear(const void* weights, uint64_t weight_bytes, int encoding, uint64_t out, uint64_t in,
                           const float* x, uint64_t tokens, float* y, int integer) {
     if (const int status = check(weights, weight_bytes, encoding, out, in)) return status;
     if (tokens >= MOST) return BAD_SHAPE;
@@ -96,8 +76,7 @@ EXPORT int edgellm_linear(const void* weights, uint64_t weight_bytes, int encodi
     return OK;
 }
 
-// Quantizes x[tokens, in] as gemm.h says: q[tokens, in]; scale, sum and offset [tokens, in / 32].
-EXPORT int edgellm_quantize(const float* x, uint64_t tokens, uint64_t in, int8_t* q, float* scale, float* sum,
+int edgellm_quantize(const float* x, uint64_t tokens, uint64_t in, int8_t* q, float* scale, float* sum,
                             int32_t* offset) {
     if (in == 0 || in % GROUP != 0 || in >= MOST || tokens >= MOST) return BAD_SHAPE;
     if (tokens == 0) return OK;
@@ -106,8 +85,7 @@ EXPORT int edgellm_quantize(const float* x, uint64_t tokens, uint64_t in, int8_t
     return OK;
 }
 
-// Writes rows [row_start, row_end) as float32 to `into`, which holds `into_elements` of them: their number times in.
-EXPORT int edgellm_dequantize(const void* weights, uint64_t weight_bytes, int encoding, uint64_t out, uint64_t in,
+int edgellm_dequantize(const void* weights, uint64_t weight_bytes, int encoding, uint64_t out, uint64_t in,
                               uint64_t row_start, uint64_t row_end, float* into, uint64_t into_elements) {
     if (const int status = check(weights, weight_bytes, encoding, out, in)) return status;
     if (row_start > row_end || row_end > out) return BAD_SHAPE;
@@ -122,10 +100,11 @@ EXPORT int edgellm_dequantize(const void* weights, uint64_t weight_bytes, int en
     return OK;
 }
 
-// Reads `bytes` (a multiple of 64) and writes the sum of their 64-bit words to `total`: how fast memory is.
-EXPORT int edgellm_read(const void* data, uint64_t bytes, uint64_t* total) {
+int edgellm_read(const void* data, uint64_t bytes, uint64_t* total) {
     if (bytes % 64 != 0) return BAD_LENGTH;
     if (data == nullptr || !is_at(total)) return BAD_POINTER;
     *total = target().read(static_cast<const uint8_t*>(data), bytes);
     return OK;
 }
+
+}  // namespace edgellm

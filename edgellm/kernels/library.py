@@ -5,7 +5,6 @@ a mapped file, and by its shape [out, in]; results are written to arrays that th
 torch: a tensor's memory comes as `tensor.numpy()`.
 """
 
-import ctypes
 import functools
 import importlib.metadata
 from collections.abc import Sequence
@@ -15,23 +14,26 @@ from typing import Any
 import numpy as np
 
 from edgellm.errors import EdgellmError
+from edgellm.kernels.abi import NULL, codes, constants, ffi
 
-ENCODINGS = {"int4": 0, "int8": 1, "bf16": 2, "f16": 3, "f32": 4, "int4s": 5}  # as in gemm.h
-GROUP = 32  # columns that share a scale, of packed weights
-TILE = 16  # rows that lie together, of packed weights
-GROUP_BYTES = {"int4": 320, "int4s": 288, "int8": 544}  # of a group of a tile
+ENCODINGS = {name.lower(): code for name, code in codes("Encoding").items() if name != "ENCODINGS"}
+GROUP: int = constants.GROUP  # columns that share a scale, of packed weights
+TILE: int = constants.TILE  # rows that lie together, of packed weights
+GROUP_BYTES: dict[str, int] = {  # of a group of a tile
+    "int4": constants.INT4_GROUP_BYTES, "int4s": constants.INT4S_GROUP_BYTES, "int8": constants.INT8_GROUP_BYTES,
+}  # fmt: skip
 VALUE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 
-_ABI = 3
 _NAME = "libedgellm.so"
+_FLOATS = ffi.typeof("float[]")
 _STATUS = {
-    1: "a null pointer",
-    2: "an unknown encoding",
-    3: "a shape it can't compute",
-    4: "a buffer of another length than its shape says",
-    5: "a number of threads, or cores, that it can't have",
-    6: "an instruction set that this processor lacks",
-    7: "more tokens than there is memory for",
+    "BAD_POINTER": "a null pointer",
+    "BAD_ENCODING": "an unknown encoding",
+    "BAD_SHAPE": "a shape it can't compute",
+    "BAD_LENGTH": "a buffer of another length than its shape says",
+    "BAD_THREADS": "a number of threads, or cores, that it can't have",
+    "BAD_TARGET": "an instruction set that this processor lacks",
+    "NO_MEMORY": "more tokens than there is memory for",
 }
 
 
@@ -64,12 +66,12 @@ def linear(
     With `integer`, packed weights are multiplied with x as int8 in groups (gemm.h: product): faster, and off by what
     the rounding of x makes. Raises ValueError if the arrays don't fit together.
     """
-    address = _weight(data, encoding, shape)
+    weight = _weight(data, encoding, shape)
     if x.ndim != 2:
         raise ValueError(f"x must have 2 dimensions, not {x.ndim}")
     tokens = x.shape[0]
     places = _floats("x", x, (tokens, shape[1])), tokens, _floats("out", out, (tokens, shape[0]))
-    status = library().edgellm_linear(address, data.nbytes, ENCODINGS[encoding], *shape, *places, integer)
+    status = library().edgellm_linear(weight, data.nbytes, ENCODINGS[encoding], *shape, *places, integer)
     _check_status("linear", status)
 
 
@@ -77,12 +79,12 @@ def dequantize(
     data: np.ndarray, encoding: str, shape: tuple[int, int], start: int, end: int, out: np.ndarray
 ) -> None:
     """Writes rows [start, end) of a weight [out, in] to `out`, float32 [end - start, in]; ValueError if it can't."""
-    address = _weight(data, encoding, shape)
+    weight = _weight(data, encoding, shape)
     if not 0 <= start <= end <= shape[0]:
         raise ValueError(f"rows {start} to {end} are not within the {shape[0]} rows of this weight")
     into = _floats("out", out, (end - start, shape[1]))
     status = library().edgellm_dequantize(
-        address, data.nbytes, ENCODINGS[encoding], *shape, start, end, into, out.size
+        weight, data.nbytes, ENCODINGS[encoding], *shape, start, end, into, out.size
     )
     _check_status("dequantize", status)
 
@@ -96,7 +98,8 @@ def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     q = np.empty((tokens, columns), np.int8)
     scale, total = (np.empty((tokens, columns // GROUP), np.float32) for _ in range(2))
     offset = np.empty((tokens, columns // GROUP), np.int32)
-    into = [_address(a) for a in (q, scale, total, offset)]
+    into = [ffi.from_buffer("int8_t[]", q), *(ffi.from_buffer(_FLOATS, a) for a in (scale, total)),
+            ffi.from_buffer("int32_t[]", offset)]  # fmt: skip
     _check_status("quantize", library().edgellm_quantize(_floats("x", x, x.shape), tokens, columns, *into))
     return q, scale, total
 
@@ -105,55 +108,61 @@ def read(data: np.ndarray) -> int:
     """Reads a dense array with one core, returns the sum of its 64-bit words: a measure of the memory."""
     if not data.flags.c_contiguous or data.nbytes % 64:
         raise ValueError(f"read wants a dense array, a multiple of 64 bytes, not {data.nbytes}")
-    total = ctypes.c_uint64()
-    _check_status("read", library().edgellm_read(_address(data), data.nbytes, ctypes.byref(total)))
-    return total.value
+    total = ffi.new("uint64_t *")
+    _check_status("read", library().edgellm_read(ffi.from_buffer(data), data.nbytes, total))
+    return total[0]
 
 
 def set_threads(count: int, cores: Sequence[int] = ()) -> None:
     """Computes with `count` threads from now on, thread i on the i-th of `cores` if there are any; not while something
     computes. ValueError if it can't be."""
-    if library().edgellm_threads_set(count, (ctypes.c_int * len(cores))(*cores), len(cores)):
+    try:
+        status = library().edgellm_threads_set(count, list(cores), len(cores))
+    except OverflowError:  # no int of C
+        status = constants.BAD_THREADS
+    if status:
         raise ValueError(f"can't compute with {count} threads" + (f" on cores {list(cores)}" if cores else ""))
 
 
 def target() -> str:
     """The instruction set in use: avx512vnni, avx2, dotprod, neon or scalar."""
-    return library().edgellm_target().decode()
+    return ffi.string(library().edgellm_target()).decode()
 
 
 def use_target(name: str | None) -> None:
     """Computes with another instruction set from now on, None for the best; for tests. ValueError if it can't."""
-    if library().edgellm_use_target(None if name is None else name.encode()):
+    if library().edgellm_use_target(NULL if name is None else name.encode()):
         raise ValueError(f"this processor can't run the kernels for {name}")
 
 
-def _weight(data: np.ndarray, encoding: str, shape: tuple[int, int]) -> int:
+def _weight(data: np.ndarray, encoding: str, shape: tuple[int, int]) -> Any:
     expected = weight_bytes(encoding, shape)
     if data.nbytes != expected:
         raise ValueError(f"an {encoding} weight of shape {list(shape)} has {expected} bytes, not {data.nbytes}")
     if not data.flags.c_contiguous:
         raise ValueError(f"an {encoding} weight must be a dense array")
-    return _address(data)
+    return ffi.from_buffer(data)
 
 
-def _floats(name: str, array: np.ndarray, shape: tuple[int, ...]) -> int:
+def _floats(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Any:
     if array.dtype != np.float32:
         raise ValueError(f"{name} must be float32, not {array.dtype}")
     if array.shape != tuple(shape):
         raise ValueError(f"{name} must have shape {list(shape)}, not {list(array.shape)}")
     if not array.flags.c_contiguous:
         raise ValueError(f"{name} must be a dense array")
-    return _address(array)
-
-
-def _address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
+    return ffi.from_buffer(_FLOATS, array)
 
 
 def _check_status(function: str, status: int) -> None:
     if status:
-        raise EdgellmError(f"libedgellm refused {function}: {_STATUS.get(status, f'status {status}')}")
+        raise EdgellmError(f"libedgellm refused {function}: {meaning(status)}")
+
+
+def meaning(status: int) -> str:
+    """Return in words what a call that returned this status found wrong."""
+    name = ffi.typeof("enum Status").elements.get(status, "")
+    return _STATUS.get(name, f"status {status}")
 
 
 def _candidates() -> list[Path]:
@@ -167,25 +176,18 @@ def _candidates() -> list[Path]:
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def library() -> Any:
     """The loaded library; EdgellmError if it isn't built, can't be loaded, or is of another version."""
     path = next((path for path in _candidates() if path.is_file()), None)
     if path is None:
         raise EdgellmError(f"the native kernels ({_NAME}) are not built. Build them with: pip install -e .")
     try:
-        lib = ctypes.CDLL(str(path))
+        lib: Any = ffi.dlopen(str(path))
         abi = lib.edgellm_abi()
     except (OSError, AttributeError) as error:
         raise EdgellmError(f"the native kernels can't be loaded: {error}. Build them anew: pip install -e .") from error
-    if abi != _ABI:
-        raise EdgellmError(f"{path} has interface {abi}, this edgellm needs {_ABI}. Build it anew: pip install -e .")
-    pointer, size, number = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int
-    weights: list[Any] = [pointer, size, number, size, size]
-    lib.edgellm_target.restype = ctypes.c_char_p
-    lib.edgellm_use_target.argtypes = [ctypes.c_char_p]
-    lib.edgellm_linear.argtypes = [*weights, pointer, size, pointer, number]
-    lib.edgellm_dequantize.argtypes = [*weights, size, size, pointer, size]
-    lib.edgellm_quantize.argtypes = [pointer, size, size, pointer, pointer, pointer, pointer]
-    lib.edgellm_threads_set.argtypes = [number, ctypes.POINTER(number), size]
-    lib.edgellm_read.argtypes = [pointer, size, ctypes.POINTER(size)]
+    if abi != constants.ABI_VERSION:
+        raise EdgellmError(
+            f"{path} has interface {abi}, this edgellm needs {constants.ABI_VERSION}. Build it anew: pip install -e ."
+        )
     return lib

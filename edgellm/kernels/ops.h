@@ -4,10 +4,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-namespace edgellm {
+#include "exported.h"
 
-constexpr size_t LANE_COUNT = 16;  // every size of a section is a multiple of it, but vocab
-constexpr size_t KEYS = 16;  // keys that lie side by side in a slot
+namespace edgellm {
 
 // One layer's keys and values in a slot, of one kv head, as fp16 or float32 (half says which):
 //   keys    [context / KEYS, head_dim, KEYS]: a register of the same dimension of 16 keys is read at once
@@ -45,10 +44,8 @@ struct AttentionJob {
     const float* q;
     float* out;
     size_t q_stride, out_stride;
-    size_t position, queries, heads, window;
+    size_t position, queries, heads, window;  // queries * heads is at most MOST_ROWS
 };
-
-constexpr size_t MOST_ROWS = 64;  // queries * heads of an AttentionJob
 
 struct Ops {
     // x[n] += added[n] + bias[n] (either may be null); out = norm(x)

@@ -14,8 +14,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
 namespace edgellm {
 namespace {
 
@@ -220,12 +218,8 @@ void pool_run(Work work, const void* data) {
     pthread_mutex_unlock(&in_use);
 }
 
+int edgellm_threads_set(int count, const int* on, uint64_t n) { return pool_set(count, on, n) ? BAD_THREADS : OK; }
+
+int edgellm_threads() { return pool_threads(); }
+
 }  // namespace edgellm
-
-// Sets the number of threads, and the cores they stay on (n of them, none for no matter). 5 (BAD_THREADS) if it can't be.
-EXPORT int edgellm_threads_set(int count, const int* cores, uint64_t n) {
-    return edgellm::pool_set(count, cores, n) ? 5 : 0;
-}
-
-// How many threads compute.
-EXPORT int edgellm_threads() { return edgellm::pool_threads(); }

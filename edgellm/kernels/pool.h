@@ -3,9 +3,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-namespace edgellm {
+#include "exported.h"
 
-constexpr int MOST_THREADS = 64;
+namespace edgellm {
 
 // How many threads pool_run uses, the caller included. 1 until pool_set.
 int pool_threads();

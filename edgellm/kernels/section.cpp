@@ -4,14 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-using namespace edgellm;
-
+namespace edgellm {
 namespace {
-
-// Kept in step with libedgellm.cpp.
-enum Status : int { OK = 0, BAD_POINTER = 1, BAD_ENCODING = 2, BAD_SHAPE = 3, BAD_LENGTH = 4, NO_MEMORY = 7 };
 
 constexpr uint64_t MOST = uint64_t{1} << 24;  // of any size of a model: products of two stay far below 2^64
 
@@ -76,8 +70,8 @@ int take(const SectionSpec& spec, Section* into) {
     for (const uint64_t size : sizes)
         if (size == 0 || size >= MOST) return BAD_SHAPE;
     if (spec.hidden % LANE_COUNT || spec.intermediate % LANE_COUNT || spec.head_dim % LANE_COUNT ||
-        spec.head_dim > 1024 || spec.heads > 1024 || spec.num_layers > 4096 || spec.heads % spec.kv_heads ||
-        spec.heads / spec.kv_heads > MOST_ROWS || spec.rotary_dim % 2 || spec.rotary_dim > spec.head_dim ||
+        spec.head_dim > MOST_HEAD_DIM || spec.heads > MOST_HEADS || spec.num_layers > 4096 ||
+        spec.heads % spec.kv_heads || spec.heads / spec.kv_heads > MOST_ROWS || spec.rotary_dim % 2 || spec.rotary_dim > spec.head_dim ||
         spec.vocab >= MOST || spec.positions >= MOST)
         return BAD_SHAPE;
     s.hidden = spec.hidden;
@@ -121,9 +115,7 @@ int check(const Section& s, const StepSpec& step) {
 
 }  // namespace
 
-// Makes a section of what `spec` (of `spec_bytes`) describes; the weights stay where they are, and must as long as the
-// section does.
-EXPORT int edgellm_section_new(const SectionSpec* spec, uint64_t spec_bytes, Section** into) {
+int edgellm_section_new(const SectionSpec* spec, uint64_t spec_bytes, Section** into) {
     if (!is_at(spec) || !is_at(into)) return BAD_POINTER;
     if (spec_bytes != sizeof(SectionSpec)) return BAD_LENGTH;
     Section* section = static_cast<Section*>(calloc(1, sizeof(Section)));
@@ -138,16 +130,14 @@ EXPORT int edgellm_section_new(const SectionSpec* spec, uint64_t spec_bytes, Sec
     return OK;
 }
 
-EXPORT void edgellm_section_free(Section* section) {
+void edgellm_section_free(Section* section) {
     if (section == nullptr) return;
     free(section->work.memory);
     free(section->layers);
     free(section);
 }
 
-// Gives rotary factors `which` for positions [0, positions): cos and sin are float32 [positions, rotary_dim / 2], and stay
-// where they are.
-EXPORT int edgellm_section_rope(Section* section, uint64_t which, const float* cos, const float* sin, uint64_t count,
+int edgellm_section_rope(Section* section, uint64_t which, const float* cos, const float* sin, uint64_t count,
                                 uint64_t positions) {
     if (!is_at(section) || !is_at(cos) || !is_at(sin)) return BAD_POINTER;
     if (which >= ROPES || positions >= MOST) return BAD_SHAPE;
@@ -156,11 +146,7 @@ EXPORT int edgellm_section_rope(Section* section, uint64_t which, const float* c
     return OK;
 }
 
-// Runs steps through layers [layer_start, layer_end) of the section, counted from its own first one. Either `ids` (then
-// the section embeds them) or `hidden`, float32 [count, hidden], has what all steps' tokens go in with, one after the
-// other. What the last of the layers makes of them goes to `out`, float32 [count, hidden], unless it is null; logits for
-// the last tokens of each step that wants them go to `logits`, float32 [their number, vocab].
-EXPORT int edgellm_section_run(Section* section, const StepSpec* steps, uint64_t num_steps, uint64_t layer_start,
+int edgellm_section_run(Section* section, const StepSpec* steps, uint64_t num_steps, uint64_t layer_start,
                                uint64_t layer_end, const int64_t* ids, const float* hidden, uint64_t count, float* out,
                                uint64_t out_elements, float* logits, uint64_t logits_elements) {
     if (!is_at(section) || !is_at(steps) || (ids == nullptr) == (hidden == nullptr)) return BAD_POINTER;
@@ -184,3 +170,5 @@ EXPORT int edgellm_section_run(Section* section, const StepSpec* steps, uint64_t
     run(s, {steps, num_steps, tokens, layer_start, layer_end, ids, hidden, out, logits});
     return OK;
 }
+
+}  // namespace edgellm

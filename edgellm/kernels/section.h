@@ -1,5 +1,4 @@
-// Layers of a decoder, run by one native call: what the C ABI takes (kept in step with edgellm/model/native/abi.py) and
-// what a section is inside.
+// Layers of a decoder, run by one native call: what a section is inside (abi.h has what describes it).
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -8,54 +7,6 @@
 #include "ops.h"
 
 namespace edgellm {
-
-constexpr size_t MOST_TOKENS = 512;  // in one call
-constexpr size_t MOST_STEPS = 64;
-constexpr size_t ROPES = 2;  // sets of rotary factors: LongRoPE has short and long ones
-
-// float32 values; data is null where there are none.
-struct FloatsSpec {
-    const float* data;
-    uint64_t count;
-};
-
-// Rows [first, first + rows) of a weight [out, in], and a bias of `rows`. data is null where there is none.
-struct ProjectionSpec {
-    const void* data;
-    uint64_t bytes, out, in, first, rows;
-    int64_t encoding;
-    FloatsSpec bias;
-};
-
-struct NormSpec {
-    FloatsSpec weight, bias;
-};
-
-struct LayerSpec {
-    NormSpec before_attention, before_mlp;
-    ProjectionSpec q, k, v, o, gate, up, down;  // without a gate the MLP is down(gelu(up(x)))
-    FloatsSpec q_norm, k_norm;
-    double attention_scale;
-    uint64_t window;  // 0: none
-};
-
-struct SectionSpec {
-    uint64_t hidden, heads, kv_heads, head_dim, rotary_dim, intermediate, vocab, positions, num_layers;
-    double eps;
-    const LayerSpec* layers;
-    ProjectionSpec embedding, position_embedding, head;  // data is null where the section has none
-    NormSpec final_norm;
-};
-
-// Consecutive positions of one sequence, to be computed.
-struct StepSpec {
-    uint64_t tokens, position;
-    uint64_t rope;    // which rotary factors
-    uint64_t logits;  // wanted for how many of its last tokens
-    void* kv;         // the slot: for each layer its keys, then its values; see slot_bytes
-    uint64_t kv_bytes, context;
-    int64_t kv_encoding;  // F16 or F32
-};
 
 struct Projection {
     Matrix matrix;

@@ -14,13 +14,6 @@
 
 using namespace edgellm;
 
-extern "C" int edgellm_section_new(const SectionSpec*, uint64_t, Section**);
-extern "C" void edgellm_section_free(Section*);
-extern "C" int edgellm_section_rope(Section*, uint64_t, const float*, const float*, uint64_t, uint64_t);
-extern "C" int edgellm_section_run(Section*, const StepSpec*, uint64_t, uint64_t, uint64_t, const int64_t*,
-                                   const float*, uint64_t, float*, uint64_t, float*, uint64_t);
-extern "C" int edgellm_threads_set(int, const int*, uint64_t);
-
 static uint32_t state = 1;
 static uint32_t next() { return (state = state * 1664525u + 1013904223u) >> 8; }
 static size_t below(size_t n) { return next() % n; }

@@ -1,21 +1,22 @@
 """Sections of any shape as the C ABI takes them, of random bytes, and hypothesis strategies for what goes into them."""
 
-import ctypes
 from dataclasses import dataclass, field
 
 import numpy as np
 from hypothesis import strategies as st
 
+from edgellm.kernels.abi import constants, ffi
 from edgellm.kernels.library import ENCODINGS, weight_bytes
-from edgellm.model.native.abi import Floats, Layer, Norm, Projection, Section, Step
+from edgellm.model.native.abi import Fields, Struct, floats, new_layers, new_section
+from tests.native_abi import new
 
-KEYS = 16  # ops.h
+KEYS = constants.KEYS
 PLAIN, PACKED = ["bf16", "f16", "f32"], ["int4", "int4s", "int8"]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes and features of a section, as in section.h; those of a layer in lists."""
+    """Sizes and features of a section, as in abi.h; those of a layer in lists."""
 
     hidden: int
     heads: int
@@ -78,7 +79,8 @@ class Made:
     """What describes a section, and the memory that it points to: as long as it says, and no longer."""
 
     shape: Shape
-    spec: Section = field(default_factory=Section)
+    spec: Struct = field(default_factory=lambda: new_section({}))
+    layers: Struct = None
     kept: list = field(default_factory=list)
 
     @classmethod
@@ -89,9 +91,10 @@ class Made:
         for name in ("hidden", "heads", "kv_heads", "head_dim", "rotary_dim", "intermediate", "vocab", "positions"):
             setattr(spec, name, getattr(s, name))
         spec.num_layers, spec.eps = len(s.gated), 1e-5
-        layers = (Layer * len(s.gated))(*(made._layer(i) for i in range(len(s.gated))))
-        spec.layers = layers
-        made.kept.append(layers)
+        layers = new_layers(len(s.gated))
+        for i in range(len(s.gated)):
+            layers[i] = made._layer(i)
+        spec.layers = made.layers = layers
         if s.has_embedding:
             spec.embedding = made._weight(s.ends, s.vocab, s.hidden)
             if s.positions:
@@ -107,9 +110,12 @@ class Made:
         scale = {"ordinary": 1, "huge": 1e38, "zeros": 0}[self.shape.values]
         return (self._rng.uniform(-1, 1, shape) * scale).astype(np.float32)
 
-    def step(self, tokens: int, position: int, logits: int, kv: np.ndarray) -> Step:
+    def step(self, tokens: int, position: int, logits: int, kv: np.ndarray) -> Struct:
         encoding = ENCODINGS[self.shape.kv]
-        return Step(tokens, position, 0, logits, kv.ctypes.data, kv.nbytes, self.shape.context, encoding)
+        return new(
+            "StepSpec", tokens=tokens, position=position, logits=logits, kv=kv.ctypes.data, kv_bytes=kv.nbytes,
+            context=self.shape.context, kv_encoding=encoding,
+        )  # fmt: skip
 
     def slot(self) -> np.ndarray:
         return np.zeros(self.shape.kv_bytes // 4, np.float32)
@@ -118,13 +124,14 @@ class Made:
         self.kept.append(array)
         return array
 
-    def _floats(self, count: int, wanted: bool = True) -> Floats:
-        return Floats.of(self._keep(self.floats(count)) if wanted else None)
+    def _floats(self, count: int, wanted: bool = True) -> Fields:
+        return floats(self._keep(self.floats(count)) if wanted else None)
 
-    def _norm(self) -> Norm:
-        return Norm(self._floats(self.shape.hidden), self._floats(self.shape.hidden, self.shape.layer_norm))
+    def _norm(self) -> Fields:
+        bias = self._floats(self.shape.hidden, self.shape.layer_norm)
+        return {"weight": self._floats(self.shape.hidden), "bias": bias}
 
-    def _weight(self, encoding: str, out: int, columns: int, biased: bool = False, first: int = 0) -> Projection:
+    def _weight(self, encoding: str, out: int, columns: int, biased: bool = False, first: int = 0) -> Fields:
         """Rows from `first` on of one of first + out rows."""
         size = weight_bytes(encoding, (first + out, columns))
         if encoding == "f32":
@@ -135,12 +142,15 @@ class Made:
                 data &= 0xBB  # no half is infinite
         self._keep(data)
         bias = self._floats(out, biased)
-        return Projection(data.ctypes.data, size, first + out, columns, first, out, ENCODINGS[encoding], bias)
+        return {
+            "data": ffi.cast("void *", data.ctypes.data), "bytes": size, "out": first + out, "in": columns,
+            "first": first, "rows": out, "encoding": ENCODINGS[encoding], "bias": bias,
+        }  # fmt: skip
 
-    def _layer(self, index: int) -> Layer:
+    def _layer(self, index: int) -> Fields:
         s, encoding, biased = self.shape, self.shape.encodings[index], self.shape.biases
         q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-        layer = Layer(
+        layer = dict(
             before_attention=self._norm(), before_mlp=self._norm(),
             q=self._weight(encoding, q, s.hidden, biased), k=self._weight(encoding, kv, s.hidden, biased, 16),
             v=self._weight(encoding, kv, s.hidden, biased), o=self._weight(encoding, s.hidden, q, biased),
@@ -150,30 +160,5 @@ class Made:
             attention_scale=0.25, window=s.windows[index],
         )  # fmt: skip
         if s.gated[index]:
-            layer.gate = self._weight(encoding, s.intermediate, s.hidden, biased)
+            layer["gate"] = self._weight(encoding, s.intermediate, s.hidden, biased)
         return layer
-
-
-def fields(structure: ctypes.Structure, before: tuple = ()) -> list[tuple]:
-    """Paths to all numbers and addresses within a structure."""
-    found = []
-    for name, kind in structure._fields_:
-        if issubclass(kind, ctypes.Structure):
-            found += fields(kind, (*before, name))
-        else:
-            found.append((*before, name))
-    return found
-
-
-def put(structure: ctypes.Structure, path: tuple, value) -> None:
-    """Set the number or address at this path."""
-    for name in path[:-1]:
-        structure = getattr(structure, name)
-    setattr(structure, path[-1], value)
-
-
-def get(structure: ctypes.Structure, path: tuple):
-    """The number or address at this path."""
-    for name in path:
-        structure = getattr(structure, name)
-    return structure

@@ -26,10 +26,8 @@ ABI = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <vector>
-extern "C" int edgellm_linear(const void*, uint64_t, int, uint64_t, uint64_t, const float*, uint64_t, float*, int);
-extern "C" int edgellm_dequantize(const void*, uint64_t, int, uint64_t, uint64_t, uint64_t, uint64_t, float*, uint64_t);
-extern "C" int edgellm_quantize(const float*, uint64_t, uint64_t, int8_t*, float*, float*, int32_t*);
-extern "C" int edgellm_read(const void*, uint64_t, uint64_t*);
+#include "exported.h"
+using namespace edgellm;
 static uint64_t some() {
     static const uint64_t odd[] = {0, 1, 3, 15, 16, 17, 31, 32, 33, 64, 640, 1088, 1280,
                                    1ull << 31, 1ull << 32, 1ull << 40, 1ull << 63, ~0ull, ~0ull - 31};

@@ -1,6 +1,5 @@
 """The pool of threads: pinned, used by several callers, absent in a forked child."""
 
-import ctypes
 import os
 import signal
 import threading
@@ -9,7 +8,9 @@ import numpy as np
 import pytest
 
 from edgellm.kernels import library
+from edgellm.kernels.abi import constants
 from edgellm.model.generic.packed import pack
+from tests.native_abi import call
 
 torch = pytest.importorskip("torch")
 
@@ -100,7 +101,7 @@ def test_threads_that_can_not_be_are_refused_and_nothing_changes(product, count,
     with pytest.raises(ValueError, match="can't compute with"):
         library.set_threads(count, cores)
     assert library.library().edgellm_threads() == 2
-    assert library.library().edgellm_threads_set(1, ctypes.POINTER(ctypes.c_int)(), 3) != 0
+    assert call("edgellm_threads_set", 1, None, 3) == constants.BAD_THREADS
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

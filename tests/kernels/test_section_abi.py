@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from ctypes import byref, c_void_p, sizeof
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,17 @@ import pytest
 from building import available
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from shapes import Made, Shape, fields, get, put, shapes
+from shapes import Made, Shape, shapes
 
 from edgellm.kernels import library
-from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, Floats, Layer, Projection, Section, Step, _library
+from edgellm.kernels.abi import NULL, codes, ffi
+from edgellm.model.native.abi import MOST_TOKENS, new_steps
+from tests.native_abi import call, fields, get, new, put, struct_of
 
 FUZZ = settings(
     deadline=None, derandomize=True, database=None, max_examples=200, suppress_health_check=list(HealthCheck)
 )
-OK, REFUSED = 0, range(1, 8)
+OK, *REFUSED = codes("Status").values()
 ODD = [0, 1, 2, 3, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 511, 512, 513, 4097, *(1 << n for n in (24, 31, 32, 62, 63)),
        (1 << 24) - 1, (1 << 64) - 1, (1 << 64) - 16]  # fmt: skip
 
@@ -37,10 +38,11 @@ class Open:
     """A section inside the library, if it takes what describes it: `status` says."""
 
     def __init__(self, made: Made):
-        self.made, self.handle, self.spec = made, c_void_p(), made.spec
-        self.status = _library().edgellm_section_new(byref(self.spec), sizeof(self.spec), byref(self.handle))
+        self.made, self.spec, into = made, made.spec, ffi.new("Section **")
+        self.status = call("edgellm_section_new", self.spec, ffi.sizeof("SectionSpec"), into)
+        self.handle = into[0]
         if self.status:
-            assert self.handle.value is None
+            assert self.handle == NULL
             return
         rng, half = np.random.default_rng(1), self.spec.rotary_dim // 2
         self.tables = [rng.uniform(-1, 1, (made.shape.context, half)).astype(np.float32) for _ in range(4)]
@@ -51,11 +53,11 @@ class Open:
         return self
 
     def __exit__(self, *_):
-        _library().edgellm_section_free(self.handle)
+        call("edgellm_section_free", self.handle)
 
     def rope(self, which, cos, sin, count=None, positions=None):
         count, positions = cos.size if count is None else count, len(cos) if positions is None else positions
-        return _library().edgellm_section_rope(self.handle, which, cos.ctypes.data, sin.ctypes.data, count, positions)
+        return call("edgellm_section_rope", self.handle, which, cos.ctypes.data, sin.ctypes.data, count, positions)
 
     def slot(self) -> np.ndarray:
         whole = self.made.shape.kv_bytes // self.made.spec.num_layers
@@ -63,21 +65,29 @@ class Open:
 
     def inputs(self, tokens: int) -> np.ndarray:
         rng = np.random.default_rng(2)
-        if self.spec.embedding.data:
+        if self.spec.embedding.data != NULL:
             return rng.integers(0, self.spec.vocab, tokens)
         return rng.uniform(-1, 1, (tokens, self.spec.hidden)).astype(np.float32)
 
-    def run(self, steps: list[Step], x: np.ndarray) -> np.ndarray:
+    def run(self, steps: list, x: np.ndarray) -> np.ndarray:
         """Hidden states of all tokens, then the logits, in one row."""
         wanted = sum(s.logits for s in steps)
         out, logits = np.empty((len(x), self.spec.hidden), np.float32), np.empty((wanted, self.spec.vocab), np.float32)
         ids, hidden = (x.ctypes.data, None) if x.dtype == np.int64 else (None, x.ctypes.data)
-        status = _library().edgellm_section_run(
-            self.handle, (Step * len(steps))(*steps), len(steps), 0, self.spec.num_layers, ids, hidden, len(x),
+        status = call(
+            "edgellm_section_run", self.handle, row(steps), len(steps), 0, self.spec.num_layers, ids, hidden, len(x),
             out.ctypes.data, out.size, logits.ctypes.data, logits.size,
         )  # fmt: skip
         assert status == OK
         return np.concatenate([out.ravel(), logits.ravel()])
+
+
+def row(steps: list):
+    """Return steps as a call takes them: one after the other."""
+    together = new_steps()
+    for i, step in enumerate(steps):
+        together[i] = step[0]
+    return together
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -123,10 +133,10 @@ def test_a_section_of_any_shape_gives_the_same_bits_everywhere_and_however_it_is
 
 def odd_values(structure, path: tuple):
     """What a caller may put there by mistake; memory is as long as before, so no value may promise more of it."""
-    old, parent = get(structure, path), structure if len(path) == 1 else get(structure, path[:-1])
+    old, kind = get(structure, path), struct_of(structure, path)
     if path[-1] in ("data", "layers", "kv"):
-        odd_address_is_refused = isinstance(parent, Floats | Step) or (
-            isinstance(parent, Projection) and parent.encoding >= library.ENCODINGS["bf16"]
+        odd_address_is_refused = kind in ("FloatsSpec", "StepSpec") or (
+            kind == "ProjectionSpec" and get(structure, (*path[:-1], "encoding")) >= library.ENCODINGS["bf16"]
         )
         return [None, old + 1] if path[-1] != "layers" and odd_address_is_refused and old else [None]
     if path[-1] in ("bytes", "kv_bytes"):
@@ -149,13 +159,14 @@ def change(data, structure, paths: list[tuple]) -> None:
 def test_a_section_that_does_not_fit_is_refused_and_any_other_computes(shape, data):
     made = Made.of(shape)
     if data.draw(st.booleans()):
-        change(data, made.spec, fields(Section))
+        change(data, made.spec, fields("SectionSpec"))
     else:
-        change(data, made.spec.layers[data.draw(st.integers(0, len(shape.gated) - 1))], fields(Layer))
+        layer = data.draw(st.integers(0, len(shape.gated) - 1))
+        change(data, made.layers[layer], fields("LayerSpec"))
     with Open(made) as section:
         assert section.status == OK or section.status in REFUSED
         if section.status == OK:
-            logits, kv = int(bool(made.spec.head.data)), section.slot()
+            logits, kv = int(made.spec.head.data != NULL), section.slot()
             section.run([made.step(shape.context, 0, logits, kv)], section.inputs(shape.context))
 
 
@@ -182,9 +193,9 @@ def test_a_call_that_does_not_fit_is_refused_and_leaves_the_section_as_it_was(sh
         x = section.inputs(sum(tokens))
         expected = section.run(good, x)
 
-        steps = (Step * MOST_STEPS)(*good)
+        steps = row(good)
         if not changed or data.draw(st.booleans()):
-            change(data, steps[data.draw(st.integers(0, len(good) - 1))], fields(Step))
+            change(data, steps[data.draw(st.integers(0, len(good) - 1))], fields("StepSpec"))
         says = dict(num_steps=len(good), layer_start=0, layer_end=len(shape.gated), count=len(x),
                     out_elements=len(x) * shape.hidden,
                     logits_elements=len(good) * shape.has_head * shape.vocab)  # fmt: skip
@@ -211,9 +222,9 @@ def test_a_call_that_does_not_fit_is_refused_and_leaves_the_section_as_it_was(sh
             case "both":
                 ids = hidden = fed.ctypes.data
         places = {"none": lambda a: None, "odd": lambda a: a.ctypes.data + 1, None: lambda a: a.ctypes.data}
-        status = _library().edgellm_section_run(
-            section.handle, steps, says["num_steps"], says["layer_start"], says["layer_end"], ids, hidden,
-            says["count"], places[changed.get("out")](out), says["out_elements"],
+        status = call(
+            "edgellm_section_run", section.handle, steps, says["num_steps"], says["layer_start"], says["layer_end"],
+            ids, hidden, says["count"], places[changed.get("out")](out), says["out_elements"],
             places[changed.get("logits")](logits), says["logits_elements"],
         )  # fmt: skip
         assert status in REFUSED or status == OK and honest
@@ -230,17 +241,16 @@ def test_rotary_factors_that_do_not_fit_are_refused(shape, which, count, positio
         if fits and count >= 1 << 20:
             return
         assert (section.rope(which, table, table, count, positions) == OK) == fits
-        rope = _library().edgellm_section_rope
         for cos, sin in ((None, table.ctypes.data), (table.ctypes.data, None), (table.ctypes.data + 1,) * 2):
-            assert rope(section.handle, 0, cos, sin, 0, 0) == 1
+            assert call("edgellm_section_rope", section.handle, 0, cos, sin, 0, 0) == 1
 
 
 def test_nothing_is_no_section():
-    lib, step = _library(), Step(1, 0, 0, 0, None, 0, 1, 3)
-    assert lib.edgellm_section_new(None, sizeof(Section), byref(c_void_p())) == 1
-    assert lib.edgellm_section_rope(None, 0, None, None, 0, 0) == 1
-    assert lib.edgellm_section_run(None, byref(step), 1, 0, 0, None, None, 0, None, 0, None, 0) == 1
-    lib.edgellm_section_free(None)
+    step = new("StepSpec", tokens=1, context=1, kv_encoding=3)
+    assert call("edgellm_section_new", None, ffi.sizeof("SectionSpec"), ffi.new("Section **")) == 1
+    assert call("edgellm_section_rope", None, 0, None, None, 0, 0) == 1
+    assert call("edgellm_section_run", None, step, 1, 0, 0, None, None, 0, None, 0, None, 0) == 1
+    call("edgellm_section_free", None)
 
 
 def test_all_of_it_with_sanitizers(sanitized):

@@ -1,6 +1,5 @@
 """What doesn't fit is refused: by file and tensor when a native section loads, by a status at the C ABI; no crash."""
 
-import ctypes
 import dataclasses
 import gc
 import weakref
@@ -27,9 +26,10 @@ from test_section import (
 
 from edgellm.agent.load import load_section
 from edgellm.errors import ManifestError, ModelError, UsageError
-from edgellm.kernels import library
-from edgellm.model.native.abi import Section, Step, new_steps
+from edgellm.kernels.abi import NULL, ffi
+from edgellm.model.native.abi import new_layers, new_section, new_steps
 from edgellm.model.native.section import NativeSection, read_spec
+from tests.native_abi import call, put
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +160,12 @@ def test_the_abi_refuses_a_step_that_does_not_fit(llama, change, status):
     section._steps = steps
     section._set_step(0, 1, 0, slot, 1, 1)
     for name, value in change.items():
-        setattr(steps[0], name, value)
+        put(steps[0], (name,), value)
     ids, logits = np.array([5]), np.empty((1, 512), np.float32)
-    run = section._native._run
     arguments = [section._native._handle, steps, 1, 0, 5, ids.ctypes.data, None, 1, None, 0, logits.ctypes.data, 512]
-    assert run(*arguments) == status
+    assert call("edgellm_section_run", *arguments) == status
     section._set_step(0, 1, 0, slot, 1, 1)
-    assert run(*arguments) == 0
+    assert call("edgellm_section_run", *arguments) == 0
 
 
 @pytest.mark.parametrize("at, value, status", [
@@ -182,35 +181,32 @@ def test_the_abi_refuses_a_run_that_does_not_fit(llama, at, value, status):
     arguments = [section._native._handle, section._steps, 1, 0, 5, ids.ctypes.data, None, 1, None, 0,
                  logits.ctypes.data, 512]  # fmt: skip
     arguments[at] = value
-    assert section._native._run(*arguments) == status
+    assert call("edgellm_section_run", *arguments) == status
 
 
 @pytest.mark.parametrize("path, value, status", [
     ("hidden", 65, 3), ("heads", 0, 3), ("kv_heads", 3, 3), ("head_dim", 24, 3), ("rotary_dim", 34, 3),
     ("rotary_dim", 7, 3), ("num_layers", 1 << 40, 3), ("vocab", 1 << 30, 3), ("layers.q.bytes", 7, 4),
-    ("layers.q.encoding", 9, 2), ("layers.q.in_", 32, 3), ("layers.q.first", 16, 3), ("layers.q.data", None, 1),
+    ("layers.q.encoding", 9, 2), ("layers.q.in", 32, 3), ("layers.q.first", 16, 3), ("layers.q.data", None, 1),
     ("layers.before_mlp.weight.count", 63, 4), ("layers.before_mlp.weight.data", None, 1), ("head.rows", 511, 3),
     ("final_norm.weight.data", 3, 1),
 ])  # fmt: skip
 def test_the_abi_refuses_a_section_that_does_not_fit(llama, path, value, status):
-    spec = Section()
-    ctypes.memmove(ctypes.byref(spec), ctypes.byref(llama[2]._loaded.spec), ctypes.sizeof(spec))
-    layers = (type(spec.layers[0]) * 5)(*spec.layers[:5])
+    spec, layers = new_section({}), new_layers(5)
+    spec[0] = llama[2]._loaded.spec[0]
+    for i in range(5):
+        layers[i] = spec.layers[i]
     spec.layers = layers
-    *parents, name = path.split(".")
-    at = spec
-    for parent in parents:
-        at = layers[4] if parent == "layers" else getattr(at, parent)
-    setattr(at, name, value)
-    handle = ctypes.c_void_p()
-    new = library.library().edgellm_section_new
-    assert new(ctypes.byref(spec), ctypes.sizeof(spec), ctypes.byref(handle)) == status
-    assert new(ctypes.byref(spec), ctypes.sizeof(spec) - 8, ctypes.byref(handle)) == 4
-    assert new(None, ctypes.sizeof(spec), ctypes.byref(handle)) == 1 and handle.value is None
+    at, path = (layers[4], path.removeprefix("layers.")) if path.startswith("layers.") else (spec, path)
+    put(at, tuple(path.split(".")), value)
+    into, size = ffi.new("Section **"), ffi.sizeof("SectionSpec")
+    assert call("edgellm_section_new", spec, size, into) == status
+    assert call("edgellm_section_new", spec, size - 8, into) == 4
+    assert call("edgellm_section_new", None, size, into) == 1 and into[0] == NULL
 
 
-def test_structures_have_the_size_that_the_header_gives_them():
-    assert ctypes.sizeof(Step) == 64 and ctypes.sizeof(Section) == 8 * 9 + 16 + 3 * 72 + 32
+def test_structs_have_no_padding_that_a_compiler_could_lay_out_differently():
+    assert ffi.sizeof("StepSpec") == 64 and ffi.sizeof("SectionSpec") == 8 * 9 + 16 + 3 * 72 + 32
 
 
 def test_refused_calls_leave_the_section_as_it_was(llama):

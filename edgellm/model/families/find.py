@@ -7,6 +7,7 @@ generic path takes every config that says something no family knows.
 from collections.abc import Callable
 from typing import Any
 
+from edgellm.kernels.abi import constants
 from edgellm.model.families.config import Config, UnsupportedError
 from edgellm.model.families.gpt2 import gpt2
 from edgellm.model.families.llama import llama
@@ -21,9 +22,10 @@ FAMILIES: dict[str, Callable[[Config], Spec]] = {
 }  # fmt: skip
 
 # What the kernels take.
-_LANES = 16  # sizes are multiples of it (ops.h: LANE_COUNT)
-_MAX_HEAD_DIM = _MAX_HEADS = 1024
-_MAX_GROUP = 64  # query heads that share a kv head (ops.h: MOST_ROWS)
+_LANES: int = constants.LANE_COUNT  # sizes are multiples of it
+_MAX_HEAD_DIM: int = constants.MOST_HEAD_DIM
+_MAX_HEADS: int = constants.MOST_HEADS
+_MAX_GROUP: int = constants.MOST_ROWS  # query heads that share a kv head
 
 
 def find_spec(config: Any) -> tuple[Spec | None, str]:

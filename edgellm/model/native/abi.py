@@ -1,135 +1,87 @@
-"""The C ABI of a section in ctypes: structures as in kernels/section.h, and the calls, with errors raised."""
+"""Sections of the native library: what abi.h's structs are made from, and the calls, with errors raised.
 
-import ctypes
-import functools
+Structs point to memory that they don't keep: whoever fills one in keeps the arrays.
+"""
+
 import weakref
-from ctypes import POINTER, byref, c_double, c_int64, c_uint64, c_void_p, sizeof
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from edgellm.errors import ModelError
 from edgellm.kernels import library
+from edgellm.kernels.abi import NULL, constants, ffi
 from edgellm.shards.mapped import MappedTensor
 
-MOST_TOKENS = 512  # in one call
-MOST_STEPS = 64
+MOST_TOKENS: int = constants.MOST_TOKENS  # in one call
+MOST_STEPS: int = constants.MOST_STEPS
+
+Struct: TypeAlias = Any  # a struct of abi.h, or an array of them, in memory of its own
+Fields: TypeAlias = dict[str, Any]  # the fields of a struct by name; those left out are 0
+
+_FLOATS, _IDS = ffi.typeof("float[]"), ffi.typeof("int64_t[]")  # parsed once: a step's call takes microseconds
 
 
-class Floats(ctypes.Structure):
-    """float32 values; without any, data is null."""
-
-    _fields_ = [("data", c_void_p), ("count", c_uint64)]
-
-    @classmethod
-    def of(cls, values: np.ndarray | None) -> "Floats":
-        return cls() if values is None else cls(values.ctypes.data, values.size)
+def floats(values: np.ndarray | None) -> Fields:
+    """Return the fields of a FloatsSpec; without values its data is null."""
+    return {} if values is None else {"data": ffi.cast("float *", values.ctypes.data), "count": values.size}
 
 
-class Projection(ctypes.Structure):
-    """Rows [first, first + rows) of a weight [out, in] as it lies in a shard, and their bias."""
-
-    _fields_ = [
-        ("data", c_void_p), ("bytes", c_uint64), ("out", c_uint64), ("in_", c_uint64), ("first", c_uint64),
-        ("rows", c_uint64), ("encoding", c_int64), ("bias", Floats),
-    ]  # fmt: skip
-
-    @classmethod
-    def of(cls, tensor: MappedTensor, first: int = 0, rows: int | None = None, bias: np.ndarray | None = None):
-        """Of all rows from `first` on unless `rows` says how many."""
-        out, columns = tensor.shape
-        rows = out - first if rows is None else rows
-        assert tensor.encoding is not None  # integers are no weights
-        encoding = library.ENCODINGS[tensor.encoding]
-        data = tensor.data
-        return cls(data.ctypes.data, data.nbytes, out, columns, first, rows, encoding, Floats.of(bias))
+def projection(tensor: MappedTensor, first: int = 0, rows: int | None = None, bias: np.ndarray | None = None) -> Fields:
+    """Return the fields of a ProjectionSpec: of all rows from `first` on unless `rows` says how many."""
+    out, columns = tensor.shape
+    assert tensor.encoding is not None  # integers are no weights
+    return {
+        "data": ffi.cast("void *", tensor.data.ctypes.data), "bytes": tensor.data.nbytes, "out": out, "in": columns,
+        "first": first, "rows": out - first if rows is None else rows,
+        "encoding": library.ENCODINGS[tensor.encoding], "bias": floats(bias),
+    }  # fmt: skip
 
 
-class Norm(ctypes.Structure):
-    """A norm's weight and bias."""
-
-    _fields_ = [("weight", Floats), ("bias", Floats)]
-
-
-class Layer(ctypes.Structure):
-    """A decoder layer."""
-
-    _fields_ = [
-        ("before_attention", Norm), ("before_mlp", Norm),
-        ("q", Projection), ("k", Projection), ("v", Projection), ("o", Projection),
-        ("gate", Projection), ("up", Projection), ("down", Projection),
-        ("q_norm", Floats), ("k_norm", Floats), ("attention_scale", c_double), ("window", c_uint64),
-    ]  # fmt: skip
+def new_layers(count: int) -> Struct:
+    """Return an array of LayerSpecs, all zeros; its elements take Fields."""
+    return ffi.new("LayerSpec[]", count)
 
 
-class Section(ctypes.Structure):
-    """A section's sizes, layers and ends."""
-
-    _fields_ = [
-        ("hidden", c_uint64), ("heads", c_uint64), ("kv_heads", c_uint64), ("head_dim", c_uint64),
-        ("rotary_dim", c_uint64), ("intermediate", c_uint64), ("vocab", c_uint64), ("positions", c_uint64),
-        ("num_layers", c_uint64), ("eps", c_double), ("layers", POINTER(Layer)),
-        ("embedding", Projection), ("position_embedding", Projection), ("head", Projection), ("final_norm", Norm),
-    ]  # fmt: skip
+def new_section(fields: Fields) -> Struct:
+    """Return a pointer to a SectionSpec."""
+    return ffi.new("SectionSpec *", fields)
 
 
-class Step(ctypes.Structure):
-    """Consecutive positions of one sequence."""
-
-    _fields_ = [
-        ("tokens", c_uint64), ("position", c_uint64), ("rope", c_uint64), ("logits", c_uint64), ("kv", c_void_p),
-        ("kv_bytes", c_uint64), ("context", c_uint64), ("kv_encoding", c_int64),
-    ]  # fmt: skip
-
-
-def new_steps() -> ctypes.Array[Step]:
-    """Return room for as many steps as a call takes."""
-    return (Step * MOST_STEPS)()
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    lib = library.library()
-    lib.edgellm_section_new.argtypes = [POINTER(Section), c_uint64, POINTER(c_void_p)]
-    lib.edgellm_section_free.argtypes = [c_void_p]
-    lib.edgellm_section_free.restype = None
-    lib.edgellm_section_rope.argtypes = [c_void_p, c_uint64, c_void_p, c_void_p, c_uint64, c_uint64]
-    lib.edgellm_section_run.argtypes = [
-        c_void_p, c_void_p, c_uint64, c_uint64, c_uint64, c_void_p, c_void_p, c_uint64, c_void_p, c_uint64, c_void_p,
-        c_uint64,
-    ]  # fmt: skip
-    return lib
+def new_steps() -> Struct:
+    """Return an array of as many StepSpecs as a call takes."""
+    return ffi.new("StepSpec[]", MOST_STEPS)
 
 
 def _check(what: str, status: int) -> None:
     if status:
-        raise ModelError(f"libedgellm refused to {what}: {library._STATUS.get(status, f'status {status}')}")
+        raise ModelError(f"libedgellm refused to {what}: {library.meaning(status)}")
 
 
 class SectionHandle:
     """A section inside the library; what `spec` points to must outlive it. Freed with the object."""
 
-    def __init__(self, spec: Section):
-        self._handle = c_void_p()
-        _check("make a section", _library().edgellm_section_new(byref(spec), sizeof(spec), byref(self._handle)))
-        freed = weakref.finalize(self, _library().edgellm_section_free, self._handle)
+    def __init__(self, spec: Struct):
+        lib, into = library.library(), ffi.new("Section **")
+        _check("make a section", lib.edgellm_section_new(spec, ffi.sizeof("SectionSpec"), into))
+        self._handle = into[0]
+        freed = weakref.finalize(self, lib.edgellm_section_free, self._handle)
         freed.atexit = False  # a thread may still be in it
-        self._run = _library().edgellm_section_run
+        self._run, self._rope = lib.edgellm_section_run, lib.edgellm_section_rope
 
     def set_rope(self, which: int, cos: np.ndarray, sin: np.ndarray) -> None:
-        """Rotary factors [positions, rotary_dim / 2] that the caller keeps."""
-        status = _library().edgellm_section_rope(
-            self._handle, which, cos.ctypes.data, sin.ctypes.data, cos.size, len(cos)
-        )
-        _check("take rotary factors", status)
+        """Give rotary factors [positions, rotary_dim / 2]; the caller keeps them."""
+        tables = ffi.from_buffer(_FLOATS, cos), ffi.from_buffer(_FLOATS, sin)
+        _check("take rotary factors", self._rope(self._handle, which, *tables, cos.size, len(cos)))
 
-    def run(self, steps: ctypes.Array[Step], count: int, layers: tuple[int, int], x: np.ndarray, out: np.ndarray | None,
+    def run(self, steps: Struct, count: int, layers: tuple[int, int], x: np.ndarray, out: np.ndarray | None,
             logits: np.ndarray | None) -> None:  # fmt: skip
         """Run the first `count` of `steps` over layers [start, end); x: int64 [tokens] or float32 [tokens, hidden]."""
-        address = x.__array_interface__["data"][0]
-        ids, hidden = (address, None) if x.dtype == np.int64 else (None, address)
+        has_ids = x.dtype == np.int64
         status = self._run(
-            self._handle, steps, count, *layers, ids, hidden, len(x),
-            None if out is None else out.__array_interface__["data"][0], 0 if out is None else out.size,
-            None if logits is None else logits.__array_interface__["data"][0], 0 if logits is None else logits.size,
+            self._handle, steps, count, *layers,
+            ffi.from_buffer(_IDS, x) if has_ids else NULL, NULL if has_ids else ffi.from_buffer(_FLOATS, x), len(x),
+            NULL if out is None else ffi.from_buffer(_FLOATS, out), 0 if out is None else out.size,
+            NULL if logits is None else ffi.from_buffer(_FLOATS, logits), 0 if logits is None else logits.size,
         )  # fmt: skip
         _check("run a step", status)

@@ -1,6 +1,5 @@
 """From mapped shards to what the native section takes: each tensor checked against the Spec, matrices left in place."""
 
-import ctypes
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from edgellm.shards.mapped import PACKED, MappedShard, MappedTensor
 class Loaded:
     """A section's native structures, and what they point to."""
 
-    spec: abi.Section
+    spec: abi.Struct
     ram_bytes: int = 0
     kept: list = field(default_factory=list)
 
@@ -38,16 +37,16 @@ class _Tensors:
         self.ram_bytes = sum(t.data.nbytes for t in self.weights.values())
         self.ram_bytes += sum(v.nbytes for v in self.vectors.values())
 
-    def norm(self, norm: Norm) -> abi.Norm:
+    def norm(self, norm: Norm) -> abi.Fields:
         bias = self.vectors[norm.bias.name] if norm.bias else None
-        return abi.Norm(abi.Floats.of(self.vectors[norm.weight.name]), abi.Floats.of(bias))
+        return {"weight": abi.floats(self.vectors[norm.weight.name]), "bias": abi.floats(bias)}
 
-    def projection(self, part: Projection) -> abi.Projection:
+    def projection(self, part: Projection) -> abi.Fields:
         bias = self.vectors[part.bias.name][part.first : part.first + part.rows] if part.bias else None
-        return abi.Projection.of(self.weights[part.weight.name], part.first, part.rows, bias)
+        return abi.projection(self.weights[part.weight.name], part.first, part.rows, bias)
 
-    def norm_weight(self, norm: Norm | None) -> abi.Floats:
-        return abi.Floats.of(self.vectors[norm.weight.name] if norm else None)
+    def norm_weight(self, norm: Norm | None) -> abi.Fields:
+        return abi.floats(self.vectors[norm.weight.name] if norm else None)
 
 
 def load(
@@ -61,20 +60,20 @@ def load(
     """
     shards = [s for s in manifest.section_shards(start, end) if s.kind == "layer" or ends]
     done, total = 0, sum(s.bytes for s in shards)
-    layers = (abi.Layer * (end - start))()
-    loaded = Loaded(_section(spec, layers))
+    layers = abi.new_layers(end - start)
+    loaded = Loaded(_section(spec, layers), kept=[layers])
     for shard in shards:
         tensors = _Tensors(MappedShard(folder, shard, verify_sha256), spec.shard_tensors(shard.kind, shard.layer))
         if shard.layer is not None:
             layers[shard.layer - start] = _layer(spec.layers[shard.layer], tensors)
         elif shard.kind == "embedding":
-            loaded.spec.embedding = abi.Projection.of(tensors.weights[spec.embedding.name])
+            loaded.spec.embedding = abi.projection(tensors.weights[spec.embedding.name])
             if spec.position_embedding:
                 positions = tensors.weights[spec.position_embedding.name]
-                loaded.spec.position_embedding = abi.Projection.of(positions)
+                loaded.spec.position_embedding = abi.projection(positions)
         else:
             loaded.spec.final_norm = tensors.norm(spec.final_norm)
-            loaded.spec.head = abi.Projection.of(tensors.weights[spec.head.name])
+            loaded.spec.head = abi.projection(tensors.weights[spec.head.name])
         loaded.ram_bytes += tensors.ram_bytes
         loaded.kept.append(tensors)
         done += shard.bytes
@@ -83,25 +82,25 @@ def load(
     return loaded
 
 
-def _section(spec: Spec, layers: ctypes.Array[abi.Layer]) -> abi.Section:
+def _section(spec: Spec, layers: abi.Struct) -> abi.Struct:
     """The sizes of a section, which the library takes once for all layers."""
     attention = spec.layers[0].mixer
-    return abi.Section(
+    return abi.new_section(dict(
         hidden=spec.hidden_size, heads=attention.heads, kv_heads=attention.kv_heads, head_dim=attention.head_dim,
         rotary_dim=spec.rotary.rotary_dim if spec.rotary else 0,
         intermediate=spec.layers[0].feed_forward.intermediate_size, vocab=spec.vocab_size,
         positions=spec.position_embedding.rows if spec.position_embedding else 0, num_layers=len(layers),
         eps=spec.eps, layers=layers,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
-def _layer(layer: Layer, tensors: _Tensors) -> abi.Layer:
+def _layer(layer: Layer, tensors: _Tensors) -> abi.Fields:
     attention, mlp = layer.mixer, layer.feed_forward
-    return abi.Layer(
+    return dict(
         before_attention=tensors.norm(layer.before_mixer), before_mlp=tensors.norm(layer.before_feed_forward),
         q=tensors.projection(attention.q), k=tensors.projection(attention.k), v=tensors.projection(attention.v),
         o=tensors.projection(attention.o),
-        gate=tensors.projection(mlp.gate) if isinstance(mlp, GatedMlp) else abi.Projection(),
+        gate=tensors.projection(mlp.gate) if isinstance(mlp, GatedMlp) else {},
         up=tensors.projection(mlp.up), down=tensors.projection(mlp.down),
         q_norm=tensors.norm_weight(attention.q_norm), k_norm=tensors.norm_weight(attention.k_norm),
         attention_scale=attention.scale, window=attention.window,

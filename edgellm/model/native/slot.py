@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgellm.errors import ModelError
+from edgellm.kernels.abi import constants, ffi
 from edgellm.kernels.library import ENCODINGS
 from edgellm.model.families.spec import Layer
 
 KV_BYTES = {"float16": 2, "float32": 4}
-_KEYS = 16  # keys that lie side by side (ops.h: KEYS): the context is rounded up to a multiple
+_KEYS: int = constants.KEYS  # that lie side by side: the context is rounded up to a multiple
 _LINE = 64
 
 
@@ -32,7 +33,7 @@ class NativeSlot:
         self._memory = np.empty(self.ram_bytes + _LINE, np.uint8)
         self._memory.fill(0)
         start = self._memory.ctypes.data
-        self.address = start + -start % _LINE
+        self.address = ffi.cast("void *", start + -start % _LINE)  # as a step takes it
         self.encoding = ENCODINGS["f16" if kv_dtype == "float16" else "f32"]
 
     def check(self, position: int, tokens: int, filled: int | None = None) -> int:

@@ -1,0 +1,137 @@
+// The C ABI of libedgellm: every struct, code and constant that the library and its callers share stands here, once.
+//
+// Python reads this file with cffi (abi.py), C++ includes it through exported.h. So it is plain C without a line for the
+// preprocessor. Whoever changes what a caller sees counts ABI_VERSION up.
+
+static const int ABI_VERSION = 4;
+
+static const uint64_t GROUP = 32;              // columns of a packed weight that share a scale
+static const uint64_t TILE = 16;               // rows of a packed weight that lie together
+static const uint64_t INT4_GROUP_BYTES = 320;  // of a group of a tile (gemm.h)
+static const uint64_t INT4S_GROUP_BYTES = 288;
+static const uint64_t INT8_GROUP_BYTES = 544;
+
+static const uint64_t MOST_TOKENS = 512;    // in one call of edgellm_section_run
+static const uint64_t MOST_STEPS = 64;      // in one call of edgellm_section_run
+static const uint64_t LANE_COUNT = 16;      // hidden, intermediate and head_dim are multiples of it
+static const uint64_t MOST_HEADS = 1024;    // of queries
+static const uint64_t MOST_HEAD_DIM = 1024;
+static const uint64_t MOST_ROWS = 64;       // heads of queries that share one of keys and values
+static const uint64_t KEYS = 16;            // keys that lie side by side in a slot: its context is a multiple, rounded up
+static const uint64_t ROPES = 2;            // sets of rotary factors: LongRoPE has short and long ones
+static const int MOST_THREADS = 64;
+
+enum Encoding { INT4 = 0, INT8 = 1, BF16 = 2, F16 = 3, F32 = 4, INT4S = 5, ENCODINGS };
+
+// What a call returns. Whatever isn't OK has done nothing.
+enum Status {
+    OK = 0,
+    BAD_POINTER = 1,
+    BAD_ENCODING = 2,
+    BAD_SHAPE = 3,
+    BAD_LENGTH = 4,
+    BAD_THREADS = 5,
+    BAD_TARGET = 6,
+    NO_MEMORY = 7
+};
+
+// ---- the library
+
+// The ABI_VERSION that the library was built with.
+int edgellm_abi(void);
+
+// The name of the instruction set in use.
+const char *edgellm_target(void);
+
+// Uses another instruction set from now on (for tests); a null name picks the best again. Not while others compute.
+int edgellm_use_target(const char *name);
+
+// Computes with `count` threads from now on, thread i on cores[i] if there are `n` >= count cores. Not from within work.
+int edgellm_threads_set(int count, const int *cores, uint64_t n);
+
+// How many threads compute.
+int edgellm_threads(void);
+
+// ---- single products: a weight is [out, in] in `bytes` bytes, as it lies in a shard
+
+// y[tokens, out] = x[tokens, in] times the transpose of the weight; x and y are dense float32. Packed weights are
+// multiplied with x itself, or with x in int8 if `integer` isn't 0 (gemm.h: product_exact, product).
+int edgellm_linear(const void *weight, uint64_t bytes, int encoding, uint64_t out, uint64_t in, const float *x,
+                   uint64_t tokens, float *y, int integer);
+
+// Quantizes x[tokens, in] as gemm.h says: q[tokens, in]; scale, sum and offset [tokens, in / 32].
+int edgellm_quantize(const float *x, uint64_t tokens, uint64_t in, int8_t *q, float *scale, float *sum, int32_t *offset);
+
+// Writes rows [row_start, row_end) as float32 to `into`, which holds `into_elements` of them: their number times in.
+int edgellm_dequantize(const void *weight, uint64_t bytes, int encoding, uint64_t out, uint64_t in, uint64_t row_start,
+                       uint64_t row_end, float *into, uint64_t into_elements);
+
+// Reads `bytes` (a multiple of 64) and writes the sum of their 64-bit words to `total`: how fast memory is.
+int edgellm_read(const void *data, uint64_t bytes, uint64_t *total);
+
+// ---- sections: layers of a decoder, run by one call
+
+// float32 values; data is null where there are none.
+typedef struct FloatsSpec {
+    const float *data;
+    uint64_t count;
+} FloatsSpec;
+
+// Rows [first, first + rows) of a weight [out, in], and a bias of `rows`. data is null where there is none.
+typedef struct ProjectionSpec {
+    const void *data;
+    uint64_t bytes, out, in, first, rows;
+    int64_t encoding;
+    FloatsSpec bias;
+} ProjectionSpec;
+
+typedef struct NormSpec {
+    FloatsSpec weight, bias;
+} NormSpec;
+
+typedef struct LayerSpec {
+    NormSpec before_attention, before_mlp;
+    ProjectionSpec q, k, v, o, gate, up, down;  // without a gate the MLP is down(gelu(up(x)))
+    FloatsSpec q_norm, k_norm;
+    double attention_scale;
+    uint64_t window;  // 0: none
+} LayerSpec;
+
+typedef struct SectionSpec {
+    uint64_t hidden, heads, kv_heads, head_dim, rotary_dim, intermediate, vocab, positions, num_layers;
+    double eps;
+    const LayerSpec *layers;
+    ProjectionSpec embedding, position_embedding, head;  // data is null where the section has none
+    NormSpec final_norm;
+} SectionSpec;
+
+// Consecutive positions of one sequence, to be computed.
+typedef struct StepSpec {
+    uint64_t tokens, position;
+    uint64_t rope;    // which rotary factors
+    uint64_t logits;  // wanted after how many of its last tokens
+    void *kv;         // the slot: for each layer its keys, then its values (ops.h)
+    uint64_t kv_bytes, context;
+    int64_t kv_encoding;  // F16 or F32
+} StepSpec;
+
+typedef struct Section Section;
+
+// Makes a section of what `spec` (of `spec_bytes`) describes. The weights stay where they are, and must stay there as long
+// as the section exists.
+int edgellm_section_new(const SectionSpec *spec, uint64_t spec_bytes, Section **into);
+
+void edgellm_section_free(Section *section);
+
+// Gives rotary factors `which` for positions [0, positions): cos and sin are float32 [positions, rotary_dim / 2], of
+// `count` values each, and stay where they are.
+int edgellm_section_rope(Section *section, uint64_t which, const float *cos, const float *sin, uint64_t count,
+                         uint64_t positions);
+
+// Runs steps through layers [layer_start, layer_end) of the section, counted from its own first one. Either `ids` (then
+// the section embeds them) or `hidden`, float32 [count, hidden], has what all steps' tokens go in with, one after the
+// other. What the last of the layers makes of them goes to `out`, float32 [count, hidden], unless it is null. Logits after
+// the last tokens of each step that wants them go to `logits`, float32 [their number, vocab].
+int edgellm_section_run(Section *section, const StepSpec *steps, uint64_t num_steps, uint64_t layer_start,
+                        uint64_t layer_end, const int64_t *ids, const float *hidden, uint64_t count, float *out,
+                        uint64_t out_elements, float *logits, uint64_t logits_elements);
