@@ -1,1 +1,1 @@
-"""A split against what it must equal: plain transformers, and one process."""
+"""A split compared with what it must equal: plain transformers, and one process."""

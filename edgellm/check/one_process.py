@@ -1,4 +1,4 @@
-"""What native sections compute, in one process: the bits that a split must have."""
+"""Native sections in one process: the bits that a split must have."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from edgellm.shards.manifest import Manifest
 
 
 def path_of(manifest: Manifest, folder: Path) -> str:
-    """What the sections of a split model are computed with, native or generic, unless they are told otherwise."""
+    """Return how boards compute a split model's sections unless told otherwise: "native" or "generic"."""
     return "native" if read_spec(manifest, folder)[0] else "generic"
 
 
@@ -19,10 +19,10 @@ def run_whole(
     manifest: Manifest, folder: Path, ids: list[int], last: int, kv_dtype: str,
     progress: Callable[[int], None] = lambda layer: None,
 ) -> np.ndarray:  # fmt: skip
-    """Logits float32 [last, vocab_size] of the last `last` positions as native sections compute them, one layer in
-    memory at a time. Bit for bit what boards give, however the model is cut, whatever their instruction set.
+    """Return logits float32 [last, vocab_size] of the last `last` positions as native sections compute them, with one
+    layer in memory at a time: bit for bit what boards give, however the model is cut, on any instruction set.
 
-    Raises ModelError if the model is not of a family that has native sections.
+    Raises ModelError if the model's family has no native sections.
     """
     spec, reason = read_spec(manifest, folder)
     if spec is None:

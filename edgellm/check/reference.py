@@ -1,6 +1,6 @@
-"""The reference: plain transformers over a split's weights, widened to float32, one layer in memory at a time.
+"""The reference: plain transformers over a split's weights, widened to float32, with one layer in memory at a time.
 
-It shares the shard files with a section and nothing else: no packed modules, no kernels, no KV slots.
+It shares only the shard files with a section: no packed modules, no kernels, no KV slots.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from edgellm.shards.mapped import PACKED
 
 
 class Reference:
-    """Runs whole sequences through a split model. Peak memory is about its largest shard in float32."""
+    """A split model that whole sequences run through. Peak memory is about its largest shard in float32."""
 
     def __init__(self, manifest: Manifest, folder: Path):
         config = read_config(folder)
@@ -36,7 +36,7 @@ class Reference:
     def run(
         self, ids: list[int], last: int, progress: Callable[[int], None] = lambda layer: None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Logits float32 [last, vocab_size] of the last `last` positions, and what each layer gives: for every layer
+        """Return logits float32 [last, vocab_size] of the last `last` positions, and for each layer what it gives,
         float32 [tokens, hidden_size]. `progress(layer)` is called before each."""
         self._outputs, self._progress = [], progress
         self._fill(self.manifest.embedding, None)

@@ -75,14 +75,6 @@ def split_blocks(blocks: np.ndarray, encoding: str) -> tuple[np.ndarray, np.ndar
     return np.concatenate([q & 15, q >> 4], axis=2), d, m
 
 
-def to_blocks(data: np.ndarray, encoding: str, shape: tuple[int, int]) -> np.ndarray:
-    """What from_blocks takes, of tiles that hold a weight of `shape` [out, in]."""
-    q, d, m = from_tiles(data, encoding, shape)
-    parts = [np.ascontiguousarray(a).view(np.uint8).reshape(*d.shape, 2) for a in (d, m) if a is not None]
-    parts.append(q.view(np.uint8) if encoding == "int8" else q[:, :, :16] | q[:, :, 16:] << 4)
-    return np.concatenate(parts, axis=2).reshape(shape[0], -1)
-
-
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:
     """More rows of zeros, up to `rows`."""
     full = np.zeros((rows, *array.shape[1:]), array.dtype)

@@ -28,7 +28,7 @@ from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from edgellm.errors import CheckpointError
 from edgellm.model.generic.structure import trace
-from edgellm.shards.tiles import to_blocks
+from tests.blocks import to_blocks
 from tests.checkpoint.gguf_files import Q, permute, reference, write_gguf
 from tests.checkpoint.helpers import assert_same_weights, encodings, read_split
 

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from edgellm.kernels import library
 from edgellm.model.generic import packed
-from edgellm.model.generic.packed import PackedEmbedding, PackedLinear, get_threads, pack, set_threads, unpack
+from edgellm.model.generic.packed import PackedEmbedding, PackedLinear, pack, unpack
 from edgellm.shards import tiles
+from tests.blocks import to_blocks
 
 ENCODINGS = ["int4", "int8", "bf16", "f16", "f32"]
 GGUF_TYPES = {"int4": gguf.GGMLQuantizationType.Q4_1, "int8": gguf.GGMLQuantizationType.Q8_0}
@@ -21,13 +22,11 @@ WEIGHTS = hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.sampled_from([3
 
 
 @pytest.fixture(autouse=True)
-def two_threads_at_most():
-    before = torch.get_num_threads(), get_threads()
-    set_threads(1)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before[0])
-    packed._threads = before[1]
-    library.set_threads(1)
+    torch.set_num_threads(before)
 
 
 def scales(data, encoding, shape):
@@ -61,7 +60,7 @@ def test_very_small_large_and_shifted_weights_stay_within_half_a_step(encoding, 
 @given(weight=WEIGHTS)
 def test_gguf_reads_our_numbers_as_we_do(encoding, weight):
     data = pack(torch.from_numpy(weight), encoding)
-    blocks = tiles.to_blocks(data.numpy(), encoding, weight.shape)
+    blocks = to_blocks(data.numpy(), encoding, weight.shape)
     theirs = gguf.quants.dequantize(blocks, GGUF_TYPES[encoding])
     assert np.array_equal(theirs, unpack(data, encoding, weight.shape).numpy())
 
@@ -73,7 +72,7 @@ def test_blocks_of_gguf_become_tiles_without_loss(encoding, weight):
     with np.errstate(all="ignore"):
         blocks = gguf.quants.quantize(weight, GGUF_TYPES[encoding])
     data = tiles.from_blocks(blocks, encoding)
-    assert np.array_equal(tiles.to_blocks(data, encoding, weight.shape), blocks)
+    assert np.array_equal(to_blocks(data, encoding, weight.shape), blocks)
     ours = unpack(torch.from_numpy(data), encoding, weight.shape).numpy()
     assert np.array_equal(gguf.quants.dequantize(blocks, GGUF_TYPES[encoding]), ours)
 
@@ -85,8 +84,8 @@ def test_tiles_and_back_is_nothing_lost_and_padding_is_zeros(encoding, rows):
     blocks = rng.integers(0, 256, (rows, 3 * tiles.BLOCK_BYTES[encoding]), dtype=np.uint8)
     data = tiles.from_blocks(blocks, encoding)
     assert data.shape == library.stored_shape(encoding, (rows, 96))
-    assert np.array_equal(tiles.to_blocks(data, encoding, (rows, 96)), blocks)
-    filled = tiles.to_blocks(data, encoding, (len(data) * 16, 96))
+    assert np.array_equal(to_blocks(data, encoding, (rows, 96)), blocks)
+    filled = to_blocks(data, encoding, (len(data) * 16, 96))
     assert not filled[rows:].any()
 
 
@@ -233,14 +232,5 @@ def test_packed_embedding_is_embedding_with_the_unpacked_weight(encoding):
     embedding = PackedEmbedding(data, encoding, (50, 64))
     for ids in (torch.tensor([[3, 3, 49], [0, 7, 1]]), torch.tensor(5), torch.empty(0, dtype=torch.int64)):
         assert torch.equal(embedding(ids), functional.embedding(ids, unpack(data, encoding, (50, 64))))
-    doubled = PackedEmbedding(data, encoding, (50, 64), scale=2.0)
-    assert torch.equal(doubled(torch.tensor([4])), 2 * embedding(torch.tensor([4])))
     with pytest.raises(IndexError):
         embedding(torch.tensor([50]))
-
-
-def test_threads_are_set_for_the_kernels_and_for_torch():
-    set_threads(2)
-    assert get_threads() == torch.get_num_threads() == 2
-    with pytest.raises(ValueError, match="at least 1 thread is needed, not 0"):
-        set_threads(0)

@@ -1,4 +1,4 @@
-"""Putting a shard's tensors into an empty model: packed weights in place, all else widened to float32."""
+"""A shard's tensors put into an empty model: packed weights in place, all else widened to float32."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from edgellm.shards.mapped import PACKED
 
 
 class _PassedOver(nn.Module):
-    """Stands for a layer that another board holds. Keeps the plain attributes that a model's loop looks at."""
+    """The stand-in for a layer that another board holds, with the plain attributes that a model's loop looks at."""
 
     def __init__(self, layer: nn.Module, returns_tuple: bool):
         super().__init__()
@@ -26,7 +26,7 @@ class _PassedOver(nn.Module):
 
 
 class _LeftOut(nn.Module):
-    """Stands for a module that only the first section needs; what it returns is replaced at the first layer."""
+    """The stand-in for a module that only the first section needs; its result is replaced at the first layer."""
 
     def forward(self, x=None, *args, **kwargs):
         return x if isinstance(x, torch.Tensor) and x.dim() == 3 and x.is_floating_point() else torch.zeros(1, 1, 1)
@@ -41,7 +41,7 @@ class _RescaledEmbedding(nn.Module):
         del inner.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids: integers [...] -> float32 [..., dim]."""
+        """Return float32 [..., dim] for ids, integers [...]."""
         self.inner.weight = self.rows(ids.reshape(-1))
         return self.inner(torch.arange(ids.numel()).view(ids.shape))
 
@@ -61,7 +61,7 @@ def leave_out(model: nn.Module, names: tuple[str, ...]) -> None:
 
 
 def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) -> int:
-    """Put every tensor of a shard where it belongs. Returns the bytes of RAM that it takes, mapped ones included.
+    """Put every tensor of a shard where it belongs. Return the bytes of RAM that it takes, mapped ones included.
 
     Raises ManifestError, naming the file and the tensor, if one is missing, superfluous or of another shape.
     """
@@ -142,7 +142,8 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def check_complete(model: nn.Module, structure: Structure, section) -> int:
-    """Bytes of the buffers that come from no shard; raises ModelError if something the section uses has no values."""
+    """Return the bytes of the buffers that come from no shard. Raises ModelError if a tensor that the section uses has
+    no values."""
     shards = {*structure.embedding_names, *structure.head_names}
     held = tuple(f"{structure.layers_path}.{i}." for i in range(section.start, section.end))
     total = 0

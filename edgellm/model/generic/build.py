@@ -21,7 +21,10 @@ _REFUSED_KEYS = ("auto_map", "quantization_config", "attn_implementation", "expe
 
 
 def read_config(folder: Path | str) -> PreTrainedConfig:
-    """The config in FOLDER/config.json, from this file alone. Raises ManifestError, or ModelError (model_type)."""
+    """Return the config in FOLDER/config.json, read from this file alone.
+
+    Raises ManifestError for a file that can't be read, ModelError for a config that transformers doesn't know.
+    """
     path = Path(folder) / "config.json"
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
@@ -35,7 +38,7 @@ def read_config(folder: Path | str) -> PreTrainedConfig:
 
 
 def config_from_dict(content: dict, origin: str = "config") -> PreTrainedConfig:
-    """A transformers config from the content of a config.json; raises ModelError naming `origin`."""
+    """Return a transformers config of a config.json's content. Raises ModelError naming `origin`."""
     if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
         raise ModelError(f"{origin} names no model_type, so there is no telling what model it describes")
     model_type = content["model_type"]
@@ -60,11 +63,11 @@ def causal_class(config: PreTrainedConfig) -> type[nn.Module]:
 
 
 def build_empty(config: PreTrainedConfig, *, real_buffers: bool, experts: str | None = None) -> nn.Module:
-    """The *ForCausalLM model of `config`, float32, in eval mode, untied, with its parameters on the meta device.
+    """Return the *ForCausalLM model of `config`: float32, in eval mode, untied, its parameters on the meta device.
 
-    With `real_buffers` the buffers are computed as in a usual model (rotary frequencies, embedding scales, …), for
-    none of them comes from a checkpoint; without, all is on meta. `config` itself stays as it is.
-    Patches torch while it builds, so no other thread may build modules meanwhile. Raises ModelError.
+    With `real_buffers` the buffers (rotary frequencies, embedding scales, …) are computed as in any model, because none
+    of them comes from a checkpoint; without, they are on meta too. `config` itself stays as it is. torch is patched
+    meanwhile, so no other thread may build modules. Raises ModelError.
     """
     model_class = causal_class(config)
     config = copy.deepcopy(config)
@@ -81,7 +84,7 @@ def build_empty(config: PreTrainedConfig, *, real_buffers: bool, experts: str | 
 
 @contextmanager
 def _quiet():
-    """Keep transformers from logging what it thinks of a config whose warnings were seen when the model was made."""
+    """Keep transformers from logging warnings about a config. Whoever made the model has seen them."""
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
@@ -91,9 +94,9 @@ def _quiet():
 
 
 class _empty_is_meta(TorchFunctionMode):
-    """While entered, uninitialised tensors, which is what large weights are made of, take no memory.
+    """A mode in which uninitialised tensors, such as large weights, take no memory.
 
-    A board could refuse even to reserve what it is never going to touch.
+    A board may refuse even to reserve memory that is never touched.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -105,7 +108,7 @@ class _empty_is_meta(TorchFunctionMode):
 
 @contextmanager
 def _meta_parameters():
-    """While entered, every parameter goes to meta as soon as a module gets it; buffers are computed as usual."""
+    """Move every parameter to meta as soon as a module gets it; compute buffers as usual."""
     original = nn.Module.register_parameter
 
     def register(module, name, param):
@@ -122,7 +125,7 @@ def _meta_parameters():
 
 
 def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Path and list of the decoder's layers; raises ModelError if there is none or it has another length."""
+    """Return the path and the list of the decoder's layers. Raises ModelError if no list has their number."""
     n = model.config.num_hidden_layers
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == n:
@@ -131,6 +134,6 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception's text as part of a one-line message."""
+    """Return an exception's type and the first line of its text, for a one-line message."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

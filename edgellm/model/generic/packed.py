@@ -1,11 +1,11 @@
-"""Weights in packed encodings: packing, unpacking, and the linear and embedding modules that read them in place.
+"""Weights in packed encodings: pack, unpack, and the linear and embedding modules that read them in place.
 
     int4  U8 [tiles, in/32*320]  tiles of 16 rows, affine in groups of 32 columns: w = d*q + m
-    int4s U8 [tiles, in/32*288]  the same, symmetric: w = d*(q - 8); what a source has so, none is packed to it
+    int4s U8 [tiles, in/32*288]  the same, symmetric: w = d*(q - 8); out of GGUF's Q4_0 only
     int8  U8 [tiles, in/32*544]  the same, w = d*q
     bf16, f16, f32               plain [out, in]
 
-How a tile looks is in tiles.py and docs/shards.md.
+tiles.py and docs/shards.md have the layout of a tile.
 """
 
 import numpy as np
@@ -27,28 +27,11 @@ _CHUNK_ELEMENTS = 1 << 20  # packed or unpacked at a time: a few MB of scratch
 PANEL_TOKENS = 33
 _PANEL_BYTES = 4 << 20  # float32 scratch for unpacked rows
 
-_threads = 1
-
-
-def set_threads(count: int) -> None:
-    """Uses `count` threads for the native kernels and for torch; ValueError if it is less than 1."""
-    global _threads
-    if count < 1:
-        raise ValueError(f"at least 1 thread is needed, not {count}")
-    _threads = count
-    library.set_threads(count)
-    torch.set_num_threads(count)
-
-
-def get_threads() -> int:
-    """How many threads the native kernels use."""
-    return _threads
-
 
 def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
-    """Packs a floating-point weight [out, in], a few rows at a time, so that scratch stays small.
+    """Pack a floating-point weight [out, in], a few rows at a time, so that scratch stays small.
 
-    Returns uint8 [tiles, bytes of a tile] for int4 and int8, the plain dtype otherwise. Every element of int4 and int8
+    Return uint8 [tiles, bytes of a tile] for int4 and int8, the plain dtype otherwise. Every element of int4 and int8
     is off by at most d/2. Raises ValueError for int4s, for elements that aren't finite or don't fit, and for rows that
     are not a multiple of 32 long.
     """
@@ -76,12 +59,13 @@ def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
 
 
 def _rows_at_once(columns: int) -> int:
-    """Rows of a chunk: whole tiles."""
+    """Return how many rows a chunk has: whole tiles."""
     return max(TILE, _CHUNK_ELEMENTS // columns // TILE * TILE)
 
 
 def unpack(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> torch.Tensor:
-    """The float32 weight [out, in] that packed data stands for, without native code; ValueError if it doesn't fit."""
+    """Return the float32 weight [out, in] that packed data stands for, without native code. Raises ValueError for data
+    of another shape."""
     check_data(data, encoding, shape)
     if encoding not in GROUP_BYTES:
         return data.to(torch.float32)
@@ -96,11 +80,11 @@ def unpack(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> torch.T
 
 
 def _values(encoding: str, q: np.ndarray, d: np.ndarray, m: np.ndarray | None) -> torch.Tensor:
-    """q [rows, groups, 32], d and m [rows, groups] to float32 [rows, columns]."""
+    """Return float32 [rows, columns] of q [rows, groups, 32], d and m [rows, groups]."""
     values = q.astype(np.float32)
     if encoding == "int4s":
         values -= 8
-    with np.errstate(invalid="ignore"):  # what isn't finite was refused before, or is the caller's
+    with np.errstate(invalid="ignore"):  # values that aren't finite were refused before, or are the caller's
         values *= d[:, :, None].astype(np.float32)
         if m is not None:
             values += m[:, :, None].astype(np.float32)
@@ -108,7 +92,7 @@ def _values(encoding: str, q: np.ndarray, d: np.ndarray, m: np.ndarray | None) -
 
 
 def check_data(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> None:
-    """Raises ValueError unless `data` is what a weight of `shape` [out, in] looks like in this encoding."""
+    """Raise ValueError unless `data` has the dtype and shape of a weight of `shape` [out, in] in this encoding."""
     expected, dtype = stored_shape(encoding, shape), _DTYPES[encoding]
     if data.dtype != dtype:
         raise ValueError(f"an {encoding} weight is a tensor of {dtype}, not of {data.dtype}")
@@ -120,7 +104,7 @@ def check_data(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> Non
 
 
 class _Packed(nn.Module):
-    """What the two modules share: the data as it was given (often mapped memory), outside of the state dict."""
+    """The base of both modules: the data as given (often mapped memory), outside the state dict."""
 
     def __init__(self, data: torch.Tensor, encoding: str, shape: tuple[int, int]):
         super().__init__()
@@ -154,7 +138,7 @@ class PackedLinear(_Packed):
         self.out_features, self.in_features = self.shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: float32 [..., in] -> float32 [..., out]."""
+        """Return float32 [..., out] for x, float32 [..., in]."""
         if self.encoding == "f32":
             return functional.linear(x, self.data, self.bias)
         rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
@@ -168,7 +152,7 @@ class PackedLinear(_Packed):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _in_panels(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Unpacks some rows at a time to float32, and multiplies with those."""
+        """Unpack some rows at a time to float32, and multiply with those."""
         at_once = max(1, min(_PANEL_BYTES // (4 * self.in_features), self.out_features))
         panel = x.new_empty(at_once, self.in_features)
         for start in range(0, self.out_features, at_once):
@@ -178,26 +162,23 @@ class PackedLinear(_Packed):
 
 
 class PackedEmbedding(_Packed):
-    """nn.Embedding over a packed weight [vocabulary, dim]; `scale`, if given, multiplies the result (as Gemma does)."""
+    """nn.Embedding over a packed weight [vocabulary, dim]."""
 
-    def __init__(self, data: torch.Tensor, encoding: str, shape: tuple[int, int], scale: float | None = None):
+    def __init__(self, data: torch.Tensor, encoding: str, shape: tuple[int, int]):
         super().__init__(data, encoding, shape)
-        self.scale = scale
         self.num_embeddings, self.embedding_dim = self.shape
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids: integers [...] -> float32 [..., dim]; IndexError for ids outside the vocabulary."""
+        """Return float32 [..., dim] for ids, integers [...]. Raises IndexError for ids outside the vocabulary."""
         chosen = ids.reshape(-1)
         if self.encoding in GROUP_BYTES:
             y = self._gather(chosen.numpy())
         else:
             y = self.data[chosen].to(torch.float32)
-        if self.scale is not None:
-            y = y * self.scale
         return y.view(*ids.shape, self.embedding_dim)
 
     def _gather(self, ids: np.ndarray) -> torch.Tensor:
-        """float32 [ids, dim]: rows picked out of their tiles."""
+        """Return rows float32 [ids, dim], picked out of their tiles."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.num_embeddings:
             raise IndexError(f"token id {ids.min()} or {ids.max()} is outside of 0 to {self.num_embeddings - 1}")
         y = torch.empty(len(ids), self.embedding_dim)

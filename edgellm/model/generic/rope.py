@@ -1,4 +1,4 @@
-"""Rotary factors that depend on the sequence's length (LongRoPE, dynamic NTK), chosen by the pass, not by a chunk."""
+"""Rotary factors that depend on a sequence's length (LongRoPE, dynamic NTK): the pass chooses them, not the chunk."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 
 def _parameter_sets(config: PreTrainedConfig) -> list[dict]:
-    """The config's rope parameters: one dict, or one per layer type."""
+    """Return the config's rope parameters: one dict, or one for each type of layer."""
     params = getattr(config, "rope_parameters", None)
     if not isinstance(params, dict):
         return []
@@ -15,7 +15,8 @@ def _parameter_sets(config: PreTrainedConfig) -> list[dict]:
 
 
 def switch_len(config: PreTrainedConfig) -> int | None:
-    """LongRoPE: sequences longer than this many tokens use the long factors, from position 0 on. Else None."""
+    """Return the length in tokens beyond which a sequence uses LongRoPE's long factors, from position 0 on, if the model
+    has them."""
     lengths = [
         p.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
         for p in _parameter_sets(config)
@@ -25,26 +26,26 @@ def switch_len(config: PreTrainedConfig) -> int | None:
 
 
 def max_seq_len(config: PreTrainedConfig) -> int:
-    """The longest sequence the model is made for, in tokens; 2048 where the config has no limit (ALiBi)."""
+    """Return the longest sequence the model is made for, in tokens; 2048 where the config has no limit (ALiBi)."""
     longest = getattr(config, "max_position_embeddings", None) or 2048
     factors = [p.get("factor") or 1 for p in _parameter_sets(config) if p.get("rope_type") == "dynamic"]
     return int(longest * max([1, *factors]))
 
 
 def ignore_dynamic(model: nn.Module) -> None:
-    """Make dynamic rotary modules static: on the meta device they can't compare lengths, and shapes are the same."""
+    """Make dynamic rotary modules static, because they can't compare lengths on the meta device. No shape changes."""
     for module in model.modules():
         if getattr(module, "rope_type", None) == "dynamic":
             module.rope_type = "default"
 
 
 def is_dynamic(model: nn.Module) -> bool:
-    """Whether rotary factors change with every length (dynamic NTK), and not at one switch."""
+    """Return whether rotary factors change with every length (dynamic NTK) rather than at one switch."""
     return any("dynamic" in _kinds(module) for module in model.modules())
 
 
 class PassLength:
-    """How many tokens the sequence has at the end of the pass that runs now; set before each forward."""
+    """The number of tokens that the sequence has at the end of the running pass; set before each forward."""
 
     tokens = 0
 
@@ -52,8 +53,8 @@ class PassLength:
 def follow_pass_length(model: nn.Module) -> PassLength:
     """Make the model's length-dependent rotary modules go by the returned PassLength instead of the chunk they see.
 
-    transformers takes the largest position of the call for the length. A chunk of a long prompt would get other
-    factors than the prompt at once: so the modules are shown the pass's last position too, and its row is dropped.
+    transformers takes the largest position of a call as the length, so a chunk of a long prompt would get other factors
+    than the whole prompt. Therefore the modules see the pass's last position too, and its row is dropped.
     """
     pass_length = PassLength()
     for module in model.modules():
@@ -88,7 +89,7 @@ def _wrap(module: nn.Module, pass_length: PassLength, dynamic: bool) -> None:
 
 
 def _forget_lengths(module: nn.Module) -> None:
-    """Undo what a dynamic rotary module keeps of the longest sequence it has seen, lest sequences mix."""
+    """Undo what a dynamic rotary module keeps of the longest sequence it has seen, so that sequences don't mix."""
     for name in list(module._buffers):
         if name.endswith("original_inv_freq"):
             setattr(module, name.replace("original_", ""), getattr(module, name))

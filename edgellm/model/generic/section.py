@@ -1,4 +1,4 @@
-"""A section: consecutive layers of any decoder, run by transformers' own code over mapped shards (the generic path)."""
+"""A generic section: consecutive layers of any decoder, run by transformers' own code over mapped shards."""
 
 import inspect
 import weakref
@@ -27,16 +27,16 @@ class _Done(Exception):
 class GenericSection:
     """Layers [start, end) of a decoder; the first section also embeds, the last also has the head.
 
-    The whole model is built, without memory, and runs its own forward; layers that other boards hold are passed over.
-    So every layer keeps its true number and config, and no family needs code of its own. Not for use by two threads
-    at once.
+    The whole model is built, without memory, and runs its own forward; stand-ins pass over the layers that other boards
+    hold. So every layer keeps its true number and config, and no family needs code of its own. Not for two threads at
+    once.
     """
 
     path = "generic"
     batches = False  # torch's results depend on what is computed together
 
     def __init__(self, model: nn.Module, structure: Structure, start: int, end: int, without_ends: bool = False):
-        """For `load`; `model` holds the section's weights."""
+        """Called by `load`; `model` holds the section's weights."""
         self.start, self.end = start, end
         self.is_first = start == 0 and not without_ends
         self.is_last = end == structure.num_layers and not without_ends
@@ -97,7 +97,7 @@ class GenericSection:
         return section
 
     def new_slot(self, max_seq_len: int, kv_dtype: str = "float32") -> KVSlot:
-        """KV space for one sequence of up to `max_seq_len` tokens, reserved at once; kv_dtype float32 or float16.
+        """Return a slot for one sequence of up to `max_seq_len` tokens, reserved at once; kv_dtype float32 or float16.
 
         Raises ModelError for more tokens than the model is made for.
         """
@@ -179,7 +179,7 @@ class GenericSection:
                 hook.remove()
 
     def _check(self, x: torch.Tensor) -> int:
-        """The number of tokens in x; raises ModelError unless it is what this section takes."""
+        """Return the number of tokens in x. Raises ModelError unless x is what this section takes."""
         if self.is_first:
             if x.dtype != torch.int64 or x.dim() != 1 or not len(x):
                 raise ModelError(f"the first section takes int64 [tokens], not {_dtype(x)} {list(x.shape)}")
@@ -206,7 +206,7 @@ class GenericSection:
 
 
 def _matching(structure: Structure, manifest: Manifest, folder: Path) -> Structure:
-    """`structure` if the manifest describes the same model; raises ManifestError with both numbers."""
+    """Return `structure` if the manifest describes the same model. Raises ManifestError with both numbers."""
     for name in ("num_layers", "hidden_size", "vocab_size", "kv_elements_per_token"):
         found, said = getattr(structure, name), getattr(manifest, name)
         if found != said:

@@ -1,4 +1,4 @@
-"""The KV space of one sequence on one board: preallocated, written at explicit positions, read without a copy."""
+"""The KV slot of a generic section: preallocated, written at explicit positions, read without a copy."""
 
 import weakref
 
@@ -11,14 +11,14 @@ KV_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class _Position(CacheLayerMixin):
-    """Stands for a layer that another board holds: it knows only where in the sequence we are."""
+    """The stand-in for a layer that another board holds: it knows only the position in the sequence."""
 
-    # Sliding and chunked layers keep full-length storage too; the mask hides what is out of their window.
+    # Sliding and chunked layers keep full-length storage too; the mask hides tokens outside their window.
     is_sliding = False
 
     def __init__(self, at: "KVSlot"):
         super().__init__()
-        self.at = weakref.proxy(at)  # no cycle: a slot's memory is free as soon as the slot is dropped
+        self.at = weakref.proxy(at)  # no cycle: dropping a slot frees its memory at once
 
     def lazy_initialization(self, key_states, value_states): ...
 
@@ -41,7 +41,7 @@ class _Layer(_Position):
     def __init__(self, at: "KVSlot", shape: tuple[int, int, int, int], dtype: torch.dtype):
         super().__init__(at)
         key_heads, key_dim, value_heads, value_dim = shape
-        # zero_() touches every page: memory that is promised must not turn out to be missing in mid-sequence.
+        # zero_() touches every page, because promised memory must not turn out to be missing in mid-sequence.
         self.keys = torch.empty(1, key_heads, at.max_seq_len, key_dim, dtype=dtype).zero_()
         self.values = torch.empty(1, value_heads, at.max_seq_len, value_dim, dtype=dtype).zero_()
         self.is_initialized = True
@@ -58,8 +58,8 @@ class _Layer(_Position):
 class KVSlot(Cache):
     """The keys and values of one sequence in a section's layers, for up to `max_seq_len` tokens.
 
-    `filled` tokens are stored. The model writes at `position`, which `seek` sets, and never appends blindly: feeding a
-    position again overwrites it and leaves the rest alone.
+    `filled` tokens are stored. The model writes at `position`, which `seek` sets: feeding a position again overwrites
+    it and leaves the rest alone.
     """
 
     def __init__(self, num_layers: int, held: dict[int, tuple[int, int, int, int]], max_seq_len: int, kv_dtype: str):
@@ -73,7 +73,7 @@ class KVSlot(Cache):
         self.ram_bytes = sum(s.keys.nbytes + s.values.nbytes for s in self.layers if isinstance(s, _Layer))
 
     def seek(self, position: int, tokens: int) -> None:
-        """Go to `position` to store `tokens` there; raises ModelError if that leaves a gap or doesn't fit."""
+        """Go to `position` to store `tokens` there. Raises ModelError if that leaves a gap or doesn't fit."""
         if not 0 <= position <= self.filled:
             raise ModelError(f"tokens from position {position} on can't follow the {self.filled} that the slot holds")
         end = position + tokens

@@ -1,4 +1,4 @@
-"""What a decoder consists of, learnt by running it once on the meta device: no weights, no code per family."""
+"""The structure of any decoder, learnt by running it once on the meta device: no weights, no code per family."""
 
 import inspect
 from dataclasses import dataclass, field
@@ -27,12 +27,12 @@ Key = str | tuple[int, str]
 
 @dataclass(frozen=True)
 class Structure:
-    """A decoder, as far as splitting and planning need to know it.
+    """What splitting and planning need to know of a decoder.
 
     `shapes`, `packable` and `transposed` use full state_dict names for what lies outside the layers and
     `(layer, relative name)` for what lies inside; shapes are those of the state_dict (a Conv1D weight is [in, out]).
-    `packable` are weights that are used as a whole by a linear module or looked up by an embedding, so that they may be
-    stored in another encoding; those also in `transposed` belong to a Conv1D.
+    `packable` are weights that a linear module uses as a whole or an embedding looks up, so that they may be stored in
+    another encoding; those also in `transposed` belong to a Conv1D.
     `kv_shapes` has (key heads, key dim, value heads, value dim) per layer. `tied` is the embedding's name if lm_head
     shares its weight. Lengths are in tokens; `rope_switch_len` is None unless the model uses LongRoPE.
     """
@@ -59,7 +59,7 @@ class Structure:
 
     @property
     def kv_elements_per_token(self) -> tuple[int, ...]:
-        """Elements of keys and values together that one token takes, per layer."""
+        """Elements that a token's key and value take in a slot, one entry a layer."""
         return tuple(kh * kd + vh * vd for kh, kd, vh, vd in self.kv_shapes)
 
 
@@ -72,7 +72,7 @@ def trace(config: PreTrainedConfig) -> Structure:
 
 
 def _refuse_by_config(config: PreTrainedConfig) -> None:
-    """Raise for what a config says plainly, where a trace would fail with a less telling reason."""
+    """Raise ModelError for what a config says plainly and a trace would only fail at."""
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{kind}: an encoder-decoder; only decoder-only language models can be split")
@@ -95,10 +95,10 @@ def _refuse_by_config(config: PreTrainedConfig) -> None:
 
 
 class _Tracer(TorchFunctionMode):
-    """Watches one forward pass: which weights are used when and by whom, and what flows into each layer.
+    """A watch over one forward pass: which modules use which weights in which phase, and what flows into each layer.
 
-    Whatever is computed from token ids or hidden states is marked; a layer may get marked values only as its hidden
-    states, for these alone travel between boards.
+    Whatever is computed from token ids or hidden states is marked. A layer may get marked values only as its hidden
+    states, because nothing else travels between boards.
     """
 
     def __init__(self, model: nn.Module):

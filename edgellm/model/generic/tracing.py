@@ -1,4 +1,4 @@
-"""What the tracer looks at a model with: a cache that only records, and a few questions about modules and tensors."""
+"""The tracer's tools: a cache that only records, and questions about modules and tensors."""
 
 from functools import lru_cache
 from typing import Any
@@ -9,7 +9,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 class RecordingLayer(CacheLayerMixin):
-    """One layer of the tracing cache: passes keys and values through and notes their shapes."""
+    """One layer of the tracing cache, which passes keys and values through and notes their shapes."""
 
     is_sliding = False
 
@@ -35,7 +35,7 @@ class RecordingLayer(CacheLayerMixin):
 
 @lru_cache
 def acts_as_linear(module_class: Any) -> bool:
-    """Whether modules of this class compute what nn.Linear computes (Falcon's does; a router need not)."""
+    """Return whether modules of this class compute what nn.Linear computes (Falcon's does; a router need not)."""
     if module_class is nn.Linear:
         return True
     if not issubclass(module_class, nn.Linear):
@@ -43,12 +43,12 @@ def acts_as_linear(module_class: Any) -> bool:
     try:
         module, x = module_class(4, 3), torch.arange(8.0).view(2, 4)
         return bool(torch.equal(module(x), nn.functional.linear(x, module.weight, module.bias)))
-    except Exception:  # made otherwise than nn.Linear is: then it stays as it is, which is always right
+    except Exception:  # its arguments are others than nn.Linear's: then it isn't packed, which is always right
         return False
 
 
 def tensors_in(value):
-    """Every tensor in nested tuples, lists and dicts (and dataclass-like outputs, which are dicts)."""
+    """Yield every tensor in nested tuples, lists and dicts (and dataclass-like outputs, which are dicts)."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (tuple, list)):

@@ -1,4 +1,4 @@
-"""From mapped shards to what the native section takes: each tensor checked against the Spec, matrices left in place."""
+"""From mapped shards to native structures: each tensor checked against the Spec, matrices left in place."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from edgellm.shards.mapped import PACKED, MappedShard, MappedTensor
 
 @dataclass
 class Loaded:
-    """A section's native structures, and what they point to."""
+    """A section's native structures, and the memory they point to."""
 
     spec: abi.Struct
     ram_bytes: int = 0
@@ -83,7 +83,7 @@ def load(
 
 
 def _section(spec: Spec, layers: abi.Struct) -> abi.Struct:
-    """The sizes of a section, which the library takes once for all layers."""
+    """Return the sizes of a section, which the library takes once for all layers."""
     attention = spec.layers[0].mixer
     return abi.new_section(dict(
         hidden=spec.hidden_size, heads=attention.heads, kv_heads=attention.kv_heads, head_dim=attention.head_dim,
@@ -130,7 +130,7 @@ def _weight(file: MappedShard, name: str, shape: Shape) -> MappedTensor:
 
 
 def _vector(file: MappedShard, name: str, shape: Shape) -> np.ndarray:
-    """A norm or bias in float32: the file's own pages if that is what they hold."""
+    """Return a norm or bias in float32: the file's own pages if they hold float32."""
     tensor = file.tensors[name]
     _check_shape(file, name, tensor, shape)
     if tensor.encoding == "f32":

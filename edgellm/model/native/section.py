@@ -1,4 +1,4 @@
-"""A section of a family that the native path knows: loads its shards, runs steps through the native library."""
+"""A native section: mapped shards of a family that the native path knows, and steps run by the native library."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _TRACED_TOKENS = 32  # at once: for more the native section would keep more memo
 
 
 def read_spec(manifest: Manifest, folder: Path | str, verify_sha256: bool = True) -> tuple[Spec | None, str]:
-    """The Spec of the split model in `folder`, or None and why it has to be the generic path.
+    """Return the Spec of the split model in `folder`, or None and why the generic path has to take it.
 
     Raises ManifestError for a config.json that is missing, changed or no JSON, or that describes another model than the
     manifest.
@@ -90,7 +90,7 @@ class NativeSection:
         self._tables: list[tuple[np.ndarray, np.ndarray]] = []
 
     def new_slot(self, max_seq_len: int, kv_dtype: str = "float16") -> NativeSlot:
-        """KV space for one sequence of up to `max_seq_len` tokens, reserved at once; kv_dtype float16 or float32.
+        """Return a slot for one sequence of up to `max_seq_len` tokens, reserved at once; kv_dtype float16 or float32.
 
         Raises ModelError for more tokens than the model is made for.
         """
@@ -155,7 +155,7 @@ class NativeSection:
         return outputs
 
     def _run_long(self, step: Step[NativeSlot]) -> Array | None:
-        """A step of more tokens than a call takes."""
+        """Run a step of more tokens than a call takes."""
         tokens, found = len(step.x), []
         pass_len = max(step.pass_len, step.position + tokens)
         for start in range(0, tokens, MOST_TOKENS):
@@ -199,7 +199,7 @@ class NativeSection:
         step.context, step.kv_encoding = slot.max_seq_len, slot.encoding
 
     def _check(self, x: Array) -> int:
-        """The number of tokens in x; raises ModelError unless it is what this section takes."""
+        """Return the number of tokens in x. Raises ModelError unless x is what this section takes."""
         if self.is_first:
             if x.dtype != np.int64 or x.ndim != 1 or not len(x):
                 raise ModelError(f"the first section takes int64 [tokens], not {x.dtype} {list(x.shape)}")
@@ -214,7 +214,7 @@ class NativeSection:
         return len(x)
 
     def _reach(self, positions: int) -> None:
-        """Have rotary factors for so many positions."""
+        """Give the library rotary factors for so many positions, unless it has them."""
         rotary = self.spec.rotary
         if rotary is None or (self._tables and len(self._tables[0][0]) >= positions):
             return
@@ -225,7 +225,7 @@ class NativeSection:
 
 
 def _batches(steps: Sequence[Step[NativeSlot]]) -> list[list[Step[NativeSlot]]]:
-    """Consecutive steps that one call takes: each in a slot of its own, because a sequence's next step builds on the
+    """Return runs of steps that one call takes: each in a slot of its own, because a sequence's next step builds on the
     one before."""
     batches: list[list[Step[NativeSlot]]] = []
     tokens, slots = 0, set[int]()

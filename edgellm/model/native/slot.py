@@ -1,4 +1,4 @@
-"""The KV space of one sequence in a native section: preallocated, written at explicit positions."""
+"""The KV slot of a native section: preallocated, written at explicit positions."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ class NativeSlot:
         self.max_seq_len, self.filled = max_seq_len, 0
         tokens = -(-max_seq_len // _KEYS) * _KEYS
         self.ram_bytes = sum(layer.kv_elements_per_token for layer in layers) * tokens * KV_BYTES[kv_dtype]
-        # Zeros are written, not only promised: memory must not turn out to be missing in mid-sequence.
+        # fill() touches every page, because promised memory must not turn out to be missing in mid-sequence.
         self._memory = np.empty(self.ram_bytes + _LINE, np.uint8)
         self._memory.fill(0)
         start = self._memory.ctypes.data
@@ -37,8 +37,8 @@ class NativeSlot:
         self.encoding = ENCODINGS["f16" if kv_dtype == "float16" else "f32"]
 
     def check(self, position: int, tokens: int, filled: int | None = None) -> int:
-        """The end of `tokens` stored from `position` on; raises ModelError unless they can be: no gap, and room.
-        `filled` tokens will have been stored by then."""
+        """Return the end of `tokens` stored from `position` on, where `filled` (or as many as now) are stored before.
+        Raises ModelError if they leave a gap or don't fit."""
         filled = self.filled if filled is None else filled
         if not 0 <= position <= filled:
             raise ModelError(f"tokens from position {position} on can't follow the {filled} that the slot holds")
