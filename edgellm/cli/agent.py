@@ -19,23 +19,24 @@ from edgellm.errors import UsageError
 @click.option("--listen", default=f"127.0.0.1:{config.DEFAULT_PORT}", show_default=True, metavar="HOST:PORT",
               help="Address to serve on; port 0 takes a free one.")  # fmt: skip
 @click.option("--name", help="The board's name in plans.  [default: the host's name]")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Computing threads.  [default: measured as the fastest]")
+@click.option("--threads", type=click.IntRange(1, 1024),
+              help="Computing threads.  [default: the fastest number, measured]")  # fmt: skip
 @click.option("--cores", metavar="LIST", help="Compute on these cores, as 4-7 or 0,2.  [default: as for --threads]")
 @click.option("--path", type=click.Choice(["auto", "generic"]), default="auto", show_default=True,
-              help="auto: natively where the family is known; generic: by transformers, in float32.")  # fmt: skip
+              help="auto: native code where edgellm has it for the model; generic: transformers.")  # fmt: skip
 @click.option("--ram", metavar="SIZE", help="Offer at most this much RAM, as in 3GB.")
 @click.option("--drain-seconds", type=click.FloatRange(0), default=60.0, show_default=True,
-              help="How long running answers may go on after SIGTERM.")  # fmt: skip
+              help="After SIGTERM, end running answers after this long.")  # fmt: skip
 @click.option("--tls", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="FOLDER",
-              help="This board's certificate: ca.pem, cert.pem, key.pem. Needed beyond loopback.")  # fmt: skip
+              help="Folder with ca.pem, cert.pem and key.pem of this board; required beyond loopback.")  # fmt: skip
 @click.option("--announce", is_flag=True, hidden=True, help="Print the address as JSON when it listens.")
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin does.")
 @verbose_option
 def agent(shards, listen, name, threads, cores, path, ram, drain_seconds, tls, announce, until_eof, verbose):
     """Serve a section of a model from this machine.
 
-    The agent measures free RAM, which cores decode fastest, and how fast; waits to be given a section, and serves it.
-    SIGTERM lets running answers end, takes no new ones, and exits.
+    The agent measures free RAM, and how fast which cores decode. It serves the section that a manager assigns to it.
+    After SIGTERM it takes no new answers, finishes the running ones, and exits.
 
     \b
     Examples:

@@ -48,15 +48,15 @@ def _console():
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help=f"Look again every {_REFRESH_S:g} seconds, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object (with --watch, one a line).")
+@click.option("--watch", is_flag=True, help=f"Refresh every {_REFRESH_S:g} seconds, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object (with --watch, one per line).")
 @cluster_option
 @verbose_option
 def status(watch, as_json, cluster, verbose):
-    """Show what every board does, and how it is.
+    """Show what every board is doing, and its condition.
 
-    RAM: free beside the section, of all that the board offers. KV: free slots, of all. Exits with 1 unless every board
-    of the plan serves it.
+    RAM is what is free beside the section, and what the board offers in all. KV is free slots, and all.
+    Exits with 1 unless every board of the plan serves it.
 
     \b
     Examples:
@@ -165,16 +165,16 @@ def _measures(row: dict) -> list:
 
 @click.command()
 @click.argument("boards", nargs=-1, metavar="[BOARD]...")
-@click.option("--quick", is_flag=True, help="Look whether shards are there, but don't read them.")
-@click.option("--json", "as_json", is_flag=True, help="Print findings and what was measured as JSON.")
+@click.option("--quick", is_flag=True, help="Check that shards exist, but don't read them.")
+@click.option("--json", "as_json", is_flag=True, help="Print findings and measurements as JSON.")
 @cluster_option
 @verbose_option
 def doctor(boards, quick, as_json, cluster, verbose):
     """Find what is wrong with the boards, and say what to do.
 
-    Over SSH and over the wire: reachability, versions, clock, links of 100 Mb/s, slow or full disks, heat and
-    undervoltage, missing or damaged shards, certificates that end soon, agents that fail. Reading all shards takes
-    about a minute for 3 GB on a good card. Exits with 1 if there are findings.
+    Checks reachability, versions, clocks, links of 100 Mb/s, slow or full disks, heat, undervoltage, missing or damaged
+    shards, certificates that expire soon, and agents that fail. Reading 3 GB of shards takes about a minute on a good
+    card. Exits with 1 if there are findings.
 
     \b
     Examples:
@@ -224,15 +224,15 @@ def _diagnoses(facts, findings) -> list:
 
 @click.command()
 @click.argument("boards", nargs=-1, metavar="[BOARD]...")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Follow new lines, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(0, 100_000), default=100, show_default=True,
-              help="Lines of each board to begin with.")  # fmt: skip
+              help="Number of past lines per board.")  # fmt: skip
 @cluster_option
 @verbose_option
 def logs(boards, follow, lines, cluster, verbose):
     """Show what the agents log: each board's journal over SSH, or the log files of a local cluster.
 
-    Several boards' lines are put in order of time, each behind its board's name.
+    The lines of several boards are sorted by time, and each begins with its board's name.
 
     \b
     Examples:

@@ -13,7 +13,7 @@ from edgellm.errors import UsageError
 
 @click.group("local")
 def local():
-    """A cluster on this machine, without any board.
+    """Run a cluster on this machine, without any board.
 
     \b
     Examples:
@@ -24,10 +24,12 @@ def local():
 
 
 @local.command("up")
-@click.option("--agents", "count", type=click.IntRange(1, 8), default=2, show_default=True)
+@click.option("--agents", "count", type=click.IntRange(1, 8), default=2, show_default=True,
+              help="Number of agents.")  # fmt: skip
 @click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help=f"A split model's folder.  [default: {config.DEFAULT_MODEL}]")  # fmt: skip
-@click.option("--objective", type=click.Choice(["latency", "throughput"]), default="throughput", show_default=True)
+@click.option("--objective", type=click.Choice(["latency", "throughput"]), default="throughput", show_default=True,
+              help="As for plan.")  # fmt: skip
 @with_plan_options
 @click.option("--ram", metavar="SIZE", help="Let each agent offer at most this much RAM.")
 @click.option("--path", "how", type=click.Choice(["auto", "generic"]), default="auto", show_default=True,
@@ -36,7 +38,7 @@ def local():
               help="Where to write the cluster file.  [default: the user's config folder]")  # fmt: skip
 @verbose_option
 def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how, cluster, verbose):
-    """Start agents on loopback and keep them, so that a question starts at once.
+    """Start agents on loopback and keep them running, so that a question is answered at once.
 
     \b
     Examples:

@@ -16,16 +16,16 @@ from edgellm.errors import UsageError
 @click.argument("source")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the shards.")
 @click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True,
-              help="Pack weights; none adds no quantization to what the source has.")  # fmt: skip
+              help="Bits per weight; none keeps the source's own.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Split again, whatever the folder holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @verbose_option
 def split(source, out, quantize, force, as_json, verbose):
-    """Split a model into one shard file a layer, and a manifest.
+    """Split a model into one shard file per layer, and a manifest.
 
-    SOURCE is a Hugging Face folder, a .gguf file, a hub id (org/name) or the built-in name smollm2-135m.
-    Interrupted, the same command goes on where it was. Once it is done, it takes over a tokenizer, a chat template or a
-    generation config that changed since, and leaves the shards alone.
+    SOURCE is a Hugging Face folder, a .gguf file, a hub id (org/name) or the built-in name smollm2-135m. If split is
+    interrupted, the same command continues. If only the tokenizer, the chat template or the generation config has
+    changed since, it writes these and leaves the shards alone.
 
     \b
     Examples:
@@ -85,15 +85,15 @@ def default_model() -> Path:
 @click.option("--manifest", type=click.Path(path_type=Path, exists=True), required=True,
               help="A split model's folder, or its manifest.json.")  # fmt: skip
 @click.option("--board", "boards", multiple=True, required=True, metavar="NAME=SIZE[@TIME],…",
-              help="A board's free RAM, and its decode time a layer if you know it.")  # fmt: skip
+              help="A board's free RAM, and its decode time per layer if known (repeatable).")  # fmt: skip
 @click.option("--objective", type=click.Choice(["latency", "throughput"]), default="latency", show_default=True,
-              help="Fewest, fastest boards for one answer; or the smallest slowest stage.")  # fmt: skip
+              help="latency: fewest, fastest boards; throughput: the least time in the slowest board.")  # fmt: skip
 @with_plan_options
-@click.option("--explain", is_flag=True, help="Say who gets what, why, and what would not fit.")
+@click.option("--explain", is_flag=True, help="Say what each board gets, why, and what would not fit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @verbose_option
 def plan(manifest, boards, objective, context, slots, chunk, kv_dtype, explain, as_json, verbose):
-    """Show which board would hold which layers, without any board.
+    """Show which board would hold which layers, without asking any board.
 
     \b
     Examples:
@@ -122,14 +122,16 @@ def plan(manifest, boards, objective, context, slots, chunk, kv_dtype, explain, 
 @click.command()
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Cluster file.  [default: as for ask]")  # fmt: skip
-@click.option("--tokens", type=click.IntRange(1, 4096), default=32, show_default=True, help="Tokens to compare.")
-@click.option("--prompt", default="The quick brown fox", show_default=True)
+@click.option("--tokens", type=click.IntRange(1, 4096), default=32, show_default=True,
+              help="Number of tokens to compare.")  # fmt: skip
+@click.option("--prompt", default="The quick brown fox", show_default=True, help="Text to continue.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @verbose_option
 def verify(cluster, tokens, prompt, as_json, verbose):
     """Compare the split's greedy tokens and logits with one transformers process over the same weights.
 
-    Names the first layer that differs, if any does. Works layer by layer where the whole model doesn't fit in memory.
+    If a layer differs, verify names the first one. It holds one layer in memory at a time. Exits with 1 if anything
+    differs.
 
     \b
     Examples:

@@ -11,15 +11,16 @@ from edgellm.errors import ClaimError, UsageError
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Show what would move, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would move, but change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Cluster file.  [default: as for ask]")  # fmt: skip
 @verbose_option
 def rebalance(dry_run, as_json, cluster, verbose):
-    """Measure the boards anew and move layers where that gains 10 % or more.
+    """Measure the boards again, and move layers if that gains 10 % or more.
 
-    Running answers go on, with the same tokens. Shards must be on the boards already: deploy pushes them.
+    Running answers continue with the same tokens. The boards must already have the shards, because only deploy pushes
+    them.
 
     \b
     Examples:
