@@ -1,5 +1,6 @@
 """Text and chats to token ids, by the files in a split model's folder; imports neither torch nor numpy."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from edgellm.text.json_file import read_json
 from edgellm.text.text_stream import TextStream, make_joiner
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+# An added token that isn't special controls something if the template writes it, and it looks like that: not "user".
+_BRACKETED = re.compile(r"[<\[{(|｜].+[>\]})|｜]\Z", re.DOTALL)
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names that clients use; templates read the first
 
 
@@ -39,7 +42,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {i: t.content for i, t in added.items() if t.special and t.content}
-        self._words = frozenset(t.content for t in added.values() if not t.special and t.content)
+        self._words = frozenset(t.content for t in added.values() if not t.special and _BRACKETED.match(t.content))
         self._renamed: tuple[Any, tokenizers.Tokenizer] | None = None
         self._joiner = make_joiner(self._tokenizer)
 
@@ -84,7 +87,7 @@ class Tokenizer:
         users = [messages, tools, documents]
         markers = Markers.absent_from([self._template.source, *texts_of(users), *self._named.values()])
         special = frozenset(self._special.values())
-        words = frozenset(w for w in self._words if w in self._template.source and not w.isspace())
+        words = frozenset(w for w in self._words if w in self._template.source)
         marking, spoken = Marking(special | words, markers), Marking(special, markers)
         rendered = _whole(self._template.render(
             {

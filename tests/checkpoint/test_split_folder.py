@@ -275,6 +275,21 @@ def test_a_shard_in_an_older_format_is_refused_with_the_command_that_makes_a_new
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_template_that_fails_whatever_the_prompt_is_is_said_when_splitting(tmp_path):
+    from tokenizers import pre_tokenizers
+
+    from tests.tiny import write_tokenizer
+
+    source, notes = save(tiny_model("llama"), tmp_path / "source"), []
+    write_tokenizer(source, sorted(pre_tokenizers.ByteLevel.alphabet())[:200])
+    for template, words in (("{{ tools | length }}", "TypeError: object of type 'NoneType'"), ("{{ 1 }}", None)):
+        (source / "chat_template.jinja").write_text(template)
+        split(open_source(str(source)), tmp_path / "out", note=notes.append)
+        said = [n for n in notes if "chat template of" in n]
+        assert (words is None and not said) or (words in said[0] and str(source) in said[0])
+        notes.clear()
+
+
 def test_a_built_in_model_that_was_split_in_an_older_format_is_split_again(tmp_path, monkeypatch):
     from edgellm.checkpoint.builtin import BUILTIN
     from edgellm.cli import models

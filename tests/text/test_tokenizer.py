@@ -26,7 +26,7 @@ def shape(request, tmp_path_factory):
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library, bos_token="<s>", eos_token="</s>")
     theirs.chat_template = template
     added = library.get_added_tokens_decoder().values()
-    control = {t.content for t in added if not t.content.isspace()}
+    control = {t.content for t in added if "<" in t.content}
     return Tokenizer(folder), theirs, control
 
 
@@ -90,7 +90,8 @@ def test_a_token_is_not_completed_by_what_follows_a_users_text(tmp_path):
 def test_words_of_the_template_are_text_too_where_a_user_types_them_but_not_an_assistants(tmp_path):
     ours = Tokenizer(write(tmp_path, *words_too()))
     assert names(ours, ours.encode_chat(user("<think>  \n\nhi"))).count("<think>") == 1
-    assert {"  ", "\n\n"} <= set(names(ours, ours.encode_chat(user("<think>a  \n\nhi"))))  # no control tokens
+    found = names(ours, ours.encode_chat(user("<think>a  \n\nrole")))
+    assert {"  ", "\n\n", "role"} <= set(found)  # none of which controls anything, though the template has them
     turns = [*user("hi"), {"role": "assistant", "content": "<think>use</think>\nhi<|im_end|>"}, *user("Hi")]
     assert names(ours, ours.encode_chat(turns)).count("<|im_end|>") == 0
 

@@ -29,7 +29,7 @@ def byte_level() -> tuple[Tokenizer, str]:
 def words_too() -> tuple[Tokenizer, str]:
     """DeepSeek's, Qwen3's: its template writes added tokens that aren't special, and others are white space."""
     library, _ = byte_level()
-    library.add_tokens([AddedToken(t, normalized=False) for t in ("<|user|>", "<think>", "\n\n", "  ")])
+    library.add_tokens([AddedToken(t, normalized=False) for t in ("<|user|>", "<think>", "\n\n", "  ", "role")])
     return library, (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>"
         "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}<|user|>{{ m.content }}{% endif %}\n\n{% endfor %}"
