@@ -39,7 +39,7 @@ class Choice:
 
 
 def parse_list(text: str) -> tuple[int, ...]:
-    """Core numbers of a list like 4-7 or 0,2, in the order given; raises UsageError for anything else."""
+    """Return the core numbers of a list like 4-7 or 0,2, in the order given; raises UsageError for anything else."""
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -53,7 +53,7 @@ def parse_list(text: str) -> tuple[int, ...]:
 
 
 def format_list(cores: Iterable[int]) -> str:
-    """A list of cores as `parse_list` takes it: 4-7, or 0,2."""
+    """Return a list of cores as `parse_list` takes it: 4-7, or 0,2."""
     runs: list[list[int]] = []
     for n in cores:
         if runs and n == runs[-1][1] + 1:
@@ -64,15 +64,15 @@ def format_list(cores: Iterable[int]) -> str:
 
 
 def allowed_cores() -> tuple[int, ...]:
-    """Numbers of the cores this process may use: its affinity, which its control group's cpuset bounds."""
+    """Return the numbers of the cores that this process may use: its affinity, within its control group's cpuset."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
 
 
 def read_cores(allowed: Iterable[int], *, root: Path = Path("/")) -> tuple[Core, ...]:
-    """The allowed cores, the fastest first. Speed is cpu_capacity, else the highest frequency; where neither can be
-    read for all of them, they count as equal."""
+    """Return the allowed cores, the fastest first. Speed is cpu_capacity, else the highest frequency; where neither can
+    be read for all of them, they count as equal."""
     folder, numbers = root / "sys/devices/system/cpu", list(allowed)
     speeds = [1.0] * len(numbers)
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
@@ -88,8 +88,8 @@ def read_cores(allowed: Iterable[int], *, root: Path = Path("/")) -> tuple[Core,
 
 
 def candidates(cores: Sequence[Core]) -> list[tuple[int, ...]]:
-    """Sets of cores worth a try, the largest first: all; the fastest kind, with the next kinds added one by one; one
-    thread of each core with SMT; half; one. Slow cores alone are never faster than fast ones alone."""
+    """Return the sets of cores worth a try, the largest first: all; the fastest kind, with the next kinds added one by
+    one; one thread of each core with SMT; half; one. Slow cores alone are never faster than fast ones alone."""
     kinds = _kinds(cores)
     found = [sum(kinds[:i], ()) for i in range(len(kinds), 0, -1)]
     found += [tuple(c for c in some if c.first_sibling == c.number) for some in found]
@@ -99,12 +99,12 @@ def candidates(cores: Sequence[Core]) -> list[tuple[int, ...]]:
 
 
 def fastest_kind(cores: Sequence[Core]) -> tuple[int, ...]:
-    """The cores of the fastest kind: a good guess where nothing could be measured."""
+    """Return the cores of the fastest kind: a good guess where nothing could be measured."""
     return tuple(c.number for c in _kinds(cores)[0])[:_MOST_CORES]
 
 
 def choose(seconds: dict[tuple[int, ...], float]) -> tuple[int, ...]:
-    """The set with the least seconds a step; of two about as fast the smaller, which leaves a core to others."""
+    """Return the set with the least seconds a step; of two about as fast the smaller, which leaves a core to others."""
     best: tuple[int, ...] = ()
     for some in sorted(seconds, key=len):
         if not best or seconds[some] < _WORTH * seconds[best]:
@@ -113,7 +113,7 @@ def choose(seconds: dict[tuple[int, ...], float]) -> tuple[int, ...]:
 
 
 def settled(cores: Sequence[Core], threads: int | None, wanted: tuple[int, ...] | None, pin: bool) -> Choice | None:
-    """What needs no measuring: what the owner said, or a machine with one core. None: measure the candidates.
+    """Return what needs no measuring: what the owner said, or the only core there is; None: measure the candidates.
 
     `threads` alone takes the fastest cores where some are slower, or all; else the system places them, for other agents
     may be told the same. Without `pin` (torch's threads would all inherit one core) the system places them on the cores
@@ -141,7 +141,7 @@ def settled(cores: Sequence[Core], threads: int | None, wanted: tuple[int, ...] 
 
 
 def _kinds(cores: Sequence[Core]) -> list[tuple[Core, ...]]:
-    """Cores of about the same speed, the fastest kind first."""
+    """Return groups of cores of about the same speed, the fastest first."""
     kinds: list[tuple[Core, ...]] = []
     for core in sorted(cores, key=lambda c: (-c.speed, c.number)):
         if kinds and core.speed >= _ALIKE * kinds[-1][0].speed:

@@ -21,11 +21,11 @@ class Drafter:
         self._misses, self._pause, self._next_pause = 0, 0, _PAUSE
 
     def extend(self, ids: Sequence[int]) -> None:
-        """The sequence went on."""
+        """Append what came next in the sequence."""
         self._text += np.asarray(ids, "<u4").tobytes()
 
     def propose(self, most: int) -> tuple[int, ...]:
-        """Up to `most` tokens that may come next; none where nothing occurred before, or in a pause."""
+        """Return up to `most` tokens that may come next; none where nothing occurred before, or in a pause."""
         if self._pause:
             self._pause -= 1
             return ()
@@ -41,7 +41,7 @@ class Drafter:
         return ()
 
     def learn(self, proposed: int, accepted: int) -> None:
-        """Of so many drafts these were what was chosen."""
+        """Record that `accepted` of `proposed` drafts were accepted."""
         if not proposed:
             return
         if accepted:
@@ -55,7 +55,7 @@ class Drafter:
             self._next_pause = min(_LONGEST_PAUSE, 2 * self._next_pause)
 
     def _find(self, size: int) -> int:
-        """Where the last `size` bytes, whole tokens, occurred last before the end; -1 if nowhere."""
+        """Return where the last `size` bytes, whole tokens, occurred last before the end; -1 if nowhere."""
         end = len(self._text)
         if size >= end:
             return -1

@@ -60,7 +60,7 @@ def _throttled(root: Path) -> bool | None:
 
 
 def _cooled(root: Path) -> bool | None:
-    """Whether the kernel's thermal governor holds a CPU's frequency down."""
+    """Return whether the kernel's thermal governor holds a CPU's frequency down."""
     states = []
     for device in sorted((root / "sys/class/thermal").glob("cooling_device*")):
         kind = _text(device / "type") or ""
@@ -84,7 +84,7 @@ def _held_down(root: Path) -> bool | None:
 
 
 def _counts_rose(root: Path) -> bool | None:
-    """Whether an x86 core was throttled since the last look; None on the first, and where nothing counts."""
+    """Return whether an x86 core was throttled since the last look; None on the first, and where nothing counts."""
     cores = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle")
     counts = [_number(core / name) for core in cores for name in ("core_throttle_count", "package_throttle_count")]
     known = [c for c in counts if c is not None]
@@ -106,7 +106,7 @@ def _undervoltage(root: Path) -> bool | None:
 
 
 def _firmware(root: Path) -> int | None:
-    """A Raspberry Pi's throttling bits, where its kernel shows them."""
+    """Return a Raspberry Pi's throttling bits, where its kernel shows them."""
     text = _text(root / _FIRMWARE)
     return int(text, 16) if text else None
 
@@ -148,7 +148,7 @@ def _interface(root: Path, address: str | None) -> str | None:
 
 
 def _routes(root: Path) -> list[tuple[ipaddress.IPv4Network, int, str]]:
-    """(network, metric, interface) of the IPv4 routing table."""
+    """Yield (network, metric, interface) of the IPv4 routing table."""
     found = []
     for line in (_text(root / "proc/net/route") or "").splitlines()[1:]:
         fields = line.split()
@@ -182,7 +182,7 @@ def _number(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str | None:
-    """A small file's text; None if it can't be read (some answer with an error while there is nothing to tell)."""
+    """Return a small file's text; None if it can't be read: some give an error while they have nothing to say."""
     try:
         with open(path, "rb") as f:
             return f.read(_MAX_READ).decode(errors="replace").strip()

@@ -98,7 +98,7 @@ class Holding:
         self._claim, self._next = (peer, epoch), None
 
     def release(self, peer: Peer) -> None:
-        """The manager gives its claim back, or is gone; what it had prepared is dropped."""
+        """End the claim of `peer`, who gave it back or is gone; drop what it had prepared."""
         if self._claim is not None and self._claim[0] is peer:
             self._claim = self._next = None
 
@@ -136,7 +136,7 @@ class Holding:
             self._next = None
             try:
                 await self._switch(coming)
-            finally:  # claimed until it is done: who looks on shall wait
+            finally:  # claimed until it is done, so that whoever looks on waits
                 self.release(peer)
             return {"loaded_bytes": coming.loaded_bytes}
 
@@ -203,7 +203,7 @@ class Holding:
         return section_need(self.manifest, plan.settings, own.start, own.end)
 
     def _is_held(self, plan: Plan) -> bool:
-        """Whether the running section, with its KV slots, is just what `plan` asks for."""
+        """Return whether the running section, with its KV slots, is just what `plan` asks for."""
         if self.stage is None or self.board not in plan.boards:
             return False
         now, then = self.stage.plan, plan
@@ -212,7 +212,7 @@ class Holding:
         return own == other and kv[0] == kv[1]
 
     def _new_shards(self, plan: Plan) -> list:
-        """Shards of the plan's section that the running one doesn't have."""
+        """Return the shards of the plan's section that the running one doesn't have."""
         own = plan.section_of(self.board)
         held = set()
         if self.stage is not None:
@@ -232,7 +232,7 @@ class Holding:
             )
 
     def _room_beside(self, plan: Plan) -> bool:
-        """Whether KV and new shards fit beside the running section; shards that both have are mapped once."""
+        """Return whether KV and new shards fit beside the running section; shards of both are mapped once."""
         if self.stage is None:
             return True
         need = self._need(plan)

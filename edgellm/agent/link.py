@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 
 
 class Link:
-    """Sends to `board` at HOST:PORT; `on_failed(reason)` is called when that stops working, and what was sent since
-    may be lost. The next `send` dials again."""
+    """Sends to `board` at HOST:PORT. When that stops working, `on_failed(reason)` is called, because what was sent
+    lately may be lost. The next `send` dials again."""
 
     def __init__(self, board: str, host: str, port: int, me: Hello, on_failed: Callable[[str], None], *, tls=None):
         self.board = board
@@ -69,7 +69,7 @@ class Link:
         self.send(*waiting)
 
     def _ignore(self, peer: Peer, message) -> None:
-        """A listening board has nothing to say on this connection."""
+        """Ignore a message: a listening board has nothing to say on this connection."""
 
     def _lost(self, peer: Peer, reason: str) -> None:
         if peer is self._peer:

@@ -17,9 +17,9 @@ _threads = 1
 
 
 def set_threads(count: int, cores: tuple[int, ...] = ()) -> None:
-    """Threads for everything that computes in this process, the i-th of them on the i-th of `cores` if there are any.
+    """Have everything in this process compute on `count` threads, the i-th of them on the i-th of `cores` if any.
 
-    Torch takes as many when a section needs it. Raises ValueError if it can't be.
+    Torch takes as many when a section needs it. Raises ValueError if that isn't possible.
     """
     global _threads
     from edgellm.kernels import library

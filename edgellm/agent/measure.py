@@ -20,7 +20,7 @@ _OWN_CGROUPS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def free_ram_bytes() -> int:
-    """Bytes that this process may still take: what the machine has available, or its cgroup if that is less.
+    """Return how many bytes this process may still take: what the machine has available, or its cgroup if that is less.
 
     Clean file pages count as available, and so do this agent's own mapped shards.
     """
@@ -31,7 +31,7 @@ def free_ram_bytes() -> int:
 
 
 def disk_free_bytes(folder: Path) -> int:
-    """Bytes that may still be written beside `folder`; 0 if that can't be told."""
+    """Return how many bytes may still be written beside `folder`; 0 if that can't be told."""
     try:
         return psutil.disk_usage(str(folder)).free
     except OSError:
@@ -56,8 +56,8 @@ def shards_here(manifest: Manifest, folder: Path) -> ShardsHere:
 
 
 def timed_layers(manifest: Manifest, folder: Path) -> tuple[int, int]:
-    """The layers [start, end) to time a step with: around the middle of those whose shards are here, and so many that
-    no cache holds their weights from one step to the next, as in a whole section. Raises ManifestError if none is.
+    """Return the layers [start, end) to time a step with: around the middle of those whose shards are here, and so many
+    that no cache holds their weights from one step to the next, as in a whole section. Raises ManifestError if none is.
     """
 
     def weighs(i: int) -> int:
@@ -78,9 +78,11 @@ def timed_layers(manifest: Manifest, folder: Path) -> tuple[int, int]:
 
 
 def load_timed(manifest: Manifest, folder: Path, path: str = "auto"):
-    """(section, number of its layers) of `timed_layers`, on `path` as load_section has it. Where one is corrupt,
-    of a single layer that isn't: what is corrupt matters when it is to be served. Raises ManifestError if no layer is
-    here, or all are corrupt."""
+    """Return the section of `timed_layers`, loaded by way of `path`, and how many layers it has.
+
+    If one of them is corrupt, it is a single layer that isn't: a corrupt shard matters when it is to be served. Raises
+    ManifestError if no layer is here, or all are corrupt.
+    """
     from edgellm.agent.load import load_section
 
     start, end = timed_layers(manifest, folder)
@@ -96,7 +98,7 @@ def load_timed(manifest: Manifest, folder: Path, path: str = "auto"):
 
 
 def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tuple[float, float]:
-    """Seconds to decode one token through one layer and through the head, with the kernels that will be used.
+    """Return the seconds to decode one token through one layer and through the head, with the kernels in use.
 
     Times `timed_layers`, and the head behind the last layer. Where these shards aren't here it is scaled by its bytes:
     too much for a small model, whose layers take more than their bytes do. Raises ManifestError if no layer is here, or
@@ -117,7 +119,7 @@ def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tupl
 
 
 def _decode_s(section, want_logits: bool) -> float:
-    """Seconds of a decode step: the fastest of some, since a board that has just booted has other work too."""
+    """Return the seconds of a decode step: the fastest of some, because a board that has just booted has other work."""
     least, most = _DECODE_STEPS
     slot, x = section.new_slot(most + 1), section.example()
     seconds: list[float] = []
@@ -132,7 +134,7 @@ def _decode_s(section, want_logits: bool) -> float:
 
 
 def _cache_bytes() -> int:
-    """The largest cache of a core, within bounds: what /sys says of a virtual machine may be anything."""
+    """Return the size of a core's largest cache, within bounds: of a virtual machine /sys may say anything."""
     found = []
     for path in _CACHES.glob("index*/size"):
         try:
@@ -143,12 +145,12 @@ def _cache_bytes() -> int:
 
 
 def hop_s() -> float:
-    """Seconds from a step's end here to its begin at the next board."""
+    """Return the seconds from a step's end here to its beginning at the next board: a guess."""
     return _HOP_S
 
 
 def _cgroup_limits():
-    """(limit, used without reclaimable cache) of this process's cgroups, v1 and v2; unlimited ones are left out."""
+    """Yield (limit, used without reclaimable cache) of this process's cgroups, v1 and v2, but not of unlimited ones."""
     try:
         lines = _OWN_CGROUPS.read_text().splitlines()
     except OSError:

@@ -56,8 +56,8 @@ class Agent:
         self._stop = asyncio.Event()
 
     async def run(self, ready=lambda agent: None) -> None:
-        """Measure, listen, serve until stopped. `ready(agent)` is called when it listens. Raises EdgellmError if the
-        shards are unusable or the address can't be had."""
+        """Measure, listen, serve until stopped. `ready(agent)` is called when it listens. Raises EdgellmError if
+        the shards or the address can't be used."""
         server = await self._listen()
         self.port = server.sockets[0].getsockname()[1]
         sweeping = None
@@ -96,7 +96,7 @@ class Agent:
         return self.holding.stage
 
     async def _listen(self) -> Listener:
-        """Have the address, without taking connections yet. Raises BoardError if it can't be had."""
+        """Reserve the address, without taking connections yet. Raises BoardError if that isn't possible."""
         options = self.options
         try:
             return await listen(options.host, options.port, self.connections.make_peer, tls=self._server_tls)

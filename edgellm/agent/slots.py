@@ -66,7 +66,7 @@ class Slots:
         self._free.append(slot)
 
     def clear(self) -> None:
-        """Let go of them."""
+        """Let go of all slots."""
         self._free.clear()
 
 

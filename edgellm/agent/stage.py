@@ -157,7 +157,7 @@ class Stage:
         return [link for link in (self._next, self._first) if link is not None]
 
     def _is_long(self, pass_len: int) -> bool:
-        """Whether a pass of this length has the long rotary factors (LongRoPE)."""
+        """Return whether a pass of this length has the long rotary factors (LongRoPE)."""
         return self._rope_switch_len is not None and pass_len > self._rope_switch_len
 
     def _feed(self, sequence: Sequence, start: int) -> None:

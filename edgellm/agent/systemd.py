@@ -1,26 +1,26 @@
-"""What an agent tells systemd: that it is ready, what it does, that it is alive. Silent where nobody listens."""
+"""What an agent tells systemd: that it is ready, that it drains, that it is alive. Silent where nobody listens."""
 
 import os
 import socket
 
 
 def ready() -> None:
-    """The service has started (Type=notify)."""
+    """Say that the service has started (Type=notify)."""
     _notify("READY=1")
 
 
 def stopping() -> None:
-    """The service drains, and will end."""
+    """Say that the service drains, and will end."""
     _notify("STOPPING=1")
 
 
 def watchdog() -> None:
-    """The service is alive; to be called far more often than the unit's WatchdogSec."""
+    """Say that the service is alive; call it far more often than the unit's WatchdogSec."""
     _notify("WATCHDOG=1")
 
 
 def _notify(message: str) -> None:
-    """Send to systemd's socket; what can't be sent is dropped, since the service matters more than its status line."""
+    """Send to systemd's socket. What can't be sent is dropped, because the service matters more than its status."""
     place = os.environ.get("NOTIFY_SOCKET")
     if not place or place[0] not in "/@":
         return

@@ -37,7 +37,7 @@ _SLOW = {
 
 
 def state_folder() -> Path:
-    """Where an agent keeps what it measured: what systemd gave it, else the user's."""
+    """Return where an agent keeps what it measured: the folder that systemd gave it, else the user's."""
     if given := os.environ.get("STATE_DIRECTORY"):
         return Path(given.split(":")[0])
     import platformdirs
@@ -76,9 +76,9 @@ def take_cores(manifest: Manifest, folder: Path, threads: int | None, wanted: tu
 
 
 def time_sets(section, sets: list[tuple[int, ...]], use, queued_s) -> tuple[dict[tuple[int, ...], float], bool]:
-    """Seconds of the fastest of some decode steps on each set of cores, and whether all of these ran undisturbed.
+    """Return the seconds of the fastest of some decode steps on each set of cores, and whether all ran undisturbed.
 
-    `use(cores)` has the next steps run there; `queued_s()` counts for how long our threads have waited for a core that
+    `use(cores)` has the next steps run there; `queued_s()` counts how long our threads have waited for a core that
     others had. The sets take turns, so that other work of the machine falls on all of them.
     """
     slot, x = section.new_slot(16), section.example()
@@ -100,7 +100,7 @@ def time_sets(section, sets: list[tuple[int, ...]], use, queued_s) -> tuple[dict
 
 
 def _queued_s() -> float:
-    """Seconds that this process's threads have waited for a core so far; 0 where the kernel doesn't count them."""
+    """Return the seconds that this process's threads have waited for a core so far; 0 where the kernel counts none."""
     total = 0
     for path in Path("/proc/self/task").glob("*/schedstat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -109,7 +109,7 @@ def _queued_s() -> float:
 
 
 def _confine(cores: tuple[int, ...]) -> None:
-    """All threads of this process, and those to come, stay on these cores. To be called before the kernels are loaded:
+    """Keep all threads of this process, and those to come, on these cores. Call it before the kernels are loaded:
     they note where the process may run."""
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):  # it has ended
@@ -129,15 +129,15 @@ def _measure(manifest: Manifest, folder: Path, cores: tuple[Core, ...], path: st
 
 
 def _key(manifest: Manifest, cores: tuple[Core, ...], target: str, is_native: bool) -> dict:
-    """What the choice depends on: measured again when any of it changes, for what is fastest for a small model's steps
-    may not be for a large one's."""
+    """Return what the choice depends on: it is made again when any of it changes. The model is part of it, because what
+    is fastest for a small model's steps may not be for a large one's."""
     facts = [[c.number, c.speed, c.first_sibling] for c in cores]
     return {"machine": _machine(), "cores": facts, "kernels": target, "model": manifest.sha256,
             "native": is_native, "version": __version__}  # fmt: skip
 
 
 def _machine(root: Path = Path("/")) -> str:
-    """The board's or the processor's name; empty where neither is told."""
+    """Return the board's or the processor's name; empty where neither is told."""
     try:
         return (root / "proc/device-tree/model").read_text(errors="replace")[:200].strip("\0\n ")
     except OSError:
@@ -150,7 +150,7 @@ def _machine(root: Path = Path("/")) -> str:
 
 
 def _read(path: Path, key: dict, cores: tuple[Core, ...]) -> Choice | None:
-    """What was kept for this machine; None if nothing, or for another, or not to be read."""
+    """Return what was kept for this machine; None if nothing was, or for another one, or it can't be read."""
     try:
         with open(path, "rb") as f:
             kept = json.loads(f.read(_MAX_KEPT_BYTES))

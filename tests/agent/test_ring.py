@@ -4,14 +4,17 @@ import asyncio
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from edgellm.errors import BoardError, BusyError
+from edgellm.manager.board import BoardClient
 from edgellm.manager.client import ClusterClient
 from edgellm.plan import Section
 from edgellm.sampling import Sampling
-from tests.agent.hostile import until
-from tests.fakes import Boards, ask, assign, connect_all, generate, make_manifest, make_plan, run
+from edgellm.wire import messages as m
+from tests.agent.hostile import BEFORE, Stranger, until
+from tests.fakes import HIDDEN, Boards, ask, assign, connect_all, generate, make_manifest, make_plan, run
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]  # longer than a chunk of 5
 
@@ -291,6 +294,29 @@ def test_the_next_board_works_on_a_chunk_while_this_one_works_on_the_next(tmp_pa
     (first, second), tokens = run(go())
     assert first == [(0, 5, 12)] and second == [(0, 5, 12)]
     assert tokens == generate(PROMPT, 10)
+
+
+def test_a_step_that_is_larger_than_a_chunk_is_computed_in_chunks(tmp_path):
+    """No plan reserves memory for more, and the board before may be any program."""
+
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6), context=64, chunk=5)
+            board = await BoardClient("b1", *boards.addresses["b1"]).connect()
+            events = asyncio.Queue()
+            board.subscribe(9, events)
+            board.send(m.Open(plan.epoch, 9, {"plan": plan.digest, "max_tokens": 3}, tuple(PROMPT)))
+            assert isinstance((await board.receive(events, 5.0, "nothing"))[1], m.Opened)
+            stranger = await Stranger.dial(boards.agents[1], BEFORE)
+            x = np.zeros((64, HIDDEN), "<f4")
+            stranger.send(m.Hidden(plan.epoch, 9, 0, 64, 1, (1,) * 64, x.tobytes()))
+            assert isinstance((await board.receive(events, 5.0, "nothing"))[1], m.Tokens)
+            await Stranger.hang_up()
+            board.close()
+            return boards.sections["b1"].calls
+
+    calls = run(go())
+    assert [(position, count) for position, count, _ in calls] == [(p, min(5, 64 - p)) for p in range(0, 64, 5)]
 
 
 def test_a_cancelled_answer_stops_the_boards(tmp_path):
