@@ -3,8 +3,8 @@
 There is no prefill and no decode here, only tokens that are known and not computed yet: a prompt, its tail behind a
 cached prefix, the last token of an answer, that token with drafts. What matters is how many they are.
 
-- A *short* step is the end of its pass and has at most 16 tokens. All short steps that wait run together, one of each
-  sequence, because its next one builds on it.
+- A *short* step is the end of its pass and has at most 16 tokens. Short steps that wait run together, one of each
+  sequence, because its next one builds on it, and together no more tokens than a chunk has.
 - Everything else is computed in *chunks*, each alone: short steps in its batch would wait for it on every board.
 - Between two chunks each sequence may have one short step, so neither kind stops the other.
 - A chunk is due some turns after it began to wait: as many as its pass still has chunks, but at most four. So a short
@@ -21,7 +21,7 @@ from edgellm.limits import MAX_CHOICES
 
 _SHORT_TOKENS = MAX_CHOICES  # a token and its drafts are never more
 _BATCH_STEPS = 16
-_BATCH_TOKENS = 64
+_BATCH_TOKENS = 64  # at most: no more than a chunk, which is what the plan has reserved memory for (plan/needs.py)
 _PATIENCE = 4  # turns until a chunk is due, at most
 _LOOK_AGAIN_S = 0.005  # at a congested link
 _LATE = 4  # a sequence that stays away for so many times its usual absence is silent
@@ -64,6 +64,7 @@ class Scheduler:
         self.waiting = 0  # steps
         self.waiting_bytes = 0  # of their x
         self._chunk, self._batches, self._groups = chunk, batches, groups if batches else 0
+        self._batch_tokens = min(_BATCH_TOKENS, max(chunk, _SHORT_TOKENS))
         self._queues: dict[int, _Queue] = {}
         self._order = 0
         self._turn = 0  # chunks so far
@@ -156,7 +157,7 @@ class Scheduler:
         steps: list[Step] = []
         tokens = 0
         for queue in sorted(queues, key=lambda queue: queue.order):
-            if tokens + queue.left > _BATCH_TOKENS:
+            if tokens + queue.left > self._batch_tokens:
                 continue
             tokens += queue.left
             queue.served = self._turn

@@ -124,16 +124,20 @@ def test_a_few_tokens_in_mid_pass_are_a_chunk():
 
 
 @pytest.mark.parametrize(
-    "tokens, expected",
+    "chunk, tokens, expected",
     [
-        ([1] * 20, [16, 4]),
-        ([16] * 6, [4, 2]),
-        ([16, 16, 16, 15, 4, 1], [5, 1]),  # the one that doesn't fit lets the next one pass
-        ([13] * 5, [4, 1]),
+        (32, [1] * 20, [16, 4]),
+        (5, [1] * 20, [16, 4]),
+        (32, [16] * 6, [2, 2, 2]),
+        (64, [16] * 6, [4, 2]),
+        (128, [16] * 6, [4, 2]),
+        (5, [16] * 3, [1, 1, 1]),
+        (32, [16, 16, 15, 4, 1], [2, 3]),
+        (64, [16, 16, 16, 15, 4, 1], [5, 1]),  # the one that doesn't fit lets the next one pass
     ],
 )
-def test_a_batch_is_bounded_in_steps_and_in_tokens(tokens, expected):
-    clock = Clock()
+def test_a_batch_is_bounded_in_steps_and_in_tokens(chunk, tokens, expected):
+    clock = Clock(chunk=chunk)
     clock.add(*(step(i, 40, n, n) for i, n in enumerate(tokens)))
     batches = clock.run_all()
     assert [len(batch) for batch in batches] == expected
