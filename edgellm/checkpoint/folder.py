@@ -1,9 +1,9 @@
 """A Hugging Face model folder as a source: config.json, one or more safetensors files, tokenizer files."""
 
 import json
-from functools import partial
 from pathlib import Path
 
+from edgellm.checkpoint.float8 import BLOCK, FLOAT8, Float8Rows, Scale, block_of, is_other_scale, scale_names
 from edgellm.checkpoint.folder_tokenizer import read_tokenizer
 from edgellm.checkpoint.json_file import read_json, read_json_if_there, to_bytes
 from edgellm.checkpoint.names import map_names, quiet_transformers
@@ -11,7 +11,8 @@ from edgellm.checkpoint.sources import Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.checkpoint.vocabulary.ends import end_token_ids
 from edgellm.errors import CheckpointError
-from edgellm.shards.safetensors_file import SafetensorsFile
+from edgellm.shards.positioned_file import CheckpointFile
+from edgellm.shards.safetensors_file import SafetensorsFile, TensorInfo
 
 _ENCODINGS = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8",
@@ -31,12 +32,10 @@ class FolderSource(Source):
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder} has no config.json, so it is no Hugging Face model folder")
         self._config_json = read_json(folder / "config.json")
-        if method := self._config_json.get("quantization_config"):
-            method = method.get("quant_method", "unknown") if isinstance(method, dict) else "unknown"
-            raise CheckpointError(
-                f"{folder}: the weights are quantized already (method {str(method)[:40]}), which edgellm can't read. "
-                "Give the unquantized checkpoint or a GGUF file."
-            )
+        # Both keys are in use; what is read here is no longer quantized, and config.json doesn't say so any more.
+        quantization = [self._config_json.pop(k, None) for k in ("quantization_config", "compression_config")]
+        self._quantization = next((q for q in quantization if q), None)
+        self._block = block_of(self._quantization, str(folder)) if self._quantization else BLOCK
         with quiet_transformers():
             config = config_from_dict(self._config_json, f"{folder}/config.json")
         self.config = config
@@ -106,24 +105,31 @@ class FolderSource(Source):
         return names
 
     def tensors(self, model) -> dict[str, SourceTensor]:
-        found: dict[str, SourceTensor] = {}
+        there: dict[str, tuple[CheckpointFile, TensorInfo]] = {}
         for file in self._files:
             for name, info in file.tensors.items():
-                origin = f"{file.file.path}: tensor {name}"
                 if self._indexed is not None and self._indexed.get(name) != file.file.path.name:
                     at = self._indexed.get(name, "no file at all")
-                    raise CheckpointError(f"{origin} is there, but the index says it is in {at}")
-                if info.dtype not in _ENCODINGS:
-                    raise CheckpointError(f"{origin} has dtype {info.dtype}, readable are {', '.join(_ENCODINGS)}")
-                encoding = "f32" if info.dtype == "F64" else _ENCODINGS[info.dtype]
-                found[name] = SourceTensor(info.shape, encoding, origin, partial(_rows, file.file, info, origin))
+                    raise CheckpointError(f"{_origin(file.file, name)} is there, but the index says it is in {at}")
+                there[name] = file.file, info
         for name, file_name in (self._indexed or {}).items():
-            if name not in found:
+            if name not in there:
                 raise CheckpointError(f"{self.folder / file_name} lacks tensor {name}, which the index says it has")
+        dtypes = {name: info.dtype for name, (_, info) in there.items()}
+        scales = scale_names(dtypes, self._quantization is not None, self.where)
+        found = {}
+        for name, (path, info) in there.items():
+            if name in scales.values() or (self._quantization and is_other_scale(name)):
+                continue
+            scale = None
+            if name in scales:
+                scale_file, scale_info = there[scales[name]]
+                scale = Scale(scale_file, scale_info, self._block, _origin(scale_file, scales[name]))
+            found[name] = _tensor(path, info, name, scale)
         return map_names(model, found, self.where)
 
     def fingerprint_parts(self) -> list[bytes]:
-        parts = [json.dumps(self._config_json, sort_keys=True).encode()]
+        parts = [json.dumps([self._config_json, self._quantization], sort_keys=True).encode()]
         for file in self._files:
             parts += [file.file.path.name.encode(), file.header, f"{file.file.bytes} {file.file.mtime_ns}".encode()]
         return parts
@@ -139,12 +145,30 @@ class FolderSource(Source):
         return list(files)
 
 
-def _rows(file, info, origin: str, transposed: bool) -> Rows:
-    rows: Rows = FileRows(file, info.offset, info.shape, _ENCODINGS[info.dtype], origin)
-    if info.dtype == "F64":
-        wide = rows
-        rows = LoadedRows(info.shape, "f32", wide.read_all_f32)
-    return transposed_rows(rows) if transposed else rows
+def _origin(file: CheckpointFile, name: str) -> str:
+    return f"{file.path}: tensor {name}"
+
+
+def _tensor(file: CheckpointFile, info: TensorInfo, name: str, scale: Scale | None) -> SourceTensor:
+    origin = _origin(file, name)
+
+    def open_rows(transposed: bool) -> Rows:
+        rows: Rows
+        if info.dtype in FLOAT8:
+            rows = Float8Rows(file, info, origin, scale)
+        else:
+            rows = FileRows(file, info.offset, info.shape, _ENCODINGS[info.dtype], origin)
+        if info.dtype == "F64":
+            rows = LoadedRows(info.shape, "f32", rows.read_all_f32)
+        return transposed_rows(rows) if transposed else rows
+
+    if info.dtype in FLOAT8:
+        encoding = "bf16" if scale is None else "f32"
+    elif info.dtype in _ENCODINGS:
+        encoding = "f32" if info.dtype == "F64" else _ENCODINGS[info.dtype]
+    else:
+        raise CheckpointError(f"{origin} has dtype {info.dtype}, readable are {', '.join((*_ENCODINGS, *FLOAT8))}")
+    return SourceTensor(info.shape, encoding, origin, open_rows)
 
 
 def as_token_ids(value, what: str) -> tuple[int, ...]:
