@@ -5,8 +5,9 @@ from edgellm.checkpoint.sources import Source
 from edgellm.errors import CheckpointError
 
 
-def traced_layout(source: Source) -> Layout:
-    """Return a source's layout; reads headers only.
+def traced_layout(source: Source, rehearsed: bool = True) -> Layout:
+    """Return a source's layout; reads headers only. With `rehearsed`, a tiny model of the same config has run in
+    sections first.
 
     Raises CheckpointError for a tensor that is missing, one too many, or of another shape than the model's, ModelError
     for a model that can't be split.
@@ -41,6 +42,10 @@ def traced_layout(source: Source) -> Layout:
     for i, names in enumerate(structure.layer_names):
         shards.append(ShardContent("layer", i, tuple(stored((i, name)) for name in names)))
     shards.append(ShardContent("head", None, tuple(map(stored, structure.head_names))))
+    if rehearsed:
+        from edgellm.checkpoint.rehearsal import rehearse
+
+        rehearse(source.config, structure)
     return Layout(
         architecture=structure.architecture,
         model_type=structure.model_type,

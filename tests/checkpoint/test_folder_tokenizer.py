@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from edgellm.checkpoint import folder_tokenizer
 from edgellm.checkpoint.sources import open_source
 from edgellm.errors import CheckpointError
-from edgellm.manager import tokens
+from edgellm.text.tokenizer import Tokenizer as SplitTokenizer
 from tests.checkpoint.helpers import save, tiny_model
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")  # 256 to 259, after the bytes
@@ -86,8 +86,8 @@ def test_cuts_and_fillings_of_training_never_reach_a_prompt(folder):
     content = json.loads((out / "tokenizer.json").read_text())
     assert content["truncation"] is None and content["padding"] is None
     for path in (out, folder):  # also in a split that 0.1 made, with the file as it was
-        assert len(tokens.Tokenizer(path).encode_chat("a" * 100, None)) == 119
-        assert len(tokens.Tokenizer(path).encode("a" * 5)) == 5
+        assert len(SplitTokenizer(path).encode_chat([{"role": "user", "content": "a" * 100}])) == 119
+        assert len(SplitTokenizer(path).encode("a" * 5)) == 5
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_cuts_and_fillings_of_training_never_reach_a_prompt(folder):
 )  # fmt: skip
 def test_a_template_finds_special_tokens_whichever_file_names_them(folder, files):
     write(folder, chat_template__jinja="{{ bos_token }}" + CHATML, **files)
-    ids = tokens.Tokenizer(files_of(folder)).encode_chat("hi", None)
+    ids = SplitTokenizer(files_of(folder)).encode_chat([{"role": "user", "content": "hi"}])
     assert len(ids) == 22 and ids[0] == 256
 
 
@@ -214,7 +214,7 @@ def test_templates_without_a_default_are_told(folder):
     write(folder, tokenizer_config__json={"chat_template": named})
     (note,) = open_source(str(folder)).notes
     assert "the chat templates rag, tool_use, and none named default" in note
-    assert not tokens.Tokenizer(files_of(folder)).has_template
+    assert not SplitTokenizer(files_of(folder)).has_template
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -229,7 +229,7 @@ def test_byte_order_marks_are_no_part_of_a_file(folder, encoding):
     assert 259 in source.eos_token_ids
     out = files_of(folder)
     assert all(p.read_bytes()[:1] in b"{" for p in out.glob("*.json"))
-    assert tokens.Tokenizer(out).encode_chat("", None)[0] == 256
+    assert SplitTokenizer(out).encode_chat([{"role": "user", "content": ""}])[0] == 256
     assert (out / "chat_template.jinja").read_bytes() == "{{ bos_token }}ü".encode()
 
 
@@ -279,7 +279,7 @@ def test_a_folder_with_only_tokenizer_model_has_the_ids_of_sentencepiece(folder)
     write_sentencepiece(folder)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     out = files_of(folder)
-    tokenizer = tokens.Tokenizer(out)
+    tokenizer = SplitTokenizer(out)
     for text in ("the hat", "that  is é", "T\nQ"):
         assert tokenizer.encode(text) == [1, *reference.encode(text)], text
     assert json.loads((out / "tokenizer_config.json").read_text())["bos_token"] == "<s>"

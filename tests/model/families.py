@@ -20,6 +20,16 @@ _BASE = dict(
 _NO_GQA = {k: v for k, v in _BASE.items() if k != "num_key_value_heads"}
 _ENDS = dict(eos_token_id=None, bos_token_id=None, tie_word_embeddings=False)
 _GPT = dict(vocab_size=512, n_embd=64, n_layer=5, n_head=4, n_positions=256, **_ENDS)
+_LATENT_SIZES = dict(kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12)
+_LATENT = dict(
+    **_NO_GQA,
+    **_LATENT_SIZES,
+    moe_intermediate_size=32,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    n_shared_experts=1,
+    first_k_dense_replace=1,
+)
 _LONGROPE = dict(
     rope_type="longrope",
     rope_theta=1e4,
@@ -92,6 +102,18 @@ CONFIGS = {
     "mixtral": lambda: hf.MixtralConfig(**_BASE, num_local_experts=4),
     "qwen3moe": lambda: hf.Qwen3MoeConfig(
         **_BASE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+    ),
+    # keys and values are latents, of which the values are the narrower ones; then come values narrower than the keys
+    "deepseek_v2": lambda: hf.DeepseekV2Config(**_LATENT, q_lora_rank=None),
+    "deepseek_v3": lambda: hf.DeepseekV3Config(**_LATENT, q_lora_rank=24, n_group=1, topk_group=1),
+    "minicpm3": lambda: hf.MiniCPM3Config(**_NO_GQA, **_LATENT_SIZES, q_lora_rank=24),
+    "mimo_v2_flash": lambda: hf.MiMoV2FlashConfig(
+        **_BASE, head_dim=24, v_head_dim=16, sliding_window=8, n_routed_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=32,
+    ),
+    "xglm": lambda: hf.XGLMConfig(
+        vocab_size=512, d_model=64, ffn_dim=128, num_layers=5, attention_heads=4, max_position_embeddings=256,
+        pad_token_id=1, **_ENDS,
     ),
     "llama4": lambda: hf.Llama4TextConfig(
         **_BASE,

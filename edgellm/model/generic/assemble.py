@@ -38,6 +38,7 @@ class _RescaledEmbedding(nn.Module):
     def __init__(self, inner: nn.Embedding, rows: PackedEmbedding):
         super().__init__()
         self.inner, self.rows = inner, rows
+        inner.padding_idx = None  # a place in the vocabulary; `weight` will be the rows of one lookup
         del inner.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
