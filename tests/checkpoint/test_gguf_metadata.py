@@ -283,10 +283,16 @@ def test_biases_are_inferred_from_the_tensors(tensors, attention, mlp):
     assert (config["attention_bias"], config["mlp_bias"]) == (attention, mlp)
 
 
+@pytest.mark.parametrize("stated", [True, False, None])
 @pytest.mark.parametrize("parallel", [True, False])
-def test_stablelms_parallel_residual_is_told_by_its_norms(parallel):
-    metadata = Metadata(_base("stablelm") | {"stablelm.use_parallel_residual": parallel}, "m.gguf")
+def test_stablelms_parallel_residual_is_told_by_its_norms(parallel, stated):
+    """llama.cpp's converter states true for models whose config doesn't say."""
+    more = {} if stated is None else {"stablelm.use_parallel_residual": stated}
     shapes = {"token_embd.weight": (96, 64)} | ({} if parallel else {"blk.0.ffn_norm.weight": (64,)})
-    assert make_config(Header(metadata, shapes, lambda name: None))["use_parallel_residual"] is parallel
-    with pytest.raises(CheckpointError, match="stablelm.use_parallel_residual is True"):
-        _make("stablelm", {"stablelm.use_parallel_residual": True})
+    header = Header(Metadata(_base("stablelm") | more, "m.gguf"), shapes, lambda name: None)
+    assert make_config(header)["use_parallel_residual"] is parallel
+
+
+def test_a_scale_that_no_config_can_say_is_refused():
+    with pytest.raises(CheckpointError, match="gemma3.attention.scale is 0.3, which"):
+        _make("gemma3", {"gemma3.attention.scale": 0.3})

@@ -81,15 +81,16 @@ def _gemma(header: Header, layers_of_largest: int) -> tuple[Sizes, dict]:
     the head's: no file says it, and llama.cpp goes by the layers too."""
     sizes, metadata = read_sizes(header), header.metadata
     largest = sizes.num_hidden_layers == layers_of_largest
-    scalar: float = sizes.hidden_size // sizes.num_attention_heads if largest else sizes.head_dim
+    scalar = sizes.hidden_size // sizes.num_attention_heads if largest else sizes.head_dim
     if stated := metadata.number("attention.scale", 0.0):
-        scalar = round(stated**-2, 2)
+        scalar = round(stated**-2)
+        metadata.expect("attention.scale", max(scalar, 1) ** -0.5)  # a config has whole numbers
     caps = {name: metadata.number(name, 0.0) or None for name in ("attn_logit_softcapping", "final_logit_softcapping")}
     return sizes, {
         **sizes.settings(),
         **read_rms_eps(header),
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "query_pre_attn_scalar": scalar,
         **caps,
     }
 
@@ -192,8 +193,9 @@ def stablelm(header: Header) -> dict:
     metadata, sizes = header.metadata, read_sizes(header)
     expect_plain_scale(header, sizes)
     expect_default_head_dim(header, sizes)
-    parallel = not header.has("ffn_norm.weight")  # one norm for both, so both read the same
-    metadata.expect("use_parallel_residual", parallel)
+    # The tensors tell, as they do for llama.cpp: its converter writes true where the model's config says nothing.
+    parallel = not header.has("ffn_norm.weight")
+    metadata.expect("use_parallel_residual", True, False)
     return {
         "model_type": "stablelm",
         **sizes.settings("head_dim"),
@@ -239,6 +241,7 @@ def minimax_m2(header: Header) -> dict:
     sizes, experts = read_sizes(header), _experts(header, gating=2)  # sigmoid
     expect_plain_scale(header, sizes)
     header.metadata.expect("expert_feed_forward_length", sizes.intermediate_size)
+    header.metadata.expect("expert_weights_norm", True)
     return {
         "model_type": "minimax_m2",
         **sizes.settings(),
