@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.errors import UsageError
+from edgellm.kernels.abi import constants
 
 _ALIKE = 0.9  # cores of at least so much of the fastest one's speed are of its kind
 _WORTH = 0.97  # more cores must take at most so much of the time of fewer
-_MOST_CORES = 64  # that the pool has threads for (pool.h: MOST_THREADS)
+_MOST_CORES: int = constants.MOST_THREADS  # that the pool has threads for
 _MOST_CPU = 1023  # as in a cpu_set_t
 
 

@@ -5,6 +5,7 @@ import click
 from edgellm import __version__
 from edgellm.cli.agent import agent
 from edgellm.cli.ask import ask
+from edgellm.cli.bench import bench
 from edgellm.cli.cluster import doctor, logs, status
 from edgellm.cli.controller import controller
 from edgellm.cli.group import CONTEXT, Group
@@ -27,5 +28,5 @@ def main():
     """
 
 
-for command in (ask, status, doctor, logs, rebalance, local, split, plan, verify, agent, controller):
+for command in (ask, status, doctor, logs, rebalance, local, split, plan, verify, agent, bench, controller):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""abi.h is the one source of the C ABI: the library exports what it declares and nothing else, and nobody repeats it."""
+"""abi.h is the one source of the C ABI: the library exports what it declares and no more, and nobody repeats it."""
 
 import re
 import subprocess
@@ -41,7 +41,8 @@ def test_python_has_its_constants():
 
 
 def test_every_bad_status_is_said_in_words():
-    assert {library.meaning(code) for name, code in codes("Status").items() if name != "OK"} == {*library._STATUS.values()}
+    bad = [code for name, code in codes("Status").items() if name != "OK"]
+    assert sorted(map(library.meaning, bad)) == sorted(library._STATUS.values())
     assert library.meaning(99) == "status 99"
 
 
@@ -65,7 +66,7 @@ def test_a_library_with_another_interface_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "_candidates", lambda: [built])
     library.library.cache_clear()
     try:
-        with pytest.raises(EdgellmError, match=f"has interface 3, this edgellm needs {constants.ABI_VERSION}. Build it"):
+        with pytest.raises(EdgellmError, match=f"interface 3, this edgellm needs {constants.ABI_VERSION}. Build"):
             library.target()
     finally:
         library.library.cache_clear()
