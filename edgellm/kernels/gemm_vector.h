@@ -6,7 +6,7 @@
 //   widen<E>(p)                         WIDTH values of a plain weight
 //   dots<E, P, T>(w, x, in, offset, groups, acc)   acc[p][t] = the dot products of a group, for P vectors of rows and T
 //                                       tokens: rows at w[p], token t at x + t * in, its offset at offset[t * groups],
-//                                       which is -128 times the sum of its 32 q: of INT4S a sixteenth is to be added
+//                                       which is -128 times the sum of its 32 q: add a sixteenth of it to those of INT4S
 //   dot_value(acc)                      the dot products that dots left in acc[p][t], as floats; exact, being small
 //   most_tokens<E>()                    the largest T; more tokens take several passes over the same weights
 //   vectors_at_once<E>(tokens, order)   P

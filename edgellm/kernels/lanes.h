@@ -1,5 +1,5 @@
 // Sixteen float32 side by side, with the same results bit for bit on every instruction set. For one .cpp file per set:
-// everything stays in its anonymous namespace, for the linker must never merge functions made for different processors.
+// everything stays in its anonymous namespace, because the linker must never merge functions of different processors.
 //
 // All operations round once. `sum` adds halves: a[i] + a[i + 8], then + 4, + 2, + 1. `most` and `least` return the second
 // value where one isn't a number.

@@ -1,5 +1,5 @@
 // What a layer computes besides its products: norms, rotary positions, attention, activation functions. One table of
-// functions an instruction set, all of them with the same results bit for bit, for a token whatever else is computed.
+// functions an instruction set. All give the same bits, and a token's don't depend on what else is computed.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -53,7 +53,7 @@ struct Ops {
     // x[n] += added[n] + bias[n]
     void (*add)(float* x, const float* added, const float* bias, size_t n);
     void (*head)(float* x, const HeadJob&);
-    // Writes what is to be a key or value at a position; what is too large for fp16 becomes the largest fp16.
+    // Writes the key or value of a position; values too large for fp16 become the largest fp16.
     void (*store_key)(const KeysValues&, size_t position, const float* key);
     void (*store_value)(const KeysValues&, size_t position, const float* value, const float* bias);
     void (*attend)(const AttentionJob&);

@@ -1,4 +1,4 @@
-// The pool of threads: a worker spins for the next piece of work, for that mostly follows within microseconds, then sleeps.
+// The pool of threads: a worker spins for a while, because more work mostly follows within microseconds, then sleeps.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE  // pthread_setaffinity_np
 #endif

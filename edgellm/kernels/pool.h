@@ -23,7 +23,7 @@ using Work = void (*)(const void* data, int part, int parts);
 void pool_run(Work work, const void* data);
 
 // Calls f(start, end) for runs of items that together are [0, items), from several threads at once. Runs begin at
-// multiples of `grain`; who is faster takes more of them.
+// multiples of `grain`; faster threads take more of them.
 template <class F>
 void share(size_t items, size_t grain, const F& f) {
     const size_t threads = static_cast<size_t>(pool_threads());

@@ -53,7 +53,7 @@ struct Section {
 };
 
 // What one call computes: `steps` through layers [layer_start, layer_end), from ids or hidden states, to hidden states
-// or, where they are wanted, logits. Everything is checked.
+// or, where they are wanted, logits. Already validated by section.cpp.
 struct Pass {
     const StepSpec* steps;
     size_t num_steps, tokens, layer_start, layer_end;
