@@ -17,6 +17,7 @@ _SORTED = 8192  # sorting so many takes less time than finding a smaller band of
 _BLOCK = 32768  # weights computed at a time
 _COLD = 1e-30  # a temperature whose inverse may not be a number
 _FLOAT32_ERROR = 1e-5  # of a total, relative: rounding of logits, exp and sums comes to less than 4e-6
+_Place = tuple[int, float]  # an index, and the sum of weights down to it in the order of a draw
 
 
 def draw(logits: Array, top: float, sampling: Sampling, u: float) -> int:
@@ -41,17 +42,17 @@ def _pick(ranking: "Ranking", sampling: Sampling, u: float) -> int | None:
     """Return the index that `u` falls on, or None if the ranking isn't measured well enough to tell."""
     low, high = ranking.total
     if sampling.top_p < 1.0:
-        edge = ranking.find(sampling.top_p * low, sampling.top_p * high, reach=True)
-        if edge is None:
+        edges = ranking.find(sampling.top_p * low, sampling.top_p * high, reach=True)
+        if edges is None:
             return None
-        low = high = edge[1]
+        (_, low), (_, high) = edges
     if sampling.min_p > 0.0:
         likely = _at_least(ranking.logits, ranking.top, sampling)
         weights = _weights(ranking.logits[likely], ranking.top, ranking.temperature)
         mass = float(weights[weights >= sampling.min_p].sum())  # the most likely token's weight is 1
         low, high = min(low, mass), min(high, mass)
     found = ranking.find(u * low, u * high)
-    return None if found is None else found[0]
+    return found[0][0] if found and found[0] == found[1] else None
 
 
 def _at_least(logits: Array, top: float, sampling: Sampling) -> Array:
@@ -99,7 +100,7 @@ class Ranking:
         self._all: Array | None = None
         self._band: _Band | None = None
         likely = step * (len(weights) - int(np.searchsorted(self._tail, (1.0 - share) * self._tail[-1])))
-        if len(logits) <= _SORTED or likely > _SORTED // 2 or temperature < _COLD:
+        if len(logits) <= _SORTED or likely > _SORTED or temperature < _COLD:
             self.measure_exactly()
             return
         total, inverse = 0.0, np.float32(1.0 / temperature)
@@ -118,9 +119,9 @@ class Ranking:
             total += float(_weights(self.logits[start : start + _BLOCK], self.top, self.temperature, block).sum())
         self.total, self._band = (total, total), None
 
-    def find(self, low: float, high: float, reach: bool = False) -> tuple[int, float] | None:
-        """Return the first index whose running sum is over a mass (with `reach`: over it or equal), and that sum; None
-        if it isn't the same for all masses from `low` to `high`."""
+    def find(self, low: float, high: float, reach: bool = False) -> tuple[_Place, _Place] | None:
+        """Return the first index whose running sum is over the mass `low` (with `reach`: over it or equal) and that
+        sum, and the same for `high`; None if that takes weights measured exactly."""
         for errors in (3.0, 10.0, np.inf):
             if self._band is not None and self._band.holds(low, reach) and self._band.holds(high, reach):
                 break
@@ -128,7 +129,7 @@ class Ranking:
         if self._band is None:
             return None
         found = self._band.find(low, reach)
-        return found if low == high or found == self._band.find(high, reach) else None
+        return found, found if low == high else self._band.find(high, reach)
 
     def _band_around(self, low: float, high: float, errors: float) -> "_Band | None":
         """Return the band where the running sum passes these masses, if the estimates are off by no more than so many
@@ -147,16 +148,16 @@ class Ranking:
                 inside ^= higher
                 above = float(np.multiply(self._all, higher, out=scratch(1, len(higher), np.float64)).sum())
         ids = np.flatnonzero(inside)
-        return _Band(ids, _weights(self.logits[ids], self.top, self.temperature), above)
+        return _Band(ids, self.logits[ids], self.top, self.temperature, above)
 
 
 class _Band:
-    """Neighbours in a ranking; `above` is the sum of all that are ranked higher."""
+    """Neighbours in a ranking; `above` is the sum of the weights of all that are ranked higher."""
 
-    def __init__(self, ids: Array, weights: Array, above: float):
-        self._ids, self._weights, self._above = ids, weights, above
-        self._ascending = np.sort(weights)
-        self._sums = above + np.cumsum(self._ascending[::-1])
+    def __init__(self, ids: Array, logits: Array, top: float, temperature: float, above: float):
+        self._ids, self._logits, self._above = ids, logits, above
+        self._ascending = np.sort(logits)
+        self._sums = above + np.cumsum(_weights(self._ascending, top, temperature)[::-1])
 
     def holds(self, mass: float, reach: bool) -> bool:
         """Return whether `find` can tell."""
@@ -166,14 +167,14 @@ class _Band:
             return (self._above < mass or not self._above) and mass <= self._sums[-1]
         return bool(self._above <= mass < self._sums[-1])
 
-    def find(self, mass: float, reach: bool) -> tuple[int, float]:
+    def find(self, mass: float, reach: bool) -> _Place:
         """See `_Ranking.find`."""
         rank = int(np.searchsorted(self._sums, mass, side="left" if reach else "right"))
         if rank == len(self._sums):  # by rounding
             rank = int(np.searchsorted(self._sums, self._sums[-1]))
-        weight = self._ascending[-1 - rank]
-        first = len(self._sums) - int(np.searchsorted(self._ascending, weight, side="right"))
-        return int(self._ids[self._weights == weight][rank - first]), float(self._sums[rank])
+        logit = self._ascending[-1 - rank]
+        first = len(self._sums) - int(np.searchsorted(self._ascending, logit, side="right"))
+        return int(self._ids[self._logits == logit][rank - first]), float(self._sums[rank])
 
 
 def _weights(logits: Array, top: float, temperature: float, out: Array | None = None) -> Array:
