@@ -5,7 +5,7 @@ BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask controller test quick test-boards test-arm lint bench constraints clean
+.PHONY: ask controller test quick test-boards test-arm lint bench vocabularies constraints clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
@@ -44,6 +44,10 @@ lint: .venv/dev
 # llama.cpp and writes some 15 GB of models into the user's cache; `make bench BENCH=--clean` removes them.
 bench: .venv/bench
 	$(BIN)/python -m benchmarks.speed $(BENCH)
+
+# Token ids beside llama.cpp's, over the vocabularies that its source brings (76 MB from PyPI).
+vocabularies: .venv/bench
+	$(BIN)/python -m benchmarks.vocabularies
 
 .venv/bench: .venv/dev
 	$(PIP) -e '.[bench]'

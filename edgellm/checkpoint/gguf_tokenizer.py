@@ -9,7 +9,14 @@ from pathlib import Path
 
 from edgellm.checkpoint.vocabulary import bpe, sentencepiece
 from edgellm.checkpoint.vocabulary.ends import end_token_ids, ends_a_turn
-from edgellm.checkpoint.vocabulary.metadata import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from edgellm.checkpoint.vocabulary.metadata import (
+    CONTROL,
+    END_NAMES,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+)
 from edgellm.checkpoint.vocabulary.pretokenizers import pre_tokenizer
 from edgellm.errors import CheckpointError
 
@@ -33,10 +40,13 @@ def write_tokenizer(path: Path, metadata: Mapping[str, object], folder: Path) ->
 
 
 def gguf_end_token_ids(metadata: Mapping[str, object], where: str) -> tuple[int, ...]:
-    """Return the ids that end an answer: those that the metadata names, and those whose text says so. None without a
-    vocabulary."""
+    """Return the ids that end an answer: those that the metadata names, and those whose text says so. Raises
+    CheckpointError for a vocabulary that contradicts itself."""
     vocabulary = Vocabulary.parse(metadata, where)
-    return () if vocabulary is None else _end_token_ids(vocabulary)
+    if vocabulary is None:
+        named = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in END_NAMES]
+        return end_token_ids([i for i in named if isinstance(i, int) and i >= 0], {})
+    return _end_token_ids(vocabulary)
 
 
 def _end_token_ids(vocabulary: Vocabulary) -> tuple[int, ...]:

@@ -161,6 +161,11 @@ def test_end_of_turn_that_a_file_calls_plain_stays_whole():
     assert gguf_end_token_ids(metadata, "m.gguf") == (1, 0)
 
 
+def test_ends_are_known_without_a_vocabulary():
+    metadata = {"tokenizer.ggml.model": "none", "tokenizer.ggml.eos_token_id": 7, "tokenizer.ggml.eot_token_id": -1}
+    assert gguf_end_token_ids(metadata, "m.gguf") == (7,)
+
+
 def test_empty_and_repeated_tokens_keep_their_ids():
     metadata = _metadata([("", NORMAL), ("hi", UNUSED), ("<eos>", CONTROL)])
     tokenizer = _tokenizer(metadata)

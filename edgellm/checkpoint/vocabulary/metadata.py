@@ -8,7 +8,8 @@ from edgellm.errors import CheckpointError
 
 # tokenizer.ggml.token_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-_END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+_MAX_CHARACTERS = 1024  # of a token; the longest of real ones are runs of 512 spaces
+END_NAMES = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 _SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}  # of a file that names none
 
 
@@ -29,6 +30,8 @@ class Vocabulary:
             return None
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             raise CheckpointError(f"{where}: tokenizer.ggml.tokens is no list of texts")
+        if (longest := max(map(len, texts))) > _MAX_CHARACTERS:
+            raise CheckpointError(f"{where}: a token has {longest} characters, at most {_MAX_CHARACTERS} are read")
         kinds = _numbers(metadata, "token_type", len(texts), where) or [NORMAL] * len(texts)
         return cls(metadata, where, tuple(_unique(texts)), tuple(int(k) for k in kinds))
 
@@ -61,7 +64,7 @@ class Vocabulary:
 
     def named_end_ids(self) -> list[int]:
         """Return the ids that the metadata names as the end of an answer, a turn, a message, or a file."""
-        return [i for name in _END_KEYS if (i := self.named_id(name)) is not None]
+        return [i for name in END_NAMES if (i := self.named_id(name)) is not None]
 
     def flag(self, name: str, default: bool) -> bool:
         """Return a setting such as add_bos_token; raises CheckpointError for one that is neither true nor false."""
