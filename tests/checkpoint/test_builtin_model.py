@@ -66,6 +66,18 @@ def test_tokenizer_cuts_digits_and_keeps_chat_tokens(folder):
     assert "<|im_start|>" in json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
 
 
+def test_ids_are_those_of_llama_cpp(folder):
+    """What llama-cpp-python 0.3.36 gives for the same file."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert tokenizer.encode("  Naïve\tcafé — 你好, 🙂\n\n\n    x += 1984;  # it's\r\n").ids == [
+        216, 11677, 46494, 197, 83, 1939, 2756, 1841, 216, 18645, 250, 48392, 138, 28, 47526, 13272, 1792, 4519, 216,
+        33, 41, 40, 36, 43, 216, 907, 357, 506, 2738,
+    ]  # fmt: skip
+    assert tokenizer.encode("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n").ids == [
+        1, 4093, 198, 4898, 47, 2, 198, 1, 520, 9531, 198,
+    ]  # fmt: skip
+
+
 def test_second_split_is_a_no_op(folder):
     before = (folder / "manifest.json").stat().st_mtime_ns
     (folder / "peak").rename(folder.with_name("peak"))

@@ -1,9 +1,11 @@
 """SentencePiece vocabularies out of GGUF metadata: joined by score, spaces and bytes as the model was trained.
 
-The ids are llama.cpp's (llama-cpp-python 0.3.36) for the same metadata in a file.
+The ids are llama.cpp's (llama-cpp-python 0.3.36) for the same metadata in a file, and sentencepiece's own.
 """
 
+import io
 import json
+import random
 
 import pytest
 from tokenizers import Tokenizer
@@ -61,6 +63,38 @@ def _ids(metadata: dict, text: str) -> list[int]:
 )
 def test_pieces_are_joined_by_score(text, ids):
     assert _ids(_metadata(), text) == ids
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A vocabulary that sentencepiece trains on this very file."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    with open(__file__, encoding="utf-8") as text:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=text, model_writer=model, vocab_size=700, model_type="bpe", byte_fallback=True,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+            split_by_whitespace=True, character_coverage=1.0, minloglevel=2,
+        )  # fmt: skip
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def test_ids_are_those_of_sentencepiece(trained):
+    ids = range(trained.vocab_size())
+    kinds = [UNKNOWN if trained.is_unknown(i) else CONTROL if trained.is_control(i) else NORMAL for i in ids]
+    metadata = _metadata(
+        tokens=[trained.id_to_piece(i) for i in ids], scores=[trained.get_score(i) for i in ids],
+        token_type=[BYTE if trained.is_byte(i) else kind for i, kind in zip(ids, kinds, strict=True)],
+    )  # fmt: skip
+    tokenizer, rng = _tokenizer(metadata), random.Random(0)
+    tokenizer.encode_special_tokens = True  # sentencepiece takes their names for text
+    with open(__file__, encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    for _ in range(300):
+        letters = rng.choices('  \n\tabehtns_.<|>"0é你🙂\u0301', k=rng.randint(1, 40))
+        text = "".join(letters) + rng.choice(lines)
+        assert tokenizer.encode(text).ids == [1, *trained.encode(text)], text
 
 
 @pytest.mark.parametrize(
