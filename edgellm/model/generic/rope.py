@@ -15,8 +15,8 @@ def _parameter_sets(config: PreTrainedConfig) -> list[dict]:
 
 
 def switch_len(config: PreTrainedConfig) -> int | None:
-    """Return the length in tokens beyond which a sequence uses LongRoPE's long factors, from position 0 on, if the model
-    has them."""
+    """Return the length in tokens beyond which a sequence uses LongRoPE's long factors, from position 0 on, if the
+    model has them."""
     lengths = [
         p.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
         for p in _parameter_sets(config)
