@@ -36,6 +36,7 @@ def _normalizes_weights(header: Header, default: bool) -> bool:
 
 
 def qwen2moe(header: Header) -> dict:
+    """Return the config of Qwen's mixtures of experts with a shared one."""
     sizes, experts = read_sizes(header), _experts(header)
     expect_plain_scale(header, sizes)
     expect_default_head_dim(header, sizes)
@@ -58,6 +59,7 @@ def qwen2moe(header: Header) -> dict:
 
 
 def qwen3moe(header: Header) -> dict:
+    """Return the config of Qwen3's mixtures of experts."""
     sizes, experts = read_sizes(header), _experts(header)
     expect_plain_scale(header, sizes)
     return {
@@ -118,6 +120,7 @@ def _layer_types(header: Header, sizes: Sizes, period: int, window: int | None) 
 
 
 def gemma2(header: Header) -> dict:
+    """Return the config of Gemma 2."""
     sizes, config = _gemma(header, layers_of_largest=46)
     for name, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
         if header.metadata.get(name) is None:  # llama.cpp's and the model's own
@@ -132,6 +135,7 @@ def gemma2(header: Header) -> dict:
 
 
 def gemma3(header: Header) -> dict:
+    """Return the config of Gemma 3 (text)."""
     sizes, config = _gemma(header, layers_of_largest=62)
     window = header.metadata.count("attention.sliding_window", 0, least=0) or None
     # Layers with a window have a rotary base of their own and no scaling; without windows there is one for all.
@@ -148,6 +152,7 @@ def gemma3(header: Header) -> dict:
 
 
 def falcon(header: Header) -> dict:
+    """Return the config of Falcon, in the layout of 7B or of 40B and later."""
     metadata, sizes = header.metadata, read_sizes(header, gated=False)
     expect_plain_scale(header, sizes)
     expect_default_head_dim(header, sizes)
@@ -173,6 +178,7 @@ def falcon(header: Header) -> dict:
 
 
 def bloom(header: Header) -> dict:
+    """Return the config of BLOOM."""
     sizes = read_sizes(header, gated=False)
     expect_plain_scale(header, sizes)
     expect_default_head_dim(header, sizes)
@@ -190,6 +196,7 @@ def bloom(header: Header) -> dict:
 
 
 def stablelm(header: Header) -> dict:
+    """Return the config of StableLM."""
     metadata, sizes = header.metadata, read_sizes(header)
     expect_plain_scale(header, sizes)
     expect_default_head_dim(header, sizes)
@@ -209,6 +216,7 @@ def stablelm(header: Header) -> dict:
 
 
 def starcoder2(header: Header) -> dict:
+    """Return the config of StarCoder2."""
     sizes = read_sizes(header)
     expect_plain_scale(header, sizes)
     expect_default_head_dim(header, sizes)
@@ -224,6 +232,7 @@ def starcoder2(header: Header) -> dict:
 
 
 def nemotron(header: Header) -> dict:
+    """Return the config of Nemotron."""
     sizes = read_sizes(header)
     expect_plain_scale(header, sizes)
     return {
@@ -238,6 +247,7 @@ def nemotron(header: Header) -> dict:
 
 
 def minimax_m2(header: Header) -> dict:
+    """Return the config of MiniMax-M2."""
     sizes, experts = read_sizes(header), _experts(header, gating=2)  # sigmoid
     expect_plain_scale(header, sizes)
     header.metadata.expect("expert_feed_forward_length", sizes.intermediate_size)

@@ -15,6 +15,7 @@ from edgellm.checkpoint.gguf.header import (
 
 
 def llama(header: Header) -> dict:
+    """Return the config of Llama, or of Mistral if it has a window."""
     header.metadata.expect("tensor_data_layout", "Meta AI original pth")
     sizes = read_sizes(header)
     expect_plain_scale(header, sizes)
@@ -38,6 +39,7 @@ def llama(header: Header) -> dict:
 
 
 def qwen2(header: Header) -> dict:
+    """Return the config of Qwen2 and Qwen2.5."""
     sizes = read_sizes(header)
     expect_plain_scale(header, sizes)
     expect_default_head_dim(header, sizes)
@@ -52,6 +54,7 @@ def qwen2(header: Header) -> dict:
 
 
 def qwen3(header: Header) -> dict:
+    """Return the config of Qwen3."""
     sizes = read_sizes(header)
     expect_plain_scale(header, sizes)
     return {
@@ -66,6 +69,7 @@ def qwen3(header: Header) -> dict:
 
 
 def phi3(header: Header) -> dict:
+    """Return the config of Phi-3, Phi-3.5 and Phi-4-mini."""
     sizes = read_sizes(header)
     expect_plain_scale(header, sizes)
     expect_default_head_dim(header, sizes)
@@ -84,6 +88,7 @@ def phi3(header: Header) -> dict:
 
 
 def gpt2(header: Header) -> dict:
+    """Return the config of GPT-2."""
     sizes = read_sizes(header, gated=False)
     expect_plain_scale(header, sizes)
     expect_default_head_dim(header, sizes)

@@ -7,10 +7,12 @@ from edgellm.errors import CheckpointError
 # Architecture in the GGUF → model_type of a folder that can be split.
 FOLDER_WORKS = {
     "afmoe": "afmoe", "apertus": "apertus", "arcee": "arcee", "bitnet": "bitnet", "chatglm": "glm",
-    "cohere2": "cohere2", "command-r": "cohere", "ernie4_5": "ernie4_5", "ernie4_5-moe": "ernie4_5_moe",
+    "cohere2": "cohere2", "command-r": "cohere", "deepseek2": "deepseek_v3", "ernie4_5": "ernie4_5",
+    "ernie4_5-moe": "ernie4_5_moe",
     "exaone-moe": "exaone_moe", "exaone4": "exaone4", "gemma": "gemma", "glm4": "glm4", "glm4moe": "glm4_moe",
     "gpt-oss": "gpt_oss", "gptj": "gptj", "gptneox": "gpt_neox", "granite": "granite", "granitemoe": "granitemoe",
-    "jais2": "jais2", "mistral3": "ministral3", "mpt": "mpt", "olmo": "olmo", "olmo2": "olmo2", "olmoe": "olmoe",
+    "jais2": "jais2", "minicpm3": "minicpm3", "mistral3": "ministral3", "mpt": "mpt", "olmo": "olmo", "olmo2": "olmo2",
+    "olmoe": "olmoe",
     "phi2": "phi", "phimoe": "phimoe", "seed_oss": "seed_oss", "smollm3": "smollm3", "starcoder": "gpt_bigcode",
 }  # fmt: skip
 
@@ -18,7 +20,6 @@ _RECURRENT = "its layers keep a recurrent state"
 _MULTIMODAL = "it is a multimodal model's, and only text-only language models can be split"
 _NO_DECODER = "it doesn't write text from left to right"
 _OWN_CODE = "it brings code of its own, which is never run"
-_MLA = "its keys and values have different sizes"
 FOLDER_FAILS = (
     dict.fromkeys(("falcon-h1", "granitehybrid", "jamba", "kimi-linear", "lfm2", "lfm2moe", "mamba", "mamba2",
                    "nemotron_h", "nemotron_h_moe", "plamo2", "qwen35", "qwen35moe", "qwen3next", "rwkv6", "rwkv6qwen2",
@@ -30,7 +31,6 @@ FOLDER_FAILS = (
                      "t5", "t5encoder", "wavtokenizer-dec"), _NO_DECODER)
     | dict.fromkeys(("baichuan", "codeshell", "deci", "exaone", "internlm2", "jais", "minicpm", "openelm", "orion",
                      "plamo", "qwen", "refact", "xverse"), _OWN_CODE)
-    | dict.fromkeys(("deepseek2", "minicpm3"), _MLA)
     | {
         "gemma3n": "its last layers reuse keys and values of earlier ones",
         "gemma4": "its layers read what depends on token ids",
