@@ -6,7 +6,8 @@ import pytest
 from building import needs
 
 from benchmarks.crossbuild import CROSS, EMULATOR, Objects
-from edgellm.controller.wheels import cross_defines, locked
+from edgellm.controller.wheels import cross_defines
+from edgellm.files import locked
 
 # Without optimization: with it, sanitizers take minutes to compile.
 SANITIZED = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -20,7 +21,7 @@ def build(tmp_path_factory):
         base = tmp_path_factory.getbasetemp()
         folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / name
         folder.mkdir(exist_ok=True)
-        with locked(folder):
+        with locked(folder, timeout_s=280):
             return make(folder)
 
     return built
