@@ -114,7 +114,7 @@ def test_no_claim_counts_on_the_old_epoch_while_a_board_gives_up_its_section(on_
         async with ClusterClient.dial(first, boards.addresses) as cluster:
             gate.clear()
             answer = asyncio.create_task(ask(cluster, PROMPT))
-            await until(lambda: holding.stage.engine.waiting)
+            await until(lambda: holding.step_s > 0)
             async with Manager.of(boards) as other:
                 assert await other.claim(1, 2) is None
                 await other.prepare(plan_of(boards, epoch=2, slots=3))

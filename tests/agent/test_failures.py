@@ -87,7 +87,7 @@ def test_a_new_plan_does_not_stop_the_loop_while_a_step_runs(tmp_path):
             plan = await boards.form((0, 3, 6))
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 answer = asyncio.create_task(ask(cluster, PROMPT))
-                await until(lambda: boards.agents[1].stage.engine.waiting)
+                await until(lambda: boards.agents[1].stage.engine.step_s > 0)
                 forming = asyncio.create_task(boards.form((0, 2, 6), epoch=2))
                 await until(lambda: boards.agents[1].stage is None)
                 # b1 waits for its running step; it answers pings all the same
@@ -255,7 +255,7 @@ def test_an_agent_whose_step_hangs_is_left_to_systemd(tmp_path, monkeypatch, the
                 await until(lambda: fed)
                 gate.clear()
                 answer = asyncio.create_task(ask(cluster, PROMPT))
-                await until(lambda: boards.agents[0].stage.engine.waiting)
+                await until(lambda: agent.holding.step_s > 0)
                 forming = asyncio.create_task(boards.form((0, 6), epoch=2)) if then != "goes on" else None
                 await until(lambda: agent.holding.step_s > 0.05)
                 await sweeps(2)  # one may have begun before
