@@ -123,6 +123,7 @@ void two_level_passes(const Matrix& w, const Activations& a, float* y, size_t ld
         return count(tokens, w, a, y, ldy, row_start / WIDTH, v_end, row_end, first, turn);
     }
     constexpr size_t AT_ONCE = vectors_at_once<INT4>(MOST, Order::PASSES);
+    constexpr size_t GROUPS_A_TURN = 64;  // so that weights stay in the first cache
     for (size_t v = row_start / WIDTH; v < v_end; v += AT_ONCE)
         for (size_t group = 0; group < groups; group += GROUPS_A_TURN)
             for (size_t pass = 0, token = first; pass < passes; pass++) {
