@@ -126,10 +126,10 @@ def test_the_phi3_model_has_its_weights():
 def test_the_two_level_products_are_what_their_bytes_stand_for(tmp_path):
     if platform.machine() != "x86_64":
         pytest.skip("two_level's product is for x86-64 alone")
-    library = two_level.build(tmp_path)
+    product = two_level.build(tmp_path)
     if library.target() != "avx512vnni":
         pytest.skip("two_level's product was built, and this processor has no AVX512-VNNI to run it")
-    two_level.check(library)
+    two_level.check(product)
 
 
 def test_samples_are_counted_by_kind_of_work():
