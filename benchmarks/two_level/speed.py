@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edgellm.kernels import library
+
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "edgellm/kernels"
 TILE, BLOCK = 16, 256
@@ -22,10 +24,10 @@ _FLAGS = (
 
 def build(folder: Path) -> ctypes.CDLL:
     """Compiles product.cpp with g++ into `folder`; CalledProcessError if that fails."""
-    library = folder / "two_level.so"
+    path = folder / "two_level.so"
     sources = [str(HERE / "product.cpp"), str(KERNELS / "gemm_scalar.cpp")]
-    subprocess.run(["g++", *_FLAGS, "-I", str(KERNELS), *sources, "-o", str(library)], check=True)
-    found = ctypes.CDLL(str(library))
+    subprocess.run(["g++", *_FLAGS, "-I", str(KERNELS), *sources, "-o", str(path)], check=True)
+    found = ctypes.CDLL(str(path))
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     found.multiply.argtypes = [ctypes.c_int, pointer, size, size, pointer, pointer, pointer, size, pointer, size, size]
     found.multiply.restype = None
@@ -79,8 +81,8 @@ def values(kind: str, data: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 class Product:
     """One kind's product: copies of a weight that together are larger than any cache, used in turn."""
 
-    def __init__(self, library: ctypes.CDLL, kind: str, shape: tuple[int, int], copies: int, threads: int, huge=False):
-        self.library, self.kind, self.shape, self.copies = library, kind, shape, copies
+    def __init__(self, own: ctypes.CDLL, kind: str, shape: tuple[int, int], copies: int, threads: int, huge=False):
+        self.own, self.kind, self.shape, self.copies = own, kind, shape, copies
         one = random_weights(kind, shape, np.random.default_rng(0))
         self.one, self.data = one, mapped(one.nbytes * copies, huge)
         self.data.reshape(copies, -1)[:] = one.reshape(-1)
@@ -95,7 +97,7 @@ class Product:
         inputs = [a.ctypes.data for a in activations]
 
         def part(start: int, end: int) -> None:
-            self.library.multiply(self.kind != "affine", at, out, columns, *inputs, len(y), y.ctypes.data, start, end)
+            self.own.multiply(self.kind != "affine", at, out, columns, *inputs, len(y), y.ctypes.data, start, end)
 
         if self.threads == 1:  # its own time, so that waiting for a core doesn't count
             began = time.thread_time()
@@ -106,11 +108,11 @@ class Product:
         return time.perf_counter() - began
 
 
-def check(library: ctypes.CDLL) -> None:
+def check(own: ctypes.CDLL) -> None:
     """Both products against float64, for tokens of one pass and of several; AssertionError if they are off."""
     shape = (96, 3072)
     for kind in BITS:
-        product = Product(library, kind, shape, 1, 1)
+        product = Product(own, kind, shape, 1, 1)
         weight = values(kind, product.one, shape)
         for tokens in (1, 2, 4, 8, 19):
             x = np.random.default_rng(tokens).standard_normal((tokens, shape[1]), np.float32)
@@ -126,10 +128,10 @@ def measure(
 ) -> list[dict]:
     """A dict for each number of tokens: medians in seconds of both kinds, and the median ratio of neighbours."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(threads) as pool:
-        library = build(Path(folder))
-        check(library)
+        own = build(Path(folder))
+        check(own)
         count = -(-cold_bytes // (shape[0] * shape[1] * 9 // 16))
-        products = {kind: Product(library, kind, shape, count, threads, huge) for kind in BITS}
+        products = {kind: Product(own, kind, shape, count, threads, huge) for kind in BITS}
         found = []
         for n in tokens:
             x = np.random.default_rng(n).standard_normal((n, shape[1]), np.float32)
