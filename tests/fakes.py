@@ -224,7 +224,7 @@ class Boards:
             write_shards(folder, self.manifest, self.stored[name])
         options = AgentOptions(
             folder, "127.0.0.1", port, name, 1, ram_bytes=1 << 30, drain_s=5.0,
-            tls=self.tls and self.tls / "boards" / name,
+            tls=self.tls and self.tls / "boards" / name, kernels="dotprod",
         )  # fmt: skip
         load = load_section if self.real else self._loader(name)
         agent = Agent(options, load, lambda manifest, folder: (0.001, self.head_s))

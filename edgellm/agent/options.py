@@ -8,7 +8,8 @@ from pathlib import Path
 class AgentOptions:
     """`ram_bytes` caps the offer; `threads` and `cores` are for computing (None: what turns out to be the fastest);
     `drain_s` is how long running answers may go on after SIGTERM; `tls` is the folder of this board's certificate
-    (None: plain TCP); `path` is load_section's."""
+    (None: plain TCP); `path` is load_section's; `kernels` names the instruction set of the native kernels, once the
+    agent has chosen its cores."""
 
     shards: Path
     host: str
@@ -20,3 +21,4 @@ class AgentOptions:
     tls: Path | None = None
     cores: tuple[int, ...] | None = None
     path: str = "auto"
+    kernels: str = ""

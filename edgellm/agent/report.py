@@ -8,7 +8,6 @@ from edgellm.agent.health import health
 from edgellm.agent.options import AgentOptions
 from edgellm.agent.sequence import Sequence
 from edgellm.agent.steps import Stats
-from edgellm.kernels import library
 from edgellm.plan import Capacity
 from edgellm.wire import messages as m
 from edgellm.wire.status import BoardStatus, Compute, SectionStatus, SequenceStats
@@ -42,7 +41,7 @@ def board_status(options: AgentOptions, holding: "Holding", layer_s: float, head
         disk_free_bytes=measure.disk_free_bytes(options.shards),
         health=health(options.host),
         capacity=Capacity(name, holding.offer_bytes(), layer_s, head_s, measure.hop_s(), options.threads or 1),
-        compute=Compute(options.threads, options.cores, library.target()),
+        compute=Compute(options.threads, options.cores, options.kernels),
         section=None if stage is None else _section_status(stage),
     )
 

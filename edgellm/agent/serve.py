@@ -20,6 +20,7 @@ from edgellm.agent.stage import Stage
 from edgellm.agent.tune import state_folder, take_cores
 from edgellm.config import STEP_TIMEOUT_S
 from edgellm.errors import BoardError
+from edgellm.kernels import library
 from edgellm.limits import MAX_STEP_BYTES
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.verified import verified
@@ -113,7 +114,8 @@ class Agent:
         told = self.options
         if self._take_cores is not None:
             choice = await in_own_thread(self._take_cores, self.manifest, told.shards, told.threads, told.cores)
-            self.options = dataclasses.replace(told, threads=choice.threads, cores=choice.cores)
+            kernels = library.target()
+            self.options = dataclasses.replace(told, threads=choice.threads, cores=choice.cores, kernels=kernels)
         self._layer_s, self._head_s = await in_own_thread(self._measure_decode, self.manifest, told.shards)
 
     async def _sweep(self) -> None:

@@ -159,7 +159,8 @@ class Manifest:
             content["kv_elements_per_token"] = tuple(_ints(content["kv_elements_per_token"]))
             return cls(**content, sha256=hashlib.sha256(raw).hexdigest())
         except (TypeError, KeyError, AttributeError) as e:
-            raise ManifestError(f"manifest lacks a field or has one too many: {e}") from None
+            said = str(e).encode("unicode_escape").decode()  # on one line, whatever a field is called
+            raise ManifestError(f"manifest lacks a field or has one too many: {said}") from None
 
     @classmethod
     def read(cls, folder: Path | str) -> "Manifest":

@@ -372,6 +372,7 @@ def canary(tiny: Path, tmp_path: Path, harm=lambda boards: None, context=64, tim
     return run(go(), 100), told
 
 
+@pytest.mark.native
 def test_a_right_answer_is_compared_with_the_reference_once(tiny, tmp_path):
     (first, second), told = canary(tiny, tmp_path, times=2)
     assert first == second and len(first) == forming.CANARY_TOKENS
@@ -380,6 +381,7 @@ def test_a_right_answer_is_compared_with_the_reference_once(tiny, tmp_path):
     assert json.loads(file.read_text()) == first
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("remembered", [None, "right", "[1, 2, 3, 4, 5, 6, 7, true]", "[" * 100_000],
                          ids=["nothing", "right", "odd", "deep"])
 def test_a_wrong_answer_is_told_whatever_is_remembered(tiny, tmp_path, remembered):
@@ -402,6 +404,7 @@ def test_a_wrong_answer_is_told_whatever_is_remembered(tiny, tmp_path, remembere
     assert canary(tiny, tmp_path)[0][0] == right  # the wrong one wasn't remembered
 
 
+@pytest.mark.native
 def test_what_another_version_remembered_counts_no_more(tiny, tmp_path):
     right = canary(tiny, tmp_path)[0][0]
     (file,) = (tmp_path / "cache").iterdir()
@@ -410,6 +413,7 @@ def test_what_another_version_remembered_counts_no_more(tiny, tmp_path):
     assert tokens == right and told and json.loads(file.read_text()) == right
 
 
+@pytest.mark.native
 def test_a_short_context_has_a_short_canary(tiny, tmp_path):
     (tokens,), _ = canary(tiny, tmp_path, context=10)
     assert 1 <= len(tokens) < forming.CANARY_TOKENS

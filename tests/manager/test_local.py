@@ -18,6 +18,7 @@ from edgellm.errors import ClusterError
 from edgellm.manager.local import LocalAgent, end, recall, remember
 from tests.tiny import agents_of, environment, split_tiny, wait_until
 
+pytestmark = pytest.mark.native
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:

@@ -106,7 +106,8 @@ def test_an_answer_that_must_outgrow_a_smaller_context_says_so(tmp_path):
             async def another_context(boards):
                 await boards.form((0, 3, 5, 6), epoch=2, context=20)
 
-            with pytest.raises(AnswerError, match="board b[12] .*: a prompt of (2[1-9]|[3-9][0-9]) tokens; a slot takes 1 to 20"):
+            longer = "board b[12] .*: a prompt of (2[1-9]|[3-9][0-9]) tokens; a slot takes 1 to 20"
+            with pytest.raises(AnswerError, match=longer):
                 await answered(boards, {9: another_context}, 100)
 
     run(go())

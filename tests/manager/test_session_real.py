@@ -9,7 +9,7 @@ from tests.fakes import GREEDY, Boards, run
 from tests.manager.asking import PROMPT, asked, cut, restart, stop
 from tests.model.families import CONFIGS, generate, random_model
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.native]
 
 COUNT = 28  # of 12 + 28 tokens; a longrope sequence crosses its switch at 32
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgellm.errors import ManifestError
@@ -27,6 +27,7 @@ def test_what_is_written_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", FIELDS)
+@example(value=[{"\n": 0}])
 @given(value=JSON)
 def test_a_field_of_another_kind_is_refused_or_harmless(name, value):
     content = json.loads(make_manifest().to_json())
