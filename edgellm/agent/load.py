@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from edgellm.errors import UsageError
+from edgellm.errors import ModelError, UsageError
 from edgellm.model.protocols import Section
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.verified import verified
@@ -55,9 +55,15 @@ def _load(manifest: Manifest, folder: Path, start: int, end: int, without_ends: 
             return NativeSection(spec, manifest, folder, start, end, without_ends=without_ends)
         log.info("section %d-%d takes the generic path: %s", start, end, reason)
 
-    import torch
+    try:
+        import torch
 
-    from edgellm.model.generic.section import GenericSection
+        from edgellm.model.generic.section import GenericSection
+    except ModuleNotFoundError as e:
+        raise ModelError(
+            f"{manifest.model} has no native sections here, and {e.name} is not installed. Deploy to this board again, "
+            "or run: pip install 'edgellm[generic]'"
+        ) from None
 
     torch.set_num_threads(_threads)
     with _BUILDING:

@@ -9,6 +9,11 @@ from edgellm import config
 from edgellm.console import discard_stdout, note, prepare_streams
 from edgellm.errors import EdgellmError, UsageError
 
+# Packages that only some commands need, and the extra of pyproject.toml that brings them.
+EXTRAS = {
+    "torch": "convert", "transformers": "convert", "gguf": "convert", "sentencepiece": "convert", "google": "convert",
+    "cryptography": "controller", "paramiko": "controller", "ansible": "controller",
+}  # fmt: skip
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -33,6 +38,12 @@ class Group(click.Group):
             sys.stdout.flush()
         except EdgellmError as e:
             _fail(str(e), e.exit_code, verbose)
+        except ModuleNotFoundError as e:
+            package = (e.name or "").split(".")[0]
+            if package not in EXTRAS:
+                raise
+            how = f"Run 'make controller', or pip install 'edgellm[{EXTRAS[package]}]'"
+            _fail(f"this needs {package}, which is not installed. {how}.", 1, verbose)
         except (click.exceptions.Abort, KeyboardInterrupt):
             sys.exit(130)
         except click.exceptions.NoArgsIsHelpError as e:

@@ -1,6 +1,8 @@
 """The command line as a user and a shell see it: stdout and stderr apart, exit codes, one line an error."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,20 @@ def test_no_command_shows_the_help_on_stderr():
     for command in ([], ["local"]):
         result = call(*command)
         assert (result.exit_code, result.stdout) == (2, "") and result.stderr.count("\n") > 5
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [("transformers", ["split", "FOLDER", "--out", "OUT"], "convert"),
+     ("cryptography", ["controller", "certificates", "--folder", "OUT", "--board", "pi1"], "controller")],
+)  # fmt: skip
+def test_a_package_that_is_not_installed_is_named_with_its_extra(tmp_path, package, arguments, extra):
+    (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "FOLDER" / "config.json").write_text('{"model_type": "llama"}')
+    code = f"import sys; sys.modules[{package!r}] = None; from edgellm.cli import main; main({arguments!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    said = f"this needs {package}, which is not installed. Run 'make controller', or pip install 'edgellm[{extra}]'."
+    assert (done.returncode, done.stderr) == (1, f"edgellm: {said}\n")
 
 
 def test_version():

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import click
 
-from edgellm.errors import ClusterError
-
 
 @click.command()
 @click.option("--board", "boards", multiple=True, metavar="NAME", help="A board that needs a certificate; repeat it.")
@@ -24,10 +22,7 @@ def certificates(boards, folder):
     """
     import platformdirs
 
-    try:
-        from edgellm.controller.certificates import ensure
-    except ModuleNotFoundError as e:
-        raise ClusterError(f"{e.name} is not installed. Run: pip install 'edgellm[controller]'") from None
+    from edgellm.controller.certificates import ensure
 
     done = ensure(folder or Path(platformdirs.user_config_dir("edgellm")) / "tls", list(boards))
     answer = {
