@@ -60,7 +60,8 @@ class Needs:
         mask = settings.context
         buffers = 2 * manifest.hidden_size  # the hidden states that come in and go out
         self._activations = 4 * tokens * (activations + mask + buffers)
-        self._logits = 4 * (choices + 3) * manifest.vocab_size  # and the sampler's copies of one row, sorted and summed
+        # Beside the logits: the sampler's scratch, some of it in float64, and one row a sequence with a repeat penalty.
+        self._logits = 4 * (choices + 8 + settings.slots) * manifest.vocab_size
 
     def of(self, start: int, end: int) -> SectionNeed:
         """Return the need of section [start, end)."""

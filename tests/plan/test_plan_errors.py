@@ -28,8 +28,8 @@ def test_need_counts_weights_kv_and_activations(make_manifest):
     first, middle, last = (section_need(manifest, request, i, i + 1) for i in range(3))
     assert (first.weights, first.kv, first.activations) == (15 * MB, 1 * 2 * 64 * 2, activations)
     assert (middle.weights, middle.kv, middle.activations) == (20 * MB, 2 * 2 * 64 * 2, activations)
-    assert (last.weights, last.kv, last.activations) == (37 * MB, 3 * 2 * 64 * 2, activations + 100 * 4 * (16 + 3))
-    assert section_need(manifest, request, 0, 3).total == 72 * MB + 6 * 256 + activations + 7600
+    assert (last.weights, last.kv, last.activations) == (37 * MB, 3 * 2 * 64 * 2, activations + 100 * 4 * (16 + 8 + 2))
+    assert section_need(manifest, request, 0, 3).total == 72 * MB + 6 * 256 + activations + 10400
     # a batch of all slots may be more tokens than a chunk
     assert section_need(manifest, replace(request, slots=32), 1, 2).activations == 2 * activations
 
