@@ -62,7 +62,7 @@ def test_ctrl_c_and_power_loss_in_mid_push_leave_the_others_alone(cluster, contr
     others = {b.name: 0 for b in cluster.boards}
     cluster.inventory(fourth)
     deploy = controller.playing("deploy.yml")
-    when_pushed(deploy, fourth, WHEELS, 60 << 20)
+    when_pushed(deploy, fourth, WHEELS, 8 << 20)
     deploy.interrupt()
     assert deploy.wait(60) != 0
 
