@@ -46,7 +46,7 @@ def parse_list(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         ends = first, last if dash else first
         if not all(n.isascii() and n.isdigit() for n in ends) or not int(ends[0]) <= int(ends[1]) <= _MOST_CPU:
-            raise UsageError(f"{text[:60]!r} is no list of cores, expected one like 4-7 or 0,2")
+            raise UsageError(f"{text[:60]!r} is not a list of cores, expected one like 4-7 or 0,2")
         found += range(int(ends[0]), int(ends[1]) + 1)
     if len(set(found)) < len(found):
         raise UsageError(f"{text[:60]!r} names a core twice")
@@ -124,9 +124,9 @@ def settled(cores: Sequence[Core], threads: int | None, wanted: tuple[int, ...] 
     if wanted is not None:
         if strange := [n for n in wanted if n not in numbers]:
             have = format_list(sorted(numbers))
-            raise UsageError(f"core {strange[0]} isn't there or isn't ours to use. Give some of {have} with --cores.")
+            raise UsageError(f"core {strange[0]} doesn't exist or is not available. Choose from {have} with --cores.")
         if threads is not None and threads != len(wanted):
-            raise UsageError(f"{threads} threads on {len(wanted)} cores: leave --threads out, or give as many cores")
+            raise UsageError(f"{threads} threads on {len(wanted)} cores: leave out --threads, or give as many cores")
         return Choice(min(len(wanted), _MOST_CORES), wanted[:_MOST_CORES], "as told", pin)
     some_slow = len(fast) < len(numbers)
     if threads is not None:

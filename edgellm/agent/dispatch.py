@@ -43,7 +43,7 @@ class Dispatcher:
             case m.Claim():
                 peer.send(m.Claimed(self._claim(peer, message.content)))
             case m.Assign() | m.Commit() if self._changes >= _MAX_CHANGES:
-                peer.refuse(f"{_MAX_CHANGES} changes of the plan wait already")
+                peer.refuse(f"{_MAX_CHANGES} changes of the plan are already waiting")
             case m.Assign() | m.Commit():
                 self._changes += 1  # counted when it arrives
                 task = asyncio.create_task(self._change(peer, message))

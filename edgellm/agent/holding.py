@@ -254,7 +254,7 @@ class Holding:
         stage, self.stage, self._loaded = self.stage, None, None
         if stage is not None:
             self._leaving = stage
-            stage.stop(f"board {self.board} went on to epoch {epoch}")
+            stage.stop(f"board {self.board} has moved on to epoch {epoch}")
             await asyncio.to_thread(stage.engine.join)
             stage.let_go()
             self._leaving = None

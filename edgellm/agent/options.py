@@ -1,4 +1,4 @@
-"""What an agent is told when it starts."""
+"""An agent's start options."""
 
 from dataclasses import dataclass
 from pathlib import Path

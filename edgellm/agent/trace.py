@@ -33,7 +33,7 @@ def answer_trace(stage: "Stage", peer: Peer, layer: int, x: np.ndarray) -> None:
             stage.loop.call_soon_threadsafe(peer.send, answer)
 
     def dropped() -> None:
-        stage.loop.call_soon_threadsafe(peer.refuse, f"board {stage.board} went on to another plan")
+        stage.loop.call_soon_threadsafe(peer.refuse, f"board {stage.board} has moved on to another plan")
 
     try:
         stage.engine.run_with_slot(job, dropped, owner=peer)

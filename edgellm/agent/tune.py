@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _ROUNDS = 2, 8  # of all sets: at least, and as many as do
 _BUDGET_S = 0.3  # after which no more round is begun; twice that where others disturb
 _CALM = 0.05  # of a step's time may go by in waiting for a core
-_DISTURBED = "the fast ones: other work disturbed the measuring, the next start tries again"
+_DISTURBED = "the fast ones; other work disturbed the measurement, so the next start measures again"
 _MAX_KEPT_BYTES = 64 << 10
 _SLOW = {
     "scalar": "this CPU has none of the instructions that fast kernels need (AVX2, NEON): expect a tenth of the speed",

@@ -81,7 +81,7 @@ def _library(folder: Path) -> Tokenizer | None:
         try:
             return Tokenizer.from_str(json.dumps(content))
         except Exception as e:  # the library raises plain Exception for whatever it can't parse
-            raise CheckpointError(f"{path} is no tokenizer: {one_line(e)}") from None
+            raise CheckpointError(f"{path} is not a tokenizer: {one_line(e)}") from None
     if found := next((folder / name for name in _VOCABULARIES if (folder / name).is_file()), None):
         if found.suffix == ".model" and not _is_sentencepiece(found):
             raise _only_ranks(found)

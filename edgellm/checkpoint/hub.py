@@ -42,7 +42,7 @@ def fetch_hub(name: str, progress=None) -> Path:
             "network). Fetch it where there is network, or give a folder."
         ) from None
     except Exception as e:  # of many kinds: HTTP, disk, names it doesn't like, its own without a common base
-        raise CheckpointError(f"{name}: the hub can't give it: {one_line(e)}") from None
+        raise CheckpointError(f"{name}: the hub can't provide it: {one_line(e)}") from None
 
 
 def _bar(name: str, progress):

@@ -86,7 +86,7 @@ def _compare(config: PreTrainedConfig, model: nn.Module, expected: np.ndarray) -
         if apart <= _TOLERANCE:
             return
     raise ModelError(
-        f"{kind}: its sections give other results than transformers; logits of a tiny model differ by "
+        f"{kind}: its sections give different results from transformers; logits of a tiny model differ by "
         f"{100 * apart:.2g} % of the largest, {100 * _TOLERANCE:g} % is allowed"
     )
 

@@ -58,7 +58,7 @@ def agent(shards, listen, name, threads, cores, path, ram, drain_seconds, tls, a
     host, port = _address(listen)
     name = name or socket.gethostname().split(".")[0]
     if not BOARD_NAME.match(name):
-        raise UsageError(f"{name!r} is no board name, expected letters, digits, '.', '_' or '-'. Give one with --name.")
+        raise UsageError(f"{name!r} is not a board name, expected letters, digits, '.', '_' or '-'. Set --name.")
     if tls is None and not _is_loopback(host):
         raise UsageError(
             f"{host} can be reached from other machines, and only the owner's may. Give this board's certificate with "
@@ -90,5 +90,5 @@ def _is_loopback(host: str) -> bool:
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"{text!r} is no address, expected HOST:PORT like 0.0.0.0:{config.DEFAULT_PORT}")
+        raise UsageError(f"{text!r} is not an address, expected HOST:PORT like 0.0.0.0:{config.DEFAULT_PORT}")
     return host.strip("[]"), int(port)

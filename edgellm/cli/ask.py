@@ -101,7 +101,7 @@ def _prompt(text: str | None) -> str:
         try:
             return raw.decode()
         except UnicodeDecodeError as e:
-            raise UsageError(f"stdin is no UTF-8 text (byte {e.start})") from None
+            raise UsageError(f"stdin is not UTF-8 text (byte {e.start})") from None
     return utf8_text(text, "the prompt")
 
 

@@ -60,7 +60,7 @@ class Group(click.Group):
             where = f"{e.filename}: " if e.filename else ""
             _fail(f"{where}{e.strerror or e}", 1, verbose)
         except UnicodeError as e:
-            _fail(f"a name or a text is no UTF-8: {e}", 1, verbose)
+            _fail(f"a name or a text is not UTF-8: {e}", 1, verbose)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -74,7 +74,7 @@ def _fail(text: str, code: int, verbose: bool) -> None:
 
 
 def utf8_text(text: str, what: str) -> str:
-    """Return an argument's text; raises UsageError naming `what` if its bytes are no UTF-8.
+    """Return an argument's text; raises UsageError naming `what` if its bytes aren't UTF-8.
 
     Python smuggles bytes that the locale's encoding lacks into arguments, UTF-8 among them where the locale is C.
     """
@@ -86,9 +86,9 @@ def utf8_text(text: str, what: str) -> str:
     try:
         return os.fsencode(text).decode()
     except UnicodeDecodeError as e:
-        raise UsageError(f"{what} is no UTF-8 text (byte {e.start})") from None
+        raise UsageError(f"{what} is not UTF-8 text (byte {e.start})") from None
     except UnicodeEncodeError:
-        raise UsageError(f"{what} is no UTF-8 text") from None
+        raise UsageError(f"{what} is not UTF-8 text") from None
 
 
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="More on stderr; errors come with a traceback.")

@@ -64,7 +64,7 @@ def ensure(folder: Path | str, boards: list[str], now: datetime | None = None) -
     folder, now = Path(folder).absolute(), (now or datetime.now(UTC)).replace(microsecond=0)
     for name in boards:
         if not BOARD_NAME.match(name):
-            raise ClusterError(f"{name!r} is no board name, expected letters, digits, '.', '_' or '-'")
+            raise ClusterError(f"{name!r} is not a board name, expected letters, digits, '.', '_' or '-'")
     folders = {name: folder / "boards" / name for name in boards}
     work = _Work()
     try:

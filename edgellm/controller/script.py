@@ -50,7 +50,7 @@ def parse(lines: list[tuple[float, str]], quick: bool = False) -> dict:
         said.setdefault(word, []).append(rest)
         came_s.setdefault(word, at_s)
     if not lines or lines[-1][1] != "end":
-        return {"ssh_error": "its answers over SSH broke off; is its disk or shell in order?"}
+        return {"ssh_error": "its answers over SSH stopped early; do its disk and its shell work?"}
     facts: dict = {"is_root": said.get("user") == ["0"]}
     if (clock := _float(_first(said, "clock"))) is not None:
         facts["skew_s"] = clock - came_s["clock"]

@@ -64,7 +64,7 @@ def run_script(
         channel.shutdown_write()
         return _receive(board, channel, on_line, deadline_s, max_bytes, stop or threading.Event())
     except (OSError, EOFError) as e:
-        raise BoardError(f"board {board}: SSH broke off: {e or 'closed by the board'}", board) from None
+        raise BoardError(f"board {board}: SSH connection lost: {e or 'closed by the board'}", board) from None
     except Exception as e:
         raise _explain(board, access, e) from None
     finally:
@@ -253,7 +253,7 @@ def _explain(board: str, access: SshAccess, error: Exception) -> BoardError:
         case paramiko.BadHostKeyException():
             known = access.host if access.port == 22 else f"[{access.host}]:{access.port}"
             reason = (
-                f"its SSH host key has changed, to {error.key.fingerprint}. If you installed it anew, run "
+                f"its SSH host key has changed, to {error.key.fingerprint}. If you reinstalled it, run "
                 f"\"ssh-keygen -R '{known}'\" and try again"
             )
         case paramiko.AuthenticationException():
@@ -269,7 +269,7 @@ def _explain(board: str, access: SshAccess, error: Exception) -> BoardError:
         case OSError() if error.strerror:
             reason = f"SSH: {error.strerror.lower()}"
         case paramiko.SSHException() if "authentication methods" in str(error):
-            reason = "no SSH key to show. Name one in the inventory, or 'ssh-add' one"
+            reason = "no SSH key to use. Name one in the inventory, or 'ssh-add' one"
         case _:
             reason = f"SSH failed: {plain(str(error) or type(error).__name__, 200)}"
     return BoardError(f"board {board} ({place}): {reason}", board)

@@ -196,7 +196,7 @@ def _notes(cluster: ClusterFile, plan: Plan, words: dict[str, Word], rows: list[
     if newest is not None and newest > plan.epoch:
         names = ", ".join(row["board"] for row in rows if row["epoch"] == newest)
         notes.append(
-            f"{names} went on to epoch {newest}, which not all of its boards serve: the next question or deploy "
+            f"{names} has moved on to epoch {newest}, which not all of its boards serve: the next question or deploy "
             "finishes that change of plan"
         )
     missing = [row["board"] for row in rows if row["in_plan"] and not row["serving"]]

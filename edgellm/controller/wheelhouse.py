@@ -140,7 +140,7 @@ def _project(source: Path, generic: bool) -> tuple[list[str], tuple[int, int]]:
     except FileNotFoundError:
         raise UsageError(f"{source} has no pyproject.toml. Give the repository of edgellm with --source.") from None
     except (ValueError, KeyError, TypeError) as e:
-        raise WheelhouseError(f"{path}: {e!r}; expected the project that this edgellm is of") from None
+        raise WheelhouseError(f"{path}: {e!r}; expected edgellm's own project") from None
 
 
 def _constraints(source: Path) -> list[str]:

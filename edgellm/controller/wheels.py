@@ -171,7 +171,7 @@ class Wheels:
             done = self._run(command, ours, work, timeout_s)
         except subprocess.TimeoutExpired:
             raise WheelhouseError(
-                f"'{what}' took more than {timeout_s:.0f} s. Look at the network, then run this again."
+                f"'{what}' took more than {timeout_s:.0f} s. Check the network, then run this again."
             ) from None
         except OSError as e:
             raise WheelhouseError(f"{command[0]}: {e.strerror or e}") from None

@@ -136,7 +136,7 @@ class Asker:
             messages = [{"role": "system", "content": question.system}] if question.system is not None else []
             ids = self.tokenizer.encode_chat([*messages, {"role": "user", "content": question.prompt}])
         elif question.system is not None:
-            raise UsageError(f"{self.manifest.model} has no chat template. Leave --system out.")
+            raise UsageError(f"{self.manifest.model} has no chat template. Leave out --system.")
         else:
             ids = self.tokenizer.encode_text(question.prompt)
         if not ids:

@@ -59,7 +59,7 @@ class ClusterClient:
 
         Leaving the iteration early (or being cancelled) stops the boards' work. `stats` is filled at the end with
         what each board reports. Raises BusyError when a board has no free slot, AnswerError when one can't compute
-        this, BoardError when one is lost, hangs, or went on to another plan: always naming it.
+        this, BoardError when one is lost, hangs, or has moved on to another plan: always naming it.
         """
         seq_id = secrets.randbits(64)
         events: Events = asyncio.Queue()

@@ -96,7 +96,7 @@ class ClusterFile:
         places = [(b.host, b.port) for b in self.boards]
         for board, place in zip(self.boards, places, strict=True):
             if places.count(place) > 1:
-                raise ClusterError(f"boards: {place[0]}:{place[1]} of {board.name} is another board's too")
+                raise ClusterError(f"boards: {place[0]}:{place[1]} of {board.name} is also another board's")
         if strangers := [b for b in self.plan.boards if b not in names]:
             raise ClusterError(f"plan: it uses board {strangers[0]}, which is not among the {len(names)} boards")
         try:

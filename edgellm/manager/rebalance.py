@@ -79,7 +79,7 @@ async def settle(
     plan = move.plan
     if not move.changed:
         plan = replace(plan, epoch=_next_epoch(reports, plan, fallback))
-        reason = "the same sections, taken again: a board has come back without its own"
+        reason = "the same sections again, because a board has come back without its own"
         move = replace(move, plan=plan, changed=True, reason=reason)
     tell(f"epoch {plan.epoch}: {_sections(plan)}")
     loaded = await take(fleet, plan)

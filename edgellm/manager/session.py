@@ -115,7 +115,7 @@ class Session:
                 if isinstance(e, PlanError) and missing:
                     raise PlanError(f"{'; '.join(missing)}. Without: {e}") from None
                 raise
-            self._tell(f"a better plan could not be taken: {e}")  # the one that stands will do
+            self._tell(f"a better plan could not be adopted: {e}")  # the one that stands will do
             await fleet.survey()
             return await settle(fleet, None, self.plan, grow=False, tell=self._tell)
 
@@ -125,7 +125,7 @@ class Session:
         if text == self._told:
             return
         self._told = text
-        self._tell(f"{text} Trying to go on …" if text.endswith(".") else f"{text}; trying to go on …")
+        self._tell(f"{text} Trying to continue …" if text.endswith(".") else f"{text}; trying to continue …")
 
 
 def _clock_s() -> float:

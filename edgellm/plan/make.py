@@ -52,7 +52,7 @@ def check_plan(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -
     if plan.manifest_sha256 != manifest_sha256(manifest) or plan.num_layers != manifest.num_layers:
         raise PlanError(
             f"the plan of epoch {plan.epoch} is for manifest {plan.manifest_sha256[:12]} of {plan.model}, "
-            f"found {manifest_sha256(manifest)[:12]} of {manifest.model}. Plan again, or bring its shards."
+            f"found {manifest_sha256(manifest)[:12]} of {manifest.model}. Plan again, or provide its shards."
         )
     check_request(manifest, capacities, plan.settings)
     offers = {c.board: c for c in capacities}

@@ -105,7 +105,7 @@ class Listener:
                 self._make_room(self._silent, 0)
                 if not self._short:
                     reason = (e.strerror or str(e)).lower()
-                    log.warning("accepts nobody for now: %s; tries again every %g s", reason, _PAUSE_S)
+                    log.warning("accepts no connections for now: %s; tries again every %g s", reason, _PAUSE_S)
                 self._short = True
                 return
             self._short = False

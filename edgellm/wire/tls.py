@@ -116,14 +116,14 @@ class Channel:
 _VERIFY = {
     9: "its certificate is not valid yet; are the clocks right?",
     10: "its certificate has expired. Deploy again to renew it",
-    **dict.fromkeys((7, 18, 19, 20, 21, 30), "its certificate is of another cluster. Deploy again if it is yours"),
+    **dict.fromkeys((7, 18, 19, 20, 21, 30), "its certificate belongs to another cluster. Deploy again if it is yours"),
     26: "its certificate is for the other side of a connection",
 }
 _REFUSED = {
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired, by the peer's clock. Deploy again to renew it",
     "SSLV3_ALERT_BAD_CERTIFICATE": "it is not valid yet, by the peer's clock. Are the clocks right?",
-    "TLSV1_ALERT_UNKNOWN_CA": "it is of another cluster. Deploy again",
-    "TLSV1_ALERT_DECRYPT_ERROR": "it is of another cluster. Deploy again",
+    "TLSV1_ALERT_UNKNOWN_CA": "it belongs to another cluster. Deploy again",
+    "TLSV1_ALERT_DECRYPT_ERROR": "it belongs to another cluster. Deploy again",
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it is for the other side of a connection. Deploy again",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "none was shown. Deploy again",
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it can't be checked. Deploy again",

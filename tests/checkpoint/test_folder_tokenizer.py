@@ -162,9 +162,9 @@ def test_a_token_without_an_embedding_is_no_token(folder):
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({"tokenizer__json": "{}"}, "tokenizer.json is no tokenizer: "),
-        ({"tokenizer__json": "{"}, "tokenizer.json is no JSON: "),
-        ({"tokenizer_config__json": "[1]"}, "tokenizer_config.json is no JSON object"),
+        ({"tokenizer__json": "{}"}, "tokenizer.json is not a tokenizer: "),
+        ({"tokenizer__json": "{"}, "tokenizer.json is not JSON: "),
+        ({"tokenizer_config__json": "[1]"}, "tokenizer_config.json is not a JSON object"),
         ({"tokenizer_config__json": {"added_tokens_decoder": {"x": _EXTRA}}}, "a token has the id 'x', expected"),
         ({"tokenizer_config__json": {"added_tokens_decoder": {"7": 1}}}, "added_tokens_decoder says of token 7: 1"),
         ({"added_tokens__json": {"<extra>": -1}}, "added_tokens.json: a token has the id '-1'"),

@@ -23,7 +23,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_board_is_asked(h
     line = fails(2, "ask", "x" * (CONTEXT + 1), "--cluster", file)
     assert line.startswith(f"the prompt has {CONTEXT + 1} tokens, a slot of this cluster holds {CONTEXT}.")
     line = fails(2, "ask", "hi", "--cluster", file, "--system", "Be brief.")
-    assert line == "fake has no chat template. Leave --system out."
+    assert line == "fake has no chat template. Leave out --system."
     line = fails(1, "ask", "hi", "--cluster", file)
     assert "board b0 (127.0.0.1:9): connection refused, is its agent running?" in line
 
@@ -172,7 +172,7 @@ def test_an_answer_goes_on_without_a_board_and_the_cluster_file_has_the_new_plan
         process.communicate()
     assert (process.returncode, (first + stdout).decode()) == (0, answer_to("Why?", 80) + "\n"), stderr
     trouble, plan = stderr.decode().splitlines()
-    assert trouble.startswith("board b0 (127.0.0.1:") and trouble.endswith("; trying to go on …")
+    assert trouble.startswith("board b0 (127.0.0.1:") and trouble.endswith("; trying to continue …")
     assert plan == "epoch 2: b1 layers 0-6"
     file = ClusterFile.read(own.file)
     assert (file.plan.epoch, file.plan.boards, file.addresses()) == (2, ("b1",), own.boards.addresses)
@@ -188,7 +188,7 @@ def test_wait_is_how_long_lost_boards_are_waited_for(own):
     assert "board b1 (127.0.0.1:" in result.stderr and "no board has layers 3-6" in result.stderr
     assert result.stderr.count("\n") == 1 and "trying to go on" not in result.stderr
     result = call("ask", "Why?", "--cluster", own.file, "--wait", "0.3")
-    assert (result.exit_code, result.stdout) == (1, "") and "Trying to go on …" in result.stderr
+    assert (result.exit_code, result.stdout) == (1, "") and "Trying to continue …" in result.stderr
     own.call(own.boards.stop(0))
     result = call("ask", "Why?", "--cluster", own.file)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1  # no board at all: at once, for 120 s would be odd

@@ -259,7 +259,7 @@ def test_a_clock_that_is_behind_is_said_to_be(folder):
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "-x", "pi 1", "pi1\n", "x" * 64, "pié"])
 def test_only_board_names_become_folders(tmp_path, name):
-    with pytest.raises(ClusterError, match="is no board name"):
+    with pytest.raises(ClusterError, match="is not a board name"):
         ensure(tmp_path / "tls", [name], NOW)
     assert not (tmp_path / "tls").exists()
 
@@ -324,4 +324,4 @@ def test_the_command_prints_one_json_object_and_no_key(tmp_path):
     assert json.loads(second.stdout) == answer | {"changed": False, "made": []}
     assert "PRIVATE" not in first.output + second.output
     failed = runner.invoke(main, [*arguments, "--board", "pi/3"])
-    assert failed.exit_code == 1 and failed.stdout == "" and "'pi/3' is no board name" in failed.stderr
+    assert failed.exit_code == 1 and failed.stdout == "" and "'pi/3' is not a board name" in failed.stderr

@@ -210,7 +210,7 @@ def test_a_board_that_computes_otherwise_than_the_others_is_told(tmp_path):
     assert (b0.path, b0.native_elsewhere) == ("native", False) and b0.kernels == "dotprod"
     assert "compute" not in [f.about for f in diagnose(b0)]
     assert [f.what for f in diagnose(b1) if f.about == "compute"] == [
-        "it computes its layers with transformers, slowly, other boards theirs natively"
+        "it computes its layers slowly, with transformers, while other boards compute natively"
     ]
 
 

@@ -151,5 +151,5 @@ def test_a_config_can_not_choose_code_to_run():
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "\xff"])
 def test_a_config_file_that_is_no_json_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ManifestError, match="config.json is no JSON"):
+    with pytest.raises(ManifestError, match="config.json is not JSON"):
         read_config(tmp_path)

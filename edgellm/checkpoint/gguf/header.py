@@ -47,7 +47,7 @@ def read_sizes(header: Header, *, gated: bool = True) -> Sizes:
     head_dim = metadata.count("attention.key_length", max(1, hidden // heads))
     if metadata.get("attention.key_length") is None and hidden % heads:
         raise CheckpointError(
-            f"{metadata.where}: {metadata.key('embedding_length')} is {hidden}, no multiple of the {heads} heads "
+            f"{metadata.where}: {metadata.key('embedding_length')} is {hidden}, not a multiple of the {heads} heads "
             f"({metadata.key('attention.head_count')})"
         )
     metadata.expect("attention.value_length", head_dim)

@@ -159,7 +159,7 @@ class Metadata:
             raise CheckpointError(
                 f"{self.where}: edgellm doesn't know metadata {unread[0][:120]}{more}, here "
                 f"{reprlib.repr(self.values[unread[0]])}, for architecture {self.architecture!r}; without it answers "
-                "could be wrong. Give the model's safetensors folder."
+                "could be wrong. Use the model's safetensors folder."
             )
 
     def effect_of(self, key: str) -> str:

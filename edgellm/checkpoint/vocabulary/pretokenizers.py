@@ -140,6 +140,6 @@ def pre_tokenizer(name: str, where: str) -> PreTokenizer:
     if name not in _BY_NAME:
         raise CheckpointError(
             f"{where}: tokenizer.ggml.pre is {name[:40]!r}, whose way to split text isn't known here; guessing would "
-            "give worse answers. Give the model's safetensors folder."
+            "give worse answers. Use the model's safetensors folder."
         )
     return _BY_NAME[name]

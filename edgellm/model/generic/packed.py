@@ -36,7 +36,7 @@ def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
     are not a multiple of 32 long.
     """
     if encoding in GROUP_BYTES and encoding not in LEVELS:
-        raise ValueError(f"{encoding} is what a source has, nothing is packed to it")
+        raise ValueError(f"{encoding} is a source's own format; nothing can be packed to it")
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"only a floating-point matrix can be packed, not {weight.dtype} of {weight.dim()} dimensions")
     out, columns = weight.shape

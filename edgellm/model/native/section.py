@@ -38,7 +38,7 @@ def read_spec(manifest: Manifest, folder: Path | str, verify_sha256: bool = True
     try:
         config = json.loads(raw)
     except (ValueError, RecursionError) as e:
-        raise ManifestError(f"{path} is no JSON: {e}") from None
+        raise ManifestError(f"{path} is not JSON: {e}") from None
     spec, reason = find_spec(config)
     if spec is None:
         return None, reason
