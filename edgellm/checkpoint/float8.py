@@ -35,8 +35,8 @@ def block_of(quantization: Any, where: str) -> tuple[int, int]:
         block = next((w["block_structure"] for w in weights if w.get("block_structure")), None)
     if not known:
         raise CheckpointError(
-            f"{where}: the weights are quantized already (method {str(method or 'unknown')[:40]}), and edgellm reads "
-            "only 8-bit floats of those. Give the unquantized checkpoint or a GGUF file."
+            f"{where}: the weights are already quantized (method {str(method or 'unknown')[:40]}), and edgellm "
+            "reads only 8-bit floats. Use the unquantized checkpoint or a GGUF file."
         )
     if block is None:
         return BLOCK

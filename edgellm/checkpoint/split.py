@@ -66,7 +66,7 @@ def _split(source: Source, out: Path, quantize: str, progress, force: bool, repl
                     total = sum(s.bytes for s in finished.shards)
                     progress(MANIFEST_NAME, total, total)
                 return finished
-            note(f"{out}: took over what changed: {', '.join(changed)}. The shards stay as they are.")
+            note(f"{out}: updated {', '.join(changed)}. The shards are unchanged.")
         return _write(source, out, quantize, progress, journal, force, Path(aside), files)
 
 

@@ -143,7 +143,7 @@ def _read_journal(board: Board, lines: int, follow: bool, put, stop, run, tell) 
     if follow:
         raise BoardError(f"board {board.name}: its journal ended", board.name)
     if not count:
-        tell(f"{board.name}: its journal has nothing of the agent that its SSH user may read")
+        tell(f"{board.name}: its journal has nothing from the agent that its SSH user may read")
 
 
 def parse_journal(board: str, text: str) -> Line:

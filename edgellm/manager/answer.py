@@ -122,7 +122,7 @@ class Asker:
             )
 
     def with_options(self, question: Question, options: Mapping[str, float | int], seed: int) -> Question:
-        """Return `question` sampled as the model's authors say, except for the fields of Sampling in `options`."""
+        """Return `question` sampled as the model's authors advise, except for the fields of Sampling in `options`."""
         return replace(question, sampling=replace(self.sampling, **options, seed=seed))  # type: ignore[arg-type]
 
     def encode(self, question: Question, context: int) -> list[int]:

@@ -173,7 +173,7 @@ class ClusterFile:
         try:
             write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
         except OSError as e:
-            raise ClusterError(f"cluster file {path}: {e.strerror or e}. Give another place with --cluster.") from None
+            raise ClusterError(f"cluster file {path}: {e.strerror or e}. Give another path with --cluster.") from None
 
     def write_if_newer(self, path: Path | str) -> bool:
         """Write the file unless the one there has this epoch of the same model or a later one. Return whether it was

@@ -90,7 +90,7 @@ def _load(folder: Path, server_side: bool) -> ssl.SSLContext:
     if mode & 0o077:
         raise ClusterError(
             f"certificate file {key}: others may read it (mode {stat.S_IMODE(mode):04o}), expected 0600. "
-            f"Run 'chmod 600 {key}' if nobody has, or remove it and deploy again."
+            f"Run 'chmod 600 {key}' if nobody has read it, or remove it and deploy again."
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -147,7 +147,7 @@ def test_hub_download_reports_bytes(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "message"),
-    [("GatedRepoError", "grant access one by one"), ("RepositoryNotFoundError", "no such model on the hub"),
+    [("GatedRepoError", "its authors' permission"), ("RepositoryNotFoundError", "no such model on the hub"),
      ("HfHubHTTPError", "the hub can't give it")],
 )  # fmt: skip
 def test_hub_errors_are_one_line(monkeypatch, error, message):

@@ -68,7 +68,7 @@ def test_json_tells_what_was_reused_and_drafted_and_neither_changes_the_answer(c
     assert again["draft_tokens"] >= again["accepted_tokens"] >= 0 and again["draft_tokens"] > 0
     assert (plain["draft_tokens"], plain["accepted_tokens"]) == (0, 0)
     spoken = call("ask", "Tell me why, why, why, why!", *options[:-1], "-v").stderr
-    assert f"({again['reused_tokens']} held already)" in spoken
+    assert f"({again['reused_tokens']} already held)" in spoken
 
 
 def test_the_first_of_several_stop_texts_ends_the_answer(cluster):
@@ -235,10 +235,10 @@ def test_v_says_how_an_answer_was_sampled_and_who_said_so(own):
     def spoken(*options):
         return call("ask", "Why?", "--cluster", own.file, "--max-tokens", 2, "--seed", 7, "-v", *options).stderr
 
-    assert "sampling: greedy (as the model's authors say)\n" in spoken()
+    assert "sampling: greedy (as the model's authors recommend)\n" in spoken()
     assert "sampling: temperature 0.7 (as asked); seed 7\n" in spoken("--temperature", 0.7)
     advise(own, do_sample=True, temperature=0.2, top_p=0.9)
-    assert "sampling: temperature 0.2, top-k 50, top-p 0.9 (as the model's authors say); seed 7\n" in spoken()
+    assert "sampling: temperature 0.2, top-k 50, top-p 0.9 (as the model's authors recommend); seed 7\n" in spoken()
     assert "sampling: greedy (as asked)\n" in spoken("--temperature", 0)
 
 

@@ -157,9 +157,9 @@ class Metadata:
         if unread:
             more = f" (and {len(unread) - 1} more such keys)" if len(unread) > 1 else ""
             raise CheckpointError(
-                f"{self.where}: edgellm doesn't know metadata {unread[0][:120]}{more}, here "
-                f"{reprlib.repr(self.values[unread[0]])}, for architecture {self.architecture!r}; without it answers "
-                "could be wrong. Use the model's safetensors folder."
+                f"{self.where}: edgellm doesn't know metadata {unread[0][:120]}{more}, which is "
+                f"{reprlib.repr(self.values[unread[0]])}, for architecture {self.architecture!r}; ignoring it could "
+                "give wrong answers. Use the model's safetensors folder."
             )
 
     def effect_of(self, key: str) -> str:
