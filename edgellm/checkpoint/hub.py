@@ -1,4 +1,4 @@
-"""A hub id as a folder: huggingface_hub's own cache, its offline mode, and its errors in one line each."""
+"""Downloads a hub id as a folder, with huggingface_hub's cache and offline mode, and its errors in one line each."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _PATTERNS = [
 
 
 def fetch_hub(name: str, progress=None) -> Path:
-    """The folder of hub model `name`: from the cache, else downloaded (config, tokenizer and safetensors only)."""
+    """Return the folder of hub model `name`: from the cache, else download config, tokenizer and safetensors."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

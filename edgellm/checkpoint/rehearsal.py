@@ -112,7 +112,7 @@ def _layers_for_every_kind(config: PreTrainedConfig, structure: Structure) -> in
 
 
 def _per_layer(content: dict[str, Any], layers: int) -> dict[str, list[Any]]:
-    """Return the config's lists that have an entry a layer."""
+    """Return the config's lists that have an entry per layer."""
     return {k: list(v) for k, v in content.items() if isinstance(v, (list, tuple)) and len(v) == layers}
 
 

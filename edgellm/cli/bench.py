@@ -43,7 +43,8 @@ def bench(shape, weights, tokens, threads, cores, seconds, target, as_json):
     numbers = parse_list(cores) if cores else fastest_kind(read_cores(allowed_cores()))
     count = threads or len(numbers)
     if count > len(numbers):
-        raise UsageError(f"--threads is {count}, but there are {len(numbers)} cores. Name more with --cores.")
+        there = format_list(numbers)
+        raise UsageError(f"{count} threads need as many cores, not {len(numbers)} ({there}). Name more with --cores.")
     pinned = hasattr(os, "sched_setaffinity")
     try:
         if target:

@@ -54,9 +54,9 @@ class _CA:
 
 
 def ensure(folder: Path | str, boards: list[str], now: datetime | None = None) -> Result:
-    """See to it that FOLDER has a CA, and valid identities of the manager and of each of `boards`.
+    """Make sure that FOLDER has a CA, and valid identities of the manager and of each of `boards`.
 
-    What is there and good is left alone: a second call changes nothing. What is missing, half-written, of another key
+    Valid files are left alone, so a second call changes nothing. What is missing, half-written, of another key
     or CA, or ends within 30 days is made again, each file whole or not at all. Folders of boards that aren't named
     stay as they are. Raises ClusterError, with the path and the way out, for a CA that can't be used: a new one would
     lock all boards out that aren't deployed at once.
@@ -102,7 +102,7 @@ class _Work:
 
 @contextlib.contextmanager
 def _locked(folder: Path, work: _Work) -> Iterator[None]:
-    """One at a time: two deploys that start together must not make two CAs."""
+    """Hold the lock, because two deploys that start together must not make two CAs."""
     _make_folder(folder, work)
     try:
         with locked(folder, _LOCK_TIMEOUT_S):

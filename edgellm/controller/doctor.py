@@ -1,4 +1,4 @@
-"""What is wrong with a board, and what to do about it: findings out of facts, without I/O."""
+"""Diagnoses what is wrong with a board, and what to do: from facts to findings, without I/O."""
 
 from dataclasses import asdict, dataclass, field
 

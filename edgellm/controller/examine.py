@@ -1,4 +1,4 @@
-"""Gathers what `edgellm doctor` goes by: over the wire and over SSH, from all boards at once."""
+"""Gathers doctor's facts over the wire and over SSH, from all boards at once."""
 
 import asyncio
 import contextlib

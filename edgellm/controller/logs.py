@@ -1,4 +1,4 @@
-"""The agents' logs: journals of boards over SSH, files of agents on this machine; in order, or as they come."""
+"""The agents' logs: journals of boards over SSH, files of agents on this machine; sorted by time, or live."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ _PATIENCE_S = 1.0
 _POLL_S = 0.25
 _MAX_JOURNAL_BYTES = 256 << 20
 _MAX_TAIL_BYTES = 16 << 20
-_WAITING_LINES = 10_000  # a board that talks faster than we print has to wait
+_WAITING_LINES = 10_000  # a board that logs faster than we print has to wait
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ")  # as the agent logs it
 
 
@@ -53,7 +53,7 @@ def read_logs(
     boards: list[Board], *, lines: int, follow: bool, log_dir: Path, run=run_script,
     tell: Callable[[str], None] = lambda text: None, waits: Callable[[list[str]], None] = lambda boards: None,
 ) -> Iterator[Line | End]:  # fmt: skip
-    """Yield the last `lines` of each board's log, all boards' by time; with `follow`, lines as they come, without end.
+    """Yield the last `lines` of each board's log, sorted by time; with `follow`, lines as they arrive, without end.
 
     Boards without SSH are agents of this machine, whose logs lie in `log_dir`. `waits` is told which are slow. When
     the iteration is left, the reading ends.

@@ -1,8 +1,8 @@
 """SSH to boards: one fixed script a connection, its lines as they come, every wait with a deadline.
 
-Host keys as OpenSSH's `accept-new`: a board's first key is taken, told and written down in known_hosts; a changed one
-is refused. Keys come from the inventory, from ssh-agent, or from ~/.ssh; ~/.ssh/config is read for the host's name,
-user, port, key and host key rules.
+Host keys work as with OpenSSH's `accept-new`: a board's first key is accepted, reported and added to known_hosts; a
+changed one is refused. Keys come from the inventory, from ssh-agent, or from ~/.ssh; ~/.ssh/config is read for the
+host's name, user, port, key and host key rules.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def run_script(
 
     `on_line` gets each line of stdout as it comes, control characters included: `plain` them before showing. Ends when
     the script does, or when `stop` is set. Raises BoardError, naming the board and the way out, if the board can't be
-    reached, refuses us, is lost, says more than `max_bytes`, or takes longer than `deadline_s` (None: for ever).
+    reached, refuses us, is lost, sends more than `max_bytes`, or takes longer than `deadline_s` (None: no limit).
     """
     client, access = _connect(board, access, tell)
     try:

@@ -1,4 +1,4 @@
-"""What `edgellm status` tells: all boards are asked at once, and each one's word is held beside the plan."""
+"""Builds `edgellm status`: asks all boards at once, and compares each report with the plan."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ _MAX_STRANGERS = 64
 
 @dataclass(frozen=True)
 class Word:
-    """What came of asking a board: its status, or why there is none."""
+    """A board's answer: its status, or why there is none."""
 
     host: str
     port: int
@@ -35,7 +35,7 @@ async def ask_boards(
     addresses: Mapping[str, Address], tls: Credentials | None = None,
     waits: Callable[[list[str]], None] = lambda boards: None,
 ) -> dict[str, Word]:  # fmt: skip
-    """Ask all boards at once; then those that only they know of, the boards of a plan newer than ours.
+    """Ask all boards at once; then the boards that only they know, from a plan newer than ours.
 
     `waits` is told which boards are slow to answer. Takes a few seconds at most, and raises nothing for a board.
     """
@@ -183,7 +183,7 @@ def _layer_needs(plan: Plan, manifest: Manifest | None) -> list[int]:
 
 
 def _notes(cluster: ClusterFile, plan: Plan, words: dict[str, Word], rows: list[dict]) -> list[str]:
-    """Return what is to be said of the cluster as a whole."""
+    """Return notes about the cluster as a whole."""
     notes = []
     ours = cluster.plan
     if plan.digest != ours.digest:

@@ -1,4 +1,4 @@
-"""The wheelhouse of a kind of board: a folder with every wheel it needs, so that it needs no compiler, no internet.
+"""The wheelhouse of a kind of board: every wheel it needs, so that it needs neither a compiler nor internet.
 
     wheels/aarch64-py3.11/0.1.0-1f2e3d4c/      the folder's name is the wheelhouse's id; aarch64-py3.11-generic, too,
                                                has torch and transformers for models without native sections
@@ -126,7 +126,7 @@ def _cache_folder() -> Path:
 
 
 def _project(source: Path, generic: bool) -> tuple[list[str], tuple[int, int]]:
-    """Return (dependencies, least Python) out of edgellm's pyproject.toml."""
+    """Return (dependencies, least Python) from edgellm's pyproject.toml."""
     path = source / "pyproject.toml"
     try:
         project = tomllib.loads(path.read_text())["project"]

@@ -1,4 +1,4 @@
-"""One question, one answer: from a prompt to text on a screen, with what it took."""
+"""One question, one answer: from a prompt to text on a screen, with its timings."""
 
 import asyncio
 import time
@@ -158,7 +158,7 @@ class Asker:
     ) -> None:
         """Fill `answer` and `show` its text as it arrives. If this is cancelled, `answer` keeps what has arrived.
 
-        Raises BoardError naming a board that is busy, or that the cluster can't go on without.
+        Raises BoardError naming a board that is busy, or that the cluster can't continue without.
         """
         began = time.perf_counter()
         stream, stop = self.tokenizer.stream(), StopStrings(question.stop)

@@ -83,7 +83,7 @@ class BoardClient:
             getter.cancel()
 
     async def status(self, timeout_s: float = ANSWER_TIMEOUT_S) -> BoardStatus:
-        """Return what the board says of itself."""
+        """Return the board's status."""
         return BoardStatus.from_dict(self.name, (await self.ask(m.AskStatus(), m.Status, timeout_s)).content)
 
     def subscribe(self, seq_id: int, queue: Events) -> None:

@@ -1,4 +1,4 @@
-"""One plan, as long as it stands: sequences that are opened on all its boards, and the tokens that come out."""
+"""The boards of one plan, as long as it stands: opens sequences on all of them, and streams the tokens."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Which plan is to stand: the one that the boards hold, or the next one, which they are then given."""
+"""Decides between the plan that the boards hold and the next one, which they are then given."""
 
 import asyncio
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""An answer that outlives its boards: the plan is followed or made anew, and what was said so far is replayed."""
+"""An answer that outlives its boards: follows the plan or makes the next one, and replays the text so far."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -24,9 +24,9 @@ _RETRY_S = (0.1, 0.2, 0.5, 1.0)  # between surveys; the last one again and again
 class Session:
     """Asks a cluster. `plan` and `addresses` are what is known of it before any board was asked.
 
-    `tell(text)` is called when something happens that a person may want to know; `adopted(plan, addresses)` when
-    another plan than the known one serves. `patience_s` after the first trouble, the answer is given up unless there
-    was a token since.
+    `tell(text)` is called for events that a person may want to know; `adopted(plan, addresses)` when
+    another plan than the known one serves. `patience_s` after the first failure, the answer is given up unless a token
+    has arrived since.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Session:
         section costs only time.
 
         Raises BusyError where no slot is free at the start, AnswerError for what can't be computed, PlanError or
-        BoardError when the cluster couldn't go on for `patience_s`, or no board answers at the start.
+        BoardError when the cluster couldn't continue for `patience_s`, or no board answers at the start.
         """
         done: list[int] = []
         attempt = 0
@@ -120,7 +120,7 @@ class Session:
             return await settle(fleet, None, self.plan, grow=False, tell=self._tell)
 
     def _say(self, error: EdgellmError) -> None:
-        """Tell a trouble once, not at each try."""
+        """Report a failure once, not at each try."""
         text = "the plan is being changed" if isinstance(error, ClaimError) else str(error)
         if text == self._told:
             return
@@ -129,5 +129,5 @@ class Session:
 
 
 def _clock_s() -> float:
-    """Return the seconds of the clock that patience goes by."""
+    """Return the time in seconds of the clock that patience is measured by."""
     return asyncio.get_running_loop().time()

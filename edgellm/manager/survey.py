@@ -1,4 +1,4 @@
-"""What the boards say of themselves, all asked at once, and which plan stands."""
+"""Asks all boards at once for their status, and finds the plan that stands."""
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
@@ -20,8 +20,9 @@ _GRACE_S = 0.5  # for boards that aren't needed
 
 @dataclass(frozen=True)
 class Report:
-    """One board's word, as far as plans are made from it. `plan` is what it serves, None without a section; `shards`
-    the names of the shard files on its disk."""
+    """The part of a board's status from which plans are made. `plan` is what it serves, None without a section;
+    `shards` the names of the shard files on its disk.
+    """
 
     board: str
     capacity: Capacity

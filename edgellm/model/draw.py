@@ -1,4 +1,4 @@
-"""Which token a random number falls on, found without sorting the vocabulary.
+"""Finds the token that a random number falls on, without sorting the vocabulary.
 
 A few thousand of its logits, evenly spaced, tell where the likely tokens end well enough; only those are sorted, and
 the choice is made if they turn out to be enough.

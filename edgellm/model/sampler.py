@@ -21,7 +21,7 @@ _WORD = (1 << 64) - 1
 
 
 class Sampler:
-    """The choice of one sequence's tokens. Not for two threads at once."""
+    """The choice of one sequence's tokens. Not thread-safe."""
 
     def __init__(self, sampling: Sampling, vocab_size: int):
         self.sampling = sampling

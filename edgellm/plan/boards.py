@@ -20,7 +20,7 @@ _TIMES = {"s": Decimal(1), "ms": Decimal("0.001"), "us": Decimal("0.000001")}
 
 
 def parse_boards(texts: Iterable[str], manifest: Manifest) -> tuple[Capacity, ...]:
-    """Parse boards from comma-separated texts. Raises UsageError for what is no board, or a name given twice."""
+    """Parse boards from comma-separated texts. Raises UsageError for an invalid board, or a name given twice."""
     capacities = [parse_board(part, manifest) for text in texts for part in text.split(",")]
     names = [c.board for c in capacities]
     for name in names:

@@ -227,7 +227,7 @@ def _lower_bits(manifest: Manifest, capacities: Sequence[Capacity], settings: Se
 
 
 def _bits_now(manifest: Manifest) -> tuple[float, float]:
-    """Return estimated bytes an element, in layers and in embedding and head; 0 where it can't be told."""
+    """Return estimated bytes per element, in layers and in embedding and head; 0 where it can't be told."""
     if manifest.quantization == "int4":
         return _INT4, _INT8
     if manifest.quantization == "int8":

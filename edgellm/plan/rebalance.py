@@ -1,9 +1,9 @@
-"""The next plan: what boards offer now, what they hold already, and whether a move is worth its bytes.
+"""Chooses the next plan, from what boards offer now and hold already, and from whether a move is worth its bytes.
 
-A plan stays while it can, and while no other is a tenth faster (GAIN): weights take minutes to move and measurements
-waver. If it must go or another is worth it, the next plan is the one that loads the fewest bytes of all those nearly as
-fast as the fastest (SLACK). SLACK is half of GAIN, so that what was chosen for its few bytes isn't given up again at
-the next small change of a measurement; asked again with the same numbers, `next_plan` always keeps what it chose.
+A plan stays as long as it can, unless another is a tenth faster (GAIN): weights take minutes to move, and measurements
+vary. If it must go or another is worth it, the next plan is the one that loads the fewest bytes of all those nearly as
+fast as the fastest (SLACK). SLACK is half of GAIN, so that a plan chosen for its few bytes isn't given up after a small
+change of a measurement. With the same numbers, `next_plan` always keeps what it chose.
 """
 
 from collections.abc import Mapping, Sequence, Set

@@ -54,8 +54,9 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A split model. Sizes in bytes, lengths in tokens; `kv_elements_per_token` has one entry a layer (keys and values
-    together); `activation_elements_per_token` bounds what one layer's modules produce for one token."""
+    """A split model. Sizes in bytes, lengths in tokens; `kv_elements_per_token` has one entry per layer (keys and
+    values together); `activation_elements_per_token` bounds what one layer's modules produce for one token.
+    """
 
     model: str
     architecture: str

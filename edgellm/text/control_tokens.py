@@ -1,4 +1,4 @@
-"""Which control tokens of a chat its template wrote, and which a user typed: the latter stay text.
+"""Tells a template's control tokens from text that a user typed, which stays text.
 
 A chat is rendered once, with two marker characters around each control token that a user's text contains. What comes
 out unmarked is the template's. A tokenizer that knows every control token by another name, its own text between the

@@ -1,7 +1,7 @@
-"""Token ids to text as they come: each token's characters once they are whole, at a cost that doesn't grow.
+"""Token ids to text as they arrive: each token's characters once they are complete, at a constant cost.
 
 The tokenizers library decodes a list of ids at once; its own stream raises in the middle of an answer when bytes turn
-out to be no UTF-8. Here the decoders that language models use are followed token by token, as bytes. A byte that is no
+out not to be UTF-8. Here the decoders that language models use are followed token by token, as bytes. A byte that isn't
 UTF-8 becomes U+FFFD, as in the library, and everything around it stays.
 """
 

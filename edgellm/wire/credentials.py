@@ -1,4 +1,4 @@
-"""Who a side of a connection is and whom it trusts: certificates out of a folder, and whom a certificate names."""
+"""A side's identity, and whom it trusts: certificates from a folder, and whom a certificate names."""
 
 import contextlib
 import logging

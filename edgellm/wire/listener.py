@@ -1,7 +1,7 @@
-"""Where connections come in: accepted a few at a time and, with TLS, kept small until they have shown a certificate.
+"""Incoming connections: accepts a few at a time and, with TLS, keeps them small until they have shown a certificate.
 
 A connection that says nothing costs a socket and a few hundred bytes; one that has begun a handshake a TLS object, and
-there is a limit on both. Only who has finished the handshake becomes a peer.
+there is a limit on both. Only a connection that has finished the handshake becomes a peer.
 """
 
 import asyncio

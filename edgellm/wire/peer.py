@@ -1,4 +1,4 @@
-"""One connection: a protocol on an asyncio transport, in TLS if there are credentials, with a timeout a phase."""
+"""One connection: a protocol on an asyncio transport, in TLS if there are credentials, with a timeout per phase."""
 
 import asyncio
 import contextlib

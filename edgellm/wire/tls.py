@@ -4,7 +4,7 @@
     sock.sendall(channel.data_to_send())
     plain = channel.receive(sock.recv(65536))
 
-asyncio's own TLS takes 256 KB a connection before a byte has come; an idle peer must cost next to nothing here.
+asyncio's own TLS takes 256 KB per connection before a byte has come; an idle peer must cost next to nothing here.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ class Channel:
                 return
 
     def data_to_send(self) -> bytes:
-        """Return what TLS itself has to say just now."""
+        """Return the bytes that TLS itself has to send now."""
         return self._out.read()
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ _NO_TLS = {"HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "WRONG_VERSION_NUMBER", "BAD_R
 
 
 def _explain(error: ssl.SSLError, own: str) -> str:
-    """Return one sentence for what OpenSSL says, of the peer as "it"."""
+    """Return OpenSSL's error as one sentence, with the peer as "it"."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _VERIFY.get(error.verify_code, f"its certificate is not accepted: {error.verify_message}")
     reason = error.reason or "unknown error"

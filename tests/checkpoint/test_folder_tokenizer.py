@@ -213,7 +213,7 @@ def test_templates_without_a_default_are_told(folder):
     named = [{"name": name, "template": "x"} for name in ("tool_use", "rag")]
     write(folder, tokenizer_config__json={"chat_template": named})
     (note,) = open_source(str(folder)).notes
-    assert "the chat templates rag, tool_use, and none named default" in note
+    assert "the chat templates rag, tool_use, but none named default" in note
     assert not SplitTokenizer(files_of(folder)).has_template
 
 

@@ -224,7 +224,7 @@ BROKEN_CA = {
     "key missing": (lambda f: (f / "ca.key").unlink(), r"ca\.key is missing\. Put .* back from a backup, or remove"),
     "both missing": (lambda f: [(f / x).unlink() for x in ("ca.key", "ca.pem")], r"ca\.key is missing"),
     "key damaged": (lambda f: half(f / "ca.key"), r"ca\.key is damaged\. Put"),
-    "certificate damaged": (lambda f: half(f / "ca.pem"), r"ca\.pem is damaged\. .*remove it and deploy: it is made a"),
+    "certificate damaged": (lambda f: half(f / "ca.pem"), r"ca\.pem is damaged\. .*remove it and deploy: it is remade"),
     "another's key": (
         lambda f: shutil.copy(f / "manager/key.pem", f / "ca.key"),
         r"ca\.pem and .*/ca\.key belong to different CAs\. Put",

@@ -61,7 +61,7 @@ def test_what_is_not_known_is_no_finding():
         ({"link_mbit": 100}, "link", "100 Mb/s"),
         ({"temperature_c": 81.4}, "heat", "81 °C, and slows down soon"),
         ({"temperature_c": 85.0, "throttled": True}, "heat", "slows down now"),
-        ({"throttled": True}, "heat", "held below its speed (52 °C)"),
+        ({"throttled": True}, "heat", "is throttled (52 °C)"),
         ({"firmware": 0x40000}, "heat", "since it booted"),
         ({"undervoltage": True}, "power", "too weak now"),
         ({"firmware": 0x1}, "power", "too weak now"),

@@ -143,7 +143,7 @@ def test_what_a_board_says_is_parsed_with_suspicion():
 
 @pytest.mark.parametrize("lines", [[], ["end of nothing"], ["\0" * 50], SAID[:-1]])
 def test_answers_that_break_off_are_a_finding(lines):
-    assert "broke off" in parse([(1.0, line) for line in lines])["ssh_error"]
+    assert "stopped early" in parse([(1.0, line) for line in lines])["ssh_error"]
 
 
 def cluster_of(boards: Boards, plan, path, ssh=True) -> ClusterFile:

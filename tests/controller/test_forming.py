@@ -341,7 +341,7 @@ def test_a_cluster_is_formed_over_tls_and_its_file_says_where_the_certificate_is
     async def go(boards, deploy):
         done = await deploy.form(tls=str(tls / "manager"))
         assert await deploy.answer() == generate(PROMPT, 20)
-        with pytest.raises(BoardError, match="no board answers: board b0 .*its certificate is of another cluster"):
+        with pytest.raises(BoardError, match="no board answers: board b0 .*its certificate belongs to another cluster"):
             await deploy.form(tls=str(tls / "other" / "manager"))
         return done, ClusterFile.read(deploy.path)
 

@@ -53,7 +53,7 @@ CASES = {
     ),
     "another manager leaves two boards out": ({3: form((0, 6), 2)}, "has moved on to epoch 2", 2),
     "a plan with other chunks and slots": ({3: form((0, 3, 5, 6), 2, chunk=64, slots=1)}, "has moved on to epoch 2", 2),
-    "a board hangs": ({3: hang}, "board b1 .* does not answer for 1 s", 2),
+    "a board hangs": ({3: hang}, "board b1 .* has not answered for 1 s", 2),
     "a step is lost": ({3: lose_a_step}, "the answer stalled", 1),
     "a plan, and a board of it": ({3: form((0, 1, 2, 6), 2), 20: stop(1), 50: restart(2)}, "board b2", 4),
 }  # fmt: skip

@@ -88,7 +88,7 @@ def test_rotary_factors_of_older_configs_are_those_of_transformers(config):
 @pytest.mark.parametrize(
     "config, reason",
     [
-        ([], "no JSON object"),
+        ([], "not a JSON object"),
         ({}, "None is none of gpt2, llama"),
         ({"model_type": ["llama"]}, "is none of"),
         ({**LLAMA, "model_type": "gemma2"}, "gemma2 is none of"),

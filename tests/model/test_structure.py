@@ -126,7 +126,7 @@ def test_what_can_not_be_split_is_refused_with_the_reason(config, reason):
         ({}, "names no model_type"),
         ([], "names no model_type"),
         ({"model_type": 7}, "names no model_type"),
-        ({"model_type": "llama", "hidden_size": "many"}, "no valid llama config"),
+        ({"model_type": "llama", "hidden_size": "many"}, "not a valid llama config"),
     ],
 )
 def test_a_config_that_says_nothing_usable_is_refused(content, reason):

@@ -1,4 +1,4 @@
-"""What architectures read of a GGUF's header: sizes, norms, rotary parameters, windows, and which biases there are."""
+"""Header values that architectures share: sizes, norms, rotary parameters, windows, and which biases there are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""A GGUF file's metadata, read key by key: what nothing reads has no effect, for a reason given here, or is refused.
+"""A GGUF file's metadata, read key by key: each key is used, has no effect for a reason given here, or is refused.
 
-Skipping a key in silence gives wrong answers, not errors: with a rotary base of 10000 in place of 1000000 a model talks
+Silently skipping a key gives wrong answers, not errors: with a rotary base of 10000 in place of 1000000 a model talks
 fluent nonsense.
 """
 

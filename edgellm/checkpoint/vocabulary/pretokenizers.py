@@ -1,4 +1,4 @@
-"""How byte-level vocabularies cut a text before they merge pairs: the regular expressions each model was trained with.
+"""How byte-level vocabularies cut a text before they merge pairs: the regular expressions of each model's training.
 
 `tokenizer.ggml.pre` names them; the names are those of llama.cpp (src/llama-vocab.cpp). The expressions are those of
 the models' own tokenizer.json, in the tokenizers library's dialect (Oniguruma). Where llama.cpp has an approximation

@@ -1,4 +1,4 @@
-"""A shard's tensors put into an empty model: packed weights in place, all else widened to float32."""
+"""Puts a shard's tensors into an empty model: packed weights in place, all else widened to float32."""
 
 import torch
 from torch import nn

@@ -1,7 +1,7 @@
 """Weights in packed encodings: pack, unpack, and the linear and embedding modules that read them in place.
 
     int4  U8 [tiles, in/32*320]  tiles of 16 rows, affine in groups of 32 columns: w = d*q + m
-    int4s U8 [tiles, in/32*288]  the same, symmetric: w = d*(q - 8); out of GGUF's Q4_0 only
+    int4s U8 [tiles, in/32*288]  the same, symmetric: w = d*(q - 8); only from GGUF's Q4_0
     int8  U8 [tiles, in/32*544]  the same, w = d*q
     bf16, f16, f32               plain [out, in]
 

@@ -64,8 +64,8 @@ class _Step(NamedTuple):
 
 
 class NativeSection:
-    """Layers [start, end) of a decoder in one native call a step; the first section also embeds, the last also has the
-    head. A token's result is the same bit for bit whatever chunk or batch it is in. Not for two threads at once.
+    """Layers [start, end) of a decoder in one native call per step; the first section also embeds, the last also has
+    the head. A token's result is the same bit for bit whatever chunk or batch it is in. Not thread-safe.
     """
 
     path = "native"
