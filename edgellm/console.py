@@ -7,7 +7,7 @@ import sys
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr take any text, whatever their encoding, and closed ones harmless.
+    """Make stdout and stderr accept any text in any encoding, and make closed ones harmless.
 
     Characters that an encoding lacks become "?" on stdout, escapes on stderr. Writing to a closed stdout raises
     OSError; what goes to a closed stderr is lost.

@@ -40,7 +40,7 @@ def health(address: str | None = None, *, root: Path = Path("/")) -> Health:
 def _or_none(read: Callable[[], _Fact | None]) -> _Fact | None:
     try:
         return read()
-    except Exception:  # whatever a driver makes of its files
+    except Exception:  # drivers may raise anything
         return None
 
 

@@ -28,7 +28,7 @@ def split(
 ) -> Manifest:  # fmt: skip
     """Split `source` into shards in the folder `out`; return the Manifest.
 
-    Continues where an interrupted split of the same source stopped, writes only the tokenizer and config files anew if
+    Continues where an interrupted split of the same source stopped, writes only the tokenizer and config files again if
     nothing else changed, and returns at once if nothing did. `progress(shard name, bytes done, bytes in all)` is called
     as bytes are written, and once for each shard that is there already; `note(sentence)` with what else to say.
     `replace` replaces another model's split in `out`; `force` does too, and writes every shard again. Raises

@@ -9,7 +9,7 @@ from edgellm import config
 from edgellm.console import discard_stdout, note, prepare_streams
 from edgellm.errors import EdgellmError, UsageError
 
-# Packages that only some commands need, and the extra of pyproject.toml that brings them.
+# Packages that only some commands need, and the extra of pyproject.toml that installs them.
 EXTRAS = {
     "torch": "convert", "transformers": "convert", "gguf": "convert", "sentencepiece": "convert", "google": "convert",
     "cryptography": "controller", "paramiko": "controller", "ansible": "controller",

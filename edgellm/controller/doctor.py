@@ -94,7 +94,7 @@ def diagnose(facts: Facts) -> list[Finding]:
 
 
 def summary(facts: Facts) -> str:
-    """Return what was found fine or measured, in a short line."""
+    """Return in one short line what is fine, and what was measured."""
     parts = []
     if facts.version:
         parts.append(f"edgellm {facts.version}")

@@ -186,7 +186,7 @@ def _read_file(board: str, path: Path, lines: int, follow: bool, put, stop) -> N
                 data = f.read(1 << 16)
                 if not data:
                     if os.fstat(f.fileno()).st_size < f.tell():
-                        f.seek(0)  # begun anew
+                        f.seek(0)  # started again
                     time.sleep(_POLL_S)
                 *whole, rest = (rest + data).split(b"\n")
                 for line in whole:

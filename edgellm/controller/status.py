@@ -17,7 +17,7 @@ from edgellm.wire.credentials import Credentials
 from edgellm.wire.status import BoardStatus, SectionStatus
 
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer
-_PATIENCE_S = 1.0  # before whoever waits is told for whom
+_PATIENCE_S = 1.0  # before reporting which boards are slow
 _MAX_STRANGERS = 64
 
 
@@ -77,8 +77,8 @@ async def _ask(name: str, address: Address, connections: Connections) -> Word:
 def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | None = None) -> dict:
     """Return the state of a cluster as one JSON object (`edgellm status --json`), from what its boards said.
 
-    The plan that counts is the cluster file's, or the newest one that all its boards serve, if that is newer or the
-    cluster file's is served by nobody. `serving` is whether every board of it does. Without the `manifest` it isn't
+    The plan that counts is the cluster file's, or the newest one that all its boards serve, if that is newer or no
+    board serves the cluster file's. `serving` is whether every board of it does. Without the `manifest` it isn't
     known what is left of a board's offer.
     """
     plans = {name: word.status.plan for name, word in words.items() if word.status and word.status.plan}

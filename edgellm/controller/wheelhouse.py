@@ -79,7 +79,7 @@ def make(
 ) -> Wheelhouse:  # fmt: skip
     """Return the wheelhouse of the edgellm in the repository `source` for a machine and a Python ("3.11").
 
-    Make it if it isn't there; resolve dependencies anew only if pyproject.toml or constraints.txt changed them. With
+    Make it if it isn't there; resolve dependencies again only if pyproject.toml or constraints.txt changed them. With
     `generic` it has torch and transformers. Raise UsageError for a target that edgellm doesn't run on, WheelhouseError
     for wheels that can't be fetched or built; nothing half-made is left.
     """

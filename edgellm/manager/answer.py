@@ -90,7 +90,7 @@ class Answer:
 
 
 class Asker:
-    """Asks one model. `check` and `encode` refuse whatever can be refused without a board.
+    """Asks one model. `check` and `encode` refuse everything that can be refused without a board.
 
     `sampling` is how the model's authors want it sampled, and `eos_token_ids` are the tokens that end its answers.
     """
@@ -201,7 +201,7 @@ class Asker:
         finally:
             answer.text = "".join(pieces)
             told = [(s, stats[s.board]) for s in session.plan.sections if s.board in stats]
-            # The last board knows what was accepted; in a replay the prompt is longer than what was asked.
+            # The last board knows how many were accepted; in a replay the prompt is longer than the question.
             answer.accepted_tokens = max((t.accepted_tokens for _, t in told), default=0)
             answer.draft_tokens = max((t.draft_tokens for _, t in told), default=0)
             answer.reused_tokens = min((t.reused_tokens for _, t in told), default=0)
@@ -224,7 +224,7 @@ def _stage(section: Section, stats: SequenceStats, accepted: int) -> dict[str, A
 
 
 def run_to_answer(coroutine: Coroutine[Any, Any, None], answer: Answer) -> None:
-    """Run `coroutine`. Ctrl-C cancels it, waits until the boards know, and leaves `answer` as it is by then."""
+    """Run `coroutine`. Ctrl-C cancels it, waits until the boards know, and leaves `answer` as it is at that point."""
     try:
         asyncio.run(coroutine)
     except KeyboardInterrupt:

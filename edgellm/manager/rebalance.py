@@ -61,7 +61,7 @@ async def settle(
     if standing is not None and settings is not None:
         places = {b: fleet.addresses[b] for b in standing.boards}
         if standing.settings != settings or any(reports[b].addresses != places for b in standing.boards):
-            standing = None  # not what is asked for; or a board has moved, and its neighbours must be told
+            standing = None  # not what was requested; or a board has a new address, which its neighbours must learn
     if standing is not None and (not grow or any(r.claimed for r in reports.values())):
         return Outcome(standing, None, False, {})
     if not reports:

@@ -84,7 +84,7 @@ class Session:
                     raise
                 self._say(e)
             finally:
-                if replayed and stats:  # what is held was computed for this very answer, or nobody knows
+                if replayed and stats:  # held tokens were computed for this very answer, or it is unknown
                     for board, told in stats.items():
                         stats[board] = replace(told, reused_tokens=0)
             await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])

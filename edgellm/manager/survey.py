@@ -84,7 +84,7 @@ def _age(plan: Plan) -> tuple[int, str]:
 
 
 class Fleet:
-    """Connections to all boards that are known, kept while they live and made anew when asked. `addresses` grows by
+    """Connections to all known boards, kept while they live and dialled again when needed. `addresses` grows by
     what boards report of others, unless `strangers` is false. With `shared_ram`, boards on loopback share this
     machine's RAM."""
 

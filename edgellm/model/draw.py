@@ -65,7 +65,7 @@ def _most_likely(logits: Array, count: int) -> Array:
     """Return the ids, in order, of the `count` largest logits; of equal ones at the edge, those with the lowest ids."""
     ids, step = np.arange(0), max(1, len(logits) // _SPACED)
     spaced = np.sort(logits[::step])
-    rank = 2 * count // step + 8  # so many of the spaced ones stand for more than `count` tokens
+    rank = 2 * count // step + 8  # this many of the spaced ones stand for more than `count` tokens
     if rank < len(spaced):
         ids = np.flatnonzero(logits >= spaced[-rank])
     if len(ids) < count:

@@ -57,8 +57,7 @@ class Sampler:
 
 
 class Seen:
-    """The tokens of a text, for the repeat penalty: keeping them up to date takes no time that grows with the text, nor
-    does applying them.
+    """The tokens of a text, for the repeat penalty. The time to update and to apply them doesn't grow with the text.
 
     A penalty r divides positive logits and multiplies the others (CTRL, arXiv:1909.05858), once however often a token
     occurs: `_factors` float32 [vocab_size] are r for these tokens and 1 for the rest.

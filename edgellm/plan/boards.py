@@ -8,7 +8,7 @@ from edgellm.errors import PlanError, UsageError
 from edgellm.plan.types import BOARD_NAME, Capacity
 from edgellm.shards.manifest import Manifest
 
-# Guesses for a board that nobody has measured: an Orange Pi 5 class board reads weights at about 6 GB/s from its four
+# Guesses for a board that was not measured: an Orange Pi 5 class board reads weights at about 6 GB/s from its four
 # big cores; a hop over gigabit Ethernet, with TLS and a wake-up at each end, takes about half a millisecond.
 GUESSED_BYTES_PER_S = 6e9
 GUESSED_HOP_S = 0.0005

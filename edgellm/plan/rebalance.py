@@ -32,7 +32,7 @@ class Move:
     """What `next_plan` decided.
 
     `plan` is the plan to run; if not `changed` it is the current one itself, which may still have something to load
-    (an agent that restarted). `moved` has, by board, the names of the shards it must load anew (boards with none
+    (an agent that restarted). `moved` has, by board, the names of the shards it must load again (boards with none
     aren't in it), `moved_bytes` the size of their files. `gain` is the share of the objective's time that the move
     saves (negative if it had to be slower) or, if kept, that the fastest plan would save; None if there is nothing to
     compare with. `token_s_before` (None if not computable) and `token_s` are seconds of one token through all stages.
@@ -102,7 +102,7 @@ def next_plan(
 
 
 def to_load(manifest: Manifest, section: Section, held: tuple[int, int] | None) -> tuple[Shard, ...]:
-    """Return the shards of a section that a board which holds section `held` has to load anew."""
+    """Return the shards of a section that a board which holds section `held` has to load."""
     there = manifest.section_shards(*held) if held else ()
     return tuple(s for s in manifest.section_shards(section.start, section.end) if s not in there)
 

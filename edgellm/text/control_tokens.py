@@ -53,7 +53,7 @@ class Marking:
         self._rendered = re.compile(f"{start}({any_token}){end}|[{start}{end}]|({any_token})")
 
     def mark(self, value: Any) -> Any:
-        """Return `value`, a text or whatever JSON has, with the tokens in all its texts marked. Keys stay as they are.
+        """Return `value`, a text or other JSON, with the tokens in all its texts marked. Keys stay as they are.
 
         The end of a text that may begin a token is marked too: what follows it must not complete it.
         """

@@ -77,7 +77,7 @@ def answer(environment: ImmutableSandboxedEnvironment, request: dict[str, Any]) 
         return {"error": REFUSED, "message": str(e)[:1000]}
     except MemoryError:
         return {"error": TOO_LARGE}
-    except Exception as e:  # a template can raise whatever Python can
+    except Exception as e:  # a template can raise anything that Python can
         try:
             message = f"{type(e).__name__}: {e}"
         except Exception:

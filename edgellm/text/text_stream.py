@@ -18,7 +18,7 @@ _MOST_UNSTABLE = 8  # tokens that the library may take to complete a character
 
 
 class TextStream:
-    """Token ids in, text out, as soon as it is whole: half a UTF-8 character waits for its other half."""
+    """Token ids in, text out, as soon as it is complete: half a UTF-8 character waits for its other half."""
 
     def __init__(self, joiner: "Joiner"):
         self._joiner = joiner
@@ -65,7 +65,7 @@ class _Steps:
         if self.byte_level:
             try:
                 return bytes(_BYTE_OF[c] for c in token)
-            except KeyError:  # an added token, which is written as it is
+            except KeyError:  # an added token, written unchanged
                 return token.encode()
         if self.byte_fallback and (byte := _BYTE.match(token)):
             return bytes([int(byte[1], 16)])

@@ -86,7 +86,7 @@ def _load(folder: Path, server_side: bool) -> ssl.SSLContext:
                 mode = os.fstat(f.fileno()).st_mode
         except OSError as e:
             raise ClusterError(f"certificate file {path}: {(e.strerror or str(e)).lower()}. {_AGAIN}") from None
-    # As ssh does: whoever could read it may have it. A deploy makes it private again.
+    # As ssh does, because anyone who could read it may have it. A deploy makes it private again.
     if mode & 0o077:
         raise ClusterError(
             f"certificate file {key}: others may read it (mode {stat.S_IMODE(mode):04o}), expected 0600. "

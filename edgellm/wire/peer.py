@@ -109,7 +109,7 @@ class Peer(asyncio.Protocol):
         self._hand_over()
 
     def eof_received(self) -> None:
-        while self._received and self.lost is None:  # what was said before hanging up still counts
+        while self._received and self.lost is None:  # messages sent before the peer hung up still count
             self._give(self._received.popleft())
         try:
             self.protocol.receive_data(b"")

@@ -57,7 +57,7 @@ _OPENED = struct.Struct(">IQIB")
 @dataclass(frozen=True)
 class Opened:
     """A slot is reserved. It holds the prompt's first `reused` tokens already: computing may start there. `batches`:
-    here a step gives the same bits whatever is computed with it, so drafts may be verified."""
+    a step here gives the same bits no matter what is computed with it, so drafts may be verified."""
 
     TYPE: ClassVar[int] = 11
     LIMIT: ClassVar[int] = _OPENED.size

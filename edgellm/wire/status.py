@@ -114,7 +114,7 @@ class ShardsHere:
 class BoardStatus:
     """A board's report (docs/wire.md, Status). None: missing, or not readable.
 
-    `plan` is what it serves, None without a section, and `addresses` where it was told that the plan's boards are.
+    `plan` is what it serves, None without a section, and `addresses` are those of its boards, as received.
     `faults` are sentences, with "board NAME" in front, on what no agent would say of its plan, epoch or capacity.
     """
 
@@ -145,7 +145,7 @@ class BoardStatus:
 
     @classmethod
     def from_dict(cls, board: str, content: object) -> "BoardStatus":
-        """Parse what `board` said. `name` is the one it is known by here, whatever it calls itself."""
+        """Parse what `board` said. `name` is the one used here, no matter what the board calls itself."""
         said, faults = _object(content), []
         plan = capacity = None
         try:

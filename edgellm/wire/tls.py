@@ -109,7 +109,7 @@ class Channel:
             while view:
                 view = view[self._tls.write(view) :]  # a record at a time
         except ssl.SSLError:
-            """After a fatal alert, of theirs or ours: reading has told, or will."""
+            """After a fatal alert, of theirs or ours: reading has reported it, or will."""
 
 
 # What is wrong with the peer's certificate, by OpenSSL's X509_V_ERR_*.

@@ -40,7 +40,7 @@ VOCABULARY = frozenset(
         "ggml.padding_token_id", "ggml.add_bos_token", "ggml.add_eos_token", "ggml.add_space_prefix",
     )
 )  # fmt: skip
-# Keys outside these sections are notes of the tool that wrote the file: nobody computes with them.
+# Keys outside these sections are notes of the tool that wrote the file: nothing computes with them.
 _SECTIONS = ("{arch}", "tokenizer", "adapter", "clip")
 
 # Keys of an architecture that change nothing at these values; a family that knows more reads them itself.

@@ -52,5 +52,5 @@ def end_token_ids(
 
 
 def ends_a_turn(text: str) -> bool:
-    """Return whether a token of this text ends a turn, an answer or a document, whatever else is said of it."""
+    """Return whether a token of this text ends a turn, an answer or a document, no matter how it is marked."""
     return text in _END_TEXTS

@@ -86,7 +86,7 @@ class Attention:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes a slot needs whatever its length: recurrent state, of which attention has none."""
+        """Bytes that a slot needs at any length: recurrent state, of which attention has none."""
         return 0
 
     @property
@@ -166,7 +166,7 @@ class Layer:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of recurrent state in a slot, whatever its length."""
+        """Bytes of recurrent state in a slot, independent of its length."""
         return self.mixer.state_bytes
 
     @property

@@ -117,7 +117,7 @@ class _Packed(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The whole weight in float32, for model code that looks at it: exact, but unpacked anew each time."""
+        """The whole weight in float32, for model code that looks at it: exact, but unpacked again each time."""
         return unpack(self.data, self.encoding, self.shape)
 
     def extra_repr(self) -> str:

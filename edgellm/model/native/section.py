@@ -65,7 +65,7 @@ class _Step(NamedTuple):
 
 class NativeSection:
     """Layers [start, end) of a decoder in one native call per step; the first section also embeds, the last also has
-    the head. A token's result is the same bit for bit whatever chunk or batch it is in. Not thread-safe.
+    the head. A token's result is the same bit for bit in any chunk or batch. Not thread-safe.
     """
 
     path = "native"
