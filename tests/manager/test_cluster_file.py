@@ -224,7 +224,7 @@ def test_unreadable_files_say_what_to_do(tmp_path, content):
         ClusterFile.read(tmp_path / "absent.json")
     with pytest.raises(ClusterError, match="Is a directory"):
         ClusterFile.read(tmp_path)
-    with pytest.raises(ClusterError, match="No such file or directory. Give another place"):
+    with pytest.raises(ClusterError, match="No such file or directory. Give another path"):
         ClusterFile.from_dict(content).write(tmp_path / "absent" / "cluster.json")
 
 
