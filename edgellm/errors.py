@@ -1,17 +1,17 @@
 """Every error that edgellm raises for a reason outside its own code.
 
     EdgellmError
-    ├── UsageError          the caller's words are off (exit 2)
+    ├── UsageError          the caller's arguments are wrong (exit 2)
     ├── CheckpointError     a source that can't be read or split
-    │   └── ManifestError   a manifest or shard that isn't what it says
+    │   └── ManifestError   a manifest or shard that is damaged or doesn't match
     ├── ModelError          an architecture that can't run in sections
     ├── PlanError           sections that don't fit
     ├── ClusterError        a cluster file that can't be used
-    ├── BoardError          a board that doesn't do its part (names the board)
+    ├── BoardError          a board that fails or can't be reached (names the board)
     │   ├── BusyError       a board with no free KV slot
     │   ├── ClaimError      a board that another manager is giving a plan, or that holds another epoch
-    │   └── AnswerError     a board that can't compute this answer, today or tomorrow
-    ├── WheelhouseError     wheels for the boards that can't be had
+    │   └── AnswerError     a board that can't compute this answer; asking again won't help
+    ├── WheelhouseError     wheels for the boards that can't be resolved, fetched or built
     └── ProtocolError
         ├── LocalProtocolError    we misused the wire
         └── RemoteProtocolError   they sent bad bytes
@@ -27,7 +27,7 @@ class EdgellmError(Exception):
 
 
 class UsageError(EdgellmError):
-    """The caller's words are off."""
+    """The caller's arguments are wrong."""
 
     exit_code = 2
 
@@ -37,7 +37,7 @@ class CheckpointError(EdgellmError):
 
 
 class ManifestError(CheckpointError):
-    """A manifest or a shard isn't what it says it is."""
+    """A manifest or a shard is damaged or doesn't match."""
 
 
 class ModelError(EdgellmError):
@@ -53,7 +53,7 @@ class ClusterError(EdgellmError):
 
 
 class BoardError(EdgellmError):
-    """A board doesn't do its part; `board` names it where one is known."""
+    """A board fails or can't be reached; `board` names it if it is known."""
 
     def __init__(self, message: str, board: str | None = None):
         super().__init__(message)

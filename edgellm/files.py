@@ -17,7 +17,7 @@ def write_atomically(path: Path, content: bytes, mode: int | None = None) -> Non
     With `mode` the file has these permissions from its first byte on, whatever the umask; without, the umask decides.
     """
     part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)  # an interrupted run left it, with whatever permissions
+    part.unlink(missing_ok=True)  # left by an interrupted run, with unknown permissions
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(part, flags, 0o666 if mode is None else mode)
     try:

@@ -1,4 +1,4 @@
-"""The largest things that a frame may carry: the wire enforces them, and a plan must keep to them (docs/wire.md)."""
+"""The largest values that a frame may carry: the wire enforces them, and plans must respect them (docs/wire.md)."""
 
 MAX_FRAME_BYTES = 64 << 20  # the largest body of a frame
 MAX_STEP_BYTES = MAX_FRAME_BYTES - 64  # the largest tensor in a frame, and the largest answer to a trace

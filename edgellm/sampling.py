@@ -1,4 +1,4 @@
-"""How the next token of an answer is to be chosen."""
+"""Options for choosing the next token of an answer."""
 
 import reprlib
 from dataclasses import asdict, dataclass, field, fields
@@ -25,7 +25,7 @@ def _whole(default: int, low: int, high: int) -> Any:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 is greedy. Raises UsageError for values out of range.
+    """Options for choosing the next token; temperature 0 is greedy. Raises UsageError for values out of range.
 
     An option is a line here, with a default that changes nothing.
     """

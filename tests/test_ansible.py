@@ -154,9 +154,9 @@ def test_the_sample_is_sound():
         ("edgellm_threads", "all", "expected a whole number from 1 to 1024"),
         ("edgellm_kv_dtype", "int8", "expected one of float16, float32"),
         ("edgellm_objective", "speed", "expected one of latency, throughput"),
-        ("edgellm_memory_max", "lots", "expected a size for systemd as 90% or 3G"),
-        ("edgellm_cores", "big", "expected cores as 4-7 or 0,2"),
-        ("edgellm_ram", "3", "expected a size as 3GB"),
+        ("edgellm_memory_max", "lots", "expected a size for systemd, such as 90% or 3G"),
+        ("edgellm_cores", "big", "expected cores, such as 4-7 or 0,2"),
+        ("edgellm_ram", "3", "expected a size, such as 3GB"),
         ("edgellm_model", "", "edgellm_model is '', expected a model"),
     ],
 )
@@ -173,12 +173,12 @@ def test_one_sentence_names_all_boards_of_a_wrong_variable():
 
 def test_a_variable_of_the_cluster_has_one_value():
     hosts = {"pi1": {**HOST, "edgellm_slots": 2}, "pi2": {"ansible_host": "192.0.2.2", "edgellm_slots": 4}}
-    assert "edgellm_slots is 2 on pi1 and 4 on pi2, but a cluster has one" in problems(hosts)[0]
+    assert "edgellm_slots is 2 on pi1 and 4 on pi2, but a cluster has one value" in problems(hosts)[0]
 
 
 def test_two_boards_with_one_address_are_named():
     assert problems({"pi1": HOST, "pi2": HOST}) == [
-        "boards pi1 and pi2 have one address, 192.0.2.1. Correct ansible_host of one of them."
+        "boards pi1 and pi2 share the address 192.0.2.1. Correct ansible_host of one of them."
     ]
     hosts = {"pi1": HOST, "pi2": {"ansible_host": "192.0.2.2", "edgellm_address": "192.0.2.1"}}
     assert "Correct edgellm_address" in problems(hosts)[0]
@@ -222,7 +222,7 @@ def test_a_board_with_another_name_is_not_gone():
 def test_what_changed_on_the_controller_is_counted_once():
     done, same = {"stdout": '{"changed": true}'}, {"stdout": '{"changed": false}'}
     assert inventory.controller_changes([{}, {"_model_command": same, "_cluster_form": {"skipped": True}}]) == []
-    assert inventory.controller_changes([{"_model_command": done}, {"_model_command": done}]) == ["a model is split"]
+    assert inventory.controller_changes([{"_model_command": done}, {"_model_command": done}]) == ["a model was split"]
     assert len(inventory.controller_changes([{"_wheelhouse_commands": {"results": [same, done]}}])) == 1
 
 
@@ -270,7 +270,7 @@ def test_what_is_tolerated(changes):
 
 def test_a_new_board_has_room_for_two_versions_of_the_software():
     sentence = boards.software_problem(facts(opt_free_kb="1000000"), "pi1", 600_000_000)
-    assert "board pi1 has 1024 MB free in /opt, two versions of the software take 1200 MB. Free some" in sentence
+    assert "board pi1 has 1024 MB free in /opt, but two versions of the software take 1200 MB. Free some" in sentence
     assert boards.software_problem(facts(opt_free_kb="1000000"), "pi1", 500_000_000) == ""
     assert boards.software_problem(facts(opt_free_kb="1000", installed="versions/0.1.0-x"), "pi1", 600_000_000) == ""
 
@@ -319,7 +319,7 @@ def test_estimated_ram(memory_max, ram, path, megabytes):
         ("ssh: connect to host 192.0.2.1 port 22: Connection timed out", "can't be reached over SSH"),
         ("ssh: connect to host 192.0.2.1 port 22: No route to host", "can't be reached over SSH"),
         ("ssh: connect to host 192.0.2.1 port 22: Connection refused", "nothing listens for SSH"),
-        ("Host key verification failed.", "its SSH host key is not known here"),
+        ("Host key verification failed.", "its SSH host key is unknown on this machine"),
         ("rsync: write failed on '/var/lib/x': No space left on device (28)", "its disk is full"),
         ("OSError: [Errno 30] Read-only file system: '/opt/x'", "its file system is read-only"),
         ("sudo: a password is required", "can't use sudo without a password"),
@@ -366,7 +366,7 @@ def test_a_board_with_little_room_gets_what_it_needs():
 
 
 def test_a_board_without_room_is_named_with_both_numbers():
-    assert "has 50 MB to spare in /var/lib, the files that it must hold take 100 MB" in pushed("", 250)["problem"]
+    assert "has 50 MB to spare in /var/lib, but the files it must hold take 100 MB" in pushed("", 250)["problem"]
 
 
 def test_corrupt_files_need_room_for_one():

@@ -1,4 +1,4 @@
-"""What a board's probe found, whether the board can be used, and failed tasks in one sentence."""
+"""Filters: a board's facts from its probe, whether the board can be used, and failed tasks in one sentence."""
 
 import json
 import re
@@ -6,12 +6,12 @@ import re
 PYTHON_LEAST = (3, 11)
 CLOCK_TOLERANCE_S = 3600
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-AGENT_BYTES = {"native": 120 << 20, "generic": 500 << 20}  # an agent's own memory; the second has torch in it
+AGENT_BYTES = {"native": 120 << 20, "generic": 500 << 20}  # an agent's own memory; generic includes torch
 SYSTEMS = ("debian", "ubuntu", "armbian", "raspbian")
 
 
 def board_facts(stdout: str, now_s: float) -> dict:
-    """The probe's `edgellm_NAME=VALUE` lines as a dict, with `clock_ahead_s` against `now_s` of this machine."""
+    """Return the probe's `edgellm_NAME=VALUE` lines as a dict, with `clock_ahead_s` against this machine's `now_s`."""
     found = dict(re.findall(r"^edgellm_(\w+)=(.*?)\s*$", stdout, re.M))
     facts = {"missing": [], "packages": [], "python": "", "python_minor": "", **found}
     facts["clock_ahead_s"] = int(found["time_s"]) - round(now_s) if found.get("time_s", "").isdigit() else 0
@@ -29,52 +29,52 @@ def board_facts(stdout: str, now_s: float) -> dict:
 
 
 def board_problem(facts: dict, board: str) -> str:
-    """Return why the board can't be used, with the way out, in one sentence or two; "" if its probe found nothing."""
+    """Return why the board can't be used and what to do, in one or two sentences; "" if it can."""
     system, machine, bits = facts.get("id", ""), facts["machine"], facts.get("bits", "")
     family = {system, *facts.get("id_like", "").split()}
     if facts.get("root") != "yes":
         return (
             f"board {board}: {facts.get('user', 'the user')} can't use sudo without a password. "
-            f"Allow it in /etc/sudoers.d, or name another user as ansible_user."
+            f"Allow it in /etc/sudoers.d, or set another user as ansible_user."
         )
     if not family & set(SYSTEMS):
-        named = facts.get("pretty") or system or "no Linux that names itself"
-        return f"board {board} runs {named}; edgellm knows Debian, Ubuntu and Armbian. Put one of them on its card."
+        named = facts.get("pretty") or system or "an unknown system"
+        return f"board {board} runs {named}; edgellm supports Debian, Ubuntu and Armbian. Install one of them."
     if machine not in MACHINES.values():
         return f"board {board} is {machine}; edgellm runs on x86_64 and aarch64. Use a 64-bit board."
     if bits == "32" or facts.get("packages_for", machine) in ("armhf", "armel", "i386"):
         return (
             f"board {board} has a 32-bit system ({facts.get('packages_for', '32 bits')}) on a 64-bit kernel "
-            f"({machine}). Put a 64-bit image on its card."
+            f"({machine}). Install a 64-bit image on its card."
         )
     if facts.get("systemd") != "yes":
         return (
-            f"board {board} was not booted with systemd, which is to supervise the agent. Put an image with systemd on "
-            f"its card."
+            f"board {board} was not booted with systemd, which edgellm needs to supervise the agent. Install an image "
+            f"with systemd on its card."
         )
     if read_only := facts.get("read_only"):
         return (
-            f"board {board}: {read_only} is on a read-only file system. Look for errors of its card in 'dmesg', then "
+            f"board {board}: {read_only} is on a read-only file system. Look for card errors in 'dmesg', then "
             f"remount it writable or replace the card."
         )
     if abs(facts["clock_ahead_s"]) > CLOCK_TOLERANCE_S:
         hours, way = abs(facts["clock_ahead_s"]) / 3600, "ahead of" if facts["clock_ahead_s"] > 0 else "behind"
         return (
             f"board {board}: its clock is {hours:.1f} hours {way} this machine's, and certificates would not be valid. "
-            f"Set it, with 'timedatectl set-ntp true' where it reaches a time server."
+            f"Set it; 'timedatectl set-ntp true' does so if the board reaches a time server."
         )
     return ""
 
 
 def software_problem(facts: dict, board: str, installed_bytes: int) -> str:
-    """Return why the software doesn't fit on a board without edgellm, with the way out; "" if it does.
+    """Return why the software doesn't fit on a board without edgellm, and what to do; "" if it fits.
 
     The disk must hold it twice, because the next version is installed beside the one that runs.
     """
     if not facts.get("installed") and facts["opt_free_kb"] * 1024 < 2 * installed_bytes:
         return (
-            f"board {board} has {facts['opt_free_kb'] * 1024 // 10**6} MB free in /opt, two versions of the software "
-            f"take {2 * installed_bytes // 10**6} MB. Free some, or use a larger card."
+            f"board {board} has {facts['opt_free_kb'] * 1024 // 10**6} MB free in /opt, but two versions of the "
+            f"software take {2 * installed_bytes // 10**6} MB. Free some space, or use a larger card."
         )
     return ""
 
@@ -85,13 +85,13 @@ def kind(facts: dict, generic: bool) -> list:
 
 
 def last_line(stderr: str) -> str:
-    """The sentence with which a command of ours failed, without its name."""
+    """Return the error sentence of a failed edgellm command, without the command's name."""
     lines = [line.strip() for line in str(stderr).splitlines() if line.strip()]
-    return lines[-1].removeprefix("edgellm: ").removeprefix("error: ") if lines else "it failed without a word"
+    return lines[-1].removeprefix("edgellm: ").removeprefix("error: ") if lines else "it failed without a message"
 
 
 def ram_estimate(facts: dict, memory_max: str, ram: str, path: str) -> int:
-    """Bytes that an agent may find free for a section, on a board that has none yet; `path` is native or generic."""
+    """Estimate the bytes that an agent will find free for a section; `path` is native or generic."""
     most = facts["ram_kb"] * 1024
     if match := re.fullmatch(r"([\d.]+)%", str(memory_max)):
         most = int(most * float(match[1]) / 100)
@@ -104,7 +104,7 @@ def ram_estimate(facts: dict, memory_max: str, ram: str, path: str) -> int:
 
 
 def with_packages(facts: dict, stdout: str) -> dict:
-    """The facts of a board as it will be when apt has installed what is missing; `stdout` is of the task that asked."""
+    """Return the board's facts once apt has installed what is missing; `stdout` is that of packages.sh."""
     found = dict(re.findall(r"^edgellm_(\w+)=(.*?)\s*$", stdout, re.M))
     if found.get("python"):
         facts = {**facts, "python": found["python"], "python_minor": found["python_minor"]}
@@ -112,21 +112,21 @@ def with_packages(facts: dict, stdout: str) -> dict:
 
 
 def packages_problem(facts: dict, stdout: str, board: str) -> str:
-    """Why apt can't bring what the board lacks; "" if it can. `stdout` is of the task that asked apt."""
+    """Return why apt can't install what the board lacks; "" if it can. `stdout` is that of packages.sh."""
     if re.search(r"^edgellm_packages=\S", stdout, re.M):
         return ""
     lacks, python = " and ".join(facts["missing"]), facts.get("python_version")
     if "python3" in facts["missing"]:
         lacks = lacks.replace("python3", "Python 3.11 or newer" + (f" (it has {python})" if python else ""))
-    reason = "its apt reaches no mirror" if "edgellm_mirror=no" in stdout else "its mirror has none"
+    reason = "its apt reaches no mirror" if "edgellm_mirror=no" in stdout else "its mirror doesn't offer it"
     return (
-        f"board {board} lacks {lacks}, and {reason}. Give it a mirror for this once, install it by hand, or use an "
+        f"board {board} lacks {lacks}, and {reason}. Let it reach a mirror once, install it by hand, or use an "
         f"image of Debian 12, Ubuntu 24.04 or newer."
     )
 
 
 def why(result, board: str, address: str = "") -> str:
-    """A failed or unreachable task's result as a sentence that names the board and the way out."""
+    """Return a failed or unreachable task's result as a sentence that names the board and says what to do."""
     texts = [result.get(key) for key in ("msg", "module_stderr", "stderr", "stdout")]
     for item in result.get("results") or []:
         texts += [item.get(key) for key in ("msg", "stderr") if item.get("failed")]
@@ -141,20 +141,20 @@ def why(result, board: str, address: str = "") -> str:
         return " ".join(text.split())
     said = [line.strip() for line in text.splitlines() if line.strip()] or ["it gave no reason"]
     words = f"{said[0]} {said[-1] if len(said) > 1 else ''}".rstrip(". ")[:600]
-    return f"board {board}: {words}. Mend that, and run it again."
+    return f"board {board}: {words}. Fix that, then run this again."
 
 
 def not_healthy(result, board: str, version: str, before: dict, journal: str) -> str:
-    """Why an agent doesn't run as it should, and what runs instead; `before` is the agent's state until then."""
+    """Return why the new agent doesn't run, and what runs instead; `before` is the agent's previous state."""
     if "systemd" not in str(result.get("invocation", "")) and "edgellm-agent" not in str(result.get("msg", "")):
         return why(result, board)
-    last = " | ".join(line.strip() for line in journal.splitlines()[-4:]) or "without a word"
-    back = f"{before['version']} runs again" if before.get("version") else "there is none before it to go back to"
-    return f"board {board}: the agent of edgellm {version} does not start, and {back}. Its journal ends: {last}."
+    last = " | ".join(line.strip() for line in journal.splitlines()[-4:]) or "without a message"
+    back = f"{before['version']} runs again" if before.get("version") else "there is no previous version to go back to"
+    return f"board {board}: the agent of edgellm {version} doesn't start, and {back}. Its journal ends: {last}."
 
 
 def answers(stdout: str, board: str) -> bool:
-    """Whether `board` answered, by what `edgellm status --json` printed."""
+    """Return whether `board` answered, according to the output of `edgellm status --json`."""
     try:
         return any(row["board"] == board and row["version"] for row in json.loads(stdout)["boards"])
     except (ValueError, KeyError, TypeError):
@@ -162,20 +162,21 @@ def answers(stdout: str, board: str) -> bool:
 
 
 def lost(board: str) -> str:
-    """The sentence for a board that stopped answering while it was being set up."""
+    """Return the sentence for a board that stopped answering while it was being set up."""
     return f"board {board} was lost while it was being set up. Check its power and cable, then run this again."
 
 
 REASONS = (
     (r"REMOTE HOST IDENTIFICATION HAS CHANGED",
-     "board {place} shows another SSH host key than before. If its card is new, forget the old key: 'ssh-keygen -R'."),
+     "board {place} has a different SSH host key than before. If its card is new, remove the old key with "
+     "'ssh-keygen -R'."),
     (r"Host key verification failed|authenticity of host",
-     "board {place}: its SSH host key is not known here. Log in once with 'ssh' and accept it."),
+     "board {place}: its SSH host key is unknown on this machine. Log in once with 'ssh' and accept it."),
     (r"Permission denied \(|Too many authentication failures|Permission denied, please try again",
      "board {place} refuses the SSH key or user. Correct ansible_user and ansible_ssh_private_key_file, "
      "or run 'ssh-copy-id'."),
     (r"no such identity|Load key .*(invalid format|error in libcrypto|Permission denied)|UNPROTECTED PRIVATE KEY",
-     "board {place}: the SSH private key can't be read here. Correct ansible_ssh_private_key_file, mode 0600."),
+     "board {place}: this machine can't read the SSH private key. Correct ansible_ssh_private_key_file, mode 0600."),
     (r"Could not resolve hostname|Name or service not known",
      "board {place}: its name can't be resolved. Give its IP address as ansible_host."),
     (r"Connection refused",
@@ -186,17 +187,17 @@ REASONS = (
     (r"No space left on device|Disk quota exceeded|Errno 28",
      "board {board}: its disk is full. Free some space, or use a larger card."),
     (r"Read-only file system|Errno 30",
-     "board {board}: its file system is read-only. Look for errors of its card in 'dmesg', remount or replace it."),
+     "board {board}: its file system is read-only. Look for card errors in 'dmesg', then remount or replace it."),
     (r"Input/output error|Structure needs cleaning|Errno 5\b",
-     "board {board}: its disk has errors. Look at 'dmesg', and replace the card."),
+     "board {board}: its disk has errors. Check 'dmesg', and replace the card."),
     (r"sudo: .*password is required|Missing sudo password|is not in the sudoers|may not run sudo",
-     "board {board}: its user can't use sudo without a password. Allow it in /etc/sudoers.d, or name another as "
+     "board {board}: its user can't use sudo without a password. Allow it in /etc/sudoers.d, or set another user as "
      "ansible_user."),
 )  # fmt: skip
 
 
 class FilterModule:
-    """For Ansible."""
+    """What Ansible loads."""
 
     def filters(self):
         return {

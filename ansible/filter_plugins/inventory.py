@@ -1,4 +1,4 @@
-"""What the inventory says, checked before a board is touched, and the boards as `edgellm controller` wants them."""
+"""Filters: check the inventory before any board is touched, and describe its boards for `edgellm controller`."""
 
 import json
 import re
@@ -15,14 +15,14 @@ BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 CLUSTER_WIDE = tuple(
     f"edgellm_{v}" for v in ("model", "quantize", "objective", "context", "slots", "chunk", "kv_dtype", "path")
 )
-# What argument_specs can't say.
+# What argument_specs can't express.
 TYPES = {"int": "whole number", "str": "text"}
 LIMITS = {"edgellm_port": (1, 65535), "edgellm_context": (1, 1 << 24), "edgellm_slots": (1, 1024),
           "edgellm_chunk": (1, 8192), "edgellm_threads": (1, 1024), "edgellm_drain_seconds": (0, 3600)}  # fmt: skip
 FORMS = {
-    "edgellm_memory_max": (r"\d+(\.\d+)?[KMGT%]?|infinity", "a size for systemd as 90% or 3G"),
-    "edgellm_cores": (r"\d{1,4}(-\d{1,4})?(\s*,\s*\d{1,4}(-\d{1,4})?)*", "cores as 4-7 or 0,2"),
-    "edgellm_ram": (r"\d+(\.\d+)?\s*([KMGT]i?)?B", "a size as 3GB"),
+    "edgellm_memory_max": (r"\d+(\.\d+)?[KMGT%]?|infinity", "a size for systemd, such as 90% or 3G"),
+    "edgellm_cores": (r"\d{1,4}(-\d{1,4})?(\s*,\s*\d{1,4}(-\d{1,4})?)*", "cores, such as 4-7 or 0,2"),
+    "edgellm_ram": (r"\d+(\.\d+)?\s*([KMGT]i?)?B", "a size, such as 3GB"),
     "edgellm_model": (r"[^\s'\"].*", "a model"),
 }
 CONNECTION = ("host", "port", "user", "ssh_private_key_file", "ssh_common_args", "ssh_extra_args", "host_key_checking",
@@ -30,20 +30,20 @@ CONNECTION = ("host", "port", "user", "ssh_private_key_file", "ssh_common_args",
 
 
 def inventory_problems(names, hostvars, options, sources) -> list[str]:
-    """Sentences, one a trouble, each with the name of the board or the variable and the way out; none if it is sound.
+    """Return one sentence per problem, which names the board or the variable and says what to do; [] if there is none.
 
-    `names` are the boards, `options` the variables of the inventory as the role's argument_specs have them, `sources`
-    the inventory's paths.
+    `names` are the boards, `options` the inventory's variables as in the role's argument_specs, and `sources` the
+    inventory's paths.
     """
     found = [p for source in sources for p in listed_twice(Path(source))]
-    told: dict[str, list[str]] = {}  # a sentence, and whom it is about
+    told: dict[str, list[str]] = {}  # a sentence, and the boards it is about
     for name in names:
         for sentence in _variables(hostvars[name], options):
             told.setdefault(sentence, []).append(name)
         if not BOARD_NAME.match(name):
             found.append(
-                f"board {name!r} has a name that edgellm can't use. Give it one of letters, digits, '.', '_' and '-', "
-                f"and its address as ansible_host."
+                f"board {name!r} has a name that edgellm can't use. Use letters, digits, '.', '_' and '-', "
+                f"and set its address as ansible_host."
             )
     for sentence, boards in told.items():
         found.append(f"{'board' if len(boards) == 1 else 'boards'} {', '.join(boards)}: {sentence}")
@@ -51,7 +51,7 @@ def inventory_problems(names, hostvars, options, sources) -> list[str]:
         values = {str(hostvars[name].get(variable, "")): name for name in reversed(names)}
         if len(values) > 1:
             each = " and ".join(f"{value or 'unset'} on {name}" for value, name in sorted(values.items()))
-            found.append(f"{variable} is {each}, but a cluster has one. Set it once, under [boards:vars].")
+            found.append(f"{variable} is {each}, but a cluster has one value. Set it once, under [boards:vars].")
     return found or _places(names, hostvars)
 
 
@@ -59,7 +59,7 @@ def _variables(values, options: dict) -> list[str]:
     mine = {key: values[key] for key in values if key.startswith("edgellm_")}
     found = []
     for key in sorted(mine.keys() - options.keys()):
-        found.append(f"there is no variable {key}. Correct or remove it; inventory.ini lists those there are.")
+        found.append(f"there is no variable {key}. Correct or remove it; inventory.ini lists all variables.")
     for key in sorted(mine.keys() & options.keys()):
         value, option = mine[key], options[key]
         if option["default"] == "" and (value is None or value == ""):
@@ -100,11 +100,11 @@ def _places(names, hostvars) -> list[str]:
 
 
 def _one_address(one: str, other: str, address: str, variable: str) -> str:
-    return f"boards {one} and {other} have one address, {address}. Correct {variable} of one of them."
+    return f"boards {one} and {other} share the address {address}. Correct {variable} of one of them."
 
 
 def listed_twice(path: Path) -> list[str]:
-    """Boards that an INI inventory has twice in one group; Ansible would merge the two without a word."""
+    """Return a sentence for each board listed twice in a group of an INI inventory; Ansible silently merges them."""
     if not path.is_file() or path.suffix in (".yml", ".yaml", ".json"):
         return []
     section, seen = "ungrouped", Counter()
@@ -118,14 +118,14 @@ def listed_twice(path: Path) -> list[str]:
                 seen[section, name] += 1
     return [
         f"board {name} is listed {'twice' if times == 2 else f'{times} times'} in [{section}] of {path.name}. "
-        f"Keep one line, or give the other a name of its own."
+        f"Keep one line, or give the other its own name."
         for (section, name), times in seen.items()
         if times > 1
     ]
 
 
 def resolve(address: str) -> str:
-    """An IP address as it is, a name's first address; OSError if it has none."""
+    """Return an IP address unchanged, or a name's first address; raise OSError if it has none."""
     try:
         return str(ip_address(address.strip("[]")))
     except ValueError:
@@ -133,8 +133,10 @@ def resolve(address: str) -> str:
 
 
 def fleet(names, hostvars, port) -> list[dict]:
-    """Boards for `edgellm controller`: name, host and port of the agent, and how to log in. `port` is the default. A
-    relative path of a key is one from where ansible-playbook was started, as for ssh."""
+    """Return boards for `edgellm controller`: name, agent's host and port, how to log in. `port` is the default.
+
+    As for ssh, a key's relative path starts where ansible-playbook was started.
+    """
     boards = []
     for name in names:
         values = hostvars[name]
@@ -156,14 +158,14 @@ def fleet(names, hostvars, port) -> list[dict]:
 
 
 def connections(names, hostvars) -> dict[str, dict]:
-    """How Ansible reached each board, without passwords: enough to stop its agent when its line is gone."""
+    """Return how Ansible reached each board, without passwords: enough to stop its agent once its line is gone."""
     wanted = [f"ansible_{c}" for c in CONNECTION]
     known = {name: {key: str(hostvars[name][key]) for key in wanted if hostvars[name].get(key)} for name in names}
     return {name: {"ansible_host": name, **values} for name, values in known.items()}
 
 
 def gone(known: dict, names, hostvars) -> list[str]:
-    """Boards that the last deploy knew and the inventory doesn't; not those that only have another name now."""
+    """Return boards that the last deploy knew and the inventory doesn't, except those that were only renamed."""
     here = {(str(hostvars[n].get("ansible_host") or n), int(hostvars[n].get("ansible_port") or 22)) for n in names}
     return [
         name for name, how in known.items()
@@ -172,7 +174,7 @@ def gone(known: dict, names, hostvars) -> list[str]:
 
 
 def formed(answer: dict) -> str:
-    """What `edgellm controller form` did, in a line."""
+    """Return what `edgellm controller form` did, in one line."""
     sections = ", ".join(f"{s['board']} layers {s['start']}-{s['end']}" for s in answer["sections"])
     unused = f"; not needed: {', '.join(answer['unused'])}" if answer.get("unused") else ""
     moved = f"; {answer['moved_bytes'] / 1e6:.1f} MB moved" if answer["changed"] else "; nothing changed"
@@ -180,20 +182,20 @@ def formed(answer: dict) -> str:
 
 
 def controller_changes(hosts) -> list[str]:
-    """What a run has changed on this machine, a line each, from what its tasks left in the boards' variables."""
+    """Return what a run has changed on this machine, a line each, from the results its tasks left on the boards."""
     found = []
     for host in hosts:
         answers = {
-            "a model is split": [host.get("_model_command")],
-            "wheels are built or fetched": (host.get("_wheelhouse_commands") or {}).get("results", []),
-            "certificates are made or renewed": [host.get("_authority_command")],
-            "the cluster has another plan or cluster file": [host.get("_cluster_form")],
+            "a model was split": [host.get("_model_command")],
+            "wheels were built or fetched": (host.get("_wheelhouse_commands") or {}).get("results", []),
+            "certificates were made or renewed": [host.get("_authority_command")],
+            "the cluster's plan or its cluster file has changed": [host.get("_cluster_form")],
         }
         for told, results in answers.items():
             if any(_changed(result) for result in results):
                 found.append(told)
         if host.get("_cluster_remembered") != host.get("_cluster_before"):
-            found.append("boards are reached another way, or others")
+            found.append("boards.json has changed: other boards, or other ways to reach them")
     return list(dict.fromkeys(found))
 
 
@@ -205,7 +207,7 @@ def _changed(result) -> bool:
 
 
 class FilterModule:
-    """For Ansible."""
+    """What Ansible loads."""
 
     def filters(self):
         return {

@@ -1,19 +1,19 @@
-"""Which of a model's files a board lacks, and which of them it gets."""
+"""Filters: which of a model's files a board lacks, and which of them to push."""
 
 import re
 
 
 def checksums(files: list[dict]) -> str:
-    """Files as `sha256sum --check` reads them."""
+    """Return the files in the format of `sha256sum --check`."""
     return "".join(f"{f['sha256']}  {f['name']}\n" for f in files)
 
 
 def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb: int) -> dict:
-    """What to push to a board, after `sha256sum --check` of `files` there and a last line of `df -Pk`.
+    """Return what to push to a board. `stdout` is `sha256sum --check` of `files` there, then the last line of `df -Pk`.
 
-    {"names", "corrupt", "short": its disk has no room for all, "disk_bytes" that it has for shards, "problem": a
-    sentence if there is no room for `least`, "message", "filters" for rsync}. `spare_mb` stay free. Corrupt files are
-    replaced one by one, so they need room for one.
+    {"names", "corrupt", "short": its disk is too small for all files, "disk_bytes" that it has for shards, "problem":
+    a sentence if there is no room for `least`, "message", "filters" for rsync}. `spare_mb` stay free. Corrupt files are
+    replaced one by one, so they need room for one only.
     """
     whole = set(re.findall(r"^(\S+): OK$", stdout, re.M))
     corrupt = set(re.findall(r"^(\S+): FAILED$", stdout, re.M))
@@ -29,7 +29,7 @@ def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb:
     chosen = needed if short else lacking
     if room(chosen) > free_bytes:
         problem = (
-            f"board {board} has {max(0, free_bytes) / 1e6:.0f} MB to spare in /var/lib, the files that it must hold "
+            f"board {board} has {max(0, free_bytes) / 1e6:.0f} MB to spare in /var/lib, but the files it must hold "
             f"take {room(chosen) / 1e6:.0f} MB. Free some space, or use a larger card."
         )
     names, total = [f["name"] for f in chosen], sum(f["bytes"] for f in chosen)
@@ -45,13 +45,13 @@ def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb:
 
 
 def disk(hostvars) -> dict:
-    """What a board's disk could hold of the model, where that is less than all of it."""
+    """Return the bytes of shards that fit on a board's disk, as {"disk_bytes"}; {} if all of them fit."""
     found = hostvars.get("shards_push") or {}
     return {"disk_bytes": found["disk_bytes"]} if found.get("short") else {}
 
 
 def section_files(sections: list[dict], board: str, files: list[dict], least: list[str]) -> list[str]:
-    """Names of the files that `board` needs for its section of a plan, and to measure itself."""
+    """Return the names of the files that `board` needs for its section of a plan, and to measure its speed."""
     end = max(s["end"] for s in sections)
     wanted = set(least)
     for section in sections:
@@ -63,7 +63,7 @@ def section_files(sections: list[dict], board: str, files: list[dict], least: li
 
 
 class FilterModule:
-    """For Ansible."""
+    """What Ansible loads."""
 
     def filters(self):
         return {

@@ -49,7 +49,7 @@ def compare(model, score: Callable[[], list[float]], moved: int = 0) -> list[dic
     for way, function in WAYS.items():
         error = power = 0.0
         for linear, weight in zip(linears, originals, strict=True):
-            # SmolLM2's rows of 576 are no multiple of 256: blocks may reach over a row's end here
+            # SmolLM2's rows of 576 are not a multiple of 256: blocks may reach over a row's end here
             groups = weight.roll(-moved, dims=1).reshape(-1, 32)
             parts = [function(part) for part in groups.split(3 << 13)]
             linear.weight.copy_(torch.cat(parts).view_as(weight).roll(moved, dims=1))

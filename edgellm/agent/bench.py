@@ -1,6 +1,6 @@
-"""How fast this machine reads memory and multiplies a layer's weights, in numbers that an owner can send us.
+"""Measures how fast this machine reads memory and multiplies a layer's weights.
 
-Only products count, which are nine tenths of a step; weights are random. Needs no model and no torch.
+Only products count, which are nine tenths of a step; weights are random. Needs neither a model nor torch.
 """
 
 import statistics
@@ -21,7 +21,7 @@ _FINITE = 0x3C  # bytes below it make fp16 scales and floats that are small
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides how much one layer has to read and to compute."""
+    """The sizes that decide how much one layer reads and computes."""
 
     name: str
     hidden: int
@@ -51,7 +51,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What computes: the board's name and its processors, as far as the system tells."""
+    """The board's name and its processors, as far as the system reports them."""
 
     board: str
     cpu: str
@@ -65,11 +65,11 @@ class Row:
     tokens: int
     ms_per_layer: float
     gb_per_s: float  # of weights read
-    gop_per_s: float  # two operations a weight and token: GFLOP/s where weights are floats
+    gop_per_s: float  # two operations per weight and token: GFLOP/s where weights are floats
 
 
 def read_speed(count: int = _READ_BYTES, seconds: float = 0.5) -> float:
-    """Return what one core reads from memory, in GB/s."""
+    """Return how fast one core reads memory, in GB/s."""
     data = np.ones(count // 64 * 64, np.uint8)
     return data.nbytes / _median(lambda i: library.read(data), seconds) / 1e9
 
@@ -77,7 +77,7 @@ def read_speed(count: int = _READ_BYTES, seconds: float = 0.5) -> float:
 def measure(
     shape: Shape, encodings: list[str], tokens: list[int], seconds: float = 0.5, cold_bytes: int = _COLD_BYTES
 ) -> Iterator[Row]:
-    """Yield a row for each encoding and number of tokens, each measured for about so many seconds."""
+    """Yield a row for each encoding and number of tokens, each measured for about this many seconds."""
     rng = np.random.default_rng(0)
     for encoding in encodings:
         count = sum(library.weight_bytes(encoding, matrix) for matrix in shape.matrices)
@@ -98,7 +98,7 @@ def measure(
 
 
 def describe(root: Path = Path("/")) -> Machine:
-    """Return what the machine says of itself: on boards the device tree's model and the cores' kinds."""
+    """Return a description of this machine: on boards the device tree's model and the cores' kinds."""
     board = _text(root / "proc/device-tree/model").strip("\0\n ")
     facts = [line.partition(":") for line in _text(root / "proc/cpuinfo").splitlines()]
     names = [value.strip() for key, _, value in facts if key.strip() == "model name"]

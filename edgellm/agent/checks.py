@@ -1,4 +1,4 @@
-"""What messages must be to fit the plan that this board serves: the checks that the wire alone can't make."""
+"""Checks that messages fit the plan that this board serves, which the wire alone can't check."""
 
 import reprlib
 from typing import TYPE_CHECKING
@@ -65,7 +65,7 @@ def check_hidden(stage: "Stage", sender: str, message: m.Hidden) -> None:
 
 
 def check_tokens(stage: "Stage", sender: str, message: m.Tokens) -> None:
-    """Raise RemoteProtocolError unless `sender` may tell `stage` which tokens were chosen, and they exist."""
+    """Raise RemoteProtocolError unless `sender` may tell `stage` which tokens were chosen, and the tokens exist."""
     if sender != stage.tokens_from:
         raise RemoteProtocolError(f"tokens from {sender}; board {stage.board} takes none from it")
     if max(message.ids) >= stage.section.vocab_size:

@@ -1,4 +1,4 @@
-"""The connections that others make to this board: how many, for how long, and who they are."""
+"""Incoming connections of this board, with limits on their number and their silence."""
 
 import asyncio
 import logging
@@ -44,7 +44,7 @@ class Connections:
         return peer
 
     def sweep(self) -> None:
-        """Let go of peers that fell silent (asleep, unplugged); strangers that have said hello become peers."""
+        """Drop peers that fell silent (asleep, unplugged); strangers that have said hello become peers."""
         now_s = asyncio.get_running_loop().time()
         for peer in list(self.peers):
             hello = peer.protocol.peer
@@ -54,7 +54,7 @@ class Connections:
         self._know_greeted()
 
     def section_changed(self) -> None:
-        """Have all connections take steps as large as the new plan's."""
+        """Let all connections accept steps as large as the new plan's."""
         for peer in (*self.peers, *self.strangers):
             peer.protocol.max_step_bytes = self._step_bytes()
 

@@ -1,4 +1,4 @@
-"""Which cores to compute on: what /sys tells of them, which sets are worth a try, and which one the timings favour."""
+"""Chooses cores to compute on: what /sys reports, which sets are worth measuring, and which one is the fastest."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,8 +8,8 @@ from pathlib import Path
 from edgellm.errors import UsageError
 from edgellm.kernels.abi import constants
 
-_ALIKE = 0.9  # cores of at least so much of the fastest one's speed are of its kind
-_WORTH = 0.97  # more cores must take at most so much of the time of fewer
+_ALIKE = 0.9  # a core with at least this share of the fastest one's speed is of its kind
+_WORTH = 0.97  # more cores must take at most this share of the time of fewer
 _MOST_CORES: int = constants.MOST_THREADS  # that the pool has threads for
 _MOST_CPU = 1023  # as in a cpu_set_t
 
@@ -46,7 +46,7 @@ def parse_list(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         ends = first, last if dash else first
         if not all(n.isascii() and n.isdigit() for n in ends) or not int(ends[0]) <= int(ends[1]) <= _MOST_CPU:
-            raise UsageError(f"{text[:60]!r} is no list of cores, expected one like 4-7 or 0,2")
+            raise UsageError(f"{text[:60]!r} is not a list of cores, expected one like 4-7 or 0,2")
         found += range(int(ends[0]), int(ends[1]) + 1)
     if len(set(found)) < len(found):
         raise UsageError(f"{text[:60]!r} names a core twice")
@@ -72,7 +72,7 @@ def allowed_cores() -> tuple[int, ...]:
 
 
 def read_cores(allowed: Iterable[int], *, root: Path = Path("/")) -> tuple[Core, ...]:
-    """Return the allowed cores, the fastest first. Speed is cpu_capacity, else the highest frequency; where neither can
+    """Return the allowed cores, the fastest first. Speed is cpu_capacity, else the highest frequency; if neither can
     be read for all of them, they count as equal."""
     folder, numbers = root / "sys/devices/system/cpu", list(allowed)
     speeds = [1.0] * len(numbers)
@@ -83,7 +83,7 @@ def read_cores(allowed: Iterable[int], *, root: Path = Path("/")) -> tuple[Core,
             break
     siblings = [_first_of(folder / f"cpu{n}/topology/thread_siblings_list", n) for n in numbers]
     cores = [Core(*facts) for facts in zip(numbers, speeds, siblings, strict=True)]
-    # By kind, then by number: the system numbers neighbours that share a cache one after the other.
+    # By kind, then by number: the system numbers neighbours that share a cache one after another.
     kinds = {c.number: i for i, kind in enumerate(_kinds(cores)) for c in kind}
     return tuple(sorted(cores, key=lambda c: (kinds[c.number], c.number)))
 
@@ -100,12 +100,12 @@ def candidates(cores: Sequence[Core]) -> list[tuple[int, ...]]:
 
 
 def fastest_kind(cores: Sequence[Core]) -> tuple[int, ...]:
-    """Return the cores of the fastest kind: a good guess where nothing could be measured."""
+    """Return the cores of the fastest kind: a good guess if nothing could be measured."""
     return tuple(c.number for c in _kinds(cores)[0])[:_MOST_CORES]
 
 
 def choose(seconds: dict[tuple[int, ...], float]) -> tuple[int, ...]:
-    """Return the set with the least seconds a step; of two about as fast the smaller, which leaves a core to others."""
+    """Return the set with the fewest seconds per step; of two about as fast, the smaller, which leaves a core free."""
     best: tuple[int, ...] = ()
     for some in sorted(seconds, key=len):
         if not best or seconds[some] < _WORTH * seconds[best]:
@@ -114,19 +114,19 @@ def choose(seconds: dict[tuple[int, ...], float]) -> tuple[int, ...]:
 
 
 def settled(cores: Sequence[Core], threads: int | None, wanted: tuple[int, ...] | None, pin: bool) -> Choice | None:
-    """Return what needs no measuring: what the owner said, or the only core there is; None: measure the candidates.
+    """Return the choice that needs no measurement: the owner's, or the only core; None if candidates must be measured.
 
-    `threads` alone takes the fastest cores where some are slower, or all; else the system places them, for other agents
-    may be told the same. Without `pin` (torch's threads would all inherit one core) the system places them on the cores
-    that were given or else are fast. Raises UsageError for cores that can't be used.
+    `threads` alone takes the fastest cores where some are slower, or all; else the system places them, because other
+    agents may have the same option. Without `pin` (torch's threads would all inherit one core), the system places them
+    on the given cores, or else on the fast ones. Raises UsageError for cores that can't be used.
     """
     numbers, fast = tuple(c.number for c in cores), fastest_kind(cores)
     if wanted is not None:
         if strange := [n for n in wanted if n not in numbers]:
             have = format_list(sorted(numbers))
-            raise UsageError(f"core {strange[0]} isn't there or isn't ours to use. Give some of {have} with --cores.")
+            raise UsageError(f"core {strange[0]} doesn't exist or is not available. Choose from {have} with --cores.")
         if threads is not None and threads != len(wanted):
-            raise UsageError(f"{threads} threads on {len(wanted)} cores: leave --threads out, or give as many cores")
+            raise UsageError(f"{threads} threads on {len(wanted)} cores: leave out --threads, or give as many cores")
         return Choice(min(len(wanted), _MOST_CORES), wanted[:_MOST_CORES], "as told", pin)
     some_slow = len(fast) < len(numbers)
     if threads is not None:

@@ -1,4 +1,4 @@
-"""Hands each message to what it is for, once it is known to fit what this board holds."""
+"""Hands each message to its handler, once it is known to fit what this board holds."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task] = set()
 
     def close(self) -> None:
-        """Give up the changes of the plan that are under way."""
+        """Cancel the changes of the plan that are under way."""
         for task in self._tasks:
             task.cancel()
 
@@ -43,7 +43,7 @@ class Dispatcher:
             case m.Claim():
                 peer.send(m.Claimed(self._claim(peer, message.content)))
             case m.Assign() | m.Commit() if self._changes >= _MAX_CHANGES:
-                peer.refuse(f"{_MAX_CHANGES} changes of the plan wait already")
+                peer.refuse(f"{_MAX_CHANGES} changes of the plan are already waiting")
             case m.Assign() | m.Commit():
                 self._changes += 1  # counted when it arrives
                 task = asyncio.create_task(self._change(peer, message))
@@ -116,7 +116,7 @@ class Dispatcher:
         except EdgellmError as e:
             error = str(e)
             log.warning("refused a section: %s", error)
-        except Exception as e:  # whatever loading raises: the manager waits for an answer
+        except Exception as e:  # loading may raise anything, and the manager waits for an answer
             error = f"{type(e).__name__}: {e}"
             log.exception("could not load a section")
         finally:

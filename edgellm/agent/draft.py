@@ -8,12 +8,12 @@ _LONGEST, _SHORTEST = 4, 2  # tokens of the suffix that is looked for; a single 
 _FIRST = 4  # drafts before anything is known
 _PAUSE = 8  # steps without drafts after the first misses in a row
 _LONGEST_PAUSE = 64
-_MISSES = 3  # so many in a row begin a pause
+_MISSES = 3  # this many in a row begin a pause
 
 
 class Drafter:
-    """Proposes what comes next. How much depends on how its drafts did: more after those that were all accepted, less
-    after others; after misses in a row it pauses, for longer each time until one is accepted again."""
+    """Proposes the next tokens. It proposes more after drafts that were all accepted, and fewer after others. After
+    several misses in a row it pauses, for longer each time, until a draft is accepted again."""
 
     def __init__(self, ids: Sequence[int]):
         self._text = bytearray(np.asarray(ids, "<u4").tobytes())
@@ -21,11 +21,11 @@ class Drafter:
         self._misses, self._pause, self._next_pause = 0, 0, _PAUSE
 
     def extend(self, ids: Sequence[int]) -> None:
-        """Append what came next in the sequence."""
+        """Append the next tokens of the sequence."""
         self._text += np.asarray(ids, "<u4").tobytes()
 
     def propose(self, most: int) -> tuple[int, ...]:
-        """Return up to `most` tokens that may come next; none where nothing occurred before, or in a pause."""
+        """Return up to `most` tokens that may come next; none if the text has not occurred before, or in a pause."""
         if self._pause:
             self._pause -= 1
             return ()
@@ -37,7 +37,7 @@ class Drafter:
             if at >= 0:
                 begin = at + 4 * length
                 follows = np.frombuffer(self._text[begin : begin + 4 * count], "<u4").tolist()
-                return tuple(follows[i % len(follows)] for i in range(count))  # what ends too soon goes round
+                return tuple(follows[i % len(follows)] for i in range(count))  # too short: repeat it
         return ()
 
     def learn(self, proposed: int, accepted: int) -> None:

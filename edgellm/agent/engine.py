@@ -1,6 +1,6 @@
 """Runs a section in a thread: owns its KV slots, and computes the steps that its scheduler chooses.
 
-Nothing here knows of sockets or of what a section is made of: see model/protocols.py.
+It knows neither sockets nor the inside of a section: see model/protocols.py.
 """
 
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Job:
-    """Something else to run with the section, for `owner`, in a slot of its own."""
+    """Another task to run with the section, for `owner`, in a slot of its own."""
 
     run: Callable[[Section[Any], Any], None]
     dropped: Callable[[], None]
@@ -153,7 +153,7 @@ class Engine:
             self._changed.notify()
 
     def forget_jobs(self, owner: object) -> None:
-        """Drop the jobs that `owner` has queued, without calling their `dropped`. A running one goes on."""
+        """Drop the jobs that `owner` has queued, without calling their `dropped`. A running one continues."""
         with self._changed:
             for job in [j for j in self._jobs if j.owner is owner]:
                 self._jobs.remove(job)
@@ -166,7 +166,7 @@ class Engine:
             self._changed.notify()
 
     def join(self) -> None:
-        """Wait until the thread has ended, then let go of section and slots. Takes as long as a step: not for an event
+        """Wait until the thread has ended, then release section and slots. Takes as long as a step: not for an event
         loop."""
         self._thread.join()
         with self._changed:
@@ -216,7 +216,7 @@ class Engine:
                 self._running = 0
 
     def _compute(self, section: Section[Any], batch: list[tuple[Step, _Held]]) -> None:
-        """Run steps together, account for them, and deliver what came of those whose sequences are still open."""
+        """Run steps together, account for them, and deliver the outcomes of those whose sequences are still open."""
         began_s = self._step_since_s = time.perf_counter()
         outcomes = _forward(section, batch)
         self._step_since_s = None
@@ -240,14 +240,14 @@ class Engine:
 
 
 def _forward(section: Section[Any], batch: list[tuple[Step, _Held]]) -> list[Outcome]:
-    """Run these steps together; if that fails, one by one, so that only those whose own step fails are told."""
+    """Run these steps together; if that fails, one by one, so that only sequences whose own step fails end."""
     for step, held in batch:
         held.slot.begin(step.position, step.ids, step.long)
     try:
         results = section.forward_many([step for step, _ in batch])
         if len(results) != len(batch):
             raise RuntimeError(f"the section gave {len(results)} results for {len(batch)} steps")
-    except Exception as e:  # whatever a model's code raises ends sequences, not the agent
+    except Exception as e:  # a model's code may raise anything, which must end sequences but not the agent
         if len(batch) > 1:
             log.warning("a batch of %d steps failed (%s); they run one by one", len(batch), e)
             return [outcome for one in batch for outcome in _forward(section, [one])]

@@ -1,6 +1,6 @@
-"""How the board itself is doing, out of /sys and /proc: heat, throttling, voltage, link, RAM, uptime.
+"""The board's condition, from /sys and /proc: temperature, throttling, voltage, link, RAM, uptime.
 
-What can't be read is None: no board has everything, and none of it is worth failing for.
+A value that can't be read is None: no board has everything, and none of it is worth failing for.
 """
 
 import ipaddress
@@ -40,7 +40,7 @@ def health(address: str | None = None, *, root: Path = Path("/")) -> Health:
 def _or_none(read: Callable[[], _Fact | None]) -> _Fact | None:
     try:
         return read()
-    except Exception:  # whatever a driver makes of its files
+    except Exception:  # drivers may raise anything
         return None
 
 
@@ -71,9 +71,9 @@ def _cooled(root: Path) -> bool | None:
 
 
 def _held_down(root: Path) -> bool | None:
-    """Whether a CPU may not run at its top frequency.
+    """Return whether a CPU may not run at its top frequency.
 
-    Only where no cooling device tells: an owner, or the image (Armbian does), may hold it down on purpose.
+    Use this only if there is no cooling device, because an owner or an image (Armbian's) may cap it on purpose.
     """
     pairs = [
         (_number(policy / "scaling_max_freq"), _number(policy / "cpuinfo_max_freq"))
@@ -84,7 +84,7 @@ def _held_down(root: Path) -> bool | None:
 
 
 def _counts_rose(root: Path) -> bool | None:
-    """Return whether an x86 core was throttled since the last look; None on the first, and where nothing counts."""
+    """Return whether an x86 core was throttled since the last look; None on the first call, and if no core counts."""
     cores = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle")
     counts = [_number(core / name) for core in cores for name in ("core_throttle_count", "package_throttle_count")]
     known = [c for c in counts if c is not None]
@@ -120,9 +120,9 @@ def _link_mbit(root: Path, address: str | None) -> int | None:
 
 
 def _interface(root: Path, address: str | None) -> str | None:
-    """The interface of this address, or of the default route.
+    """Return the interface of this address, or of the default route.
 
-    Out of the routing table: a hardened unit may not ask the kernel (AF_NETLINK) which interface has an address.
+    It comes from the routing table, because a hardened unit may not ask the kernel (AF_NETLINK) for addresses.
     """
     try:
         ip = ipaddress.ip_address((address or "").strip("[]").partition("%")[0])
@@ -182,7 +182,7 @@ def _number(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str | None:
-    """Return a small file's text; None if it can't be read: some give an error while they have nothing to say."""
+    """Return a small file's text; None if it can't be read: some files give an error while they have no value."""
     try:
         with open(path, "rb") as f:
             return f.read(_MAX_READ).decode(errors="replace").strip()

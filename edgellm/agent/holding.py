@@ -1,4 +1,4 @@
-"""What this board holds: its stage of a plan, and while a manager changes the plan, the stage to come."""
+"""What this board holds: its stage of a plan and, while a manager changes the plan, the next stage."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ class _Loaded:
 
 @dataclass
 class _Next:
-    """A stage to come. `loaded` is None until the switch if there is no room beside the old section."""
+    """The next stage. `loaded` is None until the switch if there is no room beside the old section."""
 
     plan: Plan
     addresses: dict[str, Address]
@@ -81,7 +81,7 @@ class Holding:
         return min(free, self._ram_bytes) if self._ram_bytes else free
 
     def claim(self, peer: Peer, content: dict) -> None:
-        """Let `peer` change the plan. Raises ClaimError if another does, or if it doesn't know what is held here."""
+        """Let `peer` change the plan. Raises ClaimError if another does, or if it is wrong about what we hold."""
         epoch, replaces = content.get("epoch"), content.get("replaces")
         if epoch is None:
             self.release(peer)
@@ -98,7 +98,7 @@ class Holding:
         self._claim, self._next = (peer, epoch), None
 
     def release(self, peer: Peer) -> None:
-        """End the claim of `peer`, who gave it back or is gone; drop what it had prepared."""
+        """End the claim of `peer`, which returned it or is gone; drop what it had prepared."""
         if self._claim is not None and self._claim[0] is peer:
             self._claim = self._next = None
 
@@ -123,7 +123,7 @@ class Holding:
             return {"beside": beside, "loaded_bytes": coming.loaded_bytes}
 
     async def commit(self, peer: Peer, epoch) -> dict:
-        """Switch to what was prepared, and give the claim back. Running sequences end with code epoch.
+        """Switch to the prepared stage, and end the claim. Running sequences end with code epoch.
 
         Returns {"loaded_bytes"}. Raises EdgellmError if nothing of that epoch was prepared, or loading it fails; then
         the board holds the new epoch without a section.
@@ -136,14 +136,14 @@ class Holding:
             self._next = None
             try:
                 await self._switch(coming)
-            finally:  # claimed until it is done, so that whoever looks on waits
+            finally:  # claimed until it is done, so that other managers wait
                 self.release(peer)
             return {"loaded_bytes": coming.loaded_bytes}
 
     async def _switch(self, coming: _Next) -> None:
         plan = coming.plan
         loaded = self._loaded if self._is_held(plan) else coming.loaded
-        self.epoch = plan.epoch  # before anything is waited for: no claim may count on the old one from now on
+        self.epoch = plan.epoch  # before the first await: from now on no claim may rely on the old one
         await self._leave(plan.epoch)
         if self.board not in plan.boards:
             log.info("holds no section, epoch %d", plan.epoch)
@@ -250,11 +250,11 @@ class Holding:
         return await in_own_thread(load)
 
     async def _leave(self, epoch: int) -> None:
-        """Give up the running stage, and wait for its running step, whose memory the next section may need."""
+        """Give up the running stage, and wait for its running step, because the next section may need the memory."""
         stage, self.stage, self._loaded = self.stage, None, None
         if stage is not None:
             self._leaving = stage
-            stage.stop(f"board {self.board} went on to epoch {epoch}")
+            stage.stop(f"board {self.board} has moved on to epoch {epoch}")
             await asyncio.to_thread(stage.engine.join)
             stage.let_go()
             self._leaving = None

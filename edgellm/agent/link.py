@@ -1,4 +1,4 @@
-"""A connection to another board that is dialled when it is first needed, and keeps the order of what is sent."""
+"""A connection to another board, dialled when it is first needed, which keeps messages in order."""
 
 import asyncio
 import logging
@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 
 
 class Link:
-    """Sends to `board` at HOST:PORT. When that stops working, `on_failed(reason)` is called, because what was sent
-    lately may be lost. The next `send` dials again."""
+    """Sends to `board` at HOST:PORT. When the connection fails, `on_failed(reason)` is called, because recent
+    messages may be lost. The next `send` dials again."""
 
     def __init__(self, board: str, host: str, port: int, me: Hello, on_failed: Callable[[str], None], *, tls=None):
         self.board = board
@@ -37,7 +37,7 @@ class Link:
             self._dialling = asyncio.create_task(self._dial())
 
     def send(self, *messages) -> None:
-        """Send now and in one piece, or as soon as the connection stands."""
+        """Send in one piece: now, or as soon as the connection is up."""
         if self._peer is not None:
             before = self._peer.sent_bytes
             self._peer.send(*messages)
@@ -69,7 +69,7 @@ class Link:
         self.send(*waiting)
 
     def _ignore(self, peer: Peer, message) -> None:
-        """Ignore a message: a listening board has nothing to say on this connection."""
+        """Ignore a message, because a listening board sends nothing on this connection."""
 
     def _lost(self, peer: Peer, reason: str) -> None:
         if peer is self._peer:

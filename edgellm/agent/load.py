@@ -1,4 +1,4 @@
-"""From shard files to a section that the engine can run: native where its family is known, else torch inside."""
+"""Loads shard files into a section that the engine can run: native if its family is known, else with torch."""
 
 import logging
 import threading
@@ -17,7 +17,7 @@ _threads = 1
 
 
 def set_threads(count: int, cores: tuple[int, ...] = ()) -> None:
-    """Have everything in this process compute on `count` threads, the i-th of them on the i-th of `cores` if any.
+    """Make everything in this process compute on `count` threads, the i-th of them on the i-th of `cores` if any.
 
     Torch takes as many when a section needs it. Raises ValueError if that isn't possible.
     """

@@ -1,4 +1,4 @@
-"""What this machine can offer: RAM that is free for a section, and how fast it decodes."""
+"""Measures what this machine can offer: RAM that is free for a section, and how fast it decodes."""
 
 import logging
 import time
@@ -11,8 +11,8 @@ from edgellm.shards.manifest import Manifest, Shard
 from edgellm.wire.status import ShardsHere
 
 log = logging.getLogger(__name__)
-_DECODE_STEPS, _DECODE_S = (5, 21), 0.4  # at least, at most; seconds after which the least will do
-_ALIKE = 1.05  # the least will do as well if so many were nearly as fast as the fastest: nothing disturbed them
+_DECODE_STEPS, _DECODE_S = (5, 21), 0.4  # at least, at most; seconds after which the minimum is enough
+_ALIKE = 1.05  # the minimum is also enough if this many were nearly as fast as the fastest: nothing disturbed them
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _MOST_CACHE_BYTES = 32 << 20
 _HOP_S = 0.0005  # a hop on a wired LAN with our framing; the planner's only guess
@@ -31,7 +31,7 @@ def free_ram_bytes() -> int:
 
 
 def disk_free_bytes(folder: Path) -> int:
-    """Return how many bytes may still be written beside `folder`; 0 if that can't be told."""
+    """Return how many bytes may still be written beside `folder`; 0 if unknown."""
     try:
         return psutil.disk_usage(str(folder)).free
     except OSError:
@@ -100,7 +100,7 @@ def load_timed(manifest: Manifest, folder: Path, path: str = "auto"):
 def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tuple[float, float]:
     """Return the seconds to decode one token through one layer and through the head, with the kernels in use.
 
-    Times `timed_layers`, and the head behind the last layer. Where these shards aren't here it is scaled by its bytes:
+    Times `timed_layers`, and the head behind the last layer. If its shard is missing, the time is scaled by bytes:
     too much for a small model, whose layers take more than their bytes do. Raises ManifestError if no layer is here, or
     all are corrupt.
     """
@@ -134,7 +134,7 @@ def _decode_s(section, want_logits: bool) -> float:
 
 
 def _cache_bytes() -> int:
-    """Return the size of a core's largest cache, within bounds: of a virtual machine /sys may say anything."""
+    """Return the size of a core's largest cache, within bounds, because /sys of a virtual machine may say anything."""
     found = []
     for path in _CACHES.glob("index*/size"):
         try:
@@ -145,7 +145,7 @@ def _cache_bytes() -> int:
 
 
 def hop_s() -> float:
-    """Return the seconds from a step's end here to its beginning at the next board: a guess."""
+    """Estimate the seconds from a step's end here to its beginning on the next board."""
     return _HOP_S
 
 

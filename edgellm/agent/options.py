@@ -1,4 +1,4 @@
-"""What an agent is told when it starts."""
+"""An agent's start options."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class AgentOptions:
-    """`ram_bytes` caps the offer; `threads` and `cores` are for computing (None: what turns out to be the fastest);
-    `drain_s` is how long running answers may go on after SIGTERM; `tls` is the folder of this board's certificate
+    """`ram_bytes` caps the offer; `threads` and `cores` are for computing (None: the fastest, as measured);
+    `drain_s` is how long running answers may continue after SIGTERM; `tls` is the folder of this board's certificate
     (None: plain TCP); `path` is load_section's; `kernels` names the instruction set of the native kernels, once the
     agent has chosen its cores."""
 

@@ -25,7 +25,7 @@ def pong(stage: "Stage | None", number: int) -> m.Pong:
 
 
 def board_status(options: AgentOptions, holding: "Holding", layer_s: float, head_s: float) -> BoardStatus:
-    """Return what the board offers and holds; a token takes it `layer_s` a layer, and `head_s` for the head."""
+    """Return what the board offers and holds; a token takes `layer_s` seconds per layer, and `head_s` for the head."""
     name, manifest, stage = options.name, holding.manifest, holding.stage
     return BoardStatus(
         name=name,
@@ -47,7 +47,7 @@ def board_status(options: AgentOptions, holding: "Holding", layer_s: float, head
 
 
 def sequence_stats(sequence: Sequence, done: Stats, path: str) -> SequenceStats:
-    """Return what this board did for a sequence; `path` says which code computed."""
+    """Return what this board did for a sequence; `path` names the code that computed it."""
     return SequenceStats(path=path, accepted_tokens=sequence.accepted, sent_bytes=sequence.sent_bytes, **vars(done))
 
 

@@ -8,7 +8,7 @@ cached prefix, the last token of an answer, that token with drafts. What matters
 - Everything else is computed in *chunks*, each alone: short steps in its batch would wait for it on every board.
 - Between two chunks each sequence may have one short step, so neither kind stops the other.
 - A chunk is due some turns after it began to wait: as many as its pass still has chunks, but at most four. So a short
-  prompt overtakes a long one, long ones take turns, and nobody is overtaken forever.
+  prompt overtakes a long one, long ones take turns, and none is overtaken forever.
 - On the first board short steps may wait for others to gather, see `_gather_s`.
 """
 
@@ -24,7 +24,7 @@ _BATCH_STEPS = 16
 _BATCH_TOKENS = 64  # at most: no more than a chunk, which is what the plan has reserved memory for (plan/needs.py)
 _PATIENCE = 4  # turns until a chunk is due, at most
 _LOOK_AGAIN_S = 0.005  # at a congested link
-_LATE = 4  # a sequence that stays away for so many times its usual absence is silent
+_LATE = 4  # a sequence that stays away for this many times its usual absence is silent
 
 
 class Choice(NamedTuple):
@@ -77,7 +77,7 @@ class Scheduler:
         queue = self._queues.setdefault(step.seq_id, _Queue())
         if queue.left_s is not None:
             absence_s, queue.left_s = now_s - queue.left_s, None
-            # One long absence, behind somebody's prompt, isn't usual yet.
+            # One long absence, behind another sequence's prompt, isn't usual yet.
             queue.absence_s = absence_s if queue.absence_s is None else min(absence_s, 2 * queue.absence_s)
         queue.steps.append(step)
         if len(queue.steps) == 1:
@@ -94,10 +94,10 @@ class Scheduler:
             self.waiting -= len(queue.steps)
             self.waiting_bytes -= sum(step.x.nbytes for step in queue.steps) - queue.steps[0].x[: queue.taken].nbytes
         if not self.waiting:
-            self._gathers_until_s = None  # nobody is left who waited
+            self._gathers_until_s = None  # none is left that waited
 
     def next(self, now_s: float, congested: bool = False) -> Choice:
-        """Choose what to run now. While `congested`, results can't be sent on: chunks wait, and short steps go on."""
+        """Choose what to run now. While `congested`, results can't be sent: chunks wait, short steps continue."""
         short: list[_Queue] = []
         long: list[_Queue] = []
         for queue in self._queues.values():
@@ -127,12 +127,12 @@ class Scheduler:
     # Inside
 
     def _line_up(self, queue: _Queue) -> None:
-        """Have the head of a queue wait behind all others."""
+        """Put the head of a queue behind all others."""
         self._order += 1
         queue.order, queue.turn = self._order, self._turn
 
     def _chunk_of(self, queue: _Queue) -> int:
-        """Return how many tokens to compute next: a chunk, but what wants logits stays in one piece."""
+        """Return how many tokens to compute next: a chunk, but tokens that need logits stay together."""
         left = queue.left
         return left if left <= self._chunk else min(self._chunk, left - queue.steps[0].logits) or left
 
@@ -186,7 +186,7 @@ class Scheduler:
         """Return how much longer to wait for more short steps before running those that wait; 0 = run now.
 
         With more groups than boards, each group reads all weights for fewer tokens, and no board is busier. The wait
-        is bounded by what the last batch took, because some may not come: they are held up on their way. A sequence
+        is bounded by what the last batch took, because some may be delayed on their way. A sequence
         that is open and silent isn't waited for, and a new one doesn't wait.
         """
         if not self._groups or any(queue.absence_s is None for queue in short):

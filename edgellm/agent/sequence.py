@@ -1,4 +1,4 @@
-"""A sequence as a stage knows it: what was asked, what was said, and what may be chosen next."""
+"""A sequence as a stage knows it: its prompt, its answer so far, and which tokens may be chosen next."""
 
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Sequence:
     eos: frozenset[int]
     sampling: Sampling
     logits: bool
-    reuse: int = 0  # at most so many tokens of the prompt
+    reuse: int = 0  # at most this many tokens of the prompt
     speculate: bool = False
     drafter: Drafter | None = None
     drafts: tuple[int, ...] = ()  # in the step under way
@@ -48,7 +48,7 @@ class Sequence:
 
     def end_with(self, position: int, chosen: list[int], context: int) -> tuple[list[int], str]:
         """Return those of the tokens `chosen` for `position` and behind it that belong to the answer, and why the
-        answer ends with the last of them; "" if it goes on."""
+        answer ends with the last of them; "" if it continues."""
         for count, token in enumerate(chosen, 1):
             if finish := self._finish_of(position + count - 1, token, context):
                 return chosen[:count], finish

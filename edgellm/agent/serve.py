@@ -31,13 +31,13 @@ from edgellm.wire.status import BoardStatus
 
 log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
-_SWITCH_S = 0.0005  # a step that is done waits no longer than this for the loop to let it go on: Python's own is 5 ms
+_SWITCH_S = 0.0005  # the longest that a finished step waits for the event loop's thread; Python's default is 5 ms
 _IDLE_STEP_BYTES = 64 << 10  # largest step frame while no plan says how large they are
 
 
 class Agent:
     """One board. `run()` returns when it has been told to stop and running answers have ended. `take_cores` decides
-    what is computed on; None leaves it."""
+    which cores compute; None changes nothing."""
 
     def __init__(
         self, options: AgentOptions, load=load_section, measure_decode=measure.measure_decode, take_cores=None
@@ -149,7 +149,7 @@ class Agent:
 
 
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:
-    """Run an agent until SIGTERM or SIGINT, or until the file `until_eof` ends (a parent process that is gone)."""
+    """Run an agent until SIGTERM or SIGINT, or until the file `until_eof` ends (its parent process has ended)."""
     verified.keep_in(state_folder(), options.name)
     agent = Agent(
         options,

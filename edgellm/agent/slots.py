@@ -1,4 +1,4 @@
-"""KV slots with what they hold: a new sequence gets the one that has most of its prompt already."""
+"""KV slots and their contents: a new sequence gets the slot that already holds most of its prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class HeldSlot:
             del self.ids[position:]
 
     def computed(self, position: int, ids: Sequence[int]) -> None:
-        """Record that these tokens were computed at `position`. Behind a gap they count for nothing."""
+        """Record that these tokens were computed at `position`. Behind a gap, they don't count."""
         if position <= len(self.ids) < position + len(ids):
             self.ids[position:] = ids
 
@@ -44,7 +44,8 @@ class Slots:
         already holds: never all, because the last one must be computed. The caller has checked that a slot is free.
 
         The slot is the one that saves most: the tokens it shares, less an eighth of those that would be lost in it,
-        because people ask about what was said last. In the slot that has been free for longest nothing counts as lost.
+        because people usually ask about the last answer. In the slot that has been free for longest, nothing counts
+        as lost.
         """
         most = min(most, len(ids) - 1)
         if most <= 0:
@@ -66,7 +67,7 @@ class Slots:
         self._free.append(slot)
 
     def clear(self) -> None:
-        """Let go of all slots."""
+        """Release all slots."""
         self._free.clear()
 
 

@@ -32,7 +32,9 @@ _MAX_WAITING_BYTES = 64 << 20  # hidden states that may wait here before a board
 
 class Stage:
     """`section` with its KV `slots` under `plan` on board `board`. `addresses` gives (host, port) by board; `tls` is
-    what to dial them with. `hidden_from` and `tokens_from` name the boards that may send those; None: nobody."""
+    the credentials for dialling them. `hidden_from` and `tokens_from` name the boards that may send those; None:
+    nobody.
+    """
 
     def __init__(
         self, plan: Plan, board: str, addresses: dict[str, Address], section: Section[Any], slots: list[Slot],
@@ -79,7 +81,7 @@ class Stage:
         self.engine.stop()
 
     def let_go(self) -> None:
-        """Let go of the section, whose memory the next one may need. The engine must have ended."""
+        """Release the section, because the next one may need its memory. The engine must have ended."""
         del self.section
 
     # From a manager
@@ -100,7 +102,7 @@ class Stage:
                 sequence.drafter = Drafter(ids)
 
     def close(self, peer: Peer, message: m.Close) -> None:
-        """Free the slot and answer `closed` with what was done; of an unknown sequence, with nothing."""
+        """Free the slot and answer `closed` with what was done; for an unknown sequence, with nothing."""
         sequence = self._sequences.get(message.seq_id)
         if sequence is not None and sequence.owner is not peer:
             return
@@ -126,7 +128,7 @@ class Stage:
             peer.pause_reading()
 
     def tokens(self, message: m.Tokens) -> None:
-        """Go on with tokens that the last board has chosen. Those that came before change nothing."""
+        """Continue with tokens that the last board has chosen. Repeated ones change nothing."""
         sequence = self._sequences.get(message.seq_id)
         if sequence is None:
             return
@@ -161,12 +163,12 @@ class Stage:
         return self._rope_switch_len is not None and pass_len > self._rope_switch_len
 
     def _feed(self, sequence: Sequence, start: int) -> None:
-        """Queue ids[start:]; after the last of them a token is wanted."""
+        """Queue ids[start:]; a token is to be chosen after the last of them."""
         sequence.drafts = ()
         self._submit_ids(sequence, start, sequence.ids[start:], 1)
 
     def _go_on(self, sequence: Sequence) -> None:
-        """Queue the last token, and what may follow it."""
+        """Queue the last token, and drafts behind it."""
         sequence.drafts = ()
         if sequence.drafter is not None:
             most = sequence.most_drafts(self.plan.context, self._rope_switch_len, len(self._sequences))
@@ -189,7 +191,7 @@ class Stage:
         return self._next is not None and self._next.congested
 
     def _deliver(self, outcomes: list[Outcome]) -> None:
-        """Choose tokens where there are logits, then hand over to the loop: each sequence's choice at once, so that the
+        """Choose tokens where there are logits, then hand them to the loop: each sequence's choice at once, so that the
         first board doesn't wait for the others'. Runs in the engine's thread."""
         if not self.is_last:
             self.loop.call_soon_threadsafe(self._computed, outcomes)
@@ -201,12 +203,12 @@ class Stage:
                     sequence.sampler = Sampler(sequence.sampling, self.section.vocab_size)
                 try:
                     outcome.chosen = choose(sequence.sampler, sequence.ids, logits, step.ids, step.end)
-                except Exception as e:  # NaN, or whatever else: it ends this sequence
+                except Exception as e:  # NaN, or anything else: it ends this sequence
                     outcome.error = e
             self.loop.call_soon_threadsafe(self._computed, [outcome])
 
     def _relieve(self, all_of_them: bool = False) -> None:
-        """Read again from boards that were made to wait, if enough of what waited is gone."""
+        """Read again from paused boards, if enough of the waiting states are gone."""
         if self._paused and (all_of_them or self.engine.waiting_bytes <= _MAX_WAITING_BYTES // 2):
             for peer in self._paused:
                 peer.resume_reading()
@@ -248,7 +250,7 @@ class Stage:
                 sequence.sent_bytes += sent * len(step.x) // tokens
 
     def _chosen(self, sequence: Sequence, outcome: Outcome) -> None:
-        """Tell first board and manager which tokens were chosen, as far as the answer goes."""
+        """Send the chosen tokens to the first board and to the manager, up to the answer's end."""
         logits = outcome.result
         assert logits is not None
         position = outcome.step.end - len(logits) + 1  # where the first of them goes
@@ -273,7 +275,7 @@ class Stage:
         sequence.owner.send(message)
 
     def _wait_for_owner(self, sequence: Sequence, outcome: Outcome) -> None:
-        """Have a sequence wait until its manager has read more: logits are large."""
+        """Make a sequence wait until its manager has read more, because logits are large."""
 
         async def wait() -> None:
             await sequence.owner.drain()

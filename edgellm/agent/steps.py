@@ -1,4 +1,4 @@
-"""A step: tokens of one sequence that are known and not computed yet, and what came of computing them."""
+"""A step: tokens of one sequence that are known and not computed yet, and the outcome of computing them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

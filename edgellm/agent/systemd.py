@@ -1,4 +1,4 @@
-"""What an agent tells systemd: that it is ready, that it drains, that it is alive. Silent where nobody listens."""
+"""Tells systemd that the agent is ready, drains, or is alive. Does nothing without systemd."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ def watchdog() -> None:
 
 
 def _notify(message: str) -> None:
-    """Send to systemd's socket. What can't be sent is dropped, because the service matters more than its status."""
+    """Send to systemd's socket. A message that can't be sent is dropped, because the service matters more."""
     place = os.environ.get("NOTIFY_SOCKET")
     if not place or place[0] not in "/@":
         return

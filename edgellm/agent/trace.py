@@ -1,4 +1,4 @@
-"""A trace: what each layer of a section makes of a whole sequence, for `edgellm verify`."""
+"""A trace: each layer's output for a whole sequence, for `edgellm verify`."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def answer_trace(stage: "Stage", peer: Peer, layer: int, x: np.ndarray) -> None:
-    """Run the section of `stage` over `x` in a slot of its own; send `peer` one `traced` a layer, or a refusal.
+    """Run the section of `stage` over `x` in a slot of its own; send `peer` one `traced` per layer, or a refusal.
 
     `x` is int64 [tokens] or float32 [tokens, hidden_size]; `layer` is the section's first one.
     """
@@ -24,7 +24,7 @@ def answer_trace(stage: "Stage", peer: Peer, layer: int, x: np.ndarray) -> None:
     def job(section, slot) -> None:
         try:
             outputs = section.trace(x, slot)
-        except Exception as e:  # whatever a model's code raises
+        except Exception as e:  # a model's code may raise anything
             log.exception("trace failed")
             stage.loop.call_soon_threadsafe(peer.refuse, f"trace failed: {e}")
             return
@@ -33,7 +33,7 @@ def answer_trace(stage: "Stage", peer: Peer, layer: int, x: np.ndarray) -> None:
             stage.loop.call_soon_threadsafe(peer.send, answer)
 
     def dropped() -> None:
-        stage.loop.call_soon_threadsafe(peer.refuse, f"board {stage.board} went on to another plan")
+        stage.loop.call_soon_threadsafe(peer.refuse, f"board {stage.board} has moved on to another plan")
 
     try:
         stage.engine.run_with_slot(job, dropped, owner=peer)

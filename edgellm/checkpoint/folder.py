@@ -30,7 +30,7 @@ class FolderSource(Source):
         self.where = str(folder)
         self.name = name or self.folder.name
         if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder} has no config.json, so it is no Hugging Face model folder")
+            raise CheckpointError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
         self._config_json = read_json(folder / "config.json")
         # Both keys are in use; what is read here is no longer quantized, and config.json doesn't say so any more.
         quantization = [self._config_json.pop(k, None) for k in ("quantization_config", "compression_config")]
@@ -101,7 +101,7 @@ class FolderSource(Source):
         names = sorted(set(self._indexed.values()))
         for name in names:
             if "/" in name or name in (".", ".."):
-                raise CheckpointError(f"{index} names {name[:120]!r}, which is no plain file name")
+                raise CheckpointError(f"{index} names {name[:120]!r}, which is not a plain file name")
         return names
 
     def tensors(self, model) -> dict[str, SourceTensor]:

@@ -1,4 +1,4 @@
-"""The chat templates of a Hugging Face folder, whichever of its files holds them."""
+"""The chat templates of a Hugging Face folder, from any of the files that may hold them."""
 
 from pathlib import Path
 

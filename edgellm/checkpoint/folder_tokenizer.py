@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder as one tokenizer.json, whichever files name its tokens."""
+"""The tokenizer of a Hugging Face folder as one tokenizer.json, from all files that name its tokens."""
 
 import json
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> FolderTokenizer | None:
     library = _library(folder)
     if library is None:
         return None
-    # Training scripts leave their cuts and fillings behind; transformers resets them before it reads a prompt.
+    # Training scripts leave truncation and padding behind; transformers resets them before it reads a prompt.
     library.no_truncation()
     library.no_padding()
     special_map = read_json_if_there(folder / "special_tokens_map.json")
@@ -56,8 +56,8 @@ def read_tokenizer(folder: Path, vocab_size: int) -> FolderTokenizer | None:
         files["chat_template.jinja"] = templates["default"].encode()
     elif templates:
         notes.append(
-            f"{folder} has the chat templates {', '.join(sorted(templates))[:200]}, and none named default, so "
-            "the model takes no chat, only --raw."
+            f"{folder} has the chat templates {', '.join(sorted(templates))[:200]}, but none named default, so "
+            "the model can only be asked with --raw."
         )
     if len(templates) > 1:
         told["chat_template"] = [{"name": name, "template": text} for name, text in sorted(templates.items())]
@@ -81,7 +81,7 @@ def _library(folder: Path) -> Tokenizer | None:
         try:
             return Tokenizer.from_str(json.dumps(content))
         except Exception as e:  # the library raises plain Exception for whatever it can't parse
-            raise CheckpointError(f"{path} is no tokenizer: {one_line(e)}") from None
+            raise CheckpointError(f"{path} is not a tokenizer: {one_line(e)}") from None
     if found := next((folder / name for name in _VOCABULARIES if (folder / name).is_file()), None):
         if found.suffix == ".model" and not _is_sentencepiece(found):
             raise _only_ranks(found)
@@ -168,13 +168,13 @@ def _added_tokens(folder: Path, config: dict, special_map: dict, names: dict[str
         where = folder / "tokenizer_config.json"
         token = _token(value, special=False)
         if token is None:
-            raise CheckpointError(f"{where}: added_tokens_decoder says of token {str(i)[:20]}: {str(value)[:80]}")
+            raise CheckpointError(f"{where}: added_tokens_decoder has for token {str(i)[:20]}: {str(value)[:80]}")
         listed[_id(i, where)] = token
     return [*sorted(listed.items()), *((None, token) for token in special)]
 
 
 def _add_tokens(library: Tokenizer, tokens: list, vocab_size: int, folder: Path) -> list[str]:
-    """Add tokens to `library` as transformers would; return notes about those that get another id than was said."""
+    """Add tokens to `library` as transformers would; return notes about those that get a different id."""
     there = {t.content: t for t in library.get_added_tokens_decoder().values()}
     room = vocab_size - library.get_vocab_size()
     chosen: dict[str, AddedToken] = {}
@@ -190,8 +190,8 @@ def _add_tokens(library: Tokenizer, tokens: list, vocab_size: int, folder: Path)
     library.add_tokens([*chosen.values()])
     said = {token.content: wanted for wanted, token in tokens if wanted is not None and token.content in chosen}
     return [
-        f"{folder}: token {text[:60]!r} is said to be {wanted}, and its place in the vocabulary is {found}; it is "
-        f"{found}, as in transformers."
+        f"{folder}: token {text[:60]!r} should have the id {wanted}, but the vocabulary has {found}. The id "
+        f"{found} is used, as in transformers."
         for text, wanted in said.items()
         if (found := library.token_to_id(text)) != wanted
     ]

@@ -59,7 +59,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict:
     if vocabulary.model not in _KINDS:
         raise CheckpointError(
             f"{vocabulary.where}: tokenizer.ggml.model is {vocabulary.model[:40]!r}; readable are "
-            f"{' and '.join(_KINDS)}. Give the model's safetensors folder."
+            f"{' and '.join(_KINDS)}. Use the model's safetensors folder."
         )
     return {
         "version": "1.0",

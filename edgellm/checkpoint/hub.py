@@ -1,4 +1,4 @@
-"""A hub id as a folder: huggingface_hub's own cache, its offline mode, and its errors in one line each."""
+"""Downloads a hub id as a folder, with huggingface_hub's cache and offline mode, and its errors in one line each."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _PATTERNS = [
 
 
 def fetch_hub(name: str, progress=None) -> Path:
-    """The folder of hub model `name`: from the cache, else downloaded (config, tokenizer and safetensors only)."""
+    """Return the folder of hub model `name`: from the cache, else download config, tokenizer and safetensors."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -28,7 +28,7 @@ def fetch_hub(name: str, progress=None) -> Path:
         return Path(snapshot_download(name, allow_patterns=_PATTERNS, **kwargs))
     except GatedRepoError:
         raise CheckpointError(
-            f"{name}: its authors grant access one by one. Ask on https://huggingface.co/{name}, then run "
+            f"{name}: access needs its authors' permission. Request it on https://huggingface.co/{name}, then run "
             "'hf auth login' or set HF_TOKEN."
         ) from None
     except RepositoryNotFoundError:
@@ -39,10 +39,10 @@ def fetch_hub(name: str, progress=None) -> Path:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise CheckpointError(
             f"{name} isn't in the Hugging Face cache, and the hub can't be reached (HF_HUB_OFFLINE is set, or no "
-            "network). Fetch it where there is network, or give a folder."
+            "network). Fetch it on a machine with network, or give a folder."
         ) from None
     except Exception as e:  # of many kinds: HTTP, disk, names it doesn't like, its own without a common base
-        raise CheckpointError(f"{name}: the hub can't give it: {one_line(e)}") from None
+        raise CheckpointError(f"{name}: the hub can't provide it: {one_line(e)}") from None
 
 
 def _bar(name: str, progress):

@@ -12,7 +12,7 @@ def read_json(path: Path) -> dict:
     """Return the JSON object in a file; raise CheckpointError with the path if there is none."""
     content = parse_json(read_limited(path), path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object")
     return content
 
 
@@ -37,7 +37,7 @@ def parse_json(raw: bytes, path: Path):
     try:
         return json.loads(raw)  # goes by the byte order mark, if there is one
     except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path} is no JSON: {str(e).splitlines()[0][:200]}") from None
+        raise CheckpointError(f"{path} is not JSON: {str(e).splitlines()[0][:200]}") from None
 
 
 def read_text(path: Path) -> str:
@@ -45,7 +45,7 @@ def read_text(path: Path) -> str:
     try:
         return read_limited(path).decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise CheckpointError(f"{path} is no UTF-8 (byte {e.start} is {e.object[e.start]:#04x})") from None
+        raise CheckpointError(f"{path} is not UTF-8 (byte {e.start} is {e.object[e.start]:#04x})") from None
 
 
 def to_bytes(content) -> bytes:

@@ -1,4 +1,4 @@
-"""What a split of a source consists of: facts for the manifest, and the tensors of every shard."""
+"""The layout of a split: facts for the manifest, and the tensors of every shard."""
 
 from dataclasses import dataclass
 

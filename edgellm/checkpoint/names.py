@@ -1,4 +1,4 @@
-"""How a checkpoint's tensor names become those of the transformers model.
+"""Maps a checkpoint's tensor names to those of the transformers model.
 
 transformers renames and merges some checkpoint tensors when it loads (experts of a layer into one tensor, say); the
 same tables are applied here, a tensor at a time.

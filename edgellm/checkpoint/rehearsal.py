@@ -86,7 +86,7 @@ def _compare(config: PreTrainedConfig, model: nn.Module, expected: np.ndarray) -
         if apart <= _TOLERANCE:
             return
     raise ModelError(
-        f"{kind}: its sections give other results than transformers; logits of a tiny model differ by "
+        f"{kind}: its sections give different results from transformers; logits of a tiny model differ by "
         f"{100 * apart:.2g} % of the largest, {100 * _TOLERANCE:g} % is allowed"
     )
 
@@ -112,7 +112,7 @@ def _layers_for_every_kind(config: PreTrainedConfig, structure: Structure) -> in
 
 
 def _per_layer(content: dict[str, Any], layers: int) -> dict[str, list[Any]]:
-    """Return the config's lists that have an entry a layer."""
+    """Return the config's lists that have an entry per layer."""
     return {k: list(v) for k, v in content.items() if isinstance(v, (list, tuple)) and len(v) == layers}
 
 

@@ -157,7 +157,7 @@ def disk_error(error: OSError, path: Path, need: int) -> CheckpointError:
         free = shutil.disk_usage(path.parent).free
         return CheckpointError(
             f"{path}: the disk is full: this file needs {need} bytes, {free} are free. Free some space and run the "
-            "same command again; it goes on with this file."
+            "same command again; it continues with this file."
         )
     return CheckpointError(f"{error.filename or path}: {error.strerror or error}")
 

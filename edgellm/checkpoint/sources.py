@@ -82,13 +82,13 @@ def open_source(text: str, progress: Progress | None = None) -> Source:
             return GGUFSource(path)
         if path.suffix in (".safetensors", ".json"):
             raise CheckpointError(f"{path}: give the folder that holds it, {path.parent}, not the file")
-        raise CheckpointError(f"{path} is no .gguf file and no folder. {_accepted()}")
+        raise CheckpointError(f"{path} is neither a .gguf file nor a folder. {_accepted()}")
     if _HUB_ID.match(text) and path.suffix.lower() != ".gguf":
         from edgellm.checkpoint.folder import FolderSource
         from edgellm.checkpoint.hub import fetch_hub
 
         return FolderSource(fetch_hub(text, progress), name=text)
-    raise CheckpointError(f"{text!r} is no folder, no file and no model's name. {_accepted()}")
+    raise CheckpointError(f"{text!r} is not a folder, a file or a model's name. {_accepted()}")
 
 
 def _accepted() -> str:

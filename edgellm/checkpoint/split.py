@@ -28,7 +28,7 @@ def split(
 ) -> Manifest:  # fmt: skip
     """Split `source` into shards in the folder `out`; return the Manifest.
 
-    Goes on where an interrupted split of the same source stopped, writes only the tokenizer and config files anew if
+    Continues where an interrupted split of the same source stopped, writes only the tokenizer and config files again if
     nothing else changed, and returns at once if nothing did. `progress(shard name, bytes done, bytes in all)` is called
     as bytes are written, and once for each shard that is there already; `note(sentence)` with what else to say.
     `replace` replaces another model's split in `out`; `force` does too, and writes every shard again. Raises
@@ -66,7 +66,7 @@ def _split(source: Source, out: Path, quantize: str, progress, force: bool, repl
                     total = sum(s.bytes for s in finished.shards)
                     progress(MANIFEST_NAME, total, total)
                 return finished
-            note(f"{out}: took over what changed: {', '.join(changed)}. The shards stay as they are.")
+            note(f"{out}: updated {', '.join(changed)}. The shards are unchanged.")
         return _write(source, out, quantize, progress, journal, force, Path(aside), files)
 
 

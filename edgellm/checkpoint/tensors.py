@@ -65,7 +65,7 @@ def from_f32(values: np.ndarray, encoding: str) -> np.ndarray:
 
 
 def _block_values(blocks: np.ndarray, encoding: str) -> np.ndarray:
-    """Return float32 [rows, columns] of GGUF's blocks, uint8 [rows, bytes a row]."""
+    """Return float32 [rows, columns] of GGUF's blocks, uint8 [rows, bytes per row]."""
     q, d, m = split_blocks(blocks, encoding)
     values = q.astype(np.float32)
     if encoding == "int4s":
@@ -81,7 +81,7 @@ class Rows:
     """A tensor whose first dimension can be read piece by piece.
 
     `shape` counts elements. `encoding` says what `read` returns: an array of that dtype (PLAIN), or GGUF's blocks,
-    uint8 [rows, bytes a row].
+    uint8 [rows, bytes per row].
     """
 
     def __init__(self, shape: tuple[int, ...], encoding: str):
@@ -135,7 +135,7 @@ class BlockRows(Rows):
         self._file, self._offset, self._row_bytes, self._type_id, self._what = file, offset, row_bytes, type_id, what
 
     def _raw(self, start: int, stop: int) -> np.ndarray:
-        """Return rows along the first dimension as uint8 [rows × inner rows, bytes a row]."""
+        """Return rows along the first dimension as uint8 [rows × inner rows, bytes per row]."""
         inner = math.prod(self.shape[1:-1])
         stride = inner * self._row_bytes
         raw = self._file.read(self._offset + start * stride, (stop - start) * stride, self._what)

@@ -1,4 +1,4 @@
-"""The command line: one function a command, heavy imports inside. Answers on stdout, everything else on stderr."""
+"""The command line: one function per command, heavy imports inside it. Answers go to stdout, all else to stderr."""
 
 import click
 

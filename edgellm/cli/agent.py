@@ -17,26 +17,26 @@ from edgellm.errors import UsageError
 @click.option("--shards", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True,
               help="Folder with a manifest and shard files.")  # fmt: skip
 @click.option("--listen", default=f"127.0.0.1:{config.DEFAULT_PORT}", show_default=True, metavar="HOST:PORT",
-              help="Address to serve on; port 0 takes a free one.")  # fmt: skip
+              help="Address to listen on; port 0 takes a free port.")  # fmt: skip
 @click.option("--name", help="The board's name in plans.  [default: the host's name]")
 @click.option("--threads", type=click.IntRange(1, 1024),
-              help="Computing threads.  [default: the fastest number, measured]")  # fmt: skip
-@click.option("--cores", metavar="LIST", help="Compute on these cores, as 4-7 or 0,2.  [default: as for --threads]")
+              help="Number of compute threads.  [default: measured, the fastest]")  # fmt: skip
+@click.option("--cores", metavar="LIST", help="Cores to compute on, such as 4-7 or 0,2.  [default: measured]")
 @click.option("--path", type=click.Choice(["auto", "generic"]), default="auto", show_default=True,
-              help="auto: native code where edgellm has it for the model; generic: transformers.")  # fmt: skip
-@click.option("--ram", metavar="SIZE", help="Offer at most this much RAM, as in 3GB.")
+              help="auto: native code if edgellm has it for the model; generic: transformers.")  # fmt: skip
+@click.option("--ram", metavar="SIZE", help="Offer at most this much RAM, such as 3GB.  [default: all that is free]")
 @click.option("--drain-seconds", type=click.FloatRange(0), default=60.0, show_default=True,
-              help="After SIGTERM, end running answers after this long.")  # fmt: skip
+              help="After SIGTERM, let running answers continue for this long.")  # fmt: skip
 @click.option("--tls", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="FOLDER",
-              help="Folder with ca.pem, cert.pem and key.pem of this board; required beyond loopback.")  # fmt: skip
-@click.option("--announce", is_flag=True, hidden=True, help="Print the address as JSON when it listens.")
-@click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin does.")
+              help="Folder with this board's ca.pem, cert.pem and key.pem; required beyond loopback.")  # fmt: skip
+@click.option("--announce", is_flag=True, hidden=True, help="Print the address as JSON once the agent listens.")
+@click.option("--until-eof", is_flag=True, hidden=True, help="Exit when stdin ends.")
 @verbose_option
 def agent(shards, listen, name, threads, cores, path, ram, drain_seconds, tls, announce, until_eof, verbose):
     """Serve a section of a model from this machine.
 
-    The agent measures free RAM, and how fast which cores decode. It serves the section that a manager assigns to it.
-    After SIGTERM it takes no new answers, finishes the running ones, and exits.
+    The agent measures its free RAM and finds the cores that decode fastest. It serves the section that a manager
+    assigns to it. After SIGTERM it accepts no new questions, finishes the running answers, and exits.
 
     \b
     Examples:
@@ -58,11 +58,11 @@ def agent(shards, listen, name, threads, cores, path, ram, drain_seconds, tls, a
     host, port = _address(listen)
     name = name or socket.gethostname().split(".")[0]
     if not BOARD_NAME.match(name):
-        raise UsageError(f"{name!r} is no board name, expected letters, digits, '.', '_' or '-'. Give one with --name.")
+        raise UsageError(f"{name!r} is not a board name, expected letters, digits, '.', '_' or '-'. Set --name.")
     if tls is None and not _is_loopback(host):
         raise UsageError(
-            f"{host} can be reached from other machines, and only the owner's may. Give this board's certificate with "
-            "--tls FOLDER (deploy makes them), or listen on 127.0.0.1."
+            f"other machines can reach {host}, but only the owner's may. Give this board's certificate with "
+            "--tls FOLDER (deploy makes it), or listen on 127.0.0.1."
         )
     ram_bytes = parse_size(ram, "--ram") if ram else None
     wanted = parse_list(cores) if cores is not None else None
@@ -72,7 +72,7 @@ def agent(shards, listen, name, threads, cores, path, ram, drain_seconds, tls, a
         if announce:
             try:
                 print(json.dumps({"name": name, "host": host, "port": running.port}), flush=True)
-            except BrokenPipeError:  # who started us is gone; whoever finds its record can still end us
+            except BrokenPipeError:  # the parent is gone; its record of us remains, with which we can still be ended
                 sys.stdout = open(os.devnull, "w")
 
     asyncio.run(serve(options, ready, sys.stdin if until_eof else None))
@@ -90,5 +90,5 @@ def _is_loopback(host: str) -> bool:
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"{text!r} is no address, expected HOST:PORT like 0.0.0.0:{config.DEFAULT_PORT}")
+        raise UsageError(f"{text!r} is not an address, expected HOST:PORT such as 0.0.0.0:{config.DEFAULT_PORT}")
     return host.strip("[]"), int(port)

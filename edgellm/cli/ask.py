@@ -20,16 +20,16 @@ _AUTHORS = "[default: the model authors']"
 @click.command()
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="A system prompt.")
-@click.option("--raw", is_flag=True, help="Send the prompt as it is: no chat template, control tokens count.")
+@click.option("--raw", is_flag=True, help="Use no chat template, and recognize control tokens in the prompt.")
 @click.option("--max-tokens", type=int, default=config.DEFAULT_MAX_TOKENS, show_default=True, metavar="TOKENS",
               help="Maximum number of tokens to generate.")  # fmt: skip
 @click.option("--temperature", type=float, help=f"0 is greedy: always the likeliest token.  {_AUTHORS}")
-@click.option("--top-p", type=float, help=f"Choose among the likeliest tokens that add up to this.  {_AUTHORS}")
-@click.option("--top-k", type=int, help=f"Choose among this many tokens; 0 is off.  {_AUTHORS}")
-@click.option("--min-p", type=float, help=f"Least probability, relative to the likeliest token's.  {_AUTHORS}")
-@click.option("--repeat-penalty", type=float, help=f"Above 1 makes tokens so far less likely.  {_AUTHORS}")
+@click.option("--top-p", type=float, help=f"Choose among the likeliest tokens with this total probability.  {_AUTHORS}")
+@click.option("--top-k", type=int, help=f"Choose among this many of the likeliest tokens; 0 is off.  {_AUTHORS}")
+@click.option("--min-p", type=float, help=f"Minimum probability, relative to the likeliest token's.  {_AUTHORS}")
+@click.option("--repeat-penalty", type=float, help=f"Above 1 makes repeated tokens less likely.  {_AUTHORS}")
 @click.option("--seed", type=int, help="The same seed gives the same answer.  [default: random]")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text or control token (repeatable).")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text or control token (repeatable).")
 @click.option("--json", "as_json", is_flag=True,
               help="Print text, tokens, sampling, timings and finish reason as JSON.")  # fmt: skip
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
@@ -37,13 +37,13 @@ _AUTHORS = "[default: the model authors']"
 @click.option("--wait", type=click.FloatRange(0), default=config.PATIENCE_S, show_default=True, metavar="SECONDS",
               help="After losing boards, give up once no token has arrived for this long.")  # fmt: skip
 @click.option("--speculate/--no-speculate", default=True, show_default=True,
-              help="Draft tokens from the text so far and verify them together: the same answer, sooner.")  # fmt: skip
+              help="Draft tokens from the text so far and verify them together: the same answer, faster.")  # fmt: skip
 @verbose_option
 def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, seed, speculate, **sampling):
     """Ask the cluster a question, and stream the answer to stdout.
 
-    PROMPT is read from stdin if it is - or left out. Without a cluster file, ask starts two agents on this machine with
-    the built-in model, and ends them after the answer. Ctrl-C ends the boards' work too.
+    PROMPT is read from stdin if it is - or missing. Without a cluster file, ask starts two agents on this machine with
+    the built-in model, and stops them after the answer. Ctrl-C also stops the boards' work.
 
     \b
     Examples:
@@ -65,7 +65,7 @@ def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, 
         None if system is None else utf8_text(system, "--system"),
         raw,
         max_tokens,
-        Sampling(**options, seed=seed),  # refuse bad numbers before anything is read
+        Sampling(**options, seed=seed),  # refuses bad numbers before anything is read
         tuple(utf8_text(s, "--stop") for s in stop),
         speculate,
     )
@@ -80,7 +80,7 @@ def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, 
         def adopted(plan, addresses):
             try:
                 file.with_plan(plan, addresses).write_if_newer(path)
-            except ClusterError as e:  # the answer goes on without
+            except ClusterError as e:  # the answer continues without it
                 note(str(e))
 
         session = Session(
@@ -101,7 +101,7 @@ def _prompt(text: str | None) -> str:
         try:
             return raw.decode()
         except UnicodeDecodeError as e:
-            raise UsageError(f"stdin is no UTF-8 text (byte {e.start})") from None
+            raise UsageError(f"stdin is not UTF-8 text (byte {e.start})") from None
     return utf8_text(text, "the prompt")
 
 
@@ -129,7 +129,7 @@ def _ask(asker, question, ids, session, as_json, verbose) -> int:
 
 
 def _spoken(sampling: Sampling, authors: Sampling) -> str:
-    """Return how an answer was sampled, and which of it the model's authors chose."""
+    """Return how an answer was sampled, and whether the model's authors or the user chose that."""
     if sampling.temperature == 0:
         values = ["greedy"]
     else:
@@ -138,7 +138,7 @@ def _spoken(sampling: Sampling, authors: Sampling) -> str:
         values += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
         values += [f"min-p {sampling.min_p:g}"] if sampling.min_p else []
     values += [f"repeat penalty {sampling.repeat_penalty:g}"] if sampling.repeat_penalty != 1 else []
-    whose = "as the model's authors say" if sampling == replace(authors, seed=sampling.seed) else "as asked"
+    whose = "as the model's authors recommend" if sampling == replace(authors, seed=sampling.seed) else "as asked"
     seed = "" if sampling.temperature == 0 else f"; seed {sampling.seed}"
     return f"{', '.join(values)} ({whose}){seed}"
 
@@ -151,12 +151,12 @@ def _summary(answer) -> str:
         f"{s['board']} [{s['start']}-{s['end']}) {s['decode_ms_per_token']:.1f} ms"
         for s in answer.stages if s["decode_ms_per_token"] is not None
     )  # fmt: skip
-    reused = f" ({answer.reused_tokens} held already)" if answer.reused_tokens else ""
+    reused = f" ({answer.reused_tokens} already held)" if answer.reused_tokens else ""
     drafts = f", {answer.accepted_tokens} of {answer.draft_tokens} drafts" if answer.draft_tokens else ""
     return (
         f"prompt {answer.prompt_tokens} tokens{reused}, {rate(answer.prefill_tokens_per_s)}; "
         f"answer {len(answer.tokens)} tokens{drafts}, {rate(answer.decode_tokens_per_s)}; "
-        f"a token: {stages or '–'}; ended by {answer.finish}"
+        f"per token: {stages or '–'}; ended by {answer.finish}"
     )
 
 

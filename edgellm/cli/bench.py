@@ -8,21 +8,21 @@ _SHAPES = ("smollm2-135m", "llama-3.2-1b", "phi-3-mini", "llama-3.1-8b")
 
 @click.command()
 @click.option("--shape", type=click.Choice(_SHAPES), default="phi-3-mini", show_default=True,
-              help="The model whose layer to compute.")  # fmt: skip
+              help="Compute a layer of this model's shape.")  # fmt: skip
 @click.option("--weights", type=click.Choice(_WEIGHTS), multiple=True, default=("int4s", "int4", "int8"),
-              show_default=True, help="How weights are stored; may be given again.")  # fmt: skip
+              show_default=True, help="Encoding of the weights (repeatable).")  # fmt: skip
 @click.option("--tokens", type=click.IntRange(1, 4096), multiple=True, default=(1, 32), show_default=True,
-              help="Tokens at once: 1 is decode, more is prefill; may be given again.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1, 64), help="Computing threads.  [default: one a core]")
-@click.option("--cores", metavar="LIST", help="Compute on these cores, as 4-7 or 0,2.  [default: the fastest kind]")
-@click.option("--seconds", type=click.FloatRange(0), default=0.5, show_default=True, help="How long to measure each.")
+              help="Number of tokens at once: 1 is decode, more is prefill (repeatable).")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1, 64), help="Number of compute threads.  [default: one per core]")
+@click.option("--cores", metavar="LIST", help="Cores to compute on, such as 4-7 or 0,2.  [default: the fastest kind]")
+@click.option("--seconds", type=click.FloatRange(0), default=0.5, show_default=True, help="Time to measure each row.")
 @click.option("--target", help="Instruction set: avx512vnni, avx2, dotprod, neon or scalar.  [default: the best]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(shape, weights, tokens, threads, cores, seconds, target, as_json):
-    """Measure this machine's kernels: memory in GB/s, products in GOP/s, milliseconds a layer.
+    """Measure this machine's kernels: memory in GB/s, products in GOP/s, milliseconds per layer.
 
-    It needs no model and takes about ten seconds. Stop the board's agent first, or both are slow. For a layer of the
-    phi-3-mini shape in int8 it takes 0.4 GB of RAM.
+    bench needs no model and takes about ten seconds. Stop the board's agent first, because otherwise both are slow. A
+    layer of the phi-3-mini shape takes 0.4 GB of RAM in int8.
 
     \b
     Examples:
@@ -43,7 +43,8 @@ def bench(shape, weights, tokens, threads, cores, seconds, target, as_json):
     numbers = parse_list(cores) if cores else fastest_kind(read_cores(allowed_cores()))
     count = threads or len(numbers)
     if count > len(numbers):
-        raise UsageError(f"--threads {count}: cores {format_list(numbers)} are {len(numbers)}. Name more with --cores.")
+        there = format_list(numbers)
+        raise UsageError(f"{count} threads need as many cores, not {len(numbers)} ({there}). Name more with --cores.")
     pinned = hasattr(os, "sched_setaffinity")
     try:
         if target:

@@ -1,4 +1,4 @@
-"""`edgellm status`, `doctor` and `logs`: how the cluster is, what is wrong with it, what its agents say."""
+"""`edgellm status`, `doctor` and `logs`: the cluster's condition, what is wrong with it, what its agents log."""
 
 import json
 import os
@@ -22,7 +22,7 @@ cluster_option = click.option(
 
 
 def _open(cluster: Path | None):
-    """(cluster file, its path); raises UsageError if there is none."""
+    """Return (cluster file, its path); raise UsageError if there is none."""
     from edgellm.manager.cluster_file import ClusterFile, find
 
     path = find(str(cluster) if cluster else None)
@@ -32,7 +32,7 @@ def _open(cluster: Path | None):
 
 
 def _named(file, names: tuple[str, ...]) -> list:
-    """The boards of these names, or all; raises UsageError for a name that is none's."""
+    """Return the boards with these names, or all; raise UsageError for an unknown name."""
     known = {b.name: b for b in file.boards}
     for name in names:
         if name not in known:
@@ -41,7 +41,7 @@ def _named(file, names: tuple[str, ...]) -> list:
 
 
 def _console():
-    """For tables on stdout; where nobody looks, lines are as long as they are."""
+    """Return a console for tables on stdout, which wraps lines only on a terminal."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
@@ -55,8 +55,8 @@ def _console():
 def status(watch, as_json, cluster, verbose):
     """Show what every board is doing, and its condition.
 
-    RAM is what is free beside the section, and what the board offers in all. KV is free slots, and all.
-    Exits with 1 unless every board of the plan serves it.
+    RAM is what is free beside the section, and what the board offers in total. KV is free slots, and all slots.
+    status exits with 1 unless every board of the plan serves it.
 
     \b
     Examples:
@@ -116,7 +116,7 @@ async def _look(cluster: Path | None, progress) -> dict:
 
 
 def _rendered(content: dict):
-    """The table of boards, a line on the model, and what else is to be said."""
+    """Return the table of boards, a line about the model, and the notes."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -165,16 +165,16 @@ def _measures(row: dict) -> list:
 
 @click.command()
 @click.argument("boards", nargs=-1, metavar="[BOARD]...")
-@click.option("--quick", is_flag=True, help="Check that shards exist, but don't read them.")
+@click.option("--quick", is_flag=True, help="Check that the shards exist, but don't read them.")
 @click.option("--json", "as_json", is_flag=True, help="Print findings and measurements as JSON.")
 @cluster_option
 @verbose_option
 def doctor(boards, quick, as_json, cluster, verbose):
     """Find what is wrong with the boards, and say what to do.
 
-    Checks reachability, versions, clocks, links of 100 Mb/s, slow or full disks, heat, undervoltage, missing or damaged
-    shards, certificates that expire soon, and agents that fail. Reading 3 GB of shards takes about a minute on a good
-    card. Exits with 1 if there are findings.
+    doctor checks reachability, versions, clocks, links of 100 Mb/s, slow or full disks, heat, undervoltage, missing or
+    damaged shards, certificates that expire soon, and agents that fail. Reading 3 GB of shards takes about a minute on
+    a good card. doctor exits with 1 if it finds anything.
 
     \b
     Examples:
@@ -189,7 +189,7 @@ def doctor(boards, quick, as_json, cluster, verbose):
 
     file, path = _open(cluster)
     _named(file, boards)
-    told: list[str] = []  # not between the pieces of a progress bar
+    told: list[str] = []  # printed later, so as not to break a progress bar
     with Progress() as progress:
         progress(f"examining {', '.join(boards) or f'{len(file.boards)} boards'}")
         facts = asyncio.run(examine(file, path, boards, quick=quick, meter=Meter(progress), tell=told.append))
@@ -264,6 +264,6 @@ def logs(boards, follow, lines, cluster, verbose):
     except KeyboardInterrupt:
         if not follow:
             raise
-    except BrokenPipeError:  # whoever read us has enough, as head
+    except BrokenPipeError:  # the reader has enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1 if failed else 0)

@@ -1,4 +1,4 @@
-"""What all commands share: errors in one line, options, settings."""
+"""What all commands share: one-line errors, options, settings."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from edgellm import config
 from edgellm.console import discard_stdout, note, prepare_streams
 from edgellm.errors import EdgellmError, UsageError
 
-# Packages that only some commands need, and the extra of pyproject.toml that brings them.
+# Packages that only some commands need, and the extra of pyproject.toml that installs them.
 EXTRAS = {
     "torch": "convert", "transformers": "convert", "gguf": "convert", "sentencepiece": "convert", "google": "convert",
     "cryptography": "controller", "paramiko": "controller", "ansible": "controller",
@@ -18,12 +18,12 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class Group(click.Group):
-    """Keeps the paragraphs of examples as they are written, and turns errors into one line."""
+    """A group whose commands turn every error into one line."""
 
     def main(self, *args, **kwargs):
         """Run a command and exit: 0, or 1 for an error, 2 for a usage error, 130 for Ctrl-C.
 
-        A reader that has enough, as `head`, is exit code 1 without a word.
+        If the reader of stdout has enough, as `head` does, the exit code is 1, without a message.
         """
         prepare_streams()
         kwargs["standalone_mode"] = False
@@ -60,7 +60,7 @@ class Group(click.Group):
             where = f"{e.filename}: " if e.filename else ""
             _fail(f"{where}{e.strerror or e}", 1, verbose)
         except UnicodeError as e:
-            _fail(f"a name or a text is no UTF-8: {e}", 1, verbose)
+            _fail(f"a name or text is not UTF-8: {e}", 1, verbose)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -74,9 +74,9 @@ def _fail(text: str, code: int, verbose: bool) -> None:
 
 
 def utf8_text(text: str, what: str) -> str:
-    """Return an argument's text; raises UsageError naming `what` if its bytes are no UTF-8.
+    """Return an argument's text; raises UsageError naming `what` if its bytes aren't UTF-8.
 
-    Python smuggles bytes that the locale's encoding lacks into arguments, UTF-8 among them where the locale is C.
+    Python keeps bytes that the locale's encoding lacks as surrogates; in the C locale that includes UTF-8.
     """
     try:
         text.encode()
@@ -86,19 +86,19 @@ def utf8_text(text: str, what: str) -> str:
     try:
         return os.fsencode(text).decode()
     except UnicodeDecodeError as e:
-        raise UsageError(f"{what} is no UTF-8 text (byte {e.start})") from None
+        raise UsageError(f"{what} is not UTF-8 text (byte {e.start})") from None
     except UnicodeEncodeError:
-        raise UsageError(f"{what} is no UTF-8 text") from None
+        raise UsageError(f"{what} is not UTF-8 text") from None
 
 
-verbose_option = click.option("-v", "--verbose", is_flag=True, help="More on stderr; errors come with a traceback.")
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Print more on stderr, tracebacks included.")
 _PLAN_OPTIONS = [
     click.option("--context", type=click.IntRange(1), metavar="TOKENS",
-                 help=f"Tokens of prompt and answer together.  [default: {config.DEFAULT_CONTEXT}, or the model's]"),
+                 help=f"Tokens of a prompt and its answer.  [default: {config.DEFAULT_CONTEXT}, or the model's]"),
     click.option("--slots", type=click.IntRange(1, 1024), default=config.DEFAULT_SLOTS, show_default=True,
-                 help="Answers at once."),
+                 help="Number of answers at once."),
     click.option("--chunk", type=click.IntRange(1, 8192), default=config.DEFAULT_CHUNK, show_default=True,
-                 metavar="TOKENS", help="Prompt tokens a prefill chunk, at most --context."),
+                 metavar="TOKENS", help="Prompt tokens per prefill chunk, at most --context."),
     click.option("--kv-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
                  help="Number format of the KV cache; float32 takes twice the RAM."),
 ]  # fmt: skip
@@ -112,14 +112,14 @@ def with_plan_options(command):
 
 
 def make_settings(manifest, context, slots, chunk, kv_dtype, objective):
-    """Return plan settings from options; raise UsageError for a context that the model doesn't have, and say so if a
+    """Return plan settings from options. Raise UsageError if the context is longer than the model's; print a note if a
     chunk would be longer than the context."""
     from edgellm.plan import Settings
 
     most = manifest.max_seq_len
     if context is not None and context > most:
-        raise UsageError(f"--context is {context}, {manifest.model} was made for at most {most}")
+        raise UsageError(f"--context is {context}, but {manifest.model} supports at most {most}")
     context = context or min(config.DEFAULT_CONTEXT, most)
     if chunk > context and chunk != config.DEFAULT_CHUNK:
-        note(f"--chunk is {chunk}, and a slot holds {context} tokens: chunks have {context}.")
+        note(f"--chunk is {chunk}, but a slot holds {context} tokens: chunks will have {context}.")
     return Settings(context, slots, chunk, kv_dtype, objective)

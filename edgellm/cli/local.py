@@ -29,16 +29,16 @@ def local():
 @click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help=f"A split model's folder.  [default: {config.DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--objective", type=click.Choice(["latency", "throughput"]), default="throughput", show_default=True,
-              help="As for plan.")  # fmt: skip
+              help="As for 'edgellm plan'.")  # fmt: skip
 @with_plan_options
 @click.option("--ram", metavar="SIZE", help="Let each agent offer at most this much RAM.")
 @click.option("--path", "how", type=click.Choice(["auto", "generic"]), default="auto", show_default=True,
-              help="As for agent.")  # fmt: skip
+              help="As for 'edgellm agent'.")  # fmt: skip
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Where to write the cluster file.  [default: the user's config folder]")  # fmt: skip
 @verbose_option
 def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how, cluster, verbose):
-    """Start agents on loopback and keep them running, so that a question is answered at once.
+    """Start agents on loopback and keep them running, so that questions are answered without delay.
 
     \b
     Examples:
@@ -55,9 +55,9 @@ def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how,
     path = cluster or default_path()
     record = processes.state_dir() / "agents.json"
     if processes.recall(record):
-        raise UsageError("a local cluster is up already. End it with 'edgellm local down' first.")
+        raise UsageError("a local cluster is already up. Stop it with 'edgellm local down' first.")
     if path.exists() and not ClusterFile.read(path).is_local():
-        raise UsageError(f"{path} describes a cluster of boards. Give another place with --cluster FILE.")
+        raise UsageError(f"{path} describes a cluster of boards. Give another path with --cluster FILE.")
     model_dir = (model or default_model()).resolve()
     manifest = Manifest.read(model_dir)
     settings = make_settings(manifest, context, slots, chunk, kv_dtype, objective)
@@ -74,14 +74,14 @@ def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how,
     for section in made.sections:
         host, port = addresses[section.board]
         click.echo(f"{section.board} {host}:{port} {section}")
-    note(f"cluster file {path}; end it with 'edgellm local down'")
+    note(f"cluster file {path}; stop the cluster with 'edgellm local down'")
 
 
 @local.command("down")
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE", help="The cluster file to remove.")
 @verbose_option
 def local_down(cluster, verbose):
-    """End what `local up` started, and remove its cluster file.
+    """Stop the agents that `local up` started, and remove their cluster file.
 
     \b
     Examples:
@@ -96,4 +96,4 @@ def local_down(cluster, verbose):
     record.unlink(missing_ok=True)
     if path.exists() and ClusterFile.read(path).is_local():
         path.unlink()
-    click.echo(f"{len(agents)} agents ended" if agents else "no local cluster was up")
+    click.echo(f"{len(agents)} agents stopped" if agents else "no local cluster was up")

@@ -1,4 +1,4 @@
-"""`edgellm split`, `plan` and `verify`: about a model and how it is spread."""
+"""`edgellm split`, `plan` and `verify`: a model, and how it is split over boards."""
 
 import json
 import sys
@@ -14,10 +14,10 @@ from edgellm.errors import UsageError
 
 @click.command()
 @click.argument("source")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the shards.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the shards to.")
 @click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True,
-              help="Bits per weight; none keeps the source's own.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Split again, whatever the folder holds.")
+              help="How to pack weights; none keeps the source's own format.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Split again even if the folder already holds a split.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @verbose_option
 def split(source, out, quantize, force, as_json, verbose):
@@ -25,7 +25,7 @@ def split(source, out, quantize, force, as_json, verbose):
 
     SOURCE is a Hugging Face folder, a .gguf file, a hub id (org/name) or the built-in name smollm2-135m. If split is
     interrupted, the same command continues. If only the tokenizer, the chat template or the generation config has
-    changed since, it writes these and leaves the shards alone.
+    changed since, split updates only these files.
 
     \b
     Examples:
@@ -60,7 +60,7 @@ def split_source_to(source, out, quantize, force=False, replace=False):
 
 
 def default_model() -> Path:
-    """Return the built-in model's split; make it now if it isn't there, or if an older edgellm made it otherwise."""
+    """Return the built-in model's split; make it now if it is missing or if an older edgellm made it differently."""
     from edgellm.checkpoint.builtin import BUILTIN
     from edgellm.errors import CheckpointError
     from edgellm.manager.local import models_dir
@@ -87,7 +87,7 @@ def default_model() -> Path:
 @click.option("--board", "boards", multiple=True, required=True, metavar="NAME=SIZE[@TIME],…",
               help="A board's free RAM, and its decode time per layer if known (repeatable).")  # fmt: skip
 @click.option("--objective", type=click.Choice(["latency", "throughput"]), default="latency", show_default=True,
-              help="latency: fewest, fastest boards; throughput: the least time in the slowest board.")  # fmt: skip
+              help="latency: few, fast boards; throughput: the least time on the slowest board.")  # fmt: skip
 @with_plan_options
 @click.option("--explain", is_flag=True, help="Say what each board gets, why, and what would not fit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
@@ -130,8 +130,8 @@ def plan(manifest, boards, objective, context, slots, chunk, kv_dtype, explain, 
 def verify(cluster, tokens, prompt, as_json, verbose):
     """Compare the split's greedy tokens and logits with one transformers process over the same weights.
 
-    If a layer differs, verify names the first one. It holds one layer in memory at a time. Exits with 1 if anything
-    differs.
+    If a layer differs, verify names the first one. It holds one layer in memory at a time. verify exits with 1 if
+    anything differs.
 
     \b
     Examples:

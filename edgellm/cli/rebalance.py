@@ -1,4 +1,4 @@
-"""`edgellm rebalance`: a better plan for the boards as they are now."""
+"""`edgellm rebalance`: a better plan for the boards' current condition."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ async def _rebalance(file, path, manifest, dry_run):
         if not dry_run:
             outcome = await settle(fleet, None, file.plan, grow=True, tell=note)
             if outcome.move is None:
-                raise ClaimError("another manager is giving the boards a plan. Try again when it is done.")
+                raise ClaimError("another manager is giving the boards a plan. Try again once it has finished.")
             move, loaded = outcome.move, outcome.loaded_bytes
             file.with_plan(outcome.plan, fleet.addresses).write_if_newer(path)
         return move, current, capacities, loaded

@@ -1,1 +1,1 @@
-"""What the controller does beside asking: certificates, wheels, SSH to the boards."""
+"""What deploy and the everyday commands do on the controller: certificates, wheels, SSH to the boards."""

@@ -1,11 +1,11 @@
-"""The cluster's CA on the controller, and what it signs: one certificate for the manager and one a board.
+"""The cluster's CA on the controller, and the certificates it signs: one for the manager and one per board.
 
-    FOLDER/ca.key  ca.pem                            never leave this machine (ca.pem does, it is no secret)
+    FOLDER/ca.key  ca.pem                            ca.key never leaves this machine; ca.pem is not secret
     FOLDER/manager/ca.pem  cert.pem  key.pem         one identity
     FOLDER/boards/NAME/ca.pem  cert.pem  key.pem     one identity each, pushed to that board
 
-Keys are ECDSA P-256. A CA certificate that is renewed keeps its key and its name: whoever has the old one goes on
-believing in what is signed from now on, and the other way round, so that boards may be told one after the other.
+Keys are ECDSA P-256. A renewed CA certificate keeps its key and its name, so a side with the old one trusts what is
+signed from now on, and the other way round. So boards can be updated one after another.
 """
 
 import contextlib
@@ -54,9 +54,9 @@ class _CA:
 
 
 def ensure(folder: Path | str, boards: list[str], now: datetime | None = None) -> Result:
-    """See to it that FOLDER has a CA, and valid identities of the manager and of each of `boards`.
+    """Make sure that FOLDER has a CA, and valid identities of the manager and of each of `boards`.
 
-    What is there and good is left alone: a second call changes nothing. What is missing, half-written, of another key
+    Valid files are left alone, so a second call changes nothing. What is missing, half-written, of another key
     or CA, or ends within 30 days is made again, each file whole or not at all. Folders of boards that aren't named
     stay as they are. Raises ClusterError, with the path and the way out, for a CA that can't be used: a new one would
     lock all boards out that aren't deployed at once.
@@ -64,7 +64,7 @@ def ensure(folder: Path | str, boards: list[str], now: datetime | None = None) -
     folder, now = Path(folder).absolute(), (now or datetime.now(UTC)).replace(microsecond=0)
     for name in boards:
         if not BOARD_NAME.match(name):
-            raise ClusterError(f"{name!r} is no board name, expected letters, digits, '.', '_' or '-'")
+            raise ClusterError(f"{name!r} is not a board name, expected letters, digits, '.', '_' or '-'")
     folders = {name: folder / "boards" / name for name in boards}
     work = _Work()
     try:
@@ -102,7 +102,7 @@ class _Work:
 
 @contextlib.contextmanager
 def _locked(folder: Path, work: _Work) -> Iterator[None]:
-    """One at a time: two deploys that start together must not make two CAs."""
+    """Hold the lock, because two deploys that start together must not make two CAs."""
     _make_folder(folder, work)
     try:
         with locked(folder, _LOCK_TIMEOUT_S):
@@ -129,13 +129,13 @@ def _ensure_ca(folder: Path, now: datetime, work: _Work) -> _CA:
     if mode & 0o077:
         raise ClusterError(
             f"CA of the cluster: others may read {key_path} (mode {mode:04o}). Run 'chmod 600 {key_path}' if nobody "
-            f"has, else remove {folder} and deploy to all boards."
+            f"has read it, else remove {folder} and deploy to all boards."
         )
     key = _read_key(key_path)
     if key is None:
         raise ClusterError(f"CA of the cluster: {key_path} is damaged. {again}")
     if path.exists():
-        keep = f"If it is not yours to mend, remove it and deploy: it is made again from {key_path}, and boards go on."
+        keep = f"If you can't restore it, remove it and deploy: it is remade from {key_path}, and boards trust it."
         try:
             certificate = x509.load_pem_x509_certificate(_read(path))
         except ValueError:

@@ -1,4 +1,4 @@
-"""Writes constraints.txt, the exact versions that boards install, out of pip's report (`make constraints`)."""
+"""Writes constraints.txt, the exact versions that boards install, from pip's report (`make constraints`)."""
 
 import json
 import re

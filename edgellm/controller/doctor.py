@@ -1,4 +1,4 @@
-"""What is wrong with a board, and what to do about it: findings out of facts, without I/O."""
+"""Diagnoses what is wrong with a board, and what to do: from facts to findings, without I/O."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -94,7 +94,7 @@ def diagnose(facts: Facts) -> list[Finding]:
 
 
 def summary(facts: Facts) -> str:
-    """Return what was found fine or measured, in a short line."""
+    """Return in one short line what is fine, and what was measured."""
     parts = []
     if facts.version:
         parts.append(f"edgellm {facts.version}")
@@ -115,7 +115,7 @@ def summary(facts: Facts) -> str:
     if facts.certificate_days is not None:
         parts.append(f"certificate for {facts.certificate_days:.0f} days")
     if not facts.has_ssh and facts.board != HERE:
-        parts.append("no SSH known: only what its agent tells")
+        parts.append("no SSH in the cluster file: only what its agent reports")
     return ", ".join(parts)
 
 
@@ -140,7 +140,7 @@ def _reach(f: Facts):
         yield f"can't be reached: {f.tcp_error}", "Check its power, its cable, and its address in the inventory."
         return
     if f.ssh_error:
-        yield f.ssh_error, "Until SSH works, only what its agent tells is known."
+        yield f.ssh_error, "Until SSH works, only what its agent reports is known."
     elif not f.is_root:
         yield "its SSH user may not use sudo without a password", "Allow it; until then not everything can be checked."
     if f.tcp_error and not f.has_ssh:
@@ -153,15 +153,15 @@ def _reach(f: Facts):
         elif "certificate" in f.wire_error or "TLS" in f.wire_error:
             todo = f"{DEPLOY}, which renews certificates."
         else:
-            todo = f"'edgellm logs {f.board}' may tell why."
-        yield f"its agent does not answer as it should: {f.wire_error}", todo
+            todo = f"'edgellm logs {f.board}' may say why."
+        yield f"its agent doesn't answer correctly: {f.wire_error}", todo
 
 
 def _agent(f: Facts):
     unit = f.unit
     if unit is None:
         return
-    logs = f"'edgellm logs {f.board}' tells why"
+    logs = f"'edgellm logs {f.board}' says why"
     if unit.load in ("not-found", ""):
         yield "the agent is not installed", f"{DEPLOY}."
         return
@@ -200,28 +200,28 @@ def _link(f: Facts):
     if f.link_mbit is not None and f.link_mbit < _GIGABIT:
         yield (
             f"its link runs at {f.link_mbit} Mb/s",
-            "If board and switch can do 1000, another cable or port will: all four pairs must connect.",
+            "If board and switch support 1000 Mb/s, try another cable or port: all four pairs must connect.",
         )
 
 
 def _heat(f: Facts):
     degrees = "" if f.temperature_c is None else f" ({f.temperature_c:.0f} °C)"
     since_boot = bool(f.firmware and f.firmware >> 16 & 0b1110)
-    todo = "Give it a heat sink, a fan, or air."
+    todo = "Give it a heat sink, a fan, or more air."
     if f.temperature_c is not None and f.temperature_c >= _HOT_C:
         yield f"it is hot: {f.temperature_c:.0f} °C, and slows down{' now' if f.throttled else ' soon'}", todo
     elif f.throttled or (f.firmware and f.firmware & 0b1110):
-        yield f"its CPU is held below its speed{degrees}", todo
+        yield f"its CPU is throttled{degrees}", todo
     elif since_boot:
-        yield "its CPU was held below its speed since it booted", todo
+        yield "its CPU has been throttled since it booted", todo
 
 
 def _power(f: Facts):
-    todo = "Give it the supply its maker asks for, with a short thick cable."
+    todo = "Use the power supply that its maker recommends, with a short, thick cable."
     if f.undervoltage or (f.firmware and f.firmware & 1):
-        yield "its supply is too weak now", todo
+        yield "its power supply is too weak now", todo
     elif f.firmware and f.firmware >> 16 & 1:
-        yield "its supply was too weak since it booted", todo
+        yield "its power supply has been too weak since it booted", todo
 
 
 def _disk(f: Facts):
@@ -241,25 +241,25 @@ def _ram(f: Facts):
     if f.ram_total_bytes is not None and f.ram_total_bytes < _RAM_BYTES:
         yield (
             f"it has {f.ram_total_bytes / 1e9:.2f} GB of RAM, the agent alone takes half a gigabyte",
-            "Take it out of the inventory: it holds the others up.",
+            "Remove it from the inventory, because it slows the others down.",
         )
     elif f.offered_bytes is not None and f.need_bytes is not None and f.offered_bytes < f.need_bytes:
         yield (
             f"it offers {f.offered_bytes / 1e9:.2f} GB, its section needs {f.need_bytes / 1e9:.2f} GB",
-            "End what else runs there, or let 'edgellm rebalance' move layers.",
+            "Stop other programs there, or let 'edgellm rebalance' move layers.",
         )
 
 
 def _compute(f: Facts):
     if f.path == "generic" and f.native_elsewhere:
         yield (
-            "it computes its layers with transformers, slowly, other boards theirs natively",
+            "it computes its layers slowly, with transformers, while other boards compute natively",
             f"{DEPLOY}, which sets edgellm_path for all of them.",
         )
     if f.kernels == "scalar":
         yield (
             "its CPU has none of the instructions that fast kernels need (AVX2, NEON)",
-            "It computes at a tenth of the speed: take it out of the inventory if the others can hold the model.",
+            "It computes at a tenth of the speed: remove it from the inventory if the others can hold the model.",
         )
 
 

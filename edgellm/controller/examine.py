@@ -1,4 +1,4 @@
-"""Gathers what `edgellm doctor` goes by: over the wire and over SSH, from all boards at once."""
+"""Gathers doctor's facts over the wire and over SSH, from all boards at once."""
 
 import asyncio
 import contextlib
@@ -79,7 +79,7 @@ async def examine(
 
 
 async def in_thread(function: Callable[..., _T], *args: Any) -> _T:
-    """Run `function(*args)` in a thread that nobody waits for when the program ends, and return what it returns."""
+    """Run `function(*args)` in a thread that doesn't keep the program from ending, and return what it returns."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[_T] = loop.create_future()
 

@@ -204,7 +204,7 @@ def canary(file: ClusterFile, path: Path, cache: Path, tell: Callable[[str], Non
     remembered = cache / f"{manifest.sha256[:12]}-{kind}.json"
     expected = _remembered(remembered)
     if expected is None or expected[: len(tokens)] != tokens:  # what is remembered may be another version's
-        tell("computing the reference's answer, once for this model …")
+        tell("computing the reference answer, once for this model …")
         expected = _reference(manifest, model_dir, ids, tokens, file.plan.kv_dtype if native else None)
         if expected == tokens:
             cache.mkdir(parents=True, exist_ok=True)

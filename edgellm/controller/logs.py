@@ -1,4 +1,4 @@
-"""The agents' logs: journals of boards over SSH, files of agents on this machine; in order, or as they come."""
+"""The agents' logs: journals of boards over SSH, files of agents on this machine; sorted by time, or live."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ _PATIENCE_S = 1.0
 _POLL_S = 0.25
 _MAX_JOURNAL_BYTES = 256 << 20
 _MAX_TAIL_BYTES = 16 << 20
-_WAITING_LINES = 10_000  # a board that talks faster than we print has to wait
+_WAITING_LINES = 10_000  # a board that logs faster than we print has to wait
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ")  # as the agent logs it
 
 
@@ -53,7 +53,7 @@ def read_logs(
     boards: list[Board], *, lines: int, follow: bool, log_dir: Path, run=run_script,
     tell: Callable[[str], None] = lambda text: None, waits: Callable[[list[str]], None] = lambda boards: None,
 ) -> Iterator[Line | End]:  # fmt: skip
-    """Yield the last `lines` of each board's log, all boards' by time; with `follow`, lines as they come, without end.
+    """Yield the last `lines` of each board's log, sorted by time; with `follow`, lines as they arrive, without end.
 
     Boards without SSH are agents of this machine, whose logs lie in `log_dir`. `waits` is told which are slow. When
     the iteration is left, the reading ends.
@@ -143,7 +143,7 @@ def _read_journal(board: Board, lines: int, follow: bool, put, stop, run, tell) 
     if follow:
         raise BoardError(f"board {board.name}: its journal ended", board.name)
     if not count:
-        tell(f"{board.name}: its journal has nothing of the agent that its SSH user may read")
+        tell(f"{board.name}: its journal has nothing from the agent that its SSH user may read")
 
 
 def parse_journal(board: str, text: str) -> Line:
@@ -186,7 +186,7 @@ def _read_file(board: str, path: Path, lines: int, follow: bool, put, stop) -> N
                 data = f.read(1 << 16)
                 if not data:
                     if os.fstat(f.fileno()).st_size < f.tell():
-                        f.seek(0)  # begun anew
+                        f.seek(0)  # started again
                     time.sleep(_POLL_S)
                 *whole, rest = (rest + data).split(b"\n")
                 for line in whole:

@@ -1,4 +1,4 @@
-"""The model on the controller: where its split lies, and which of its files a board gets."""
+"""The model on the controller: the folder of its split, and which of its files a board gets."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What `edgellm doctor` asks of a board over SSH: a script of fixed text, and its answers as facts."""
+"""Doctor's script for a board over SSH, which is fixed text, and its output as facts."""
 
 import re
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from edgellm.controller.ssh import plain
 _LEAST_READ_BYTES = 4 << 20  # less read at once says nothing of a disk
 _FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 
-# Fixed text: what a board is to be asked can't depend on anything that a user or a board has said.
+# Fixed text: the script can't depend on anything that a user or a board has sent.
 _ASK = r"""
 export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 exec </dev/null
@@ -50,7 +50,7 @@ def parse(lines: list[tuple[float, str]], quick: bool = False) -> dict:
         said.setdefault(word, []).append(rest)
         came_s.setdefault(word, at_s)
     if not lines or lines[-1][1] != "end":
-        return {"ssh_error": "its answers over SSH broke off; is its disk or shell in order?"}
+        return {"ssh_error": "its answers over SSH stopped early; do its disk and its shell work?"}
     facts: dict = {"is_root": said.get("user") == ["0"]}
     if (clock := _float(_first(said, "clock"))) is not None:
         facts["skew_s"] = clock - came_s["clock"]

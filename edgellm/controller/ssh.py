@@ -1,8 +1,8 @@
 """SSH to boards: one fixed script a connection, its lines as they come, every wait with a deadline.
 
-Host keys as OpenSSH's `accept-new`: a board's first key is taken, told and written down in known_hosts; a changed one
-is refused. Keys come from the inventory, from ssh-agent, or from ~/.ssh; ~/.ssh/config is read for the host's name,
-user, port, key and host key rules.
+Host keys work as with OpenSSH's `accept-new`: a board's first key is accepted, reported and added to known_hosts; a
+changed one is refused. Keys come from the inventory, from ssh-agent, or from ~/.ssh; ~/.ssh/config is read for the
+host's name, user, port, key and host key rules.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def run_script(
 
     `on_line` gets each line of stdout as it comes, control characters included: `plain` them before showing. Ends when
     the script does, or when `stop` is set. Raises BoardError, naming the board and the way out, if the board can't be
-    reached, refuses us, is lost, says more than `max_bytes`, or takes longer than `deadline_s` (None: for ever).
+    reached, refuses us, is lost, sends more than `max_bytes`, or takes longer than `deadline_s` (None: no limit).
     """
     client, access = _connect(board, access, tell)
     try:
@@ -64,7 +64,7 @@ def run_script(
         channel.shutdown_write()
         return _receive(board, channel, on_line, deadline_s, max_bytes, stop or threading.Event())
     except (OSError, EOFError) as e:
-        raise BoardError(f"board {board}: SSH broke off: {e or 'closed by the board'}", board) from None
+        raise BoardError(f"board {board}: SSH connection lost: {e or 'closed by the board'}", board) from None
     except Exception as e:
         raise _explain(board, access, e) from None
     finally:
@@ -253,7 +253,7 @@ def _explain(board: str, access: SshAccess, error: Exception) -> BoardError:
         case paramiko.BadHostKeyException():
             known = access.host if access.port == 22 else f"[{access.host}]:{access.port}"
             reason = (
-                f"its SSH host key has changed, to {error.key.fingerprint}. If you installed it anew, run "
+                f"its SSH host key has changed, to {error.key.fingerprint}. If you reinstalled it, run "
                 f"\"ssh-keygen -R '{known}'\" and try again"
             )
         case paramiko.AuthenticationException():
@@ -269,7 +269,7 @@ def _explain(board: str, access: SshAccess, error: Exception) -> BoardError:
         case OSError() if error.strerror:
             reason = f"SSH: {error.strerror.lower()}"
         case paramiko.SSHException() if "authentication methods" in str(error):
-            reason = "no SSH key to show. Name one in the inventory, or 'ssh-add' one"
+            reason = "no SSH key to use. Name one in the inventory, or 'ssh-add' one"
         case _:
             reason = f"SSH failed: {plain(str(error) or type(error).__name__, 200)}"
     return BoardError(f"board {board} ({place}): {reason}", board)

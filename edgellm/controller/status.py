@@ -1,4 +1,4 @@
-"""What `edgellm status` tells: all boards are asked at once, and each one's word is held beside the plan."""
+"""Builds `edgellm status`: asks all boards at once, and compares each report with the plan."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ from edgellm.wire.credentials import Credentials
 from edgellm.wire.status import BoardStatus, SectionStatus
 
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer
-_PATIENCE_S = 1.0  # before whoever waits is told for whom
+_PATIENCE_S = 1.0  # before reporting which boards are slow
 _MAX_STRANGERS = 64
 
 
 @dataclass(frozen=True)
 class Word:
-    """What came of asking a board: its status, or why there is none."""
+    """A board's answer: its status, or why there is none."""
 
     host: str
     port: int
@@ -35,7 +35,7 @@ async def ask_boards(
     addresses: Mapping[str, Address], tls: Credentials | None = None,
     waits: Callable[[list[str]], None] = lambda boards: None,
 ) -> dict[str, Word]:  # fmt: skip
-    """Ask all boards at once; then those that only they know of, the boards of a plan newer than ours.
+    """Ask all boards at once; then the boards that only they know, from a plan newer than ours.
 
     `waits` is told which boards are slow to answer. Takes a few seconds at most, and raises nothing for a board.
     """
@@ -77,8 +77,8 @@ async def _ask(name: str, address: Address, connections: Connections) -> Word:
 def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | None = None) -> dict:
     """Return the state of a cluster as one JSON object (`edgellm status --json`), from what its boards said.
 
-    The plan that counts is the cluster file's, or the newest one that all its boards serve, if that is newer or the
-    cluster file's is served by nobody. `serving` is whether every board of it does. Without the `manifest` it isn't
+    The plan that counts is the cluster file's, or the newest one that all its boards serve, if that is newer or no
+    board serves the cluster file's. `serving` is whether every board of it does. Without the `manifest` it isn't
     known what is left of a board's offer.
     """
     plans = {name: word.status.plan for name, word in words.items() if word.status and word.status.plan}
@@ -183,7 +183,7 @@ def _layer_needs(plan: Plan, manifest: Manifest | None) -> list[int]:
 
 
 def _notes(cluster: ClusterFile, plan: Plan, words: dict[str, Word], rows: list[dict]) -> list[str]:
-    """Return what is to be said of the cluster as a whole."""
+    """Return notes about the cluster as a whole."""
     notes = []
     ours = cluster.plan
     if plan.digest != ours.digest:
@@ -196,7 +196,7 @@ def _notes(cluster: ClusterFile, plan: Plan, words: dict[str, Word], rows: list[
     if newest is not None and newest > plan.epoch:
         names = ", ".join(row["board"] for row in rows if row["epoch"] == newest)
         notes.append(
-            f"{names} went on to epoch {newest}, which not all of its boards serve: the next question or deploy "
+            f"{names} has moved on to epoch {newest}, which not all of its boards serve: the next question or deploy "
             "finishes that change of plan"
         )
     missing = [row["board"] for row in rows if row["in_plan"] and not row["serving"]]

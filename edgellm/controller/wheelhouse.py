@@ -1,4 +1,4 @@
-"""The wheelhouse of a kind of board: a folder with every wheel it needs, so that it needs no compiler, no internet.
+"""The wheelhouse of a kind of board: every wheel it needs, so that it needs neither a compiler nor internet.
 
     wheels/aarch64-py3.11/0.1.0-1f2e3d4c/      the folder's name is the wheelhouse's id; aarch64-py3.11-generic, too,
                                                has torch and transformers for models without native sections
@@ -79,7 +79,7 @@ def make(
 ) -> Wheelhouse:  # fmt: skip
     """Return the wheelhouse of the edgellm in the repository `source` for a machine and a Python ("3.11").
 
-    Make it if it isn't there; resolve dependencies anew only if pyproject.toml or constraints.txt changed them. With
+    Make it if it isn't there; resolve dependencies again only if pyproject.toml or constraints.txt changed them. With
     `generic` it has torch and transformers. Raise UsageError for a target that edgellm doesn't run on, WheelhouseError
     for wheels that can't be fetched or built; nothing half-made is left.
     """
@@ -126,7 +126,7 @@ def _cache_folder() -> Path:
 
 
 def _project(source: Path, generic: bool) -> tuple[list[str], tuple[int, int]]:
-    """Return (dependencies, least Python) out of edgellm's pyproject.toml."""
+    """Return (dependencies, least Python) from edgellm's pyproject.toml."""
     path = source / "pyproject.toml"
     try:
         project = tomllib.loads(path.read_text())["project"]
@@ -140,7 +140,7 @@ def _project(source: Path, generic: bool) -> tuple[list[str], tuple[int, int]]:
     except FileNotFoundError:
         raise UsageError(f"{source} has no pyproject.toml. Give the repository of edgellm with --source.") from None
     except (ValueError, KeyError, TypeError) as e:
-        raise WheelhouseError(f"{path}: {e!r}; expected the project that this edgellm is of") from None
+        raise WheelhouseError(f"{path}: {e!r}; expected edgellm's own project") from None
 
 
 def _constraints(source: Path) -> list[str]:

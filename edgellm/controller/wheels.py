@@ -1,4 +1,4 @@
-"""Wheels for another machine's Python: which ones, fetched with pip; and edgellm's own, built for it.
+"""Wheels for another machine's Python: resolves and fetches them, and builds edgellm's own.
 
 Two tools are fetched from the package index when they are first needed, and kept in the cache folder: uv resolves for
 a machine or Python that isn't this one (pip evaluates markers for itself), and zig compiles for another machine.
@@ -124,7 +124,7 @@ class Wheels:
         self._do(command, work, _FETCH_TIMEOUT_S, target)
 
     def build(self, source: Path, target: Target, into: Path, work: Path) -> Path:
-        """Build edgellm's own wheel out of its repository; the same files give the same bytes."""
+        """Build edgellm's own wheel from its repository; the same files give the same bytes."""
         self._progress(f"build edgellm for {target.machine}")
         tag = f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{target.machine}"
         settings = {"wheel.reproducible": "true"}
@@ -171,7 +171,7 @@ class Wheels:
             done = self._run(command, ours, work, timeout_s)
         except subprocess.TimeoutExpired:
             raise WheelhouseError(
-                f"'{what}' took more than {timeout_s:.0f} s. Look at the network, then run this again."
+                f"'{what}' took more than {timeout_s:.0f} s. Check the network, then run this again."
             ) from None
         except OSError as e:
             raise WheelhouseError(f"{command[0]}: {e.strerror or e}") from None
@@ -205,7 +205,7 @@ def _pip(command: str) -> list[str]:
 
 
 def why(output: str, what: str, target: Target) -> str:
-    """What the output of a failed pip or uv means, in a sentence."""
+    """Return what the output of a failed pip or uv means, in a sentence."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if "No module named pip" in output:
         return f"{sys.executable} has no pip. Install it: {sys.executable} -m ensurepip"

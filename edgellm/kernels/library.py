@@ -185,9 +185,9 @@ def library() -> Any:
         lib: Any = ffi.dlopen(str(path))
         abi = lib.edgellm_abi()
     except (OSError, AttributeError) as error:
-        raise EdgellmError(f"the native kernels can't be loaded: {error}. Build them anew: pip install -e .") from error
+        raise EdgellmError(f"the native kernels can't be loaded: {error}. Rebuild them: pip install -e .") from error
     if abi != constants.ABI_VERSION:
         raise EdgellmError(
-            f"{path} has interface {abi}, this edgellm needs {constants.ABI_VERSION}. Build it anew: pip install -e ."
+            f"{path} has interface {abi}, this edgellm needs {constants.ABI_VERSION}. Rebuild it: pip install -e ."
         )
     return lib

@@ -1,4 +1,4 @@
-"""One question, one answer: from a prompt to text on a screen, with what it took."""
+"""One question, one answer: from a prompt to text on a screen, with its timings."""
 
 import asyncio
 import time
@@ -90,7 +90,7 @@ class Answer:
 
 
 class Asker:
-    """Asks one model. `check` and `encode` refuse whatever can be refused without a board.
+    """Asks one model. `check` and `encode` refuse everything that can be refused without a board.
 
     `sampling` is how the model's authors want it sampled, and `eos_token_ids` are the tokens that end its answers.
     """
@@ -122,7 +122,7 @@ class Asker:
             )
 
     def with_options(self, question: Question, options: Mapping[str, float | int], seed: int) -> Question:
-        """Return `question` sampled as the model's authors say, except for the fields of Sampling in `options`."""
+        """Return `question` sampled as the model's authors advise, except for the fields of Sampling in `options`."""
         return replace(question, sampling=replace(self.sampling, **options, seed=seed))  # type: ignore[arg-type]
 
     def encode(self, question: Question, context: int) -> list[int]:
@@ -136,7 +136,7 @@ class Asker:
             messages = [{"role": "system", "content": question.system}] if question.system is not None else []
             ids = self.tokenizer.encode_chat([*messages, {"role": "user", "content": question.prompt}])
         elif question.system is not None:
-            raise UsageError(f"{self.manifest.model} has no chat template. Leave --system out.")
+            raise UsageError(f"{self.manifest.model} has no chat template. Leave out --system.")
         else:
             ids = self.tokenizer.encode_text(question.prompt)
         if not ids:
@@ -158,7 +158,7 @@ class Asker:
     ) -> None:
         """Fill `answer` and `show` its text as it arrives. If this is cancelled, `answer` keeps what has arrived.
 
-        Raises BoardError naming a board that is busy, or that the cluster can't go on without.
+        Raises BoardError naming a board that is busy, or that the cluster can't continue without.
         """
         began = time.perf_counter()
         stream, stop = self.tokenizer.stream(), StopStrings(question.stop)
@@ -201,7 +201,7 @@ class Asker:
         finally:
             answer.text = "".join(pieces)
             told = [(s, stats[s.board]) for s in session.plan.sections if s.board in stats]
-            # The last board knows what was accepted; in a replay the prompt is longer than what was asked.
+            # The last board knows how many were accepted; in a replay the prompt is longer than the question.
             answer.accepted_tokens = max((t.accepted_tokens for _, t in told), default=0)
             answer.draft_tokens = max((t.draft_tokens for _, t in told), default=0)
             answer.reused_tokens = min((t.reused_tokens for _, t in told), default=0)
@@ -224,7 +224,7 @@ def _stage(section: Section, stats: SequenceStats, accepted: int) -> dict[str, A
 
 
 def run_to_answer(coroutine: Coroutine[Any, Any, None], answer: Answer) -> None:
-    """Run `coroutine`. Ctrl-C cancels it, waits until the boards know, and leaves `answer` as it is by then."""
+    """Run `coroutine`. Ctrl-C cancels it, waits until the boards know, and leaves `answer` as it is at that point."""
     try:
         asyncio.run(coroutine)
     except KeyboardInterrupt:

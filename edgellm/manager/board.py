@@ -83,7 +83,7 @@ class BoardClient:
             getter.cancel()
 
     async def status(self, timeout_s: float = ANSWER_TIMEOUT_S) -> BoardStatus:
-        """Return what the board says of itself."""
+        """Return the board's status."""
         return BoardStatus.from_dict(self.name, (await self.ask(m.AskStatus(), m.Status, timeout_s)).content)
 
     def subscribe(self, seq_id: int, queue: Events) -> None:
@@ -132,7 +132,7 @@ class BoardClient:
                     pong = await pongs.get()
                 assert isinstance(pong, m.Pong)
             except TimeoutError:
-                self._give_up(f"does not answer for {PONG_TIMEOUT_S:g} s")
+                self._give_up(f"has not answered for {PONG_TIMEOUT_S:g} s")
                 return
             if pong.steps != steps or pong.waiting:
                 self._idle_since_s = None
@@ -141,6 +141,6 @@ class BoardClient:
             if pong.steps != steps or not pong.waiting:
                 steps, progress_s = pong.steps, clock()
             elif clock() - progress_s > STEP_TIMEOUT_S:
-                self._give_up(f"has work and finishes no step for {STEP_TIMEOUT_S:g} s")
+                self._give_up(f"has work but has finished no step for {STEP_TIMEOUT_S:g} s")
                 return
             await asyncio.sleep(PING_EVERY_S)

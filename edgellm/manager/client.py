@@ -1,4 +1,4 @@
-"""One plan, as long as it stands: sequences that are opened on all its boards, and the tokens that come out."""
+"""The boards of one plan, as long as it stands: opens sequences on all of them, and streams the tokens."""
 
 import asyncio
 import contextlib
@@ -54,12 +54,12 @@ class ClusterClient:
     ) -> AsyncGenerator[Chosen, None]:  # fmt: skip
         """Stream the answer to the prompt `ids`, token by token; the last one has a finish reason.
 
-        With `speculate`, boards that can draft what comes next and verify it, which changes nothing but the time; with
-        `reuse`, what their slots hold of the prompt isn't computed again.
+        With `speculate`, boards that can do so draft the next tokens and verify them, which changes only the time; with
+        `reuse`, the part of the prompt that their slots hold isn't computed again.
 
         Leaving the iteration early (or being cancelled) stops the boards' work. `stats` is filled at the end with
         what each board reports. Raises BusyError when a board has no free slot, AnswerError when one can't compute
-        this, BoardError when one is lost, hangs, or went on to another plan: always naming it.
+        this, BoardError when one is lost, hangs, or has moved on to another plan: always naming it.
         """
         seq_id = secrets.randbits(64)
         events: Events = asyncio.Queue()

@@ -96,7 +96,7 @@ class ClusterFile:
         places = [(b.host, b.port) for b in self.boards]
         for board, place in zip(self.boards, places, strict=True):
             if places.count(place) > 1:
-                raise ClusterError(f"boards: {place[0]}:{place[1]} of {board.name} is another board's too")
+                raise ClusterError(f"boards: {place[0]}:{place[1]} of {board.name} is also another board's")
         if strangers := [b for b in self.plan.boards if b not in names]:
             raise ClusterError(f"plan: it uses board {strangers[0]}, which is not among the {len(names)} boards")
         try:
@@ -173,7 +173,7 @@ class ClusterFile:
         try:
             write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
         except OSError as e:
-            raise ClusterError(f"cluster file {path}: {e.strerror or e}. Give another place with --cluster.") from None
+            raise ClusterError(f"cluster file {path}: {e.strerror or e}. Give another path with --cluster.") from None
 
     def write_if_newer(self, path: Path | str) -> bool:
         """Write the file unless the one there has this epoch of the same model or a later one. Return whether it was

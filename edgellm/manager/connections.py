@@ -1,4 +1,4 @@
-"""The one owner of connections to boards: they are dialled here, kept while they live, and closed together."""
+"""Owns all connections to boards: dials them, keeps them while they live, and closes them together."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping

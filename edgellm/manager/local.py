@@ -192,7 +192,7 @@ def _started_s(process: subprocess.Popen[bytes]) -> float:
         return 0.0
 
 
-# `edgellm local up` writes down what it started, and `down` ends just that.
+# `edgellm local up` records the agents it started, and `down` ends exactly these.
 
 
 def remember(path: Path, agents: list[LocalAgent]) -> None:

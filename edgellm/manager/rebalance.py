@@ -1,4 +1,4 @@
-"""Which plan is to stand: the one that the boards hold, or the next one, which they are then given."""
+"""Decides between the plan that the boards hold and the next one, which they are then given."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -61,7 +61,7 @@ async def settle(
     if standing is not None and settings is not None:
         places = {b: fleet.addresses[b] for b in standing.boards}
         if standing.settings != settings or any(reports[b].addresses != places for b in standing.boards):
-            standing = None  # not what is asked for; or a board has moved, and its neighbours must be told
+            standing = None  # not what was requested; or a board has a new address, which its neighbours must learn
     if standing is not None and (not grow or any(r.claimed for r in reports.values())):
         return Outcome(standing, None, False, {})
     if not reports:
@@ -79,7 +79,7 @@ async def settle(
     plan = move.plan
     if not move.changed:
         plan = replace(plan, epoch=_next_epoch(reports, plan, fallback))
-        reason = "the same sections, taken again: a board has come back without its own"
+        reason = "the same sections again, because a board has come back without its own"
         move = replace(move, plan=plan, changed=True, reason=reason)
     tell(f"epoch {plan.epoch}: {_sections(plan)}")
     loaded = await take(fleet, plan)

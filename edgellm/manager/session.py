@@ -1,4 +1,4 @@
-"""An answer that outlives its boards: the plan is followed or made anew, and what was said so far is replayed."""
+"""An answer that outlives its boards: follows the plan or makes the next one, and replays the text so far."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -24,9 +24,9 @@ _RETRY_S = (0.1, 0.2, 0.5, 1.0)  # between surveys; the last one again and again
 class Session:
     """Asks a cluster. `plan` and `addresses` are what is known of it before any board was asked.
 
-    `tell(text)` is called when something happens that a person may want to know; `adopted(plan, addresses)` when
-    another plan than the known one serves. `patience_s` after the first trouble, the answer is given up unless there
-    was a token since.
+    `tell(text)` is called for events that a person may want to know; `adopted(plan, addresses)` when
+    another plan than the known one serves. `patience_s` after the first failure, the answer is given up unless a token
+    has arrived since.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Session:
         section costs only time.
 
         Raises BusyError where no slot is free at the start, AnswerError for what can't be computed, PlanError or
-        BoardError when the cluster couldn't go on for `patience_s`, or no board answers at the start.
+        BoardError when the cluster couldn't continue for `patience_s`, or no board answers at the start.
         """
         done: list[int] = []
         attempt = 0
@@ -84,7 +84,7 @@ class Session:
                     raise
                 self._say(e)
             finally:
-                if replayed and stats:  # what is held was computed for this very answer, or nobody knows
+                if replayed and stats:  # held tokens were computed for this very answer, or it is unknown
                     for board, told in stats.items():
                         stats[board] = replace(told, reused_tokens=0)
             await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
@@ -115,19 +115,19 @@ class Session:
                 if isinstance(e, PlanError) and missing:
                     raise PlanError(f"{'; '.join(missing)}. Without: {e}") from None
                 raise
-            self._tell(f"a better plan could not be taken: {e}")  # the one that stands will do
+            self._tell(f"a better plan could not be adopted: {e}")  # the one that stands will do
             await fleet.survey()
             return await settle(fleet, None, self.plan, grow=False, tell=self._tell)
 
     def _say(self, error: EdgellmError) -> None:
-        """Tell a trouble once, not at each try."""
+        """Report a failure once, not at each try."""
         text = "the plan is being changed" if isinstance(error, ClaimError) else str(error)
         if text == self._told:
             return
         self._told = text
-        self._tell(f"{text} Trying to go on …" if text.endswith(".") else f"{text}; trying to go on …")
+        self._tell(f"{text} Trying to continue …" if text.endswith(".") else f"{text}; trying to continue …")
 
 
 def _clock_s() -> float:
-    """Return the seconds of the clock that patience goes by."""
+    """Return the time in seconds of the clock that patience is measured by."""
     return asyncio.get_running_loop().time()

@@ -1,4 +1,4 @@
-"""What the boards say of themselves, all asked at once, and which plan stands."""
+"""Asks all boards at once for their status, and finds the plan that stands."""
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
@@ -20,8 +20,9 @@ _GRACE_S = 0.5  # for boards that aren't needed
 
 @dataclass(frozen=True)
 class Report:
-    """One board's word, as far as plans are made from it. `plan` is what it serves, None without a section; `shards`
-    the names of the shard files on its disk."""
+    """The part of a board's status from which plans are made. `plan` is what it serves, None without a section;
+    `shards` the names of the shard files on its disk.
+    """
 
     board: str
     capacity: Capacity
@@ -83,7 +84,7 @@ def _age(plan: Plan) -> tuple[int, str]:
 
 
 class Fleet:
-    """Connections to all boards that are known, kept while they live and made anew when asked. `addresses` grows by
+    """Connections to all known boards, kept while they live and dialled again when needed. `addresses` grows by
     what boards report of others, unless `strangers` is false. With `shared_ram`, boards on loopback share this
     machine's RAM."""
 

@@ -1,4 +1,4 @@
-"""Having boards take a plan: each is claimed, loads its section beside the old one, and all switch.
+"""Gives boards a plan: claims each, has it load its section beside the old one, and has all switch.
 
 The order of the messages, Claim → Assign → Commit on every board, is decided here and nowhere else.
 """
@@ -19,7 +19,7 @@ LOAD_TIMEOUT_S = max(900.0, BOARD_SILENCE_S)  # reading and hashing a section fr
 
 
 async def take(fleet: Fleet, plan: Plan) -> dict[str, int]:
-    """Have the surveyed boards take `plan`; those without a section in it give up what they hold. Return the bytes of
+    """Give the surveyed boards `plan`; those without a section in it give up what they hold. Return the bytes of
     shards that each board loaded."""
     epochs = {b: r.epoch for b, r in fleet.reports.items() if b in plan.boards or r.plan is not None}
     return await give(plan, {b: fleet.addresses[b] for b in plan.boards}, fleet.clients(epochs), epochs)
@@ -28,7 +28,7 @@ async def take(fleet: Fleet, plan: Plan) -> dict[str, int]:
 async def give(
     plan: Plan, addresses: Mapping[str, Address], boards: list[BoardClient], epochs: Mapping[str, int | None]
 ) -> dict[str, int]:
-    """Have connected boards, which hold `epochs`, take `plan`. Return the bytes of shards that each board loaded.
+    """Give `plan` to connected boards, which hold `epochs`. Return the bytes of shards that each board loaded.
 
     Raises ClaimError if another manager is changing a board's plan, or has changed it; BoardError with the reason of
     the first board that can't load its section.

@@ -1,4 +1,4 @@
-"""Which token a random number falls on, found without sorting the vocabulary.
+"""Finds the token that a random number falls on, without sorting the vocabulary.
 
 A few thousand of its logits, evenly spaced, tell where the likely tokens end well enough; only those are sorted, and
 the choice is made if they turn out to be enough.
@@ -65,7 +65,7 @@ def _most_likely(logits: Array, count: int) -> Array:
     """Return the ids, in order, of the `count` largest logits; of equal ones at the edge, those with the lowest ids."""
     ids, step = np.arange(0), max(1, len(logits) // _SPACED)
     spaced = np.sort(logits[::step])
-    rank = 2 * count // step + 8  # so many of the spaced ones stand for more than `count` tokens
+    rank = 2 * count // step + 8  # this many of the spaced ones stand for more than `count` tokens
     if rank < len(spaced):
         ids = np.flatnonzero(logits >= spaced[-rank])
     if len(ids) < count:

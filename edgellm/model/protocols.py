@@ -1,4 +1,4 @@
-"""What a section, a slot and a step are to those who run them: native, generic and fake sections alike.
+"""The interfaces of sections, slots and steps: native, generic and fake ones alike.
 
 A section's slots are its own kind: `S` names it, so that no section is given another's.
 """

@@ -21,7 +21,7 @@ _WORD = (1 << 64) - 1
 
 
 class Sampler:
-    """The choice of one sequence's tokens. Not for two threads at once."""
+    """The choice of one sequence's tokens. Not thread-safe."""
 
     def __init__(self, sampling: Sampling, vocab_size: int):
         self.sampling = sampling
@@ -57,8 +57,7 @@ class Sampler:
 
 
 class Seen:
-    """The tokens of a text, for the repeat penalty: keeping them up to date takes no time that grows with the text, nor
-    does applying them.
+    """The tokens of a text, for the repeat penalty. The time to update and to apply them doesn't grow with the text.
 
     A penalty r divides positive logits and multiplies the others (CTRL, arXiv:1909.05858), once however often a token
     occurs: `_factors` float32 [vocab_size] are r for these tokens and 1 for the rest.

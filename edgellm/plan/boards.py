@@ -8,7 +8,7 @@ from edgellm.errors import PlanError, UsageError
 from edgellm.plan.types import BOARD_NAME, Capacity
 from edgellm.shards.manifest import Manifest
 
-# Guesses for a board that nobody has measured: an Orange Pi 5 class board reads weights at about 6 GB/s from its four
+# Guesses for a board that was not measured: an Orange Pi 5 class board reads weights at about 6 GB/s from its four
 # big cores; a hop over gigabit Ethernet, with TLS and a wake-up at each end, takes about half a millisecond.
 GUESSED_BYTES_PER_S = 6e9
 GUESSED_HOP_S = 0.0005
@@ -20,7 +20,7 @@ _TIMES = {"s": Decimal(1), "ms": Decimal("0.001"), "us": Decimal("0.000001")}
 
 
 def parse_boards(texts: Iterable[str], manifest: Manifest) -> tuple[Capacity, ...]:
-    """Parse boards from comma-separated texts. Raises UsageError for what is no board, or a name given twice."""
+    """Parse boards from comma-separated texts. Raises UsageError for an invalid board, or a name given twice."""
     capacities = [parse_board(part, manifest) for text in texts for part in text.split(",")]
     names = [c.board for c in capacities]
     for name in names:

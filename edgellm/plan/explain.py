@@ -1,4 +1,4 @@
-"""A plan explained: who gets what, how fast it should be, who isn't used and why, what would not fit; and a move."""
+"""Explains a plan and a move: who gets what, how fast it is, which boards aren't used and why, what would not fit."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -65,7 +65,7 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
 
 
 def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -> str:
-    """Return the plan in words, a line a board."""
+    """Return the plan in words, one line per board."""
     facts = explain_dict(plan, manifest, capacities)
     slots = f"{plan.slots} slot{'s' * (plan.slots > 1)}"
     rows = [("board", "layers", "weights", "KV", "activations", "headroom", "free", "time a token")]

@@ -1,4 +1,4 @@
-"""Boards as the searches count them: in integers, by kind, how far each reaches, and what the rest costs at least.
+"""Boards as integers, for the searches: by kind, how far each reaches, and the least cost of the rest.
 
 Boards of one kind (same numbers) are interchangeable; a state of a search is how many boards of each kind are in use.
 """
@@ -164,7 +164,7 @@ def cheapest(
     several sections.
 
     The board put in front takes [start, end) for any end in (start, reach[start]]. Its cost is a difference of sums, so
-    the best end is the minimum over a sliding window: one pass over the layers a state and kind.
+    the best end is the minimum over a sliding window: one pass over the layers per state and kind.
     """
     n = num_layers
     costs = [[INFINITE] * n + [0]]

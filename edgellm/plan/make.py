@@ -52,7 +52,7 @@ def check_plan(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -
     if plan.manifest_sha256 != manifest_sha256(manifest) or plan.num_layers != manifest.num_layers:
         raise PlanError(
             f"the plan of epoch {plan.epoch} is for manifest {plan.manifest_sha256[:12]} of {plan.model}, "
-            f"found {manifest_sha256(manifest)[:12]} of {manifest.model}. Plan again, or bring its shards."
+            f"found {manifest_sha256(manifest)[:12]} of {manifest.model}. Plan again, or provide its shards."
         )
     check_request(manifest, capacities, plan.settings)
     offers = {c.board: c for c in capacities}
@@ -227,7 +227,7 @@ def _lower_bits(manifest: Manifest, capacities: Sequence[Capacity], settings: Se
 
 
 def _bits_now(manifest: Manifest) -> tuple[float, float]:
-    """Return estimated bytes an element, in layers and in embedding and head; 0 where it can't be told."""
+    """Return estimated bytes per element, in layers and in embedding and head; 0 where it can't be told."""
     if manifest.quantization == "int4":
         return _INT4, _INT8
     if manifest.quantization == "int8":

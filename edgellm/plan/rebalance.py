@@ -1,9 +1,9 @@
-"""The next plan: what boards offer now, what they hold already, and whether a move is worth its bytes.
+"""Chooses the next plan, from what boards offer now and hold already, and from whether a move is worth its bytes.
 
-A plan stays while it can, and while no other is a tenth faster (GAIN): weights take minutes to move and measurements
-waver. If it must go or another is worth it, the next plan is the one that loads the fewest bytes of all those nearly as
-fast as the fastest (SLACK). SLACK is half of GAIN, so that what was chosen for its few bytes isn't given up again at
-the next small change of a measurement; asked again with the same numbers, `next_plan` always keeps what it chose.
+A plan stays as long as it can, unless another is a tenth faster (GAIN): weights take minutes to move, and measurements
+vary. If it must go or another is worth it, the next plan is the one that loads the fewest bytes of all those nearly as
+fast as the fastest (SLACK). SLACK is half of GAIN, so that a plan chosen for its few bytes isn't given up after a small
+change of a measurement. With the same numbers, `next_plan` always keeps what it chose.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -32,7 +32,7 @@ class Move:
     """What `next_plan` decided.
 
     `plan` is the plan to run; if not `changed` it is the current one itself, which may still have something to load
-    (an agent that restarted). `moved` has, by board, the names of the shards it must load anew (boards with none
+    (an agent that restarted). `moved` has, by board, the names of the shards it must load again (boards with none
     aren't in it), `moved_bytes` the size of their files. `gain` is the share of the objective's time that the move
     saves (negative if it had to be slower) or, if kept, that the fastest plan would save; None if there is nothing to
     compare with. `token_s_before` (None if not computable) and `token_s` are seconds of one token through all stages.
@@ -102,7 +102,7 @@ def next_plan(
 
 
 def to_load(manifest: Manifest, section: Section, held: tuple[int, int] | None) -> tuple[Shard, ...]:
-    """Return the shards of a section that a board which holds section `held` has to load anew."""
+    """Return the shards of a section that a board which holds section `held` has to load."""
     there = manifest.section_shards(*held) if held else ()
     return tuple(s for s in manifest.section_shards(section.start, section.end) if s not in there)
 

@@ -72,7 +72,7 @@ def token_ns_using_all(needs: Needs, boards: Sequence[Kind]) -> int | None:
 
 
 def _covers_all(needs: Needs, fleet: Fleet, limit: int | None) -> bool:
-    """Return whether sections fit. Getting further with the same boards is never worse, so one number a state is
+    """Return whether sections fit. Getting further with the same boards is never worse, so one number per state is
     enough."""
     n = needs.num_layers
     reaches = [[*reach(needs, kind, limit), n] for kind in fleet.kinds]

@@ -14,7 +14,7 @@ from edgellm import config
 from edgellm.errors import PlanError
 
 BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
-KV_DTYPES = {"float32": 4, "float16": 2}  # bytes an element
+KV_DTYPES = {"float32": 4, "float16": 2}  # bytes per element
 OBJECTIVES = ("latency", "throughput")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -178,7 +178,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, content: object) -> "Plan":
-        """Parse a plan out of JSON; raises PlanError naming the field."""
+        """Parse a plan from JSON; raises PlanError naming the field."""
         said = _exactly(cls, content, "plan")
         if not (isinstance(said["sections"], list) and len(said["sections"]) <= _MAX_LAYERS):
             raise PlanError("plan: sections is not a list")

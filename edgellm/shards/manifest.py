@@ -54,8 +54,9 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A split model. Sizes in bytes, lengths in tokens; `kv_elements_per_token` has one entry a layer (keys and values
-    together); `activation_elements_per_token` bounds what one layer's modules produce for one token."""
+    """A split model. Sizes in bytes, lengths in tokens; `kv_elements_per_token` has one entry per layer (keys and
+    values together); `activation_elements_per_token` bounds what one layer's modules produce for one token.
+    """
 
     model: str
     architecture: str
@@ -71,7 +72,7 @@ class Manifest:
     rope_switch_len: int | None  # LongRoPE: sequences longer than this use other factors, from position 0 on
     shards: tuple[Shard, ...]
     files: tuple[ModelFile, ...]
-    source_sha256: str = ""  # of what was split and how: tells a finished split of the same source from another
+    source_sha256: str = ""  # of the source and the options: tells a finished split of the same source from another
     format: int = FORMAT
     sha256: str = field(default="", compare=False)  # of manifest.json itself; set by `read`
 

@@ -77,8 +77,8 @@ class MappedShard:
 
 
 def map_checked(path: Path, entry: Shard | ModelFile, verify_sha256: bool = True) -> mmap.mmap:
-    """Map a file read-only and compare its size, and the SHA-256 of the bytes as mapped, with the manifest's. What was
-    found right isn't hashed again while it is the same file."""
+    """Map a file read-only and compare its size, and the SHA-256 of the bytes as mapped, with the manifest's. A file
+    that matched isn't hashed again as long as it is the same file."""
     again = "push it again"
     try:
         with open(path, "rb") as f:

@@ -1,7 +1,7 @@
-"""Files whose SHA-256 was found right, remembered by what the system says of them: none is hashed twice.
+"""Remembers files whose SHA-256 matched, by their identity in the file system, so that none is hashed twice.
 
-A file is another one as soon as its inode, its size, or the time of any change to it (ctime, which nobody can set) is.
-What is written down counts until the machine starts again: what was damaged while it was off is found by hashing.
+A file counts as changed if its inode, its size, or the time of any change (ctime, which can't be set) differs. A record
+counts until the machine restarts, so that damage while it was off is found by hashing.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Verified:
-    """What this process has found right, and with `keep_in` what earlier ones have."""
+    """The files that this process has verified, and with `keep_in` those of earlier processes."""
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}  # identity of a file: its SHA-256
@@ -48,7 +48,7 @@ class Verified:
         return found
 
     def keep_in(self, folder: Path, name: str) -> None:
-        """Know what agents have written down in `folder` since the machine started, for they may take each other's
+        """Know what agents have written down in `folder` since the machine started, because they may take each other's
         sections, and have `save` write down there what the agent `name` knows. What can't be believed is left out."""
         self._path = folder / f"verified-{name}.json"
         for path in sorted(folder.glob("verified-*.json")):
@@ -76,7 +76,7 @@ def _identity(s: os.stat_result) -> str:
 
 
 def _boot_id() -> str | None:
-    """Names the time from one start of the machine to the next; None where the system doesn't."""
+    """Return the id of this boot of the machine; None if the system has none."""
     try:
         return _BOOT_ID.read_text().strip() or None
     except OSError:

@@ -1,1 +1,1 @@
-"""Words on their way to tokens and back: chat templates, tokenizers, streams of text, stop strings."""
+"""Text to token ids and back: chat templates, tokenizers, streams of text, stop strings."""

@@ -118,7 +118,7 @@ def named_tokens(tokenizer_config: dict[str, Any]) -> dict[str, str]:
 
 
 def check_template(folder: Path, where: str) -> str | None:
-    """Return why the chat template in a split's folder fails whatever the prompt is; None if it works, or isn't there.
+    """Return why the chat template in a split's folder fails for every prompt; None if it works or there is none.
 
     `where` names its origin. A template that refuses a chat without a system prompt, or one with it, works.
     """

@@ -1,4 +1,4 @@
-"""Which control tokens of a chat its template wrote, and which a user typed: the latter stay text.
+"""Tells a template's control tokens from text that a user typed, which stays text.
 
 A chat is rendered once, with two marker characters around each control token that a user's text contains. What comes
 out unmarked is the template's. A tokenizer that knows every control token by another name, its own text between the
@@ -53,7 +53,7 @@ class Marking:
         self._rendered = re.compile(f"{start}({any_token}){end}|[{start}{end}]|({any_token})")
 
     def mark(self, value: Any) -> Any:
-        """Return `value`, a text or whatever JSON has, with the tokens in all its texts marked. Keys stay as they are.
+        """Return `value`, a text or other JSON, with the tokens in all its texts marked. Keys stay as they are.
 
         The end of a text that may begin a token is marked too: what follows it must not complete it.
         """

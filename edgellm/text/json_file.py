@@ -18,7 +18,7 @@ def read_text(path: Path) -> str:
     except OSError as e:
         raise ManifestError(f"{path}: {e.strerror or e}") from None
     except UnicodeDecodeError as e:
-        raise ManifestError(f"{path} is no UTF-8 text (byte {e.start})") from None
+        raise ManifestError(f"{path} is not UTF-8 text (byte {e.start})") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as e:
-        raise ManifestError(f"{path} is no JSON: {' '.join(str(e).split())}") from None
+        raise ManifestError(f"{path} is not JSON: {' '.join(str(e).split())}") from None
     if not isinstance(content, dict):
-        raise ManifestError(f"{path} is no JSON object")
+        raise ManifestError(f"{path} is not a JSON object")
     return content

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 class StopStrings:
     """Ends a text before the first of some strings, and holds back what may be the beginning of one.
 
-    A control token is no text to show, but a stop string may contain its name; `feed` takes it with `hidden`.
+    A control token isn't shown as text, but a stop string may contain its name; `feed` takes it with `hidden`.
     """
 
     def __init__(self, strings: Iterable[str] = ()):
@@ -33,7 +33,7 @@ class StopStrings:
         return self._take(len(held) - max(_overlap(held, s) for s in self._strings))
 
     def flush(self) -> str:
-        """Return what was held back: the text has ended, so it was no stop string."""
+        """Return what was held back: the text has ended, so it was not a stop string."""
         return self._take(len(self._held))
 
     def _take(self, count: int, *, forget: bool = False) -> str:

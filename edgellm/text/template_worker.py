@@ -2,7 +2,7 @@
 
 A template comes with the model, from a stranger. Jinja's sandbox keeps it from Python's insides, but not from an
 endless loop, from `9**9**9`, or from gigabytes of text, and no thread can be stopped in the middle of those. A process
-can: the kernel ends it after its CPU seconds, and denies it memory. It reads one JSON object a line on stdin
+can: the kernel ends it after its CPU seconds, and denies it memory. It reads one JSON object per line on stdin
 (`template`, `values`, `cpu_s`, `memory_bytes`) and answers each with one on stdout: `text`, or `error` and `message`.
 """
 
@@ -64,7 +64,7 @@ def _raise_exception(message: object) -> None:
 
 
 def answer(environment: ImmutableSandboxedEnvironment, request: dict[str, Any]) -> dict[str, str]:
-    """Return the rendered text, or what kind of error came of it. Never raises an Exception."""
+    """Return the rendered text, or the kind of error. Never raises an Exception."""
     try:
         pieces, size = [], 0
         for piece in environment.from_string(request["template"]).generate(**request["values"]):
@@ -77,7 +77,7 @@ def answer(environment: ImmutableSandboxedEnvironment, request: dict[str, Any]) 
         return {"error": REFUSED, "message": str(e)[:1000]}
     except MemoryError:
         return {"error": TOO_LARGE}
-    except Exception as e:  # a template can raise whatever Python can
+    except Exception as e:  # a template can raise anything that Python can
         try:
             message = f"{type(e).__name__}: {e}"
         except Exception:
@@ -98,7 +98,7 @@ def main() -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         limited = _limit_memory(resource, request["memory_bytes"] + _BYTES_A_CHARACTER * len(line))
-        signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])  # nobody handles SIGPROF: the kernel ends us
+        signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])  # without a handler, SIGPROF ends us
         reply = answer(environment, request)
         signal.setitimer(signal.ITIMER_PROF, 0)
         if limited:
@@ -123,5 +123,5 @@ def _limit_memory(resource: Any, more_bytes: int) -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the manager, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the manager, which ends this process
     main()

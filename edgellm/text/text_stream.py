@@ -1,7 +1,7 @@
-"""Token ids to text as they come: each token's characters once they are whole, at a cost that doesn't grow.
+"""Token ids to text as they arrive: each token's characters once they are complete, at a constant cost.
 
 The tokenizers library decodes a list of ids at once; its own stream raises in the middle of an answer when bytes turn
-out to be no UTF-8. Here the decoders that language models use are followed token by token, as bytes. A byte that is no
+out not to be UTF-8. Here the decoders that language models use are followed token by token, as bytes. A byte that isn't
 UTF-8 becomes U+FFFD, as in the library, and everything around it stays.
 """
 
@@ -18,7 +18,7 @@ _MOST_UNSTABLE = 8  # tokens that the library may take to complete a character
 
 
 class TextStream:
-    """Token ids in, text out, as soon as it is whole: half a UTF-8 character waits for its other half."""
+    """Token ids in, text out, as soon as it is complete: half a UTF-8 character waits for its other half."""
 
     def __init__(self, joiner: "Joiner"):
         self._joiner = joiner
@@ -65,7 +65,7 @@ class _Steps:
         if self.byte_level:
             try:
                 return bytes(_BYTE_OF[c] for c in token)
-            except KeyError:  # an added token, which is written as it is
+            except KeyError:  # an added token, written unchanged
                 return token.encode()
         if self.byte_fallback and (byte := _BYTE.match(token)):
             return bytes([int(byte[1], 16)])

@@ -36,7 +36,7 @@ class Tokenizer:
             self._template.start()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as e:  # the library raises plain Exception for whatever it can't parse
+        except Exception as e:  # the library raises plain Exception for anything it can't parse
             raise ManifestError(f"{path}: {e}") from None
         self._tokenizer.no_truncation()  # what training left there; old splits may still have it
         self._tokenizer.no_padding()
@@ -117,7 +117,7 @@ class Tokenizer:
 
 
 def _plain_message(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message as templates expect it: no null, and what was reasoned under the names that they know."""
+    """Return a message as templates expect it: no null, and the reasoning under the names that they know."""
     role = message.get("role")
     if role not in ROLES:  # a template may write it between <| and |>
         raise UsageError(f"a message has the role {str(role)[:40]!r}, expected one of {', '.join(ROLES)}")

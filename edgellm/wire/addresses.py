@@ -1,4 +1,4 @@
-"""Where a board listens: a host and a port, and whether they are ones."""
+"""Where a board listens: checks hosts and ports."""
 
 import ipaddress
 import re

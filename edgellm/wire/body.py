@@ -37,7 +37,7 @@ def check_size(message: str, body: bytes, size: int) -> None:
 
 
 def text_of(message: str, raw: bytes) -> str:
-    """Return UTF-8 as text. Raises RemoteProtocolError if it is none."""
+    """Return UTF-8 as text. Raises RemoteProtocolError if it isn't."""
     try:
         return raw.decode()
     except UnicodeDecodeError:

@@ -94,7 +94,7 @@ class Pong:
 
 @dataclass(frozen=True)
 class AskStatus:
-    """What do you offer, and what do you hold?"""
+    """Asks what the board offers and holds."""
 
     TYPE: ClassVar[int] = 5
     LIMIT: ClassVar[int] = 0
@@ -148,8 +148,10 @@ class Assigned(_JsonMessage):
 
 @dataclass(frozen=True)
 class Claim(_JsonMessage):
-    """I am about to give you a plan of `epoch`, which `replaces` the epoch that you hold (null: none). Nobody else may
-    until my connection ends, I commit, or I claim epoch null, which gives the claim back."""
+    """The sender is about to give the board a plan of `epoch`, which `replaces` the epoch that the board holds (null:
+    none). No other manager may, until the connection ends, the sender commits, or it claims epoch null, which ends the
+    claim.
+    """
 
     TYPE: ClassVar[int] = 20
 

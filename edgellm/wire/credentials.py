@@ -1,4 +1,4 @@
-"""Who a side of a connection is and whom it trusts: certificates out of a folder, and whom a certificate names."""
+"""A side's identity, and whom it trusts: certificates from a folder, and whom a certificate names."""
 
 import contextlib
 import logging
@@ -86,11 +86,11 @@ def _load(folder: Path, server_side: bool) -> ssl.SSLContext:
                 mode = os.fstat(f.fileno()).st_mode
         except OSError as e:
             raise ClusterError(f"certificate file {path}: {(e.strerror or str(e)).lower()}. {_AGAIN}") from None
-    # As ssh does: whoever could read it may have it. A deploy makes it private again.
+    # As ssh does, because anyone who could read it may have it. A deploy makes it private again.
     if mode & 0o077:
         raise ClusterError(
             f"certificate file {key}: others may read it (mode {stat.S_IMODE(mode):04o}), expected 0600. "
-            f"Run 'chmod 600 {key}' if nobody has, or remove it and deploy again."
+            f"Run 'chmod 600 {key}' if nobody has read it, or remove it and deploy again."
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3

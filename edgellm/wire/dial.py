@@ -1,4 +1,4 @@
-"""Where connections go out: a board is dialled, greeted, and checked to be the one that was meant."""
+"""Outgoing connections: dials a board, greets it, and checks that it is the right one."""
 
 import asyncio
 import socket

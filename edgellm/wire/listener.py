@@ -1,7 +1,7 @@
-"""Where connections come in: accepted a few at a time and, with TLS, kept small until they have shown a certificate.
+"""Incoming connections: accepts a few at a time and, with TLS, keeps them small until they have shown a certificate.
 
 A connection that says nothing costs a socket and a few hundred bytes; one that has begun a handshake a TLS object, and
-there is a limit on both. Only who has finished the handshake becomes a peer.
+there is a limit on both. Only a connection that has finished the handshake becomes a peer.
 """
 
 import asyncio
@@ -105,7 +105,7 @@ class Listener:
                 self._make_room(self._silent, 0)
                 if not self._short:
                     reason = (e.strerror or str(e)).lower()
-                    log.warning("accepts nobody for now: %s; tries again every %g s", reason, _PAUSE_S)
+                    log.warning("accepts no connections for now: %s; tries again every %g s", reason, _PAUSE_S)
                 self._short = True
                 return
             self._short = False

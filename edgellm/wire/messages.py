@@ -1,4 +1,4 @@
-"""Messages: what frames mean. One frozen dataclass a message, each with its bytes both ways (docs/wire.md).
+"""Messages: what frames mean. One frozen dataclass per message, each with its bytes both ways (docs/wire.md).
 
 Header fields are big-endian, tensors little-endian float32, token ids little-endian uint32. `decode` raises
 RemoteProtocolError for every body that isn't exactly what the message allows.

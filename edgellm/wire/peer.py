@@ -1,4 +1,4 @@
-"""One connection: a protocol on an asyncio transport, in TLS if there are credentials, with a timeout a phase."""
+"""One connection: a protocol on an asyncio transport, in TLS if there are credentials, with a timeout per phase."""
 
 import asyncio
 import contextlib
@@ -109,7 +109,7 @@ class Peer(asyncio.Protocol):
         self._hand_over()
 
     def eof_received(self) -> None:
-        while self._received and self.lost is None:  # what was said before hanging up still counts
+        while self._received and self.lost is None:  # messages sent before the peer hung up still count
             self._give(self._received.popleft())
         try:
             self.protocol.receive_data(b"")
@@ -190,7 +190,7 @@ class Peer(asyncio.Protocol):
     def _closed(self, exc: Exception | None = None) -> str:
         if self._channel is not None and self.protocol.dials and self.protocol.peer is None:
             # The alert that says why may be lost where the connection is reset.
-            return "closed the connection before its hello, for its log to say why. Is it of this cluster?"
+            return "closed the connection before its hello; its log says why. Does it belong to this cluster?"
         return str(exc) if exc else "closed by the peer"
 
     def _hand_over(self) -> None:
@@ -229,7 +229,7 @@ class Peer(asyncio.Protocol):
 
     def _time_frame(self) -> None:
         if self.protocol.partial:
-            self._arm("frame", FRAME_TIMEOUT_S, f"half a frame, and no more of it within {FRAME_TIMEOUT_S:g} s")
+            self._arm("frame", FRAME_TIMEOUT_S, f"half a frame, and no more within {FRAME_TIMEOUT_S:g} s")
         else:
             self._disarm("frame")
 

@@ -57,7 +57,7 @@ _OPENED = struct.Struct(">IQIB")
 @dataclass(frozen=True)
 class Opened:
     """A slot is reserved. It holds the prompt's first `reused` tokens already: computing may start there. `batches`:
-    here a step gives the same bits whatever is computed with it, so drafts may be verified."""
+    a step here gives the same bits no matter what is computed with it, so drafts may be verified."""
 
     TYPE: ClassVar[int] = 11
     LIMIT: ClassVar[int] = _OPENED.size
@@ -80,7 +80,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Close:
-    """The manager wants no more of this sequence: ended, cancelled, or failed elsewhere."""
+    """The manager is done with this sequence: it ended, was cancelled, or failed elsewhere."""
 
     TYPE: ClassVar[int] = 14
     LIMIT: ClassVar[int] = _SEQUENCE.size
@@ -194,7 +194,7 @@ _FAILED = struct.Struct(">IQB")
 
 @dataclass(frozen=True)
 class Failed:
-    """This sequence can't go on at this board. `code` indexes FAILURES."""
+    """This sequence can't continue on this board. `code` indexes FAILURES."""
 
     TYPE: ClassVar[int] = 16
     LIMIT: ClassVar[int] = 4 * KB
@@ -219,7 +219,9 @@ _LOGITS = struct.Struct(">IQI")
 
 @dataclass(frozen=True)
 class Logits:
-    """What the token at `position` was chosen from: float32 [vocab_size]. Sent before the token, when asked for."""
+    """The logits from which the token at `position` was chosen: float32 [vocab_size]. Sent before the token, when asked
+    for.
+    """
 
     TYPE: ClassVar[int] = 17
     LIMIT: ClassVar[int] = 8 * MB
@@ -248,7 +250,7 @@ class Trace:
     """Run your section over a whole sequence and send what each layer gives (for `edgellm verify`).
 
     `data` is token ids (uint32 [count]) for the first board, hidden states (float32 [count, hidden_size]) for others.
-    Answered by one `traced` a layer, in order.
+    Answered by one `traced` per layer, in order.
     """
 
     TYPE: ClassVar[int] = 18

@@ -1,4 +1,4 @@
-"""What boards report of themselves and of a sequence: agents build it, managers parse it where it enters.
+"""What boards report about themselves and about a sequence: agents build it, managers parse it where it enters.
 
 A report is hostile until parsed. A board of another version, or a broken one, must still be shown and diagnosed, so
 `from_dict` raises nothing: a field that isn't well-formed is None, and `faults` says why where a plan depends on it.
@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True)
 class Health:
-    """How the board itself is doing. None: it can't tell."""
+    """The board's condition. None: unknown."""
 
     temperature_c: float | None = None  # of the hottest zone
     throttled: bool | None = None  # the CPU is held below its speed now, by heat or voltage
@@ -112,9 +112,9 @@ class ShardsHere:
 
 @dataclass(frozen=True)
 class BoardStatus:
-    """What a board says of itself (docs/wire.md, Status). None: it doesn't say, or not in a form that can be read.
+    """A board's report (docs/wire.md, Status). None: missing, or not readable.
 
-    `plan` is what it serves, None without a section, and `addresses` where it was told that the plan's boards are.
+    `plan` is what it serves, None without a section, and `addresses` are those of its boards, as received.
     `faults` are sentences, with "board NAME" in front, on what no agent would say of its plan, epoch or capacity.
     """
 
@@ -145,7 +145,7 @@ class BoardStatus:
 
     @classmethod
     def from_dict(cls, board: str, content: object) -> "BoardStatus":
-        """Parse what `board` said. `name` is the one it is known by here, whatever it calls itself."""
+        """Parse what `board` said. `name` is the one used here, no matter what the board calls itself."""
         said, faults = _object(content), []
         plan = capacity = None
         try:

@@ -4,7 +4,7 @@
     sock.sendall(channel.data_to_send())
     plain = channel.receive(sock.recv(65536))
 
-asyncio's own TLS takes 256 KB a connection before a byte has come; an idle peer must cost next to nothing here.
+asyncio's own TLS takes 256 KB per connection before a byte has come; an idle peer must cost next to nothing here.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ class Channel:
                 return
 
     def data_to_send(self) -> bytes:
-        """Return what TLS itself has to say just now."""
+        """Return the bytes that TLS itself has to send now."""
         return self._out.read()
 
     def close(self) -> None:
@@ -109,21 +109,21 @@ class Channel:
             while view:
                 view = view[self._tls.write(view) :]  # a record at a time
         except ssl.SSLError:
-            """After a fatal alert, of theirs or ours: reading has told, or will."""
+            """After a fatal alert, of theirs or ours: reading has reported it, or will."""
 
 
 # What is wrong with the peer's certificate, by OpenSSL's X509_V_ERR_*.
 _VERIFY = {
     9: "its certificate is not valid yet; are the clocks right?",
     10: "its certificate has expired. Deploy again to renew it",
-    **dict.fromkeys((7, 18, 19, 20, 21, 30), "its certificate is of another cluster. Deploy again if it is yours"),
+    **dict.fromkeys((7, 18, 19, 20, 21, 30), "its certificate belongs to another cluster. Deploy again if it is yours"),
     26: "its certificate is for the other side of a connection",
 }
 _REFUSED = {
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired, by the peer's clock. Deploy again to renew it",
     "SSLV3_ALERT_BAD_CERTIFICATE": "it is not valid yet, by the peer's clock. Are the clocks right?",
-    "TLSV1_ALERT_UNKNOWN_CA": "it is of another cluster. Deploy again",
-    "TLSV1_ALERT_DECRYPT_ERROR": "it is of another cluster. Deploy again",
+    "TLSV1_ALERT_UNKNOWN_CA": "it belongs to another cluster. Deploy again",
+    "TLSV1_ALERT_DECRYPT_ERROR": "it belongs to another cluster. Deploy again",
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it is for the other side of a connection. Deploy again",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "none was shown. Deploy again",
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it can't be checked. Deploy again",
@@ -132,7 +132,7 @@ _NO_TLS = {"HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "WRONG_VERSION_NUMBER", "BAD_R
 
 
 def _explain(error: ssl.SSLError, own: str) -> str:
-    """Return one sentence for what OpenSSL says, of the peer as "it"."""
+    """Return OpenSSL's error as one sentence, with the peer as "it"."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _VERIFY.get(error.verify_code, f"its certificate is not accepted: {error.verify_message}")
     reason = error.reason or "unknown error"

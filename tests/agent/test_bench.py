@@ -84,8 +84,9 @@ def test_the_table_has_a_line_a_measurement():
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--threads", "64"], "--threads 64: cores"), (["--target", "abacus"], "can't run the kernels for abacus"),
-    (["--cores", "x"], "is no list of cores"),
+    (["--threads", "64"], "64 threads need as many cores, not 1 (0)"),
+    (["--target", "abacus"], "can't run the kernels for abacus"),
+    (["--cores", "x"], "is not a list of cores"),
 ])  # fmt: skip
 def test_what_can_not_be_is_one_sentence(arguments, said):
     done = run(*arguments)

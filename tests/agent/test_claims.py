@@ -127,7 +127,7 @@ def test_no_claim_counts_on_the_old_epoch_while_a_board_gives_up_its_section(on_
             gate.set()
             assert (await manager.prepare(plan_of(boards, epoch=3)))["error"] is None
             assert holding.stage.epoch == 2  # what was begun was done
-            with pytest.raises(BoardError, match="went on to epoch 2"):
+            with pytest.raises(BoardError, match="has moved on to epoch 2"):
                 await answer
 
     on_board(go, gate=gate)

@@ -94,7 +94,7 @@ def test_a_new_plan_does_not_stop_the_loop_while_a_step_runs(tmp_path):
                 pong = await cluster.boards[1].ask(m.Ping(7), m.Pong, 5.0)
                 gate.set()
                 await forming
-                with pytest.raises(BoardError, match="went on to epoch 2"):
+                with pytest.raises(BoardError, match="has moved on to epoch 2"):
                     await answer
                 return pong
 
@@ -227,7 +227,7 @@ def test_changes_of_the_plan_that_wait_for_each_other_are_bounded(tmp_path):
             await boards.form((0, 6))  # the four are refused one after the other, then this
             return reason
 
-    assert run(go()).endswith("refused: 4 changes of the plan wait already")
+    assert run(go()).endswith("refused: 4 changes of the plan are already waiting")
 
 
 @pytest.mark.parametrize("then", ["goes on", "is to be given up"])

@@ -91,7 +91,7 @@ def test_the_running_section_serves_while_the_next_one_is_loaded_and_until_the_c
             stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=30, eos=())
             await anext(stream)
             assert (await manager.commit(2))["epoch"] == 2
-            with pytest.raises(BoardError, match="board b0 went on to epoch 2"):
+            with pytest.raises(BoardError, match="board b0 has moved on to epoch 2"):
                 while True:
                     await anext(stream)
         status = await manager.board.status()

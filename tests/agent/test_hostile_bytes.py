@@ -145,7 +145,7 @@ def test_a_connection_that_stops_halfway_is_closed_in_time_and_one_that_goes_on_
                     await Stranger.dial(at.last),
                     await Stranger.dial(at.last, m.encode(MANAGER)[:9]),
                 ],
-                "half a frame, and no more of it within 0.6 s": [
+                "half a frame, and no more within 0.6 s": [
                     await Stranger.dial(at.last, MANAGER, m.encode(m.Ping(1))[:7]),
                     await Stranger.dial(at.last, BOARD, b"\0\0"),
                 ],

@@ -77,8 +77,8 @@ class Careless:
 POSES = "refused: a hello from {} with the certificate of {}"
 REFUSED = {
     "nobody": (None, m.Hello("manager", "pc"), "it speaks TLS, and this side has no certificate"),
-    "another cluster's manager": ("other/manager", m.Hello("manager", "pc"), "its certificate is of another cluster"),
-    "another cluster's board": ("other/boards/b0", BEFORE, "its certificate is of another cluster"),
+    "another cluster's manager": ("other/manager", m.Hello("manager", "pc"), "its certificate belongs to another"),
+    "another cluster's board": ("other/boards/b0", BEFORE, "its certificate belongs to another cluster"),
     "an expired manager": ("then", m.Hello("manager", "pc"), "refused this manager's certificate: it has expired"),
     "an expired board": ("boards/old", m.Hello("board", "old"), "refused board old's certificate: it has expired"),
     "a manager before its time": ("soon", m.Hello("manager", "pc"), "refused this manager's certificate: it is not va"),
@@ -98,11 +98,13 @@ def test_whoever_is_not_of_the_cluster_or_not_whom_it_says_is_refused(cluster, a
                 assert (await say(at.last, tls, me, order)).startswith(reason), name
             assert not at.last.connections.strangers and len(at.last.connections.peers) == 2  # b0 and the manager
             manager = m.Hello("manager", "pc")
-            for folder, reason in ((None, "none was shown"), (cluster / "other/manager", "it is of another cluster")):
+            for folder, reason in (
+                (None, "none was shown"), (cluster / "other/manager", "it belongs to another cluster"),
+            ):  # fmt: skip
                 said = await say(at.last, Careless(folder), manager, m.AskStatus())
                 assert said == f"refused this manager's certificate: {reason}. Deploy again"
             for line in (
-                "it doesn't speak TLS", "it showed no certificate", "its certificate is of another cluster",
+                "it doesn't speak TLS", "it showed no certificate", "its certificate belongs to another cluster",
                 "its certificate has expired", "its certificate is not valid yet",
             ):  # fmt: skip
                 assert f"ended: {line}" in logged(), line

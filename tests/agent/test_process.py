@@ -179,7 +179,7 @@ def test_a_hanging_agent_is_named_within_the_timeout_and_serves_again_when_it_wa
             try:
                 began_s = asyncio.get_running_loop().time()
                 error = await lost(stream)
-                assert error.board == "pi1" and "does not answer for 0.5 s" in str(error)
+                assert error.board == "pi1" and "has not answered for 0.5 s" in str(error)
                 assert asyncio.get_running_loop().time() - began_s < 5
                 await cluster.until_free("pi0")
             finally:

@@ -190,7 +190,7 @@ def test_a_board_whose_loop_hangs_is_named_within_the_pong_timeout(tmp_path, mon
                 boards.agents[1].connections._on_message = lambda peer, message: None
                 for peer in boards.agents[1].connections.peers:
                     peer._on_message = lambda peer, message: None
-                with pytest.raises(BoardError, match="board b1 .* does not answer for 0.3 s"):
+                with pytest.raises(BoardError, match="board b1 .* has not answered for 0.3 s"):
                     while True:
                         await anext(stream)
 
@@ -207,7 +207,7 @@ def test_a_board_whose_section_hangs_is_named(tmp_path, monkeypatch):
             try:
                 plan = await boards.form((0, 3, 6))
                 async with ClusterClient.dial(plan, boards.addresses) as cluster:
-                    with pytest.raises(BoardError, match="board b1 .* finishes no step for 0.3 s"):
+                    with pytest.raises(BoardError, match="board b1 .* has finished no step for 0.3 s"):
                         await ask(cluster, PROMPT)
             finally:
                 gate.set()

@@ -102,7 +102,7 @@ def test_a_disturbed_measurement_is_neither_believed_nor_kept(model_dir, calls, 
     monkeypatch.setattr(tune, "read_cores", lambda allowed: slow)
     monkeypatch.setattr(tune, "choose", lambda seconds: pytest.fail("it was believed"))
     assert take(model_dir, tmp_path).cores == (4, 5)
-    assert "other work disturbed the measuring" in caplog.text and not list(tmp_path.iterdir())
+    assert "other work disturbed the measurement" in caplog.text and not list(tmp_path.iterdir())
 
 
 def test_time_in_the_queue_is_counted_where_the_kernel_counts_it():

@@ -91,8 +91,8 @@ def test_an_agent_imports_torch_only_for_a_generic_section(tmp_path, family, pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--cores", "1023"), "core 1023 isn't there or isn't ours to use. Give some of "),
-        (("--cores", "big"), "'big' is no list of cores, expected one like 4-7 or 0,2"),
+        (("--cores", "1023"), "core 1023 doesn't exist or is not available. Choose from "),
+        (("--cores", "big"), "'big' is not a list of cores, expected one like 4-7 or 0,2"),
         (("--cores", "0", "--threads", "2"), "2 threads on 1 cores"),
     ],
 )

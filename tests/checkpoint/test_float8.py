@@ -171,7 +171,7 @@ def test_merged_experts_have_scales_of_three_dimensions(tmp_path):
 def test_other_quantizations_are_refused(tmp_path, quantization, method):
     folder = save(tiny_model("llama"), tmp_path / "source")
     configure(folder, quantization, "compression_config" if method == "compressed-tensors" else "quantization_config")
-    with pytest.raises(CheckpointError, match=rf"quantized already \(method {method}\), and edgellm reads only 8-bit"):
+    with pytest.raises(CheckpointError, match=rf"already quantized \(method {method}\), and edgellm reads only 8-bit"):
         open_source(str(folder))
 
 

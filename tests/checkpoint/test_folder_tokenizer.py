@@ -150,7 +150,7 @@ def test_many_added_tokens_take_their_places_in_order(folder):
 def test_a_token_at_another_place_than_was_said_is_told(folder):
     write(folder, tokenizer_config__json={"added_tokens_decoder": {"300": _EXTRA}})
     (note,) = open_source(str(folder)).notes
-    assert "'<extra>' is said to be 300, and its place in the vocabulary is 260" in note
+    assert "'<extra>' should have the id 300, but the vocabulary has 260" in note
 
 
 def test_a_token_without_an_embedding_is_no_token(folder):
@@ -162,11 +162,11 @@ def test_a_token_without_an_embedding_is_no_token(folder):
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({"tokenizer__json": "{}"}, "tokenizer.json is no tokenizer: "),
-        ({"tokenizer__json": "{"}, "tokenizer.json is no JSON: "),
-        ({"tokenizer_config__json": "[1]"}, "tokenizer_config.json is no JSON object"),
+        ({"tokenizer__json": "{}"}, "tokenizer.json is not a tokenizer: "),
+        ({"tokenizer__json": "{"}, "tokenizer.json is not JSON: "),
+        ({"tokenizer_config__json": "[1]"}, "tokenizer_config.json is not a JSON object"),
         ({"tokenizer_config__json": {"added_tokens_decoder": {"x": _EXTRA}}}, "a token has the id 'x', expected"),
-        ({"tokenizer_config__json": {"added_tokens_decoder": {"7": 1}}}, "added_tokens_decoder says of token 7: 1"),
+        ({"tokenizer_config__json": {"added_tokens_decoder": {"7": 1}}}, "added_tokens_decoder has for token 7: 1"),
         ({"added_tokens__json": {"<extra>": -1}}, "added_tokens.json: a token has the id '-1'"),
     ],
 )
@@ -213,7 +213,7 @@ def test_templates_without_a_default_are_told(folder):
     named = [{"name": name, "template": "x"} for name in ("tool_use", "rag")]
     write(folder, tokenizer_config__json={"chat_template": named})
     (note,) = open_source(str(folder)).notes
-    assert "the chat templates rag, tool_use, and none named default" in note
+    assert "the chat templates rag, tool_use, but none named default" in note
     assert not SplitTokenizer(files_of(folder)).has_template
 
 

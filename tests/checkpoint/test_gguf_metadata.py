@@ -76,7 +76,7 @@ def test_every_key_is_used_or_without_effect_or_refused_by_name(architecture):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_unknown_key_of_the_architecture_is_refused_by_name(architecture):
-    said = re.escape(f"m.gguf: edgellm doesn't know metadata {architecture}.mystery, here 3")
+    said = re.escape(f"m.gguf: edgellm doesn't know metadata {architecture}.mystery, which is 3")
     with pytest.raises(CheckpointError, match=said):
         _make(architecture, {f"{architecture}.mystery": 3})
     with pytest.raises(CheckpointError, match=r"mystery \(and 1 more such keys\)"):

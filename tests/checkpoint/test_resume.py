@@ -106,8 +106,7 @@ def test_changed_files_beside_the_weights_are_taken_over_and_shards_stay(tmp_pat
     second = split(open_source(str(copy)), out, note=notes.append)
     assert (out / "chat_template.jinja").read_text().startswith("NEW") and second.eos_token_ids == (7, 9)
     assert notes == [
-        f"{out}: took over what changed: chat_template.jinja, generation_config.json, eos_token_ids. "
-        "The shards stay as they are."
+        f"{out}: updated chat_template.jinja, generation_config.json, eos_token_ids. The shards are unchanged."
     ]
     assert second.shards == first.shards and second.sha256 != first.sha256 and _times(out, "*.safetensors") == shards
     assert all(sha256_of(out / f.name) == f.sha256 for f in second.files)

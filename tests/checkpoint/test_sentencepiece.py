@@ -171,9 +171,9 @@ def test_text_comes_back(text, prefix):
     [
         ({"scores": None}, "has no tokenizer.ggml.scores"),
         ({"scores": [0.0]}, "scores has 1 entries, expected 282"),
-        ({"scores": [float("nan")] * 282}, "scores has an entry that is no finite number"),
-        ({"token_type": 3}, "token_type is no list, expected 282 numbers"),
-        ({"tokens": [1, 2]}, "tokens is no list of texts"),
+        ({"scores": [float("nan")] * 282}, "scores has an entry that is not a finite number"),
+        ({"token_type": 3}, "token_type is not a list, expected 282 numbers"),
+        ({"tokens": [1, 2]}, "tokens is not a list of texts"),
         ({"tokens": ["a" * 1025]}, "a token has 1025 characters, at most 1024 are read"),
         ({"add_bos_token": "yes"}, "add_bos_token is yes, expected true or false"),
         ({"model": "t5"}, "model is 't5'; readable are llama and gpt2"),

@@ -222,7 +222,7 @@ def test_index_that_lies_is_refused(tmp_path):
     shutil.move(folder / "aside", folder / first)
     for file in ("../x.safetensors", ".."):
         index.write_text(json.dumps({"weight_map": good["weight_map"] | {"lm_head.weight": file}}))
-        with pytest.raises(CheckpointError, match="no plain file name"):
+        with pytest.raises(CheckpointError, match="not a plain file name"):
             open_source(str(folder))
     other = next(f for f in good["weight_map"].values() if f != first)
     for change, message in (
@@ -233,7 +233,7 @@ def test_index_that_lies_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match=message):
             split(open_source(str(folder)), tmp_path / "out")
     index.write_text("[]")
-    with pytest.raises(CheckpointError, match="no JSON object"):
+    with pytest.raises(CheckpointError, match="not a JSON object"):
         open_source(str(folder))
 
 

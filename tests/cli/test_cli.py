@@ -78,7 +78,7 @@ BAD_WORDS = {
     "a huge seed": (["ask", "hi", "--seed", str(1 << 64)], "seed is"),
     "no tokens": (["ask", "hi", "--max-tokens", "0"], "max-tokens is 0, expected at least 1"),
     "system and raw": (["ask", "hi", "--raw", "--system", "be brief"], "--raw"),
-    "no address": (["agent", "--shards", ".", "--listen", "7710"], "'7710' is no address, expected HOST:PORT"),
+    "no address": (["agent", "--shards", ".", "--listen", "7710"], "'7710' is not an address, expected HOST:PORT"),
     "no slots": (["plan", "--manifest", ".", "--board", "a=1GB", "--slots", "0"], "0 is not in the range"),
     "an odd quantization": (["split", "x", "--out", "y", "--quantize", "int3"], "'int3' is not one of"),
     "nothing to split": (["split"], "Missing argument 'SOURCE'"),
@@ -91,7 +91,7 @@ def test_bad_words_are_one_line_on_stderr_and_exit_code_2(arguments, words):
 
 
 def test_stdin_that_is_no_text_is_refused():
-    assert "stdin is no UTF-8 text (byte 2)" in fails(2, "ask", "-", stdin=b"hi\xff")
+    assert "stdin is not UTF-8 text (byte 2)" in fails(2, "ask", "-", stdin=b"hi\xff")
 
 
 def test_v_adds_the_traceback(home):

@@ -23,7 +23,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_board_is_asked(h
     line = fails(2, "ask", "x" * (CONTEXT + 1), "--cluster", file)
     assert line.startswith(f"the prompt has {CONTEXT + 1} tokens, a slot of this cluster holds {CONTEXT}.")
     line = fails(2, "ask", "hi", "--cluster", file, "--system", "Be brief.")
-    assert line == "fake has no chat template. Leave --system out."
+    assert line == "fake has no chat template. Leave out --system."
     line = fails(1, "ask", "hi", "--cluster", file)
     assert "board b0 (127.0.0.1:9): connection refused, is its agent running?" in line
 
@@ -68,7 +68,7 @@ def test_json_tells_what_was_reused_and_drafted_and_neither_changes_the_answer(c
     assert again["draft_tokens"] >= again["accepted_tokens"] >= 0 and again["draft_tokens"] > 0
     assert (plain["draft_tokens"], plain["accepted_tokens"]) == (0, 0)
     spoken = call("ask", "Tell me why, why, why, why!", *options[:-1], "-v").stderr
-    assert f"({again['reused_tokens']} held already)" in spoken
+    assert f"({again['reused_tokens']} already held)" in spoken
 
 
 def test_the_first_of_several_stop_texts_ends_the_answer(cluster):
@@ -172,7 +172,7 @@ def test_an_answer_goes_on_without_a_board_and_the_cluster_file_has_the_new_plan
         process.communicate()
     assert (process.returncode, (first + stdout).decode()) == (0, answer_to("Why?", 80) + "\n"), stderr
     trouble, plan = stderr.decode().splitlines()
-    assert trouble.startswith("board b0 (127.0.0.1:") and trouble.endswith("; trying to go on …")
+    assert trouble.startswith("board b0 (127.0.0.1:") and trouble.endswith("; trying to continue …")
     assert plan == "epoch 2: b1 layers 0-6"
     file = ClusterFile.read(own.file)
     assert (file.plan.epoch, file.plan.boards, file.addresses()) == (2, ("b1",), own.boards.addresses)
@@ -188,7 +188,7 @@ def test_wait_is_how_long_lost_boards_are_waited_for(own):
     assert "board b1 (127.0.0.1:" in result.stderr and "no board has layers 3-6" in result.stderr
     assert result.stderr.count("\n") == 1 and "trying to go on" not in result.stderr
     result = call("ask", "Why?", "--cluster", own.file, "--wait", "0.3")
-    assert (result.exit_code, result.stdout) == (1, "") and "Trying to go on …" in result.stderr
+    assert (result.exit_code, result.stdout) == (1, "") and "Trying to continue …" in result.stderr
     own.call(own.boards.stop(0))
     result = call("ask", "Why?", "--cluster", own.file)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1  # no board at all: at once, for 120 s would be odd
@@ -235,10 +235,10 @@ def test_v_says_how_an_answer_was_sampled_and_who_said_so(own):
     def spoken(*options):
         return call("ask", "Why?", "--cluster", own.file, "--max-tokens", 2, "--seed", 7, "-v", *options).stderr
 
-    assert "sampling: greedy (as the model's authors say)\n" in spoken()
+    assert "sampling: greedy (as the model's authors recommend)\n" in spoken()
     assert "sampling: temperature 0.7 (as asked); seed 7\n" in spoken("--temperature", 0.7)
     advise(own, do_sample=True, temperature=0.2, top_p=0.9)
-    assert "sampling: temperature 0.2, top-k 50, top-p 0.9 (as the model's authors say); seed 7\n" in spoken()
+    assert "sampling: temperature 0.2, top-k 50, top-p 0.9 (as the model's authors recommend); seed 7\n" in spoken()
     assert "sampling: greedy (as asked)\n" in spoken("--temperature", 0)
 
 

@@ -196,7 +196,7 @@ def test_doctor_of_a_healthy_cluster_exits_with_0(cluster, tmp_path):
     made = ClusterFile.make(cluster.folder, cluster.boards.addresses, cluster.plan)
     made.write(tmp_path / "here" / "cluster.json")
     done = invoke("doctor", "--quick")
-    assert done.exit_code == 0 and "✗" not in done.stdout and "no SSH known" in done.stdout
+    assert done.exit_code == 0 and "✗" not in done.stdout and "no SSH in the cluster file" in done.stdout
 
 
 def test_logs_of_all_boards_and_of_one(cluster):

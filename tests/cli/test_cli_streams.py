@@ -36,7 +36,7 @@ def test_arguments_that_are_no_utf8_are_one_sentence(run):
     for arguments, what in ((bad,), "the prompt"), *((("hi", name, bad), name) for name in named):
         code, stdout, stderr = run("ask", *arguments)
         assert (code, stdout, stderr.count("\n")) == (2, b"", 1)
-        assert stderr.startswith(f"edgellm: {what} is no UTF-8 text (byte ")
+        assert stderr.startswith(f"edgellm: {what} is not UTF-8 text (byte ")
 
 
 def test_utf8_arguments_are_read_whatever_the_locale(run):
@@ -65,7 +65,7 @@ def test_names_that_are_no_utf8_are_one_sentence(run, arguments):
 
 def test_stdin_that_is_no_text_or_closed_is_one_sentence(run):
     code, stdout, stderr = run("ask", "-", stdin=b"caf\xe9")
-    assert (code, stdout, stderr) == (2, b"", "edgellm: stdin is no UTF-8 text (byte 3)\n")
+    assert (code, stdout, stderr) == (2, b"", "edgellm: stdin is not UTF-8 text (byte 3)\n")
     for arguments in (("ask",), ("ask", "-")):
         code, stdout, stderr = run(*arguments, redirect="<&-")
         assert (code, stdout) == (2, b"") and stderr.startswith("edgellm: no prompt.") and stderr.count("\n") == 1

@@ -224,7 +224,7 @@ BROKEN_CA = {
     "key missing": (lambda f: (f / "ca.key").unlink(), r"ca\.key is missing\. Put .* back from a backup, or remove"),
     "both missing": (lambda f: [(f / x).unlink() for x in ("ca.key", "ca.pem")], r"ca\.key is missing"),
     "key damaged": (lambda f: half(f / "ca.key"), r"ca\.key is damaged\. Put"),
-    "certificate damaged": (lambda f: half(f / "ca.pem"), r"ca\.pem is damaged\. .*remove it and deploy: it is made a"),
+    "certificate damaged": (lambda f: half(f / "ca.pem"), r"ca\.pem is damaged\. .*remove it and deploy: it is remade"),
     "another's key": (
         lambda f: shutil.copy(f / "manager/key.pem", f / "ca.key"),
         r"ca\.pem and .*/ca\.key belong to different CAs\. Put",
@@ -259,7 +259,7 @@ def test_a_clock_that_is_behind_is_said_to_be(folder):
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "-x", "pi 1", "pi1\n", "x" * 64, "pié"])
 def test_only_board_names_become_folders(tmp_path, name):
-    with pytest.raises(ClusterError, match="is no board name"):
+    with pytest.raises(ClusterError, match="is not a board name"):
         ensure(tmp_path / "tls", [name], NOW)
     assert not (tmp_path / "tls").exists()
 
@@ -324,4 +324,4 @@ def test_the_command_prints_one_json_object_and_no_key(tmp_path):
     assert json.loads(second.stdout) == answer | {"changed": False, "made": []}
     assert "PRIVATE" not in first.output + second.output
     failed = runner.invoke(main, [*arguments, "--board", "pi/3"])
-    assert failed.exit_code == 1 and failed.stdout == "" and "'pi/3' is no board name" in failed.stderr
+    assert failed.exit_code == 1 and failed.stdout == "" and "'pi/3' is not a board name" in failed.stderr

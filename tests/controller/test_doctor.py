@@ -32,7 +32,7 @@ def test_a_healthy_board_has_no_findings_and_a_short_line():
 
 def test_what_is_not_known_is_no_finding():
     assert diagnose(Facts("pi1")) == []
-    assert summary(Facts("pi1", has_ssh=False)) == "no SSH known: only what its agent tells"
+    assert summary(Facts("pi1", has_ssh=False)) == "no SSH in the cluster file: only what its agent reports"
     assert summary(Facts(HERE, has_ssh=False)) == ""
 
 
@@ -51,7 +51,7 @@ def test_what_is_not_known_is_no_finding():
         ({"idle": "no section"}, "plan", "does not serve its section: no section. Ask anything"),
         ({"idle": "has another model", "model_sha256": "0" * 64}, "shards", "another model"),
         (unit(load="not-found", active="inactive", sub="dead", enabled=""), "agent", "not installed"),
-        (unit(active="failed", sub="failed"), "agent", "does not run (failed, failed). 'edgellm logs pi1' tells why"),
+        (unit(active="failed", sub="failed"), "agent", "does not run (failed, failed). 'edgellm logs pi1' says why"),
         (unit(active="activating", sub="auto-restart", restarts=0), "agent", "activating, auto-restart"),
         (unit(enabled="disabled"), "agent", "not start after a reboot (disabled)"),
         (unit(restarts=3, since_s=300.0), "agent", "restarted 3 times, the last time 5 minutes ago"),
@@ -61,7 +61,7 @@ def test_what_is_not_known_is_no_finding():
         ({"link_mbit": 100}, "link", "100 Mb/s"),
         ({"temperature_c": 81.4}, "heat", "81 °C, and slows down soon"),
         ({"temperature_c": 85.0, "throttled": True}, "heat", "slows down now"),
-        ({"throttled": True}, "heat", "held below its speed (52 °C)"),
+        ({"throttled": True}, "heat", "is throttled (52 °C)"),
         ({"firmware": 0x40000}, "heat", "since it booted"),
         ({"undervoltage": True}, "power", "too weak now"),
         ({"firmware": 0x1}, "power", "too weak now"),

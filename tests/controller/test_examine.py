@@ -143,7 +143,7 @@ def test_what_a_board_says_is_parsed_with_suspicion():
 
 @pytest.mark.parametrize("lines", [[], ["end of nothing"], ["\0" * 50], SAID[:-1]])
 def test_answers_that_break_off_are_a_finding(lines):
-    assert "broke off" in parse([(1.0, line) for line in lines])["ssh_error"]
+    assert "stopped early" in parse([(1.0, line) for line in lines])["ssh_error"]
 
 
 def cluster_of(boards: Boards, plan, path, ssh=True) -> ClusterFile:
@@ -210,7 +210,7 @@ def test_a_board_that_computes_otherwise_than_the_others_is_told(tmp_path):
     assert (b0.path, b0.native_elsewhere) == ("native", False) and b0.kernels == "dotprod"
     assert "compute" not in [f.about for f in diagnose(b0)]
     assert [f.what for f in diagnose(b1) if f.about == "compute"] == [
-        "it computes its layers with transformers, slowly, other boards theirs natively"
+        "it computes its layers slowly, with transformers, while other boards compute natively"
     ]
 
 

@@ -341,7 +341,7 @@ def test_a_cluster_is_formed_over_tls_and_its_file_says_where_the_certificate_is
     async def go(boards, deploy):
         done = await deploy.form(tls=str(tls / "manager"))
         assert await deploy.answer() == generate(PROMPT, 20)
-        with pytest.raises(BoardError, match="no board answers: board b0 .*its certificate is of another cluster"):
+        with pytest.raises(BoardError, match="no board answers: board b0 .*its certificate belongs to another cluster"):
             await deploy.form(tls=str(tls / "other" / "manager"))
         return done, ClusterFile.read(deploy.path)
 
@@ -376,7 +376,7 @@ def canary(tiny: Path, tmp_path: Path, harm=lambda boards: None, context=64, tim
 def test_a_right_answer_is_compared_with_the_reference_once(tiny, tmp_path):
     (first, second), told = canary(tiny, tmp_path, times=2)
     assert first == second and len(first) == forming.CANARY_TOKENS
-    assert told == ["computing the reference's answer, once for this model …"]
+    assert told == ["computing the reference answer, once for this model …"]
     (file,) = (tmp_path / "cache").iterdir()
     assert json.loads(file.read_text()) == first
 

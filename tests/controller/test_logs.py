@@ -65,7 +65,7 @@ def test_a_board_that_cannot_be_read_is_named_and_the_others_shown(tmp_path):
     assert [i.text for i in items if isinstance(i, Line)] == ["one"]
     errors = {i.board: i.error for i in items if isinstance(i, End)}
     assert errors == {"a": None, "empty": None, "gone": "board gone: no answer by SSH within 6 s"}
-    assert told == ["empty: its journal has nothing of the agent that its SSH user may read"]
+    assert told == ["empty: its journal has nothing from the agent that its SSH user may read"]
 
 
 def test_a_journal_that_fails_says_so_in_one_clean_line(tmp_path):

@@ -123,7 +123,7 @@ def test_the_users_ssh_config_counts(home):
     [
         ({"user": "root"}, "SSH refuses root with key"),
         ({"key": "/nowhere/key"}, "SSH key /nowhere/key: no such file or directory"),
-        ({"key": None}, "no SSH key to show"),
+        ({"key": None}, "no SSH key to use"),
         ({"key": os.devnull}, "not a private key that can be read"),
         ({"host": "no-such-board.invalid"}, "the name is not known"),
     ],
@@ -193,7 +193,7 @@ def test_a_line_without_end_is_cut(home):
 
 def test_a_board_that_is_lost_in_between(home):
     with Sshd(lambda command, script, channel: (channel.sendall(b"half\n"), sshd.hang_up(), None)[2]) as sshd:
-        assert "broke off" in refusal(login(sshd, home))
+        assert "SSH connection lost" in refusal(login(sshd, home))
 
 
 def test_lines_come_as_they_are_said_until_told_to_stop(home):

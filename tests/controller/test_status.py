@@ -129,7 +129,7 @@ def test_a_newer_plan_that_broke_off_is_told():
     ours, newer = plan_of(epoch=4), plan_of((0, 4, 6), epoch=5)
     content = describe(cluster_of(ours), {"b0": said("b0", newer), "b1": said("b1", ours)}, MANIFEST)
     assert not content["serving"] and content["epoch"] == 4
-    assert any("b0 went on to epoch 5, which not all" in note for note in content["notes"])
+    assert any("b0 has moved on to epoch 5, which not all" in note for note in content["notes"])
 
 
 def test_an_older_plan_or_one_of_another_model_never_counts():

@@ -180,7 +180,7 @@ def test_bad_content_is_named(tmp_path, content, change, message):
         ({"host": "-oProxyCommand=x"}, "is not a host"),
         ({"host": "a..b"}, "is not a host"),
         ({"host": None}, "None is not a host"),
-        ({"host": "pi2.local"}, "pi2.local:7710 of pi1 is another board's too"),
+        ({"host": "pi2.local"}, "pi2.local:7710 of pi1 is also another board's"),
         ({"name": "pi2"}, "pi2 is there 2 times"),
         ({"name": "../pi"}, "'../pi' is not a board name"),
         ({"name": "pi9"}, "uses board pi1"),
@@ -224,7 +224,7 @@ def test_unreadable_files_say_what_to_do(tmp_path, content):
         ClusterFile.read(tmp_path / "absent.json")
     with pytest.raises(ClusterError, match="Is a directory"):
         ClusterFile.read(tmp_path)
-    with pytest.raises(ClusterError, match="No such file or directory. Give another place"):
+    with pytest.raises(ClusterError, match="No such file or directory. Give another path"):
         ClusterFile.from_dict(content).write(tmp_path / "absent" / "cluster.json")
 
 

@@ -113,7 +113,7 @@ def test_up_serves_questions_until_down(home, model_dir):
         assert str(cluster) in stderr and len(agents_of(model_dir)) == 2
 
         code, stdout, stderr = edgellm(home, "local", "up")
-        assert (code, stdout) == (2, "") and "up already" in stderr and stderr.count("\n") == 1
+        assert (code, stdout) == (2, "") and "already up" in stderr and stderr.count("\n") == 1
         assert len(agents_of(model_dir)) == 2
 
         answers = [edgellm(home, "ask", "Why?", "--max-tokens", "8", "--temperature", "0", "--json") for _ in range(2)]
@@ -123,7 +123,7 @@ def test_up_serves_questions_until_down(home, model_dir):
         assert sorted(s["board"] for s in first["stages"]) == used
     finally:
         code, stdout, stderr = edgellm(home, "local", "down")
-    assert (code, stdout) == (0, "2 agents ended\n"), stderr
+    assert (code, stdout) == (0, "2 agents stopped\n"), stderr
     assert not agents_of(model_dir) and not record.exists() and not cluster.exists()
     code, stdout, stderr = edgellm(home, "local", "down")
     assert (code, stdout, stderr) == (0, "no local cluster was up\n", "")
@@ -161,7 +161,7 @@ def test_up_that_is_killed_while_it_starts_leaves_agents_that_down_ends(home, mo
         process.kill()
         process.communicate()
     code, stdout, _ = edgellm(home, "local", "down")
-    assert (code, stdout) == (0, "2 agents ended\n")
+    assert (code, stdout) == (0, "2 agents stopped\n")
     assert not agents_of(model_dir)
 
 

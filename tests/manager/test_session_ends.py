@@ -137,7 +137,7 @@ def test_what_is_missing_is_named_with_numbers_when_the_others_are_too_small(tmp
         r"board b1 \(127\.0\.0\.1:\d+\): connection refused, is its agent running\?\. Without: .*b0 .*1\.07 GB", error
     )
     assert got.tokens == generate(PROMPT, 100)[: len(got.tokens)] and len(got.tokens) >= 5
-    assert got.told[-1].startswith(error) and got.told[-1].endswith("Trying to go on …")
+    assert got.told[-1].startswith(error) and got.told[-1].endswith("Trying to continue …")
     assert not any("Without" in text for text in got.told[:-1])  # once a trouble, not at each try
 
 
@@ -194,7 +194,7 @@ def test_the_answer_is_given_up_after_the_patience_and_not_before(tmp_path, surv
             return got.told
 
     told = run(go())
-    assert told[0].endswith("trying to go on …") if patience_s else told == []
+    assert told[0].endswith("trying to continue …") if patience_s else told == []
 
 
 def test_patience_begins_with_the_trouble_not_with_the_question(tmp_path, hours):
@@ -335,7 +335,7 @@ def test_a_better_plan_that_can_not_be_taken_is_told_and_the_one_that_stands_ans
 
     got = run(go())
     assert got.tokens == generate(PROMPT, 100) and got.adopted == []
-    assert re.search("a better plan could not be taken: board b2 .*SHA-256 differs", got.told[1])
+    assert re.search("a better plan could not be adopted: board b2 .*SHA-256 differs", got.told[1])
 
 
 def test_a_plan_that_another_manager_is_committing_is_waited_for_even_beyond_the_patience(tmp_path, surveys, hours):

@@ -292,7 +292,7 @@ def _no_list(tensors, encodings):
     "change, message",
     [
         (_drop, "self_attn.o_proj.weight is missing"),
-        (_add, "'self_attn.extra' is no tensor of this model"),
+        (_add, "'self_attn.extra' is not a tensor of this model"),
         (_norm_shape, r"input_layernorm.weight has shape \[63\], the model needs \[64\]"),
         (_plain_shape, r"mlp.up_proj.weight has shape \[128, 32\], the model needs \[128, 64\]"),
         (_claimed_shape, r"mlp.up_proj.weight has shape \[64, 64\], the model needs \[128, 64\]"),

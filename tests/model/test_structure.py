@@ -126,7 +126,7 @@ def test_what_can_not_be_split_is_refused_with_the_reason(config, reason):
         ({}, "names no model_type"),
         ([], "names no model_type"),
         ({"model_type": 7}, "names no model_type"),
-        ({"model_type": "llama", "hidden_size": "many"}, "no valid llama config"),
+        ({"model_type": "llama", "hidden_size": "many"}, "not a valid llama config"),
     ],
 )
 def test_a_config_that_says_nothing_usable_is_refused(content, reason):
@@ -151,5 +151,5 @@ def test_a_config_can_not_choose_code_to_run():
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "\xff"])
 def test_a_config_file_that_is_no_json_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ManifestError, match="config.json is no JSON"):
+    with pytest.raises(ManifestError, match="config.json is not JSON"):
         read_config(tmp_path)

@@ -178,7 +178,7 @@ def test_a_missing_or_broken_tokenizer_is_named(tmp_path):
     with pytest.raises(ManifestError, match="tokenizer.json"):
         Tokenizer(tmp_path)
     write(tmp_path, *byte_level())
-    for content, words in ((b"[]", "is no JSON object"), (b"{", "is no JSON"), (b"\xff", "is no UTF-8 text")):
+    for content, words in ((b"[]", "is not a JSON object"), (b"{", "is not JSON"), (b"\xff", "is not UTF-8 text")):
         (tmp_path / "tokenizer_config.json").write_bytes(content)
         with pytest.raises(ManifestError, match=words):
             Tokenizer(tmp_path)

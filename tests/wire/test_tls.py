@@ -59,12 +59,12 @@ def test_both_sides_learn_whom_the_other_s_certificate_names(cluster):
 
 CLOCK = "its certificate is not valid yet; are the clocks right?"
 EXPIRED = "its certificate has expired. Deploy again to renew it"
-STRANGE = "its certificate is of another cluster. Deploy again if it is yours"
+STRANGE = "its certificate belongs to another cluster. Deploy again if it is yours"
 REFUSED = "refused {} certificate: "
 THEY = {
     EXPIRED: "it has expired, by the peer's clock. Deploy again to renew it",
     CLOCK: "it is not valid yet, by the peer's clock. Are the clocks right?",
-    STRANGE: "it is of another cluster. Deploy again",
+    STRANGE: "it belongs to another cluster. Deploy again",
 }
 
 

@@ -1,6 +1,6 @@
-"""A GGUF's metadata as the content of a config.json, for every architecture that can be read.
+"""Turns a GGUF's metadata into the content of a config.json, for every architecture that can be read.
 
-Every size is stated, also where it is a config class's default: those defaults are one model's.
+It states every size, even a config class's default, because those defaults are one model's.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,7 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _MAX_HEADER_BYTES = 1 << 28
 _FIRST_READ_BYTES = 1 << 24
-# ggml type: name, elements a block, bytes a block
+# ggml type: name, elements per block, bytes per block
 TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 28: ("F64", 1, 8),
     2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34),
@@ -55,7 +55,7 @@ class GGUFFile:
         """Open a file, read and check its header. Raises CheckpointError with file, tensor and both numbers."""
         file = CheckpointFile(path)
         if bytes(file.read(0, min(4, file.bytes))) != b"GGUF":
-            raise CheckpointError(f"{path} doesn't begin with 'GGUF', so it is no GGUF file")
+            raise CheckpointError(f"{path} doesn't begin with 'GGUF', so it is not a GGUF file")
         # Grow until the header is in: its length is stated nowhere.
         length = min(_FIRST_READ_BYTES, file.bytes)
         while True:
@@ -65,7 +65,7 @@ class GGUFFile:
             except _NeedMore:
                 if length >= _MAX_HEADER_BYTES:
                     raise CheckpointError(
-                        f"{path}: the header goes on after {length} bytes, at most {_MAX_HEADER_BYTES} are read. "
+                        f"{path}: the header continues after {length} bytes, at most {_MAX_HEADER_BYTES} are read. "
                         "It is corrupt; fetch it again."
                     ) from None
                 length = min(length * 4, file.bytes, _MAX_HEADER_BYTES)
@@ -128,13 +128,13 @@ def _parse(path: Path, file: CheckpointFile, cursor: _Cursor) -> GGUFFile:
     for _ in range(num_entries):
         key, kind = cursor.string(), cursor.scalar("<I")
         if key in metadata:
-            raise CheckpointError(f"{path}: metadata {key[:80]!r} is there twice")
+            raise CheckpointError(f"{path}: metadata {key[:80]!r} occurs twice")
         metadata[key] = cursor.value(kind)
     infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(num_tensors):
         name, num_dims = cursor.string(), cursor.scalar("<I")
         if name in infos or num_dims > 4:
-            raise CheckpointError(f"{path}: tensor {name[:80]!r} is there twice or has {num_dims} dimensions, not 1-4")
+            raise CheckpointError(f"{path}: tensor {name[:80]!r} occurs twice or has {num_dims} dimensions, not 1-4")
         dims = tuple(cursor.scalar("<Q") for _ in range(num_dims))
         infos[name] = (dims[::-1], cursor.scalar("<I"), cursor.scalar("<Q"))
     header = bytes(cursor.data[: cursor.at])

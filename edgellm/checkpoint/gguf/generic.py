@@ -126,7 +126,7 @@ def _conv1d(rows: Rows, transposed: bool) -> Rows:
 
 class _ModelNames:
     """What transformers' name map asks of a model: its names and its base model's. The whole model would have it build
-    its table anew for every module, which takes many seconds."""
+    its table again for every module, which takes many seconds."""
 
     def __init__(self, model: Any, prefix: str | None = None):
         prefix = model.base_model_prefix + "." if prefix is None else prefix

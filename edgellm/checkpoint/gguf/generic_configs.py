@@ -1,4 +1,4 @@
-"""From a GGUF's header to a config.json, for families that transformers computes: one function an architecture."""
+"""From a GGUF's header to a config.json, for families that transformers computes: one function per architecture."""
 
 from edgellm.checkpoint.gguf.header import (
     QKV_BIASES,

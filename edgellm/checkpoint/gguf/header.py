@@ -1,4 +1,4 @@
-"""What architectures read of a GGUF's header: sizes, norms, rotary parameters, windows, and which biases there are."""
+"""Header values that architectures share: sizes, norms, rotary parameters, windows, and which biases there are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def read_sizes(header: Header, *, gated: bool = True) -> Sizes:
     head_dim = metadata.count("attention.key_length", max(1, hidden // heads))
     if metadata.get("attention.key_length") is None and hidden % heads:
         raise CheckpointError(
-            f"{metadata.where}: {metadata.key('embedding_length')} is {hidden}, no multiple of the {heads} heads "
+            f"{metadata.where}: {metadata.key('embedding_length')} is {hidden}, not a multiple of the {heads} heads "
             f"({metadata.key('attention.head_count')})"
         )
     metadata.expect("attention.value_length", head_dim)

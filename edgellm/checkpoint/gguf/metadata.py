@@ -1,6 +1,6 @@
-"""A GGUF file's metadata, read key by key: what nothing reads has no effect, for a reason given here, or is refused.
+"""A GGUF file's metadata, read key by key: each key is used, has no effect for a reason given here, or is refused.
 
-Skipping a key in silence gives wrong answers, not errors: with a rotary base of 10000 in place of 1000000 a model talks
+Silently skipping a key gives wrong answers, not errors: with a rotary base of 10000 in place of 1000000 a model talks
 fluent nonsense.
 """
 
@@ -40,7 +40,7 @@ VOCABULARY = frozenset(
         "ggml.padding_token_id", "ggml.add_bos_token", "ggml.add_eos_token", "ggml.add_space_prefix",
     )
 )  # fmt: skip
-# Keys outside these sections are notes of the tool that wrote the file: nobody computes with them.
+# Keys outside these sections are notes of the tool that wrote the file: nothing computes with them.
 _SECTIONS = ("{arch}", "tokenizer", "adapter", "clip")
 
 # Keys of an architecture that change nothing at these values; a family that knows more reads them itself.
@@ -157,9 +157,9 @@ class Metadata:
         if unread:
             more = f" (and {len(unread) - 1} more such keys)" if len(unread) > 1 else ""
             raise CheckpointError(
-                f"{self.where}: edgellm doesn't know metadata {unread[0][:120]}{more}, here "
-                f"{reprlib.repr(self.values[unread[0]])}, for architecture {self.architecture!r}; without it answers "
-                "could be wrong. Give the model's safetensors folder."
+                f"{self.where}: edgellm doesn't know metadata {unread[0][:120]}{more}, which is "
+                f"{reprlib.repr(self.values[unread[0]])}, for architecture {self.architecture!r}; ignoring it could "
+                "give wrong answers. Use the model's safetensors folder."
             )
 
     def effect_of(self, key: str) -> str:

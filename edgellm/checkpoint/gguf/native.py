@@ -11,7 +11,7 @@ from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError
 from edgellm.model.families.spec import GatedMlp, Layer, Norm, Projection, Spec
 
-# Inverse frequencies, which old converters stored and nobody reads.
+# Inverse frequencies, which old converters stored and nothing reads.
 _UNREAD = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
 
 

@@ -1,4 +1,4 @@
-"""From a GGUF's header to a config.json, for the families that the native path knows: one function an architecture."""
+"""From a GGUF's header to a config.json, for the families that the native path knows: one function per architecture."""
 
 from edgellm.checkpoint.gguf.header import (
     QKV_BIASES,

@@ -1,4 +1,4 @@
-"""A GGUF in parts (NAME-00001-of-00003.gguf …) as one file: any of its parts names the whole, and all are counted."""
+"""A GGUF in parts (NAME-00001-of-00003.gguf …) as one file: any part may be named, and all must be there."""
 
 import re
 from dataclasses import dataclass

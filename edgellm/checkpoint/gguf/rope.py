@@ -66,7 +66,7 @@ def _scaling(metadata: Metadata, read: ReadTensor, theta: float, max_seq_len: in
     raise CheckpointError(
         f"{where}: {metadata.key('rope.scaling.type')} is {str(kind)[:40]!r}, {metadata.key('rope.scaling.factor')} "
         f"{factor:g} and {metadata.key('rope.scaling.original_context_length')} {original}, which edgellm can't read "
-        "from a GGUF. Give the model's safetensors folder."
+        "from a GGUF. Use the model's safetensors folder."
     )
 
 
@@ -122,5 +122,5 @@ def _llama3(divisors: np.ndarray, theta: float, original: int, where: str) -> di
             }
     raise CheckpointError(
         f"{where}: rope_freqs.weight has {len(factors)} divisors up to {factor} that are not Llama 3's scaling for any "
-        "length from 2048 to 32768. Give the model's safetensors folder."
+        "length from 2048 to 32768. Use the model's safetensors folder."
     )

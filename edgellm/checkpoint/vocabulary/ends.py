@@ -29,7 +29,7 @@ _END_TEXTS_OF_CONTROL_TOKENS = frozenset(
         "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
     }
 )  # fmt: skip
-# A vocabulary with one of each is gpt-oss's or Solar Open's: there <|end|> ends one message, and the answer goes on.
+# A vocabulary with one of each is gpt-oss's or Solar Open's: there <|end|> ends one message, and the answer continues.
 _CALLS, _LAST_WORDS = {"<|call|>", "<|calls|>"}, {"<|return|>", "<|flush|>"}
 
 
@@ -52,5 +52,5 @@ def end_token_ids(
 
 
 def ends_a_turn(text: str) -> bool:
-    """Return whether a token of this text ends a turn, an answer or a document, whatever else is said of it."""
+    """Return whether a token of this text ends a turn, an answer or a document, no matter how it is marked."""
     return text in _END_TEXTS

@@ -29,7 +29,7 @@ class Vocabulary:
         if model in (None, "none", "no_vocab") or not texts:
             return None
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise CheckpointError(f"{where}: tokenizer.ggml.tokens is no list of texts")
+            raise CheckpointError(f"{where}: tokenizer.ggml.tokens is not a list of texts")
         if (longest := max(map(len, texts))) > _MAX_CHARACTERS:
             raise CheckpointError(f"{where}: a token has {longest} characters, at most {_MAX_CHARACTERS} are read")
         kinds = _numbers(metadata, "token_type", len(texts), where) or [NORMAL] * len(texts)
@@ -106,11 +106,11 @@ def _numbers(metadata: Mapping[str, object], name: str, expected: int, where: st
     if values is None:
         return None
     if not isinstance(values, list):
-        raise CheckpointError(f"{where}: tokenizer.ggml.{name} is no list, expected {expected} numbers")
+        raise CheckpointError(f"{where}: tokenizer.ggml.{name} is not a list, expected {expected} numbers")
     if len(values) < expected:
         raise CheckpointError(f"{where}: tokenizer.ggml.{name} has {len(values)} entries, expected {expected}")
     if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-        raise CheckpointError(f"{where}: tokenizer.ggml.{name} has an entry that is no finite number")
+        raise CheckpointError(f"{where}: tokenizer.ggml.{name} has an entry that is not a finite number")
     return values[:expected]
 
 

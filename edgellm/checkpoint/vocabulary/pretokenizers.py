@@ -1,4 +1,4 @@
-"""How byte-level vocabularies cut a text before they merge pairs: the regular expressions each model was trained with.
+"""How byte-level vocabularies cut a text before they merge pairs: the regular expressions of each model's training.
 
 `tokenizer.ggml.pre` names them; the names are those of llama.cpp (src/llama-vocab.cpp). The expressions are those of
 the models' own tokenizer.json, in the tokenizers library's dialect (Oniguruma). Where llama.cpp has an approximation
@@ -140,6 +140,6 @@ def pre_tokenizer(name: str, where: str) -> PreTokenizer:
     if name not in _BY_NAME:
         raise CheckpointError(
             f"{where}: tokenizer.ggml.pre is {name[:40]!r}, whose way to split text isn't known here; guessing would "
-            "give worse answers. Give the model's safetensors folder."
+            "give worse answers. Use the model's safetensors folder."
         )
     return _BY_NAME[name]

@@ -46,7 +46,7 @@ def sections(vocabulary: Vocabulary) -> dict:
 def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Return every way to join two tokens into a third, those with the highest score first.
 
-    SentencePiece joins whichever neighbours make the token with the highest score, whatever they are themselves, the
+    SentencePiece joins the neighbours that make the token with the highest score, no matter what they are, the
     leftmost first among equals. Merges have one order among all pairs, so that pairs that make the same token (or
     tokens of one score) are in a fixed order instead: the longer left half first, because runs of one character are
     joined from the left.

@@ -1,4 +1,4 @@
-"""`edgellm controller`: the steps that the playbooks run on the controller, each answering with one JSON object."""
+"""`edgellm controller`: the steps that the playbooks run on the controller. Each prints one JSON object."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""`edgellm controller certificates`: the CA, and the identities that it signs."""
+"""`edgellm controller certificates`: the CA, and the certificates that it signs."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ import click
 
 
 @click.command()
-@click.option("--board", "boards", multiple=True, metavar="NAME", help="A board that needs a certificate; repeat it.")
+@click.option("--board", "boards", multiple=True, metavar="NAME", help="A board that needs a certificate (repeatable).")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
-              help="Where they lie.  [default: tls in the user's config folder]")  # fmt: skip
+              help="Folder for the certificates.  [default: tls in the user's config folder]")  # fmt: skip
 def certificates(boards, folder):
     """Make or renew the cluster's CA, the manager's certificate and the boards'.
 
-    What is good and lasts for 30 days more is left alone. Prints a JSON object: changed, folder, boards (the folder to
-    push to each), made and renewed.
+    Certificates that stay valid for 30 more days are left alone. Prints a JSON object: changed, folder, boards (the
+    folder to push to each), made and renewed.
 
     \b
     Examples:

@@ -16,7 +16,7 @@ _request = click.argument("request", type=click.Path(path_type=Path, exists=True
 @_request
 @verbose_option
 def fit(request, verbose):
-    """Tell whether the model fits on the boards in FILE, before anything is changed on them.
+    """Check whether the model fits on the boards in FILE, before anything is changed on them.
 
     \b
     Examples:
@@ -30,12 +30,12 @@ def fit(request, verbose):
 
 @click.command()
 @_request
-@click.option("--dry-run", is_flag=True, help="Say what would be done, as if every shard could be pushed.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, as if every shard could be pushed.")
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="The cluster file to write.  [default: the user's config folder]")  # fmt: skip
 @verbose_option
 def form(request, dry_run, cluster, verbose):
-    """Have the boards in FILE take the plan that suits them, and write the cluster file.
+    """Give the boards in FILE the plan that suits them, and write the cluster file.
 
     \b
     Examples:
@@ -53,7 +53,7 @@ def form(request, dry_run, cluster, verbose):
               help="Cluster file.  [default: the user's config folder]")  # fmt: skip
 @verbose_option
 def canary(cluster, verbose):
-    """Ask the cluster a fixed question, and compare its tokens with the reference's.
+    """Ask the cluster a fixed question, and compare its tokens with the reference.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`edgellm controller model`: the split that is pushed to boards."""
+"""`edgellm controller model`: the split to push to boards."""
 
 import json
 
@@ -11,14 +11,14 @@ from edgellm.cli.models import split_source_to
 @click.command()
 @click.argument("source")
 @click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True,
-              help="Pack weights; none adds no quantization to what the source has.")  # fmt: skip
+              help="How to pack weights; none keeps the source's own format.")  # fmt: skip
 @verbose_option
 def model(source, quantize, verbose):
-    """Split a model into the cache, unless it is there already.
+    """Split a model into the cache, unless it is already there.
 
-    SOURCE is what 'edgellm split' takes, or a folder that it made. Prints a JSON object: changed, model, folder,
-    manifest_sha256, total_bytes, files (name, bytes, sha256 of each), measure (the names of those that a board
-    needs at least to measure itself), and path (native or generic: what its sections are computed with).
+    SOURCE is anything that 'edgellm split' takes, or a folder that it made. Prints a JSON object: changed, model,
+    folder, manifest_sha256, total_bytes, files (name, bytes, sha256 of each), measure (the names of the files that a
+    board needs at least, to measure itself), and path (native or generic: how its sections are computed).
 
     \b
     Examples:

@@ -10,17 +10,17 @@ from edgellm.console import Progress
 
 
 @click.command()
-@click.option("--machine", required=True, metavar="x86_64|aarch64", help="What 'uname -m' says on the board.")
-@click.option("--python", required=True, metavar="3.11", help="The board's Python.")
+@click.option("--machine", required=True, metavar="x86_64|aarch64", help="The output of 'uname -m' on the board.")
+@click.option("--python", required=True, metavar="3.11", help="The board's Python version.")
 @click.option("--source", type=click.Path(path_type=Path), metavar="REPO",
-              help="Repository of the edgellm to install.  [default: the one this edgellm runs from]")  # fmt: skip
-@click.option("--generic", is_flag=True, help="With torch and transformers, for models without native sections.")
+              help="Repository of the edgellm to install.  [default: this edgellm's own]")  # fmt: skip
+@click.option("--generic", is_flag=True, help="Include torch and transformers, for models without native sections.")
 @verbose_option
 def wheelhouse(machine, python, source, generic, verbose):
-    """Make a folder with every wheel that a kind of board needs, so that it needs no compiler and no internet.
+    """Make a folder with every wheel that a kind of board needs, so that boards need no compiler and no internet.
 
-    Print a JSON object: changed, folder, id, libraries, pip (the name of pip's wheel), wheels (their number), bytes,
-    and installed_bytes. The folder is made once, and again when edgellm changes.
+    Prints a JSON object: changed, folder, id, libraries, pip (the name of pip's wheel), wheels (their number), bytes,
+    and installed_bytes. The folder is made again only when edgellm has changed.
 
     \b
     Examples:

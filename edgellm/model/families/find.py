@@ -31,7 +31,7 @@ _MAX_GROUP: int = constants.MOST_ROWS  # query heads that share a kv head
 def find_spec(config: Any) -> tuple[Spec | None, str]:
     """Return the Spec of a config.json's content, or None and why the generic path has to take it."""
     if not isinstance(config, dict):
-        return None, "its config is no JSON object"
+        return None, "its config is not a JSON object"
     model_type = config.get("model_type")
     make = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if make is None:
@@ -51,7 +51,7 @@ def _check(hidden_size: int, layer: Layer) -> None:
     sizes = (("hidden_size", hidden_size), ("head_dim", mixer.head_dim), ("intermediate_size", inner))
     for name, size in sizes:
         if size % _LANES:
-            raise UnsupportedError(f"{name} is {size}, no multiple of {_LANES}")
+            raise UnsupportedError(f"{name} is {size}, not a multiple of {_LANES}")
     if mixer.head_dim > _MAX_HEAD_DIM:
         raise UnsupportedError(f"head_dim is {mixer.head_dim}, at most {_MAX_HEAD_DIM}")
     if mixer.heads > _MAX_HEADS:

@@ -1,4 +1,4 @@
-"""Llama, and what is published as such: SmolLM2, TinyLlama, Yi. Pure."""
+"""Llama, and models published as Llama: SmolLM2, TinyLlama, Yi. Pure."""
 
 from edgellm.model.families.config import Config
 from edgellm.model.families.llama_like import make_spec

@@ -95,7 +95,7 @@ def layer_windows(config: Config) -> Windows:
     sizes = {"full_attention": 0, "sliding_attention": size}
     num_layers = config.layers("num_hidden_layers", default=32)
     if not isinstance(types, list) or len(types) < num_layers or not all(isinstance(t, str) for t in types):
-        raise UnsupportedError(f"layer_types is no list with an entry for each of the {num_layers} layers")
+        raise UnsupportedError(f"layer_types is not a list with an entry for each of the {num_layers} layers")
     for name in types:
         if name not in sizes:
             raise UnsupportedError(f"a layer is of type {name[:60]!r}, the native path knows {', '.join(sizes)}")

@@ -113,5 +113,5 @@ def _factors(given: Mapping[str, Any], name: str, count: int) -> np.ndarray:
     values = given.get(name)
     numbers = isinstance(values, list) and all(type(v) in (int, float) and 0 < v < 1e30 for v in values)
     if not isinstance(values, list) or not numbers or len(values) != count:
-        raise UnsupportedError(f"{name} is no list of {count} numbers over 0")
+        raise UnsupportedError(f"{name} is not a list of {count} numbers over 0")
     return np.array(values, np.float32)

@@ -1,4 +1,4 @@
-"""What the native path knows of a model: one description a layer, and every tensor's name and shape. Pure.
+"""The native path's description of a model: one description per layer, and every tensor's name and shape. Pure.
 
 A splitter needs no more than a Spec to write a model's shards. A later kind of mixer (gated delta rule, short
 convolution, Mamba-2) or of feed-forward (experts) is a dataclass with the properties of `Attention` or `GatedMlp`, and
@@ -86,7 +86,7 @@ class Attention:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes a slot needs whatever its length: recurrent state, of which attention has none."""
+        """Bytes that a slot needs at any length: recurrent state, of which attention has none."""
         return 0
 
     @property
@@ -166,7 +166,7 @@ class Layer:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of recurrent state in a slot, whatever its length."""
+        """Bytes of recurrent state in a slot, independent of its length."""
         return self.mixer.state_bytes
 
     @property
@@ -205,7 +205,7 @@ class Spec:
 
     @property
     def kv_elements_per_token(self) -> tuple[int, ...]:
-        """Elements that a token's key and value take in a slot, one entry a layer."""
+        """Elements that a token's key and value take in a slot, one entry per layer."""
         return tuple(layer.kv_elements_per_token for layer in self.layers)
 
     @property

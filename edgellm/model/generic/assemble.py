@@ -1,4 +1,4 @@
-"""A shard's tensors put into an empty model: packed weights in place, all else widened to float32."""
+"""Puts a shard's tensors into an empty model: packed weights in place, all else widened to float32."""
 
 import torch
 from torch import nn
@@ -78,7 +78,7 @@ def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) 
         if name not in file.tensors:
             raise ManifestError(f"{file.path}: {name} is missing; split the model again")
         if name not in keys:
-            raise ManifestError(f"{file.path}: {name[:200]!r} is no tensor of this model; split the model again")
+            raise ManifestError(f"{file.path}: {name[:200]!r} is not a tensor of this model; split the model again")
     ram_bytes, packed = 0, list[tuple[str, Stored, str]]()
     for name, key in keys.items():
         stored, shape = file.tensors[name], structure.shapes[key]
@@ -91,7 +91,7 @@ def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) 
         else:
             _check_shape(file, name, stored, shape)
             if stored.encoding in PACKED:
-                raise ManifestError(f"{file.path}: {name} is packed as {stored.encoding}, but is no weight to pack")
+                raise ManifestError(f"{file.path}: {name} is packed as {stored.encoding}, but isn't a weight")
             data = stored.data.float() if stored.encoding else stored.data
             _set_tensor(model, prefix + name, data)
             ram_bytes += data.nbytes

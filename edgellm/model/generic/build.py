@@ -33,7 +33,7 @@ def read_config(folder: Path | str) -> PreTrainedConfig:
     except OSError as e:
         raise ManifestError(f"{path}: {e.strerror or e}. Push the model again.") from None
     except (ValueError, RecursionError) as e:
-        raise ManifestError(f"{path} is no JSON: {e}") from None
+        raise ManifestError(f"{path} is not JSON: {e}") from None
     return config_from_dict(content, str(path))
 
 
@@ -51,7 +51,7 @@ def config_from_dict(content: dict, origin: str = "config") -> PreTrainedConfig:
     try:
         return CONFIG_MAPPING[model_type].from_dict(known)
     except Exception as e:  # a config class may raise anything at values it doesn't like
-        raise ModelError(f"{origin} is no valid {model_type} config: {first_line(e)}") from None
+        raise ModelError(f"{origin} is not a valid {model_type} config: {first_line(e)}") from None
 
 
 def causal_class(config: PreTrainedConfig) -> type[nn.Module]:

@@ -1,7 +1,7 @@
 """Weights in packed encodings: pack, unpack, and the linear and embedding modules that read them in place.
 
     int4  U8 [tiles, in/32*320]  tiles of 16 rows, affine in groups of 32 columns: w = d*q + m
-    int4s U8 [tiles, in/32*288]  the same, symmetric: w = d*(q - 8); out of GGUF's Q4_0 only
+    int4s U8 [tiles, in/32*288]  the same, symmetric: w = d*(q - 8); only from GGUF's Q4_0
     int8  U8 [tiles, in/32*544]  the same, w = d*q
     bf16, f16, f32               plain [out, in]
 
@@ -36,7 +36,7 @@ def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
     are not a multiple of 32 long.
     """
     if encoding in GROUP_BYTES and encoding not in LEVELS:
-        raise ValueError(f"{encoding} is what a source has, nothing is packed to it")
+        raise ValueError(f"{encoding} is a source's own format; nothing can be packed to it")
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"only a floating-point matrix can be packed, not {weight.dtype} of {weight.dim()} dimensions")
     out, columns = weight.shape
@@ -117,7 +117,7 @@ class _Packed(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The whole weight in float32, for model code that looks at it: exact, but unpacked anew each time."""
+        """The whole weight in float32, for model code that looks at it: exact, but unpacked again each time."""
         return unpack(self.data, self.encoding, self.shape)
 
     def extra_repr(self) -> str:

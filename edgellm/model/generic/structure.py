@@ -1,4 +1,4 @@
-"""The structure of any decoder, learnt by running it once on the meta device: no weights, no code per family."""
+"""Finds the structure of any decoder by running it once on the meta device: no weights, no code per family."""
 
 import inspect
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ class Structure:
 
     @property
     def kv_elements_per_token(self) -> tuple[int, ...]:
-        """Elements that a token's key and value take in a slot, one entry a layer."""
+        """Elements that a token's key and value take in a slot, one entry per layer."""
         return tuple(kh * kd + vh * vd for kh, kd, vh, vd in self.kv_shapes)
 
 

@@ -1,1 +1,1 @@
-"""Sections of well-known families, run by one native call a step; NumPy and cffi, no torch."""
+"""Sections of well-known families, run by one native call per step; NumPy and cffi, no torch."""

@@ -1,6 +1,6 @@
 """Sections of the native library: what abi.h's structs are made from, and the calls, with errors raised.
 
-Structs point to memory that they don't keep: whoever fills one in keeps the arrays.
+Structs point to memory that they don't own: the caller that fills one in must keep the arrays.
 """
 
 import weakref

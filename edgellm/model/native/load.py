@@ -31,7 +31,7 @@ class _Tensors:
             if name not in file.tensors:
                 raise ManifestError(f"{file.path}: {name} is missing; split the model again")
             if name not in shapes:
-                raise ManifestError(f"{file.path}: {name[:200]!r} is no tensor of this model; split the model again")
+                raise ManifestError(f"{file.path}: {name[:200]!r} is not a tensor of this model; split the model again")
         self.weights = {name: _weight(file, name, shape) for name, shape in shapes.items() if len(shape) > 1}
         self.vectors = {name: _vector(file, name, shape) for name, shape in shapes.items() if len(shape) == 1}
         self.ram_bytes = sum(t.data.nbytes for t in self.weights.values())

@@ -38,7 +38,7 @@ def read_spec(manifest: Manifest, folder: Path | str, verify_sha256: bool = True
     try:
         config = json.loads(raw)
     except (ValueError, RecursionError) as e:
-        raise ManifestError(f"{path} is no JSON: {e}") from None
+        raise ManifestError(f"{path} is not JSON: {e}") from None
     spec, reason = find_spec(config)
     if spec is None:
         return None, reason
@@ -64,8 +64,8 @@ class _Step(NamedTuple):
 
 
 class NativeSection:
-    """Layers [start, end) of a decoder in one native call a step; the first section also embeds, the last also has the
-    head. A token's result is the same bit for bit whatever chunk or batch it is in. Not for two threads at once.
+    """Layers [start, end) of a decoder in one native call per step; the first section also embeds, the last also has
+    the head. A token's result is the same bit for bit in any chunk or batch. Not thread-safe.
     """
 
     path = "native"

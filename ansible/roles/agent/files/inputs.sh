@@ -1,10 +1,10 @@
-# What the agent runs from: 'record' notes it as the unit starts, 'changed' says what is different since then.
-# So that a deploy that was interrupted between a change and the restart is finished by the next one.
+# Lists what the agent runs from: 'record' saves the list as the unit starts, 'changed' prints what differs since then.
+# The next deploy can so finish one that was interrupted between a change and the restart.
 here=/run/edgellm-agent/inputs
 inputs() {
   readlink /opt/edgellm/current /var/lib/edgellm/model
   sha256sum /etc/systemd/system/edgellm-agent.service
-  # A file that was replaced has another inode; one that came in addition is no reason to restart.
+  # A replaced file has another inode. An additional file is no reason to restart.
   stat -L -c '%n %i %s' /var/lib/edgellm/model/*
 }
 case $1 in

@@ -1,4 +1,4 @@
-# Removes versions and models but the ones in use and the ones before, $1 and $2; says what.
+# Removes all versions and models but those in use and the previous ones, $1 and $2; prints what it removes.
 prune() {   # FOLDER LINK BEFORE
   for path in "$1"/*/; do
     name=$(basename "$path")

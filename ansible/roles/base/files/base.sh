@@ -1,7 +1,7 @@
-# Makes the user and the folders that edgellm needs on a board, and says what was not as it should be; with "look" it
-# only says so. As root. One script, since on a board each module takes a second.
+# Makes the user and the folders that edgellm needs on a board, and prints what it had to make; with "look" it only
+# prints. Runs as root. It is one script because each Ansible module takes a second on a board.
 look=$1
-made() { echo "edgellm_made=$1"; [ "$look" != look ]; }   # what is to be made; false if it isn't to be
+made() { echo "edgellm_made=$1"; [ "$look" != look ]; }   # prints what is missing; true if it is to be made
 if ! getent group edgellm >/dev/null; then
   made "group edgellm" && { groupadd --system edgellm || exit; }
 fi

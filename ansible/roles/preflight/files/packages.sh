@@ -1,9 +1,9 @@
-# Asks apt whether it could install what a board lacks, and says under which names: edgellm_packages=…
-# $1 lists what is missing, of python3 and rsync; with "check" as $2 it leaves no trace.
+# Asks apt whether it can install what a board lacks, and prints the packages' names: edgellm_packages=…
+# $1 lists what is missing (python3, rsync); with "check" as $2 the script leaves no trace.
 LC_ALL=C DEBIAN_FRONTEND=noninteractive
 export LC_ALL DEBIAN_FRONTEND
 lists=/var/lib/apt/lists
-if [ "$2" = check ]; then   # leave no trace
+if [ "$2" = check ]; then
   lists=$(mktemp -d)
   trap 'rm -rf "$lists"' EXIT
 fi
@@ -32,5 +32,5 @@ for want in $wanted; do
   echo "edgellm_python=/usr/bin/$found"
   echo "edgellm_python_minor=$(echo "$version" | cut -d. -f1,2)"
 done
-# The last word is apt's own: dependencies, pinned and held packages.
+# Let apt decide, because it knows dependencies, and pinned and held packages.
 apt-get "$@" install --simulate --no-install-recommends $packages >/dev/null 2>&1 && echo "edgellm_packages=${packages# }"

@@ -1,5 +1,5 @@
-# Says what a board is, a line each: edgellm_NAME=VALUE. POSIX sh, changes nothing, needs no Python. Runs as the
-# SSH user; what follows "as_root" as root.
+# Prints facts about a board, one a line: edgellm_NAME=VALUE. POSIX sh, changes nothing, needs no Python. Runs as the
+# SSH user, except that as_root runs its argument as root.
 say() { echo "edgellm_$1=$2"; }
 as_root() { if [ "$(id -u)" = 0 ]; then sh -c "$1"; else sudo -n sh -c "$1"; fi; }
 LC_ALL=C
@@ -18,7 +18,7 @@ say ram_kb "$(awk '/^MemTotal:/ {print $2}' /proc/meminfo)"
 say ram_free_kb "$(awk '/^MemAvailable:/ {print $2}' /proc/meminfo)"
 say rsync "$(command -v rsync)"
 for folder in /opt /var/lib /etc; do
-  # Asked by writing: after an error of its card, folders still look writable. One that is not there would be made in /.
+  # Try to write, because folders still look writable after a card error. A missing folder would be created in /.
   there=$folder
   [ -d "$there" ] || there=/
   case $(as_root "file=\$(mktemp -p $there .edgellm.XXXXXX) && rm \$file" 2>&1) in

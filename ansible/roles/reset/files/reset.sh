@@ -1,4 +1,4 @@
-# Removes all that deploy has put on a board, and says what; with "look" it only says so. As root.
+# Removes everything that deploy has put on a board, and prints what; with "look" it only prints. Runs as root.
 unit=edgellm-agent.service
 gone() { echo "edgellm_gone=$1"; }
 if [ -e "/etc/systemd/system/$unit" ]; then

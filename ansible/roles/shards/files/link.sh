@@ -1,5 +1,5 @@
-# Gives folder $1 by hard links what other models' folders beside it have already: files of the same name whose SHA-256
-# sum, as standard input says it, stands in the other model's manifest. Names them. What they hold is checked afterwards.
+# Hard-links into folder $1 what other models' folders beside it already have: files with the same name whose SHA-256
+# sum from standard input is in the other model's manifest. Prints their names. Their content is checked afterwards.
 cd "$1" || exit
 while read -r sum name; do
   [ -e "$name" ] && continue

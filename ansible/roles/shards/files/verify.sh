@@ -1,5 +1,5 @@
-# Names the files in folder $1 that are not as the SHA-256 sums on standard input say. What pushes that were cut off by a
-# power loss left behind is removed.
+# Names the files in folder $1 that don't match the SHA-256 sums on standard input. Removes what interrupted pushes have
+# left behind.
 cd "$1" || exit
 rm -rf .partial
 find . -maxdepth 1 -type f -name '.*.??????' -delete

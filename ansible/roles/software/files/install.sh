@@ -1,15 +1,15 @@
-# Installs a version from a folder of wheels: $1 where to, $2 wheels, $3 Python, $4 the id of its libraries. If the
-# version that runs has the same libraries, they are taken from there, as links to its files. The marker comes last:
-# without it, the next run begins anew.
+# Installs a version from a folder of wheels: $1 target, $2 wheels, $3 Python, $4 the id of its libraries. If the
+# running version has the same libraries, its files are hard-linked. The marker comes last: without it, the next run
+# starts over.
 export LC_ALL=C.UTF-8 PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 unset PYTHONPATH PYTHONDONTWRITEBYTECODE
-# A run that was interrupted may still be at it.
+# An interrupted run may still be installing.
 exec 9>/opt/edgellm/.lock
 flock --timeout 600 9
 [ ! -e "$1/.complete" ] || exit 0
 trap 'rm -rf "$1"' EXIT
 rm -rf "$1"
-# Wheels of a version whose push was given up.
+# Remove wheels of a version whose push was abandoned.
 find "$(dirname "$2")" -mindepth 1 -maxdepth 1 ! -path "$2" -exec rm -rf {} +
 "$3" -m venv --without-pip "$1"
 wanted=
