@@ -293,6 +293,34 @@ def test_what_converting_lacks_is_named(folder, monkeypatch):
         files_of(folder)
 
 
+def test_a_damaged_tokenizer_model_is_called_that(folder):
+    (folder / "tokenizer.json").unlink()
+    write_sentencepiece(folder)
+    whole = (folder / "tokenizer.model").read_bytes()
+    (folder / "tokenizer.model").write_bytes(whole[: len(whole) // 2] + b"\xff" * 9)
+    with pytest.raises(CheckpointError, match=r"tokenizer.model is no vocabulary of SentencePiece's. Fetch it again.$"):
+        files_of(folder)
+
+
+def test_a_vocabulary_without_its_merges_is_named(folder):
+    (folder / "tokenizer.json").unlink()
+    write(folder, vocab__json={"a": 0})
+    with pytest.raises(CheckpointError, match=r"neither tokenizer.json nor the merges.txt that belongs to its vocab"):
+        files_of(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "generation_config.json", "model.safetensors"],
+)
+def test_a_file_that_git_lfs_has_not_fetched_is_called_that(folder, name):
+    (folder / "tokenizer.json").unlink() if name == "tokenizer.model" else None
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 9\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of Git LFS, not the file itself. Fetch it"):
+        files_of(folder)
+
+
 @pytest.mark.parametrize("name", ["qwen.tiktoken", "tokenizer.model"])
 def test_ranks_without_a_way_to_cut_words_are_refused(folder, name):
     (folder / "tokenizer.json").unlink()
