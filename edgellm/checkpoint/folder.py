@@ -10,7 +10,8 @@ from edgellm.checkpoint.names import map_names, quiet_transformers
 from edgellm.checkpoint.sources import Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.checkpoint.vocabulary.ends import end_token_ids
-from edgellm.errors import CheckpointError
+from edgellm.errors import CheckpointError, UsageError
+from edgellm.sampling import Sampling
 from edgellm.shards.positioned_file import CheckpointFile
 from edgellm.shards.safetensors_file import SafetensorsFile, TensorInfo
 
@@ -45,8 +46,13 @@ class FolderSource(Source):
         eos = self._generation_json.get("eos_token_id")
         if eos is None:
             eos = getattr(config.get_text_config(), "eos_token_id", None)
-        self.eos_token_ids = as_token_ids(eos, f"{folder}: eos_token_id")
-        self._tokenizer = read_tokenizer(self.folder, config.get_text_config().vocab_size)
+        vocab_size = config.get_text_config().vocab_size
+        self.eos_token_ids = self._within(as_token_ids(eos, f"{folder}: eos_token_id"), vocab_size)
+        try:
+            Sampling.from_generation_config(self._generation_json)
+        except UsageError as e:  # every question would end in it
+            raise CheckpointError(f"{folder}/generation_config.json: {e}") from None
+        self._tokenizer = read_tokenizer(self.folder, vocab_size)
         if self._tokenizer is None:
             self.notes += (
                 f"{folder} has no tokenizer (no tokenizer.json, tokenizer.model or vocab.json): its split can be "
@@ -57,6 +63,12 @@ class FolderSource(Source):
         own = self._tokenizer.eos_token_id
         named = self.eos_token_ids if own is None else (*self.eos_token_ids, own)
         self.eos_token_ids = end_token_ids(named, self._tokenizer.control_tokens, self._tokenizer.added_words)
+
+    def _within(self, ids: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
+        """Return those of `ids` that the model can choose; the others, of which a note tells, would end no answer."""
+        if beyond := [i for i in ids if i >= vocab_size]:
+            self.notes += (f"{self.where}: eos_token_id {beyond[0]} is beyond the {vocab_size} tokens of the model.",)
+        return tuple(i for i in ids if i < vocab_size)
 
     def _weight_files(self) -> list[SafetensorsFile]:
         """The safetensors files; as in transformers, a whole model.safetensors counts more than an index."""
