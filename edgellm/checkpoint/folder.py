@@ -10,8 +10,7 @@ from edgellm.checkpoint.names import map_names, quiet_transformers
 from edgellm.checkpoint.sources import Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.checkpoint.vocabulary.ends import end_token_ids
-from edgellm.errors import CheckpointError, UsageError
-from edgellm.sampling import Sampling
+from edgellm.errors import CheckpointError
 from edgellm.shards.positioned_file import CheckpointFile
 from edgellm.shards.safetensors_file import SafetensorsFile, TensorInfo
 
@@ -48,10 +47,6 @@ class FolderSource(Source):
             eos = getattr(config.get_text_config(), "eos_token_id", None)
         vocab_size = config.get_text_config().vocab_size
         self.eos_token_ids = self._within(as_token_ids(eos, f"{folder}: eos_token_id"), vocab_size)
-        try:
-            Sampling.from_generation_config(self._generation_json)
-        except UsageError as e:  # every question would end in it
-            raise CheckpointError(f"{folder}/generation_config.json: {e}") from None
         self._tokenizer = read_tokenizer(self.folder, vocab_size)
         if self._tokenizer is None:
             self.notes += (

@@ -357,12 +357,5 @@ def test_an_end_beyond_the_vocabulary_is_said_and_left_out(folder):
     assert any("eos_token_id 512 is beyond the 512 tokens of the model" in note for note in source.notes)
 
 
-@pytest.mark.parametrize("wrong", [{"top_p": 1.5}, {"top_k": "50"}, {"temperature": -1}, {"repetition_penalty": 0}])
-def test_a_generation_config_that_no_question_could_use_is_refused_by_split(folder, wrong):
-    write(folder, generation_config__json={"do_sample": True, **wrong})
-    with pytest.raises(CheckpointError, match=r"generation_config.json: (top-p|top-k|temperature|repeat-penalty) is"):
-        open_source(str(folder))
-
-
 def test_ends_that_only_the_config_names_need_no_tokenizer(tmp_path):
     assert open_source(str(save(tiny_model("llama"), tmp_path))).eos_token_ids == (2,)

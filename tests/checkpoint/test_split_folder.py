@@ -300,6 +300,14 @@ def test_a_template_that_fails_whatever_the_prompt_is_is_said_when_splitting(tmp
         notes.clear()
 
 
+@pytest.mark.parametrize("wrong", [{"top_p": 1.5}, {"top_k": "50"}, {"temperature": -1}, {"repetition_penalty": 0}])
+def test_a_sampling_that_no_question_could_use_is_refused(tmp_path, wrong):
+    folder = save(tiny_model("llama"), tmp_path / "source")
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, **wrong}))
+    with pytest.raises(CheckpointError, match="source: the sampling that its authors advise can.t be used"):
+        split(open_source(str(folder)), tmp_path / "out")
+
+
 def test_a_built_in_model_that_was_split_in_an_older_format_is_split_again(tmp_path, monkeypatch):
     from edgellm.checkpoint.builtin import BUILTIN
     from edgellm.cli import models
