@@ -61,6 +61,8 @@ class Sampling:
         for theirs, ours in _GENERATION_CONFIG.items():
             if content.get(theirs) is not None:
                 values[ours] = content[theirs]
+        if values.get("top_k") == -1:  # another program's word for off
+            values["top_k"] = 0
         return cls(**values if sampled else {**values, "temperature": 0.0})
 
     @classmethod

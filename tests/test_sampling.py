@@ -16,6 +16,7 @@ CONFIGS = {
         Sampling(0.7, top_p=0.8, top_k=20, repeat_penalty=1.1),
     ),
     "top-k turned off": ({"do_sample": True, "top_k": 0, "min_p": 0.05}, Sampling(1.0, min_p=0.05)),
+    "top-k turned off otherwise": ({"do_sample": True, "top_k": -1}, Sampling(1.0)),
     "null is nothing": ({"do_sample": True, "temperature": None, "top_k": None}, Sampling(1.0, top_k=50)),
     "a penalty when greedy": ({"repetition_penalty": 1.2, "temperature": 0.6}, Sampling(repeat_penalty=1.2)),
     "no truth value": ({"do_sample": "yes", "temperature": 0.6}, Sampling()),

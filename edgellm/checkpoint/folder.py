@@ -40,13 +40,14 @@ class FolderSource(Source):
             config = config_from_dict(self._config_json, f"{folder}/config.json")
         self.config = config
         self._indexed: dict[str, str] | None = None  # file by tensor
-        self._files = [SafetensorsFile.open(path) for path in self._weight_files()]
+        self._files = self._weight_files()
         self._generation_json = read_json_if_there(folder / "generation_config.json")
         eos = self._generation_json.get("eos_token_id")
         if eos is None:
             eos = getattr(config.get_text_config(), "eos_token_id", None)
-        self.eos_token_ids = as_token_ids(eos, f"{folder}: eos_token_id")
-        self._tokenizer = read_tokenizer(self.folder, config.get_text_config().vocab_size)
+        vocab_size = config.get_text_config().vocab_size
+        self.eos_token_ids = self._within(as_token_ids(eos, f"{folder}: eos_token_id"), vocab_size)
+        self._tokenizer = read_tokenizer(self.folder, vocab_size)
         if self._tokenizer is None:
             self.notes += (
                 f"{folder} has no tokenizer (no tokenizer.json, tokenizer.model or vocab.json): its split can be "
@@ -58,19 +59,27 @@ class FolderSource(Source):
         named = self.eos_token_ids if own is None else (*self.eos_token_ids, own)
         self.eos_token_ids = end_token_ids(named, self._tokenizer.control_tokens, self._tokenizer.added_words)
 
-    def _weight_files(self) -> list[Path]:
+    def _within(self, ids: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
+        """Return those of `ids` that the model can choose; the others, of which a note tells, would end no answer."""
+        if beyond := [i for i in ids if i >= vocab_size]:
+            self.notes += (f"{self.where}: eos_token_id {beyond[0]} is beyond the {vocab_size} tokens of the model.",)
+        return tuple(i for i in ids if i < vocab_size)
+
+    def _weight_files(self) -> list[SafetensorsFile]:
         """The safetensors files; as in transformers, a whole model.safetensors counts more than an index."""
         whole, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
         if whole.is_file():
+            file = SafetensorsFile.open(whole)
             if index.is_file():
-                self.notes += self._check_beside(whole, index)
-            return [whole]
-        names = self._read_index(index) if index.is_file() else []
+                self.notes += self._about_index(file, index)
+            return [file]
+        self._indexed = self._read_index(index) if index.is_file() else None
+        names = sorted(set((self._indexed or {}).values()))
         for name in names:
             if not (self.folder / name).is_file():
                 raise CheckpointError(f"{index} names {len(names)} files, of which {name} is missing. Fetch it again.")
         if names:
-            return [self.folder / name for name in names]
+            return [SafetensorsFile.open(self.folder / name) for name in names]
         others = sorted(p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if others:
             raise CheckpointError(
@@ -79,30 +88,32 @@ class FolderSource(Source):
             )
         raise CheckpointError(f"{self.folder} has neither model.safetensors nor model.safetensors.index.json")
 
-    def _check_beside(self, whole: Path, index: Path) -> tuple[str, ...]:
-        """What is to be said about an index beside a whole file, which is followed only if it means that very file."""
+    def _about_index(self, whole: SafetensorsFile, index: Path) -> tuple[str, ...]:
+        """What is to be said about an index beside a whole file, which counts whatever the index says."""
+        name = whole.file.path.name
+        counts = f"the weights are those of {name} alone."
         try:
-            names = self._read_index(index)
+            mapping = self._read_index(index)
         except CheckpointError as e:
-            self._indexed = None
-            return (f"{e}; the weights are those of {whole.name} alone.",)
-        if names == [whole.name]:
-            return ()
-        self._indexed = None
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return (f"{index} names {names[0]}{more}; the weights are those of {whole.name} alone.",)
+            return (f"{e}; {counts}",)
+        files = sorted(set(mapping.values()))
+        if files != [name]:
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+            return (f"{index} names {files[0]}{more}; {counts}",)
+        if others := sorted(mapping.keys() ^ whole.tensors.keys()):
+            return (f"{index} and {name} differ in {len(others)} tensors, {others[0][:120]} first; {counts}",)
+        return ()
 
-    def _read_index(self, index: Path) -> list[str]:
-        """The names of the files in the index, which goes into `_indexed`."""
+    def _read_index(self, index: Path) -> dict[str, str]:
+        """Return the name of each tensor's file, by the tensor's name."""
         mapping = read_json(index).get("weight_map")
         if not isinstance(mapping, dict) or not mapping:
             raise CheckpointError(f"{index} has no weight_map")
-        self._indexed = {str(k): str(v) for k, v in mapping.items()}
-        names = sorted(set(self._indexed.values()))
-        for name in names:
+        indexed = {str(k): str(v) for k, v in mapping.items()}
+        for name in sorted(set(indexed.values())):
             if "/" in name or name in (".", ".."):
                 raise CheckpointError(f"{index} names {name[:120]!r}, which is not a plain file name")
-        return names
+        return indexed
 
     def tensors(self, model) -> dict[str, SourceTensor]:
         there: dict[str, tuple[CheckpointFile, TensorInfo]] = {}

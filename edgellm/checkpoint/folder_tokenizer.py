@@ -11,6 +11,7 @@ from edgellm.checkpoint.folder_templates import chat_templates
 from edgellm.checkpoint.json_file import parse_json, read_json_if_there, read_limited, to_bytes
 from edgellm.checkpoint.names import one_line
 from edgellm.errors import CheckpointError
+from edgellm.shards.positioned_file import check_fetched
 
 # Vocabularies that transformers can make a tokenizer.json of, in the order in which they are looked for.
 _VOCABULARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "tekken.json")
@@ -95,7 +96,9 @@ def _is_sentencepiece(path: Path) -> bool:
     """Whether a .model file begins as SentencePiece's do: field 1, a piece, in protobuf. Llama 3's and others' begin
     with a token in base64."""
     with open(path, "rb") as f:
-        return f.read(1) == b"\x0a"
+        beginning = f.read(64)
+    check_fetched(beginning, path)
+    return beginning.startswith(b"\x0a")
 
 
 def _only_ranks(path: Path) -> CheckpointError:
@@ -114,6 +117,9 @@ def _converted(folder: Path, vocabulary: Path) -> Tokenizer:
                 f"{folder} has no tokenizer.json, only {vocabulary.name}, and {' and '.join(lacking)} "
                 f"{'is' if len(lacking) == 1 else 'are'} not installed. Run pip install 'edgellm[convert]'."
             )
+        _check_sentencepiece(vocabulary)
+    if vocabulary.name == "vocab.json" and not (folder / "merges.txt").is_file():
+        raise CheckpointError(f"{folder} has neither tokenizer.json nor the merges.txt that belongs to its vocab.json.")
     from transformers import AutoTokenizer
 
     from edgellm.checkpoint.names import quiet_transformers
@@ -126,6 +132,16 @@ def _converted(folder: Path, vocabulary: Path) -> Tokenizer:
         raise CheckpointError(
             f"{folder} has no tokenizer.json, and transformers can't make one of {vocabulary.name}: {one_line(e)}"
         ) from None
+
+
+def _check_sentencepiece(path: Path) -> None:
+    """Raise CheckpointError for a damaged vocabulary, which transformers would take for one of another kind."""
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        SentencePieceProcessor(model_file=str(path))
+    except Exception:  # whose text names lines of C++
+        raise CheckpointError(f"{path} is no vocabulary of SentencePiece's. Fetch it again.") from None
 
 
 def _is_installed(module: str) -> bool:

@@ -51,7 +51,15 @@ def gguf_end_token_ids(metadata: Mapping[str, object], where: str) -> tuple[int,
 
 def _end_token_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
     control, others = vocabulary.of_kind(CONTROL), vocabulary.of_kind(NORMAL, USER_DEFINED)
-    return end_token_ids(vocabulary.named_end_ids(), control, others)
+    named = vocabulary.named_end_ids()
+    if _is_phi3(vocabulary) and "<|assistant|>" in control:
+        named.append(control["<|assistant|>"])  # as Phi-3's generation_config.json says, of which a GGUF has nothing
+    return end_token_ids(named, control, others)
+
+
+def _is_phi3(vocabulary: Vocabulary) -> bool:
+    """Whether this is Phi-3's vocabulary, Phi-3.5's included. Phi-4's is of another model."""
+    return vocabulary.metadata.get("general.architecture") == "phi3" and vocabulary.model == "llama"
 
 
 def tokenizer_json(vocabulary: Vocabulary) -> dict:
@@ -137,8 +145,7 @@ def _strips(vocabulary: Vocabulary) -> tuple[frozenset[str], frozenset[str]]:
     """Return the tokens that swallow white space to their left, and to their right. No key of a GGUF says so: llama.cpp
     goes by names, and so must we."""
     name = str(vocabulary.metadata.get("general.name", "")).lower()
-    architecture = vocabulary.metadata.get("general.architecture")
-    if "phi-3" in name or "phi3" in name or (architecture == "phi3" and vocabulary.model == "llama"):
+    if "phi-3" in name or "phi3" in name or _is_phi3(vocabulary):
         swallowing = vocabulary.of_kind(CONTROL, UNKNOWN, USER_DEFINED).keys() - {"<unk>", "<s>", "<|endoftext|>"}
         return frozenset(), frozenset(swallowing)
     masked = any(pre in vocabulary.pre for pre in ("jina-v2-de", "jina-v2-es", "jina-v2-code"))

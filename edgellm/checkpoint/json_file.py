@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from edgellm.errors import CheckpointError
+from edgellm.shards.positioned_file import check_fetched
 
 _MAX_JSON_BYTES = 64 << 20
 
@@ -27,9 +28,11 @@ def read_limited(path: Path) -> bytes:
         size = path.stat().st_size
         if size > _MAX_JSON_BYTES:
             raise CheckpointError(f"{path} has {size} bytes, at most {_MAX_JSON_BYTES} are read")
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as e:
         raise CheckpointError(f"{path}: {e.strerror or e}") from None
+    check_fetched(content, path)
+    return content
 
 
 def parse_json(raw: bytes, path: Path):

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgellm.checkpoint.journal import Journal
+from edgellm.checkpoint.json_file import read_json_if_there
 from edgellm.checkpoint.layout import Layout
 from edgellm.checkpoint.shard import SHARD_FORMAT, ShardPlan, disk_error, make_entry, make_plan, write_shard
 from edgellm.checkpoint.sources import Progress, Source
 from edgellm.errors import CheckpointError, ManifestError, UsageError
 from edgellm.files import fsync_folder, locked, sha256_of
+from edgellm.sampling import Sampling
 from edgellm.shards.manifest import FORMAT, MANIFEST_NAME, Manifest, ModelFile, Shard
 from edgellm.text.chat_template import check_template
 
@@ -58,6 +60,7 @@ def _split(source: Source, out: Path, quantize: str, progress, force: bool, repl
     finished = _take_stock(out, journal, source, replace)
     with tempfile.TemporaryDirectory(prefix=".files-", dir=out) as aside:
         files = _write_files(source, Path(aside))
+        _check_sampling(Path(aside), source.where)
         if broken := check_template(Path(aside), source.where):
             note(broken)
         if finished is not None and not force:
@@ -191,6 +194,14 @@ def _write_files(source: Source, folder: Path) -> tuple[ModelFile, ...]:
             os.fsync(f.fileno())
         files.append(ModelFile(name, _size(folder / name), sha256_of(folder / name)))
     return tuple(files)
+
+
+def _check_sampling(folder: Path, where: str) -> None:
+    """Raise CheckpointError if the authors of the model advise a sampling that is none: every question would fail."""
+    try:
+        Sampling.from_generation_config(read_json_if_there(folder / "generation_config.json"))
+    except UsageError as e:
+        raise CheckpointError(f"{where}: the sampling that its authors advise can't be used: {e}") from None
 
 
 def _changes(source: Source, files: tuple[ModelFile, ...], finished: Manifest) -> list[str]:

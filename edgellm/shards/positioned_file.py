@@ -5,6 +5,14 @@ from pathlib import Path
 
 from edgellm.errors import CheckpointError
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_fetched(beginning: bytes | bytearray, path: Path) -> None:
+    """Raise CheckpointError if a file that begins so only names the file meant, as git leaves it without Git LFS."""
+    if beginning.startswith(_LFS_POINTER):
+        raise CheckpointError(f"{path} is a pointer of Git LFS, not the file itself. Fetch it with git lfs pull.")
+
 
 class CheckpointFile:
     """A weight file opened for positioned reads.
@@ -22,6 +30,7 @@ class CheckpointFile:
         status = os.fstat(self._fd)
         self.bytes = status.st_size
         self.mtime_ns = status.st_mtime_ns
+        check_fetched(self.read(0, min(self.bytes, len(_LFS_POINTER))), self.path)
 
     def __del__(self) -> None:
         if fd := getattr(self, "_fd", None):

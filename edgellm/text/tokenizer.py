@@ -15,6 +15,8 @@ from edgellm.text.text_stream import TextStream, make_joiner
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # An added token that isn't special controls something if the template writes it, and it looks like that: not "user".
 _BRACKETED = re.compile(r"[<\[{(|｜].+[>\]})|｜]\Z", re.DOTALL)
+# One that looks like this controls something whatever its file says; converters to GGUF call it a control token.
+_CONTROL = re.compile(r"<[|｜].+[|｜]>\Z", re.DOTALL)
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names that clients use; templates read the first
 
 
@@ -42,6 +44,8 @@ class Tokenizer:
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {i: t.content for i, t in added.items() if t.special and t.content}
+        controls = [t.content for t in added.values() if t.special or _CONTROL.match(t.content)]
+        self._control = frozenset(filter(None, controls))
         self._words = frozenset(t.content for t in added.values() if not t.special and _BRACKETED.match(t.content))
         self._renamed: tuple[Any, tokenizers.Tokenizer] | None = None
         self._joiner = make_joiner(self._tokenizer)
@@ -62,11 +66,11 @@ class Tokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Return the same, but control tokens in the text are text."""
-        text, special = _whole(text), frozenset(self._special.values())
-        marking = Marking(special, markers := Markers.absent_from([text]))
+        text = _whole(text)
+        marking = Marking(self._control, markers := Markers.absent_from([text]))
         if not marking.is_marked(marking.mark(text)):
             return self.encode(text)
-        ids: list[int] = self._renaming(special, markers).encode(text).ids
+        ids: list[int] = self._renaming(self._control, markers).encode(text).ids
         return ids
 
     def encode_chat(
@@ -86,9 +90,8 @@ class Tokenizer:
         messages = [_plain_message(m) for m in messages]
         users = [messages, tools, documents]
         markers = Markers.absent_from([self._template.source, *texts_of(users), *self._named.values()])
-        special = frozenset(self._special.values())
         words = frozenset(w for w in self._words if w in self._template.source)
-        marking, spoken = Marking(special | words, markers), Marking(special, markers)
+        marking, spoken = Marking(self._control | words, markers), Marking(self._control, markers)
         rendered = _whole(self._template.render(
             {
                 "messages": [_marked_message(m, spoken if m["role"] == "assistant" else marking) for m in messages],
@@ -101,7 +104,7 @@ class Tokenizer:
         if not marking.is_marked(rendered):
             plain: list[int] = self._tokenizer.encode(rendered, add_special_tokens=False).ids
             return plain
-        library = self._renaming(special | words, markers)
+        library = self._renaming(self._control | words, markers)
         ids: list[int] = library.encode(marking.swap(rendered), add_special_tokens=False).ids
         return ids
 

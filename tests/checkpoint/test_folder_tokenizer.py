@@ -293,6 +293,34 @@ def test_what_converting_lacks_is_named(folder, monkeypatch):
         files_of(folder)
 
 
+def test_a_damaged_tokenizer_model_is_called_that(folder):
+    (folder / "tokenizer.json").unlink()
+    write_sentencepiece(folder)
+    whole = (folder / "tokenizer.model").read_bytes()
+    (folder / "tokenizer.model").write_bytes(whole[: len(whole) // 2] + b"\xff" * 9)
+    with pytest.raises(CheckpointError, match=r"tokenizer.model is no vocabulary of SentencePiece's. Fetch it again.$"):
+        files_of(folder)
+
+
+def test_a_vocabulary_without_its_merges_is_named(folder):
+    (folder / "tokenizer.json").unlink()
+    write(folder, vocab__json={"a": 0})
+    with pytest.raises(CheckpointError, match=r"neither tokenizer.json nor the merges.txt that belongs to its vocab"):
+        files_of(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "generation_config.json", "model.safetensors"],
+)
+def test_a_file_that_git_lfs_has_not_fetched_is_called_that(folder, name):
+    (folder / "tokenizer.json").unlink() if name == "tokenizer.model" else None
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 9\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of Git LFS, not the file itself. Fetch it"):
+        files_of(folder)
+
+
 @pytest.mark.parametrize("name", ["qwen.tiktoken", "tokenizer.model"])
 def test_ranks_without_a_way_to_cut_words_are_refused(folder, name):
     (folder / "tokenizer.json").unlink()
@@ -320,6 +348,13 @@ def test_every_token_that_ends_an_answer_ends_it(folder, special, generation, co
     if generation:
         write(folder, generation_config__json=generation)
     assert open_source(str(folder)).eos_token_ids == ends
+
+
+def test_an_end_beyond_the_vocabulary_is_said_and_left_out(folder):
+    write(folder, generation_config__json={"eos_token_id": [512, 257, 99999]})
+    source = open_source(str(folder))
+    assert source.eos_token_ids == (257, 259)
+    assert any("eos_token_id 512 is beyond the 512 tokens of the model" in note for note in source.notes)
 
 
 def test_ends_that_only_the_config_names_need_no_tokenizer(tmp_path):

@@ -161,6 +161,19 @@ def test_end_of_turn_that_a_file_calls_plain_stays_whole():
     assert gguf_end_token_ids(metadata, "m.gguf") == (1, 0)
 
 
+@pytest.mark.parametrize(("architecture", "ends"), [("phi3", (3, 4, 5)), ("llama", (3, 5))])
+def test_phi3s_next_turn_ends_an_answer_as_its_generation_config_says(architecture, ends):
+    texts = ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>"]
+    metadata = {
+        "general.architecture": architecture,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": texts,
+        "tokenizer.ggml.token_type": [2, 3, 4, 3, 3, 3, 3],
+        "tokenizer.ggml.eos_token_id": 3,
+    }
+    assert gguf_end_token_ids(metadata, "m.gguf") == ends
+
+
 def test_ends_are_known_without_a_vocabulary():
     metadata = {"tokenizer.ggml.model": "none", "tokenizer.ggml.eos_token_id": 7, "tokenizer.ggml.eot_token_id": -1}
     assert gguf_end_token_ids(metadata, "m.gguf") == (7,)

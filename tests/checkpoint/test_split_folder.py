@@ -237,26 +237,36 @@ def test_index_that_lies_is_refused(tmp_path):
         open_source(str(folder))
 
 
-@pytest.mark.parametrize("index", ['{"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}', "{"])
-def test_a_whole_file_counts_more_than_the_index_beside_it(tmp_path, index):
+def _index_of_parts(names):
+    return json.dumps({"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}})
+
+
+def _index_with_a_ghost(names):  # as of a model whose output is tied to its embedding
+    return json.dumps({"weight_map": dict.fromkeys([*names, "ghost"], "model.safetensors")})
+
+
+def _index_with_a_gap(names):
+    return json.dumps({"weight_map": dict.fromkeys(sorted(names)[1:], "model.safetensors")})
+
+
+@pytest.mark.parametrize("stale", [_index_of_parts, _index_with_a_ghost, _index_with_a_gap, lambda names: "{"])
+def test_a_whole_file_counts_more_than_the_index_beside_it(tmp_path, stale):
     model = tiny_model("llama")
     folder = save(model, tmp_path / "source")
-    (folder / "model.safetensors.index.json").write_text(index)
+    (folder / "model.safetensors.index.json").write_text(stale(load_file(folder / "model.safetensors")))
     source = open_source(str(folder))
     assert "the weights are those of model.safetensors alone." in source.notes[0]
     split(source, tmp_path / "out")
     assert_same_weights(tmp_path / "out", model.state_dict())
 
 
-def test_an_index_that_means_the_whole_file_is_followed_without_a_word(tmp_path):
+def test_an_index_that_agrees_with_the_whole_file_needs_no_word(tmp_path):
     folder = save(tiny_model("llama"), tmp_path / "source")
     names = load_file(folder / "model.safetensors")
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")})
+    )
     assert not any("alone" in note for note in open_source(str(folder)).notes)
-    index.write_text(json.dumps({"weight_map": dict.fromkeys([*names, "ghost"], "model.safetensors")}))
-    with pytest.raises(CheckpointError, match="lacks tensor ghost"):
-        split(open_source(str(folder)), tmp_path / "out")
 
 
 def test_a_shard_in_an_older_format_is_refused_with_the_command_that_makes_a_new_one(tmp_path):
@@ -288,6 +298,14 @@ def test_a_template_that_fails_whatever_the_prompt_is_is_said_when_splitting(tmp
         said = [n for n in notes if "chat template of" in n]
         assert (words is None and not said) or (words in said[0] and str(source) in said[0])
         notes.clear()
+
+
+@pytest.mark.parametrize("wrong", [{"top_p": 1.5}, {"top_k": "50"}, {"temperature": -1}, {"repetition_penalty": 0}])
+def test_a_sampling_that_no_question_could_use_is_refused(tmp_path, wrong):
+    folder = save(tiny_model("llama"), tmp_path / "source")
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, **wrong}))
+    with pytest.raises(CheckpointError, match="source: the sampling that its authors advise can.t be used"):
+        split(open_source(str(folder)), tmp_path / "out")
 
 
 def test_a_built_in_model_that_was_split_in_an_older_format_is_split_again(tmp_path, monkeypatch):

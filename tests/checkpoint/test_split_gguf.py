@@ -1,5 +1,7 @@
 """Splitting GGUF files: what comes out is what transformers' own loader makes of them, packed blocks bit for bit."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -28,9 +30,10 @@ from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from edgellm.errors import CheckpointError
 from edgellm.model.generic.structure import trace
+from edgellm.sampling import Sampling
 from tests.blocks import to_blocks
 from tests.checkpoint.gguf_files import Q, permute, reference, write_gguf
-from tests.checkpoint.helpers import assert_same_weights, encodings, read_split
+from tests.checkpoint.helpers import assert_same_weights, encodings, read_split, tiny_model
 
 # 256: a K-quant's block is a row's least length.
 _WIDE = dict(
@@ -290,3 +293,37 @@ def test_infinite_scales_are_refused(tmp_path):
         f.write(np.float16(np.inf).tobytes())
     with pytest.raises(CheckpointError, match="blk.1.ffn_up.weight: the scales of 1 of 2048 blocks .* not finite"):
         split(open_source(str(path)), tmp_path / "out")
+
+
+ADVICE = {
+    "as converters write it": ({"temp": 0.6, "top_k": 20, "top_p": 0.95}, Sampling(0.6, top_k=20, top_p=0.95)),
+    "transformers' top-k where the file has none": ({"temp": 0.7, "min_p": 0.05}, Sampling(0.7, top_k=50, min_p=0.05)),
+    "no temperature": ({"top_k": 40, "penalty_repeat": 1.1}, Sampling(top_k=40, repeat_penalty=1.1)),
+    "greedy": ({"temp": 0.0}, Sampling()),
+    "greedy, as llama.cpp reads it": ({"temp": -1.0}, Sampling()),
+}
+
+
+def _add_advice(values):
+    def add(writer):
+        for name, value in values.items():
+            (writer.add_uint32 if name == "top_k" else writer.add_float32)(f"general.sampling.{name}", value)
+
+    return add
+
+
+@pytest.mark.parametrize(("advice", "expected"), ADVICE.values(), ids=ADVICE)
+def test_the_sampling_that_a_file_advises_is_the_splits(tmp_path, advice, expected):
+    path = write_gguf(tmp_path / "m.gguf", tiny_model("llama"), extra=_add_advice(advice))
+    split(open_source(str(path)), tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert Sampling.from_generation_config(content) == expected
+
+
+@pytest.mark.parametrize("wrong", [{"top_p": 1.5}, {"temp": 1e9}, {"penalty_repeat": 0.0}])
+def test_a_sampling_that_no_question_could_use_is_refused(tmp_path, wrong):
+    advice = _add_advice({"temp": 0.7, **wrong})
+    path = write_gguf(tmp_path / "m.gguf", tiny_model("llama"), extra=advice)
+    with pytest.raises(CheckpointError, match="m.gguf: the sampling that its authors advise can.t be used"):
+        split(open_source(str(path)), tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir() if p.suffix == ".safetensors"] == []

@@ -50,6 +50,22 @@ def test_plan_refuses_odd_boards_and_contexts(manifest):
     assert "manifest has format None" in fails(1, *plan, "--board", "pi1=1GB")
 
 
+@pytest.mark.parametrize(
+    ("options", "chunk", "said"),
+    [
+        (["--context", 8, "--chunk", 9], 8, "--chunk is 9, and a slot holds 8 tokens: chunks have 8.\n"),
+        (["--context", 8, "--chunk", 8192], 8, "--chunk is 8192, and a slot holds 8 tokens: chunks have 8.\n"),
+        (["--context", 8, "--chunk", 8], 8, ""),
+        (["--context", 8], 8, ""),  # nobody asked for the default
+        (["--context", 48, "--chunk", 40], 40, ""),
+    ],
+)
+def test_no_chunk_is_longer_than_the_context(manifest, options, chunk, said):
+    result = call("plan", "--manifest", manifest, "--board", "pi1=2GB", "--json", *options)
+    plan = json.loads(result.stdout)["plan"]
+    assert (plan["chunk"], plan["context"], result.stderr) == (chunk, options[1], said)
+
+
 def test_split_of_nonsense_says_what_it_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()

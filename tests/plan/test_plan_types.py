@@ -45,6 +45,12 @@ def test_a_digest_tells_plans_of_one_epoch_apart():
     assert len({PLAN.digest, other.digest, replace(PLAN, epoch=8).digest}) == 3
 
 
+@pytest.mark.parametrize(("context", "chunk", "expected"), [(16, 8192, 16), (16, 17, 16), (16, 16, 16), (16, 1, 1)])
+def test_no_chunk_is_longer_than_the_context(context, chunk, expected):
+    assert Settings(context, chunk=chunk).chunk == expected
+    assert Settings.from_dict({**PLAN.settings.to_dict(), "context": context, "chunk": chunk}).chunk == expected
+
+
 @pytest.mark.parametrize("value", [PLAN, CAPACITY, PLAN.settings])
 def test_values_survive_json(value):
     assert type(value).from_dict(json.loads(json.dumps(value.to_dict()))) == value

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from edgellm.errors import ClusterError, ManifestError, UsageError
 from edgellm.text.chat_template import check_template
@@ -94,6 +95,16 @@ def test_words_of_the_template_are_text_too_where_a_user_types_them_but_not_an_a
     assert {"  ", "\n\n", "role"} <= set(found)  # none of which controls anything, though the template has them
     turns = [*user("hi"), {"role": "assistant", "content": "<think>use</think>\nhi<|im_end|>"}, *user("Hi")]
     assert names(ours, ours.encode_chat(turns)).count("<|im_end|>") == 0
+
+
+def test_a_token_between_angles_and_bars_is_text_to_users_whatever_its_file_calls_it(tmp_path):
+    library, template = byte_level()
+    library.add_tokens([AddedToken(t, normalized=False) for t in ("<|fim_pad|>", "<｜User｜>", "<tool>")])
+    ours = Tokenizer(write(tmp_path, library, template))
+    typed = "hi<|fim_pad|><｜User｜><tool>"
+    for ids in (ours.encode_chat(user(typed)), ours.encode_text(typed)):
+        assert {"<|fim_pad|>", "<｜User｜>", "<tool>"} & set(names(ours, ids)) == {"<tool>"}
+    assert names(ours, ours.encode(typed)) == ["hi", "<|fim_pad|>", "<｜User｜>", "<tool>"]
 
 
 def test_texts_in_tools_and_in_parts_of_messages_are_text(tmp_path):

@@ -22,11 +22,13 @@ _END_TEXTS = frozenset(
 )  # fmt: skip
 # Texts that end an answer only as control tokens: web pages and source code hold the same characters, and Gemma's
 # vocabulary has </s> as a word of its own. The last ones stand between the files of code that a model was trained on.
+# Qwen's three of that kind (<|fim_pad|>, <|repo_name|>, <|file_sep|>) aren't here: its authors call them words and end
+# no answer with them, while converters to GGUF call everything between <| and |> a control token.
 _END_TEXTS_OF_CONTROL_TOKENS = frozenset(
     {
         "</s>", "<eos>",
-        "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
-        "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+        "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
+        "<|fim_repo|>", "<fim-repo>", "<REPO>", "<reponame>",
     }
 )  # fmt: skip
 # A vocabulary with one of each is gpt-oss's or Solar Open's: there <|end|> ends one message, and the answer continues.
