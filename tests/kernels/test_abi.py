@@ -66,7 +66,7 @@ def test_a_library_with_another_interface_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "_candidates", lambda: [built])
     library.library.cache_clear()
     try:
-        with pytest.raises(EdgellmError, match=f"interface 3, this edgellm needs {constants.ABI_VERSION}. Build"):
+        with pytest.raises(EdgellmError, match=f"interface 3, this edgellm needs {constants.ABI_VERSION}. Rebuild"):
             library.target()
     finally:
         library.library.cache_clear()
