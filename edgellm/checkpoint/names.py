@@ -38,9 +38,8 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, or its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    """Return an exception's text in one line, or its type."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def ignored_names(model) -> re.Pattern:

@@ -22,7 +22,7 @@ from edgellm.checkpoint.tensors import LoadedRows, Rows, SourceTensor, transpose
 from edgellm.checkpoint.traced import traced_layout
 from edgellm.errors import EdgellmError, ModelError
 from edgellm.model.families.find import find_spec
-from edgellm.model.generic.build import config_from_dict, first_line
+from edgellm.model.generic.build import config_from_dict, describe_error
 from edgellm.model.generic.section import GenericSection
 from edgellm.model.generic.structure import Structure
 
@@ -81,7 +81,7 @@ def _compare(config: PreTrainedConfig, model: nn.Module, expected: np.ndarray) -
         except EdgellmError as e:
             raise ModelError(f"{kind}: transformers can run it, but not in sections: {e}") from None
         except Exception as e:  # whatever the family's code does with a slot it doesn't expect
-            raise ModelError(f"{kind}: transformers can run it, but not in sections: {first_line(e)}") from None
+            raise ModelError(f"{kind}: transformers can run it, but not in sections: {describe_error(e)}") from None
         apart = max(np.abs(expected[i] - logits).max() / np.abs(expected[i]).max() for i, logits in found)
         if apart <= _TOLERANCE:
             return

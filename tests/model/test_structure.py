@@ -153,3 +153,18 @@ def test_a_config_file_that_is_no_json_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ManifestError, match="config.json is not JSON"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": "64"}, "'hidden_size'.*expected int, got str"),
+        ({"text_config": {}}, "it names no vocab_size"),
+        ({"text_config": "x"}, "it names no vocab_size"),
+        ({"vocab_size": None}, "'vocab_size'.*expected int, got NoneType"),
+    ],
+)
+def test_a_config_that_is_none_is_refused_with_the_reason_in_one_line(change, words):
+    with pytest.raises(ModelError, match=f"m/config.json is no valid llama config: .*{words}") as caught:
+        config_from_dict({"model_type": "llama", "vocab_size": 64, **change}, "m/config.json")
+    assert "\n" not in str(caught.value)

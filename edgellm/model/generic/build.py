@@ -49,9 +49,12 @@ def config_from_dict(content: dict, origin: str = "config") -> PreTrainedConfig:
     if isinstance(scaling, dict) and "su" in (scaling.get("type"), scaling.get("rope_type")):
         known["rope_scaling"] = {**scaling, "type": "longrope", "rope_type": "longrope"}  # Phi-3's first name for it
     try:
-        return CONFIG_MAPPING[model_type].from_dict(known)
+        config = CONFIG_MAPPING[model_type].from_dict(known)
     except Exception as e:  # a config class may raise anything at values it doesn't like
-        raise ModelError(f"{origin} is not a valid {model_type} config: {first_line(e)}") from None
+        raise ModelError(f"{origin} is not a valid {model_type} config: {describe_error(e)}") from None
+    if type(getattr(config.get_text_config(), "vocab_size", None)) is not int:
+        raise ModelError(f"{origin} is not a valid {model_type} config: it names no vocab_size")
+    return config
 
 
 def causal_class(config: PreTrainedConfig) -> type[nn.Module]:
@@ -78,7 +81,7 @@ def build_empty(config: PreTrainedConfig, *, real_buffers: bool, experts: str | 
             with _quiet(), _meta_parameters() if real_buffers else torch.device("meta"):
                 model = model_class._from_config(config, dtype=torch.float32)
     except Exception as e:
-        raise ModelError(f"{config.model_type}: its model can't be built: {first_line(e)}") from None
+        raise ModelError(f"{config.model_type}: its model can't be built: {describe_error(e)}") from None
     return model.eval().requires_grad_(False)
 
 
@@ -133,7 +136,7 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     raise ModelError(f"{model.config.model_type}: found no list of its {n} decoder layers")
 
 
-def first_line(error: BaseException) -> str:
-    """Return an exception's type and the first line of its text, for a one-line message."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+def describe_error(error: BaseException) -> str:
+    """Return an exception's type and its text in one line, for a message. A config's says only later what is wrong."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

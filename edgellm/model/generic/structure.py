@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from edgellm.errors import ModelError
 from edgellm.model.generic import rope
-from edgellm.model.generic.build import build_empty, find_layers, first_line
+from edgellm.model.generic.build import build_empty, describe_error, find_layers
 from edgellm.model.generic.tracing import RecordingLayer, acts_as_linear, tensors_in
 
 _TOKENS = 5  # the length of the traced sequence; a size that is unlikely to be some head count
@@ -140,7 +140,7 @@ class _Tracer(TorchFunctionMode):
         except ModelError:
             raise
         except Exception as e:  # whatever the family's code does with an input it doesn't expect
-            raise ModelError(f"{self.kind}: can't be traced: {first_line(e)}") from None
+            raise ModelError(f"{self.kind}: can't be traced: {describe_error(e)}") from None
         return self._structure(logits)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
