@@ -28,22 +28,15 @@ constexpr bool asks_ahead(size_t, Order) { return true; }
 // All sums start from the bits of ROUNDER: Cortex-A76 subtracts two vectors at once where it converts one.
 inline F dot_value(I acc) { return vsubq_f32(vreinterpretq_f32_s32(acc), spread(ROUNDER)); }
 
-// Each token's columns come 16 at a time: four lanes of four.
-template <int E, size_t P, size_t T>
-ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
-                        I (&acc)[P][T]) {
-#pragma GCC unroll 8
-    for (size_t t = 0; t < T; t++) {
-        I start = vdupq_n_s32(ROUNDER_BITS);
-        if (E == INT4S) start = vsraq_n_s32(start, vld1q_dup_s32(offset + t * groups), 4);
-#pragma GCC unroll 8
-        for (size_t p = 0; p < P; p++) acc[p][t] = start;
-    }
+// Adds the dot products of a group to acc[p][t]: P vectors of rows at w[p], and T tokens, of which columns(half_of, t) are
+// 16 columns: four lanes of four.
+template <int E, size_t P, size_t T, class Columns>
+ALWAYS_INLINE void add_dots(const uint8_t* const (&w)[P], const Columns& columns_of, I (&acc)[P][T]) {
 #pragma GCC unroll 2
     for (size_t half_of = 0; half_of < 2; half_of++) {
         int8x16_t columns[T];
 #pragma GCC unroll 8
-        for (size_t t = 0; t < T; t++) columns[t] = vld1q_s8(x + t * in + 16 * half_of);
+        for (size_t t = 0; t < T; t++) columns[t] = columns_of(half_of, t);
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++) {
             int8x16_t a[4];
@@ -68,11 +61,159 @@ ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in
     }
 }
 
+template <int E, size_t P, size_t T>
+ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
+                        I (&acc)[P][T]) {
+#pragma GCC unroll 8
+    for (size_t t = 0; t < T; t++) {
+        I start = vdupq_n_s32(ROUNDER_BITS);
+        if (E == INT4S) start = vsraq_n_s32(start, vld1q_dup_s32(offset + t * groups), 4);
+#pragma GCC unroll 8
+        for (size_t p = 0; p < P; p++) acc[p][t] = start;
+    }
+    add_dots<E>(w, [&](size_t half_of, size_t t) { return vld1q_s8(x + t * in + 16 * half_of); }, acc);
+}
+
 #include "gemm_vector.h"
+
+// ---- more tokens than one pass takes: activations in blocks of eight tokens, copied once for all the rows of a call
+
+constexpr size_t BLOCK = 8;             // tokens: a weight is unpacked once for all of them
+constexpr size_t ROUND = 64;            // tokens that pass over the same weights while these stay in the first cache
+constexpr size_t SCRATCH_GROUPS = 256;  // of blocks, on the stack: 88 KB
+
+// One group of a block, in the order of its use: one address serves all its tokens, and one load four scales.
+struct alignas(16) BlockGroup {
+    int8_t columns[2][BLOCK][16];
+    int32_t start[BLOCK];  // of the sums of INT4S
+    float scale[BLOCK];
+    float sum[BLOCK];  // only for INT4
+};
+
+// Value t of a block's eight in every lane; after inlining it is a lane of a register.
+ALWAYS_INLINE F spread_of(const float* eight, size_t t) { return spread(load(eight + t / 4 * 4)[t % 4]); }
+ALWAYS_INLINE I spread_of(const int32_t* eight, size_t t) { return vdupq_n_s32(vld1q_s32(eight + t / 4 * 4)[t % 4]); }
+
+// Copies the turn's groups of T tokens. All are loaded before the first is stored, so that clang does both in pairs.
+template <int E, size_t T>
+void copy_block(const Activations& a, size_t in, size_t token, const Turn& turn, BlockGroup* into) {
+    const size_t groups = in / GROUP;
+    for (size_t g = turn.group; g < turn.group_end; g++, into++) {
+        int8x16_t columns[2][T];
+#pragma GCC unroll 8
+        for (size_t t = 0; t < T; t++) {
+            const int8_t* q = a.q + (token + t) * in + g * GROUP;
+            columns[0][t] = vld1q_s8(q);
+            columns[1][t] = vld1q_s8(q + 16);
+        }
+#pragma GCC unroll 2
+        for (size_t half_of = 0; half_of < 2; half_of++)
+#pragma GCC unroll 8
+            for (size_t t = 0; t < T; t++) vst1q_s8(into->columns[half_of][t], columns[half_of][t]);
+#pragma GCC unroll 8
+        for (size_t t = 0; t < T; t++) {
+            const size_t at = (token + t) * groups + g;
+            into->scale[t] = a.scale[at];
+            if (E == INT4S) into->start[t] = ROUNDER_BITS + (a.offset[at] >> 4);
+            if (E == INT4) into->sum[t] = a.sum[at];
+        }
+    }
+}
+
+// A vector of rows times the T tokens of a block, whose results go to y[t * ldy + row].
+template <int E, size_t T>
+void block_product(const Matrix& w, const BlockGroup* x, float* y, size_t ldy, size_t v, size_t row_end,
+                   const Turn& turn) {
+    const uint8_t* rows = vector_at<E>(w, v) + turn.group * group_bytes(E);
+    const size_t scales = static_cast<size_t>(scales_at<E>(w, v) - vector_at<E>(w, v));  // from rows on
+    F total[T];
+#pragma GCC unroll 8
+    for (size_t t = 0; t < T; t++) total[t] = turn.group ? load_rows(y + t * ldy, v * WIDTH, row_end) : zero();
+    const BlockGroup* const end = x + (turn.group_end - turn.group);
+    const BlockGroup* due = v % PARTS == 0 ? x + turn.pass : end;  // the next group at which to fetch ahead
+    for (; x != end; x++, rows += group_bytes(E)) {
+        if (x == due) {
+            fetch<E>(rows + turn.ahead_bytes);
+            due += turn.passes;
+        }
+        I acc[1][T];
+#pragma GCC unroll 8
+        for (size_t t = 0; t < T; t++) acc[0][t] = E == INT4S ? spread_of(x->start, t) : vdupq_n_s32(ROUNDER_BITS);
+        add_dots<E>({rows}, [=](size_t half_of, size_t t) { return vld1q_s8(x->columns[half_of][t]); }, acc);
+        const F d = halves(rows + scales), m = E == INT4 ? halves(rows + scales + 2 * TILE) : zero();
+#pragma GCC unroll 8
+        for (size_t t = 0; t < T; t++) {
+            if (E == INT4) total[t] = fma(m, spread_of(x->sum, t), total[t]);
+            total[t] = fma(d, mul(spread_of(x->scale, t), dot_value(acc[0][t])), total[t]);
+        }
+    }
+#pragma GCC unroll 8
+    for (size_t t = 0; t < T; t++) store_rows(y + t * ldy, v * WIDTH, row_end, total[t]);
+}
+
+template <size_t T>
+struct Count {
+    static constexpr size_t value = T;
+};
+
+// Calls f(Count<tokens>()) for 4 to T tokens.
+template <size_t T, class Each>
+ALWAYS_INLINE void with_count(size_t tokens, const Each& f) {
+    if constexpr (T > 4) {
+        if (tokens < T) return with_count<T - 1>(tokens, f);
+    }
+    f(Count<T>());
+}
+
+// Tokens [first, end), at most ROUND, over all rows. Blocks are of even size: 4 tokens are the fewest of more than 4.
+template <int E>
+void block_passes(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end,
+                  size_t first, size_t end) {
+    BlockGroup scratch[SCRATCH_GROUPS];
+    const size_t groups = w.in / GROUP, v_end = (row_end + WIDTH - 1) / WIDTH;
+    const size_t tokens = end - first, passes = (tokens + BLOCK - 1) / BLOCK;
+    const size_t at_once = least(TURN_BYTES / group_bytes(E), SCRATCH_GROUPS / passes);
+    // Calls f(turn, block, token, Count) for every block, over the groups from `group` on.
+    const auto each_block = [&](size_t group, const auto& f) {
+        for (size_t pass = 0; pass < passes; pass++) {
+            const size_t token = first + tokens * pass / passes, next = first + tokens * (pass + 1) / passes;
+            // What comes next are the same groups of the next tile.
+            const Turn turn = {group, least(groups, group + at_once), stride_bytes(E, w.in), pass, passes};
+            with_count<BLOCK>(next - token, [&](auto count) { f(turn, scratch + pass * at_once, token, count); });
+        }
+    };
+    for (size_t group = 0; group < groups; group += at_once) {
+        each_block(group, [&](const Turn& turn, BlockGroup* block, size_t token, auto count) {
+            copy_block<E, count.value>(a, w.in, token, turn, block);
+        });
+        for (size_t tile = row_start / WIDTH; tile < v_end; tile += PARTS)
+            each_block(group, [&](const Turn& turn, const BlockGroup* block, size_t token, auto count) {
+                for (size_t v = tile; v < least(tile + PARTS, v_end); v++)
+                    block_product<E, count.value>(w, block, y + token * ldy, ldy, v, row_end, turn);
+            });
+    }
+}
+
+template <int E>
+void blocks_of(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
+    if (a.tokens <= most_tokens<E>()) return integer_of<E>(w, a, y, ldy, row_start, row_end);
+    const size_t rounds = (a.tokens + ROUND - 1) / ROUND;
+    for (size_t i = 0; i < rounds; i++)
+        block_passes<E>(w, a, y, ldy, row_start, row_end, a.tokens * i / rounds, a.tokens * (i + 1) / rounds);
+}
+
+void product_in_blocks(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
+    switch (w.encoding) {
+        case INT4: return blocks_of<INT4>(w, a, y, ldy, row_start, row_end);
+        case INT4S: return blocks_of<INT4S>(w, a, y, ldy, row_start, row_end);
+        case INT8: return blocks_of<INT8>(w, a, y, ldy, row_start, row_end);
+        default: return product(w, a, y, ldy, row_start, row_end);
+    }
+}
 
 }  // namespace
 
-const Target DOTPROD_TARGET = {"dotprod", quantize, product, product_exact, dequantize, read};
+const Target DOTPROD_TARGET = {"dotprod", quantize, product_in_blocks, product_exact, dequantize, read};
 
 }  // namespace edgellm
 
