@@ -27,7 +27,8 @@ CPUS = {"neon": "cortex-a72", "dotprod": "cortex-a76"}  # of qemu, by instructio
 _MODELS = {"neon": "cortex-a72", "dotprod": "neoverse-n1"}  # of llvm-mca: Neoverse N1 is a Cortex-A76 for servers
 PACKED = ("int4s", "int4", "int8")
 _OBJDUMP = "aarch64-linux-gnu-objdump"
-# The fewest rows that a section gives a thread at a time, as long that what a block begins and ends with is small.
+# The fewest rows that a section gives a thread at a time, because some kernels copy activations once for all rows of a
+# call; and rows so long that what a block begins and ends with is small.
 ROWS, COLUMNS = 64, 2048
 _WINDOW = 4000  # instructions for llvm-mca, out of the middle of a product
 # Both names of one setting, of QEMU before and after 8.1: a line of the log an instruction.

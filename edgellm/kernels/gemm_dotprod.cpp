@@ -28,8 +28,8 @@ constexpr bool asks_ahead(size_t, Order) { return true; }
 // All sums start from the bits of ROUNDER: Cortex-A76 subtracts two vectors at once where it converts one.
 inline F dot_value(I acc) { return vsubq_f32(vreinterpretq_f32_s32(acc), spread(ROUNDER)); }
 
-// Adds the dot products of a group to acc[p][t]: P vectors of rows at w[p], and T tokens, of which columns(half_of, t) are
-// 16 columns: four lanes of four.
+// Adds the dot products of a group to acc[p][t]: P vectors of rows at w[p], and T tokens, of which columns_of(half_of, t)
+// are 16 columns: four lanes of four.
 template <int E, size_t P, size_t T, class Columns>
 ALWAYS_INLINE void add_dots(const uint8_t* const (&w)[P], const Columns& columns_of, I (&acc)[P][T]) {
 #pragma GCC unroll 2

@@ -132,6 +132,10 @@ int main(int count, char** arguments) {
             const size_t tokens = trial % 11 ? 1 + below(17) : 18 + below(40);
             if (compare(target(), encoding, 1 + below(70), in, tokens, below(8), below(6))) return 1;
         }
+        // More columns than activations are copied of at a time, and more tokens than pass over the same weights.
+        for (const int encoding : {INT4, INT4S, INT8})
+            for (const size_t tokens : {8, 66})
+                if (compare(target(), encoding, 21, GROUP * 75, tokens, 0, 0)) return 1;
         printf("%s: %zu shapes equal\n", name, trials);
     }
 }
