@@ -53,8 +53,8 @@ def test_plan_refuses_odd_boards_and_contexts(manifest):
 @pytest.mark.parametrize(
     ("options", "chunk", "said"),
     [
-        (["--context", 8, "--chunk", 9], 8, "--chunk is 9, and a slot holds 8 tokens: chunks have 8.\n"),
-        (["--context", 8, "--chunk", 8192], 8, "--chunk is 8192, and a slot holds 8 tokens: chunks have 8.\n"),
+        (["--context", 8, "--chunk", 9], 8, "--chunk is 9, but a slot holds 8 tokens: chunks will have 8.\n"),
+        (["--context", 8, "--chunk", 8192], 8, "--chunk is 8192, but a slot holds 8 tokens: chunks will have 8.\n"),
         (["--context", 8, "--chunk", 8], 8, ""),
         (["--context", 8], 8, ""),  # nobody asked for the default
         (["--context", 48, "--chunk", 40], 40, ""),

@@ -165,6 +165,6 @@ def test_a_config_file_that_is_no_json_is_refused(tmp_path, content):
     ],
 )
 def test_a_config_that_is_none_is_refused_with_the_reason_in_one_line(change, words):
-    with pytest.raises(ModelError, match=f"m/config.json is no valid llama config: .*{words}") as caught:
+    with pytest.raises(ModelError, match=f"m/config.json is not a valid llama config: .*{words}") as caught:
         config_from_dict({"model_type": "llama", "vocab_size": 64, **change}, "m/config.json")
     assert "\n" not in str(caught.value)
