@@ -7,7 +7,7 @@ from edgellm.checkpoint.float8 import BLOCK, FLOAT8, Float8Rows, Scale, block_of
 from edgellm.checkpoint.folder_tokenizer import read_tokenizer
 from edgellm.checkpoint.json_file import read_json, read_json_if_there, to_bytes
 from edgellm.checkpoint.names import map_names, quiet_transformers
-from edgellm.checkpoint.sources import Source
+from edgellm.checkpoint.sources import NEVER_ASKED, Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.checkpoint.vocabulary.ends import end_token_ids
 from edgellm.errors import CheckpointError
@@ -50,8 +50,7 @@ class FolderSource(Source):
         self._tokenizer = read_tokenizer(self.folder, vocab_size)
         if self._tokenizer is None:
             self.notes += (
-                f"{folder} has no tokenizer (no tokenizer.json, tokenizer.model or vocab.json): its split can be "
-                "planned and measured, but not asked.",
+                f"{folder} has no tokenizer (no tokenizer.json, tokenizer.model or vocab.json): {NEVER_ASKED}",
             )
             return
         self.notes += self._tokenizer.notes

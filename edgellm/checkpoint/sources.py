@@ -13,6 +13,8 @@ from edgellm.errors import CheckpointError
 # Called as progress(what, done, total): what is being made or fetched, bytes done, bytes in all (0 if unknown).
 Progress = Callable[[str, int, int], None]
 
+NEVER_ASKED = "its split can be planned and measured, but not asked."  # what a source without a tokenizer is good for
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 
 

@@ -108,8 +108,11 @@ def test_vocabulary_that_contradicts_itself_is_refused(tmp_path, model):
         _split(tmp_path, model, "smollm", ["no such", "tokens here"])
 
 
-def test_file_without_vocabulary_has_no_tokenizer(tmp_path, model):
-    manifest = split(open_source(str(write_gguf(tmp_path / "m.gguf", model))), tmp_path / "out")
+def test_file_without_vocabulary_has_no_tokenizer_and_split_says_so(tmp_path, model):
+    source = open_source(str(write_gguf(tmp_path / "m.gguf", model)))
+    (note,) = source.notes
+    assert "m.gguf has no vocabulary" in note and "can be planned and measured, but not asked" in note
+    manifest = split(source, tmp_path / "out")
     assert {f.name for f in manifest.files} == {"config.json", "generation_config.json"}
 
 

@@ -16,8 +16,9 @@ from edgellm.checkpoint.gguf.rows import open_rows
 from edgellm.checkpoint.gguf_tokenizer import gguf_end_token_ids, write_tokenizer
 from edgellm.checkpoint.layout import Layout
 from edgellm.checkpoint.names import quiet_transformers
-from edgellm.checkpoint.sources import Source
+from edgellm.checkpoint.sources import NEVER_ASKED, Source
 from edgellm.checkpoint.tensors import SourceTensor
+from edgellm.checkpoint.vocabulary.metadata import has_vocabulary
 from edgellm.errors import CheckpointError
 from edgellm.model.families.find import find_spec
 
@@ -58,6 +59,8 @@ class GGUFSource(Source):
             self._config["architectures"] = [self.spec.architecture]
         ends = gguf_end_token_ids(metadata, self.where)
         self.eos_token_ids = tuple(i for i in ends if i < self._config["vocab_size"])
+        if not has_vocabulary(metadata):
+            self.notes += (f"{path} has no vocabulary (tokenizer.ggml.tokens): {NEVER_ASKED}",)
 
     @cached_property
     def config(self) -> Any:

@@ -25,9 +25,9 @@ class Vocabulary:
     @classmethod
     def parse(cls, metadata: Mapping[str, object], where: str) -> "Vocabulary | None":
         """Return the vocabulary in the metadata of the file `where`, None if it has none; raises CheckpointError."""
-        model, texts = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.tokens")
-        if model in (None, "none", "no_vocab") or not texts:
+        if not has_vocabulary(metadata):
             return None
+        texts = metadata["tokenizer.ggml.tokens"]
         if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             raise CheckpointError(f"{where}: tokenizer.ggml.tokens is not a list of texts")
         if (longest := max(map(len, texts))) > _MAX_CHARACTERS:
@@ -99,6 +99,12 @@ class Vocabulary:
                 )
             pairs[left, right] = None
         return list(pairs)
+
+
+def has_vocabulary(metadata: Mapping[str, object]) -> bool:
+    """Return whether a GGUF with this metadata says how texts become tokens."""
+    model = metadata.get("tokenizer.ggml.model")
+    return model not in (None, "none", "no_vocab") and bool(metadata.get("tokenizer.ggml.tokens"))
 
 
 def _numbers(metadata: Mapping[str, object], name: str, expected: int, where: str) -> list | None:
