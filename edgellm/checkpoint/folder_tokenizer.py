@@ -6,10 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 
+from edgellm.checkpoint import sentencepiece_model
 from edgellm.checkpoint.folder_templates import chat_templates
+from edgellm.checkpoint.gguf_tokenizer import make_library, tokenizer_json
 from edgellm.checkpoint.json_file import parse_json, read_json_if_there, read_limited, to_bytes
 from edgellm.checkpoint.names import one_line
+from edgellm.checkpoint.vocabulary.metadata import Vocabulary
 from edgellm.errors import CheckpointError
 from edgellm.shards.positioned_file import check_fetched
 
@@ -38,7 +42,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> FolderTokenizer | None:
     Raises CheckpointError in one line for files that can't be read, or made into a tokenizer.json.
     """
     config = read_json_if_there(folder / "tokenizer_config.json")
-    library = _library(folder)
+    library, vocabulary = _library(folder, config)
     if library is None:
         return None
     # Training scripts leave truncation and padding behind; transformers resets them before it reads a prompt.
@@ -46,7 +50,12 @@ def read_tokenizer(folder: Path, vocab_size: int) -> FolderTokenizer | None:
     library.no_padding()
     special_map = read_json_if_there(folder / "special_tokens_map.json")
     names = _special_names(config, special_map)
-    notes = _add_tokens(library, _added_tokens(folder, config, special_map, names), vocab_size, folder)
+    tokens = _added_tokens(folder, config, special_map, names)
+    if vocabulary is not None:
+        tokens = [(i, _in_plain_text(token, library)) for i, token in tokens]
+    notes = _add_tokens(library, tokens, vocab_size, folder)
+    if vocabulary is not None:
+        _surround(library, vocabulary, config, names)
     added = library.get_added_tokens_decoder()
     files = {"tokenizer.json": library.to_str().encode()}
 
@@ -74,22 +83,27 @@ def read_tokenizer(folder: Path, vocab_size: int) -> FolderTokenizer | None:
     )
 
 
-def _library(folder: Path) -> Tokenizer | None:
-    """Return the tokenizers library's object for tokenizer.json, or for what transformers makes of other files."""
+def _library(folder: Path, config: dict) -> tuple[Tokenizer | None, Vocabulary | None]:
+    """Return the tokenizers library's object for tokenizer.json, or made of other files; with the vocabulary if it is
+    made of that alone, and so lacks the tokens that other files name."""
     path = folder / "tokenizer.json"
     if path.is_file():
         content = parse_json(read_limited(path), path)
         try:
-            return Tokenizer.from_str(json.dumps(content))
+            return Tokenizer.from_str(json.dumps(content)), None
         except Exception as e:  # the library raises plain Exception for whatever it can't parse
             raise CheckpointError(f"{path} is not a tokenizer: {one_line(e)}") from None
     if found := next((folder / name for name in _VOCABULARIES if (folder / name).is_file()), None):
-        if found.suffix == ".model" and not _is_sentencepiece(found):
+        if found.suffix != ".model":
+            return _converted(folder, found), None
+        if not _is_sentencepiece(found):
             raise _only_ranks(found)
-        return _converted(folder, found)
+        if (vocabulary := _trained(folder, found, config)) is None:
+            return _converted(folder, found), None
+        return make_library(json.dumps(tokenizer_json(vocabulary)), str(found)), vocabulary
     if ranks := sorted(folder.glob("*.tiktoken")):
         raise _only_ranks(ranks[0])
-    return None
+    return None, None
 
 
 def _is_sentencepiece(path: Path) -> bool:
@@ -108,16 +122,54 @@ def _only_ranks(path: Path) -> CheckpointError:
     )
 
 
+def _trained(folder: Path, path: Path, config: dict) -> Vocabulary | None:
+    """Return a vocabulary of SentencePiece's that gets its ids as a GGUF's does; None for one of another kind."""
+    lacking = [name for name, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf"))
+               if not _is_installed(module)]  # fmt: skip
+    if lacking:
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json, only {path.name}, and {' and '.join(lacking)} "
+            f"{'is' if len(lacking) == 1 else 'are'} not installed. Run pip install 'edgellm[convert]'."
+        )
+    if (metadata := sentencepiece_model.read_metadata(path)) is None:
+        return None
+    if isinstance(prefix := config.get("add_prefix_space"), bool):
+        metadata["tokenizer.ggml.add_space_prefix"] = prefix
+    return Vocabulary.parse(metadata | {"tokenizer.ggml.add_bos_token": False}, str(path))
+
+
+def _in_plain_text(token: AddedToken, library: Tokenizer) -> AddedToken:
+    """Return an added token that is looked for before spaces become marks. The library would find a normalized one only
+    behind a space."""
+    spaced = token.content.replace(sentencepiece_model.SPACE, " ")
+    text = spaced if library.token_to_id(spaced) is not None else token.content
+    return AddedToken(text, **{flag: getattr(token, flag) for flag in _FLAGS} | {"normalized": False})
+
+
+def _surround(library: Tokenizer, vocabulary: Vocabulary, config: dict, names: dict[str, AddedToken]) -> None:
+    """Put the tokens around every text that the folder's tokenizer puts there in transformers."""
+    # The one class that begins a text with bos unless told otherwise; the others need add_bos_token.
+    default = {"bos": str(config.get("tokenizer_class")).startswith("CodeLlama")}
+    around = {}
+    for role in ("bos", "eos"):
+        if config.get(f"add_{role}_token", default.get(role)) is not True:
+            continue
+        key, i = f"{role}_token", vocabulary.named_id(role)
+        if key in names:
+            i = library.token_to_id(names[key].content)
+        elif key in config:  # as null
+            i = None
+        if i is not None:
+            around[role] = i
+    single = " ".join(part for part in ("bos", "$A", "eos") if part == "$A" or part in around)
+    library.post_processor = TemplateProcessing(
+        single=single,
+        pair=f"{single} {single.replace('$A', '$B')}",
+        special_tokens=[{"id": role, "ids": [i], "tokens": [library.id_to_token(i)]} for role, i in around.items()],
+    )
+
+
 def _converted(folder: Path, vocabulary: Path) -> Tokenizer:
-    if vocabulary.suffix == ".model":
-        lacking = [name for name, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf"))
-                   if not _is_installed(module)]  # fmt: skip
-        if lacking:
-            raise CheckpointError(
-                f"{folder} has no tokenizer.json, only {vocabulary.name}, and {' and '.join(lacking)} "
-                f"{'is' if len(lacking) == 1 else 'are'} not installed. Run pip install 'edgellm[convert]'."
-            )
-        _check_sentencepiece(vocabulary)
     if vocabulary.name == "vocab.json" and not (folder / "merges.txt").is_file():
         raise CheckpointError(f"{folder} has neither tokenizer.json nor the merges.txt that belongs to its vocab.json.")
     from transformers import AutoTokenizer
@@ -132,16 +184,6 @@ def _converted(folder: Path, vocabulary: Path) -> Tokenizer:
         raise CheckpointError(
             f"{folder} has no tokenizer.json, and transformers can't make one of {vocabulary.name}: {one_line(e)}"
         ) from None
-
-
-def _check_sentencepiece(path: Path) -> None:
-    """Raise CheckpointError for a damaged vocabulary, which transformers would take for one of another kind."""
-    from sentencepiece import SentencePieceProcessor
-
-    try:
-        SentencePieceProcessor(model_file=str(path))
-    except Exception:  # whose text names lines of C++
-        raise CheckpointError(f"{path} is no vocabulary of SentencePiece's. Fetch it again.") from None
 
 
 def _is_installed(module: str) -> bool:

@@ -6,6 +6,7 @@ Texts get the ids that the model was trained on, which are llama.cpp's.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgellm.checkpoint.vocabulary import bpe, sentencepiece
 from edgellm.checkpoint.vocabulary.ends import end_token_ids, ends_a_turn
@@ -19,6 +20,9 @@ from edgellm.checkpoint.vocabulary.metadata import (
 )
 from edgellm.checkpoint.vocabulary.pretokenizers import pre_tokenizer
 from edgellm.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _KINDS = {"llama": sentencepiece.sections, "gpt2": bpe.sections}
 _SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
@@ -77,6 +81,20 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict:
         "post_processor": _post_processor(vocabulary),
         **_KINDS[vocabulary.model](vocabulary),
     }
+
+
+def make_library(text: str, where: str) -> "Tokenizer":
+    """Return the tokenizers library's object for the tokenizer.json made of the vocabulary in `where`; raises
+    CheckpointError if the library refuses it."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(text)
+    except BaseException as e:  # the library panics over a vocabulary that contradicts itself
+        if isinstance(e, (KeyboardInterrupt, SystemExit)):
+            raise
+        reason = " ".join(str(e).split())[:200]
+        raise CheckpointError(f"{where}: its vocabulary makes no tokenizer: {reason}") from None
 
 
 def tokenizer_config(vocabulary: Vocabulary) -> dict:
@@ -154,15 +172,7 @@ def _strips(vocabulary: Vocabulary) -> tuple[frozenset[str], frozenset[str]]:
 
 def _check(text: str, added_tokens: list[dict], vocabulary: Vocabulary) -> None:
     """An end token that doesn't encode as itself would be cut into pieces in every chat: better no split at all."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except BaseException as e:  # the library panics over a vocabulary that contradicts itself
-        if isinstance(e, (KeyboardInterrupt, SystemExit)):
-            raise
-        reason = " ".join(str(e).split())[:200]
-        raise CheckpointError(f"{vocabulary.where}: its vocabulary makes no tokenizer: {reason}") from None
+    tokenizer = make_library(text, vocabulary.where)
     ends = set(_end_token_ids(vocabulary))
     for token in added_tokens:
         if token["id"] in ends:
