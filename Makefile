@@ -5,7 +5,7 @@ BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask controller test quick test-boards test-arm lint bench vocabularies constraints clean
+.PHONY: ask controller test quick test-boards test-boards-all test-arm lint bench vocabularies constraints clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
@@ -30,6 +30,11 @@ export EDGELLM_BOARDS ?= $(shell test "$$(id -u)" = 0 && test -e /etc/debian_ver
 test-boards: .venv/dev
 	$(if $(EDGELLM_BOARDS),tests/boards/lab install)
 	$(BIN)/python -m pytest tests/boards -m boards --durations=25 --durations-min=5
+
+# Those, and the rarer cases: some 40 minutes.
+test-boards-all: .venv/dev
+	$(if $(EDGELLM_BOARDS),tests/boards/lab install)
+	$(BIN)/python -m pytest tests/boards -m 'boards or boards_all' --durations=25 --durations-min=5
 
 # The same with one aarch64 board, under qemu-user: slow.
 test-arm: .venv/dev

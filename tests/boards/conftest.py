@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items):
     """Everything here is marked, so that none of it can run unasked or be left out where it is asked for."""
     ours = [i for i in items if Path(__file__).parent in i.path.parents]
     for item in ours:
-        if not item.get_closest_marker("arm"):
+        if not item.get_closest_marker("arm") and not item.get_closest_marker("boards_all"):
             item.add_marker("boards")
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(900))

@@ -21,6 +21,8 @@ import psutil
 ROOT = Path(__file__).parents[2]
 LAB = Path(__file__).with_name("lab")
 HOME = Path(os.environ.get("EDGELLM_BOARDS_HOME", "/var/tmp/edgellm-boards"))
+NUMBER = int(os.environ.get("EDGELLM_BOARDS_LAB", "0"))  # of this lab, where several stand side by side
+SUBNET = f"10.78.{2 * NUMBER}"
 BIN = Path(sys.prefix) / "bin"
 PORT = 7710
 
@@ -154,7 +156,7 @@ class Board:
     """Board N of the lab."""
 
     def __init__(self, number: int):
-        self.number, self.name, self.host = number, f"board{number}", f"10.78.0.{10 + number}"
+        self.number, self.name, self.host = number, f"board{number}", f"{SUBNET}.{10 + number}"
 
     def up(self, *, memory: int | None = None, image: str | None = None, disk: int | None = None) -> "Board":
         """Boot it (`memory` and `disk` in MB) and wait for ssh; without options, with those it had."""

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tests.boards.conftest import PROMPT
-from tests.boards.harness import HOME
+from tests.boards.harness import HOME, SUBNET
 
 
 def sentence(text: str, *words: str) -> str:
@@ -43,10 +43,10 @@ def test_a_wrong_inventory_is_named_whole_and_nothing_is_changed(cluster, contro
 
     cluster.inventory()
     text = controller.inventory_path.read_text()
-    controller.inventory_path.write_text(text.replace("ansible_host=10.78.0.12", "ansible_host=10.78.0.11"))
+    controller.inventory_path.write_text(text.replace(f"ansible_host={SUBNET}.12", f"ansible_host={SUBNET}.11"))
     played = controller.deploy()
     assert played.rc != 0
-    sentence(played.text, "board1", "board2", "10.78.0.11")
+    sentence(played.text, "board1", "board2", f"{SUBNET}.11")
     assert all(counts["changed"] == 0 for counts in played.recap.values())
 
 

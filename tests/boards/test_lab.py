@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.boards.harness import LAB, Board, figure, lab, wait_for
+from tests.boards.harness import HOME, LAB, NUMBER, Board, figure, lab, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,7 @@ def test_a_destroyed_board_leaves_nothing(lab_up):
     assert pids
     board.destroy()
     assert not board.is_up() and lab("pids", 17) == ""
-    left = subprocess.run("losetup -a; ip netns; find /sys/fs/cgroup -path '*eboards/17*'", shell=True,
+    lab_name = f"eboards_{NUMBER}"
+    left = subprocess.run(f"losetup -a; ip netns; find /sys/fs/cgroup -path '*{lab_name}/17*'", shell=True,
                           capture_output=True, text=True, timeout=10).stdout  # fmt: skip
-    assert "boards/17/" not in left and "eboard17" not in left and "eboards/17" not in left
+    assert f"{HOME}/boards/17/" not in left and f"{lab_name}.17" not in left and f"{lab_name}/17" not in left
