@@ -42,20 +42,21 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk")
 
 
-def rehearse(config: PreTrainedConfig, structure: Structure) -> None:
-    """Raise ModelError, with the reason, if sections of a model with this config would fail or be wrong.
+def rehearse(config: PreTrainedConfig, structure: Structure) -> bool:
+    """Return whether sections of a model with this config were tried; raise ModelError, with the reason, if they would
+    fail or be wrong.
 
-    The tiny model has the config's head sizes, kinds of layers and options, but few layers, heads and experts. A config
-    that transformers itself can't run when it is shrunk is let pass, and so is one of a native family.
+    The tiny model has the config's head sizes, kinds of layers and options, but few layers, heads and experts. False if
+    transformers itself can't run the config when it is shrunk. A native family needs no trial.
     """
     content = json.loads(config.to_json_string(use_diff=False))
     if find_spec(content)[0] is not None:
-        return
-    _rehearse(json.dumps(content, sort_keys=True), _layers_for_every_kind(config, structure))
+        return True
+    return _rehearse(json.dumps(content, sort_keys=True), _layers_for_every_kind(config, structure))
 
 
 @lru_cache(maxsize=64)
-def _rehearse(content: str, layers: int) -> None:
+def _rehearse(content: str, layers: int) -> bool:
     with quiet_transformers():
         for smaller in _smaller(json.loads(content), layers):
             try:
@@ -67,7 +68,8 @@ def _rehearse(content: str, layers: int) -> None:
             if not np.isfinite(expected).all():
                 continue
             _compare(config, model, expected)
-            return
+            return True
+    return False
 
 
 def _compare(config: PreTrainedConfig, model: nn.Module, expected: np.ndarray) -> None:

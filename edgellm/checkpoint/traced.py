@@ -45,7 +45,11 @@ def traced_layout(source: Source, rehearsed: bool = True) -> Layout:
     if rehearsed:
         from edgellm.checkpoint.rehearsal import rehearse
 
-        rehearse(source.config, structure)
+        if not rehearse(source.config, structure):
+            source.notes += (
+                f"{source.where}: no small model of this config runs in transformers, so its sections could not be "
+                f"tried before splitting. Run 'edgellm verify' once the boards hold it.",
+            )
     return Layout(
         architecture=structure.architecture,
         model_type=structure.model_type,

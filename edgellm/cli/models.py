@@ -50,13 +50,17 @@ def split_source_to(source, out, quantize, force=False, replace=False):
 
     with Progress() as progress:
         opened = open_source(str(source), progress)
-        for text in opened.notes:
+        at_first = opened.notes
+        for text in at_first:
             note(text)
 
         def wrote(shard, done, total):
             progress(f"split {opened.name}", done, total)
 
-        return split_source(opened, out, quantize, wrote, force=force, replace=replace, note=note)
+        manifest = split_source(opened, out, quantize, wrote, force=force, replace=replace, note=note)
+        for text in opened.notes[len(at_first) :]:
+            note(text)
+        return manifest
 
 
 def default_model() -> Path:

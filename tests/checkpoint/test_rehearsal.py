@@ -10,6 +10,7 @@ import transformers as hf
 from edgellm.checkpoint import rehearsal
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
+from edgellm.cli.models import split_source_to
 from edgellm.errors import ModelError
 from edgellm.model.generic.section import GenericSection
 from edgellm.model.generic.structure import trace
@@ -28,8 +29,8 @@ def afresh():
     rehearsal._rehearse.cache_clear()
 
 
-def rehearse(config) -> None:
-    rehearsal.rehearse(config, trace(config))
+def rehearse(config) -> bool:
+    return rehearsal.rehearse(config, trace(config))
 
 
 @pytest.fixture
@@ -73,8 +74,17 @@ def test_a_model_whose_positions_are_not_what_it_is_told_is_refused():
 )
 def test_families_that_run_are_let_pass(family, noted, monkeypatch):
     monkeypatch.setattr(rehearsal, "find_spec", lambda config: (None, ""))
-    rehearse(CONFIGS[family]())
+    assert rehearse(CONFIGS[family]())
     assert len(noted) == 1
+
+
+def test_a_model_that_could_not_be_tried_is_split_and_its_owner_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rehearsal, "_MOST_PARAMETERS", 0)
+    config = hf.DeepseekV2Config(**_LATENT, v_head_dim=12, pad_token_id=0)
+    folder = save(hf.AutoModelForCausalLM.from_config(config), tmp_path / "source")
+    split_source_to(folder, tmp_path / "out", "none")
+    said = capsys.readouterr().err
+    assert "its sections could not be tried before splitting. Run 'edgellm verify'" in said
 
 
 @pytest.mark.parametrize(
