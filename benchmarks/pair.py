@@ -77,7 +77,7 @@ class Side:
 
 
 def compare(before: Path, model: str, runs: int, work: Path) -> dict[str, tuple[float, float]]:
-    """Return medians (before, now) of each measurement, taken in turns."""
+    """Return medians (before, now) of each measurement, taken in turns, of one start of the agents."""
     with Side(before, model, work / "before") as old, Side(HERE, model, work / "now") as new:
         found: dict[str, tuple[list[float], list[float]]] = {what: ([], []) for what in MEASURED}
         for i in range(runs + 1):
@@ -94,20 +94,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="the checkout to compare with")
     parser.add_argument("--only", nargs="+", default=["smollm2"], choices=list(RECIPES), help="models")
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--runs", type=int, default=7, help="turns a start")
+    parser.add_argument("--starts", type=int, default=5, help="how often agents start anew: where their memory "
+                        "falls and how their layers are cut changes more than a turn does")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    found = {}
+    found: dict[str, list[dict[str, tuple[float, float]]]] = {model: [] for model in options.only}
     with tempfile.TemporaryDirectory(prefix="edgellm-pair-") as work:
-        for model in options.only:
-            found[model] = compare(options.before.resolve(), model, options.runs, Path(work) / model)
+        for _ in range(options.starts):
+            for model in options.only:
+                found[model].append(compare(options.before.resolve(), model, options.runs, Path(work) / model))
     if options.json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{'':32}{'before':>9}{'now':>9}{'ratio':>8}")
-    for model, rows in found.items():
-        for what, (before, now) in rows.items():
-            print(f"{model + ', ' + what:32}{before:9.1f}{now:9.1f}{now / before:8.3f}")
+    print(f"{'':32}{'before':>9}{'now':>9}{'ratio':>8}   of each start")
+    for model, starts in found.items():
+        for what in MEASURED:
+            pairs = [rows[what] for rows in starts]
+            before, now = (statistics.median(side) for side in zip(*pairs, strict=True))
+            ratios = sorted(b / a for a, b in pairs)
+            each = " ".join(f"{r:.2f}" for r in ratios)
+            print(f"{model + ', ' + what:32}{before:9.1f}{now:9.1f}{statistics.median(ratios):8.3f}   {each}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def lab_up():
 
 def sources() -> str:
     """A hash of the code that computes."""
-    files = sorted(p for p in (ROOT / "edgellm").rglob("*") if p.suffix in (".py", ".cpp", ".h"))
+    rooms = [ROOT / "edgellm" / room for room in ("check", "checkpoint", "kernels", "model", "shards", "text")]
+    files = sorted(p for room in rooms for p in room.rglob("*") if p.suffix in (".py", ".cpp", ".h"))
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
 
 
