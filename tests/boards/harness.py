@@ -292,7 +292,8 @@ class Controller:
         self.home, self.inventory_path = folder, folder / "inventory.ini"
         self.config = folder / ".config/edgellm"
         (folder / ".ssh").mkdir(parents=True, exist_ok=True)
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "XDG_", "EDGELLM_", "PYTEST_"))}
+        foreign = ("ANSIBLE_", "XDG_", "EDGELLM_", "PYTEST_")
+        keep = {k: v for k, v in os.environ.items() if k.startswith("EDGELLM_BOARDS") or not k.startswith(foreign)}
         self.env = {
             **keep, "HOME": str(folder), "XDG_CACHE_HOME": str(cache), "XDG_CONFIG_HOME": str(folder / ".config"),
             "LC_ALL": "C.UTF-8",
