@@ -84,6 +84,20 @@ def kind(facts: dict, generic: bool) -> list:
     return [facts["machine"], facts["python_minor"], bool(generic)]
 
 
+def kinds(hosts, generic: bool, keep: bool) -> list[list]:
+    """Return the kinds of wheels that boards need, from their variables. With `keep`, those that have torch keep it."""
+    usable = [host["preflight_board"] for host in hosts if not host["preflight_reason"]]
+    return sorted({tuple(kind(facts, generic or (keep and "torch" in facts))) for facts in usable})
+
+
+def wheelhouse_step(wanted, source: str) -> dict:
+    """Return the step of `edgellm controller` that gets the wheels of a kind."""
+    machine, python, generic = wanted
+    command = ["wheelhouse", "--machine", machine, "--python", python, "--source", source]
+    return {"name": f"wheels {machine} {python} {generic}", "command": command + (["--generic"] if generic else []),
+            "optional": True}  # fmt: skip
+
+
 def last_line(stderr: str) -> str:
     """Return the error sentence of a failed edgellm command, without the command's name."""
     lines = [line.strip() for line in str(stderr).splitlines() if line.strip()]
@@ -211,6 +225,8 @@ class FilterModule:
             "edgellm_answers": answers,
             "edgellm_not_healthy": not_healthy,
             "edgellm_kind": kind,
+            "edgellm_kinds": kinds,
+            "edgellm_wheelhouse_step": wheelhouse_step,
             "edgellm_with_packages": with_packages,
             "edgellm_last_line": last_line,
         }

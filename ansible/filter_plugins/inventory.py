@@ -1,6 +1,5 @@
 """Filters: check the inventory before any board is touched, and describe its boards for `edgellm controller`."""
 
-import json
 import re
 import socket
 from collections import Counter
@@ -173,37 +172,32 @@ def gone(known: dict, names, hostvars) -> list[str]:
     ]  # fmt: skip
 
 
-def formed(answer: dict) -> str:
-    """Return what `edgellm controller form` did, in one line."""
-    sections = ", ".join(f"{s['board']} layers {s['start']}-{s['end']}" for s in answer["sections"])
-    unused = f"; not needed: {', '.join(answer['unused'])}" if answer.get("unused") else ""
-    moved = f"; {answer['moved_bytes'] / 1e6:.1f} MB moved" if answer["changed"] else "; nothing changed"
-    return f"epoch {answer['epoch']}: {sections}{unused}{moved}"
+def known(before: dict, gone_boards, names, ran: dict, limited: bool) -> dict:
+    """Return the boards of boards.json after a run that reached the boards `ran`: those of the inventory, and those that
+    are gone from it until their agents are stopped. With --limit, the run does nothing about the others."""
+    kept = {name: how for name, how in before.items() if limited or name in names or name in gone_boards}
+    return kept | ran
+
+
+# What steps of `edgellm controller` have changed on this machine, by the first word of their names.
+CHANGES = {
+    "model": "a model was split",
+    "wheels": "wheels were built or fetched",
+    "certificates": "certificates were made or renewed",
+    "form": "the cluster's plan or its cluster file has changed",
+    "remember": "boards.json has changed: other boards, or other ways to reach them",
+}
 
 
 def controller_changes(hosts) -> list[str]:
     """Return what a run has changed on this machine, a line each, from the results its tasks left on the boards."""
     found = []
     for host in hosts:
-        answers = {
-            "a model was split": [host.get("_model_command")],
-            "wheels were built or fetched": (host.get("_wheelhouse_commands") or {}).get("results", []),
-            "certificates were made or renewed": [host.get("_authority_command")],
-            "the cluster's plan or its cluster file has changed": [host.get("_cluster_form")],
-        }
-        for told, results in answers.items():
-            if any(_changed(result) for result in results):
-                found.append(told)
-        if host.get("_cluster_remembered") != host.get("_cluster_before"):
-            found.append("boards.json has changed: other boards, or other ways to reach them")
+        for result in ("_model_command", "_wheelhouse_command", "_cluster_fit", "_cluster_form", "_cluster_gone"):
+            for step, answer in ((host.get(result) or {}).get("answers") or {}).items():
+                if answer.get("changed") and step.split()[0] in CHANGES:
+                    found.append(CHANGES[step.split()[0]])
     return list(dict.fromkeys(found))
-
-
-def _changed(result) -> bool:
-    try:
-        return bool(json.loads(result["stdout"])["changed"])
-    except (TypeError, KeyError, ValueError):
-        return False
 
 
 class FilterModule:
@@ -213,7 +207,7 @@ class FilterModule:
         return {
             "edgellm_inventory_problems": inventory_problems,
             "edgellm_fleet": fleet,
-            "edgellm_formed": formed,
+            "edgellm_known": known,
             "edgellm_controller_changes": controller_changes,
             "edgellm_gone": gone,
             "edgellm_connections": connections,

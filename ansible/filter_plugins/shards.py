@@ -11,7 +11,7 @@ def checksums(files: list[dict]) -> str:
 def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb: int) -> dict:
     """Return what to push to a board. `stdout` is `sha256sum --check` of `files` there, then the last line of `df -Pk`.
 
-    {"names", "corrupt", "short": its disk is too small for all files, "disk_bytes" that it has for shards, "problem":
+    {"names", "whole", "corrupt", "short": its disk is too small for all files, "disk_bytes" that it has for shards, "problem":
     a sentence if there is no room for `least`, "message", "filters" for rsync}. `spare_mb` stay free. Corrupt files are
     replaced one by one, so they need room for one only.
     """
@@ -35,7 +35,8 @@ def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb:
     names, total = [f["name"] for f in chosen], sum(f["bytes"] for f in chosen)
     return {
         "names": names,
-        "corrupt": sorted(corrupt),
+        "corrupt": sorted(corrupt - whole),
+        "whole": sorted(whole),
         "short": short,
         "disk_bytes": max(0, free_bytes) + sum(f["bytes"] for f in files if f["name"] in whole),
         "problem": problem,
@@ -46,7 +47,7 @@ def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb:
 
 def disk(hostvars) -> dict:
     """Return the bytes of shards that fit on a board's disk, as {"disk_bytes"}; {} if all of them fit."""
-    found = hostvars.get("shards_push") or {}
+    found = hostvars.get("shards_push") or hostvars.get("agent_push") or {}
     return {"disk_bytes": found["disk_bytes"]} if found.get("short") else {}
 
 

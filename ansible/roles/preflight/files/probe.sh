@@ -5,7 +5,7 @@ as_root() { if [ "$(id -u)" = 0 ]; then sh -c "$1"; else sudo -n sh -c "$1"; fi;
 LC_ALL=C
 export LC_ALL
 say time_s "$(date +%s)"
-say user "$(id -un)"
+say user "${SUDO_USER:-$(id -un)}"
 as_root true 2>/dev/null && say root yes
 say id "$(. /etc/os-release && echo "$ID")"
 say id_like "$(. /etc/os-release && echo "$ID_LIKE")"
@@ -28,6 +28,11 @@ done
 free_kb() { df -Pk "$1" 2>/dev/null | awk 'NR == 2 {print $4}'; }
 say opt_free_kb "$([ -d /opt ] && free_kb /opt || free_kb /)"
 say var_free_kb "$(free_kb /var/lib)"
+complete=
+for folder in /opt/edgellm/versions/*/; do
+  [ -e "$folder.complete" ] && [ -x "${folder}bin/python" ] && complete="$complete $(basename "$folder")"
+done
+say complete "${complete# }"
 say installed "$(readlink /opt/edgellm/current 2>/dev/null)"
 say libraries "$(cat /opt/edgellm/current/.libraries 2>/dev/null)"
 for torch in /opt/edgellm/current/lib/python3*/site-packages/torch; do [ -d "$torch" ] && say torch yes; done

@@ -1,12 +1,13 @@
 # Installs a version from a folder of wheels: $1 target, $2 wheels, $3 Python, $4 the id of its libraries. If the
 # running version has the same libraries, its files are hard-linked. The marker comes last: without it, the next run
 # starts over.
+set -eu
 export LC_ALL=C.UTF-8 PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 unset PYTHONPATH PYTHONDONTWRITEBYTECODE
 # An interrupted run may still be installing.
 exec 9>/opt/edgellm/.lock
 flock --timeout 600 9
-[ ! -e "$1/.complete" ] || exit 0
+[ ! -e "$1/.complete" ] || { rm -rf "$2"; exit 0; }
 trap 'rm -rf "$1"' EXIT
 rm -rf "$1"
 # Remove wheels of a version whose push was abandoned.
@@ -28,3 +29,4 @@ sync
 : >"$1/.complete"
 sync "$1/.complete"
 trap - EXIT
+rm -rf "$2"
