@@ -17,6 +17,7 @@ from pathlib import Path
 
 from edgellm.errors import BoardError, UsageError
 from edgellm.manager.cluster_file import SshAccess
+from edgellm.wire.reasons import connection_reason
 
 CONNECT_TIMEOUT_S = 6.0
 _LOGIN_TIMEOUT_S = 15.0
@@ -64,7 +65,8 @@ def run_script(
         channel.shutdown_write()
         return _receive(board, channel, on_line, deadline_s, max_bytes, stop or threading.Event())
     except (OSError, EOFError) as e:
-        raise BoardError(f"board {board}: SSH connection lost: {e or 'closed by the board'}", board) from None
+        reason = connection_reason(e) if str(e) else "closed by the board"
+        raise BoardError(f"board {board}: SSH connection lost: {reason}", board) from None
     except Exception as e:
         raise _explain(board, access, e) from None
     finally:
@@ -260,14 +262,12 @@ def _explain(board: str, access: SshAccess, error: Exception) -> BoardError:
             who, key = access.user or "you", f" with key {access.key}" if access.key else ""
             reason = f"SSH refuses {who}{key}. Check the inventory's user and key, or 'ssh-add' one with a passphrase"
         case paramiko.ssh_exception.NoValidConnectionsError():
-            refused = any(isinstance(e, ConnectionRefusedError) for e in error.errors.values())
-            reason = "SSH connection refused, is sshd running?" if refused else "no route to it for SSH"
+            refused = [e for e in error.errors.values() if isinstance(e, ConnectionRefusedError)]
+            reason = f"SSH: {connection_reason([*refused, *error.errors.values()][0], 'sshd')}"
         case TimeoutError():
             reason = f"no answer by SSH within {CONNECT_TIMEOUT_S:g} s"
-        case socket.gaierror() | UnicodeError():
-            reason = "the name is not known"
-        case OSError() if error.strerror:
-            reason = f"SSH: {error.strerror.lower()}"
+        case OSError() | UnicodeError():
+            reason = f"SSH: {connection_reason(error, 'sshd')}"
         case paramiko.SSHException() if "authentication methods" in str(error):
             reason = "no SSH key to use. Name one in the inventory, or 'ssh-add' one"
         case _:

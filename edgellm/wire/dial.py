@@ -1,7 +1,6 @@
 """Outgoing connections: dials a board, greets it, and checks that it is the right one."""
 
 import asyncio
-import socket
 from collections.abc import Callable
 
 from edgellm.config import CONNECT_TIMEOUT_S
@@ -10,6 +9,7 @@ from edgellm.wire.credentials import Credentials
 from edgellm.wire.messages import Hello, Message
 from edgellm.wire.peer import Peer
 from edgellm.wire.protocol import Protocol
+from edgellm.wire.reasons import connection_reason
 from edgellm.wire.tls import Channel
 
 
@@ -48,11 +48,8 @@ async def connect(
         return peer
     except TimeoutError:
         reason = f"no answer within {timeout_s:g} s"
-    except ValueError:  # a host that can't even be looked up
-        reason = "the name is not known"
-    except OSError as e:
-        reason = (e.strerror or str(e)).lower() if not isinstance(e, socket.gaierror) else "the name is not known"
-        reason = "connection refused, is its agent running?" if isinstance(e, ConnectionRefusedError) else reason
+    except (OSError, ValueError) as e:
+        reason = connection_reason(e)
     except RemoteProtocolError as e:
         reason = str(e)
     except BaseException:

@@ -10,6 +10,7 @@ from edgellm.config import FRAME_TIMEOUT_S, HELLO_TIMEOUT_S, WRITE_TIMEOUT_S
 from edgellm.errors import LocalProtocolError, RemoteProtocolError
 from edgellm.wire.messages import Hello, Message, Refuse
 from edgellm.wire.protocol import Protocol
+from edgellm.wire.reasons import connection_reason
 from edgellm.wire.tls import Channel
 
 _TURN = 16  # messages that a peer who dialled us gets answered before others have their turn
@@ -191,7 +192,7 @@ class Peer(asyncio.Protocol):
         if self._channel is not None and self.protocol.dials and self.protocol.peer is None:
             # The alert that says why may be lost where the connection is reset.
             return "closed the connection before its hello; its log says why. Does it belong to this cluster?"
-        return str(exc) if exc else "closed by the peer"
+        return connection_reason(exc) if exc else "closed by the peer"
 
     def _hand_over(self) -> None:
         """Hand messages to the owner. A peer that dialled us gets a few answered at a time, so that others have their

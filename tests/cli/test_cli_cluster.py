@@ -236,7 +236,7 @@ def test_logs_of_a_board_that_cannot_be_reached(cluster, tmp_path):
     done = invoke("logs")
     errors = [line for line in done.stderr.splitlines() if line.startswith("edgellm: board")]
     assert done.exit_code == 1 and len(errors) == 3
-    assert "SSH connection refused" in done.stderr and "no SSH in the cluster file" in done.stderr
+    assert "SSH: connection refused" in done.stderr and "no SSH in the cluster file" in done.stderr
 
 
 def test_status_imports_neither_torch_nor_numpy_nor_ssh(cluster, home):

@@ -180,7 +180,7 @@ def test_examine_puts_wire_and_ssh_together(tmp_path):
 
 def test_a_dead_board_and_a_board_without_ssh_do_not_keep_the_others(tmp_path):
     def no_ssh(board, access, script, on_line, **options):
-        raise BoardError(f"board {board} (127.0.0.1:22): SSH connection refused, is sshd running?", board)
+        raise BoardError(f"board {board} (127.0.0.1:22): SSH: connection refused, is sshd running?", board)
 
     async def go():
         (tmp_path / "model").mkdir()
@@ -191,7 +191,7 @@ def test_a_dead_board_and_a_board_without_ssh_do_not_keep_the_others(tmp_path):
             return await examine(file, tmp_path / "cluster.json", run=no_ssh, quick=True)
 
     _, b0, b1 = run(go())
-    assert [f.what for f in diagnose(b0)] == ["SSH connection refused, is sshd running?"]
+    assert [f.what for f in diagnose(b0)] == ["SSH: connection refused, is sshd running?"]
     assert b0.version == __version__
     (finding,) = diagnose(b1)
     assert finding.what.startswith("can't be reached: 127.0.0.1:")
