@@ -6,8 +6,9 @@ from benchmarks import asking
 from benchmarks.ours import AgentMemory, Cluster
 from benchmarks.peer import Peer
 from benchmarks.report import Row, at_most, median
+from edgellm.config import AGENT_BYTES
 
-MAX_AGENT_BYTES, MAX_MANAGER_BYTES = 120_000_000, 200_000_000
+MAX_MANAGER_BYTES = 200_000_000
 MAX_FIRST_BYTE_S, MAX_SERVING_S = 0.5, 2.0
 
 
@@ -42,7 +43,7 @@ def agent_rows(agents: list[AgentMemory], native: bool) -> list[Row]:
         found.append(Row(f"  agent {agent.name}, peak memory", agent.peak / 1e6, "MB"))
         found.append(Row("    weights + KV", parts, "MB"))
         what = f"    beyond these{'' if native else ' (generic path)'}"
-        found.append(at_most(what, agent.beyond / 1e6, "MB", MAX_AGENT_BYTES // 1_000_000))
+        found.append(at_most(what, agent.beyond / 1e6, "MB", AGENT_BYTES["native"] // 1_000_000))
     return found
 
 

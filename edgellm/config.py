@@ -7,6 +7,9 @@ DEFAULT_SLOTS = 4  # sequences at once
 DEFAULT_CHUNK = 32  # prompt tokens per prefill chunk: benchmarks/chunks.py
 DEFAULT_MAX_TOKENS = 512
 
+# The most memory that an agent takes beside weights, KV and activations: benchmarks/lean.py. generic includes torch.
+AGENT_BYTES = {"native": 120_000_000, "generic": 500_000_000}
+
 # Timeouts by phase, in seconds.
 CONNECT_TIMEOUT_S = 5.0
 HELLO_TIMEOUT_S = 5.0

@@ -56,7 +56,8 @@ def status(watch, as_json, cluster, verbose):
     """Show what every board is doing, and its condition.
 
     RAM is what is free beside the section, and what the board offers in total. KV is free slots, and all slots.
-    status exits with 1 unless every board of the plan serves it.
+    After a restart, a board loads its section at the next question, and is ready until then. status exits with 1 unless
+    every board of the plan serves it or is ready.
 
     \b
     Examples:
@@ -93,7 +94,7 @@ async def _status(cluster: Path | None, watch: bool, as_json: bool) -> int:
             else:
                 console.print(_rendered(content))
             if not watch:
-                return 0 if content["serving"] else 1
+                return 0 if content["ready"] else 1
             await asyncio.sleep(_REFRESH_S)
     finally:
         if live is not None:
@@ -129,7 +130,7 @@ def _rendered(content: dict):
     ):  # fmt: skip
         table.add_column(header, justify="right" if header in _NUMBERS else "left", overflow="fold")
     for row in content["boards"]:
-        style = "green" if row["serving"] else "red" if row["in_plan"] else "dim"
+        style = "green" if row["serving"] or row["ready"] else "red" if row["in_plan"] else "dim"
         cells = [row["board"], row["address"], *_measures(row), Text(row["state"], style=style)]
         table.add_row(*(c if isinstance(c, Text) else Text(c) for c in cells))
     speed = f", about {content['tokens_per_s']:.3g} tokens/s" if content["tokens_per_s"] else ""

@@ -2,6 +2,9 @@
 
 from dataclasses import asdict, dataclass, field
 
+from edgellm.config import AGENT_BYTES
+from edgellm.plan import headroom_bytes
+
 DEPLOY = "Run 'ansible-playbook deploy.yml'"
 HERE = "this machine"
 
@@ -10,7 +13,7 @@ _GIGABIT = 1000
 _HOT_C = 80.0  # boards slow down from here or a little above
 _SLOW_READ = 20e6  # bytes/s: a gigabyte of shards takes most of a minute to take over
 _DISK_FREE_BYTES = 1_000_000_000
-_RAM_BYTES = 900_000_000  # an agent itself takes half a gigabyte
+_SYSTEM_BYTES = 200_000_000  # Debian with sshd and its journal
 _CERTIFICATE_DAYS = 30
 _RESTARTED_S = 86400.0  # restarts longer ago than this are history
 
@@ -31,8 +34,9 @@ class Unit:
 class Facts:
     """What is known of a board; None: not known. `*_error` is a reason where something failed, else None.
 
-    `idle` is why a board of the plan doesn't serve it, though its agent answers. `path` and `kernels` are how it
-    computes, `native_elsewhere` whether another board computes natively.
+    `idle` is why a board of the plan doesn't serve it, though its agent answers; `ready` is whether all it takes is a
+    question, at which it loads its section. `path` and `kernels` are how it computes, `native_elsewhere` whether
+    another board computes natively.
 
     `files` are sizes in bytes by name, of what lies in its model folder; `sums` are their SHA-256 ("" for one that
     can't be read); `needed` are the names that must be there; `manifest` has (size, SHA-256) by name.
@@ -43,6 +47,7 @@ class Facts:
     wire_error: str | None = None
     ssh_error: str | None = None
     idle: str | None = None
+    ready: bool = False
     has_ssh: bool = True
     is_root: bool = True
     version: str | None = None
@@ -98,6 +103,8 @@ def summary(facts: Facts) -> str:
     parts = []
     if facts.version:
         parts.append(f"edgellm {facts.version}")
+    if facts.ready:
+        parts.append("loads its section at the next question")
     if facts.temperature_c is not None:
         parts.append(f"{facts.temperature_c:.0f} °C")
     if facts.link_mbit is not None:
@@ -148,9 +155,14 @@ def _reach(f: Facts):
     elif f.tcp_error and (f.unit is None or f.unit.active == "active"):
         yield f"its agent can't be reached: {f.tcp_error}", "Check its firewall, and its address in the inventory."
     elif f.wire_error and not f.tcp_error:
+        by_certificate = "certificate" in f.wire_error or "TLS" in f.wire_error
         if "version" in f.wire_error:
             todo = "Run 'ansible-playbook playbooks/upgrade.yml', so that all have one version."
-        elif "certificate" in f.wire_error or "TLS" in f.wire_error:
+        elif by_certificate and _clock_is_wrong(f):
+            todo = "Set its clock first: a certificate is valid from one time to another."
+        elif by_certificate and "clock" in f.wire_error:
+            todo = "Compare 'date' there and here, and set the clock that is wrong."
+        elif by_certificate:
             todo = f"{DEPLOY}, which renews certificates."
         else:
             todo = f"'edgellm logs {f.board}' may say why."
@@ -187,8 +199,12 @@ def _version(f: Facts):
         )
 
 
+def _clock_is_wrong(f: Facts) -> bool:
+    return f.skew_s is not None and abs(f.skew_s) > _SKEW_S
+
+
 def _clock(f: Facts):
-    if f.skew_s is not None and abs(f.skew_s) > _SKEW_S:
+    if f.skew_s is not None and _clock_is_wrong(f):
         where = "ahead of" if f.skew_s > 0 else "behind"
         yield (
             f"its clock is {_span(abs(f.skew_s))} {where} this machine's",
@@ -238,10 +254,12 @@ def _disk(f: Facts):
 
 
 def _ram(f: Facts):
-    if f.ram_total_bytes is not None and f.ram_total_bytes < _RAM_BYTES:
+    agent_bytes = AGENT_BYTES["generic" if f.path == "generic" else "native"]
+    if f.ram_total_bytes is not None and f.ram_total_bytes < _SYSTEM_BYTES + agent_bytes + headroom_bytes(0):
         yield (
-            f"it has {f.ram_total_bytes / 1e9:.2f} GB of RAM, the agent alone takes half a gigabyte",
-            "Remove it from the inventory, because it slows the others down.",
+            f"it has {f.ram_total_bytes / 1e9:.2f} GB of RAM; its system takes some {_SYSTEM_BYTES / 1e9:.2f} GB of it "
+            f"and the agent {agent_bytes / 1e9:.2f} GB, which leaves no room for a section",
+            "Remove it from the inventory.",
         )
     elif f.offered_bytes is not None and f.need_bytes is not None and f.offered_bytes < f.need_bytes:
         yield (
@@ -298,8 +316,9 @@ def _certificates(f: Facts):
         yield f"its private key has mode {f.key_mode}, expected 600", f"{DEPLOY}, which sets it."
 
 
+# A wrong clock comes first, because certificates fail by it, and so connections.
 _RULES = (
-    ("reach", _reach), ("agent", _agent), ("plan", _plan), ("version", _version), ("clock", _clock), ("link", _link),
+    ("clock", _clock), ("reach", _reach), ("agent", _agent), ("plan", _plan), ("version", _version), ("link", _link),
     ("heat", _heat), ("power", _power), ("disk", _disk), ("ram", _ram), ("compute", _compute),
     ("shards", _shards), ("certificates", _certificates),
 )  # fmt: skip

@@ -21,6 +21,7 @@ from edgellm.manager.cluster_file import Board, ClusterFile
 from edgellm.plan import section_need
 from edgellm.shards.manifest import Manifest
 from edgellm.wire.credentials import Credentials
+from edgellm.wire.reasons import connection_reason
 
 _T = TypeVar("_T")
 _TCP_TIMEOUT_S = 4.0
@@ -156,7 +157,9 @@ def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest
     )  # fmt: skip
     if word.status is not None:
         facts = replace(facts, model_sha256=word.status.manifest_sha256)
-    if row["in_plan"] and not row["serving"] and word.status is not None:
+    if row["ready"]:
+        facts = replace(facts, ready=True)
+    elif row["in_plan"] and not row["serving"] and word.status is not None:
         facts = replace(facts, idle=row["state"])
     if manifest is None:
         return facts
@@ -203,9 +206,6 @@ async def _tcp_error(board: Board) -> str | None:
         writer.close()
     except TimeoutError:
         return f"no answer from {board.host}:{board.port} within {_TCP_TIMEOUT_S:g} s"
-    except ConnectionRefusedError:
-        return f"{board.host}:{board.port} refuses connections"
     except (OSError, ValueError) as e:
-        reason = (getattr(e, "strerror", None) or "the name is not known").lower()
-        return f"{board.host}:{board.port}: {reason}"
+        return f"{board.host}:{board.port}: {connection_reason(e)}"
     return None

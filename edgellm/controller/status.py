@@ -78,8 +78,8 @@ def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | 
     """Return the state of a cluster as one JSON object (`edgellm status --json`), from what its boards said.
 
     The plan that counts is the cluster file's, or the newest one that all its boards serve, if that is newer or no
-    board serves the cluster file's. `serving` is whether every board of it does. Without the `manifest` it isn't
-    known what is left of a board's offer.
+    board serves the cluster file's. `serving` is whether every board of it does, and `ready` whether the next question
+    needs no other plan. Without the `manifest` it isn't known what is left of a board's offer, nor who is ready.
     """
     plans = {name: word.status.plan for name, word in words.items() if word.status and word.status.plan}
     plan = _counting(cluster.plan, plans)
@@ -88,6 +88,7 @@ def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | 
              if name not in words]  # fmt: skip
     order = {name: i for i, name in enumerate(plan.boards)}
     rows.sort(key=lambda row: order.get(row["board"], len(order)))
+    _mark_ready(rows, plan, words, manifest)
     return {
         "model": plan.model,
         "objective": plan.objective,
@@ -97,6 +98,7 @@ def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | 
         "epoch": plan.epoch,
         "cluster_file_epoch": cluster.plan.epoch,
         "serving": all(row["serving"] for row in rows if row["in_plan"]),
+        "ready": all(row["serving"] or row["ready"] for row in rows if row["in_plan"]),
         "tokens_per_s": _tokens_per_s(plan, rows),
         "notes": _notes(cluster, plan, words, rows),
         "boards": rows,
@@ -129,6 +131,7 @@ def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifes
         "address": f"{word.host}:{word.port}",
         "state": "serving" if serving else _state(name, word, plan, offered, manifest),
         "serving": serving,
+        "ready": False,
         "in_plan": name in plan.boards,
         "section": {"start": layers.start, "end": layers.end} if layers else None,
         "path": section.path,
@@ -150,6 +153,28 @@ def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifes
         "version": said.version,
         "epoch": said.epoch,
     }
+
+
+def _mark_ready(rows: list[dict[str, Any]], plan: Plan, words: dict[str, Word], manifest: Manifest | None) -> None:
+    """Mark the boards that load their section at the next question, as after a restart, if every other board of the
+    plan serves or does so too; else the next question makes another plan."""
+    idle = [row for row in rows if row["in_plan"] and not row["serving"]]
+    if manifest is None or not all(_could_load(words.get(row["board"]), plan, manifest) for row in idle):
+        return
+    for row in idle:
+        row["ready"], row["state"] = True, f"ready: loads {plan.section_of(row['board'])} at the next question"
+
+
+def _could_load(word: Word | None, plan: Plan, manifest: Manifest) -> bool:
+    """Return whether a board holds no section, and could hold that of the plan: it has the shards and the RAM."""
+    said = word.status if word else None
+    if said is None or said.capacity is None or said.draining or said.claimed or said.plan is not None:
+        return False
+    if not said.manifest_sha256 == plan.manifest_sha256 == manifest.sha256:
+        return False
+    own = plan.section_of(said.name)
+    need = section_need(manifest, plan.settings, own.start, own.end).total
+    return need <= usable_bytes(said.capacity.ram_bytes) and said.shards.has(own.start, own.end, plan.num_layers)
 
 
 def _state(name: str, word: Word, plan: Plan, offered: int | None, manifest: Manifest | None) -> str:
@@ -199,7 +224,7 @@ def _notes(cluster: ClusterFile, plan: Plan, words: dict[str, Word], rows: list[
             f"{names} has moved on to epoch {newest}, which not all of its boards serve: the next question or deploy "
             "finishes that change of plan"
         )
-    missing = [row["board"] for row in rows if row["in_plan"] and not row["serving"]]
+    missing = [row["board"] for row in rows if row["in_plan"] and not (row["serving"] or row["ready"])]
     if missing:
         notes.append(
             f"{', '.join(missing)} ({len(missing)} of the plan's {len(plan.boards)} boards) can't serve now: the next "

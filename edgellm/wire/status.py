@@ -109,6 +109,11 @@ class ShardsHere:
             layers.append((pair[0], pair[1]))
         return cls(said.get("embedding") is True, tuple(layers), said.get("head") is True)
 
+    def has(self, start: int, end: int, num_layers: int) -> bool:
+        """Return whether all shards of the section [start, end) of a model are here."""
+        ends = (start > 0 or self.embedding) and (end < num_layers or self.head)
+        return ends and any(first <= start and end <= last for first, last in self.layers)
+
 
 @dataclass(frozen=True)
 class BoardStatus:

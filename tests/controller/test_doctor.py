@@ -46,6 +46,7 @@ def test_what_is_not_known_is_no_finding():
         ({"tcp_error": "no answer", "ssh_error": "no answer by SSH"}, "reach", "can't be reached: no answer. Check"),
         ({"wire_error": "refused: version 3, this agent speaks 2"}, "reach", "upgrade.yml"),
         ({"wire_error": "its certificate has expired"}, "reach", "renews"),
+        ({"wire_error": "its certificate is not valid yet; are the clocks right?"}, "reach", "Compare 'date' there"),
         ({"wire_error": "it doesn't speak TLS"}, "reach", "deploy.yml"),
         ({"wire_error": "no status within 4 s"}, "reach", "edgellm logs pi1"),
         ({"idle": "no section"}, "plan", "does not serve its section: no section. Ask anything"),
@@ -69,7 +70,9 @@ def test_what_is_not_known_is_no_finding():
         ({"read_bytes_per_s": 8.2e6}, "disk", "reads 8.2 MB/s, expected 20"),
         ({"disk_free_bytes": 400_000_000}, "disk", "0.40 GB of its disk are free, expected 1"),
         ({"offered_bytes": 600_000_000}, "ram", "offers 0.60 GB, its section needs 2.00 GB"),
-        ({"ram_total_bytes": 500_000_000}, "ram", "has 0.50 GB of RAM"),
+        ({"ram_total_bytes": 380_000_000}, "ram", "has 0.38 GB of RAM; its system takes some 0.20 GB of it and the "
+                                                  "agent 0.12 GB"),
+        ({"ram_total_bytes": 760_000_000, "path": "generic", "native_elsewhere": False}, "ram", "the agent 0.50 GB"),
         ({"path": "generic", "native_elsewhere": True}, "compute", "sets edgellm_path for all of them"),
         ({"kernels": "scalar"}, "compute", "none of the instructions that fast kernels need"),
         ({"model_sha256": "0" * 64}, "shards", "another model (000000000000…, expected ffffffffffff…)"),
@@ -99,6 +102,8 @@ def test_one_thing_wrong_is_one_finding_with_a_way_out(changes, about, words):
         {"skew_s": 4.9},
         {"temperature_c": 79.9},
         {"link_mbit": 2500},
+        {"ram_total_bytes": 480_000_000},  # of a board of 512 MB
+        {"ready": True},
         {"certificate_days": 30.0},
         unit(restarts=2, since_s=90000.0),  # yesterday's
         {"files": {**GOOD.files, "layer-0001.safetensors.part": 7}},  # not ours to judge
@@ -112,6 +117,19 @@ def test_what_is_near_but_fine(changes):
 def test_an_agent_that_does_not_run_is_named_once_though_its_port_is_closed_too():
     facts = replace(GOOD, tcp_error="refuses", wire_error="refuses", unit=replace(GOOD_UNIT, active="inactive"))
     assert [f.about for f in diagnose(facts)] == ["agent"]
+
+
+@pytest.mark.parametrize("error", ["refused this manager's certificate: it has expired, by the peer's clock",
+                                   "its certificate is not valid yet; are the clocks right?"])  # fmt: skip
+def test_a_wrong_clock_is_named_before_the_certificates_that_fail_by_it(error):
+    found = diagnose(replace(GOOD, skew_s=-86400.0 * 400, wire_error=error, version=None))
+    assert [f.about for f in found] == ["clock", "reach"]
+    assert "timedatectl" in found[0].todo and found[1].todo.startswith("Set its clock first")
+    assert "eploy" not in str(found)
+
+
+def test_a_board_that_has_just_started_says_so():
+    assert ", loads its section at the next question, " in summary(replace(GOOD, ready=True))
 
 
 def test_a_board_that_cannot_be_reached_at_all_is_one_finding():

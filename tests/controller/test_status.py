@@ -64,7 +64,8 @@ def test_a_cluster_that_serves():
     assert content["serving"] and content["notes"] == [] and content["epoch"] == content["cluster_file_epoch"] == 1
     first = content["boards"][0]
     assert first == {
-        "board": "b0", "address": "10.0.0.1:7710", "state": "serving", "serving": True, "in_plan": True,
+        "board": "b0", "address": "10.0.0.1:7710", "state": "serving", "serving": True, "ready": False,
+        "in_plan": True,
         "section": {"start": 0, "end": 3}, "path": "generic", "ram_total_bytes": 4_000_000_000,
         "ram_offered_bytes": 2_000_000_000, "ram_free_bytes": first["ram_free_bytes"],
         "disk_free_bytes": 5_000_000_000, "slots": 4, "free_slots": 3, "temperature_c": 51.5, "throttled": False,
@@ -95,6 +96,43 @@ def test_a_board_of_the_plan_that_does_not_serve_it(word, state):
     assert states(content)["b1"] == state and not content["serving"]
     assert any("b1 (1 of the plan's 2 boards) can't serve" in note for note in content["notes"])
     assert content["tokens_per_s"] is None or state.startswith(("stopping", "serves"))
+    assert not content["ready"]
+
+
+SHARDS = {"embedding": True, "layers": [[0, 6]], "head": True}
+
+
+def test_boards_that_have_just_started_are_ready_though_none_holds_its_section():
+    content = describe(cluster_of(plan_of()), {n: said(n, shards=SHARDS) for n in ("b0", "b1")}, MANIFEST)
+    assert states(content) == {f"b{i}": f"ready: loads layers {3 * i}-{3 * i + 3} at the next question" for i in (0, 1)}
+    assert content["ready"] and not content["serving"] and content["notes"] == []
+
+
+def test_one_board_that_has_just_started_beside_one_that_serves_is_ready():
+    plan = plan_of()
+    shards = {"embedding": False, "layers": [[0, 1], [3, 6]], "head": True}  # those of its own section
+    content = describe(cluster_of(plan), {"b0": said("b0", plan), "b1": said("b1", shards=shards)}, MANIFEST)
+    assert states(content) == {"b0": "serving", "b1": "ready: loads layers 3-6 at the next question"}
+    assert content["ready"] and not content["serving"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shards": {**SHARDS, "layers": [[0, 5]]}},
+        {"shards": {**SHARDS, "head": False}},
+        {"capacity": Capacity("b1", 1000, 0.01, 0.0, 0.001).to_dict()},
+        {"claimed": True},
+        {"draining": True},
+        {"manifest_sha256": "6" * 64},
+    ],
+)
+def test_a_board_that_could_not_load_its_section_is_not_ready_nor_are_the_others(changes):
+    words = {"b0": said("b0", shards=SHARDS), "b1": said("b1", **{"shards": SHARDS, **changes})}
+    content = describe(cluster_of(plan_of()), words, MANIFEST)
+    assert not content["ready"] and not any(row["ready"] for row in content["boards"])
+    assert states(content)["b0"] == "no section"
+
 
 
 @pytest.mark.parametrize(
