@@ -45,7 +45,11 @@ class ModelError(EdgellmError):
 
 
 class PlanError(EdgellmError):
-    """The sections don't fit on the boards."""
+    """The sections don't fit on the boards; `brief` says so in a few words with both numbers, for notes that repeat."""
+
+    def __init__(self, message: str, brief: str | None = None):
+        super().__init__(message)
+        self.brief = brief or message
 
 
 class ClusterError(EdgellmError):

@@ -4,7 +4,9 @@ types.py      Capacity, Settings, Section, Plan: values, validated where they en
 needs.py      what a section needs in RAM, and what a board leaves to use
 fleet.py      boards as the searches count them, in integers
 search.py     the exact search over boards, orders and cuts
-make.py       make_plan, check_plan, and the error that says what would fit
+make.py       make_plan, check_plan
+short.py      what is missing if a model doesn't fit, and what would fit
+words.py      times and sizes for people
 fewest.py     the search for the fewest bytes to load
 rebalance.py  next_plan: kept, or moved with as few bytes as are worth it
 explain.py    a plan, and a move, in numbers and words

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgellm.errors import PlanError
-from edgellm.plan.fleet import Kind
-from edgellm.plan.make import check_request, kinds, largest_context, largest_slots, ms, size
+from edgellm.plan.fleet import Kind, kinds
+from edgellm.plan.make import check_request
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
 from edgellm.plan.rebalance import Move
-from edgellm.plan.search import is_exact, token_ns_using_all
+from edgellm.plan.search import ALIKE, is_exact, token_ns_using_all
+from edgellm.plan.short import largest_context, largest_slots
 from edgellm.plan.types import Capacity, Plan, Section
+from edgellm.plan.words import ms, size
 from edgellm.shards.manifest import Manifest
 
 _MOST_SLOTS = 1024
@@ -202,6 +204,8 @@ def _why_unused(
             if after is not None and after > now_ns
             else ""
         )
+    if exact and after is not None and after < now_ns <= after + after // ALIKE:
+        return f"adding {name} would make a token only {ms((now_ns - after) / 1e9)} faster than {ms(now_ns / 1e9)}"
     if not exact or (after is not None and after < now_ns):
         return "no better plan with it was found (the search is no longer exact with so many different boards)"
     if after is None:

@@ -4,12 +4,14 @@ Boards of one kind (same numbers) are interchangeable; a state of a search is ho
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from edgellm.plan.needs import Needs
+from edgellm.plan.needs import Needs, usable_bytes
+from edgellm.plan.types import Capacity
+from edgellm.shards.manifest import Manifest
 
 MAX_STATES = 4096
 INFINITE = 1 << 200
@@ -78,6 +80,37 @@ class Fleet(NamedTuple):
         return [
             [(k, state - self.strides[k]) for k, count in enumerate(used) if count] for state, used in self.states()
         ]
+
+
+def kinds(
+    capacities: Sequence[Capacity], manifest: Manifest | None = None, shards: Mapping[str, Set[str]] | None = None
+) -> list[Kind]:
+    """Return the capacities as the search counts them. With the `manifest` and `shards`, the names of the shard files
+    on each board's disk, a board gets only sections whose shards it has."""
+    return [
+        Kind(
+            usable_bytes(c.ram_bytes), round(c.layer_s * 1e9), round(c.head_s * 1e9), round(c.hop_s * 1e9),
+            stored=None if manifest is None or shards is None else stored(manifest, shards.get(c.board, frozenset())),
+        )  # fmt: skip
+        for c in capacities
+    ]
+
+
+def stored(manifest: Manifest, names: Set[str]) -> tuple[int, ...]:
+    """Return for every start the furthest end of a section whose shards are all among `names`; the start itself if
+    none."""
+    n = manifest.num_layers
+    ends = []
+    end = n
+    for start in range(n - 1, -1, -1):
+        if manifest.shards[1 + start].name not in names:
+            end = start
+        elif start == n - 1 and manifest.head.name not in names:
+            end = n - 1
+        ends.append(end)
+    if manifest.embedding.name not in names:
+        ends[-1] = 0
+    return tuple(reversed(ends))
 
 
 def _alike(boards: Sequence[Kind], indices: list[int], percent: int) -> list[list[int]]:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from edgellm.errors import PlanError
 from edgellm.plan.fewest import Cost, Fewest
-from edgellm.plan.fleet import Kind
-from edgellm.plan.make import check_request, kinds, manifest_sha256, ms, plan_of, size, too_large
+from edgellm.plan.fleet import Kind, kinds
+from edgellm.plan.make import check_request, manifest_sha256, plan_of
 from edgellm.plan.needs import Needs
 from edgellm.plan.search import Cut, fits, search
+from edgellm.plan.short import too_large
 from edgellm.plan.types import Capacity, Plan, Section, Settings
+from edgellm.plan.words import ms, size
 from edgellm.shards.manifest import Manifest, Shard
 
 GAIN = 0.10  # the least share of the objective's time that a move must save
@@ -95,7 +97,7 @@ def next_plan(
     frugal = fewest.cuts(limit_ns, best_ns or 0) if held else None
     cuts = min(filter(None, (fastest, frugal)), key=fewest.cost, default=None)
     if cuts is None:
-        raise PlanError(_nothing_fits(manifest, capacities, settings, shards))
+        raise _nothing_fits(manifest, capacities, settings, shards)
     plan, after = plan_of(cuts, manifest, capacities, settings, epoch), fewest.cost(cuts)
     reason = _moved(objective, force, before.figure_ns if before else None, after)
     return _move(plan, True, reason, manifest, held, before, after, after.figure_ns)
@@ -207,7 +209,7 @@ def _moved(objective: str, force: str | None, before_ns: int | None, after: Cost
 
 def _nothing_fits(
     manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, shards: Mapping[str, Set[str]] | None
-) -> str:
+) -> PlanError:
     """Return why nothing fits: too little RAM, or only shards that aren't where they are needed."""
     if shards is None or not fits(Needs(manifest, settings), kinds(capacities)):
         return too_large(manifest, capacities, settings)
@@ -224,7 +226,8 @@ def _nothing_fits(
     )
     if nowhere:
         text += f"no board has {_words(nowhere)}; "
-    return f"{text}{'; '.join(lacks)}. Bring back the board that has them, or deploy to push them."
+    brief = f"no board has {_words(nowhere)}" if nowhere else "the shards on their disks don't make up the model"
+    return PlanError(f"{text}{'; '.join(lacks)}. Bring back the board that has them, or deploy to push them.", brief)
 
 
 def _words(shards: Sequence[Shard]) -> str:

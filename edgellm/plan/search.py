@@ -12,6 +12,9 @@ from typing import NamedTuple
 from edgellm.plan.fleet import INFINITE, NS, STAGE, Fleet, Kind, cheapest, reach, time_price
 from edgellm.plan.needs import Needs
 
+ALIKE = 50  # plans are as fast as each other if they differ by a fiftieth, which is less than measurements vary
+FULLNESS_STEPS = 16  # fullness is compared in sixteenths of what a board may use, because free RAM wavers
+
 
 class Cut(NamedTuple):
     """Layers [start, end) for a board, given as its index in the list of boards."""
@@ -25,8 +28,53 @@ def search(needs: Needs, boards: Sequence[Kind], objective: str) -> list[Cut] | 
     """Return the best sections in pipeline order, or None if none fit.
 
     "latency" minimises the time of one token through all stages, then the number of boards. "throughput" minimises the
-    slowest stage, then the time of one token, then the number of boards. Then boards listed earlier come first, and
-    layers are spread as evenly as all this allows.
+    slowest stage, then the time of one token, then the number of boards. Of plans that are alike in this (ALIKE), the
+    one wins whose fullest board is least full: a small board isn't filled beside an idle large one. Then boards listed
+    earlier come first, and layers are spread as evenly as all this allows.
+    """
+    fastest = _fastest(needs, boards, objective)
+    return None if fastest is None else _roomiest(needs, boards, objective, fastest)
+
+
+def _roomiest(needs: Needs, boards: Sequence[Kind], objective: str, fastest: list[Cut]) -> list[Cut]:
+    """Return, of the plans that are as fast as `fastest` with no more stages, one whose fullest board is least full.
+
+    Boards of which only a share may be used bound the fullness, so each step is a search over such boards.
+    """
+    figures = _figures(needs, boards, objective, fastest)
+    limits = [figure + figure // ALIKE for figure in figures]
+    best, high = fastest, _fullness(needs, boards, fastest)
+    low = max(0, FULLNESS_STEPS * needs.total(0, needs.num_layers) // max(1, sum(b.usable_bytes for b in boards)) - 1)
+    while low + 1 < high:
+        middle = (low + high) // 2
+        shares = [b._replace(usable_bytes=b.usable_bytes * middle // FULLNESS_STEPS) for b in boards]
+        cuts = _fastest(needs, shares, objective, slowest_ns=limits[0], most_stages=len(fastest))
+        found = limits if cuts is None else _figures(needs, boards, objective, cuts)
+        if cuts is not None and all(figure <= limit for figure, limit in zip(found, limits, strict=True)):
+            best, high = cuts, _fullness(needs, boards, cuts)
+        else:
+            low = middle
+    return best
+
+
+def _figures(needs: Needs, boards: Sequence[Kind], objective: str, cuts: Sequence[Cut]) -> tuple[int, int]:
+    """Return what plans are compared by first, and a token's time, in ns."""
+    n, alone = needs.num_layers, len(cuts) == 1
+    times = [boards[c.board].stage_ns(c.end - c.start, c.end == n, alone) for c in cuts]
+    return max(times) if objective == "throughput" else sum(times), sum(times)
+
+
+def _fullness(needs: Needs, boards: Sequence[Kind], cuts: Sequence[Cut]) -> int:
+    """Return how full the fullest board is, in FULLNESS_STEPS, rounded up."""
+    return max(-(-FULLNESS_STEPS * needs.total(c.start, c.end) // max(1, boards[c.board].usable_bytes)) for c in cuts)
+
+
+def _fastest(
+    needs: Needs, boards: Sequence[Kind], objective: str, slowest_ns: int | None = None, most_stages: int | None = None
+) -> list[Cut] | None:
+    """Return the fastest sections, however full the boards get; None if none fit.
+
+    With `slowest_ns`, the "throughput" of any slowest stage up to that is good enough.
     """
     n = needs.num_layers
     fleet = Fleet.of(needs, boards)
@@ -37,13 +85,13 @@ def search(needs: Needs, boards: Sequence[Kind], objective: str) -> list[Cut] | 
     ]
     limit = None
     if objective == "throughput":
-        limit = _slowest_stage(needs, fleet)
+        limit = _slowest_stage(needs, fleet) if slowest_ns is None else slowest_ns
         if alone and (limit is None or min(alone)[0] <= limit):
             return [Cut(min(alone)[1], 0, n)]
-    order, cost = _cheapest_order(needs, fleet, limit)
+    order, cost = _cheapest_order(needs, fleet, limit, most_stages or needs.num_layers)
     if alone and objective == "latency" and (order is None or min(alone)[0] * NS + STAGE <= cost):
         return [Cut(min(alone)[1], 0, n)]
-    if order is None and fleet.is_coarse:
+    if order is None and fleet.is_coarse and slowest_ns is None:
         order = _largest_first(needs, boards)
     if order is None:
         return None
@@ -115,19 +163,20 @@ def _cheapest(needs: Needs, fleet: Fleet, limit: int | None) -> list[list[int]]:
     return cheapest(n, fleet.choices(), reaches, [time_price(kind, n) for kind in fleet.kinds])
 
 
-def _cheapest_order(needs: Needs, fleet: Fleet, limit: int | None) -> tuple[list[int] | None, int]:
-    """Return the cheapest plan of several stages: indices of its boards in pipeline order, and its cost.
+def _cheapest_order(needs: Needs, fleet: Fleet, limit: int | None, most: int) -> tuple[list[int] | None, int]:
+    """Return the cheapest plan of 2 to `most` stages: indices of its boards in pipeline order, and its cost.
 
     Of equally cheap ones that whose first board is listed first, then whose second is, and so on.
     """
     costs = _cheapest(needs, fleet, limit)
-    best = min((costs[state][0] for state, used in fleet.states() if sum(used) > 1), default=INFINITE)
+    states = [state for state, used in fleet.states() if 1 < sum(used) <= most]
+    best = min((costs[state][0] for state in states), default=INFINITE)
     if best >= INFINITE:
         return None, best
     n = needs.num_layers
     reaches = [reach(needs, kind, limit) for kind in fleet.kinds]
     digits = dict(fleet.states())
-    frontier = {(state, 0) for state, used in digits.items() if sum(used) > 1 and costs[state][0] == best}
+    frontier = {(state, 0) for state in states if costs[state][0] == best}
     order: list[int] = []
     taken = [0] * len(fleet.kinds)
     while (0, n) not in frontier:

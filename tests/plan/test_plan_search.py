@@ -1,5 +1,7 @@
 """The search: tables of offers and sections, and equality with trying everything."""
 
+import math
+from fractions import Fraction
 from itertools import combinations, permutations
 
 import pytest
@@ -43,9 +45,27 @@ THROUGHPUT = [
 ]
 
 
+ROOM = [
+    # equally fast, so the larger board has it all; so too if the smaller one seems faster by less than 2 %
+    ("latency", ((115, 5), (400, 5)), {"pi2": 10}),
+    ("latency", ((115, 5), (400, 5.09)), {"pi2": 10}),
+    ("latency", ((115, 5), (400, 5.11)), {"pi1": 10}),
+    # as full to the sixteenth: the board listed first
+    ("latency", ((200, 5), (201, 5)), {"pi1": 10}),
+    # more boards are not fewer boards, however much room they give
+    ("latency", ((115, 5), (115, 5)), {"pi1": 10}),
+    # equally fast wherever the cut is
+    ("latency", ((60, 5, 0, 1), (100, 5, 0, 1)), {"pi1": 4, "pi2": 6}),
+    ("latency", ((60, 5, 0, 1), (400, 5, 0, 1), (60, 5, 0, 1)), {"pi2": 10}),
+    # the slowest stage comes first, then room: the embedding, too, goes where it fills least
+    ("throughput", ((60, 5), (400, 5)), {"pi1": 5, "pi2": 5}),
+    ("throughput", ((60, 5), (60, 5), (400, 5), (400, 5)), {"pi3": 3, "pi1": 2, "pi2": 2, "pi4": 3}),
+]
+
+
 @pytest.mark.parametrize(
     ("objective", "offers", "expected"),
-    [("latency", *row) for row in LATENCY] + [("throughput", *row) for row in THROUGHPUT],
+    [("latency", *row) for row in LATENCY] + [("throughput", *row) for row in THROUGHPUT] + ROOM,
 )
 def test_boards_get_the_expected_layers(make_manifest, make_boards, objective, offers, expected):
     manifest = make_manifest([10] * 10, embedding=5, head=5)
@@ -99,8 +119,9 @@ def check_sound(plan, manifest, boards):
         assert section_need(manifest, plan.settings, s.start, s.end).total <= usable_bytes(offers.pop(s.board))
 
 
-def price(sections, boards, objective):
-    """What the objective compares, in whole milliseconds. `sections`: (index of board, start, end) in order."""
+def price(sections, boards, objective, need):
+    """What the search compares: whole milliseconds, which are never alike where they differ, then how full the fullest
+    board is. `sections`: (index of board, start, end) in order; `need` has the bytes of each."""
     stages = []
     for stage, (index, start, end) in enumerate(sections):
         board = boards[index]
@@ -110,13 +131,20 @@ def price(sections, boards, objective):
         stages.append(round(seconds * 1e3))
     order = tuple(index for index, _, _ in sections)
     total = sum(stages)
-    return (total, len(order), order) if objective == "latency" else (max(stages), total, len(order), order)
+    full = max(math.ceil(Fraction(16 * need[a, b], max(1, usable_bytes(boards[i].ram_bytes)))) for i, a, b in sections)
+    assert total < 50
+    return (*([] if objective == "latency" else [max(stages)]), total, len(order), full, order)
+
+
+def needs_of(manifest, request):
+    n = manifest.num_layers
+    return {(a, b): section_need(manifest, request, a, b).total for a in range(n) for b in range(a + 1, n + 1)}
 
 
 def try_everything(manifest, boards, request):
     """The price of the best of all ordered subsets and cuts, or None."""
     n = manifest.num_layers
-    need = {(a, b): section_need(manifest, request, a, b).total for a in range(n) for b in range(a + 1, n + 1)}
+    need = needs_of(manifest, request)
     best = None
     for count in range(1, min(len(boards), n) + 1):
         for order in permutations(range(len(boards)), count):
@@ -124,7 +152,7 @@ def try_everything(manifest, boards, request):
                 cuts = (0, *inner, n)
                 sections = list(zip(order, cuts, cuts[1:], strict=False))
                 if all(need[a, b] <= usable_bytes(boards[i].ram_bytes) for i, a, b in sections):
-                    found = price(sections, boards, request.objective)
+                    found = price(sections, boards, request.objective, need)
                     best = found if best is None else min(best, found)
     return best
 
@@ -154,7 +182,8 @@ def test_plan_equals_trying_everything(make_manifest, make_boards, problem, obje
     plan = make_plan(manifest, boards, request, 1)
     check_sound(plan, manifest, boards)
     index = {b.board: i for i, b in enumerate(boards)}
-    assert price([(index[s.board], s.start, s.end) for s in plan.sections], boards, objective) == expected
+    sections = [(index[s.board], s.start, s.end) for s in plan.sections]
+    assert price(sections, boards, objective, needs_of(manifest, request)) == expected
     assert make_plan(manifest, boards, request, 1) == plan
     facts = explain_dict(plan, manifest, boards)
     assert round(facts["token_s"] * 1e3) == expected[0 if objective == "latency" else 1]
