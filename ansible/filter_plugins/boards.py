@@ -6,7 +6,6 @@ import re
 PYTHON_LEAST = (3, 11)
 CLOCK_TOLERANCE_S = 3600
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-AGENT_BYTES = {"native": 120 << 20, "generic": 500 << 20}  # an agent's own memory; generic includes torch
 SYSTEMS = ("debian", "ubuntu", "armbian", "raspbian")
 
 
@@ -16,7 +15,7 @@ def board_facts(stdout: str, now_s: float) -> dict:
     facts = {"missing": [], "packages": [], "python": "", "python_minor": "", **found}
     facts["clock_ahead_s"] = int(found["time_s"]) - round(now_s) if found.get("time_s", "").isdigit() else 0
     facts["machine"] = MACHINES.get(found.get("machine", ""), found.get("machine", ""))
-    for name in ("ram_kb", "ram_free_kb", "opt_free_kb", "var_free_kb"):
+    for name in ("ram_kb", "ram_free_kb", "agent_kb", "opt_free_kb", "var_free_kb"):
         facts[name] = int(found[name]) if found.get(name, "").isdigit() else 0
     version = tuple(int(part) for part in found.get("python_version", "").split(".")[:2] if part.isdigit())
     if len(version) == 2 and version >= PYTHON_LEAST and found.get("python_whole") == "yes":
@@ -104,17 +103,29 @@ def last_line(stderr: str) -> str:
     return lines[-1].removeprefix("edgellm: ").removeprefix("error: ") if lines else "it failed without a message"
 
 
-def ram_estimate(facts: dict, memory_max: str, ram: str, path: str) -> int:
-    """Estimate the bytes that an agent will find free for a section; `path` is native or generic."""
-    most = facts["ram_kb"] * 1024
-    if match := re.fullmatch(r"([\d.]+)%", str(memory_max)):
-        most = int(most * float(match[1]) / 100)
-    elif match := re.fullmatch(r"([\d.]+)([KMGT]?)", str(memory_max)):
-        most = min(most, int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " ")))
-    free = min(most, facts["ram_free_kb"] * 1024) - AGENT_BYTES[path]
-    if match := re.fullmatch(r"([\d.]+)\s*([KMGT]?)(i?)B", str(ram)):
-        free = min(free, int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ")))
-    return max(0, free)
+def memory(facts: dict, memory_max: str, ram: str, path: str) -> dict:
+    """Return a board's RAM for `edgellm controller fit`, in bytes: what would be `free` if no agent ran, and the limits
+    that the agent's unit is going to have; None: no limit.
+
+    `kept` is whether the running agent's unit has these limits and this `path` (auto or generic) already.
+    """
+    runs = (facts.get("agent_memory_max", ""), facts.get("agent_ram", ""), facts.get("agent_path") or "auto")
+    wanted = (str(memory_max), str(ram or "").replace(" ", ""), str(path))
+    return {
+        "free": (facts["ram_free_kb"] + facts["agent_kb"]) * 1024,
+        "memory_max": _size(memory_max, facts["ram_kb"] * 1024, 1024),
+        "ram": _size(ram, 0, 1000),
+        "kept": facts["agent_kb"] > 0 and runs == wanted,
+    }
+
+
+def _size(text: str, whole: int, kilo: int) -> int | None:
+    """Return the bytes of "90%" (of `whole`), of "3G" for systemd or of "3GB" or "3GiB"; None for anything else."""
+    if match := re.fullmatch(r"([\d.]+)%", str(text)):
+        return int(whole * float(match[1]) / 100)
+    if match := re.fullmatch(r"([\d.]+)\s*([KMGT]?)(i?)B?", str(text)):
+        return int(float(match[1]) * (1024 if match[3] else kilo) ** " KMGT".index(match[2] or " "))
+    return None
 
 
 def with_packages(facts: dict, stdout: str) -> dict:
@@ -218,7 +229,7 @@ class FilterModule:
             "edgellm_board_facts": board_facts,
             "edgellm_board_problem": board_problem,
             "edgellm_software_problem": software_problem,
-            "edgellm_ram_estimate": ram_estimate,
+            "edgellm_memory": memory,
             "edgellm_packages_problem": packages_problem,
             "edgellm_why": why,
             "edgellm_lost": lost,

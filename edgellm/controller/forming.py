@@ -1,95 +1,28 @@
-"""Forming the cluster for deploy: whether the model fits, which board takes what, whether the answer is right."""
+"""Forming the cluster for deploy: which board takes what, and whether the answer is right."""
 
 import asyncio
 import json
-import reprlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from edgellm.errors import BoardError, ClusterError, EdgellmError, PlanError, UsageError
+from edgellm.controller.request import Request
+from edgellm.errors import BoardError, ClusterError
 from edgellm.files import write_atomically
-from edgellm.manager.cluster_file import Board, ClusterFile, SshAccess
+from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.rebalance import Outcome, propose, settle
 from edgellm.manager.session import Session
 from edgellm.manager.survey import Fleet
-from edgellm.plan import Capacity, Plan, Settings, make_plan, parse_board
+from edgellm.plan import Plan, Settings
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
 from edgellm.text.tokenizer import Tokenizer
-from edgellm.wire.credentials import Credentials, client_credentials
 from edgellm.wire.status import SequenceStats
 
 _RETRY_FOR_S = 60.0  # another manager may be at it, or an agent be starting
 CANARY_PROMPT = "Once upon a time, a small board"
 CANARY_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Request:
-    """What deploy asks for. `ram_bytes` and `disk_bytes` by board are estimates for boards without an agent yet."""
-
-    model_dir: Path
-    settings: Settings
-    tls: Path | None
-    boards: tuple[Board, ...]
-    ram_bytes: dict[str, int]
-    disk_bytes: dict[str, int]
-
-    @property
-    def addresses(self) -> dict[str, tuple[str, int]]:
-        return {b.name: (b.host, b.port) for b in self.boards}
-
-    @classmethod
-    def read(cls, path: Path) -> "Request":
-        """From a JSON file; raises UsageError naming what is wrong."""
-        try:
-            content = json.loads(path.read_text())
-            boards = []
-            for board in content["boards"]:
-                ssh = board.get("ssh")
-                boards.append(Board(board["name"], board["host"], board["port"], SshAccess(**ssh) if ssh else None))
-            names = [b.name for b in boards]
-            if again := [n for n in names if names.count(n) > 1]:
-                raise UsageError(f"board {again[0]} is there {names.count(again[0])} times, expected once")
-            return cls(
-                Path(content["model_dir"]),
-                Settings.from_dict(content["settings"]),
-                Path(content["tls"]) if content.get("tls") else None,
-                tuple(boards),
-                _bytes_of(content["boards"], "ram_bytes"),
-                _bytes_of(content["boards"], "disk_bytes"),
-            )
-        except OSError as e:
-            raise UsageError(f"{path}: {e.strerror or e}") from None
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, EdgellmError) as e:
-            raise UsageError(f"{path}: {type(e).__name__}: {e}") from None
-
-    def client_tls(self) -> Credentials | None:
-        """Return the credentials to dial the boards with, or None."""
-        return None if self.tls is None else client_credentials(self.tls)
-
-
-def fit(request: Request) -> str | None:
-    """None if the model fits on these boards, else the sentence that says what is missing. Asks agents that answer, and
-    takes the estimate for others."""
-    manifest = Manifest.read(request.model_dir)
-    measured = asyncio.run(_capacities(request, manifest)) if request.tls is None or request.tls.is_dir() else {}
-    capacities = []
-    for board in request.boards:
-        capacity = measured.get(board.name)
-        if capacity is None:
-            ram_bytes = request.ram_bytes.get(board.name, 0)
-            if ram_bytes <= 0:
-                continue
-            capacity = parse_board(f"{board.name}={ram_bytes}B", manifest)
-        capacities.append(_on_disk(capacity, request))
-    try:
-        make_plan(manifest, capacities, request.settings, 1)
-    except PlanError as e:
-        return str(e)
-    return None
 
 
 def form(request: Request, path: Path, tell: Callable[[str], None], *, dry_run: bool = False) -> dict:
@@ -109,7 +42,7 @@ async def _form(request: Request, path: Path, tell: Callable[[str], None], dry_r
         if dry_run:
             await fleet.survey()
             fleet.reports = {
-                name: replace(r, capacity=_on_disk(r.capacity, request)) for name, r in fleet.reports.items()
+                name: replace(r, capacity=request.on_disk(r.capacity)) for name, r in fleet.reports.items()
             }
             move = await propose(fleet, request.settings, known, any_shard=True)
             outcome = Outcome(move.plan, move, move.changed, {})
@@ -150,31 +83,6 @@ async def _settled(fleet: Fleet, settings: Settings, known: Plan | None, tell: C
                 raise
             tell(f"{e}; trying again …")
         await asyncio.sleep(1.0)
-
-
-async def _capacities(request: Request, manifest: Manifest) -> dict[str, Capacity]:
-    try:
-        tls = request.client_tls()
-    except ClusterError:
-        return {}  # the first deploy: no certificate yet, and no agent
-    async with Fleet(manifest, request.addresses, tls, strangers=False) as fleet:
-        await fleet.survey()
-        return {name: r.capacity for name, r in fleet.reports.items()}
-
-
-def _bytes_of(boards: list[dict], name: str) -> dict[str, int]:
-    """This number of each board that has it."""
-    found = {b["name"]: b[name] for b in boards if b.get(name) is not None}
-    for board, value in found.items():
-        if type(value) is not int:
-            raise UsageError(f"board {board}: {name} is {reprlib.repr(value)}, expected a number of bytes")
-    return found
-
-
-def _on_disk(capacity: Capacity, request: Request) -> Capacity:
-    """A board can't hold more weights than its disk has room for."""
-    disk_bytes = request.disk_bytes.get(capacity.board)
-    return capacity if disk_bytes is None else replace(capacity, ram_bytes=min(capacity.ram_bytes, disk_bytes))
 
 
 def _file_at(path: Path) -> ClusterFile | None:

@@ -1,4 +1,4 @@
-"""Deploy's view of the cluster: does the model fit, who takes what, and is the answer right."""
+"""Forming the cluster: who takes what, and what is left alone."""
 
 import asyncio
 import json
@@ -8,19 +8,15 @@ from pathlib import Path
 import pytest
 
 from edgellm.controller import forming
-from edgellm.controller.forming import Request
-from edgellm.errors import BoardError, PlanError, UsageError
+from edgellm.errors import BoardError, PlanError
 from edgellm.manager.cluster_file import ClusterFile, SshAccess
 from edgellm.manager.session import Session
-from edgellm.plan import Settings
 from edgellm.sampling import Sampling
 from tests.certificates import make_cluster
+from tests.controller.asked import LARGE, SETTINGS, request_of
 from tests.fakes import Boards, generate, make_manifest, run, until
-from tests.tiny import split_tiny
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90]
-SETTINGS = Settings(64, 2, 5, "float32", "throughput")
-LARGE = make_manifest(ram_bytes=300_000_000)  # three layers fit on a board
 
 
 @pytest.fixture(autouse=True)
@@ -32,137 +28,17 @@ def quick(monkeypatch):
     monkeypatch.setattr("edgellm.controller.forming._RETRY_FOR_S", 0.3)
 
 
-# The request
-
-
-def content_of(model_dir: Path, addresses: dict[str, tuple[str, int]], **changes) -> dict:
-    boards = [{"name": n, "host": host, "port": port} for n, (host, port) in addresses.items()]
-    return {"model_dir": str(model_dir), "settings": SETTINGS.to_dict(), "tls": None, "boards": boards, **changes}
-
-
-@pytest.fixture
-def request_of(tmp_path):
-    """A request out of a file, as deploy writes it."""
-
-    def request_of(model_dir, addresses, boards=None, **changes) -> Request:
-        content = content_of(model_dir, addresses, **changes)
-        for board in content["boards"]:
-            board.update((boards or {}).get(board["name"], {}))
-        path = tmp_path / "request.json"
-        path.write_text(json.dumps(content))
-        return Request.read(path)
-
-    return request_of
-
-
-def test_a_request_is_read(request_of, tmp_path):
-    access = {"host": "10.0.0.1", "user": "pi", "port": 2222, "key": "/home/me/key"}
-    request = request_of(
-        tmp_path, {"pi1": ("10.0.0.1", 7710), "pi2": ("pi2.local", 7711)},
-        {"pi1": {"ssh": access, "ram_bytes": 10**9, "disk_bytes": 5}, "pi2": {"ssh": None, "ram_bytes": None}},
-        tls=str(tmp_path / "tls"),
-    )  # fmt: skip
-    assert (request.model_dir, request.settings, request.tls) == (tmp_path, SETTINGS, tmp_path / "tls")
-    assert request.addresses == {"pi1": ("10.0.0.1", 7710), "pi2": ("pi2.local", 7711)}
-    assert [b.ssh for b in request.boards] == [SshAccess(**access), None]
-    assert (request.ram_bytes, request.disk_bytes) == ({"pi1": 10**9}, {"pi1": 5})
-
-
-BOARD = {"name": "pi1", "host": "10.0.0.1", "port": 7710}
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"boards": None}, "NoneType"),
-        ({"boards": 5}, "int"),
-        ({"boards": [5]}, "int"),
-        ({"boards": [{}]}, "'name'"),
-        ({"boards": [{**BOARD, "name": "../pi"}]}, "'../pi' is not a board name"),
-        ({"boards": [{**BOARD, "host": "-oProxyCommand=x"}]}, "is not a host name"),
-        ({"boards": [{**BOARD, "port": "7710"}]}, "port is '7710', expected 1 to 65535"),
-        ({"boards": [BOARD, {**BOARD, "port": 7711}]}, "board pi1 is there 2 times, expected once"),
-        ({"boards": [{**BOARD, "ssh": {"host": "x", "shell": "y"}}]}, "shell"),
-        ({"boards": [{**BOARD, "ssh": {"host": "x", "user": "-x"}}]}, "user is '-x'"),
-        ({"boards": [{**BOARD, "ssh": "pi@pi1"}]}, "str"),
-        ({"boards": [{**BOARD, "ram_bytes": "4GB"}]}, "board pi1: ram_bytes is '4GB', expected a number of bytes"),
-        ({"boards": [{**BOARD, "disk_bytes": True}]}, "board pi1: disk_bytes is True"),
-        ({"settings": {}}, "settings lacks"),
-        ({"settings": {**SETTINGS.to_dict(), "context": 0}}, "context is 0"),
-        ({"model_dir": 5}, "int"),
-        ({"tls": 5}, "int"),
-    ],
-)
-def test_a_request_that_is_none_is_refused_with_its_path(tmp_path, change, words):
-    path = tmp_path / "request.json"
-    path.write_text(json.dumps({**content_of(tmp_path, {}), **change}))
-    with pytest.raises(UsageError) as e:
-        Request.read(path)
-    assert str(e.value).startswith(f"{path}: ") and words in str(e.value) and "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"5", b"null", b"\xff\xfe", b"[" * 100_000, b'{"boards": []}'])
-def test_what_is_no_request_at_all_is_refused(tmp_path, raw):
-    path = tmp_path / "request.json"
-    path.write_bytes(raw)
-    with pytest.raises(UsageError, match=str(path)):
-        Request.read(path)
-    with pytest.raises(UsageError, match="No such file"):
-        Request.read(tmp_path / "absent.json")
-
-
-# Does it fit
-
-
-def nowhere(count: int) -> dict[str, tuple[str, int]]:
-    return {f"b{i}": ("127.0.0.1", 9 + i) for i in range(count)}
-
-
-@pytest.mark.parametrize(
-    ("boards", "missing"),
-    [
-        ({"b0": {"ram_bytes": 1_100_000_000}, "b1": {"ram_bytes": 1_100_000_000}}, None),
-        ({"b0": {"ram_bytes": 1_100_000_000}, "b1": {"ram_bytes": 500_000_000}}, "1.10 GB"),
-        ({"b0": {"ram_bytes": 1_100_000_000}}, "b0"),
-        ({"b0": {"ram_bytes": 0}, "b1": {"ram_bytes": -5}}, "no boards to plan fake on. Add one."),
-        ({}, "no boards to plan fake on. Add one."),
-        ({"b0": {"ram_bytes": 4 << 30, "disk_bytes": 100 << 20}}, "0.10 GB"),  # no room to push the shards
-    ],
-)
-def test_before_there_are_agents_estimates_tell_whether_the_model_fits(tmp_path, request_of, boards, missing):
-    LARGE.write(tmp_path)
-    said = forming.fit(request_of(tmp_path, nowhere(2), boards, tls=str(tmp_path / "no-certificates-yet")))
-    assert said is None if missing is None else missing in said
-
-
-def test_agents_that_answer_are_believed_instead(tmp_path, request_of):
-    async def go():
-        async with Boards(tmp_path, 2, LARGE) as boards:
-            low, high = ({n: {"ram_bytes": b} for n in ("b0", "b1", "b2")} for b in (1, 1 << 40))
-
-            async def fit(estimates):
-                return await asyncio.to_thread(forming.fit, request_of(tmp_path, boards.addresses, estimates))
-
-            fits = [await fit(low), await fit(high)]
-            await boards.stop(1)
-            return fits, await fit(low)
-
-    fits, without = run(go())
-    assert fits == [None, None] and "1.07 GB" in without
-
-
-# Forming
-
-
 class Deploy:
     """A controller that forms boards, again and again, and writes the cluster file."""
 
-    def __init__(self, boards: Boards, request_of, path: Path):
-        self.boards, self.path, self._request_of = boards, path, request_of
+    def __init__(self, boards: Boards, path: Path):
+        self.boards, self.path = boards, path
         self.told: list[str] = []
 
     async def form(self, addresses=None, details=None, dry_run=False, **changes) -> dict:
-        request = self._request_of(self.boards.folder, addresses or self.boards.addresses, details, **changes)
+        at = self.path.with_name("request.json")
+        at.parent.mkdir(exist_ok=True)
+        request = request_of(at, self.boards.folder, addresses or self.boards.addresses, details, **changes)
         return await asyncio.to_thread(forming.form, request, self.path, self.told.append, dry_run=dry_run)
 
     async def answer(self) -> list[int]:
@@ -175,7 +51,7 @@ class Deploy:
 
 
 @pytest.fixture
-def deploy(tmp_path, request_of):
+def deploy(tmp_path):
     """Run `go(boards, a Deploy)`."""
 
     def deploy(go, count=2, manifest=LARGE, **kwargs):
@@ -184,7 +60,7 @@ def deploy(tmp_path, request_of):
 
         async def between():
             async with Boards(folder, count, manifest, **kwargs) as boards:
-                return await go(boards, Deploy(boards, request_of, tmp_path / "config" / "cluster.json"))
+                return await go(boards, Deploy(boards, tmp_path / "config" / "cluster.json"))
 
         return run(between())
 
@@ -347,73 +223,3 @@ def test_a_cluster_is_formed_over_tls_and_its_file_says_where_the_certificate_is
 
     done, file = deploy(go, tls=tls)
     assert done["changed"] and file.tls == "tls/manager"
-
-
-# The canary
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return split_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-def canary(tiny: Path, tmp_path: Path, harm=lambda boards: None, context=64, times=1):
-    """(tokens of each time, what was told) of a cluster with two boards."""
-    path, told = tmp_path / "cluster.json", []
-
-    async def go():
-        async with Boards(tiny, 2, real=True) as boards:
-            plan = await boards.form((0, 2, 5), chunk=8, context=context)
-            file = ClusterFile.make(tiny, boards.addresses, plan)
-            harm(boards)
-            ask = lambda: forming.canary(file, path, tmp_path / "cache", told.append)  # noqa: E731
-            return [await asyncio.to_thread(ask) for _ in range(times)]
-
-    return run(go(), 100), told
-
-
-@pytest.mark.native
-def test_a_right_answer_is_compared_with_the_reference_once(tiny, tmp_path):
-    (first, second), told = canary(tiny, tmp_path, times=2)
-    assert first == second and len(first) == forming.CANARY_TOKENS
-    assert told == ["computing the reference answer, once for this model …"]
-    (file,) = (tmp_path / "cache").iterdir()
-    assert json.loads(file.read_text()) == first
-
-
-@pytest.mark.native
-@pytest.mark.parametrize("remembered", [None, "right", "[1, 2, 3, 4, 5, 6, 7, true]", "[" * 100_000],
-                         ids=["nothing", "right", "odd", "deep"])
-def test_a_wrong_answer_is_told_whatever_is_remembered(tiny, tmp_path, remembered):
-    right = canary(tiny, tmp_path)[0][0]
-    (file,) = (tmp_path / "cache").iterdir()
-    if remembered is None:
-        file.unlink()
-    elif remembered != "right":
-        file.write_text(remembered)
-
-    def harm(boards):
-        section = boards.agents[1].stage.section
-        really = section.forward_many
-        section.forward_many = lambda steps: [None if logits is None else -logits for logits in really(steps)]
-
-    with pytest.raises(BoardError) as e:
-        canary(tiny, tmp_path, harm)
-    assert "the cluster's answer to the canary question is wrong: token " in str(e.value)
-    assert "'edgellm verify' names the layer and the board." in str(e.value)
-    assert canary(tiny, tmp_path)[0][0] == right  # the wrong one wasn't remembered
-
-
-@pytest.mark.native
-def test_what_another_version_remembered_counts_no_more(tiny, tmp_path):
-    right = canary(tiny, tmp_path)[0][0]
-    (file,) = (tmp_path / "cache").iterdir()
-    file.write_text(json.dumps([(t + 1) % 100 for t in right]))
-    (tokens,), told = canary(tiny, tmp_path)
-    assert tokens == right and told and json.loads(file.read_text()) == right
-
-
-@pytest.mark.native
-def test_a_short_context_has_a_short_canary(tiny, tmp_path):
-    (tokens,), _ = canary(tiny, tmp_path, context=10)
-    assert 1 <= len(tokens) < forming.CANARY_TOKENS

@@ -18,13 +18,17 @@ _request = click.argument("request", type=click.Path(path_type=Path, exists=True
 def fit(request, verbose):
     """Check whether the model fits on the boards in FILE, before anything is changed on them.
 
+    What counts is what their agents will offer with the inventory's limits. Prints a JSON object: changed, fits, and
+    message, which says what is missing and what helps.
+
     \b
     Examples:
       edgellm controller fit request.json
     """
-    from edgellm.controller import forming
+    from edgellm.controller import fit as fitting
+    from edgellm.controller.request import Request
 
-    message = forming.fit(forming.Request.read(request))
+    message = fitting.fit(Request.read(request))
     click.echo(json.dumps({"changed": False, "fits": message is None, "message": message or ""}))
 
 
@@ -42,9 +46,10 @@ def form(request, dry_run, cluster, verbose):
       edgellm controller form request.json --dry-run
     """
     from edgellm.controller import forming
+    from edgellm.controller.request import Request
     from edgellm.manager.cluster_file import default_path
 
-    done = forming.form(forming.Request.read(request), cluster or default_path(), note, dry_run=dry_run)
+    done = forming.form(Request.read(request), cluster or default_path(), note, dry_run=dry_run)
     click.echo(json.dumps(done))
 
 

@@ -17,6 +17,13 @@ say packages_for "$(dpkg --print-architecture 2>/dev/null)"
 say ram_kb "$(awk '/^MemTotal:/ {print $2}' /proc/meminfo)"
 say ram_free_kb "$(awk '/^MemAvailable:/ {print $2}' /proc/meminfo)"
 say rsync "$(command -v rsync)"
+# What the running agent holds in memory would be free without it, and these are the limits that it runs with.
+pid=$(systemctl show --property=MainPID --value edgellm-agent.service 2>/dev/null)
+say agent_kb "$(awk '/^RssAnon:/ {print $2}' "/proc/${pid:-0}/status" 2>/dev/null)"
+unit=/etc/systemd/system/edgellm-agent.service
+say agent_memory_max "$(sed -n 's/^MemoryMax=//p' $unit 2>/dev/null)"
+say agent_ram "$(sed -n 's/.* --ram \([^ ]*\).*/\1/p' $unit 2>/dev/null)"
+say agent_path "$(sed -n 's/.* --path \([^ ]*\).*/\1/p' $unit 2>/dev/null)"
 for folder in /opt /var/lib /etc; do
   # Try to write, because folders still look writable after a card error. A missing folder would be created in /.
   there=$folder
