@@ -1,6 +1,7 @@
 """`edgellm ask`: one question, to a cluster or to this machine."""
 
 import json
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -42,8 +43,8 @@ _AUTHORS = "[default: the model authors']"
 def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, seed, speculate, **sampling):
     """Ask the cluster a question, and stream the answer to stdout.
 
-    PROMPT is read from stdin if it is - or missing. Without a cluster file, ask starts two agents on this machine with
-    the built-in model, and stops them after the answer. Ctrl-C also stops the boards' work.
+    PROMPT is read from stdin if it is - or missing. Without a cluster file, no board is asked: ask starts two agents on
+    this machine with the built-in model, and stops them after the answer. Ctrl-C also stops the boards' work.
 
     \b
     Examples:
@@ -74,6 +75,7 @@ def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, 
         file = ClusterFile.read(path)
         asker = Asker(file.model_dir_path(path))
         asker.check(file.plan)
+        _tell_who_answers(file, path)
         question = asker.with_options(question, options, seed)
         ids = asker.encode(question, file.plan.context)
 
@@ -91,6 +93,21 @@ def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, 
     else:
         code = _ask_embedded(question, options, wait, as_json, verbose)
     sys.exit(code)
+
+
+def _tell_who_answers(file, path: Path) -> None:
+    """Say that this machine answers, if the cluster is one of its own agents while the user has boards too."""
+    from edgellm.manager.cluster_file import ClusterFile, default_path
+
+    other = default_path()
+    if not file.is_local() or not other.exists() or other.resolve() == path.resolve():
+        return
+    try:
+        if ClusterFile.read(other).is_local():
+            return
+    except ClusterError:
+        return
+    note(f"this machine's own agents answer, by {path}; the boards of {other} stand idle (ask them with --cluster)")
 
 
 def _prompt(text: str | None) -> str:
@@ -167,8 +184,10 @@ def _ask_embedded(question, options, wait, as_json, verbose) -> int:
     from edgellm.manager.answer import Asker
     from edgellm.manager.session import Session
 
-    note(f"no cluster file: answering from this machine with {config.DEFAULT_MODEL} on two agents "
-         "('edgellm local up' keeps them running)")  # fmt: skip
+    note(f"no cluster file: this machine ({socket.gethostname()}) answers, with the built-in {config.DEFAULT_MODEL} "
+         "on two agents ('edgellm local up' keeps them running)")  # fmt: skip
+    note("no board is asked: ask on the machine that deployed them, or copy its cluster file, with the folders that it "
+         "names, and give --cluster FILE")  # fmt: skip
     model_dir = default_model()
     asker = Asker(model_dir)
     question = asker.with_options(question, options, question.sampling.seed)

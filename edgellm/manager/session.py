@@ -37,7 +37,7 @@ class Session:
         self.plan = plan
         self._fleet = Fleet(manifest, addresses, tls)
         self._patience_s, self._tell, self._adopted = patience_s, tell, adopted
-        self._told: str | None = None
+        self._told: tuple[object, ...] | None = None
 
     async def __aenter__(self) -> "Session":
         return self
@@ -80,9 +80,10 @@ class Session:
                 hopeless = attempt == 0 and (isinstance(e, BusyError) or not self._fleet.reports)
                 patience_s = LOAD_TIMEOUT_S if isinstance(e, ClaimError) else self._patience_s  # another is at work
                 stuck_s = _clock_s() if stuck_s is None else stuck_s  # a long prompt was no trouble
-                if hopeless or _clock_s() - stuck_s >= patience_s:
+                left_s = patience_s - (_clock_s() - stuck_s)
+                if hopeless or left_s <= 0:
                     raise
-                self._say(e)
+                self._say(e, left_s)
             finally:
                 if replayed and stats:  # held tokens were computed for this very answer, or it is unknown
                     for board, told in stats.items():
@@ -113,19 +114,22 @@ class Session:
             if standing is None:
                 missing = list(fleet.missing.values())
                 if isinstance(e, PlanError) and missing:
-                    raise PlanError(f"{'; '.join(missing)}. Without: {e}") from None
+                    lost = "; ".join(missing)
+                    raise PlanError(f"{lost}. Without: {e}", f"{lost}. Without: {e.brief}") from None
                 raise
             self._tell(f"a better plan could not be adopted: {e}")  # the one that stands will do
             await fleet.survey()
             return await settle(fleet, None, self.plan, grow=False, tell=self._tell)
 
-    def _say(self, error: EdgellmError) -> None:
-        """Report a failure once, not at each try."""
-        text = "the plan is being changed" if isinstance(error, ClaimError) else str(error)
-        if text == self._told:
+    def _say(self, error: BoardError | PlanError, left_s: float) -> None:
+        """Report a trouble once, not at each try nor in other words: what is wrong in brief, and how long to go on."""
+        trouble = (type(error), getattr(error, "board", None), *sorted(self._fleet.missing))
+        if trouble == self._told:
             return
-        self._told = text
-        self._tell(f"{text} Trying to continue …" if text.endswith(".") else f"{text}; trying to continue …")
+        self._told = trouble
+        text = error.brief if isinstance(error, PlanError) else str(error)
+        text = "the plan is being changed" if isinstance(error, ClaimError) else text.rstrip(".")
+        self._tell(f"{text}; trying to continue for up to {max(1, round(left_s))} s …")
 
 
 def _clock_s() -> float:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from edgellm.manager.cluster_file import ClusterFile
+from edgellm.manager.cluster_file import ClusterFile, default_path
 from edgellm.sampling import Sampling
 from tests.cli.commands import ASK, CONTEXT, answer_to, call, fails, ids_of, start
 from tests.fakes import generate
@@ -157,6 +157,24 @@ def test_a_full_disk_behind_stdout_is_an_error_not_a_traceback(cluster, home):
     assert done.stderr.startswith("edgellm: ") and "No space left" in done.stderr
 
 
+# Who answers
+
+
+def test_agents_of_this_machine_that_answer_while_boards_stand_idle_say_so(cluster):
+    boards = {name: ("10.0.0.1", 7710 + i) for i, name in enumerate(cluster.plan.boards)}
+    default_path().parent.mkdir(parents=True)
+    file = ClusterFile.make(cluster.model_dir, boards, cluster.plan)
+    file.write(default_path())
+    result = call("ask", "Why?", "--cluster", cluster.file, "--max-tokens", 5)
+    assert (result.exit_code, result.stdout) == (0, answer_to("Why?", 5) + "\n")
+    assert result.stderr == (
+        f"this machine's own agents answer, by {cluster.file}; the boards of {default_path()} stand idle (ask them with "
+        "--cluster)\n"
+    )
+    default_path().write_text("{")  # none of our business here
+    assert call("ask", "Why?", "--cluster", cluster.file, "--max-tokens", 5).stderr == ""
+
+
 # Boards that are lost
 
 
@@ -172,7 +190,8 @@ def test_an_answer_goes_on_without_a_board_and_the_cluster_file_has_the_new_plan
         process.communicate()
     assert (process.returncode, (first + stdout).decode()) == (0, answer_to("Why?", 80) + "\n"), stderr
     trouble, plan = stderr.decode().splitlines()
-    assert trouble.startswith("board b0 (127.0.0.1:") and trouble.endswith("; trying to continue …")
+    assert trouble.startswith("board b0 (127.0.0.1:")
+    assert trouble.endswith("; trying to continue for up to 120 s …")
     assert plan == "epoch 2: b1 layers 0-6"
     file = ClusterFile.read(own.file)
     assert (file.plan.epoch, file.plan.boards, file.addresses()) == (2, ("b1",), own.boards.addresses)
@@ -188,7 +207,7 @@ def test_wait_is_how_long_lost_boards_are_waited_for(own):
     assert "board b1 (127.0.0.1:" in result.stderr and "no board has layers 3-6" in result.stderr
     assert result.stderr.count("\n") == 1 and "trying to go on" not in result.stderr
     result = call("ask", "Why?", "--cluster", own.file, "--wait", "0.3")
-    assert (result.exit_code, result.stdout) == (1, "") and "Trying to continue …" in result.stderr
+    assert (result.exit_code, result.stdout) == (1, "") and "; trying to continue for up to 1 s …" in result.stderr
     own.call(own.boards.stop(0))
     result = call("ask", "Why?", "--cluster", own.file)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1  # no board at all: at once, for 120 s would be odd

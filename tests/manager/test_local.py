@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import asdict
@@ -169,7 +170,8 @@ def test_an_embedded_answer_leaves_no_process_behind(home, model_dir):
     code, stdout, stderr = edgellm(home, "ask", "Why?", "--max-tokens", "8", "--temperature", "0", "--json")
     assert code == 0, stderr
     notes = stderr.splitlines()
-    assert notes[0].startswith("no cluster file: answering from this machine") and "local up" in notes[0]
+    assert notes[0].startswith(f"no cluster file: this machine ({socket.gethostname()}) answers, with the built-in")
+    assert "local up" in notes[0] and notes[1].startswith("no board is asked: ask on the machine that deployed them")
     answer = json.loads(stdout)
     layers = sorted((s["start"], s["end"]) for s in answer["stages"])  # one stage, if the other was slower just now
     assert len(answer["tokens"]) == 8 and layers[0][0] == 0 and layers[-1][1] == 5
