@@ -303,13 +303,40 @@ def test_python_that_apt_will_bring_counts():
 
 
 @pytest.mark.parametrize(
-    ("memory_max", "ram", "path", "megabytes"),
-    [("90%", "", "generic", 3062), ("90%", "", "native", 3460), ("1G", "", "generic", 549),
-     ("90%", "1GB", "native", 1000), ("90%", "1GiB", "generic", 1074)],
-)  # fmt: skip
-def test_estimated_ram(memory_max, ram, path, megabytes):
-    found = facts(ram_kb=str(4 << 20), ram_free_kb="3502000")
-    assert round(boards.ram_estimate(found, memory_max, ram, path) / 1e6) == pytest.approx(megabytes, abs=30)
+    ("memory_max", "ram", "limits"),
+    [
+        ("90%", "", ((4 << 30) * 9 // 10, None)),
+        ("1G", None, (1 << 30, None)),
+        ("1.5G", "1.5 GB", (3 << 29, 1_500_000_000)),
+        ("infinity", "1GiB", (None, 1 << 30)),
+        (800_000_000, "512MB", (800_000_000, 512_000_000)),
+    ],
+)
+def test_a_board_without_an_agent_has_what_is_free_within_the_inventorys_limits(memory_max, ram, limits):
+    found = boards.memory(facts(ram_kb=str(4 << 20), ram_free_kb="3502000"), memory_max, ram, "auto")
+    assert found == {"free": 3502000 * 1024, "memory_max": limits[0], "ram": limits[1], "kept": False}
+
+
+RUNS = {"agent_kb": "500000", "agent_memory_max": "90%", "agent_ram": "3GB", "agent_path": ""}
+
+
+@pytest.mark.parametrize(
+    ("runs", "wanted", "kept"),
+    [
+        (RUNS, ("90%", "3 GB", "auto"), True),
+        ({**RUNS, "agent_ram": ""}, ("90%", "", "auto"), True),
+        ({**RUNS, "agent_path": "generic"}, ("90%", "3GB", "generic"), True),
+        (RUNS, ("90%", "2GB", "auto"), False),
+        (RUNS, ("90%", "", "auto"), False),
+        (RUNS, ("80%", "3GB", "auto"), False),
+        (RUNS, ("90%", "3GB", "generic"), False),
+        ({**RUNS, "agent_kb": ""}, ("90%", "3GB", "auto"), False),  # it doesn't run
+    ],
+)
+def test_what_the_running_agent_holds_would_be_free_and_it_may_keep_its_limits(runs, wanted, kept):
+    found = boards.memory(facts(ram_free_kb="1000000", **runs), *wanted)
+    assert found["kept"] is kept
+    assert found["free"] == (1000000 + int(runs["agent_kb"] or 0)) * 1024
 
 
 @pytest.mark.parametrize(

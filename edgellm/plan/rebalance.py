@@ -14,7 +14,7 @@ from edgellm.plan.fewest import Cost, Fewest
 from edgellm.plan.fleet import Kind, kinds
 from edgellm.plan.make import check_request, manifest_sha256, plan_of
 from edgellm.plan.needs import Needs
-from edgellm.plan.search import Cut, fits, search
+from edgellm.plan.search import Cut, fastest, fits, search
 from edgellm.plan.short import too_large
 from edgellm.plan.types import Capacity, Plan, Section, Settings
 from edgellm.plan.words import ms, size
@@ -82,8 +82,8 @@ def next_plan(
     )
     now = _cuts(same, capacities) if same else None
     before = fewest.cost(now) if now else None
-    fastest = search(needs, boards, objective)
-    best_ns = fewest.cost(fastest).figure_ns if fastest else None
+    best = fastest(needs, boards, objective)
+    best_ns = fewest.cost(best).figure_ns if best else None
     force = _forced(current, manifest, capacities, settings, needs, boards, held)
 
     limit_ns = _MOST_NS if best_ns is None else int(best_ns * (1 + SLACK))
@@ -93,9 +93,11 @@ def next_plan(
             reason = _kept(objective, before.figure_ns, best_ns)
             return _move(current, False, reason, manifest, held, before, before, best_ns)
         limit_ns = min(limit_ns, _most_worth(before.figure_ns))
-    # If nothing is held, every plan loads the whole model once.
-    frugal = fewest.cuts(limit_ns, best_ns or 0) if held else None
-    cuts = min(filter(None, (fastest, frugal)), key=fewest.cost, default=None)
+    if held:
+        cuts = min(filter(None, (best, fewest.cuts(limit_ns, best_ns or 0))), key=fewest.cost, default=None)
+    else:  # every plan loads the whole model once: one of the fastest, by room
+        roomiest = search(needs, boards, objective)
+        cuts = roomiest if roomiest and fewest.cost(roomiest).figure_ns <= limit_ns else best
     if cuts is None:
         raise _nothing_fits(manifest, capacities, settings, shards)
     plan, after = plan_of(cuts, manifest, capacities, settings, epoch), fewest.cost(cuts)

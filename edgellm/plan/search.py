@@ -32,23 +32,23 @@ def search(needs: Needs, boards: Sequence[Kind], objective: str) -> list[Cut] | 
     one wins whose fullest board is least full: a small board isn't filled beside an idle large one. Then boards listed
     earlier come first, and layers are spread as evenly as all this allows.
     """
-    fastest = _fastest(needs, boards, objective)
-    return None if fastest is None else _roomiest(needs, boards, objective, fastest)
+    best = fastest(needs, boards, objective)
+    return None if best is None else _roomiest(needs, boards, objective, best)
 
 
-def _roomiest(needs: Needs, boards: Sequence[Kind], objective: str, fastest: list[Cut]) -> list[Cut]:
-    """Return, of the plans that are as fast as `fastest` with no more stages, one whose fullest board is least full.
+def _roomiest(needs: Needs, boards: Sequence[Kind], objective: str, best: list[Cut]) -> list[Cut]:
+    """Return, of the plans that are as fast as `best` with no more stages, one whose fullest board is least full.
 
     Boards of which only a share may be used bound the fullness, so each step is a search over such boards.
     """
-    figures = _figures(needs, boards, objective, fastest)
+    figures = _figures(needs, boards, objective, best)
     limits = [figure + figure // ALIKE for figure in figures]
-    best, high = fastest, _fullness(needs, boards, fastest)
+    stages, high = len(best), _fullness(needs, boards, best)
     low = max(0, FULLNESS_STEPS * needs.total(0, needs.num_layers) // max(1, sum(b.usable_bytes for b in boards)) - 1)
     while low + 1 < high:
         middle = (low + high) // 2
         shares = [b._replace(usable_bytes=b.usable_bytes * middle // FULLNESS_STEPS) for b in boards]
-        cuts = _fastest(needs, shares, objective, slowest_ns=limits[0], most_stages=len(fastest))
+        cuts = fastest(needs, shares, objective, slowest_ns=limits[0], most_stages=stages)
         found = limits if cuts is None else _figures(needs, boards, objective, cuts)
         if cuts is not None and all(figure <= limit for figure, limit in zip(found, limits, strict=True)):
             best, high = cuts, _fullness(needs, boards, cuts)
@@ -69,7 +69,7 @@ def _fullness(needs: Needs, boards: Sequence[Kind], cuts: Sequence[Cut]) -> int:
     return max(-(-FULLNESS_STEPS * needs.total(c.start, c.end) // max(1, boards[c.board].usable_bytes)) for c in cuts)
 
 
-def _fastest(
+def fastest(
     needs: Needs, boards: Sequence[Kind], objective: str, slowest_ns: int | None = None, most_stages: int | None = None
 ) -> list[Cut] | None:
     """Return the fastest sections, however full the boards get; None if none fit.

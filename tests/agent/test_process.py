@@ -224,6 +224,7 @@ def test_a_killed_agent_is_named_and_the_survivor_frees_the_sequence(cluster):
             cluster.processes["pi2"].signal(signal.SIGKILL)
             error = await lost(stream)
             assert error.board == "pi2" and str(error).startswith("board pi2 (127.0.0.1:")
+        cluster.processes["pi2"].popen.wait(10)
         await cluster.until_free("pi0")
         with pytest.raises(BoardError, match="board pi2 .*connection refused, is its agent running"):
             await connect_all(cluster.addresses("pi2"))

@@ -168,8 +168,8 @@ def test_agents_of_this_machine_that_answer_while_boards_stand_idle_say_so(clust
     result = call("ask", "Why?", "--cluster", cluster.file, "--max-tokens", 5)
     assert (result.exit_code, result.stdout) == (0, answer_to("Why?", 5) + "\n")
     assert result.stderr == (
-        f"this machine's own agents answer, by {cluster.file}; the boards of {default_path()} stand idle (ask them with "
-        "--cluster)\n"
+        f"this machine's own agents answer, by {cluster.file}; the boards of {default_path()} stand idle "
+        "(ask them with --cluster)\n"
     )
     default_path().write_text("{")  # none of our business here
     assert call("ask", "Why?", "--cluster", cluster.file, "--max-tokens", 5).stderr == ""

@@ -41,7 +41,7 @@ def test_a_board_that_joins_gets_a_section_and_no_more_is_loaded_than_the_move_s
             return before, kept, grown
 
     before, kept, grown = run(go())
-    assert sections(before.plan) == [("b0", 0, 3), ("b1", 3, 5), ("b2", 5, 6)]
+    assert sections(before.plan) == [("b0", 0, 2), ("b1", 2, 4), ("b2", 4, 6)]
     assert (kept.changed, kept.plan) == (False, before.plan)
     assert grown.plan.epoch == 2 and set(grown.plan.boards) == {"b0", "b1", "b2", "b3"}
     assert 0 < sum(grown.loaded_bytes.values()) == grown.move.moved_bytes
@@ -82,8 +82,8 @@ def test_a_board_that_comes_back_empty_handed_gets_its_section_again_and_only_th
     before, after, loads = run(go())
     assert after.plan == replace(before, epoch=2) and after.changed
     assert after.move.plan == after.plan and after.move.changed and "come back without its own" in after.move.reason
-    assert after.loaded_bytes == {"b0": 0, "b1": 11 + 12, "b2": 0} and after.move.moved_bytes == 23
-    assert loads.count(("b1", 3, 5)) == 2 and len(loads) == 4
+    assert after.loaded_bytes == {"b0": 0, "b1": 10 + 11, "b2": 0} and after.move.moved_bytes == 21
+    assert loads.count(("b1", 2, 4)) == 2 and len(loads) == 4
 
 
 def test_epochs_rise_above_what_the_cluster_file_knows_though_the_boards_have_forgotten(boards_of):
