@@ -5,7 +5,7 @@ BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask controller test quick test-boards test-boards-all test-arm lint bench vocabularies constraints clean
+.PHONY: ask controller test quick test-boards test-boards-all test-arm lint bench vocabularies constraints wheels clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
@@ -55,6 +55,10 @@ bench: .venv/bench
 vocabularies: .venv/bench
 	$(BIN)/python -m benchmarks.vocabularies
 
+# edgellm's own wheels for the package index, one a machine, into dist/.
+wheels: .venv/ready
+	$(BIN)/python -m edgellm.controller.release dist
+
 .venv/bench: .venv/dev
 	$(PIP) -e '.[bench]'
 	@touch $@
@@ -66,7 +70,7 @@ constraints: .venv/ready
 	$(BIN)/python -m edgellm.controller.constraints .venv/report.json
 
 .venv/controller: .venv/ready
-	$(PIP) -e '.[controller]'
+	$(PIP) -e '.[controller,convert]'
 	@touch $@
 
 .venv/dev: .venv/ready

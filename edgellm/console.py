@@ -2,8 +2,13 @@
 
 import errno
 import io
+import json
 import os
 import sys
+import time
+
+PROGRESS_FILE = "EDGELLM_PROGRESS_FILE"  # environment variable: where to append reports of progress, one JSON a line
+_REPORT_EVERY_S = 0.2
 
 
 def prepare_streams() -> None:
@@ -59,12 +64,13 @@ class Progress:
     """Progress of something that may take longer than two seconds: call it with (what, done, total).
 
     On a terminal it is a bar, which disappears at the end; otherwise one line whenever something begins. `total` 0
-    means unknown.
+    means unknown. A program that started this one gets the numbers too, if it named a file in $EDGELLM_PROGRESS_FILE.
     """
 
     def __init__(self):
         self._bar = self._task = None
         self._what = ""
+        self._file, self._reported_s = os.environ.get(PROGRESS_FILE), 0.0
 
     def __enter__(self) -> "Progress":
         return self
@@ -74,6 +80,8 @@ class Progress:
             self._bar.stop()
 
     def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
+        if self._file:
+            self._report(what, done, total)
         if not sys.stderr.isatty():
             if what != self._what:
                 note(f"{what} …")
@@ -85,6 +93,18 @@ class Progress:
             self._bar.reset(self._task, description=what, total=total or None)
             self._what = what
         self._bar.update(self._task, completed=done, total=total or None)
+
+    def _report(self, what: str, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        if what == self._what and done < total and now_s - self._reported_s < _REPORT_EVERY_S:
+            return
+        self._reported_s = now_s
+        line = json.dumps({"board": "", "what": what, "done": done, "total": total}) + "\n"
+        try:
+            with open(self._file, "ab", buffering=0) as file:  # one write, so that lines of two programs don't mix
+                file.write(line.encode())
+        except OSError:
+            self._file = None
 
     def _start(self) -> None:
         from rich.console import Console

@@ -8,6 +8,7 @@ from edgellm.cli.ask import ask
 from edgellm.cli.bench import bench
 from edgellm.cli.cluster import doctor, logs, status
 from edgellm.cli.controller import controller
+from edgellm.cli.deploy import deploy, model, remove, reset, upgrade
 from edgellm.cli.group import CONTEXT, Group
 from edgellm.cli.local import local
 from edgellm.cli.models import plan, split, verify
@@ -22,11 +23,16 @@ def main():
     \b
     Examples:
       edgellm ask "Why is the sky blue?"
+      edgellm deploy --sample > inventory.ini && nano inventory.ini && edgellm deploy
       edgellm local up && edgellm ask "And at night?"
       edgellm split ./Phi-3-mini-4k-instruct --out phi3 --quantize int8
       edgellm plan --manifest phi3 --board pi1=3.1GB,pi2=3.1GB --explain
     """
 
 
-for command in (ask, status, doctor, logs, rebalance, local, split, plan, verify, agent, bench, controller):
+COMMANDS = (
+    ask, deploy, status, doctor, logs, rebalance, upgrade, model, remove, reset, local, split, plan, verify, agent, bench,
+    controller,
+)  # fmt: skip
+for command in COMMANDS:
     main.add_command(command)

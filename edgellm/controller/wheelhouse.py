@@ -11,7 +11,6 @@ PYTHONPATH=FOLDER/pip-….whl where there is no pip.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
@@ -21,10 +20,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from edgellm.controller import wheels
-from edgellm.controller.wheels import Target, Wheels, alone_in, check_library
+from edgellm import __version__
+from edgellm.controller import installed, wheels
+from edgellm.controller.wheels import Target, Wheels, alone_in, check_wheel
 from edgellm.errors import UsageError, WheelhouseError
 from edgellm.files import fsync_folder, sha256_of, write_atomically
 
@@ -77,11 +76,13 @@ def make(
     source: Path, machine: str, python: str, *, generic: bool = False, cache: Path | None = None,
     progress: Callable[[str], None] = lambda what: None, run: wheels.Run = wheels.run,
 ) -> Wheelhouse:  # fmt: skip
-    """Return the wheelhouse of the edgellm in the repository `source` for a machine and a Python ("3.11").
+    """Return the wheelhouse of `source` for a machine and a Python ("3.11").
 
-    Make it if it isn't there; resolve dependencies again only if pyproject.toml or constraints.txt changed them. With
-    `generic` it has torch and transformers. Raise UsageError for a target that edgellm doesn't run on, WheelhouseError
-    for wheels that can't be fetched or built; nothing half-made is left.
+    `source` is a repository, from which edgellm's own wheel is built, or the folder of an installed edgellm's
+    playbooks, in which case the package index has the wheel. Make the wheelhouse if it isn't there; resolve
+    dependencies again only if pyproject.toml or constraints.txt changed them. With `generic` it has torch and
+    transformers. Raise UsageError for a target that edgellm doesn't run on, WheelhouseError for wheels that can't be
+    fetched or built; nothing half-made is left.
     """
     source, cache = Path(source).resolve(), cache or _cache_folder()
     dependencies, least = _project(source, generic)
@@ -105,18 +106,6 @@ def make(
             return made
     except OSError as e:
         raise WheelhouseError(f"{e.filename or kind}: {e.strerror or e}; the wheels need a place there") from None
-
-
-def default_source() -> Path:
-    """The repository from which this edgellm is installed with `pip install -e`; UsageError if it isn't."""
-    try:
-        told = json.loads(importlib.metadata.distribution("edgellm").read_text("direct_url.json") or "{}")
-        url = urlsplit(told["url"])
-        if url.scheme == "file" and told["dir_info"].get("editable"):
-            return Path(unquote(url.path))
-    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise UsageError("this edgellm is not installed with 'pip install -e'. Name its repository with --source.")
 
 
 def _cache_folder() -> Path:
@@ -162,10 +151,17 @@ def _target(machine: str, python: str, least: tuple[int, int]) -> Target:
     return Target(machine, python)
 
 
+def _is_repository(source: Path) -> bool:
+    return (source / "CMakeLists.txt").is_file() or (source / "edgellm").is_dir()
+
+
 def _inputs(source: Path, requirements: list[str], constraints: list[str], target: Target) -> _Inputs:
     digest = hashlib.sha256(f"{_RECIPE} {target} {'' if target.is_machine else wheels.ZIG}\0".encode())
-    for path in sorted(_source_files(source)):
-        digest.update(f"{path.relative_to(source)}\0{sha256_of(path)}\0".encode())
+    if _is_repository(source):
+        for path in sorted(_source_files(source)):
+            digest.update(f"{path.relative_to(source)}\0{sha256_of(path)}\0".encode())
+    else:  # a version number doesn't say which build of it this is
+        digest.update(json.dumps([__version__, installed.modules()], sort_keys=True).encode())
     others = json.dumps([_RECIPE, str(target), wheels.GLIBC, requirements, constraints])
     return _Inputs(digest.hexdigest(), hashlib.sha256(others.encode()).hexdigest())
 
@@ -210,9 +206,13 @@ def _make(
     try:
         part.mkdir()
         work.mkdir()
-        own = workshop.build(source, target, part, work)
-        with zipfile.ZipFile(own) as archive:
-            check_library(archive.read("edgellm/kernels/libedgellm.so"), target.machine)
+        if _is_repository(source):
+            own = workshop.build(source, target, part, work)
+        else:
+            own = workshop.fetch_own(__version__, target, part, work)
+        check_wheel(own, target.machine)
+        if not _is_repository(source):
+            _check_same_code(own)
         if _inputs(source, requirements, constraints, target) != inputs:
             raise WheelhouseError(f"{source} was changed while edgellm was built from it. Run this again.")
         if alike:
@@ -229,11 +229,23 @@ def _make(
             workshop.fetch(pins := workshop.resolve(requirements, constraints, target, work), target, part, work)
             _check_fetched(pins, part)
         return _finish(part, kind, inputs)
-    except (zipfile.BadZipFile, KeyError) as e:
-        raise WheelhouseError(f"edgellm's wheel for {target.machine} lacks its library: {e}") from None
     finally:
         for folder in (part, work):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_same_code(wheel: Path) -> None:
+    """Raise WheelhouseError unless a wheel has the Python modules of the edgellm that runs: boards and controller must
+    be of one build."""
+    with zipfile.ZipFile(wheel) as archive:
+        records = [name for name in archive.namelist() if name.endswith(".dist-info/RECORD")]
+        told = installed.modules("".join(archive.read(name).decode() for name in records))
+    here = installed.modules()
+    if other := sorted(name for name in told.keys() | here.keys() if told.get(name) != here.get(name)):
+        raise WheelhouseError(
+            f"the package index has another build of edgellm {__version__} than the one installed here: {other[0]} "
+            f"differs ({len(other)} of {len(here)} files). Install edgellm again from that index."
+        )
 
 
 def _link(path: Path, new: Path) -> None:

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ class Wheels:
 
     def fetch(self, pins: list[str], target: Target, into: Path, work: Path) -> None:
         """Put the wheels of these "name==version" into a folder."""
-        self._progress(f"fetch {len(pins)} wheels for {target}")
+        self._progress(f"fetch {pins[0] if len(pins) == 1 else f'{len(pins)} wheels'} for {target}")
         wanted = work / "pins.txt"
         wanted.write_text("".join(f"{p}\n" for p in pins))
         command = [
@@ -123,11 +124,21 @@ class Wheels:
         ]  # fmt: skip
         self._do(command, work, _FETCH_TIMEOUT_S, target)
 
-    def build(self, source: Path, target: Target, into: Path, work: Path) -> Path:
-        """Build edgellm's own wheel from its repository; the same files give the same bytes."""
+    def fetch_own(self, version: str, target: Target, into: Path, work: Path) -> Path:
+        """Put edgellm's own wheel of this version into a folder, from the package index."""
+        self.fetch([f"edgellm=={version}"], target, into, work)
+        found = list(into.glob(f"edgellm-{version}-*.whl"))
+        if len(found) != 1:
+            there = ", ".join(sorted(p.name for p in into.iterdir())) or "nothing"
+            raise WheelhouseError(f"pip should have fetched edgellm {version} for {target.machine}, not {there}")
+        return found[0]
+
+    def build(self, source: Path, target: Target, into: Path, work: Path, *, playbooks: bool = False) -> Path:
+        """Build edgellm's own wheel from its repository; the same files give the same bytes. Boards need no
+        playbooks in it."""
         self._progress(f"build edgellm for {target.machine}")
         tag = f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{target.machine}"
-        settings = {"wheel.reproducible": "true"}
+        settings = {"wheel.reproducible": "true", "cmake.define.EDGELLM_PLAYBOOKS": "ON" if playbooks else "OFF"}
         env = {"SOURCE_DATE_EPOCH": _EPOCH, "_PYTHON_HOST_PLATFORM": tag}
         if not target.is_machine:
             zig = self._tool(ZIG, target, work) / "ziglang" / "zig"
@@ -236,6 +247,15 @@ def check_library(library: bytes, machine: str) -> None:
             f"libedgellm built here needs glibc {needed[0]}.{needed[1]}, boards are promised {GLIBC[0]}.{GLIBC[1]}. "
             "Build it with an older compiler or system."
         )
+
+
+def check_wheel(wheel: Path, machine: str) -> None:
+    """Raise WheelhouseError unless edgellm's wheel has the native library for `machine`."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            check_library(archive.read("edgellm/kernels/libedgellm.so"), machine)
+    except (zipfile.BadZipFile, KeyError) as e:
+        raise WheelhouseError(f"edgellm's wheel for {machine} lacks its library: {e}") from None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,218 @@
+"""A playbook's events, in ansible-runner's form, as what each board is doing and how the run ended; without I/O."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+MACHINE = "this machine"
+# What a role does, in a word or two for the page, and whether the controller does it for all boards at once. A role's
+# file of tasks may be a step of its own; None is no step.
+STEPS: dict[str, tuple[str, bool] | None] = {
+    "edgellm": ("inventory", True),
+    "preflight": ("inspection", False),
+    "model": ("model", True),
+    "wheelhouse": ("wheels", True),
+    "cluster/fit": ("fit", True),
+    "authority": ("certificates", True),
+    "base": ("base", False),
+    "identity": ("certificate", False),
+    "software": ("software", False),
+    "shards": ("shards", False),
+    "agent": ("agent", False),
+    "cluster/sections": ("plan", True),
+    "cluster": ("cluster", True),
+    "cluster/form": ("cluster", True),
+    "cluster/remember": None,
+    "cluster/remove": None,
+    "cluster/removed": None,
+    "cluster/forget": ("controller's files", True),
+    "retire": ("agent stopped", False),
+    "reset": ("removal", False),
+}
+_REASONS = ("preflight_reason", "reset_reason", "retire_reason")  # facts that leave a board out
+_MOST_LINES = 200  # of output that belongs to no task
+
+
+@dataclass
+class Step:
+    """A step of a board or of the controller. `state` is running, done or failed."""
+
+    name: str
+    state: str = "running"
+    changed: bool = False
+    ran: bool = False  # some task of it was not skipped
+
+
+@dataclass
+class Row:
+    """A board, or the controller: its steps so far, what it does now, and why it is left out."""
+
+    name: str
+    steps: list[Step] = field(default_factory=list)
+    doing: str = ""
+    done: int = 0
+    total: int = 0
+    reason: str = ""
+
+    @property
+    def now(self) -> Step | None:
+        """The step that runs."""
+        return self.steps[-1] if self.steps and self.steps[-1].state == "running" else None
+
+    def begin(self, name: str) -> bool:
+        """Note that a task of a step begins; return whether the step is new."""
+        if self.now and self.now.name == name:
+            return False
+        self.end()
+        self.steps.append(Step(name))
+        return True
+
+    def end(self, state: str = "done") -> None:
+        """End the step that runs. One whose tasks were all skipped never was."""
+        step = self.now
+        if step is not None:
+            step.state = state
+            if not step.ran and state == "done":
+                self.steps.pop()
+        self.doing, self.done, self.total = "", 0, 0
+
+
+class Run:
+    """A playbook's run as its events tell it. `boards` are in the order in which they appeared; `ready` has the lines
+    of the ending, `notes` what else was said for people, `errors` one sentence for each reason of a failure."""
+
+    def __init__(self) -> None:
+        self.machine = Row(MACHINE)
+        self.boards: dict[str, Row] = {}
+        self.ready: list[str] = []
+        self.notes: list[str] = []
+        self.output: list[str] = []  # what Ansible said outside of tasks
+        self.changed = False
+        self._failures: dict[str, str] = {}  # host → what its last failed task said
+        self._ended: dict[str, Any] | None = None
+
+    def take(self, event: dict[str, Any]) -> list[tuple[Row, Step]]:
+        """Take in an event; return the steps that it began."""
+        kind, data = str(event.get("event", "")), event.get("event_data") or {}
+        if kind == "runner_on_start":
+            return self._start(data)
+        if kind in ("playbook_on_play_start", "playbook_on_stats"):
+            for row in (self.machine, *self.boards.values()):
+                row.end()
+        if kind == "playbook_on_stats":
+            self._ended = data
+            self.changed = any((data.get("changed") or {}).values())
+        elif kind == "runner_on_ok":
+            self._ok(data)
+        elif kind == "runner_on_failed" and not data.get("ignore_errors"):
+            self._failed(data)
+        elif kind in ("error", "verbose", "warning", "system_warning"):
+            self.output = [*self.output, *str(event.get("stdout") or "").splitlines()][-_MOST_LINES:]
+        return []
+
+    def progress(self, told: dict[str, Any]) -> None:
+        """Take in a report of progress: {"board": name or "", "what": text, "done": n, "total": n}."""
+        row = self.boards.get(str(told.get("board") or "")) if told.get("board") else self.machine
+        if row is not None:
+            row.doing = str(told.get("what") or "")
+            row.done, row.total = (n if isinstance(n := told.get(key), int) else 0 for key in ("done", "total"))
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why each board that was left out is, by board."""
+        found = {name: row.reason for name, row in self.boards.items() if row.reason}
+        for name in (self._ended or {}).get("dark") or {}:
+            if name in self.boards and name not in found:
+                found[name] = f"board {name} was lost. Check its power and cable, then run this again."
+        return found
+
+    def errors(self, rc: int) -> list[str]:
+        """Return one sentence for each reason why the run failed with exit code `rc`; [] if it is 0."""
+        if rc == 0:
+            return []
+        found = list(self.left_out.values())
+        failed = (self._ended or {}).get("failures") or self._failures
+        for host in failed:
+            for line in self._failures.get(host, "").splitlines():
+                # A playbook may repeat reasons, or put several into one line.
+                if line.strip() and not any(line.strip() in known for known in found):
+                    found.append(line.strip())
+        if not found:
+            said = " ".join(line.strip() for line in self.output if line.strip())
+            errors = re.findall(r"\[?ERROR\]?!?:? *(.+?)(?= *\[?(?:ERROR|WARNING)\]?:|$)", said)
+            why = errors[-1][:600].rstrip(". ") if errors else "it said nothing"
+            found.append(f"ansible-playbook ended with exit code {rc}: {why}. Run this again with -v to see all of it.")
+        return found
+
+    def _row(self, host: str) -> Row | None:
+        if host in ("", "localhost"):
+            return None
+        return self.boards.setdefault(host, Row(host))
+
+    def _start(self, data: dict[str, Any]) -> list[tuple[Row, Step]]:
+        step, row = step_of(data), self._row(str(data.get("host", "")))
+        name, here = step or ("", False)
+        if self.machine.now and not (here and self.machine.now.name == name):
+            self.machine.end()
+        if row is not None and row.now and (here or row.now.name != name):
+            row.end()
+        target = self.machine if here else row
+        if step is None or target is None or not target.begin(name):
+            return []
+        return [(target, target.steps[-1])]
+
+    def _step(self, data: dict[str, Any]) -> Step | None:
+        step = step_of(data)
+        row = self.machine if step and step[1] else self.boards.get(str(data.get("host", "")))
+        return row.now if step and row else None
+
+    def _ok(self, data: dict[str, Any]) -> None:
+        result = data.get("res") or {}
+        if step := self._step(data):
+            step.ran = True
+            step.changed |= bool(result.get("changed"))
+        row = self.boards.get(str(data.get("host", "")))
+        facts = result.get("ansible_facts")
+        if row and isinstance(facts, dict):
+            for name in _REASONS:
+                if name in facts:
+                    row.reason = str(facts[name] or "").strip()
+                    if row.reason:
+                        row.end("failed")
+        if str(data.get("resolved_action") or data.get("task_action", "")).split(".")[-1] == "debug":
+            self._say(row, result)
+
+    def _failed(self, data: dict[str, Any]) -> None:
+        host, result = str(data.get("host", "")), data.get("res") or {}
+        step = step_of(data)
+        row = self.machine if step and step[1] else self.boards.get(host)
+        if row and row.now:
+            row.end("failed")
+        texts = [result.get("msg"), *(i.get("msg") for i in result.get("results") or [] if i.get("failed"))]
+        told = re.findall(r"^edgellm: (.+)$", str(result.get("stderr") or ""), re.M)
+        self._failures[host] = str(told[-1] if told else next((t for t in texts if t), "") or "it gave no reason")
+
+    def _say(self, row: Row | None, result: dict[str, Any]) -> None:
+        """Take in what a debug task prints: the ending, a note, or what a board begins to do, which ends in "…"."""
+        results = result.get("results")
+        said = [i.get("msg") for i in results if not i.get("skipped")] if results else [result.get("msg")]
+        lines = [line.rstrip() for text in said for line in _lines(text) if line.strip()]
+        if any(line.startswith("ready: ") for line in lines):
+            self.ready = lines
+        elif row and len(lines) == 1 and lines[0].endswith("…"):
+            row.doing = lines[0].removeprefix(f"{row.name}: ")
+        else:
+            self.notes += [line for line in lines if line not in self.notes and not line.endswith("…")]
+
+
+def step_of(data: dict[str, Any]) -> tuple[str, bool] | None:
+    """Return (a step's name, whether the controller does it) for the task of an event, or None."""
+    role = str(data.get("role") or "").split(".")[-1]
+    file = re.search(r"/tasks/(\w+)\.yml", str(data.get("task_path") or ""))
+    key = f"{role}/{file[1]}" if file and f"{role}/{file[1]}" in STEPS else role
+    return STEPS.get(key)
+
+
+def _lines(text: Any) -> Iterable[str]:
+    return [line for part in text for line in _lines(part)] if isinstance(text, list) else str(text or "").splitlines()
