@@ -28,7 +28,7 @@ def page(run: Run, title: str, seconds: float, width: int) -> list[Text]:
 
 
 def _line(row: Row, names: int, width: int) -> Text:
-    head = Text(f"{row.name:<{names}}  ", style="bold red" if row.reason else "bold")
+    head = Text.assemble((f"{row.name:<{names}}  ", "bold red" if row.reason else "bold"))
     now = _now(row)
     if row.reason:
         return head + Text("✗ left out", style="red")
@@ -74,7 +74,9 @@ class Page:
 
     def __init__(self, title: str):
         self.run, self._title, self._began_s = Run(), title, time.monotonic()
-        self._live, self._steps = None, []
+        self._live: Live | None = None
+        self._shown = ""  # what the page says now
+        self._steps: list[str] = []
         self._told: set[str] = set()
 
     def __enter__(self) -> "Page":
@@ -117,8 +119,10 @@ class Page:
     def tick(self) -> None:
         """Renew the page."""
         if self._live is not None:
-            width = self._live.console.width
-            self._live.update(Group(*page(self.run, self._title, self.seconds, width)), refresh=True)
+            lines = page(self.run, self._title, self.seconds, self._live.console.width)
+            if (shown := "\n".join(line.plain for line in lines)) != self._shown:
+                self._shown = shown
+                self._live.update(Group(*lines), refresh=True)
 
     def end(self, rc: int) -> bool:
         """Show how the run ended, once the page stands still; return whether it went well."""

@@ -180,7 +180,7 @@ class Run:
                     row.reason = str(facts[name] or "").strip()
                     if row.reason:
                         row.end("failed")
-        if str(data.get("resolved_action") or data.get("task_action", "")).split(".")[-1] == "debug":
+        if str(data.get("resolved_action") or data.get("task_action", "")).split(".")[-1] == "debug" and row:
             self._say(row, result)
 
     def _failed(self, data: dict[str, Any]) -> None:
@@ -193,14 +193,14 @@ class Run:
         told = re.findall(r"^edgellm: (.+)$", str(result.get("stderr") or ""), re.M)
         self._failures[host] = str(told[-1] if told else next((t for t in texts if t), "") or "it gave no reason")
 
-    def _say(self, row: Row | None, result: dict[str, Any]) -> None:
+    def _say(self, row: Row, result: dict[str, Any]) -> None:
         """Take in what a debug task prints: the ending, a note, or what a board begins to do, which ends in "…"."""
         results = result.get("results")
         said = [i.get("msg") for i in results if not i.get("skipped")] if results else [result.get("msg")]
         lines = [line.rstrip() for text in said for line in _lines(text) if line.strip()]
         if any(line.startswith("ready: ") for line in lines):
             self.ready = lines
-        elif row and len(lines) == 1 and lines[0].endswith("…"):
+        elif len(lines) == 1 and lines[0].endswith("…"):
             row.doing = lines[0].removeprefix(f"{row.name}: ")
         else:
             self.notes += [line for line in lines if line not in self.notes and not line.endswith("…")]
@@ -208,6 +208,8 @@ class Run:
 
 def step_of(data: dict[str, Any]) -> tuple[str, bool] | None:
     """Return (a step's name, whether the controller does it) for the task of an event, or None."""
+    if str(data.get("task") or "").startswith("Validating arguments against arg spec"):
+        return None  # Ansible's own, before the tasks of a role
     role = str(data.get("role") or "").split(".")[-1]
     file = re.search(r"/tasks/(\w+)\.yml", str(data.get("task_path") or ""))
     key = f"{role}/{file[1]}" if file and f"{role}/{file[1]}" in STEPS else role
