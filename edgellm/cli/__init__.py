@@ -31,8 +31,8 @@ def main():
 
 
 COMMANDS = (
-    ask, deploy, status, doctor, logs, rebalance, upgrade, model, remove, reset, local, split, plan, verify, agent, bench,
-    controller,
+    ask, deploy, upgrade, model, remove, reset, status, doctor, logs, rebalance, local, split, plan, verify, agent,
+    bench, controller,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

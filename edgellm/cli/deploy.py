@@ -21,6 +21,8 @@ _OPTIONS = [
     click.option("--json", "as_json", is_flag=True, help="Print a JSON line per step, and a summary as the last."),
     click.option("-v", "--verbose", is_flag=True, help="Show Ansible's own output in place of the page."),
 ]  # fmt: skip
+# How Ansible asks for passwords.
+PROMPTS = {"ssh": r"SSH password:\s*$", "sudo": r"BECOME password.*:\s*$"}
 _CHECK = click.option("--check", is_flag=True, help="Show what would be done, and change nothing on any board.")
 
 
@@ -133,8 +135,8 @@ def _play(
 
     if not inventory.exists():
         raise UsageError(
-            f"there is no {inventory}. Get one with 'edgellm deploy --sample > {inventory}', write your boards into it, "
-            "and run this again."
+            f"there is no {inventory}. Get one with 'edgellm deploy --sample > {inventory}', write your boards into "
+            "it, and run this again."
         )
     folder = project()
     arguments = ["-i", str(inventory.absolute())]
@@ -162,8 +164,8 @@ def _passwords(ssh: bool, sudo: bool) -> dict[str, str]:
 
     found = {}
     if ssh:
-        found[r"SSH password:\s*$"] = getpass.getpass("SSH password: ")
+        found[PROMPTS["ssh"]] = getpass.getpass("SSH password: ")
     if sudo:
-        again = ", empty if it is the SSH password" if ssh else ""
-        found[r"BECOME password.*:\s*$"] = getpass.getpass(f"sudo password{again}: ")
+        again = " (empty: the SSH password)" if ssh else ""
+        found[PROMPTS["sudo"]] = getpass.getpass(f"sudo password{again}: ")
     return found

@@ -23,7 +23,8 @@ def command() -> Path:
     """Return the ansible-playbook beside this Python. Raise UsageError if there is none."""
     path = Path(sys.executable).with_name("ansible-playbook")
     if not path.is_file():
-        raise UsageError("this needs Ansible, which is not installed. Run 'make controller', or pip install 'edgellm[controller]'.")
+        how = "Run 'make controller', or pip install 'edgellm[controller]'"
+        raise UsageError(f"this needs Ansible, which is not installed. {how}.")
     return path
 
 

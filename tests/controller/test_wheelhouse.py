@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.controller import wheelhouse, wheels
+from edgellm import __version__
+from edgellm.controller import installed, wheelhouse, wheels
 from edgellm.controller.wheels import Target, check_library, why
 from edgellm.errors import UsageError, WheelhouseError
 
@@ -40,6 +41,7 @@ class Tools:
         self.commands, self.fails, self.pins, self.glibc = [], None, ["torch==2.13.0+cpu", "click==8.5.1"], "2.17"
         self.wanted, self.constraints = "", ""  # what was resolved last, and under which constraints
         self.machine = None  # of the built library, if not the asked one
+        self.own = {}  # the modules of edgellm's own wheel in the index, with their hashes
 
     def __call__(self, command, env, cwd, timeout_s):
         words = [Path(command[0]).name, *command[1:]]
@@ -62,6 +64,9 @@ class Tools:
         elif words[3] == "download":
             into = Path(words[words.index("--dest") + 1])
             for pin in Path(words[words.index("-r") + 1]).read_text().split():
+                if pin.startswith("edgellm=="):
+                    self.fetch_own(into, words[words.index("--platform") + 1].partition("2_34_")[2])
+                    continue
                 with zipfile.ZipFile(into / f"{pin.replace('==', '-')}-py3-none-any.whl", "w") as archive:
                     archive.writestr(zipfile.ZipInfo(f"{pin}.py"), pin.encode())
         elif words[3] == "wheel":
@@ -73,6 +78,12 @@ class Tools:
                 built = library(self.machine or tag.partition("2_34_")[2], self.glibc)
                 archive.writestr(zipfile.ZipInfo("edgellm/kernels/libedgellm.so"), built)
         return subprocess.CompletedProcess(command, 0, told, "")
+
+    def fetch_own(self, into: Path, machine: str) -> None:
+        with zipfile.ZipFile(into / f"edgellm-{__version__}-py3-none-linux_{machine}.whl", "w") as archive:
+            archive.writestr(zipfile.ZipInfo("edgellm/kernels/libedgellm.so"), library(machine))
+            record = "".join(f"{name},{sha256},1\n" for name, sha256 in self.own.items())
+            archive.writestr(zipfile.ZipInfo(f"edgellm-{__version__}.dist-info/RECORD"), record)
 
     def ran(self, word: str) -> int:
         return sum(word in " ".join(command) for command in self.commands)
@@ -387,8 +398,60 @@ def test_a_source_that_is_not_edgellm(make, tmp_path):
         make(source=tmp_path)
 
 
-def test_the_repository_of_an_editable_install_is_the_default():
-    try:
-        assert (wheelhouse.default_source() / "edgellm" / "controller").is_dir()
-    except UsageError as e:
-        assert "--source" in str(e)
+# Without a checkout
+
+
+@pytest.fixture
+def packaged(source, tools, monkeypatch):
+    """The folder that an installed wheel carries in place of a repository; what runs has two modules."""
+    (source / "edgellm" / "__init__.py").unlink()
+    (source / "edgellm").rmdir()
+    tools.own = {"edgellm/a.py": "sha256=1", "edgellm/b.py": "sha256=2"}
+    installed_ = dict(tools.own)
+    real = installed.modules
+    monkeypatch.setattr(installed, "modules", lambda record=None: installed_ if record is None else real(record))
+    return installed_
+
+
+def test_without_a_repository_the_index_has_edgellms_own_wheel(make, tools, packaged):
+    house = make(machine=OTHER, python="3.12")
+    assert {p.name.split("-")[0] for p in house.folder.glob("*.whl")} == {"edgellm", "torch", "click", "pip"}
+    assert tools.ran("pip wheel") == tools.ran("ziglang") == 0
+    asked = [" ".join(c) for c in tools.commands if c[3:4] == ["download"]][0]
+    assert f"--platform linux_{OTHER}" in asked and "--python-version 3.12" in asked
+    assert not make(machine=OTHER, python="3.12").changed
+
+
+def test_another_build_of_the_same_version_is_another_wheelhouse(make, tools, packaged):
+    first = make()
+    packaged["edgellm/a.py"] = tools.own["edgellm/a.py"] = "sha256=3"
+    second = make()
+    assert second.changed and second.id != first.id and second.libraries() == first.libraries()
+
+
+def test_an_index_with_another_build_than_the_installed_one_is_refused(make, tools, packaged):
+    tools.own["edgellm/b.py"] = "sha256=9"
+    with pytest.raises(WheelhouseError, match=r"another build of edgellm .*: edgellm/b.py differs \(1 of 2 files\)"):
+        make()
+
+
+def test_an_index_without_edgellm_is_said(make, tools, packaged):
+    tools.fails = ("download", "ERROR: No matching distribution found for edgellm==0.1.0")
+    with pytest.raises(WheelhouseError, match="No matching distribution found for edgellm"):
+        make()
+
+
+def test_modules_of_a_record_without_the_playbooks():
+    record = "edgellm/a.py,sha256=x,12\nedgellm/ansible_project/ansible/b.py,sha256=y,1\nedgellm/c.so,sha256=z,1\n"
+    assert installed.modules(record) == {"edgellm/a.py": "sha256=x"}
+
+
+def test_the_playbooks_of_an_editable_install_are_the_repositorys():
+    folder = installed.project()
+    assert (folder / "deploy.yml").is_file() and (folder / "edgellm" / "controller").is_dir()
+
+
+def test_an_install_without_playbooks_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(installed, "_repository", lambda: tmp_path)
+    with pytest.raises(UsageError, match="this edgellm has no playbooks at"):
+        installed.project()

@@ -13,7 +13,7 @@ from edgellm.console import Progress
 @click.option("--machine", required=True, metavar="x86_64|aarch64", help="The output of 'uname -m' on the board.")
 @click.option("--python", required=True, metavar="3.11", help="The board's Python version.")
 @click.option("--source", type=click.Path(path_type=Path), metavar="REPO",
-              help="Repository of the edgellm to install, or a folder of installed playbooks.  [default: this one's]")  # fmt: skip
+              help="Repository of the edgellm to install, or installed playbooks.  [default: this one's]")  # fmt: skip
 @click.option("--generic", is_flag=True, help="Include torch and transformers, for models without native sections.")
 @verbose_option
 def wheelhouse(machine, python, source, generic, verbose):

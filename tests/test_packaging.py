@@ -1,0 +1,35 @@
+"""The wheel carries the playbooks, and boards' wheels don't."""
+
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CMAKE = shutil.which("cmake") or pytest.importorskip("cmake").CMAKE_BIN_DIR + "/cmake"
+TOP = {"ansible.cfg", "constraints.txt", "deploy.yml", "inventory.ini", "pyproject.toml"}
+
+
+def installed(folder: Path, *defines: str) -> set[str]:
+    """The files that the component of playbooks puts into the package."""
+    configure = [CMAKE, "-S", ROOT, "-B", folder / "build", *defines]
+    install = [CMAKE, "--install", folder / "build", "--component", "playbooks", "--prefix", folder / "out"]
+    for command in (configure, install):
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    project = folder / "out" / "edgellm" / "ansible_project"
+    return {p.relative_to(project).as_posix() for p in project.rglob("*") if p.is_file()}
+
+
+def test_the_wheel_carries_the_playbooks(tmp_path):
+    here = {p.relative_to(ROOT).as_posix() for folder in ("ansible", "playbooks") for p in (ROOT / folder).rglob("*")
+            if p.is_file() and "__pycache__" not in p.parts}  # fmt: skip
+    assert installed(tmp_path) == here | TOP
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]
+    assert settings["install"]["components"] == ["edgellm", "playbooks"]
+
+
+@pytest.mark.parametrize("define", ["-DEDGELLM_PLAYBOOKS=OFF", "-DSKBUILD_STATE=editable"])
+def test_neither_a_boards_wheel_nor_an_editable_install_has_them(tmp_path, define):
+    assert installed(tmp_path, define) == set()
