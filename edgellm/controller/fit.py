@@ -66,7 +66,7 @@ def _capacity(
 def _advice(request: Request, manifest: Manifest, capacities: Sequence[Capacity]) -> str:
     """Return what is missing, then what helps: first what the owner has, and only then another board."""
     settings = request.settings
-    sentences = [f"{shortage(manifest, capacities, settings)}."]
+    sentences = [f"The model doesn't fit: {shortage(manifest, capacities, settings)}."]
     sentences += _left_out(request)
     sentences += _held_back(request, manifest, capacities)
     sentences += _small_disks(request)
@@ -77,6 +77,7 @@ def _advice(request: Request, manifest: Manifest, capacities: Sequence[Capacity]
         *more_boards(manifest, capacities, settings),
     ]
     sentences.append(f"It would fit {', or '.join(ways)}." if ways else larger_boards(manifest, settings))
+    sentences.append("Nothing was changed on any board.")
     return " ".join(sentences)
 
 

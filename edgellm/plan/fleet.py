@@ -71,6 +71,11 @@ class Fleet(NamedTuple):
             is_coarse=is_coarse,
         )
 
+    @property
+    def num_states(self) -> int:
+        """How many states there are."""
+        return prod(c + 1 for c in self.counts)
+
     def states(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Yield all (state, boards in use of each kind), each after those it contains; (0, none) comes first."""
         return enumerate(product(*(range(c + 1) for c in self.counts)))

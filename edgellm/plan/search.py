@@ -13,6 +13,7 @@ from edgellm.plan.fleet import INFINITE, NS, STAGE, Fleet, Kind, cheapest, reach
 from edgellm.plan.needs import Needs
 
 ALIKE = 50  # plans are as fast as each other if they differ by a fiftieth, which is less than measurements vary
+MAX_ROOM_STATES = 512  # beyond (10 boards that all differ), the fastest plan is taken however full its boards are
 FULLNESS_STEPS = 16  # fullness is compared in sixteenths of what a board may use, because free RAM wavers
 
 
@@ -33,7 +34,9 @@ def search(needs: Needs, boards: Sequence[Kind], objective: str) -> list[Cut] | 
     earlier come first, and layers are spread as evenly as all this allows.
     """
     best = fastest(needs, boards, objective)
-    return None if best is None else _roomiest(needs, boards, objective, best)
+    if best is None or Fleet.of(needs, boards).num_states > MAX_ROOM_STATES:
+        return best
+    return _roomiest(needs, boards, objective, best)
 
 
 def _roomiest(needs: Needs, boards: Sequence[Kind], objective: str, best: list[Cut]) -> list[Cut]:

@@ -58,6 +58,17 @@ def test_a_model_that_does_not_fit_says_how_much_is_missing(cluster, controller,
     assert played.touched(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
 
 
+def test_a_limit_that_is_lowered_too_far_stops_nothing_though_the_agents_offer_enough_now(
+    cluster, controller, untouched
+):
+    cluster.inventory(edgellm_ram="90MB")
+    played = controller.deploy()
+    assert played.rc != 0
+    near = sentence(played.text, "edgellm_ram holds board1 at 90.0 MB, of", "the model fits if board1 offers")
+    assert "Nothing was changed on any board." in " ".join(played.text.split()), near
+    assert played.touched(*cluster.boards) == {"board1": 0, "board2": 0, "board3": 0}
+
+
 @pytest.mark.timeout(1200)
 def test_boards_that_cannot_be_used_are_named_and_the_others_deployed(cluster, controller, extra, untouched):
     full, readonly, clock, key, bare, gone = (

@@ -111,3 +111,62 @@ def test_when_the_rest_cannot_hold_the_model_it_says_so_and_waits_for_the_board(
     board.up()
     assert asking.answer(150) == reference["text"]
     figure("power loss, and no room elsewhere: longest time without a token", asking.longest_gap())
+
+
+def each(cluster: Cluster) -> int:
+    """So many MB of RAM that three boards which offer as much hold the model with some to spare, and two don't."""
+    manifest, settings, offers = facts(cluster)
+
+    def fits(megabytes: float, count: int) -> bool:
+        boards = [parse_board(f"{b}={megabytes:.0f}MB", manifest) for b in [*offers][:count]]
+        try:
+            return bool(make_plan(manifest, boards, settings, 1))
+        except PlanError:
+            return False
+
+    megabytes = next(m for m in range(80, 2000, 5) if fits(m, 3))
+    assert not fits(1.1 * megabytes, 2)
+    return round(1.1 * megabytes)
+
+
+@pytest.mark.boards_all
+@pytest.mark.timeout(1200)
+def test_limits_of_the_inventory_count_before_the_agents_have_them(small, reference):
+    """Lowered as far as it goes, too far, and raised again, also for the share of a board that is dead."""
+    cluster, controller = small, small.controller
+    cluster.inventory()
+    controller.deploy().good()
+    ram = each(cluster)
+    cluster.inventory(edgellm_ram=f"{ram}MB")
+    controller.deploy().good()
+    assert set(controller.plan()) == {b.name for b in cluster.boards}
+    before, started = controller.plan(), [b.agent_started() for b in cluster.boards]
+
+    cluster.inventory(edgellm_ram=f"{ram // 2}MB")
+    refused = controller.deploy()
+    assert refused.rc != 0 and "edgellm_ram holds board1 at" in " ".join(refused.text.split())
+    assert (controller.plan(), [b.agent_started() for b in cluster.boards]) == (before, started)
+    assert controller.ask(PROMPT, 20)["tokens"] == reference["tokens"][:20]
+
+    first, second, dead = cluster.boards
+    dead.kill()
+    cluster.inventory(edgellm_ram=f"{ram}MB")
+    refused = controller.deploy()
+    said = " ".join(refused.text.split())
+    steps = [f"First bring back what is left out: board {dead.name}", "can't be reached over SSH",
+             f"edgellm_ram holds {first.name} at", "It would fit"]  # fmt: skip
+    places = [said.find(step) for step in steps]
+    assert refused.rc != 0 and -1 not in places and places == sorted(places), refused.text[-3000:]
+    assert [b.agent_started() for b in (first, second)] == started[:2]
+
+    cluster.inventory(edgellm_ram=f"{ram}MB", per_board={first: f"edgellm_ram={3 * ram}MB"})
+    played = controller.deploy()
+    assert played.recap[first.name]["failed"] == played.recap[second.name]["failed"] == 0, played.text[-3000:]
+    assert set(controller.plan()) <= {first.name, second.name} and first.name in controller.plan()
+    assert controller.ask(PROMPT, 20)["tokens"] == reference["tokens"][:20]
+
+    dead.up()
+    cluster.inventory()
+    controller.deploy().good()
+    assert set(controller.plan()) == {b.name for b in cluster.boards}
+    assert controller.ask(PROMPT, 20)["tokens"] == reference["tokens"][:20]

@@ -68,7 +68,7 @@ def test_before_there_are_agents_what_is_free_within_the_limits_tells_that_it_fi
 )
 def test_before_there_are_agents_it_is_told_what_is_missing(ask, boards, offers):
     said = ask(*boards)
-    assert said.startswith("fake needs 1.80 GB (weights 1.80 GB, KV ") and offers in said
+    assert said.startswith("The model doesn't fit: fake needs 1.80 GB (weights 1.80 GB, KV ") and offers in said
 
 
 def test_no_board_at_all_and_a_context_that_the_model_does_not_have_are_told_alone(ask):
@@ -89,7 +89,7 @@ def test_what_the_owner_has_is_named_before_another_board(ask):
         "First bring back what is left out: board pi3 can't be reached over SSH. Check its power. board pi4 is armv7l.",
         "edgellm_ram holds b1 at 0.50 GB, of 2.00 GB free: the model fits if b1 offers 0.97 GB. ",
         "It would fit with edgellm_quantize=int4 (about 1.06 GB of weights instead of 1.80 GB), ",
-        "or with 2 more boards like b1 (0.50 GB).",
+        "or with 2 more boards like b1 (0.50 GB). Nothing was changed on any board.",
     ]
     places = [said.find(step) for step in steps]
     assert -1 not in places and places == sorted(places), said
