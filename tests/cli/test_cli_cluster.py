@@ -124,6 +124,23 @@ def test_status_exits_with_1_when_a_board_of_the_plan_is_gone(lame):
     assert "b1 (1 of the plan's 2 boards) can't serve now" in done.stdout
 
 
+def test_after_a_power_cut_status_and_doctor_say_that_the_next_question_is_answered(tmp_path_factory, sshd):
+    cluster = Cluster(tmp_path_factory.mktemp("cut"), sshd)
+    try:
+        for i in (0, 1):
+            cluster.call(cluster.boards.stop(i))
+            cluster.call(cluster.boards.start(i))
+        done = invoke("status", "--cluster", cluster.file)
+        assert done.exit_code == 0 and "can't serve" not in done.stdout
+        assert "ready: loads layers 0-3 at the next question" in done.stdout
+        assert "ready: loads layers 3-6 at the next question" in done.stdout
+        doctor = json.loads(invoke("doctor", "--quick", "--json", "--cluster", cluster.file).stdout)
+        by_name = {b["board"]: [f["about"] for f in b["findings"]] for b in doctor["boards"]}
+        assert "plan" not in by_name["b0"] + by_name["b1"]
+    finally:
+        cluster.stop()
+
+
 def test_a_cluster_without_its_model_folder_has_a_status(cluster, tmp_path):
     made = ClusterFile.make(tmp_path / "nowhere", cluster.boards.addresses, cluster.plan)
     made.write(tmp_path / "here" / "cluster.json")
