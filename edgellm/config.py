@@ -7,8 +7,10 @@ DEFAULT_SLOTS = 4  # sequences at once
 DEFAULT_CHUNK = 32  # prompt tokens per prefill chunk: benchmarks/chunks.py
 DEFAULT_MAX_TOKENS = 512
 
-# The most memory that an agent takes beside weights, KV and activations: benchmarks/lean.py. generic includes torch.
+# What an agent takes beside weights and KV: the most while it computes (benchmarks/lean.py), and while it holds nothing,
+# which is when it measures what it can offer. generic includes torch.
 AGENT_BYTES = {"native": 120_000_000, "generic": 500_000_000}
+IDLE_AGENT_BYTES = {"native": 60_000_000, "generic": 500_000_000}
 
 # Timeouts by phase, in seconds.
 CONNECT_TIMEOUT_S = 5.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgellm.config import AGENT_BYTES
+from edgellm.config import IDLE_AGENT_BYTES
 from edgellm.errors import EdgellmError, UsageError
 from edgellm.manager.cluster_file import Board, SshAccess
 from edgellm.plan import Capacity, Settings
@@ -72,8 +72,8 @@ class Request:
 
     @property
     def agent_bytes(self) -> int:
-        """What an agent takes beside its section."""
-        return AGENT_BYTES[self.path]
+        """What an agent takes itself when it measures what it can offer."""
+        return IDLE_AGENT_BYTES[self.path]
 
     @classmethod
     def read(cls, path: Path) -> "Request":
@@ -88,8 +88,8 @@ class Request:
             if again := [n for n in names if names.count(n) > 1]:
                 raise UsageError(f"board {again[0]} is there {names.count(again[0])} times, expected once")
             how = content.get("path", "native")
-            if how not in AGENT_BYTES:
-                raise UsageError(f"path is {reprlib.repr(how)}, expected {' or '.join(AGENT_BYTES)}")
+            if how not in IDLE_AGENT_BYTES:
+                raise UsageError(f"path is {reprlib.repr(how)}, expected {' or '.join(IDLE_AGENT_BYTES)}")
             return cls(
                 Path(content["model_dir"]),
                 Settings.from_dict(content["settings"]),

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from edgellm.config import IDLE_AGENT_BYTES
 from edgellm.controller.fit import fit
 from tests.controller.asked import LARGE, SETTINGS, request_of
 from tests.fakes import Boards, run
 
 GB = 10**9
-AGENT = 120_000_000  # what an agent takes itself
+AGENT = IDLE_AGENT_BYTES["native"]
 AT = {f"b{i}": ("127.0.0.1", 9 + i) for i in range(3)}  # where nothing listens
 
 
@@ -62,7 +63,7 @@ def test_before_there_are_agents_what_is_free_within_the_limits_tells_that_it_fi
         ((board(1.1), board(0.5)), "b0 1.03 GB of 1.10 GB, b1 0.43 GB of 0.50 GB; 0.3"),
         ((board(0), board(0)), "b0 0.0 MB of 0.0 MB, b1 0.0 MB of 0.0 MB; 1.80 GB are missing"),
         ((board(1.1), board(4, ram=0.5)), "b1 0.43 GB of 0.50 GB"),
-        ((board(1.1), board(4, memory_max=0.5)), "b1 0.31 GB of 0.38 GB"),
+        ((board(1.1), board(4, memory_max=0.5)), "b1 0.37 GB of 0.44 GB"),
         ((board(4, disk=0.1),), "b0 32.9 MB of 0.10 GB"),
     ],
 )
@@ -105,8 +106,8 @@ def test_the_offer_that_is_said_to_be_enough_is_enough_and_hardly_more(ask):
 def test_several_boards_that_are_held_back_are_raised_together(ask):
     said = ask(board(2, ram=0.5), board(2, memory_max=0.6))
     assert (
-        "edgellm_ram holds b0 at 0.50 GB, of 2.00 GB free; edgellm_memory_max holds b1 at 0.48 GB, of 2.00 GB free: "
-        "the model fits if b0 offers 0.99 GB and b1 offers 0.97 GB."
+        "edgellm_ram holds b0 at 0.50 GB, of 2.00 GB free; edgellm_memory_max holds b1 at 0.54 GB, of 2.00 GB free: "
+        "the model fits if b0 offers 0.97 GB and b1 offers 1.01 GB."
     ) in said, said
 
 
