@@ -17,7 +17,7 @@ def project() -> Path:
     wheel carries. Raise UsageError if there is neither."""
     folder = _repository() or Path(edgellm.__file__).parent / PACKAGED
     if not (folder / "deploy.yml").is_file():
-        raise UsageError(f"this edgellm has no playbooks at {folder}. Install edgellm's wheel, or a checkout with pip -e.")
+        raise UsageError(f"this edgellm has no playbooks at {folder}. Install edgellm again.")
     return folder
 
 

@@ -1,0 +1,101 @@
+"""Writes docs/messages.md, every sentence that leaves a board out of a deploy, from the code (`make messages`)."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "messages.md"
+HEAD = """# What deploy says, and the way out
+
+Every sentence with which a playbook leaves a board out or stops, as the code has it: `make messages` writes this page.
+NAME is a board, … a value. A board that is left out doesn't keep the others from being deployed, and running the same
+command again goes on where it stopped.
+"""
+SECTIONS = {
+    "ansible/filter_plugins/boards.py": "A board can't be reached or used",
+    "ansible/filter_plugins/shards.py": "The model's files don't fit or are damaged",
+    "ansible/filter_plugins/inventory.py": "The inventory is wrong",
+    "ansible/action_plugins": "Files can't be pushed",
+    "ansible/roles": "Setting a board up fails",
+    "playbooks": "The whole run stops",
+    "edgellm/controller/wheels.py": "This machine can't get the boards' wheels",
+    "edgellm/controller/wheelhouse.py": "This machine can't get the boards' wheels",
+}
+_NAMES = {"board", "place", "boards", "inventory_hostname", "name", "names", "', '.join(boards)"}
+
+
+def sentences(path: Path) -> list[str]:
+    """Return what a file says to people, in its order, values as "…"."""
+    if path.suffix == ".py":
+        found = _of_python(path.read_text(), any_subject="edgellm" in path.parts)
+    else:
+        found = _of_playbook(path.read_text())
+    return [text for text in dict.fromkeys(map(_plain, found)) if is_whole(text)]
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is what happened, a full stop, and what to do."""
+    return bool(re.fullmatch(r"\S.{8,}?[.]\s\S.{5,}[.]?", text)) and text.count("…") <= 8
+
+
+def _of_python(source: str, any_subject: bool) -> list[str]:
+    tree = ast.parse(source)
+    documents = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    parts = {id(v) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for v in n.values}
+    texts = [
+        (node.lineno, node.col_offset, _text(node)) for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in documents | parts
+    ]  # fmt: skip
+    begins = r"\S" if any_subject else r"boards? |This machine |There |The |… is "
+    return [text for _, _, text in sorted(texts) if re.match(begins, text)]
+
+
+def _text(node: ast.expr) -> str:
+    """Return a string's text, with the board's name as NAME and other values as "…"."""
+    if isinstance(node, ast.Constant):
+        return re.sub(r"\{(\w+)\}", _value, node.value) if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(v) if isinstance(v, ast.Constant) else _value(ast.unparse(v.value)) for v in node.values)
+    return "…"
+
+
+def _value(name) -> str:
+    name = name if isinstance(name, str) else name[1]
+    return "NAME" if name.removesuffix("!r") in _NAMES else "…"
+
+
+def _of_playbook(text: str) -> list[str]:
+    """Return the texts of `msg:` and of facts that hold reasons, in YAML as these files write it."""
+    found = re.findall(r"^( *)(?:msg|\w+_reason): *(?:>-\n((?:\1  +.*\n|\n)+)|(.+)\n)", text + "\n", re.M)
+    texts = [" ".join((block or line).split()).strip("\"'") for _, block, line in found]
+    return [re.sub(r"\{\{\s*(.*?)\s*\}\}", _value, t) for t in texts if re.match(r"board|There|The ", t)]
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"…(?:[ ,]*…)+", "…", text).replace("NAME (NAME)", "NAME").split())
+
+
+def page() -> str:
+    """Return the whole page."""
+    found: dict[str, list[str]] = {}
+    for place, title in SECTIONS.items():
+        for path in [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.[py][ym]*")):
+            if path.is_file() and path.suffix in (".py", ".yml"):
+                found.setdefault(title, []).extend(sentences(path))
+    lines = [HEAD]
+    for title, texts in found.items():
+        if texts:
+            lines += [f"## {title}\n", "| it says | the way out |", "|---|---|"]
+            lines += ["| {} | {} |".format(*split(text)) for text in dict.fromkeys(texts)] + [""]
+    return "\n".join(lines)
+
+
+def split(text: str) -> tuple[str, str]:
+    """Return what happened, and what to do."""
+    what, _, todo = re.sub(r"\|", r"\\|", text).partition(". ")
+    return what + ".", todo
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
