@@ -2,17 +2,24 @@
 PYTHON ?= python3
 PROMPT ?= Why is the sky blue? Answer in one short paragraph.
 BIN = .venv/bin
-PIP = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+QUIET = --quiet
+PIP = $(BIN)/pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask controller test quick test-boards test-boards-all test-arm lint bench vocabularies constraints messages wheels clean
+.PHONY: ask install controller test quick test-boards test-boards-all test-arm lint bench vocabularies constraints messages wheels clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
 	$(BIN)/edgellm ask "$$PROMPT"
 
-# Installs what deploys to boards and splits Hugging Face folders.
+# Installs the command edgellm into .venv, and shows how far that is.
+install controller: QUIET =
+install: .venv/ready
+	@echo 'installed: $(BIN)/edgellm ask "Why is the sky blue?"'
+
+# The same with what deploys to boards and splits Hugging Face folders.
 controller: .venv/controller
+	@echo 'installed: $(BIN)/edgellm deploy --help'
 
 # Every test that needs only loopback, in two processes. apt provides what the tests of the aarch64 kernels need.
 test: .venv/dev lint
@@ -87,6 +94,7 @@ constraints: .venv/ready
 		$(shell find edgellm -name __pycache__ -prune -o -type d -print)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "edgellm needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "installing edgellm into .venv, a minute or two …" >&2
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	$(PIP) -e .
 	@$(BIN)/python -m compileall -q edgellm
