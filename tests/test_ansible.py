@@ -21,6 +21,7 @@ BIN = Path(sys.executable).parent
 sys.path.insert(0, str(ROOT / "ansible/filter_plugins"))
 
 import boards  # noqa: E402
+import deployed  # noqa: E402
 import inventory  # noqa: E402
 import shards  # noqa: E402
 
@@ -30,7 +31,10 @@ def read(path: str):
 
 
 def spec(role: str) -> dict:
-    return read(f"ansible/roles/{role}/meta/argument_specs.yml")["argument_specs"]["main"]
+    """The role's only argument spec. That of the inventory isn't named main, because roles that depend on it would
+    check it again, one task each."""
+    [spec] = read(f"ansible/roles/{role}/meta/argument_specs.yml")["argument_specs"].values()
+    return spec
 
 
 def defaults(role: str) -> dict:
@@ -54,10 +58,13 @@ def test_every_variable_of_the_inventory_is_in_the_sample_with_its_default():
 
 
 def test_no_role_uses_a_variable_of_the_inventory_that_is_not_there():
-    known = set(defaults("edgellm")) | {"edgellm_bin", "edgellm_folder"}
-    filters = {name for module in (boards, inventory, shards) for name in module.FilterModule().filters()}
-    groups = {f"edgellm_{group}" for group in ("out", "ready", "running", "stocked", "removed", "pythonless")}
-    own = {"edgellm_found", "edgellm_options", "edgellm_specs", "edgellm_gone", "edgellm_made", "edgellm_time_s"}
+    known = set(defaults("edgellm")) | set(read("ansible/roles/edgellm/vars/main.yml"))
+    filters = {name for module in (boards, deployed, inventory, shards) for name in module.FilterModule().filters()}
+    filters |= {path.stem for path in (ROOT / "ansible/action_plugins").glob("*.py")} | {"edgellm_ending"}
+    groups = {f"edgellm_{group}" for group in ("out", "running", "stocked", "removed", "changing", "short", "upgradable",
+                                               "is_", "stopped")}  # fmt: skip
+    own = {"edgellm_found", "edgellm_options", "edgellm_specs", "edgellm_no_bin", "edgellm_rsyncs", "edgellm_gone",
+           "edgellm_stopped", "edgellm_time_s"}  # fmt: skip
     for path in [*(ROOT / "ansible/roles").rglob("*.yml"), *(ROOT / "playbooks").rglob("*.yml")]:
         used = set(re.findall(r"\bedgellm_\w+", path.read_text()))
         assert used - known - filters - groups - own - {"edgellm_"} == set(), path
@@ -108,7 +115,10 @@ def test_a_relative_model_is_one_from_where_ansible_was_started(tmp_path, stale)
     (tmp_path / "playbooks").mkdir()
     (tmp_path / "phi3").mkdir()
     command, playbook = tmp_path / "edgellm", tmp_path / "playbooks/model.yml"
-    command.write_text("""#!/bin/sh\nprintf '{"manifest_sha256": "%s"}' "$(realpath "$3")"\n""")
+    command.write_text(
+        """#!/bin/sh\nprintf '{"answers": {"model": {"manifest_sha256": "%s"}}, "problems": {}, "problem": ""}' """
+        """"$(realpath "$(grep -o '[.]/phi3')")"\n"""
+    )
     command.chmod(0o755)
     play = {"hosts": "boards", "gather_facts": False, "tasks": [
         {"ansible.builtin.import_role": {"name": "model"}},
@@ -220,10 +230,11 @@ def test_a_board_with_another_name_is_not_gone():
 
 
 def test_what_changed_on_the_controller_is_counted_once():
-    done, same = {"stdout": '{"changed": true}'}, {"stdout": '{"changed": false}'}
+    done, same = {"answers": {"model": {"changed": True}}}, {"answers": {"model": {"changed": False}}}
     assert inventory.controller_changes([{}, {"_model_command": same, "_cluster_form": {"skipped": True}}]) == []
     assert inventory.controller_changes([{"_model_command": done}, {"_model_command": done}]) == ["a model was split"]
-    assert len(inventory.controller_changes([{"_wheelhouse_commands": {"results": [same, done]}}])) == 1
+    wheels = {"wheels aarch64 3.11 False": {"changed": False}, "wheels x86_64 3.11 False": {"changed": True}}
+    assert len(inventory.controller_changes([{"_wheelhouse_command": {"answers": wheels}}])) == 1
 
 
 # What a board is

@@ -5,12 +5,12 @@
          - {name: fit, command: [fit], request: {…}}
          - {name: certificates, command: [certificates, --board, pi1]}
 
-A step's `request` goes to the command as a JSON file. The steps end with the first that fails, unless it is `optional`, and
-with one whose answer hasn't what it `must` have, such as fits.
+A step's `request` goes to the command as a JSON file. The steps end with the first that fails, unless it is `optional`,
+and with one whose answer isn't true for what it `must` have, such as fits.
 
-The result has `answers`, {name: the JSON object that the command printed}, and `problems`, {name: why it failed}. The task
-itself never fails, because then only one board would know why; `problem` is the first one that ended the steps, or "".
-What a step changes on this machine is no change of a board, so playbooks/parts/report.yml counts it.
+The result has `answers`, {name: the JSON object that the command printed}, and `problems`, {name: why it failed}. The
+task itself never fails, because then only one board would know why; `problem` is the one that ended the steps, or "".
+What a step changes on this machine is no change of a board, so playbooks/parts/controller.yml counts it.
 """
 
 import json
@@ -21,7 +21,7 @@ from ansible.template import trust_as_template
 
 
 def read(stdout: str, stderr: str, rc: int) -> dict:
-    """Return the answers and problems that `edgellm controller steps` printed; a problem of its own if it printed none."""
+    """Return the answers and problems that `edgellm controller steps` printed, or the problem that it printed none."""
     try:
         found = json.loads(stdout)
         return {"answers": found["answers"], "problems": found["problems"], "problem": found["problem"]}

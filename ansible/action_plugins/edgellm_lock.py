@@ -3,9 +3,8 @@
    - edgellm_lock:
        folder: "{{ edgellm_folder }}"
 
-The lock is a file in the cache, which names the process of ansible-playbook, its user, when it began, and its playbook. It
-holds for as long as that process lives, so nobody has to release it, and one that was killed or lost its power blocks
-nobody.
+The lock is a file in the cache, which names the process of ansible-playbook, its user, when it began, and its playbook.
+It holds for as long as that process lives, so nobody has to release it, and a run that was killed blocks nobody.
 """
 
 import fcntl
@@ -17,15 +16,16 @@ import time
 from pathlib import Path
 
 import psutil
-
-from ansible import context
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
+
+from ansible import context
 
 
 def lock_path(folder: str, cache: str) -> Path:
     """Return where the lock of the cluster in a config folder is."""
-    return Path(cache) / "edgellm" / "locks" / f"{hashlib.sha256(os.path.abspath(folder).encode()).hexdigest()[:12]}.json"
+    name = hashlib.sha256(os.path.abspath(folder).encode()).hexdigest()[:12]
+    return Path(cache) / "edgellm" / "locks" / f"{name}.json"
 
 
 def take(path: Path, me: dict) -> dict | None:
@@ -54,8 +54,9 @@ def process(pid: int, playbook: str) -> dict:
 def sentence(holder: dict) -> str:
     """Return why this run can't begin, and what to do."""
     return (
-        f"Another run is at work on this cluster: {holder['playbook']}, process {holder['pid']} of {holder['user']}, since "
-        f"{holder['since']}. Wait until it has ended, or end it with 'kill -INT {holder['pid']}', then run this again."
+        f"Another run is at work on this cluster: {holder['playbook']}, process {holder['pid']} of {holder['user']}, "
+        f"since {holder['since']}. Wait until it has ended, or end it with 'kill -INT {holder['pid']}', then run this "
+        f"again."
     )
 
 

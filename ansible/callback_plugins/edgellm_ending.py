@@ -5,9 +5,10 @@ run could not go on. They come however the run ended: a task of the playbook cou
 playbook once a play has lost all its boards.
 """
 
-from ansible import context
 from ansible.plugins.callback import CallbackBase
 from ansible.plugins.loader import filter_loader
+
+from ansible import context
 
 DOCUMENTATION = """
 name: edgellm_ending
@@ -63,7 +64,7 @@ def ending(boards: dict[str, dict], lost: list[str], said: dict[str, str], probl
         unable = [name for name, host in boards.items() if host.get("reset_reason")]
         sentences.append(f"{RESET_AGAIN} To let {' and '.join(unable)} go, add -e without={','.join(unable)}.")
     if playbook == "remove" and not problem and not sentences and lines:
-        lines.insert(0, "The board's agent is stopped. Remove its line from the inventory, or the next deploy adds it again.")
+        lines.insert(0, "Its agent is stopped. Remove the board's line from the inventory, or the next deploy adds it.")
     if not problem and not lines and boards and all(host.get("preflight_reason") for host in boards.values()):
         problem = "No board is left to form a cluster with."
     told = [s for s in dict.fromkeys(sentences) if s not in problem]

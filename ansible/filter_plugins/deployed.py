@@ -14,9 +14,10 @@ PROBLEMS = ("form_problem", "upgrade_problem", "_model_command", "_cluster_fit",
 def differences(found: dict, wanted: dict) -> list[str]:
     """Return what differs on a board: packages, base, identity, software, shards, agent; [] if nothing does.
 
-    `found` is what roles/agent/tasks/compare.yml has read there, by script. `wanted` has `packages` that the board lacks,
-    the `identity` folder on this machine, `version` and `model` ("" keeps the board's), the `complete` versions there,
-    `shards` as filter edgellm_push returns them, the agent's `unit`, and the `script` that notes what it starts from.
+    `found` is what roles/agent/tasks/compare.yml has read there, by script. `wanted` has `packages` that the board
+    lacks, the `identity` folder on this machine, `version` and `model` ("" keeps the board's), the `complete` versions
+    there, `shards` as filter edgellm_push returns them, the agent's `unit`, and the `script` that notes what it starts
+    from.
     """
     state = json.loads(found["agent"])
     version, model = wanted["version"] or state["version"], wanted["model"] or state["model"]
@@ -48,16 +49,19 @@ def problem(host) -> str:
     """Return why the run can't go on, from a board's variables; "" if it can."""
     for name in PROBLEMS:
         found = host.get(name)
-        if text := found if isinstance(found, str) else (found or {}).get("problem"):
-            return str(text)
+        text = str(found if isinstance(found, str) else (found or {}).get("problem") or "")
+        if text and name == "_cluster_fit" and "fit" in found["problems"]:
+            return f"The model doesn't fit: {text} Nothing was changed on any board."
+        if text:
+            return text
     return ""
 
 
 def groups(host) -> list[str]:
     """Return the groups of a board, without "edgellm_", by what there is to do about it.
 
-    stopped: nothing, because the run can't go on; out: nothing, because it can't be used; ready: it can be deployed, and
-    then changing: it lacks something, or running: it lacks nothing; short: its disk is too small for all shards.
+    stopped: nothing, because the run can't go on. out: nothing, because it can't be used. ready: it can be used, and
+    then changing: it lacks something, or running: it lacks nothing. short: its disk is too small for all shards.
     """
     if problem(host):
         return ["stopped"]
@@ -84,12 +88,12 @@ def without_problem(value, boards: list[str]) -> str:
 
 def without_reason(board: str) -> str:
     """Return the sentence for a board that the user left out."""
-    return f"board {board} was left as it is, because of -e without={board}. Once it is back, run this again without that."
+    return f"board {board} was left as it is, because of -e without={board}. Once it is back, run this again for it."
 
 
 def upgrade_problem(hosts: dict, without) -> str:
-    """Return why boards can't be upgraded and how to go on without those that hold it up, from boards' variables by name;
-    "" if they can."""
+    """Return which boards hold an upgrade up and how to go on without them, from boards' variables by name; "" if none
+    does."""
     off = [name for name, host in hosts.items() if host["preflight_reason"] and name not in names(without)]
     bare = [name for name, host in hosts.items()
             if not host["preflight_reason"] and not host["preflight_board"].get("installed")]  # fmt: skip
@@ -103,7 +107,7 @@ def upgrade_problem(hosts: dict, without) -> str:
 
 
 def failure(host, without="") -> str:
-    """Return why the run fails on a board, from its variables: it is left out, or the whole run can't go on; else ""."""
+    """Return why the run fails on a board, from its variables: it is left out, or nothing can go on; "" otherwise."""
     if host["inventory_hostname"] in names(without):
         return ""
     return str(host.get("preflight_reason") or host.get("reset_reason") or problem(host))

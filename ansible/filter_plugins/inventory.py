@@ -173,8 +173,11 @@ def gone(known: dict, names, hostvars) -> list[str]:
 
 
 def known(before: dict, gone_boards, names, ran: dict, limited: bool) -> dict:
-    """Return the boards of boards.json after a run that reached the boards `ran`: those of the inventory, and those that
-    are gone from it until their agents are stopped. With --limit, the run does nothing about the others."""
+    """Return the boards of boards.json after a run that reached the boards `ran`.
+
+    They are those of the inventory, and those that are gone from it until their agents are stopped. With --limit, the
+    run does nothing about the others.
+    """
     kept = {name: how for name, how in before.items() if limited or name in names or name in gone_boards}
     return kept | ran
 

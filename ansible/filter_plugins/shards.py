@@ -11,9 +11,9 @@ def checksums(files: list[dict]) -> str:
 def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb: int) -> dict:
     """Return what to push to a board. `stdout` is `sha256sum --check` of `files` there, then the last line of `df -Pk`.
 
-    {"names", "whole", "corrupt", "short": its disk is too small for all files, "disk_bytes" that it has for shards, "problem":
-    a sentence if there is no room for `least`, "message", "filters" for rsync}. `spare_mb` stay free. Corrupt files are
-    replaced one by one, so they need room for one only.
+    {"names", "whole": those that are there already, "corrupt", "short": its disk is too small for all files,
+    "disk_bytes" that it has for shards, "problem": a sentence if there is no room for `least`, "message", "filters" for
+    rsync}. `spare_mb` stay free. Corrupt files are replaced one by one, so they need room for one only.
     """
     whole = set(re.findall(r"^(\S+): OK$", stdout, re.M))
     corrupt = set(re.findall(r"^(\S+): FAILED$", stdout, re.M))
