@@ -1,5 +1,6 @@
 """Defaults and timeouts that more than one room uses."""
 
+PROGRESS_FILE = "EDGELLM_PROGRESS_FILE"  # environment variable: where to append reports of progress, a JSON a line
 DEFAULT_PORT = 7710
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_CONTEXT = 2048  # tokens a slot holds

@@ -7,7 +7,8 @@ import os
 import sys
 import time
 
-PROGRESS_FILE = "EDGELLM_PROGRESS_FILE"  # environment variable: where to append reports of progress, one JSON a line
+from edgellm.config import PROGRESS_FILE
+
 _REPORT_EVERY_S = 0.2
 
 

@@ -32,6 +32,7 @@ STEPS: dict[str, tuple[str, bool] | None] = {
 }
 _REASONS = ("preflight_reason", "reset_reason", "retire_reason")  # facts that leave a board out
 _HELD = re.compile(r"ready: |\S+ holds ")  # how lines of the ending begin that tell what is there
+_PUSHED = re.compile(r"(\S+): (\d{1,9}) of (\d{1,9}) MB")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_LINES = 200  # of output that belongs to no task
 
@@ -117,7 +118,7 @@ class Run:
                 self.ready += [line for line in lines if _HELD.match(line)]
                 self.sentences += [line for line in lines if line and not _HELD.match(line)]
             else:
-                self.output = [*self.output, *lines][-_MOST_LINES:]
+                self.output = [*self.output, *(line for line in lines if not self._pushed(line))][-_MOST_LINES:]
         return []
 
     def progress(self, told: dict[str, Any]) -> None:
@@ -155,6 +156,14 @@ class Run:
             why = errors[-1][:600].rstrip(". ") if errors else "it said nothing"
             found.append(f"ansible-playbook ended with exit code {rc}: {why}. Run this again with -v to see all of it.")
         return found
+
+    def _pushed(self, line: str) -> bool:
+        """Take in how far a push is, as edgellm_push says it; return whether the line says that."""
+        said = _PUSHED.fullmatch(line)
+        if said and said[1] in self.boards:
+            row = self.boards[said[1]]
+            row.done, row.total = int(said[2]) * 10**6, int(said[3]) * 10**6
+        return bool(said)
 
     def _row(self, host: str) -> Row | None:
         if host in ("", "localhost"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgellm.console import PROGRESS_FILE
+from edgellm.config import PROGRESS_FILE
 from edgellm.errors import UsageError
 
 _TICK_S = 0.1

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import platformdirs
 
-from edgellm.console import note
 from edgellm.controller.wheels import ELF_MACHINES, Target, Wheels, check_wheel
 
 
 def build(source: Path, into: Path, machines=tuple(ELF_MACHINES)) -> list[Path]:
     """Build a wheel for each machine from the repository `source`; return their paths. Raise WheelhouseError."""
-    workshop = Wheels(Path(platformdirs.user_cache_dir("edgellm")) / "tools", lambda what: note(f"{what} …"))
+    tools = Path(platformdirs.user_cache_dir("edgellm")) / "tools"
+    workshop = Wheels(tools, lambda what: print(what, "…", file=sys.stderr))
     made = []
     for machine in machines:
         target = Target(machine, f"{sys.version_info.major}.{sys.version_info.minor}")

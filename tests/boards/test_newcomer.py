@@ -1,4 +1,4 @@
-"""`edgellm deploy` with real boards: beside the repository's playbooks, and as a newcomer has it, from uvx to an answer."""
+"""`edgellm deploy` with boards: it does what the playbook does, and a newcomer gets from uvx to an answer."""
 
 import datetime
 import json
@@ -113,8 +113,11 @@ class Newcomer:
         return said
 
     def transcript(self) -> str:
-        parts = [f"$ {command}\n{said}\n{f'# {seconds:.0f} s' if seconds else ''}\n" for command, said, seconds in self.told]
-        return "\n".join(part.replace("\n\n", "\n") for part in parts)
+        parts = []
+        for command, said, seconds in self.told:
+            lines = [f"$ {command}", *said.splitlines(), *([f"# {seconds:.0f} s"] if seconds else [])]
+            parts.append("".join(f"{line}\n" for line in lines if line))
+        return "\n".join(parts)
 
 
 def machine() -> str:

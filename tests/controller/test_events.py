@@ -193,6 +193,15 @@ def test_what_a_board_does_now_and_how_far_it_is():
     assert (run.boards["pi1"].doing, run.boards["pi1"].total) == ("", 0)
 
 
+def test_how_far_a_push_is():
+    run = Run()
+    task(run, "software", "pi1")
+    for line in ("pi1: 12 of 52 MB", "pi1: 31 of 52 MB", "pi9: 1 of 2 MB"):
+        run.take({"event": "verbose", "stdout": f"{line}\r\n"})
+    assert (run.boards["pi1"].done, run.boards["pi1"].total) == (31_000_000, 52_000_000)
+    assert run.output == [] and run.notes == []
+
+
 @pytest.mark.parametrize("told", [{}, {"board": "nobody"}, {"done": "x", "total": None}, {"board": ["pi1"]}])
 def test_odd_reports_of_progress_do_no_harm(told):
     run = Run()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 pytest.importorskip("ansible_runner")
-from edgellm.console import PROGRESS_FILE  # noqa: E402
+from edgellm.config import PROGRESS_FILE  # noqa: E402
 from edgellm.controller import playbook  # noqa: E402
 from edgellm.errors import UsageError  # noqa: E402
 
