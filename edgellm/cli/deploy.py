@@ -154,7 +154,10 @@ def _play(
     passwords = _passwords(ask_pass, ask_become_pass)
     with (Events if as_json else Page)(title) as page:
         rc = ansible.run(folder, playbook, arguments, passwords, page.event, page.run.progress, page.tick)
-    if not page.end(rc):
+    went_well = page.end(rc)
+    if page.run.ready and not as_json and Path(sys.prefix).parent.name.startswith("archive-v"):
+        note("uvx keeps edgellm in its cache. For the command edgellm: uv tool install 'edgellm[controller]'")
+    if not went_well:
         sys.exit(1)
 
 
