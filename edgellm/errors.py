@@ -8,6 +8,7 @@
     ├── PlanError           sections that don't fit
     ├── ClusterError        a cluster file that can't be used
     ├── BoardError          a board that fails or can't be reached (names the board)
+    │   ├── DialError       a board that can't be dialled (says at which point it failed)
     │   ├── BusyError       a board with no free KV slot
     │   ├── ClaimError      a board that another manager is giving a plan, or that holds another epoch
     │   └── AnswerError     a board that can't compute this answer; asking again won't help
@@ -62,6 +63,19 @@ class BoardError(EdgellmError):
     def __init__(self, message: str, board: str | None = None):
         super().__init__(message)
         self.board = board
+
+
+# At which point dialling a board failed: nobody listens, or a firewall rejects; no sign of life; no way there; a
+# firewall on this side; its name is not known; TCP works, but nothing comes; the handshake or the hello failed.
+DIAL_CODES = ("refused", "timeout", "unreachable", "forbidden", "name", "silent", "rejected")
+
+
+class DialError(BoardError):
+    """A board can't be dialled; `code` is one of DIAL_CODES, `reason` the message without the board's name."""
+
+    def __init__(self, message: str, board: str | None, code: str, reason: str):
+        super().__init__(message, board)
+        self.code, self.reason = code, reason
 
 
 class BusyError(BoardError):

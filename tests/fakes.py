@@ -14,7 +14,7 @@ import numpy as np
 
 from edgellm.agent.load import load_section
 from edgellm.agent.serve import Agent, AgentOptions
-from edgellm.errors import ManifestError
+from edgellm.errors import DialError, ManifestError
 from edgellm.manager.board import BoardClient
 from edgellm.manager.client import ClusterClient
 from edgellm.manager.connections import Connections
@@ -24,6 +24,7 @@ from edgellm.plan import Plan, Section
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest, Shard
 from edgellm.wire.credentials import client_credentials
+from edgellm.wire.dial import connect
 
 VOCAB, HIDDEN, LAYERS = 97, 4, 6
 GREEDY = Sampling()
@@ -250,6 +251,21 @@ def write_shards(folder: Path, manifest: Manifest, layers: tuple[int, int]) -> N
     """Files of the right sizes for these layers."""
     for shard in manifest.section_shards(*layers):
         (folder / shard.name).write_bytes(bytes(shard.bytes))
+
+
+def block(monkeypatch, *ways: str) -> set[str]:
+    """Have boards that try to reach others fail on these ways ("b0>b1"), as behind a firewall that drops packets.
+    Whoever takes a way out of the set that is returned opens it again."""
+    closed = set(ways)
+
+    async def dial(host, port, me, *args, board, **kwargs):
+        if f"{me.name}>{board}" in closed:
+            reason = "no answer within 2 s"
+            raise DialError(f"board {board} ({host}:{port}): {reason}", board, "timeout", reason)
+        return await connect(host, port, me, *args, board=board, **kwargs)
+
+    monkeypatch.setattr("edgellm.agent.reaching.connect", dial)
+    return closed
 
 
 async def connect_all(addresses: dict[str, tuple[str, int]]) -> list[BoardClient]:

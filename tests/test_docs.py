@@ -12,17 +12,18 @@ import torch
 
 from edgellm.checkpoint.shard import Entry, make_plan
 from edgellm.checkpoint.tensors import stored_bytes, stored_shape
-from edgellm.errors import BoardError, RemoteProtocolError
+from edgellm.errors import DIAL_CODES, BoardError, RemoteProtocolError
 from edgellm.kernels import library
 from edgellm.kernels.library import GROUP, GROUP_BYTES, TILE
 from edgellm.manager.client import ClusterClient
+from edgellm.manager.pairs import try_pairs
 from edgellm.model.generic.packed import pack, unpack
 from edgellm.plan import Capacity, Plan
 from edgellm.sampling import Sampling
 from edgellm.shards import tiles
 from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
 from edgellm.shards.tiles import BLOCK_BYTES
-from edgellm.wire import credentials, listener, protocol, sequence_messages
+from edgellm.wire import credentials, listener, protocol, reach, sequence_messages
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader
 from edgellm.wire.peer import Peer
@@ -145,6 +146,11 @@ def test_field_names_are_the_dataclasses_own():
 def test_finish_reasons_and_failure_codes():
     assert [(int(r["finish"]), r["name"]) for r in table(WIRE, "finish", "name")] == list(enumerate(m.FINISH))
     assert [(int(r["code"]), r["name"]) for r in table(WIRE, "code", "name")] == list(enumerate(m.FAILURES))
+
+
+def test_outcomes_of_a_dial():
+    assert [r["outcome"] for r in table(WIRE, "outcome", "meaning")] == ["ok", *DIAL_CODES]
+    assert f"at most {reach._MAX_REASON} characters" in section(m.Reached)
 
 
 def test_version_and_its_refusal():
@@ -272,6 +278,7 @@ def test_json_fields_of_claims_and_commits_and_the_options_of_an_open(tmp_path, 
             plan = await boards.form((0, 3, 6))
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 await ask(cluster, [1, 2, 3])
+            assert not any(pair.broken for pair in await try_pairs(boards.addresses))
             with pytest.raises(BoardError, match="context of 5000"):
                 await boards.form((0, 3, 6), epoch=2, context=5000)
 
@@ -279,6 +286,8 @@ def test_json_fields_of_claims_and_commits_and_the_options_of_an_open(tmp_path, 
     for message in (m.Claim, m.Claimed, m.Assigned, m.Commit, m.Committed):
         assert names(WIRE, f"field of {message.__name__.lower()}") == seen[message], message
     assert names(WIRE, "option") == seen[m.Open]
+    for message in (m.Reach, m.Reached):
+        assert names(WIRE, f"field of {message.__name__.lower()}") == seen[message], message
     (words,) = [r["meaning"] for r in table(section(m.Assign), "offset")]
     assert set(re.findall(r"(\w+)`(?: \(below\))?[,:;]", words)) == seen[m.Assign]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from edgellm.agent import checks, report
 from edgellm.agent.holding import Holding
+from edgellm.agent.reaching import Reaching
 from edgellm.agent.stage import Stage
 from edgellm.agent.trace import answer_trace
 from edgellm.errors import BusyError, EdgellmError
@@ -22,14 +23,17 @@ class Dispatcher:
     hold another section."""
 
     def __init__(
-        self, board: str, holding: Holding, status: Callable[[], BoardStatus], section_changed: Callable[[], None]
-    ):
-        self._board, self._holding, self._status, self._section_changed = board, holding, status, section_changed
+        self, board: str, holding: Holding, reaching: Reaching, status: Callable[[], BoardStatus],
+        section_changed: Callable[[], None],
+    ):  # fmt: skip
+        self._board, self._holding, self._reaching = board, holding, reaching
+        self._status, self._section_changed = status, section_changed
         self._changes = 0
         self._tasks: set[asyncio.Task] = set()
 
     def close(self) -> None:
-        """Cancel the changes of the plan that are under way."""
+        """Cancel the changes of the plan and the tries to reach boards that are under way."""
+        self._reaching.close()
         for task in self._tasks:
             task.cancel()
 
@@ -49,6 +53,8 @@ class Dispatcher:
                 task = asyncio.create_task(self._change(peer, message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+            case m.Reach():
+                self._reaching.asked(peer, message)
             case m.Open() if self._holding.closed:
                 self._fail(peer, message, "draining", f"board {self._board} is stopping and takes no new prompts")
             case m.Open() | m.Close() | m.Hidden() | m.Tokens() | m.Trace():

@@ -16,6 +16,7 @@ from edgellm.agent.dispatch import Dispatcher
 from edgellm.agent.holding import Holding, in_own_thread
 from edgellm.agent.load import load_section
 from edgellm.agent.options import AgentOptions
+from edgellm.agent.reaching import Reaching
 from edgellm.agent.stage import Stage
 from edgellm.agent.tune import state_folder, take_cores
 from edgellm.config import STEP_TIMEOUT_S
@@ -51,7 +52,8 @@ class Agent:
         self.holding = Holding(
             options.name, self.manifest, options.shards, load, ram_bytes=options.ram_bytes, tls=client_tls
         )
-        self.dispatcher = Dispatcher(options.name, self.holding, self._status, self._section_changed)
+        reaching = Reaching(options.name, client_tls)
+        self.dispatcher = Dispatcher(options.name, self.holding, reaching, self._status, self._section_changed)
         self.connections = Connections(options.name, self.dispatcher.message, self._lost, self._step_bytes)
         self._layer_s = self._head_s = 0.0
         self._stop = asyncio.Event()

@@ -12,6 +12,7 @@ from edgellm.console import Progress, note
 from edgellm.errors import ManifestError, UsageError
 
 _REFRESH_S = 2.0
+_PAIRS_EVERY_S = 30.0  # with --watch: handshakes between all boards take some of their time
 _NUMBERS = {"layers", "RAM GB", "KV", "°C", "Mb/s", "ms/token", "epoch"}
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red")
 
@@ -56,8 +57,9 @@ def status(watch, as_json, cluster, verbose):
     """Show what every board is doing, and its condition.
 
     RAM is what is free beside the section, and what the board offers in total. KV is free slots, and all slots.
-    After a restart, a board loads its section at the next question, and is ready until then. status exits with 1 unless
-    every board of the plan serves it or is ready.
+    After a restart, a board loads its section at the next question, and is ready until then. Every board also tries to
+    reach every other one, because hidden states go from board to board. status exits with 1 unless every board of the
+    plan serves it or is ready, and reaches the next one.
 
     \b
     Examples:
@@ -76,14 +78,18 @@ def status(watch, as_json, cluster, verbose):
 
 async def _status(cluster: Path | None, watch: bool, as_json: bool) -> int:
     import asyncio
+    import time
 
     from rich.live import Live
 
     console, live = _console(), None
+    pairs, tried_s = None, float("-inf")
     try:
         while True:
+            if time.monotonic() - tried_s > _PAIRS_EVERY_S:
+                pairs, tried_s = None, time.monotonic()
             with Progress() as progress:
-                content = await _look(cluster, progress if live is None else lambda what: None)
+                content, pairs = await _look(cluster, pairs, progress if live is None else lambda what: None)
             if as_json:
                 click.echo(json.dumps(content))
             elif watch and console.is_terminal:
@@ -101,8 +107,12 @@ async def _status(cluster: Path | None, watch: bool, as_json: bool) -> int:
             live.stop()
 
 
-async def _look(cluster: Path | None, progress) -> dict:
+async def _look(cluster: Path | None, pairs: list | None, progress) -> tuple[dict, list]:
+    """Return the cluster's state, and the pairs of boards, which are tried unless they are given."""
+    import asyncio
+
     from edgellm.controller.status import ask_boards, describe
+    from edgellm.manager.pairs import try_pairs
     from edgellm.shards.manifest import Manifest
 
     file, path = _open(cluster)
@@ -110,10 +120,11 @@ async def _look(cluster: Path | None, progress) -> dict:
         manifest = Manifest.read(file.model_dir_path(path))
     except ManifestError:
         manifest = None  # doctor names it
-    words = await ask_boards(
-        file.addresses(), file.client_tls(path), lambda boards: progress(f"waiting for {', '.join(boards)}")
-    )
-    return {"cluster_file": str(path), **describe(file, words, manifest)}
+    tls = file.client_tls(path)
+    asking = ask_boards(file.addresses(), tls, lambda boards: progress(f"waiting for {', '.join(boards)}"))
+    trying = asyncio.sleep(0, pairs) if pairs is not None else try_pairs(file.addresses(), tls)
+    words, tried = await asyncio.gather(asking, trying)
+    return {"cluster_file": str(path), **describe(file, words, manifest, tried)}, tried
 
 
 def _rendered(content: dict):
@@ -173,9 +184,9 @@ def _measures(row: dict) -> list:
 def doctor(boards, quick, as_json, cluster, verbose):
     """Find what is wrong with the boards, and say what to do.
 
-    doctor checks reachability, versions, clocks, links of 100 Mb/s, slow or full disks, heat, undervoltage, missing or
-    damaged shards, certificates that expire soon, and agents that fail. Reading 3 GB of shards takes about a minute on
-    a good card. doctor exits with 1 if it finds anything.
+    doctor checks reachability (also from every board to every other one), versions, clocks, links of 100 Mb/s, slow
+    or full disks, heat, undervoltage, missing or damaged shards, certificates that expire soon, and agents that fail.
+    Reading 3 GB of shards takes about a minute on a good card. doctor exits with 1 if it finds anything.
 
     \b
     Examples:

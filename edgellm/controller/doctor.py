@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass, field
 
-from edgellm.config import AGENT_BYTES
+from edgellm.config import AGENT_BYTES, DEFAULT_PORT
+from edgellm.manager.pairs import HERE
 from edgellm.plan import headroom_bytes
 
 DEPLOY = "Run 'ansible-playbook deploy.yml'"
-HERE = "this machine"
 
 _SKEW_S = 5.0  # certificates and logs go by the clock
 _GIGABIT = 1000
@@ -34,6 +34,9 @@ class Unit:
 class Facts:
     """What is known of a board; None: not known. `*_error` is a reason where something failed, else None.
 
+    `port` is the agent's. `reached_by` are the boards that reach it, and `pairs` is what keeps it and other boards from
+    reaching each other, as (what, todo).
+
     `idle` is why a board of the plan doesn't serve it, though its agent answers; `ready` is whether all it takes is a
     question, at which it loads its section. `path` and `kernels` are how it computes, `native_elsewhere` whether
     another board computes natively.
@@ -46,6 +49,9 @@ class Facts:
     tcp_error: str | None = None
     wire_error: str | None = None
     ssh_error: str | None = None
+    port: int = DEFAULT_PORT
+    reached_by: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
     idle: str | None = None
     ready: bool = False
     has_ssh: bool = True
@@ -129,7 +135,7 @@ def summary(facts: Facts) -> str:
 def report(facts: Facts, findings: list[Finding]) -> dict:
     """Return a board's findings and facts for JSON; of its files, how many were there and how many were read."""
     known = asdict(facts)
-    for name in ("board", "manifest", "needed", "files", "sums"):
+    for name in ("board", "manifest", "needed", "files", "sums", "pairs"):
         del known[name]
     return {
         "board": facts.board,
@@ -143,8 +149,11 @@ def report(facts: Facts, findings: list[Finding]) -> dict:
 
 
 def _reach(f: Facts):
+    though = f", though {', '.join(f.reached_by)} can reach it" if f.reached_by else ""
     if f.tcp_error and f.has_ssh and f.ssh_error:
-        yield f"can't be reached: {f.tcp_error}", "Check its power, its cable, and its address in the inventory."
+        todo = "Check its power, its cable, and its address in the inventory."
+        todo = "Check this machine's network and firewall." if f.reached_by else todo
+        yield f"can't be reached: {f.tcp_error}{though}", todo
         return
     if f.ssh_error:
         yield f.ssh_error, "Until SSH works, only what its agent reports is known."
@@ -153,7 +162,11 @@ def _reach(f: Facts):
     if f.tcp_error and not f.has_ssh:
         yield f"its agent can't be reached: {f.tcp_error}", "Check that it runs, its cable, and its address."
     elif f.tcp_error and (f.unit is None or f.unit.active == "active"):
-        yield f"its agent can't be reached: {f.tcp_error}", "Check its firewall, and its address in the inventory."
+        yield (
+            f"its agent can't be reached: {f.tcp_error}{though}",
+            f"Check its firewall, which must let in TCP port {f.port} (with ufw: 'sudo ufw allow {f.port}/tcp'), and "
+            "its address in the inventory.",
+        )
     elif f.wire_error and not f.tcp_error:
         by_certificate = "certificate" in f.wire_error or "TLS" in f.wire_error
         if "version" in f.wire_error:
@@ -167,6 +180,10 @@ def _reach(f: Facts):
         else:
             todo = f"'edgellm logs {f.board}' may say why."
         yield f"its agent doesn't answer correctly: {f.wire_error}", todo
+
+
+def _pairs(f: Facts):
+    yield from f.pairs
 
 
 def _agent(f: Facts):
@@ -318,8 +335,8 @@ def _certificates(f: Facts):
 
 # A wrong clock comes first, because certificates fail by it, and so connections.
 _RULES = (
-    ("clock", _clock), ("reach", _reach), ("agent", _agent), ("plan", _plan), ("version", _version), ("link", _link),
-    ("heat", _heat), ("power", _power), ("disk", _disk), ("ram", _ram), ("compute", _compute),
+    ("clock", _clock), ("reach", _reach), ("pairs", _pairs), ("agent", _agent), ("plan", _plan), ("version", _version),
+    ("link", _link), ("heat", _heat), ("power", _power), ("disk", _disk), ("ram", _ram), ("compute", _compute),
     ("shards", _shards), ("certificates", _certificates),
 )  # fmt: skip
 

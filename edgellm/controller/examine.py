@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgellm import __version__
+from edgellm.controller import pairs as between
 from edgellm.controller.doctor import HERE, Facts
 from edgellm.controller.script import QUICK_SCRIPT, SCRIPT, parse
 from edgellm.controller.ssh import run_script
@@ -18,6 +19,7 @@ from edgellm.controller.status import Word, ask_boards, describe
 from edgellm.errors import EdgellmError
 from edgellm.files import sha256_of
 from edgellm.manager.cluster_file import Board, ClusterFile
+from edgellm.manager.pairs import Pair, try_pairs
 from edgellm.plan import section_need
 from edgellm.shards.manifest import Manifest
 from edgellm.wire.credentials import Credentials
@@ -52,13 +54,15 @@ async def examine(
 ) -> list[Facts]:  # fmt: skip
     """Return facts of this machine and of the boards named (all, if none are). Raises nothing for a board.
 
-    With `quick`, shards are looked at but not read. `run` is what runs a script on a board (`run_script`).
+    Every board tries to reach every other one, named or not. With `quick`, shards are looked at but not read. `run`
+    is what runs a script on a board (`run_script`).
     """
     meter = meter or Meter()
     here, manifest, tls = _this_machine(cluster, path)
     boards = [b for b in cluster.boards if not names or b.name in names]
     mute = cluster.tls is not None and tls is None  # no certificate to ask with, which is a finding of this machine
     asked = asyncio.create_task(ask_boards({} if mute else {b.name: (b.host, b.port) for b in boards}, tls))
+    trying = asyncio.create_task(try_pairs({} if mute else cluster.addresses(), tls))
     tasks = [asyncio.create_task(in_thread(_by_ssh, b, manifest, quick, run, meter, tell)) for b in boards]
     local = cluster.is_local() and manifest is not None and not quick
     own = in_thread(_sums_here, cluster.model_dir_path(path), manifest, meter) if local else asyncio.sleep(0, {})
@@ -73,10 +77,24 @@ async def examine(
             by_wire = _by_wire(board, words[board.name], rows[board.name], cluster, manifest)
             elsewhere = any(row["path"] == "native" for name, row in rows.items() if name != board.name)
             facts.append(replace(by_wire, tcp_error=tcp.get(board.name), native_elsewhere=elsewhere, **await task))
-        return facts
+        return _with_pairs(facts, await trying)
     finally:
         for task in (asked, *tasks):
             task.cancel()
+        trying.cancel()
+
+
+def _with_pairs(facts: list[Facts], pairs: list[Pair]) -> list[Facts]:
+    """Return the facts with what keeps boards from reaching each other, each at the first board that it is about."""
+    names = {f.board for f in facts}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for trouble in between.troubles(pairs):
+        for board in [b for b in trouble.boards if b in names][:1]:
+            found.setdefault(board, []).append((trouble.what, trouble.todo))
+    return [
+        replace(f, pairs=tuple(found.get(f.board, ())), reached_by=tuple(between.reached_by(pairs, f.board)))
+        for f in facts
+    ]
 
 
 async def in_thread(function: Callable[..., _T], *args: Any) -> _T:
@@ -149,7 +167,7 @@ def _wanted(manifest: Manifest) -> dict[str, tuple[int, str]]:
 def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest: Manifest | None) -> Facts:
     """Return what the board's agent tells, and what is expected of the board."""
     facts = Facts(
-        board.name, our_version=__version__, has_ssh=board.ssh is not None, wire_error=word.error,
+        board.name, our_version=__version__, has_ssh=board.ssh is not None, wire_error=word.error, port=board.port,
         version=row["version"], link_mbit=row["link_mbit"], temperature_c=row["temperature_c"],
         throttled=row["throttled"], undervoltage=row["undervoltage"], ram_total_bytes=row["ram_total_bytes"],
         offered_bytes=row["ram_offered_bytes"], disk_free_bytes=row["disk_free_bytes"],

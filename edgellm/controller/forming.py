@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from edgellm.controller import pairs as between
 from edgellm.controller.request import Request
 from edgellm.errors import BoardError, ClusterError
 from edgellm.files import write_atomically
 from edgellm.manager.cluster_file import ClusterFile
+from edgellm.manager.pairs import HERE, Pair, try_pairs
 from edgellm.manager.rebalance import Outcome, propose, settle
 from edgellm.manager.session import Session
 from edgellm.manager.survey import Fleet
@@ -29,7 +31,8 @@ def form(request: Request, path: Path, tell: Callable[[str], None], *, dry_run: 
     """Have the boards take the plan that suits them, and write the cluster file to `path` if anything is new.
 
     Boards that don't answer are left out and named. Raises PlanError if the others can't hold the model, BoardError if
-    one fails; then no plan is half taken.
+    one fails; then no plan is half taken. The result's `broken` says which boards can't reach each other so that no
+    answer will come, "" if all of the plan's can; its `reasons` by board what else is wrong with the way to a board.
     """
     return asyncio.run(_form(request, path, tell, dry_run))
 
@@ -46,8 +49,16 @@ async def _form(request: Request, path: Path, tell: Callable[[str], None], dry_r
             }
             move = await propose(fleet, request.settings, known, any_shard=True)
             outcome = Outcome(move.plan, move, move.changed, {})
+            pairs = []
         else:
-            outcome = await _settled(fleet, request.settings, known, tell)
+            trying = asyncio.create_task(try_pairs(request.addresses, request.client_tls()))
+            try:
+                outcome = await _settled(fleet, request.settings, known, tell)
+                pairs = await trying
+            finally:
+                trying.cancel()
+            if between.troubles(pairs):  # perhaps an agent was just starting
+                pairs = await try_pairs(request.addresses, request.client_tls())
         missing = {name: fleet.missing[name] for name in sorted(fleet.missing)}
     plan = outcome.plan
     new = ClusterFile.make(request.model_dir, request.addresses, plan, tls=request.tls,
@@ -65,8 +76,29 @@ async def _form(request: Request, path: Path, tell: Callable[[str], None], dry_r
         "loaded_bytes": outcome.loaded_bytes,
         "unused": [b.name for b in request.boards if b.name not in plan.boards and b.name not in missing],
         "missing": missing,
+        "broken": " ".join(t.sentence for t in _breaking(plan, pairs)[:3]),
+        "reasons": _reasons(plan, pairs, missing),
         "cluster_file": str(path),
     }
+
+
+def _breaking(plan: Plan, pairs: list[Pair]) -> list[between.Trouble]:
+    """Return what keeps an answer by this plan from coming."""
+    needed = between.links(plan)
+    return [t for t in between.troubles(pairs) if any((p.dialler, p.board) in needed for p in t.pairs)]
+
+
+def _reasons(plan: Plan, pairs: list[Pair], missing: dict[str, str]) -> dict[str, str]:
+    """Return, by board, why it is missing, or why another plan than this one might not answer."""
+    blocked = between.from_here(pairs)
+    reasons = {board: f"board {board}: {blocked[board].sentence}" if board in blocked else why
+               for board, why in missing.items()}  # fmt: skip
+    breaking = _breaking(plan, pairs)
+    for trouble in between.troubles(pairs):
+        board = next(b for b in trouble.boards if b != HERE)
+        if trouble not in breaking:
+            reasons.setdefault(board, f"board {board}: {trouble.sentence}")
+    return reasons
 
 
 async def _settled(fleet: Fleet, settings: Settings, known: Plan | None, tell: Callable[[str], None]) -> Outcome:

@@ -1,14 +1,16 @@
 """Builds `edgellm status`: asks all boards at once, and compares each report with the plan."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgellm.controller.pairs import from_here, links, reached_by, troubles, untried
 from edgellm.controller.ssh import plain
 from edgellm.errors import EdgellmError
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.connections import Connections
+from edgellm.manager.pairs import HERE, Pair
 from edgellm.plan import Plan, section_need
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
 from edgellm.shards.manifest import Manifest
@@ -74,12 +76,15 @@ async def _ask(name: str, address: Address, connections: Connections) -> Word:
         return Word(host, port, error=plain(reason, 300))
 
 
-def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | None = None) -> dict:
+def describe(
+    cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | None = None, pairs: Sequence[Pair] = ()
+) -> dict:
     """Return the state of a cluster as one JSON object (`edgellm status --json`), from what its boards said.
 
     The plan that counts is the cluster file's, or the newest one that all its boards serve, if that is newer or no
     board serves the cluster file's. `serving` is whether every board of it does, and `ready` whether the next question
-    needs no other plan. Without the `manifest` it isn't known what is left of a board's offer, nor who is ready.
+    needs no other plan. Neither is so if, as the tried `pairs` tell, a board can't reach the one that it sends to.
+    Without the `manifest` it isn't known what is left of a board's offer, nor who is ready.
     """
     plans = {name: word.status.plan for name, word in words.items() if word.status and word.status.plan}
     plan = _counting(cluster.plan, plans)
@@ -89,6 +94,8 @@ def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | 
     order = {name: i for i, name in enumerate(plan.boards)}
     rows.sort(key=lambda row: order.get(row["board"], len(order)))
     _mark_ready(rows, plan, words, manifest)
+    notes = [*_notes(cluster, plan, words, rows), *_pair_notes(pairs)]
+    _break_links(plan, rows, pairs)
     return {
         "model": plan.model,
         "objective": plan.objective,
@@ -100,9 +107,29 @@ def describe(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | 
         "serving": all(row["serving"] for row in rows if row["in_plan"]),
         "ready": all(row["serving"] or row["ready"] for row in rows if row["in_plan"]),
         "tokens_per_s": _tokens_per_s(plan, rows),
-        "notes": _notes(cluster, plan, words, rows),
+        "notes": notes,
+        "pairs": [
+            {"from": p.dialler, "to": p.board, "address": f"{p.address[0]}:{p.address[1]}",
+             "ok": None if p.code is None else p.code == "ok", "reason": p.reason}
+            for p in pairs if p.dialler != HERE
+        ],
         "boards": rows,
     }
+
+
+def _pair_notes(pairs: Sequence[Pair]) -> list[str]:
+    """Return which boards can't reach each other, or be reached from here though others reach them."""
+    notes = [t.sentence for t in troubles(pairs)]
+    notes += [t.sentence for board, t in from_here(pairs).items() if reached_by(pairs, board)]
+    return notes + [f"whether {board} reaches the others is not known: {why}" for board, why in untried(pairs).items()]
+
+
+def _break_links(plan: Plan, rows: list[dict], pairs: Sequence[Pair]) -> None:
+    """Mark boards that serve or will, but can't reach the board that they must send to: no answer comes."""
+    broken = {p.dialler: p.board for p in pairs if p.broken and (p.dialler, p.board) in links(plan)}
+    for row in rows:
+        if (row["serving"] or row["ready"]) and row["board"] in broken:
+            row["serving"], row["ready"], row["state"] = False, False, f"can't reach {broken[row['board']]}"
 
 
 def _counting(ours: Plan, plans: dict[str, Plan]) -> Plan:

@@ -175,3 +175,18 @@ class Committed(_JsonMessage):
     """Answer to commit, as to assign."""
 
     TYPE: ClassVar[int] = 23
+
+
+@dataclass(frozen=True)
+class Reach(_JsonMessage):
+    """Dial these `boards` (board → [host, port]) with your own credentials, exchange hellos, and hang up."""
+
+    TYPE: ClassVar[int] = 24
+    LIMIT: ClassVar[int] = 64 * KB
+
+
+@dataclass(frozen=True)
+class Reached(_JsonMessage):
+    """Answer to reach: what came of each of the `boards`, as a `code` and a `reason`."""
+
+    TYPE: ClassVar[int] = 25

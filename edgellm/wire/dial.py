@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable
 
 from edgellm.config import CONNECT_TIMEOUT_S
-from edgellm.errors import BoardError, RemoteProtocolError
+from edgellm.errors import DialError, RemoteProtocolError
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.messages import Hello, Message
 from edgellm.wire.peer import Peer
 from edgellm.wire.protocol import Protocol
-from edgellm.wire.reasons import connection_reason
+from edgellm.wire.reasons import connection_code, connection_reason
 from edgellm.wire.tls import Channel
 
 
@@ -24,13 +24,13 @@ async def connect(
     tls: Credentials | None = None,
     timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> Peer:
-    """Dial a board and exchange hellos. Raises BoardError that names the board (or its address) and the reason.
+    """Dial a board and exchange hellos. Raises DialError that names the board (or its address) and the reason.
 
     With `tls`, the board's certificate must name the sender of its hello, and so `board` if that is given.
     """
     who = f"board {board} ({host}:{port})" if board else f"{host}:{port}"
     own = "this manager's" if me.role == "manager" else f"board {me.name}'s"
-    peer = None
+    peer, code = None, "rejected"
     try:
         async with asyncio.timeout(timeout_s):
             _, peer = await asyncio.get_running_loop().create_connection(
@@ -47,9 +47,11 @@ async def connect(
             raise RemoteProtocolError(f"calls itself {peer.name}; is the address right?")
         return peer
     except TimeoutError:
-        reason = f"no answer within {timeout_s:g} s"
+        code, reason = "timeout", f"no answer within {timeout_s:g} s"
+        if peer is not None:
+            code, reason = "silent", f"{reason}, though it takes connections"
     except (OSError, ValueError) as e:
-        reason = connection_reason(e)
+        code, reason = connection_code(e), connection_reason(e)
     except RemoteProtocolError as e:
         reason = str(e)
     except BaseException:
@@ -58,4 +60,4 @@ async def connect(
         raise
     if peer is not None:
         peer.close()
-    raise BoardError(f"{who}: {reason}", board) from None
+    raise DialError(f"{who}: {reason}", board, code, reason) from None

@@ -19,6 +19,8 @@ from edgellm.wire.cluster_messages import (
     Hello,
     Ping,
     Pong,
+    Reach,
+    Reached,
     Refuse,
     Status,
 )
@@ -41,12 +43,13 @@ from edgellm.wire.sequence_messages import (
 __all__ = [
     "FAILURES", "FINISH", "MAGIC", "MAX_CHOICES", "VERSION", "BY_TYPE", "MESSAGES", "Message", "encode",
     "Hello", "Refuse", "Ping", "Pong", "AskStatus", "Status", "Assign", "Assigned", "Claim", "Claimed", "Commit",
-    "Committed", "Open", "Opened", "Close", "Hidden", "Tokens", "Closed", "Failed", "Logits", "Trace", "Traced",
+    "Committed", "Reach", "Reached", "Open", "Opened", "Close", "Hidden", "Tokens", "Closed", "Failed", "Logits",
+    "Trace", "Traced",
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Message], ...] = (
     Hello, Refuse, Ping, Pong, AskStatus, Status, Assign, Assigned, Open, Opened, Hidden, Tokens, Close, Closed,
-    Failed, Logits, Trace, Traced, Claim, Claimed, Commit, Committed,
+    Failed, Logits, Trace, Traced, Claim, Claimed, Commit, Committed, Reach, Reached,
 )  # fmt: skip
 BY_TYPE = {m.TYPE: m for m in MESSAGES}
 

@@ -17,10 +17,12 @@ _Messages = tuple[type[m.Message], ...]
 
 # What may be sent, by (what the sender is, what the receiver is); the side that dials is a manager or a board, the side
 # that listens is always a board.
-_FROM_MANAGER: _Messages = (m.Refuse, m.Ping, m.AskStatus, m.Claim, m.Assign, m.Commit, m.Open, m.Close, m.Trace)
+_FROM_MANAGER: _Messages = (
+    m.Refuse, m.Ping, m.AskStatus, m.Claim, m.Assign, m.Commit, m.Reach, m.Open, m.Close, m.Trace,
+)  # fmt: skip
 _FROM_BOARD_TO_MANAGER: _Messages = (
-    m.Refuse, m.Pong, m.Status, m.Claimed, m.Assigned, m.Committed, m.Opened, m.Tokens, m.Closed, m.Failed, m.Logits,
-    m.Traced,
+    m.Refuse, m.Pong, m.Status, m.Claimed, m.Assigned, m.Committed, m.Reached, m.Opened, m.Tokens, m.Closed, m.Failed,
+    m.Logits, m.Traced,
 )  # fmt: skip
 _FROM_DIALLING_BOARD: _Messages = (m.Refuse, m.Ping, m.Hidden, m.Tokens)
 _FROM_LISTENING_BOARD: _Messages = (m.Refuse, m.Pong)

@@ -42,6 +42,18 @@ def connection_reason(error: Exception, service: str = "its agent") -> str:
     return str(error).lower() or type(error).__name__
 
 
+def connection_code(error: Exception) -> str:
+    """Return at which point a connection failed to be made, as one of DIAL_CODES."""
+    number = _number(error)
+    if isinstance(error, socket.gaierror | UnicodeError) or (isinstance(error, ValueError) and number is None):
+        return "name"
+    if number == errno.ECONNREFUSED:
+        return "refused"
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "forbidden" if number in (errno.EACCES, errno.EPERM) else "unreachable"
+
+
 def _number(error: Exception) -> int | None:
     """Return the system's number of an error; of several addresses' errors, the first one's."""
     number = getattr(error, "errno", None)

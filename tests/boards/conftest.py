@@ -23,8 +23,20 @@ from tests.boards.harness import FIGURES, HOME, LAB, ROOT, Board, Controller, Pr
 KEEP = bool(os.environ.get("EDGELLM_BOARDS_KEEP"))
 CACHE = HOME / "cache"
 # A folder is tested in this order: what changes the cluster for good comes last.
-ORDER = ("test_lab", "test_deploy", "test_hostile", "test_loss", "test_rebalance", "test_healing", "test_bad_inventory",
-         "test_ram", "test_newcomer", "test_upgrade", "test_arm")  # fmt: skip
+ORDER = (
+    "test_lab",
+    "test_deploy",
+    "test_hostile",
+    "test_pairs",
+    "test_loss",
+    "test_rebalance",
+    "test_healing",
+    "test_bad_inventory",
+    "test_ram",
+    "test_newcomer",
+    "test_upgrade",
+    "test_arm",
+)
 
 PROMPT = "How does a bicycle stay upright? Explain in detail."  # answers are longer than 200 tokens, and repeat little
 MAX_TOKENS = 200

@@ -175,7 +175,16 @@ class Board:
         lab("cut", self.number)
 
     def heal(self) -> None:
+        """Plug its cable, and take its firewall down."""
         lab("heal", self.number)
+        lab("unblock", self.number)
+
+    def block(self, who: "Board | None", how: str = "drop") -> None:
+        """Keep a board (None: the controller) from its agent's port, by packets that are dropped or rejected."""
+        lab("block", who.number if who else 0, self.number, how)
+
+    def unblock(self) -> None:
+        lab("unblock", self.number)
 
     def reboot(self) -> None:
         lab("reboot", self.number, timeout=200)

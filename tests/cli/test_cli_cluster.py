@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from edgellm.agent.reaching import Reaching
 from edgellm.cli import main
 from edgellm.manager.cluster_file import ClusterFile, SshAccess
 from tests.controller.shards import whole_manifest
 from tests.controller.sshd import Sshd
-from tests.fakes import Boards
+from tests.fakes import Boards, block
 from tests.tiny import environment
 
 EDGELLM = [sys.executable, "-m", "edgellm"]
@@ -139,6 +140,17 @@ def test_after_a_power_cut_status_and_doctor_say_that_the_next_question_is_answe
         assert "plan" not in by_name["b0"] + by_name["b1"]
     finally:
         cluster.stop()
+def test_status_and_doctor_name_boards_that_cannot_reach_each_other(cluster, monkeypatch):
+    closed = block(monkeypatch, "b0>b1")
+    done = invoke("status", "--cluster", cluster.file)
+    assert done.exit_code == 1 and "! b0 can't reach b1 at 127.0.0.1:" in done.stdout
+    assert any(line.rstrip().endswith("can't reach b1") for line in done.stdout.splitlines())
+    assert "can't serve" not in done.stdout
+    content = json.loads(invoke("status", "--json", "--cluster", cluster.file).stdout)
+    assert [(p["from"], p["to"]) for p in content["pairs"] if not p["ok"]] == [("b0", "b1")]
+    assert "pairs: b0 can't reach b1 at 127.0.0.1:" in invoke("doctor", "--quick", "--cluster", cluster.file).stdout
+    closed.clear()
+    assert invoke("status", "--cluster", cluster.file).exit_code == 0
 
 
 def test_a_cluster_without_its_model_folder_has_a_status(cluster, tmp_path):
@@ -174,6 +186,16 @@ def test_status_watch_goes_on_until_ctrl_c(cluster, home):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert process.stderr.read() == b""
+
+
+def test_status_watch_tries_pairs_once_and_then_now_and_again(cluster, home, monkeypatch):
+    asked, really = [], Reaching.asked
+    monkeypatch.setattr(Reaching, "asked", lambda *args: (asked.append(args), really(*args)))
+    command = [*EDGELLM, "status", "--watch", "--json", "--cluster", str(cluster.file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(home)) as process:
+        looks = [json.loads(process.stdout.readline()) for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+    assert len(asked) == 3 and all(len(look["pairs"]) == 6 for look in looks)  # each board, in the first look
 
 
 def test_status_watch_on_a_terminal(cluster, home):

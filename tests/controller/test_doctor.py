@@ -42,6 +42,11 @@ def test_what_is_not_known_is_no_finding():
         ({"ssh_error": "SSH refuses edge"}, "reach", "SSH refuses edge"),
         ({"is_root": False}, "reach", "sudo"),
         ({"tcp_error": "10.0.0.1:7710 refuses connections"}, "reach", "firewall"),
+        ({"tcp_error": "no answer from pi1:7711", "port": 7711}, "reach", "TCP port 7711 (with ufw: 'sudo ufw allow 7"),
+        ({"tcp_error": "no answer", "reached_by": ("pi2", "pi3")}, "reach", "no answer, though pi2, pi3 can reach it."),
+        ({"tcp_error": "no answer", "ssh_error": "no answer by SSH", "reached_by": ("pi2",)}, "reach", "this machine's "
+         "network"),
+        ({"pairs": (("pi2 can't reach pi1 at h:1: no answer", "Allow it."),)}, "pairs", "no answer. Allow it."),
         ({"tcp_error": "no answer", "has_ssh": False}, "reach", "Check that it runs"),
         ({"tcp_error": "no answer", "ssh_error": "no answer by SSH"}, "reach", "can't be reached: no answer. Check"),
         ({"wire_error": "refused: version 3, this agent speaks 2"}, "reach", "upgrade.yml"),

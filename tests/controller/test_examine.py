@@ -18,7 +18,7 @@ from edgellm.controller.ssh import Done
 from edgellm.errors import BoardError
 from edgellm.manager.cluster_file import ClusterFile, SshAccess
 from tests.controller.shards import whole_manifest, write_model
-from tests.fakes import LAYERS, Boards, make_manifest, make_plan, run
+from tests.fakes import LAYERS, Boards, block, make_manifest, make_plan, run
 
 SYSTEMCTL = """#!/bin/sh
 echo LoadState=loaded; echo ActiveState=active; echo SubState=running; echo UnitFileState=enabled
@@ -229,6 +229,30 @@ def test_only_the_boards_named_are_asked(tmp_path):
 
     assert [f.board for f in run(go())] == [HERE, "b1"]
     assert asked_boards == [("b1", True, examining._SCRIPT_S)]
+
+
+def test_boards_that_cannot_reach_each_other_are_found_at_the_board_to_look_at_first(tmp_path, monkeypatch):
+    closed = block(monkeypatch, "b0>b1")
+
+    async def go():
+        (tmp_path / "model").mkdir()
+        async with Boards(tmp_path / "model", 3) as boards:
+            path = tmp_path / "cluster.json"
+            file = cluster_of(boards, await boards.form((0, 2, 4, 6)), path, ssh=False)
+            one = await examine(file, path, quick=True), await examine(file, path, ("b0",), quick=True)
+            closed.update({"b2>b1", "b1>b0", "b1>b2", "b0>b2", "b2>b0"})
+            none = await examine(file, path, quick=True)
+            closed.clear()
+            return *one, none, await examine(file, path, quick=True)
+
+    def told(facts) -> dict[str, list[str]]:
+        return {f.board: [x.what.split(" at ")[0] for x in diagnose(f) if x.about == "pairs"] for f in facts}
+
+    one, named, none, good = run(go())
+    assert told(one) == {HERE: [], "b0": [], "b1": ["b0 can't reach b1"], "b2": []}
+    assert told(named) == {HERE: [], "b0": ["b0 can't reach b1"]}  # b1 isn't looked at
+    assert [len(told(none)[b]) for b in (HERE, "b0", "b1", "b2")] == [1, 0, 0, 0]
+    assert told(good) == {HERE: [], "b0": [], "b1": [], "b2": []}
 
 
 def test_a_local_cluster_has_its_shards_verified_here(tmp_path):

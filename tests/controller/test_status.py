@@ -8,8 +8,10 @@ import pytest
 
 from edgellm.controller.status import Word, ask_boards, describe
 from edgellm.manager.cluster_file import ClusterFile
+from edgellm.manager.pairs import HERE, Pair
 from edgellm.plan import Capacity
 from edgellm.shards.manifest import Manifest
+from edgellm.wire.reach import Outcome
 from edgellm.wire.status import BoardStatus
 from tests.certificates import make_cluster
 from tests.fakes import Boards, make_manifest, make_plan, run
@@ -183,6 +185,55 @@ def test_a_board_that_another_manager_added():
     words = {n: said(n, newer) for n in ("b0", "b1", "b2")}
     content = describe(cluster_of(ours, 2), words, MANIFEST)
     assert content["serving"] and any(note.startswith("b2: in a plan of these boards") for note in content["notes"])
+
+
+def pairs_of(outcomes: dict[str, Outcome | None]) -> list[Pair]:
+    """Tried pairs by "dialler>board"."""
+    ways = [(*way.split(">"), outcome) for way, outcome in outcomes.items()]
+    return [Pair(d or HERE, b, ADDRESSES[b], o, "" if o else "its edgellm is too old to try") for d, b, o in ways]
+
+
+OK, DROPS = Outcome("ok"), Outcome("timeout", "no answer within 2 s")
+
+
+def test_a_link_of_the_plan_that_is_blocked_means_that_no_answer_comes():
+    plan = plan_of()
+    words, good = {n: said(n, plan) for n in ("b0", "b1")}, {">b0": OK, ">b1": OK, "b1>b0": OK}
+    assert describe(cluster_of(plan, 2), words, MANIFEST, pairs_of({**good, "b0>b1": OK}))["serving"]
+    content = describe(cluster_of(plan, 2), words, MANIFEST, pairs_of({**good, "b0>b1": DROPS}))
+    assert not content["serving"] and states(content) == {"b0": "can't reach b1", "b1": "serving"}
+    assert content["notes"] == [
+        "b0 can't reach b1 at 10.0.0.1:7711: no answer within 2 s. Allow TCP port 7711 between the boards, with ufw on "
+        "b1: 'sudo ufw allow from 10.0.0.1 to any port 7711 proto tcp'."
+    ]
+    assert content["pairs"] == [
+        {"from": "b1", "to": "b0", "address": "10.0.0.1:7710", "ok": True, "reason": ""},
+        {"from": "b0", "to": "b1", "address": "10.0.0.1:7711", "ok": False, "reason": "no answer within 2 s"},
+    ]
+
+
+def test_a_pair_that_the_plan_does_not_need_is_a_note():
+    plan = plan_of()
+    words = {"b0": said("b0", plan), "b1": said("b1", plan), "b2": said("b2")}
+    content = describe(cluster_of(plan), words, MANIFEST, pairs_of({"b0>b1": OK, "b1>b0": OK, "b0>b2": DROPS}))
+    assert content["serving"] and content["notes"][0].startswith("b0 can't reach b2")
+
+
+def test_an_older_agent_is_no_broken_pair_but_a_note():
+    plan = plan_of()
+    words = {n: said(n, plan) for n in ("b0", "b1")}
+    content = describe(cluster_of(plan, 2), words, MANIFEST, pairs_of({"b0>b1": OK, "b1>b0": None}))
+    assert content["serving"] and content["pairs"][1]["ok"] is None
+    assert content["notes"] == ["whether b1 reaches the others is not known: its edgellm is too old to try"]
+
+
+def test_a_board_that_only_this_machine_does_not_reach_is_told():
+    plan = plan_of()
+    words = {"b0": said("b0", plan), "b1": dead("b1")}
+    content = describe(cluster_of(plan, 2), words, MANIFEST, pairs_of({">b0": OK, ">b1": DROPS, "b0>b1": OK}))
+    assert "though b0 reaches it there. Allow TCP port 7711 from this machine" in content["notes"][-1]
+    content = describe(cluster_of(plan, 2), words, MANIFEST, pairs_of({">b0": OK, ">b1": DROPS, "b0>b1": DROPS}))
+    assert len(content["notes"]) == 1  # it is just off, which is told already
 
 
 def test_mixed_versions_are_told():

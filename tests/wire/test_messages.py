@@ -22,6 +22,8 @@ LITERAL = [
     (m.Claimed({"error": None, "epoch": 6}), b'{"error":null,"epoch":6}'),
     (m.Commit({"epoch": 7}), b'{"epoch":7}'),
     (m.Committed({"error": "pi1 is stopping"}), b'{"error":"pi1 is stopping"}'),
+    (m.Reach({"boards": {"pi2": ["h", 1]}}), b'{"boards":{"pi2":["h",1]}}'),
+    (m.Reached({"boards": {}}), b'{"boards":{}}'),
     (
         m.Open(1, 2, {"a": 1}, (5, 258)),
         b'\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x07\0\0\0\x02{"a":1}\x05\0\0\0\x02\x01\0\0',

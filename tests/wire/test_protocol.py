@@ -43,8 +43,9 @@ def test_hello_and_what_follows_may_come_in_one_piece():
     [
         (
             "manager",
-            [m.Ping(1), m.AskStatus(), m.Claim({}), m.Assign({}), m.Commit({}), OPEN, m.Close(1, 2)],
-            [m.Pong(1, 2, 3), m.Claimed({}), m.Assigned({}), m.Committed({}), m.Tokens(1, 2, 3, 0, (4,))],
+            [m.Ping(1), m.AskStatus(), m.Claim({}), m.Assign({}), m.Commit({}), m.Reach({}), OPEN, m.Close(1, 2)],
+            [m.Pong(1, 2, 3), m.Claimed({}), m.Assigned({}), m.Committed({}), m.Reached({}),
+             m.Tokens(1, 2, 3, 0, (4,))],
         ),
         ("board", [m.Ping(1), HIDDEN, m.Tokens(1, 2, 3, 0, (4,))], [m.Pong(1, 2, 3)]),
     ],
@@ -61,7 +62,10 @@ def test_each_side_sends_what_its_role_may(role, dialler_sends, listener_sends):
 
 @pytest.mark.parametrize(
     "role, message",
-    [("manager", HIDDEN), *(("board", message) for message in (m.Claim({}), m.Assign({}), m.Commit({}), OPEN))],
+    [
+        ("manager", HIDDEN),
+        *(("board", message) for message in (m.Claim({}), m.Assign({}), m.Commit({}), m.Reach({}), OPEN)),
+    ],
 )
 def test_what_a_role_may_not_send_is_our_error_and_theirs(role, message):
     dialler, listener = pair(role)

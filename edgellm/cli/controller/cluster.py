@@ -7,7 +7,7 @@ import click
 
 from edgellm.cli.group import verbose_option
 from edgellm.console import note
-from edgellm.errors import UsageError
+from edgellm.errors import BoardError, UsageError
 
 _request = click.argument("request", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE")
 
@@ -41,6 +41,8 @@ def fit(request, verbose):
 def form(request, dry_run, cluster, verbose):
     """Give the boards in FILE the plan that suits them, and write the cluster file.
 
+    form fails if a board can't reach the one that it must send to.
+
     \b
     Examples:
       edgellm controller form request.json --dry-run
@@ -51,6 +53,8 @@ def form(request, dry_run, cluster, verbose):
 
     done = forming.form(Request.read(request), cluster or default_path(), note, dry_run=dry_run)
     click.echo(json.dumps(done))
+    if done["broken"]:
+        raise BoardError(done["broken"])
 
 
 @click.command()
