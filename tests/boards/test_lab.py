@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.boards.harness import HOME, LAB, NUMBER, Board, figure, lab, wait_for
+from tests.boards.harness import HOME, LAB, NUMBER, PORT, Board, figure, lab, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,26 @@ def test_a_cut_cable_and_a_healed_one(board):
     assert subprocess.run(reach, stderr=subprocess.DEVNULL, timeout=10).returncode != 0
     board.heal()
     wait_for(lambda: subprocess.run(reach, stderr=subprocess.DEVNULL, timeout=10).returncode == 0, 10, "cable")
+
+
+def test_a_firewall_on_a_board_drops_or_rejects_what_comes_to_the_agents_port(board):
+    def reach(port=PORT) -> int:
+        command = [LAB, "in", "timeout", "2", "bash", "-c", f"exec 3<>/dev/tcp/{board.host}/{port}"]
+        return subprocess.run(command, stderr=subprocess.DEVNULL, timeout=10).returncode
+
+    board.root(f"systemd-run --quiet --unit=listening python3 -m http.server {PORT}")
+    wait_for(lambda: reach() == 0, 20, "listener")
+    board.block(None)
+    assert reach() == 124 and reach(22) == 0  # no answer at all
+    board.unblock()
+    assert reach() == 0
+    board.block(None, "reject")
+    assert reach() == 1
+    board.unblock()
+    board.block(Board(16))  # another board
+    assert reach() == 0
+    board.heal()
+    board.root("systemctl stop listening")
 
 
 def test_a_board_reaches_out_only_with_an_uplink(board):
