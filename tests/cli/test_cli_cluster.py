@@ -140,6 +140,8 @@ def test_after_a_power_cut_status_and_doctor_say_that_the_next_question_is_answe
         assert "plan" not in by_name["b0"] + by_name["b1"]
     finally:
         cluster.stop()
+
+
 def test_status_and_doctor_name_boards_that_cannot_reach_each_other(cluster, monkeypatch):
     closed = block(monkeypatch, "b0>b1")
     done = invoke("status", "--cluster", cluster.file)
