@@ -186,6 +186,28 @@ def test_a_variable_of_the_cluster_has_one_value():
     assert "edgellm_slots is 2 on pi1 and 4 on pi2, but a cluster has one value" in problems(hosts)[0]
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("fe80::1%eth0", "is a link-local address"), ("127.0.0.1", "reaches only the machine itself"), ("::1", "itself"),
+     ("0.0.0.0", "is not the address of one board"), ("::", "is not the address of one board")],
+)  # fmt: skip
+def test_an_address_that_other_boards_cannot_use_is_named(address, said):
+    hosts = {"pi1": HOST, "pi2": {"ansible_host": address}}
+    [sentence] = problems(hosts)
+    assert sentence.startswith(f"board pi2: {address} ") and said in sentence and "fd00::11" in sentence
+    assert problems({"pi1": HOST, "pi2": {"ansible_host": address, "edgellm_address": "fd00::12"}}) == []
+
+
+def test_a_board_alone_may_be_the_controller_itself():
+    assert problems({"pi1": {"ansible_host": "127.0.0.1", "ansible_connection": "local"}}) == []
+
+
+def test_of_a_names_addresses_one_that_other_boards_reach_is_taken(monkeypatch):
+    told = ["fe80::1%eth0", "127.0.1.1", "fd00::12", "192.0.2.1"]
+    monkeypatch.setattr(inventory.socket, "getaddrinfo", lambda *a, **k: [(0, 0, 0, "", (text, 0)) for text in told])
+    assert inventory.resolve("pi1.local") == "fd00::12"
+
+
 def test_two_boards_with_one_address_are_named():
     assert problems({"pi1": HOST, "pi2": HOST}) == [
         "boards pi1 and pi2 share the address 192.0.2.1. Correct ansible_host of one of them."
@@ -248,8 +270,14 @@ GOOD = {
 
 
 def facts(**changes) -> dict:
-    stdout = "Welcome!\r\n" + "".join(f"edgellm_{key}={value}\r\n" for key, value in {**GOOD, **changes}.items())
-    return boards.board_facts(stdout, 1000000.0)
+    """The facts of a board with file systems for /opt, /var, /run and the rest, whose free_kb are variables."""
+    values = {"run_free_kb": "200000", "root_free_kb": "9000000", "inodes": "60000", **GOOD, **changes}
+    rooms = {"/opt/edgellm/versions": "/opt", "/var/lib/edgellm/wheels": "/var", "/var/lib/edgellm/models": "/var",
+             "/etc/edgellm/tls": "/", "/run": "/run"}  # fmt: skip
+    free = {mount: values.pop(f"{mount[1:] or 'root'}_free_kb") for mount in ("/opt", "/var", "/run", "/")}
+    lines = [f"{key}={value}" for key, value in values.items() if key != "inodes"]
+    lines += [f"room= {free[mount]} {values['inodes']} 65536 {mount} {folder}" for folder, mount in rooms.items()]
+    return boards.board_facts("Welcome!\r\n> \r\n" + "".join(f"edgellm_{line}\r\n" for line in lines), 1000000.0)
 
 
 def test_a_good_board_has_no_problem():
@@ -267,6 +295,13 @@ def test_a_good_board_has_no_problem():
         ({"systemd": ""}, "not booted with systemd"),
         ({"read_only": "/var/lib"}, "/var/lib is on a read-only file system"),
         ({"time_s": "992800"}, "its clock is 2.0 hours behind this machine's"),
+        ({"unwritable": "/opt/edgellm/versions: Operation not permitted"}, "can't write to /opt/edgellm/versions"),
+        ({"closed": "/opt"}, "may enter /opt, but the agent runs as the user edgellm. Run 'sudo chmod o+x /opt'"),
+        ({"var_free_kb": "1500"}, "board pi1 has 1 MB free on /var, but edgellm needs 2 MB there. Free some space"),
+        ({"var_free_kb": "0"}, "board pi1: /var is full, 0 MB are free, but edgellm needs 2 MB there. Free some space"),
+        ({"root_free_kb": "0"}, "board pi1: / is full, 0 MB are free, but edgellm needs 1 MB there. Free some space"),
+        ({"inodes": "3"}, "board pi1 has 3 inodes free on /opt, but edgellm needs 40 there, one for each file."),
+        ({"full": "/run"}, "board pi1: /run is full, 0 MB are free, but edgellm needs 1 MB there."),
     ],
 )
 def test_a_board_that_cannot_be_used_is_named_with_the_way_out(changes, said):
@@ -280,10 +315,23 @@ def test_what_is_tolerated(changes):
 
 
 def test_a_new_board_has_room_for_two_versions_of_the_software():
-    sentence = boards.software_problem(facts(opt_free_kb="1000000"), "pi1", 600_000_000)
-    assert "board pi1 has 1024 MB free in /opt, but two versions of the software take 1200 MB. Free some" in sentence
-    assert boards.software_problem(facts(opt_free_kb="1000000"), "pi1", 500_000_000) == ""
-    assert boards.software_problem(facts(opt_free_kb="1000", installed="versions/0.1.0-x"), "pi1", 600_000_000) == ""
+    new = {"id": "0.1.0-x", "libraries": "1a2b", "installed_bytes": 600_000_000, "bytes": 200_000_000}
+    sentence = boards.software_problem(facts(opt_free_kb="1000000"), "pi1", new)
+    assert sentence == (
+        "board pi1 has 1024 MB free on /opt, but edgellm needs 1201 MB there (1201 MB in /opt/edgellm/versions). "
+        "Free some space there, or use a larger card."
+    )
+    assert boards.software_problem(facts(opt_free_kb="1200000"), "pi1", new) == ""
+    assert boards.software_problem(facts(opt_free_kb="700000", installed="versions/0.0.9-y"), "pi1", new) == ""
+    assert "needs 202 MB" in boards.software_problem(facts(var_free_kb="150000"), "pi1", new)
+    assert boards.software_problem(facts(opt_free_kb="50000", libraries="1a2b"), "pi1", new) == ""
+    assert boards.software_problem(facts(opt_free_kb="1000", complete="0.0.9-y 0.1.0-x"), "pi1", new) == ""
+
+
+def test_a_file_system_that_does_not_run_out_of_inodes_has_enough():
+    assert facts(inodes="0")["rooms"]["/run"]["inodes"] == 0
+    btrfs = boards.rooms("edgellm_room=  100000          0          0 /mnt/my card /opt/edgellm/versions\r\n")
+    assert btrfs == {"/opt/edgellm/versions": {"free_kb": 100000, "inodes": None, "mount": "/mnt/my card"}}
 
 
 def test_torch_is_part_of_a_board_s_kind():
@@ -359,6 +407,13 @@ def test_what_the_running_agent_holds_would_be_free_and_it_may_keep_its_limits(r
         ("ssh: connect to host 192.0.2.1 port 22: Connection refused", "nothing listens for SSH"),
         ("Host key verification failed.", "its SSH host key is unknown on this machine"),
         ("rsync: write failed on '/var/lib/x': No space left on device (28)", "its disk is full"),
+        ("cat: write error: No space left on device\nShared connection to x closed.\nBroken pipe", "its disk is full"),
+        ("WARNING: Your password has expired.\nPassword change required but no TTY available.", "change its password"),
+        ("Your account has expired; please contact your administrator.\nConnection closed by x", "account has expired"),
+        ("Unprivileged users are not permitted to log in yet. Connection closed by x", "just starting"),
+        ("sudo: sorry, you must have a tty to run sudo", "'Defaults:USER !requiretty'"),
+        ("sudo: Account or password is expired, reset your password", "must change its password"),
+        ("sh: 1: exec: sudo: not found", "has no sudo"),
         ("OSError: [Errno 30] Read-only file system: '/opt/x'", "its file system is read-only"),
         ("sudo: a password is required", "can't use sudo without a password"),
     ],

@@ -7,16 +7,24 @@ PYTHON_LEAST = (3, 11)
 CLOCK_TOLERANCE_S = 3600
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 SYSTEMS = ("debian", "ubuntu", "armbian", "raspbian")
+VERSIONS, WHEELS, MODELS = "/opt/edgellm/versions", "/var/lib/edgellm/wheels", "/var/lib/edgellm/models"
+LEAST_MB = 1  # that each folder takes besides versions, wheels and shards
+BYTES_PER_FILE = 24 << 10  # a version's files are larger on average
+OWN_BYTES = 10 << 20  # more than edgellm's own wheel takes, packed and unpacked
 
 
 def board_facts(stdout: str, now_s: float) -> dict:
     """Return the probe's `edgellm_NAME=VALUE` lines as a dict, with `clock_ahead_s` against this machine's `now_s`."""
-    found = dict(re.findall(r"^edgellm_(\w+)=(.*?)\s*$", stdout, re.M))
+    found = facts_in(stdout)
+    found.pop("room", None)
     facts = {"missing": [], "packages": [], "python": "", "python_minor": "", **found}
     facts["clock_ahead_s"] = int(found["time_s"]) - round(now_s) if found.get("time_s", "").isdigit() else 0
     facts["machine"] = MACHINES.get(found.get("machine", ""), found.get("machine", ""))
-    for name in ("ram_kb", "ram_free_kb", "agent_kb", "opt_free_kb", "var_free_kb"):
+    for name in ("ram_kb", "ram_free_kb", "agent_kb"):
         facts[name] = int(found[name]) if found.get(name, "").isdigit() else 0
+    facts["rooms"] = rooms(stdout)
+    for name, folder in (("opt_free_kb", VERSIONS), ("var_free_kb", MODELS)):
+        facts[name] = facts["rooms"].get(folder, {"free_kb": 0})["free_kb"]
     version = tuple(int(part) for part in found.get("python_version", "").split(".")[:2] if part.isdigit())
     if len(version) == 2 and version >= PYTHON_LEAST and found.get("python_whole") == "yes":
         facts["python_minor"] = ".".join(map(str, version))
@@ -56,6 +64,15 @@ def board_problem(facts: dict, board: str) -> str:
             f"board {board}: {read_only} is on a read-only file system. Look for card errors in 'dmesg', then "
             f"remount it writable or replace the card."
         )
+    if unwritable := facts.get("unwritable"):
+        return f"board {board} can't write to {unwritable}. Look at its owner and at 'lsattr', then run this again."
+    if closed := facts.get("closed"):
+        return (
+            f"board {board}: only its owner and group may enter {closed}, but the agent runs as the user edgellm. "
+            f"Run 'sudo chmod o+x {closed}' there."
+        )
+    if problem := room_problem(facts, board, {}):
+        return problem
     if abs(facts["clock_ahead_s"]) > CLOCK_TOLERANCE_S:
         hours, way = abs(facts["clock_ahead_s"]) / 3600, "ahead of" if facts["clock_ahead_s"] > 0 else "behind"
         return (
@@ -65,17 +82,66 @@ def board_problem(facts: dict, board: str) -> str:
     return ""
 
 
-def software_problem(facts: dict, board: str, installed_bytes: int) -> str:
-    """Return why the software doesn't fit on a board without edgellm, and what to do; "" if it fits.
+def facts_in(stdout: str) -> dict[str, str]:
+    """Return the `edgellm_NAME=VALUE` lines of a script's output, whatever else and whichever line ends it has."""
+    return dict(re.findall(r"^edgellm_(\w+)=(.*?)\s*$", stdout, re.M))
 
-    The disk must hold it twice, because the next version is installed beside the one that runs.
+
+def rooms(stdout: str) -> dict[str, dict]:
+    """Return the room that the probe found for each folder: {"free_kb", "inodes", "mount"}.
+
+    `inodes` is None on file systems that don't run out of them.
     """
-    if not facts.get("installed") and facts["opt_free_kb"] * 1024 < 2 * installed_bytes:
-        return (
-            f"board {board} has {facts['opt_free_kb'] * 1024 // 10**6} MB free in /opt, but two versions of the "
-            f"software take {2 * installed_bytes // 10**6} MB. Free some space, or use a larger card."
-        )
+    found = {}
+    for free, inodes, total, mount, folder in re.findall(
+        r"^edgellm_room= *(\d+) +(\d+|-) +(\d+|-) +(/.*?) (/.*?)\s*$", stdout, re.M
+    ):
+        counted = inodes.isdigit() and total.isdigit() and int(total) > 0
+        found[folder] = {"free_kb": int(free), "inodes": int(inodes) if counted else None, "mount": mount}
+    return found
+
+
+def room_problem(facts: dict, board: str, needs: dict[str, int]) -> str:
+    """Return which file system has too little room for `needs`, the MB that folders take; "" if all have enough.
+
+    Folders of one file system need the sum. Every folder that the probe looked at needs LEAST_MB besides.
+    """
+    by_mount: dict[str, dict[str, int]] = {}
+    for folder, room in facts["rooms"].items():
+        need = LEAST_MB + needs.get(folder, 0)
+        by_mount.setdefault(room["mount"], {})[folder] = need
+    for mount, folders in by_mount.items():
+        room, need = facts["rooms"][next(iter(folders))], sum(folders.values())
+        free, inodes, files = room["free_kb"] * 1024 // 10**6, room["inodes"], need * 10**6 // BYTES_PER_FILE
+        each = ", ".join(f"{mb} MB in {folder}" for folder, mb in folders.items() if mb > 1 and folder != mount)
+        if facts.get("full") in folders:
+            free = 0  # for us: the rest is root's, or beyond a quota
+        if free < need:
+            has = f" has {free} MB free on {mount}" if free else f": {mount} is full, 0 MB are free"
+            return (
+                f"board {board}{has}, but edgellm needs {need} MB there{f' ({each})' if each else ''}. Free some space "
+                f"there, or use a larger card."
+            )
+        if inodes is not None and inodes < files:
+            return (
+                f"board {board} has {inodes} inodes free on {mount}, but edgellm needs {files} there, one for each "
+                f"file. Remove files there, or use a larger card."
+            )
     return ""
+
+
+def software_problem(facts: dict, board: str, wheelhouse: dict) -> str:
+    """Return why a version doesn't fit on a board, and what to do; "" if it fits.
+
+    `wheelhouse` is the answer of `edgellm controller wheelhouse`. A board without edgellm must hold the version twice,
+    because the next one is installed beside the one that runs.
+    """
+    if wheelhouse["id"] in facts.get("complete", "").split():
+        return ""
+    versions, wheels = wheelhouse["installed_bytes"] * (1 if facts.get("installed") else 2), wheelhouse["bytes"]
+    if facts.get("libraries") == wheelhouse["libraries"]:  # which are hard-linked, and not pushed
+        versions = wheels = OWN_BYTES
+    return room_problem(facts, board, {VERSIONS: round(versions / 1e6), WHEELS: round(wheels / 1e6)})
 
 
 def kind(facts: dict, generic: bool) -> list:
@@ -130,7 +196,7 @@ def _size(text: str, whole: int, kilo: int) -> int | None:
 
 def with_packages(facts: dict, stdout: str) -> dict:
     """Return the board's facts once apt has installed what is missing; `stdout` is that of packages.sh."""
-    found = dict(re.findall(r"^edgellm_(\w+)=(.*?)\s*$", stdout, re.M))
+    found = facts_in(stdout)
     if found.get("python"):
         facts = {**facts, "python": found["python"], "python_minor": found["python_minor"]}
     return {**facts, "packages": found.get("packages", "").split()}
@@ -138,11 +204,13 @@ def with_packages(facts: dict, stdout: str) -> dict:
 
 def packages_problem(facts: dict, stdout: str, board: str) -> str:
     """Return why apt can't install what the board lacks; "" if it can. `stdout` is that of packages.sh."""
-    if re.search(r"^edgellm_packages=\S", stdout, re.M):
+    if facts_in(stdout).get("packages"):
         return ""
-    lacks, python = " and ".join(facts["missing"]), facts.get("python_version")
+    lacks, has = " and ".join(facts["missing"]), facts.get("python_version")
+    if hidden := facts.get("python_hidden"):
+        has = f"only {hidden}, which the agent's user may not run"
     if "python3" in facts["missing"]:
-        lacks = lacks.replace("python3", "Python 3.11 or newer" + (f" (it has {python})" if python else ""))
+        lacks = lacks.replace("python3", "Python 3.11 or newer" + (f" (it has {has})" if has else ""))
     reason = "its apt reaches no mirror" if "edgellm_mirror=no" in stdout else "its mirror doesn't offer it"
     return (
         f"board {board} lacks {lacks}, and {reason}. Let it reach a mirror once, install it by hand, or use an "
@@ -150,20 +218,33 @@ def packages_problem(facts: dict, stdout: str, board: str) -> str:
     )
 
 
+def known_reason(text: str, board: str, address: str = "") -> str:
+    """Return the sentence for an error message that boards are known to give; "" for others."""
+    place = f"{board} ({address})" if address and address != board else board
+    for pattern, sentence in REASONS:
+        if re.search(pattern, text, re.I):
+            return sentence.format(board=board, place=place)
+    return ""
+
+
 def why(result, board: str, address: str = "") -> str:
     """Return a failed or unreachable task's result as a sentence that names the board and says what to do."""
-    texts = [result.get(key) for key in ("msg", "module_stderr", "stderr", "stdout")]
+    late = re.search(r"not done after (\d+) s$", str(result.get("msg")))
+    if seconds := (result.get("timedout") or {}).get("period") or (late and late[1]):
+        return (
+            f"board {board}: SSH works, but a command was not done after {seconds} s. Try 'ssh {address or board} "
+            f"true'. Its login scripts must not wait or start another shell, and its disk must answer."
+        )
+    texts = [result.get(key) for key in ("msg", "module_stderr", "stderr", "stdout", "module_stdout")]
     for item in result.get("results") or []:
         texts += [item.get(key) for key in ("msg", "stderr") if item.get("failed")]
     text = "\n".join(str(t) for t in texts if t)
     if ours := re.findall(r"^edgellm: (.+)$", str(result.get("stderr", "")), re.M):
         return ours[-1].strip()
-    place = f"{board} ({address})" if address and address != board else board
-    for pattern, sentence in REASONS:
-        if re.search(pattern, text, re.I):
-            return sentence.format(board=board, place=place)
     if text.startswith(("board ", "The ")):
         return " ".join(text.split())
+    if sentence := known_reason(text, board, address):
+        return sentence
     said = [line.strip() for line in text.splitlines() if line.strip()] or ["it gave no reason"]
     words = f"{said[0]} {said[-1] if len(said) > 1 else ''}".rstrip(". ")[:600]
     return f"board {board}: {words}. Fix that, then run this again."
@@ -173,7 +254,9 @@ def not_healthy(result, board: str, version: str, before: dict, journal: str) ->
     """Return why the new agent doesn't run, and what runs instead; `before` is the agent's previous state."""
     if "systemd" not in str(result.get("invocation", "")) and "edgellm-agent" not in str(result.get("msg", "")):
         return why(result, board)
-    last = " | ".join(line.strip() for line in journal.splitlines()[-4:]) or "without a message"
+    lines = [line.strip() for line in journal.splitlines() if line.strip()]
+    telling = [line for line in lines if not SYSTEMD_CHATTER.match(line)] or lines
+    last = " | ".join(telling[-4:]) or "without a message"
     back = f"{before['version']} runs again" if before.get("version") else "there is no previous version to go back to"
     return f"board {board}: the agent of edgellm {version} doesn't start, and {back}. Its journal ends: {last}."
 
@@ -191,7 +274,36 @@ def lost(board: str) -> str:
     return f"board {board} was lost while it was being set up. Check its power and cable, then run this again."
 
 
+# What systemd says of every unit that fails, whatever the reason.
+SYSTEMD_CHATTER = re.compile(
+    r"(Starting|Started|Stopping|Stopped|Failed to start) edgellm|edgellm-agent\.service: (Main process exited|"
+    r"Control process exited|Failed with result|Scheduled restart|Consumed|Deactivated|Failed at step)"
+)
+# The first that matches counts, so causes come before what they lead to: a full disk also ends a connection.
 REASONS = (
+    (r"No space left on device|Disk quota exceeded|Errno 28|Errno 122|don't have enough free space",
+     "board {board}: its disk is full. Free some space, or use a larger card."),
+    (r"Read-only file system|Errno 30",
+     "board {board}: its file system is read-only. Look for card errors in 'dmesg', then remount or replace it."),
+    (r"Input/output error|Structure needs cleaning|Errno 5\b",
+     "board {board}: its disk has errors. Check 'dmesg', and replace the card."),
+    (r"password has expired|password is expired|password change required|change your password|token is no longer valid",
+     "board {place}: its SSH user must change its password, which has expired. Log in once with 'ssh' and choose a new "
+     "one, or let root run 'chage -d $(date +%F) USER' there."),
+    (r"account has expired|account is expired",
+     "board {place}: its SSH user's account has expired. Let root run 'chage -E -1 USER' there, or set another user as "
+     "ansible_user."),
+    (r"account is currently not available",
+     "board {place}: its SSH user has no login shell. Set another user as ansible_user."),
+    (r"not permitted to log in yet|System is going down",
+     "board {place} is just starting or shutting down. Wait a minute, then run this again."),
+    (r"must have a (tty|terminal) to run sudo",
+     "board {board}: its sudo demands a terminal. Add 'Defaults:USER !requiretty' for its SSH user in /etc/sudoers.d."),
+    (r"sudo: (command )?not found|sudo: No such file",
+     "board {board} has no sudo. Install it with 'apt install sudo' as root, or set root as ansible_user."),
+    (r"sudo: .*password is required|Missing sudo password|is not in the sudoers|may not run sudo",
+     "board {board}: its user can't use sudo without a password. Allow it in /etc/sudoers.d, or set another user as "
+     "ansible_user."),
     (r"REMOTE HOST IDENTIFICATION HAS CHANGED",
      "board {place} has a different SSH host key than before. If its card is new, remove the old key with "
      "'ssh-keygen -R'."),
@@ -207,17 +319,8 @@ REASONS = (
     (r"Connection refused",
      "board {place}: nothing listens for SSH there. Enable its ssh service, or correct ansible_host and ansible_port."),
     (r"timed out|No route to host|Network is unreachable|Host is down|Connection reset|closed by remote|Broken pipe|"
-     r"kex_exchange|banner exchange|Timeout, server|Shared connection to|Connection closed",
+     r"kex_exchange|banner exchange|Timeout, server|Shared connection to|Connection closed|Data could not be sent",
      "board {place} can't be reached over SSH. Check its power and cable, and ansible_host."),
-    (r"No space left on device|Disk quota exceeded|Errno 28",
-     "board {board}: its disk is full. Free some space, or use a larger card."),
-    (r"Read-only file system|Errno 30",
-     "board {board}: its file system is read-only. Look for card errors in 'dmesg', then remount or replace it."),
-    (r"Input/output error|Structure needs cleaning|Errno 5\b",
-     "board {board}: its disk has errors. Check 'dmesg', and replace the card."),
-    (r"sudo: .*password is required|Missing sudo password|is not in the sudoers|may not run sudo",
-     "board {board}: its user can't use sudo without a password. Allow it in /etc/sudoers.d, or set another user as "
-     "ansible_user."),
 )  # fmt: skip
 
 

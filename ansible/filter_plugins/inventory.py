@@ -91,11 +91,30 @@ def _places(names, hostvars) -> list[str]:
                 f"Give the board's IP address as edgellm_address or ansible_host."
             )
             continue
+        if said := _unreachable(name, address, alone=len(names) == 1):
+            found.append(said)
         if other := doors.setdefault((host, port), name) != name and doors[host, port]:
             found.append(_one_address(other, name, host, "ansible_host"))
         elif other := addresses.setdefault(address, name) != name and addresses[address]:
             found.append(_one_address(other, name, address, "edgellm_address"))
     return found
+
+
+def _unreachable(board: str, address: str, *, alone: bool) -> str:
+    """Return why other machines can't use an address; "" if they can, or if the board is `alone` on this machine."""
+    ip = ip_address(address)
+    if ip.version == 6 and ip.is_link_local:
+        why = "is a link-local address, which names a network card of one machine"
+    elif ip.is_unspecified or ip.is_multicast:
+        why = "is not the address of one board"
+    elif ip.is_loopback and not alone:
+        why = "reaches only the machine itself"
+    else:
+        return ""
+    return (
+        f"board {board}: {address} {why}, and the other boards must reach this one. Give its address on their "
+        f"network, such as 192.168.1.11 or fd00::11, as edgellm_address or ansible_host."
+    )
 
 
 def _one_address(one: str, other: str, address: str, variable: str) -> str:
@@ -124,11 +143,16 @@ def listed_twice(path: Path) -> list[str]:
 
 
 def resolve(address: str) -> str:
-    """Return an IP address unchanged, or a name's first address; raise OSError if it has none."""
+    """Return an IP address unchanged, or a name's first address; raise OSError if it has none.
+
+    Link-local and loopback addresses come last: mDNS gives the first for NAME.local, and /etc/hosts the second for the
+    machine's own name.
+    """
     try:
         return str(ip_address(address.strip("[]")))
     except ValueError:
-        return socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]
+        found = [entry[4][0] for entry in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)]
+        return min(found, key=lambda text: ip_address(text).is_link_local + 2 * ip_address(text).is_loopback)
 
 
 def fleet(names, hostvars, port) -> list[dict]:

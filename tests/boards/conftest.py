@@ -32,6 +32,8 @@ ORDER = (
     "test_rebalance",
     "test_healing",
     "test_bad_inventory",
+    "test_left_out",
+    "test_odd_boards",
     "test_ram",
     "test_newcomer",
     "test_upgrade",

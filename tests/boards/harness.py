@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 LAB = Path(__file__).with_name("lab")
 HOME = Path(os.environ.get("EDGELLM_BOARDS_HOME", "/var/tmp/edgellm-boards"))
 NUMBER = int(os.environ.get("EDGELLM_BOARDS_LAB", "0"))  # of this lab, where several stand side by side
-SUBNET = f"10.78.{2 * NUMBER}"
+SUBNET, SUBNET6 = f"10.78.{2 * NUMBER}", f"fd00:78:{NUMBER}:"
 BIN = Path(sys.prefix) / "bin"
 PORT = 7710
 
@@ -157,11 +157,15 @@ class Board:
 
     def __init__(self, number: int):
         self.number, self.name, self.host = number, f"board{number}", f"{SUBNET}.{10 + number}"
+        self.host6 = f"{SUBNET6}:{10 + number}"
 
-    def up(self, *, memory: int | None = None, image: str | None = None, disk: int | None = None) -> "Board":
-        """Boot it (`memory` and `disk` in MB) and wait for ssh; without options, with those it had."""
-        options = {"--memory": memory, "--image": image, "--disk": disk}
-        lab("up", self.number, *(x for k, v in options.items() if v is not None for x in (k, v)), timeout=300)
+    def up(
+        self, *, memory: int | None = None, image: str | None = None, disk: int | None = None, share: tuple = ()
+    ) -> "Board":
+        """Boot it (`memory` and `disk` in MB, `share` folders of this machine) and wait for ssh; without options, with
+        those it had."""
+        options = [("--memory", memory), ("--image", image), ("--disk", disk), *(("--share", path) for path in share)]
+        lab("up", self.number, *(x for k, v in options if v is not None for x in (k, v)), timeout=300)
         return self
 
     def is_up(self) -> bool:
@@ -313,7 +317,7 @@ class Controller:
             if pip.exists():
                 self.env.setdefault("PIP_CONFIG_FILE", str(pip))
         keys = [p.read_text().split()[:2] for p in sorted((HOME / "images").glob("*/*/etc/ssh/ssh_host_*_key.pub"))]
-        hosts = [Board(n).host for n in range(1, 20)]
+        hosts = [place for n in range(1, 30) for place in (Board(n).host, Board(n).host6, f"[{Board(n).host}]:2222")]
         (folder / ".ssh/known_hosts").write_text("".join(f"{h} {k[0]} {k[1]}\n" for h in hosts for k in keys))
 
     def inventory(self, boards: list[Board], per_board: dict[Board, str] | None = None, **variables) -> None:

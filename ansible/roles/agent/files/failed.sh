@@ -1,3 +1,7 @@
-# Prints the last lines of the agent's journal since time $1.
-journalctl --unit=edgellm-agent "--since=@$1" --lines=12 --no-pager --output=cat
+# Runs once an agent has not started: $1 is its version, $2 the one to go back to or "", $3 since when. Prints what its
+# journal says. The version is installed again next time. If there is none to go back to, nothing is left that would be
+# started for ever.
+journalctl --unit=edgellm-agent "--since=@$3" --lines=30 --no-pager --output=cat
+rm -f "/opt/edgellm/versions/$1/.complete"
+[ -n "$2" ] || systemctl disable --quiet --now edgellm-agent.service
 true

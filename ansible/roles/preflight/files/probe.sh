@@ -1,12 +1,14 @@
-# Prints facts about a board, one a line: edgellm_NAME=VALUE. POSIX sh, changes nothing, needs no Python. Runs as the
-# SSH user, except that as_root runs its argument as root.
+# Prints facts about a board, one a line: edgellm_NAME=VALUE. POSIX sh, changes nothing, needs no Python. Runs as root.
 say() { echo "edgellm_$1=$2"; }
-as_root() { if [ "$(id -u)" = 0 ]; then sh -c "$1"; else sudo -n sh -c "$1"; fi; }
-LC_ALL=C
-export LC_ALL
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin LC_ALL=C
+export PATH LC_ALL
+
+# User and clock
 say time_s "$(date +%s)"
 say user "${SUDO_USER:-$(id -un)}"
-as_root true 2>/dev/null && say root yes
+[ "$(id -u)" = 0 ] && say root yes
+
+# System and machine
 say id "$(. /etc/os-release && echo "$ID")"
 say id_like "$(. /etc/os-release && echo "$ID_LIKE")"
 say pretty "$(. /etc/os-release && echo "$PRETTY_NAME")"
@@ -24,33 +26,76 @@ unit=/etc/systemd/system/edgellm-agent.service
 say agent_memory_max "$(sed -n 's/^MemoryMax=//p' $unit 2>/dev/null)"
 say agent_ram "$(sed -n 's/.* --ram \([^ ]*\).*/\1/p' $unit 2>/dev/null)"
 say agent_path "$(sed -n 's/.* --path \([^ ]*\).*/\1/p' $unit 2>/dev/null)"
-for folder in /opt /var/lib /etc; do
-  # Try to write, because folders still look writable after a card error. A missing folder would be created in /.
+
+# Every folder that takes something: is there room, and can it be written? Try, because a folder still looks writable
+# after a card error. A folder that isn't there yet will be on its parent's file system.
+for folder in /opt/edgellm/versions /var/lib/edgellm/wheels /var/lib/edgellm/models /etc/edgellm/tls /run; do
   there=$folder
-  [ -d "$there" ] || there=/
-  case $(as_root "file=\$(mktemp -p $there .edgellm.XXXXXX) && rm \$file" 2>&1) in
-    *"Read-only file system"*) say read_only "$folder" && break ;;
+  until [ -d "$there" ]; do there=$(dirname "$there"); done
+  say room "$(df -k --output=avail,iavail,itotal,target "$there" 2>/dev/null | tail -n 1) $folder"
+  error=$( { file=$(mktemp "$there/.edgellm.XXXXXX") && echo 1 >"$file"; [ -z "$file" ] || rm -f "$file"; } 2>&1)
+  case $error in
+    "") ;;
+    *"Read-only file system"*) say read_only "$folder" ;;
+    *"No space left"* | *"quota exceeded"*) say full "$folder" ;;
+    *) say unwritable "$folder: ${error##*: }" ;;
   esac
 done
-free_kb() { df -Pk "$1" 2>/dev/null | awk 'NR == 2 {print $4}'; }
-say opt_free_kb "$([ -d /opt ] && free_kb /opt || free_kb /)"
-say var_free_kb "$(free_kb /var/lib)"
+# The user edgellm must get to its folders. Their parents are the owner's.
+for folder in / /opt /var /var/lib /etc; do
+  case $(stat -L -c %a "$folder" 2>/dev/null) in *[02468]) say closed "$folder" ;; esac
+done
+
+# What is installed: a version whose agent has started once, and whose Python is still there
 complete=
 for folder in /opt/edgellm/versions/*/; do
   [ -e "$folder.complete" ] && [ -x "${folder}bin/python" ] && complete="$complete $(basename "$folder")"
 done
 say complete "${complete# }"
-say installed "$(readlink /opt/edgellm/current 2>/dev/null)"
-say libraries "$(cat /opt/edgellm/current/.libraries 2>/dev/null)"
-for torch in /opt/edgellm/current/lib/python3*/site-packages/torch; do [ -d "$torch" ] && say torch yes; done
-for python in python3 python3.14 python3.13 python3.12 python3.11; do
-  path=$(command -v "$python") || continue
-  version=$("$path" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
-  # Debian's python3-minimal lacks some of these.
-  whole=$("$path" -c 'import ctypes, json, sqlite3, ssl, venv, zipfile; print("yes")' 2>/dev/null)
-  say python "$path"
-  say python_version "$version"
-  say python_whole "$whole"
-  "$path" -c 'import sys; sys.exit(sys.version_info < (3, 11))' && [ "$whole" = yes ] && break
-done
+installed=$(readlink /opt/edgellm/current 2>/dev/null)
+case " $complete " in *" ${installed##*/} "*) ;; *) installed= ;; esac
+say installed "$installed"
+if [ -n "$installed" ]; then
+  say libraries "$(cat /opt/edgellm/current/.libraries 2>/dev/null)"
+  for torch in /opt/edgellm/current/lib/python3*/site-packages/torch; do [ -d "$torch" ] && say torch yes; done
+fi
+
+# A Python for the agent: not one in a home or in /tmp, because the unit doesn't see those, and one that every user may
+# run. A virtual environment, such as the controller's own, leads to the Python that it was made from.
+about='
+import os, sys
+print("%d.%d.%d" % sys.version_info[:3])
+print(os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable))
+import ctypes, json, sqlite3, ssl, venv, zipfile  # some are not in python3-minimal
+print("yes")'
+everyones() {
+  case $1 in
+    /usr/bin/*) return 0 ;;
+    /home/* | /root/* | /run/user/* | /tmp/* | /var/tmp/*) return 1 ;;
+  esac
+  ! command -v setpriv >/dev/null || setpriv --reuid=65534 --regid=65534 --clear-groups "$1" -c "" >/dev/null 2>&1
+}
+find_python() {
+  hidden=
+  for name in python3 python3.14 python3.13 python3.12 python3.11; do
+    for path in "/usr/bin/$name" "/usr/local/bin/$name" "$(command -v "$name")"; do
+      [ -x "$path" ] || continue
+      told=$("$path" -c "$about" 2>/dev/null)
+      version=$(echo "$told" | sed -n 1p)
+      [ -n "$version" ] || continue
+      real=$(echo "$told" | sed -n 2p)
+      whole=$(echo "$told" | sed -n 3p)
+      case $version in
+        3.[0-9].* | 3.10.*) ;;
+        *) everyones "$real" || { hidden=${hidden:-$real}; continue; } ;;
+      esac
+      say python "$real"
+      say python_version "$version"
+      say python_whole "$whole"
+      case $version in 3.[0-9].* | 3.10.*) ;; *) [ "$whole" = yes ] && return ;; esac
+    done
+  done
+  say python_hidden "$hidden"
+}
+find_python
 true
