@@ -322,10 +322,18 @@ def test_a_new_board_has_room_for_two_versions_of_the_software():
         "Free some space there, or use a larger card."
     )
     assert boards.software_problem(facts(opt_free_kb="1200000"), "pi1", new) == ""
-    assert boards.software_problem(facts(opt_free_kb="700000", installed="versions/0.0.9-y"), "pi1", new) == ""
+    assert boards.software_problem(facts(opt_free_kb="700000", versions="0.0.9-y"), "pi1", new) == ""
     assert "needs 202 MB" in boards.software_problem(facts(var_free_kb="150000"), "pi1", new)
     assert boards.software_problem(facts(opt_free_kb="50000", libraries="1a2b"), "pi1", new) == ""
     assert boards.software_problem(facts(opt_free_kb="1000", complete="0.0.9-y 0.1.0-x"), "pi1", new) == ""
+
+
+def test_a_new_board_s_disk_holds_a_version_and_then_shards():
+    found = facts(var_free_kb="500000")
+    assert boards.disk_estimate(found, 101_000_000) == {"disk_bytes": 512_000_000 - 200_000_000}
+    found["rooms"][boards.VERSIONS] = found["rooms"][boards.MODELS]
+    assert boards.disk_estimate(found, 101_000_000) == {"disk_bytes": 512_000_000 - 101_000_000 - 200_000_000}
+    assert boards.disk_estimate({**found, "installed": "versions/0.1.0-x"}, 101_000_000) == {}
 
 
 def test_a_file_system_that_does_not_run_out_of_inodes_has_enough():

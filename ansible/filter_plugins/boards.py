@@ -10,6 +10,7 @@ SYSTEMS = ("debian", "ubuntu", "armbian", "raspbian")
 VERSIONS, WHEELS, MODELS = "/opt/edgellm/versions", "/var/lib/edgellm/wheels", "/var/lib/edgellm/models"
 LEAST_MB = 1  # that each folder takes besides versions, wheels and shards
 BYTES_PER_FILE = 24 << 10  # a version's files are larger on average
+SPARE_BYTES = 200 * 10**6  # stay free beside shards, as in roles/shards
 OWN_BYTES = 10 << 20  # more than edgellm's own wheel takes, packed and unpacked
 
 
@@ -23,8 +24,6 @@ def board_facts(stdout: str, now_s: float) -> dict:
     for name in ("ram_kb", "ram_free_kb", "agent_kb"):
         facts[name] = int(found[name]) if found.get(name, "").isdigit() else 0
     facts["rooms"] = rooms(stdout)
-    for name, folder in (("opt_free_kb", VERSIONS), ("var_free_kb", MODELS)):
-        facts[name] = facts["rooms"].get(folder, {"free_kb": 0})["free_kb"]
     version = tuple(int(part) for part in found.get("python_version", "").split(".")[:2] if part.isdigit())
     if len(version) == 2 and version >= PYTHON_LEAST and found.get("python_whole") == "yes":
         facts["python_minor"] = ".".join(map(str, version))
@@ -138,10 +137,20 @@ def software_problem(facts: dict, board: str, wheelhouse: dict) -> str:
     """
     if wheelhouse["id"] in facts.get("complete", "").split():
         return ""
-    versions, wheels = wheelhouse["installed_bytes"] * (1 if facts.get("installed") else 2), wheelhouse["bytes"]
+    versions, wheels = wheelhouse["installed_bytes"] * (1 if facts.get("versions") else 2), wheelhouse["bytes"]
     if facts.get("libraries") == wheelhouse["libraries"]:  # which are hard-linked, and not pushed
         versions = wheels = OWN_BYTES
     return room_problem(facts, board, {VERSIONS: round(versions / 1e6), WHEELS: round(wheels / 1e6)})
+
+
+def disk_estimate(facts: dict, installed_bytes: int) -> dict:
+    """Return as {"disk_bytes"} what a board without edgellm has for shards once one version is installed; {} for others,
+    because their agents know."""
+    models, versions = facts["rooms"].get(MODELS), facts["rooms"].get(VERSIONS)
+    if facts.get("installed") or not models or not versions:
+        return {}
+    version = installed_bytes if models["mount"] == versions["mount"] else 0
+    return {"disk_bytes": max(0, models["free_kb"] * 1024 - version - SPARE_BYTES)}
 
 
 def kind(facts: dict, generic: bool) -> list:
@@ -332,6 +341,7 @@ class FilterModule:
             "edgellm_board_facts": board_facts,
             "edgellm_board_problem": board_problem,
             "edgellm_software_problem": software_problem,
+            "edgellm_disk_estimate": disk_estimate,
             "edgellm_memory": memory,
             "edgellm_packages_problem": packages_problem,
             "edgellm_why": why,

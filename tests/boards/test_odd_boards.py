@@ -1,10 +1,13 @@
 """Boards as owners have them: strict, noisy, small, half set up. Each is deployed, or refused in a useful sentence."""
 
 
+import json
+import sys
+
 import pytest
 
-from tests.boards.conftest import PROMPT, new_controller
-from tests.boards.harness import Board, Controller, figure
+from tests.boards.conftest import CACHE, KEEP, PROMPT, new_controller
+from tests.boards.harness import BIN, ROOT, Board, Controller, assert_at_rest, figure
 from tests.boards.test_bad_inventory import sentence
 
 NOISE = r"printf 'Welcome home!\nIP: 192.168.1.7\nload: '; echo 'bash: warning: setlocale: LC_ALL' >&2"
@@ -32,14 +35,14 @@ class Odd:
             board.destroy()
             board.up(memory=1536, disk=2048 if board is self.small else None)
         self.small.fill(SPARE_MB)
-        # Root keeps its files to itself, /tmp is small and runs nothing, and a login prints before it does anything.
-        self.strict.root("mount -o remount,noexec,size=40m /tmp")
+        # Files are for their owner alone, /tmp is full and runs nothing, and a login prints before it does anything.
+        self.strict.root("mount -o remount,noexec,size=1m /tmp; head -c 2M /dev/zero >/tmp/full", check=False)
         login(self.strict, "/home/edge", "umask 077", NOISE)
         self.roots.root("cp -r /home/edge/.ssh /root/ && chown -R root:root /root/.ssh; printf 'Port 22\nPort 2222\n' "
                         ">/etc/ssh/sshd_config.d/ports.conf; systemctl restart ssh")  # fmt: skip
         login(self.roots, "/root", "umask 077", NOISE)
         self.roots.root("mv /usr/bin/sudo /usr/bin/no-sudo")
-        self.full.root("mount -o remount,size=4m /tmp")
+        self.full.root("mkdir /var/lib/edgellm; mount -t tmpfs -o size=30m tmpfs /var/lib/edgellm")
         login(self.hanging, "/home/edge", "[ -e /tmp/patient ] || exec sleep 3600")
         self.expired.root("chage -d 0 edge")
 
@@ -54,15 +57,16 @@ class Odd:
 @pytest.fixture(scope="module")
 def odd(lab_up):
     boards = Odd()
-    boards.up()
+    if not (KEEP and all(board.is_up() for board in boards.boards)):
+        boards.up()
     yield boards
-    for board in boards.boards:
+    for board in () if KEEP else boards.boards:
         board.destroy()
 
 
 @pytest.fixture(scope="module")
 def played(odd):
-    return odd.inventory(*odd.boards).deploy("-e", "preflight_seconds=20")
+    return odd.inventory(*odd.boards).deploy("-e", "preflight_seconds=15")
 
 
 def test_odd_boards_are_deployed_and_the_others_named(odd, played, reference):
@@ -71,8 +75,8 @@ def test_odd_boards_are_deployed_and_the_others_named(odd, played, reference):
     answer = odd.controller.ask(PROMPT, 20)
     assert answer["tokens"] == reference["tokens"][:20]
     sentence(played.text, "board24", "must change its password", "chage")
-    sentence(played.text, "board25", "SSH works, but a command was not done after 20 s")
-    sentence(played.text, "board26", "4 MB free on /tmp", "needs 12 MB")
+    sentence(played.text, "board25", "SSH works, but a command was not done after 25 s")
+    sentence(played.text, "board26", "31 MB free on /var/lib/edgellm", "edgellm needs", "MB there")
     assert played.touched(*odd.bad) == dict.fromkeys(("board24", "board25", "board26"), 0)
     figure("deploy: three odd boards, and three that can't be used", played.seconds)
 
@@ -81,3 +85,54 @@ def test_odd_boards_are_deployed_and_the_others_named(odd, played, reference):
 def test_a_second_deploy_of_odd_boards_changes_nothing(odd, played):
     again = odd.inventory(*odd.good).deploy().good()
     assert again.changed(*odd.good) == dict.fromkeys((board.name for board in odd.good), 0)
+
+
+@pytest.mark.boards_all
+def test_an_agent_that_cannot_be_executed_is_not_started_for_ever_and_healed(odd, played):
+    """As after an upgrade of the board's system, which takes its Python away."""
+    board = odd.small
+    board.root("ln -sfn /nowhere/python /opt/edgellm/current/bin/python; systemctl restart edgellm-agent", check=False)
+    shown = board.root("systemctl show -P ActiveState -P ExecMainStatus -P NRestarts edgellm-agent").split()
+    assert shown == ["failed", "203", "0"]
+    assert "Failed to execute" in board.journal(20)
+    odd.inventory(*odd.good).deploy().good()
+    assert board.root("systemctl is-active edgellm-agent") == "active\n"
+    assert odd.controller.ask(PROMPT, 3)["tokens"]
+
+
+@pytest.mark.boards_all
+def test_a_first_agent_that_does_not_start_says_why_and_the_next_deploy_installs_it_again(extra):
+    board, controller = extra(27, memory=1536), new_controller("failing")
+    controller.inventory([board], edgellm_threads=1)
+    drop_in = "/etc/systemd/system/edgellm-agent.service.d"
+    board.root(f"mkdir {drop_in}; printf '[Service]\nExecStart=\nExecStart=/nowhere/edgellm\n' >{drop_in}/broken.conf")
+    played = controller.deploy()
+    assert played.rc != 0
+    sentence(played.text, "board27: the agent", "doesn't start, and there is no previous version", "/nowhere/edgellm")
+    assert_at_rest(board)
+    assert board.root("ls /opt/edgellm/versions/*/.complete", check=False) == ""
+    board.root(f"rm -r {drop_in}; systemctl daemon-reload")
+    controller.deploy().good()
+    assert board.root("ls /opt/edgellm/versions/*/.complete").count("\n") == 1
+    assert controller.deploy().good().changed(board) == {"board27": 0}
+
+
+@pytest.mark.boards_all
+def test_the_controller_may_stand_on_a_board(lab_up, extra):
+    """It brings an environment of its own, whose Python lies in a home that the agent's unit doesn't see."""
+    python = (sys.base_prefix,) if sys.base_prefix != "/usr" else ()
+    board, controller = extra(28, memory=3072, share=(ROOT, CACHE.resolve(), *python)), new_controller("here")
+    kind = ("--machine", "x86_64", "--python", "3.11")
+    controller.edgellm("controller", "wheelhouse", *kind, "--source", ROOT, timeout=300)
+    line = f"board28 ansible_connection=local ansible_host={board.host} edgellm_threads=1"
+    board.root(f"printf '[boards]\n{line}\n' >/root/inventory.ini")
+    env = {"HOME": "/root", "XDG_CACHE_HOME": CACHE.resolve(), "PATH": f"{BIN}:/usr/bin:/bin:/usr/sbin:/sbin"}
+    here = f"cd {ROOT} && env " + " ".join(f"{name}={value}" for name, value in env.items())
+    played = board.root(f"{here} ansible-playbook -i /root/inventory.ini deploy.yml", timeout=300)
+    assert "unreachable=0    failed=0" in played
+    assert board.root("readlink -f /opt/edgellm/current/bin/python").startswith("/usr/bin/python3")
+    assert board.root("systemctl show -P ActiveState -P NRestarts edgellm-agent").split() == ["active", "0"]
+    answer = json.loads(board.root(f"{here} edgellm ask '{PROMPT}' --temperature 0 --max-tokens 5 --json", timeout=60))
+    assert len(answer["tokens"]) == 5
+    again = board.root(f"{here} ansible-playbook -i /root/inventory.ini deploy.yml", timeout=300)
+    assert "changed=0    unreachable=0    failed=0" in again

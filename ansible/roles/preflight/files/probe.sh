@@ -48,6 +48,7 @@ done
 
 # What is installed: a version whose agent has started once, and whose Python is still there
 complete=
+say versions "$(ls /opt/edgellm/versions 2>/dev/null | tr '\n' ' ')"
 for folder in /opt/edgellm/versions/*/; do
   [ -e "$folder.complete" ] && [ -x "${folder}bin/python" ] && complete="$complete $(basename "$folder")"
 done
