@@ -8,8 +8,8 @@ DEFAULT_SLOTS = 4  # sequences at once
 DEFAULT_CHUNK = 32  # prompt tokens per prefill chunk: benchmarks/chunks.py
 DEFAULT_MAX_TOKENS = 512
 
-# What an agent takes beside weights and KV: the most while it computes (benchmarks/lean.py), and while it holds nothing,
-# which is when it measures what it can offer. generic includes torch.
+# What an agent takes beside weights and KV: the most while it computes (benchmarks/lean.py), and while it holds
+# nothing, which is when it measures what it can offer. generic includes torch.
 AGENT_BYTES = {"native": 120_000_000, "generic": 500_000_000}
 IDLE_AGENT_BYTES = {"native": 60_000_000, "generic": 500_000_000}
 

@@ -144,8 +144,10 @@ def software_problem(facts: dict, board: str, wheelhouse: dict) -> str:
 
 
 def disk_estimate(facts: dict, installed_bytes: int) -> dict:
-    """Return as {"disk_bytes"} what a board without edgellm has for shards once one version is installed; {} for others,
-    because their agents know."""
+    """Return as {"disk_bytes"} what a board without edgellm has for shards once one version is installed.
+
+    {} for other boards, because their agents know.
+    """
     models, versions = facts["rooms"].get(MODELS), facts["rooms"].get(VERSIONS)
     if facts.get("installed") or not models or not versions:
         return {}

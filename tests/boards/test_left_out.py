@@ -1,4 +1,4 @@
-"""Boards that are off, or that the user leaves out: named at the end of every playbook, with the way on; and who may run
+"""Boards that are off, or that the user leaves out: named at the end of every playbook, with the way on. Who may run
 playbooks, when, and from where."""
 
 import getpass
