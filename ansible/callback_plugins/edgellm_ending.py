@@ -100,8 +100,13 @@ class CallbackModule(CallbackBase):
         hosts = {host.name: host for group in ("boards", "edgellm_removed")
                  for host in (inventory.groups[group].get_hosts() if group in inventory.groups else [])}  # fmt: skip
         boards = {name: self._variables.get_vars(host=host, include_hostvars=False) for name, host in hosts.items()}
-        problem = filter_loader.get("edgellm_problem").j2_function
+        problem, names, without_reason = (
+            filter_loader.get(f"edgellm_{name}").j2_function for name in ("problem", "names", "without_reason")
+        )
         problems = [text for host in boards.values() if (text := problem(host))]
+        for name, host in boards.items():
+            if name in names(host.get("without")):
+                host.setdefault("preflight_reason", without_reason(name))
         said = {name: text for name, text in self._said.items() if stats.failures.get(name)}
         lines = ending(boards, list(stats.dark), said, problems[0] if problems else "", self._playbook)
         if context.CLIARGS.get("check"):

@@ -78,7 +78,7 @@ def test_an_upgrade_says_which_board_holds_it_up_and_goes_on_without_it(cluster,
 def test_reset_names_the_way_to_let_a_dead_board_go(lab_up, extra):
     controller, board = new_controller("reset"), extra(4, memory=1024)
     controller.inventory([board, OFF])
-    controller.config.mkdir(parents=True)
+    controller.config.mkdir(parents=True, exist_ok=True)
     kept = controller.config / "boards.json"
     kept.write_text("{}\n")
     played = controller.ansible("playbooks/reset.yml")
