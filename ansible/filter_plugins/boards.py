@@ -113,13 +113,18 @@ def room_problem(facts: dict, board: str, needs: dict[str, int]) -> str:
         room, need = facts["rooms"][next(iter(folders))], sum(folders.values())
         free, inodes, files = room["free_kb"] * 1024 // 10**6, room["inodes"], need * 10**6 // BYTES_PER_FILE
         each = ", ".join(f"{mb} MB in {folder}" for folder, mb in folders.items() if mb > 1 and folder != mount)
+        there = f"{need} MB there" + (f" ({each})" if each else "")
         if facts.get("full") in folders:
             free = 0  # for us: the rest is root's, or beyond a quota
         if free < need:
-            has = f" has {free} MB free on {mount}" if free else f": {mount} is full, 0 MB are free"
+            if free == 0:
+                return (
+                    f"board {board}: {mount} is full, 0 MB are free, but edgellm needs {there}. Free some space there, "
+                    f"or use a larger card."
+                )
             return (
-                f"board {board}{has}, but edgellm needs {need} MB there{f' ({each})' if each else ''}. Free some space "
-                f"there, or use a larger card."
+                f"board {board} has {free} MB free on {mount}, but edgellm needs {there}. Free some space there, or "
+                f"use a larger card."
             )
         if inodes is not None and inodes < files:
             return (
