@@ -63,7 +63,7 @@ def test_no_role_uses_a_variable_of_the_inventory_that_is_not_there():
     filters |= {path.stem for path in (ROOT / "ansible/action_plugins").glob("*.py")} | {"edgellm_ending"}
     names = ("out", "running", "stocked", "removed", "changing", "short", "upgradable", "is_", "stopped")
     groups = {f"edgellm_{name}" for name in names}
-    own = {"edgellm_found", "edgellm_options", "edgellm_specs", "edgellm_no_bin", "edgellm_rsyncs", "edgellm_gone",
+    own = {"edgellm_found", "edgellm_options", "edgellm_specs", "edgellm_no_bin", "edgellm_gone",
            "edgellm_stopped", "edgellm_time_s"}  # fmt: skip
     for path in [*(ROOT / "ansible/roles").rglob("*.yml"), *(ROOT / "playbooks").rglob("*.yml")]:
         used = set(re.findall(r"\bedgellm_\w+", path.read_text()))
@@ -264,7 +264,7 @@ def test_what_changed_on_the_controller_is_counted_once():
 GOOD = {
     "time_s": "1000000", "user": "edge", "root": "yes", "id": "debian", "id_like": "", "pretty": "Debian GNU/Linux 12",
     "machine": "aarch64", "bits": "64", "packages_for": "arm64", "systemd": "yes", "ram_kb": "4000000",
-    "ram_free_kb": "3500000", "rsync": "/usr/bin/rsync", "opt_free_kb": "9000000", "var_free_kb": "9000000",
+    "ram_free_kb": "3500000", "opt_free_kb": "9000000", "var_free_kb": "9000000",
     "installed": "", "python": "/usr/bin/python3", "python_version": "3.11.2", "python_whole": "yes",
 }  # fmt: skip
 
@@ -348,7 +348,7 @@ def test_torch_is_part_of_a_board_s_kind():
 
 @pytest.mark.parametrize(
     ("changes", "missing"),
-    [({"python_version": "3.9.2"}, ["python3"]), ({"python_whole": ""}, ["python3"]), ({"rsync": ""}, ["rsync"]),
+    [({"python_version": "3.9.2"}, ["python3"]), ({"python_whole": ""}, ["python3"]), ({}, []),
      ({"python": "", "python_version": "", "python_whole": ""}, ["python3"])],
 )  # fmt: skip
 def test_missing_packages(changes, missing):
@@ -356,17 +356,17 @@ def test_missing_packages(changes, missing):
 
 
 def test_what_apt_cannot_bring_is_named():
-    old = facts(python_version="3.9.2", rsync="")
+    old = facts(python_version="3.9.2")
     sentence = boards.packages_problem(old, "edgellm_mirror=no\n", "pi1")
-    assert "board pi1 lacks Python 3.11 or newer (it has 3.9.2) and rsync, and its apt reaches no mirror" in sentence
-    assert boards.packages_problem(old, "edgellm_packages=python3.11 rsync\n", "pi1") == ""
+    assert "board pi1 lacks Python 3.11 or newer (it has 3.9.2), and its apt reaches no mirror" in sentence
+    assert boards.packages_problem(old, "edgellm_packages=python3.11\n", "pi1") == ""
 
 
 def test_python_that_apt_will_bring_counts():
-    stdout = "edgellm_python=/usr/bin/python3.12\nedgellm_python_minor=3.12\nedgellm_packages=python3.12 rsync\n"
+    stdout = "edgellm_python=/usr/bin/python3.12\nedgellm_python_minor=3.12\nedgellm_packages=python3.12\n"
     found = boards.with_packages(facts(python_version="3.10.1"), stdout)
-    assert (found["python"], found["python_minor"], found["packages"]) == ("/usr/bin/python3.12", "3.12",
-                                                                           ["python3.12", "rsync"])  # fmt: skip
+    assert (found["python"], found["python_minor"]) == ("/usr/bin/python3.12", "3.12")
+    assert found["packages"] == ["python3.12"]
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_what_the_running_agent_holds_would_be_free_and_it_may_keep_its_limits(r
         ("ssh: connect to host 192.0.2.1 port 22: No route to host", "can't be reached over SSH"),
         ("ssh: connect to host 192.0.2.1 port 22: Connection refused", "nothing listens for SSH"),
         ("Host key verification failed.", "its SSH host key is unknown on this machine"),
-        ("rsync: write failed on '/var/lib/x': No space left on device (28)", "its disk is full"),
+        ("tar: x: Cannot write: No space left on device", "its disk is full"),
         ("cat: write error: No space left on device\nShared connection to x closed.\nBroken pipe", "its disk is full"),
         ("WARNING: Your password has expired.\nPassword change required but no TTY available.", "change its password"),
         ("Your account has expired; please contact your administrator.\nConnection closed by x", "account has expired"),
@@ -456,7 +456,6 @@ def pushed(stdout: str, free_mb: int, least=("layer-0002.safetensors",)) -> dict
 def test_a_board_gets_what_it_lacks():
     push = pushed("layer-0000.safetensors: OK\nlayer-0001.safetensors: FAILED\n", 1000)
     assert push["names"] == [f["name"] for f in FILES[1:]] and push["corrupt"] == ["layer-0001.safetensors"]
-    assert "--include=/layer-0003.safetensors" in push["filters"] and push["filters"][-1] == "--exclude=*"
     assert not push["short"] and not push["problem"]
 
 

@@ -29,8 +29,6 @@ def board_facts(stdout: str, now_s: float) -> dict:
         facts["python_minor"] = ".".join(map(str, version))
     else:
         facts["missing"].append("python3")
-    if not found.get("rsync"):
-        facts["missing"].append("rsync")
     return facts
 
 

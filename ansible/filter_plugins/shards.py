@@ -12,8 +12,8 @@ def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb:
     """Return what to push to a board. `stdout` is `sha256sum --check` of `files` there, then the last line of `df -Pk`.
 
     {"names", "whole": those that are there already, "corrupt", "short": its disk is too small for all files,
-    "disk_bytes" that it has for shards, "problem": a sentence if there is no room for `least`, "message", "filters" for
-    rsync}. `spare_mb` stay free. Corrupt files are replaced one by one, so they need room for one only.
+    "disk_bytes" that it has for shards, "problem": a sentence if there is no room for `least`, "message"}. `spare_mb`
+    stay free. Corrupt files are replaced one by one, so they need room for one only.
     """
     whole = set(re.findall(r"^(\S+): OK$", stdout, re.M))
     corrupt = set(re.findall(r"^(\S+): FAILED$", stdout, re.M))
@@ -41,7 +41,6 @@ def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb:
         "disk_bytes": max(0, free_bytes) + sum(f["bytes"] for f in files if f["name"] in whole),
         "problem": problem,
         "message": ", ".join(names if len(names) < 4 else [f"{len(names)} files"]) + f", {total / 1e6:.1f} MB",
-        "filters": [*(f"--include=/{name}" for name in names), "--exclude=*"],
     }
 
 

@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2154
 
 packages() {
-  echo "mmdebstrap:mmdebstrap nft:nftables ssh:openssh-client rsync:rsync lxcfs:lxcfs ip:iproute2 ps:procps losetup:mount mkfs.ext4:e2fsprogs gcc:gcc python3:python3"
+  echo "mmdebstrap:mmdebstrap nft:nftables ssh:openssh-client lxcfs:lxcfs ip:iproute2 ps:procps losetup:mount mkfs.ext4:e2fsprogs gcc:gcc python3:python3"
   [ "${1:-}" != arm ] || echo "qemu-aarch64-static:qemu-user-static arch-test:arch-test"
 }
 
@@ -33,7 +33,7 @@ bootstrap() { # TARGET [mmdebstrap options]: a system that a person could log in
   local b=$1 unit; shift
   timeout 900 mmdebstrap --quiet --variant=minbase "$@" --dpkgopt=force-unsafe-io --aptopt='Acquire::Languages "none"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --include=systemd,systemd-sysv,dbus,openssh-server,python3,iproute2,procps,sudo bookworm "$b" </dev/null
+    --include=systemd,systemd-sysv,dbus,openssh-server,iproute2,procps,sudo bookworm "$b" </dev/null
   chroot "$b" useradd -m -s /bin/bash -G sudo edge
   echo 'edge ALL=(ALL) NOPASSWD:ALL' >"$b/etc/sudoers.d/edge"; chmod 440 "$b/etc/sudoers.d/edge"
   mkdir -m 700 "$b/home/edge/.ssh"; cp "$home/key.pub" "$b/home/edge/.ssh/authorized_keys"; chroot "$b" chown -R edge:edge /home/edge/.ssh
@@ -64,10 +64,10 @@ build() {
   arm64)
     binfmt
     bootstrap "$images/arm64.new" --architectures=arm64
-    in_image "$images/arm64.new" python3-venv rsync ;;
+    in_image "$images/arm64.new" python3 ;;
   full) # a layer over bare
     build bare; mkdir -p "$images/full.new" "$images/work"
-    timeout 600 unshare --mount --propagation private "$self" _layer "$images/full.new" python3-venv rsync; rm -rf "$images/work" ;;
+    timeout 600 unshare --mount --propagation private "$self" _layer "$images/full.new" python3; rm -rf "$images/work" ;;
   *) die "no image '$kind': full, bare or arm64" ;;
   esac
   mv "$images/$kind.new" "$images/$kind"

@@ -90,7 +90,7 @@ def test_boards_that_cannot_be_used_are_named_and_the_others_deployed(cluster, c
     sentence(played.text, "board5", "read-only")
     sentence(played.text, "board6", "clock", "5.0 hours")
     sentence(played.text, "board7", "SSH key")
-    sentence(played.text, "board8", "rsync", "mirror")
+    sentence(played.text, "board8", "Python 3.11", "mirror")
     sentence(played.text, "board9", "can't be reached")
     for board in (full, clock, key, bare):
         assert board.ours() == set()

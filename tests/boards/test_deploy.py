@@ -84,7 +84,7 @@ def test_an_agent_starts_by_itself_after_a_reboot(cluster, controller, reference
 
 
 @pytest.mark.timeout(1500)
-def test_three_blank_boards_with_a_mirror_and_without_python3_venv(extra, references):
+def test_three_blank_boards_with_a_mirror_and_without_python(extra, references):
     """These compute as transformers does, in float32: the very same tokens."""
     boards = [extra(n, memory=memory, image="bare") for n, memory in ((4, 4096), (5, 4096), (6, 2048))]
     for board in boards:
@@ -98,7 +98,7 @@ def test_three_blank_boards_with_a_mirror_and_without_python3_venv(extra, refere
     assert [board.files() - was for board, was in zip(boards, blank, strict=True)] == [set()] * 3
 
     played = controller.deploy(timeout=900).good()
-    figure("deploy: three blank boards with a mirror, lacking packages", played.seconds)
+    figure("deploy: three blank boards with a mirror, lacking Python", played.seconds)
     answer = controller.ask(PROMPT, MAX_TOKENS)
     assert answer["tokens"] == references["transformers"]["tokens"]
     assert answer["text"] == references["transformers"]["text"]

@@ -145,13 +145,12 @@ def test_link_speed(board):
     assert slow > size * 8 / 10e6 * 0.8 > free
 
 
-def test_bare_boards_lack_what_a_deploy_needs(lab_up):
+def test_bare_boards_have_no_python(lab_up):
     board = Board(16)
     board.destroy()
     board.up(memory=512, image="bare")
     try:
-        assert "No module" in board.ssh("python3 -c 'import ensurepip' 2>&1; command -v rsync", check=False)
-        assert board.ssh("python3 -c 'import sys; print(sys.version_info >= (3, 11))'") == "True\n"
+        assert board.ssh("ls /usr/bin/python* /usr/bin/rsync 2>/dev/null", check=False) == ""
     finally:
         board.destroy()
 

@@ -1,5 +1,5 @@
 # Asks apt whether it can install what a board lacks, and prints the packages' names: edgellm_packages=…
-# $1 lists what is missing (python3, rsync); with "check" as $2 the script leaves no trace.
+# $1 lists what is missing (python3); with "check" as $2 the script leaves no trace.
 LC_ALL=C DEBIAN_FRONTEND=noninteractive
 export LC_ALL DEBIAN_FRONTEND
 lists=/var/lib/apt/lists

@@ -18,7 +18,6 @@ say packages_for "$(dpkg --print-architecture 2>/dev/null)"
 [ -d /run/systemd/system ] && say systemd yes
 say ram_kb "$(awk '/^MemTotal:/ {print $2}' /proc/meminfo)"
 say ram_free_kb "$(awk '/^MemAvailable:/ {print $2}' /proc/meminfo)"
-say rsync "$(command -v rsync)"
 # What the running agent holds in memory would be free without it, and these are the limits that it runs with.
 pid=$(systemctl show --property=MainPID --value edgellm-agent.service 2>/dev/null)
 say agent_kb "$(awk '/^RssAnon:/ {print $2}' "/proc/${pid:-0}/status" 2>/dev/null)"

@@ -2,7 +2,6 @@
 # left behind.
 cd "$1" || exit
 rm -rf .partial
-find . -maxdepth 1 -type f -name '.*.??????' -delete
 sync
 LC_ALL=C sha256sum --check - 2>&1 | grep -v ': OK$'
 true
