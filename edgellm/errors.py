@@ -12,7 +12,7 @@
     │   ├── BusyError       a board with no free KV slot
     │   ├── ClaimError      a board that another manager is giving a plan, or that holds another epoch
     │   └── AnswerError     a board that can't compute this answer; asking again won't help
-    ├── WheelhouseError     wheels for the boards that can't be resolved, fetched or built
+    ├── WheelhouseError     wheels or a Python for the boards that can't be resolved, fetched or built
     └── ProtocolError
         ├── LocalProtocolError    we misused the wire
         └── RemoteProtocolError   they sent bad bytes
@@ -91,7 +91,7 @@ class AnswerError(BoardError):
 
 
 class WheelhouseError(EdgellmError):
-    """Wheels for the boards can't be resolved, fetched or built."""
+    """Wheels or a Python for the boards can't be resolved, fetched or built."""
 
 
 class ProtocolError(EdgellmError):

@@ -355,11 +355,47 @@ def test_missing_packages(changes, missing):
     assert facts(**changes)["missing"] == missing
 
 
-def test_what_apt_cannot_bring_is_named():
-    old = facts(python_version="3.9.2")
-    sentence = boards.packages_problem(old, "edgellm_mirror=no\n", "pi1")
-    assert "board pi1 lacks Python 3.11 or newer (it has 3.9.2), and its apt reaches no mirror" in sentence
-    assert boards.packages_problem(old, "edgellm_packages=python3.11\n", "pi1") == ""
+MADE = {"name": "python-3.13.14-20260805", "version": "3.13.14", "minor": "3.13", "folder": "/home/me/.cache/x",
+        "archive": "x.tar.gz", "sha256": "ab", "bytes": 20_000_000, "installed_bytes": 60_000_000}  # fmt: skip
+NO_PYTHON = {"python": "", "python_version": "", "python_whole": ""}
+OFFLINE = {"python aarch64": "Python 3.13.14 can't be fetched (dns error). Connect this machine."}
+
+
+@pytest.mark.parametrize("changes", [NO_PYTHON, {"python_version": "3.9.2"}])
+def test_a_board_for_which_apt_has_no_python_gets_one_from_the_controller(changes):
+    board = boards.with_packages(facts(**changes), "edgellm_mirror=no\n")
+    assert board["standalone"] and board["packages"] == [] and board["missing"] == ["python3"]
+    hosts = [{"preflight_board": b, "preflight_reason": ""} for b in (board, board, facts())]
+    hosts += [{"preflight_board": {**board, "machine": "x86_64"}, "preflight_reason": "board pi9 is off."}]
+    (step,) = boards.standalone_steps(hosts)
+    assert step == {"name": "python aarch64", "command": ["python", "--machine", "aarch64"], "optional": True}
+    assert boards.standalone_problem(board, {}, "pi1") == ""
+    board = boards.with_standalone(board, {"python aarch64": MADE})
+    assert board["python"] == "/opt/edgellm/python-3.13.14-20260805/bin/python3" and board["python_minor"] == "3.13"
+    assert board["standalone_lacks"] and board["standalone_archive"] == "x.tar.gz"
+
+
+def test_a_python_that_deploy_brought_is_kept_until_there_is_another():
+    board = facts(python="/opt/edgellm/python-3.13.14-20260805/bin/python3.13", python_version="3.13.14")
+    assert board["standalone"] and board["missing"] == []
+    assert boards.with_standalone(board, {"python aarch64": MADE})["standalone_lacks"] is False
+    newer = {**MADE, "name": "python-3.13.15-1", "version": "3.13.15"}
+    assert boards.with_standalone(board, {"python aarch64": newer})["standalone_lacks"]
+    # If this machine can't get any, the board keeps what it has.
+    assert boards.with_standalone(board, {}) == board and boards.standalone_problem(board, OFFLINE, "pi1") == ""
+    assert not facts()["standalone"] and not facts()["standalone_lacks"]
+
+
+def test_a_board_for_which_nobody_has_a_python_is_named_with_the_way_out():
+    board = boards.with_packages(facts(python_version="3.9.2"), "edgellm_mirror=no\n")
+    assert boards.standalone_problem(board, OFFLINE, "pi1") == (
+        "board pi1 lacks Python 3.11 or newer (it has 3.9.2), its apt reaches no mirror, and this machine has none for "
+        "it. Python 3.13.14 can't be fetched (dns error). Connect this machine."
+    )
+    none = boards.with_packages(facts(**NO_PYTHON), "")
+    assert "board pi1 lacks Python 3.11 or newer, its mirror doesn't offer it, and" in (
+        boards.standalone_problem(none, OFFLINE, "pi1")
+    )
 
 
 def test_python_that_apt_will_bring_counts():

@@ -12,13 +12,14 @@ LEAST_MB = 1  # that each folder takes besides versions, wheels and shards
 BYTES_PER_FILE = 24 << 10  # a version's files are larger on average
 SPARE_BYTES = 200 * 10**6  # stay free beside shards, as in roles/shards
 OWN_BYTES = 10 << 20  # more than edgellm's own wheel takes, packed and unpacked
+STANDALONE = "/opt/edgellm/python-"  # the folder of a CPython that deploy brought begins so
 
 
 def board_facts(stdout: str, now_s: float) -> dict:
     """Return the probe's `edgellm_NAME=VALUE` lines as a dict, with `clock_ahead_s` against this machine's `now_s`."""
     found = facts_in(stdout)
     found.pop("room", None)
-    facts = {"missing": [], "packages": [], "python": "", "python_minor": "", **found}
+    facts = {"missing": [], "packages": [], "python": "", "python_minor": "", "standalone_lacks": False, **found}
     facts["clock_ahead_s"] = int(found["time_s"]) - round(now_s) if found.get("time_s", "").isdigit() else 0
     facts["machine"] = MACHINES.get(found.get("machine", ""), found.get("machine", ""))
     for name in ("ram_kb", "ram_free_kb", "agent_kb"):
@@ -29,6 +30,7 @@ def board_facts(stdout: str, now_s: float) -> dict:
         facts["python_minor"] = ".".join(map(str, version))
     else:
         facts["missing"].append("python3")
+    facts["standalone"] = not facts["missing"] and facts["python"].startswith(STANDALONE)
     return facts
 
 
@@ -143,6 +145,8 @@ def software_problem(facts: dict, board: str, wheelhouse: dict) -> str:
     versions, wheels = wheelhouse["installed_bytes"] * (1 if facts.get("versions") else 2), wheelhouse["bytes"]
     if facts.get("libraries") == wheelhouse["libraries"]:  # which are hard-linked, and not pushed
         versions = wheels = OWN_BYTES
+    if facts["standalone_lacks"]:
+        versions, wheels = versions + facts["standalone_installed_bytes"], wheels + facts["standalone_bytes"]
     return room_problem(facts, board, {VERSIONS: round(versions / 1e6), WHEELS: round(wheels / 1e6)})
 
 
@@ -209,27 +213,49 @@ def _size(text: str, whole: int, kilo: int) -> int | None:
 
 
 def with_packages(facts: dict, stdout: str) -> dict:
-    """Return the board's facts once apt has installed what is missing; `stdout` is that of packages.sh."""
+    """Return the board's facts once apt has installed what is missing; `stdout` is that of packages.sh. If apt can't,
+    the board is to get a standalone CPython."""
     found = facts_in(stdout)
+    if not found.get("packages"):
+        return {**facts, "standalone": True, "mirror": found.get("mirror", "")}
     if found.get("python"):
         facts = {**facts, "python": found["python"], "python_minor": found["python_minor"]}
-    return {**facts, "packages": found.get("packages", "").split()}
+    return {**facts, "packages": found["packages"].split()}
 
 
-def packages_problem(facts: dict, stdout: str, board: str) -> str:
-    """Return why apt can't install what the board lacks; "" if it can. `stdout` is that of packages.sh."""
-    if facts_in(stdout).get("packages"):
+def standalone_steps(hosts) -> list[dict]:
+    """Return the steps of `edgellm controller` that get a CPython for boards that run a standalone one, from their
+    variables."""
+    usable = [host["preflight_board"] for host in hosts if not host["preflight_reason"]]
+    machines = sorted({facts["machine"] for facts in usable if facts["standalone"]})
+    return [{"name": f"python {m}", "command": ["python", "--machine", m], "optional": True} for m in machines]
+
+
+def with_standalone(facts: dict, answers: dict) -> dict:
+    """Return the facts of a board that runs a standalone CPython, from the answers to `standalone_steps`. A board that
+    has one keeps it if this machine can't get the current one."""
+    made = answers.get(f"python {facts['machine']}")
+    if not made:
+        return facts
+    folder = f"/opt/edgellm/{made['name']}"
+    return {
+        **facts, "python": f"{folder}/bin/python3", "python_minor": made["minor"],
+        "standalone_lacks": not facts["python"].startswith(f"{folder}/"),
+        **{f"standalone_{key}": value for key, value in made.items()},
+    }  # fmt: skip
+
+
+def standalone_problem(facts: dict, problems: dict, board: str) -> str:
+    """Return why a board without a Python gets none, from the problems of `standalone_steps`; "" if it does."""
+    why_not = problems.get(f"python {facts['machine']}")
+    if not why_not or not facts["missing"]:
         return ""
-    lacks, has = " and ".join(facts["missing"]), facts.get("python_version")
+    has = facts.get("python_version")
     if hidden := facts.get("python_hidden"):
         has = f"only {hidden}, which the agent's user may not run"
-    if "python3" in facts["missing"]:
-        lacks = lacks.replace("python3", "Python 3.11 or newer" + (f" (it has {has})" if has else ""))
-    reason = "its apt reaches no mirror" if "edgellm_mirror=no" in stdout else "its mirror doesn't offer it"
-    return (
-        f"board {board} lacks {lacks}, and {reason}. Let it reach a mirror once, install it by hand, or use an "
-        f"image of Debian 12, Ubuntu 24.04 or newer."
-    )
+    lacks = "Python 3.11 or newer" + (f" (it has {has})" if has else "")
+    apt = "its apt reaches no mirror" if facts.get("mirror") == "no" else "its mirror doesn't offer it"
+    return f"board {board} lacks {lacks}, {apt}, and this machine has none for it. {why_not}"
 
 
 def known_reason(text: str, board: str, address: str = "") -> str:
@@ -348,7 +374,9 @@ class FilterModule:
             "edgellm_software_problem": software_problem,
             "edgellm_disk_estimate": disk_estimate,
             "edgellm_memory": memory,
-            "edgellm_packages_problem": packages_problem,
+            "edgellm_standalone_steps": standalone_steps,
+            "edgellm_with_standalone": with_standalone,
+            "edgellm_standalone_problem": standalone_problem,
             "edgellm_why": why,
             "edgellm_lost": lost,
             "edgellm_answers": answers,

@@ -209,6 +209,7 @@ def known(before: dict, gone_boards, names, ran: dict, limited: bool) -> dict:
 # What steps of `edgellm controller` have changed on this machine, by the first word of their names.
 CHANGES = {
     "model": "a model was split",
+    "python": "a Python for boards was fetched",
     "wheels": "wheels were built or fetched",
     "certificates": "certificates were made or renewed",
     "form": "the cluster's plan or its cluster file has changed",
@@ -220,7 +221,7 @@ def controller_changes(hosts) -> list[str]:
     """Return what a run has changed on this machine, a line each, from the results its tasks left on the boards."""
     found = []
     for host in hosts:
-        for result in ("_model_command", "_wheelhouse_command", "_cluster_fit", "_cluster_form", "_cluster_gone"):
+        for result in ("_model_command", "_python_command", "_wheelhouse_command", "_cluster_fit", "_cluster_form", "_cluster_gone"):
             for step, answer in ((host.get(result) or {}).get("answers") or {}).items():
                 if answer.get("changed") and step.split()[0] in CHANGES:
                     found.append(CHANGES[step.split()[0]])

@@ -1,7 +1,8 @@
 """Wheels for another machine's Python: resolves and fetches them, and builds edgellm's own.
 
-Two tools are fetched from the package index when they are first needed, and kept in the cache folder: uv resolves for
-a machine or Python that isn't this one (pip evaluates markers for itself), and zig compiles for another machine.
+uv, which the extra "controller" installs, resolves for a machine or Python that isn't this one (pip evaluates markers
+for itself). zig compiles the kernels; it is fetched from the package index when it is first needed, and kept in the
+cache folder.
 """
 
 import contextlib
@@ -20,9 +21,9 @@ from pathlib import Path
 from edgellm.errors import WheelhouseError
 from edgellm.files import locked
 
-GLIBC = (2, 34)  # older than that of every Debian and Ubuntu with Python 3.11; where threads became part of libc
+GLIBC = (2, 28)  # Debian 10's: the newest that current wheels of NumPy and torch need
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
-UV = "uv>=0.11,<0.14"
+UV = "uv==0.13.9"  # as the extra "controller" has it
 ZIG = "ziglang==0.17.1"  # exactly, since it decides the bytes of our wheel
 _LOCK_TIMEOUT_S = 3600.0
 _RESOLVE_TIMEOUT_S, _BUILD_TIMEOUT_S, _FETCH_TIMEOUT_S = 600.0, 1200.0, 3600.0
@@ -56,14 +57,10 @@ class Target:
         return f"{self.machine} and Python {self.python}"
 
     @property
-    def is_machine(self) -> bool:
-        """Whether this computer can build for it without cross-compiling."""
-        return sys.platform == "linux" and platform.machine() == self.machine
-
-    @property
     def is_here(self) -> bool:
         """Whether it is this very interpreter's kind, so that pip can resolve for it."""
-        return self.is_machine and self.python == f"{sys.version_info.major}.{sys.version_info.minor}"
+        here = sys.platform, platform.machine(), f"{sys.version_info.major}.{sys.version_info.minor}"
+        return here == ("linux", self.machine, self.python)
 
     @property
     def pip_options(self) -> list[str]:
@@ -99,7 +96,7 @@ class Wheels:
             pins = [f"{m['name']}=={m['version']}" for m in found]
         else:
             command = [
-                str(self._tool(UV, target, work) / "bin" / "uv"), "pip", "compile", "--quiet", "--no-header",
+                uv(), "pip", "compile", "--quiet", "--no-header",
                 "--no-annotate", "--only-binary", ":all:", "--python-version", target.python,
                 "--python-platform", f"{target.machine}-manylinux_{GLIBC[0]}_{GLIBC[1]}", "-c", str(exact), str(wanted),
             ]  # fmt: skip
@@ -135,21 +132,21 @@ class Wheels:
 
     def build(self, source: Path, target: Target, into: Path, work: Path, *, playbooks: bool = False) -> Path:
         """Build edgellm's own wheel from its repository; the same files give the same bytes. Boards need no
-        playbooks in it."""
+        playbooks in it.
+
+        zig compiles for this machine, too, because its own compiler would link to a glibc newer than that of boards.
+        """
         self._progress(f"build edgellm for {target.machine}")
         tag = f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{target.machine}"
-        settings = {"wheel.reproducible": "true", "cmake.define.EDGELLM_PLAYBOOKS": "ON" if playbooks else "OFF"}
-        env = {"SOURCE_DATE_EPOCH": _EPOCH, "_PYTHON_HOST_PLATFORM": tag}
-        if not target.is_machine:
-            zig = self._tool(ZIG, target, work) / "ziglang" / "zig"
-            env |= {
-                "LDFLAGS": "-s",
-                "ZIG_GLOBAL_CACHE_DIR": str(self._tools / "zig-cache"),
-                "ZIG_LOCAL_CACHE_DIR": str(work / "zig-cache"),
-            }
-            defines = cross_defines(zig_compiler(zig, target.machine), target.machine)
-            settings |= {f"cmake.define.{name}": value for name, value in defines.items()}
-            settings["install.strip"] = "false"  # this machine's strip doesn't know that machine's files
+        zig = self._tool(ZIG, target, work) / "ziglang" / "zig"
+        env = {
+            "SOURCE_DATE_EPOCH": _EPOCH, "_PYTHON_HOST_PLATFORM": tag, "LDFLAGS": "-s",
+            "ZIG_GLOBAL_CACHE_DIR": str(self._tools / "zig-cache"), "ZIG_LOCAL_CACHE_DIR": str(work / "zig-cache"),
+        }  # fmt: skip
+        defines = {"EDGELLM_PLAYBOOKS": "ON" if playbooks else "OFF"}
+        defines |= cross_defines(zig_compiler(zig, target.machine), target.machine)
+        settings = {f"cmake.define.{name}": value for name, value in defines.items()}
+        settings |= {"wheel.reproducible": "true", "install.strip": "false"}  # strip may not know that machine's files
         into.mkdir(exist_ok=True)
         options = [f"--config-settings={name}={value}" for name, value in settings.items()]
         command = [*_pip("wheel"), "--no-deps", "--quiet", *options, "--wheel-dir", str(into)]
@@ -189,6 +186,17 @@ class Wheels:
         if done.returncode:
             raise WheelhouseError(why(f"{done.stdout}\n{done.stderr}", what, target))
         return done
+
+
+def uv() -> str:
+    """Return the path of uv; raise WheelhouseError if it isn't installed."""
+    try:
+        from uv import find_uv_bin
+
+        return find_uv_bin()
+    except (ImportError, FileNotFoundError):
+        install = f"{sys.executable} -m pip install '{UV}'"
+        raise WheelhouseError(f"{sys.executable} has no uv. Install it: {install}") from None
 
 
 def zig_compiler(zig: Path, machine: str) -> list[str]:

@@ -26,6 +26,7 @@ CACHE = HOME / "cache"
 ORDER = (
     "test_lab",
     "test_deploy",
+    "test_python",
     "test_hostile",
     "test_pairs",
     "test_loss",

@@ -168,6 +168,10 @@ class Board:
         lab("up", self.number, *(x for k, v in options if v is not None for x in (k, v)), timeout=300)
         return self
 
+    def image(self) -> str:
+        """The name of its image."""
+        return re.search(r"image=(\w+)", (HOME / f"boards/{self.number}/options").read_text())[1]
+
     def is_up(self) -> bool:
         return str(self.number) in lab("list").split()
 
@@ -237,6 +241,22 @@ class Board:
     def ours(self) -> set[str]:
         """What of edgellm is on its disk."""
         return {f for f in self.files() if "edgellm" in f and "/edgellm-.service.d" not in f}
+
+    def weighs(self) -> dict[str, float]:
+        """MB on its disk: "shards", edgellm's "python", and "software" (all else that deploy put there). "pushed": MB
+        that came over its cable since it was made, less the shards."""
+        du = "du -cBK --apparent-size"
+        sizes = self.root(
+            f"{du} -s /var/lib/edgellm/models /opt/edgellm/python-*/ 2>/dev/null | grep -v total; "
+            f"{du} -s --exclude=models --exclude='python-*' /opt/edgellm /var/lib/edgellm /etc/edgellm | tail -n 1"
+        )
+        found = {path: int(size) * 1024 / 1e6 for size, path in re.findall(r"^(\d+)K\s+(\S+)$", sizes, re.M)}
+        shards = found["/var/lib/edgellm/models"]
+        (link,) = json.loads(lab("in", "ip", "-s", "-j", "link", "show", f"v{self.number}"))
+        return {
+            "shards": shards, "software": found["total"], "python": sum(v for p, v in found.items() if "/python-" in p),
+            "pushed": link["stats64"]["tx"]["bytes"] / 1e6 - shards,
+        }  # fmt: skip
 
     def pids(self, unit: str = "edgellm-agent.service") -> list[int]:
         """The unit's processes, as this machine counts them; empty if it doesn't run."""

@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2154
 
 packages() {
-  echo "mmdebstrap:mmdebstrap nft:nftables ssh:openssh-client lxcfs:lxcfs ip:iproute2 ps:procps losetup:mount mkfs.ext4:e2fsprogs gcc:gcc python3:python3"
+  echo "mmdebstrap:mmdebstrap nft:nftables ssh:openssh-client lxcfs:lxcfs ip:iproute2 ps:procps losetup:mount mkfs.ext4:e2fsprogs gcc:gcc patchelf:patchelf python3:python3"
   [ "${1:-}" != arm ] || echo "qemu-aarch64-static:qemu-user-static arch-test:arch-test"
 }
 
@@ -29,11 +29,11 @@ check() {
   return $said
 }
 
-bootstrap() { # TARGET [mmdebstrap options]: a system that a person could log in to and not much else
-  local b=$1 unit; shift
+bootstrap() { # TARGET SUITE [mmdebstrap options]: a system that a person could log in to and not much else
+  local b=$1 suite=$2 unit; shift 2
   timeout 900 mmdebstrap --quiet --variant=minbase "$@" --dpkgopt=force-unsafe-io --aptopt='Acquire::Languages "none"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --include=systemd,systemd-sysv,dbus,openssh-server,iproute2,procps,sudo bookworm "$b" </dev/null
+    --include=systemd,systemd-sysv,dbus,openssh-server,iproute2,procps,sudo "$suite" "$b" </dev/null
   chroot "$b" useradd -m -s /bin/bash -G sudo edge
   echo 'edge ALL=(ALL) NOPASSWD:ALL' >"$b/etc/sudoers.d/edge"; chmod 440 "$b/etc/sudoers.d/edge"
   mkdir -m 700 "$b/home/edge/.ssh"; cp "$home/key.pub" "$b/home/edge/.ssh/authorized_keys"; chroot "$b" chown -R edge:edge /home/edge/.ssh
@@ -60,17 +60,33 @@ build() {
   [ -n "$(list)" ] || find "$home/images" -mindepth 1 -maxdepth 1 ! -path "$images" -exec rm -rf {} + # of older recipes
   [ -f "$home/key" ] || ssh-keygen -q -t ed25519 -N '' -C edgellm-boards -f "$home/key"
   case $kind in
-  bare) bootstrap "$images/bare.new" ;;
+  bare) bootstrap "$images/bare.new" bookworm ;;
+  bullseye) bootstrap "$images/bullseye.new" bullseye --include=python3 ;;
   arm64)
     binfmt
-    bootstrap "$images/arm64.new" --architectures=arm64
+    bootstrap "$images/arm64.new" bookworm --architectures=arm64
     in_image "$images/arm64.new" python3 ;;
   full) # a layer over bare
     build bare; mkdir -p "$images/full.new" "$images/work"
     timeout 600 unshare --mount --propagation private "$self" _layer "$images/full.new" python3; rm -rf "$images/work" ;;
-  *) die "no image '$kind': full, bare or arm64" ;;
+  cpython) compile "$images/work" "$images/cpython.new"; rm -rf "$images/work" ;;
+  *) die "no image '$kind': full, bare, bullseye, arm64 or cpython" ;;
   esac
   mv "$images/$kind.new" "$images/$kind"
+}
+
+compile() { # ROOT TARGET: CPython from Debian's source, installed there; built in ROOT, a Debian 11, for its glibc
+  local root=$1 target=$2 out=$home/build.log
+  timeout 900 mmdebstrap --quiet --variant=minbase --dpkgopt=force-unsafe-io \
+    --include=gcc,libc6-dev,make,xz-utils,zlib1g-dev,libbz2-dev,libffi-dev,liblzma-dev,libsqlite3-dev,libssl-dev bullseye "$root" \
+    "deb http://deb.debian.org/debian bullseye main" "deb-src http://deb.debian.org/debian bookworm main" </dev/null
+  cp /etc/resolv.conf "$root/etc/resolv.conf"
+  timeout 2400 chroot "$root" /bin/sh -euc '
+    cd /root; apt-get source -qq --download-only python3.11; tar -xf python3.11_*.orig.tar.xz; cd Python-*
+    ./configure --quiet --prefix=/usr --without-ensurepip --disable-test-modules; make -s -j2; make -s altinstall DESTDIR=/made
+  ' </dev/null >"$out" 2>&1 || { tail -5 "$out" >&2; return 1; }
+  # with the libraries that it needs, where those of a board would be
+  mkdir -p "$target"; mv "$root/made/usr" "$target/usr"; cp -a "$root/usr/lib/x86_64-linux-gnu" "$target/usr/lib/"
 }
 
 in_image() { # ROOT PACKAGES...: install them there

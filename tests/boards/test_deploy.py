@@ -13,6 +13,11 @@ def test_three_blank_boards_without_any_uplink(deployed, reference):
     played.good()
     if max(played.changed(*cluster.boards).values()):  # 0 if EDGELLM_BOARDS_KEEP kept a deployed cluster
         figure("deploy: three blank boards, no uplink", played.seconds)
+        for board in cluster.boards:
+            weighs = board.weighs()
+            figure(f"pushed to {board}, besides shards", weighs["pushed"], "MB")
+            figure(f"on {board}'s disk, besides shards", weighs["software"], "MB")
+            assert weighs["pushed"] < 60 and weighs["software"] < 150, weighs
     assert set(cluster.controller.plan()) == {"board1", "board2", "board3"}
     answer = cluster.controller.ask(PROMPT, MAX_TOKENS)
     assert answer["tokens"] == reference["tokens"]

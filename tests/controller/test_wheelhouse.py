@@ -75,7 +75,7 @@ class Tools:
             with zipfile.ZipFile(made, "w") as archive:
                 for path in sorted((Path(words[-1]) / "edgellm").glob("*.py")):
                     archive.writestr(zipfile.ZipInfo(f"edgellm/{path.name}"), path.read_bytes())
-                built = library(self.machine or tag.partition("2_34_")[2], self.glibc)
+                built = library(self.machine or tag.partition("2_28_")[2], self.glibc)
                 archive.writestr(zipfile.ZipInfo("edgellm/kernels/libedgellm.so"), built)
         return subprocess.CompletedProcess(command, 0, told, "")
 
@@ -207,15 +207,21 @@ def test_every_machine_and_python_has_wheels_of_its_own(make):
     assert folders == {"x86_64-py3.11", "x86_64-py3.12", "aarch64-py3.11", "aarch64-py3.12"}
 
 
-def test_only_this_very_machine_and_python_is_resolved_by_pip_and_built_without_zig(make, tools):
+def test_only_this_very_machine_and_python_is_resolved_by_pip(make, tools):
     make()
-    assert tools.ran("uv pip compile") == tools.ran("ziglang") == 0
+    assert tools.ran("uv pip compile") == 0
     make(python="3.13")
-    assert tools.ran("uv pip compile") == 1 and tools.ran("ziglang") == 0
+    assert tools.ran("uv pip compile") == 1
     make(machine=OTHER)
-    assert tools.ran("uv pip compile") == 2 and tools.ran("ziglang==") == 1
-    built = [" ".join(c) for c in tools.commands if c[3:4] == ["wheel"]][-1]
-    assert f"-target;{OTHER}-linux-gnu.2.34" in built and f"CMAKE_SYSTEM_PROCESSOR={OTHER}" in built
+    assert tools.ran("uv pip compile") == 2
+
+
+@pytest.mark.parametrize("machine", [platform.machine(), OTHER])
+def test_zig_compiles_for_every_machine_and_the_glibc_of_boards(make, tools, machine):
+    make(machine)
+    (built,) = [" ".join(c) for c in tools.commands if c[3:4] == ["wheel"]]
+    assert f"-target;{machine}-linux-gnu.2.28" in built and f"CMAKE_SYSTEM_PROCESSOR={machine}" in built
+    assert tools.ran("ziglang==") == 1
 
 
 def test_flags_for_this_machine_do_not_reach_the_boards(source, tmp_path, monkeypatch):
@@ -291,9 +297,9 @@ def test_a_library_for_another_machine_is_refused(make, tools):
 
 def test_a_library_for_a_newer_glibc_is_refused(make, tools):
     tools.glibc = "2.38"
-    with pytest.raises(WheelhouseError, match="needs glibc 2.38, boards are promised 2.34"):
+    with pytest.raises(WheelhouseError, match="needs glibc 2.38, boards are promised 2.28"):
         make()
-    check_library(library("aarch64", "2.34") + b"GLIBC_2.4", "aarch64")
+    check_library(library("aarch64", "2.28") + b"GLIBC_2.4", "aarch64")
 
 
 def test_sources_that_change_while_they_are_built_are_not_passed_off_as_either(make, source, tools, tmp_path):
@@ -343,7 +349,7 @@ def test_a_command_that_hangs_is_given_up(source, tmp_path):
     def hangs(command, env, cwd, timeout_s):
         raise subprocess.TimeoutExpired(command, timeout_s)
 
-    with pytest.raises(WheelhouseError, match=r"pip wheel' took more than \d+ s"):
+    with pytest.raises(WheelhouseError, match=r"pip install' took more than \d+ s"):
         wheelhouse.make(source, platform.machine(), HERE, cache=tmp_path / "cache", run=hangs)
 
 

@@ -77,7 +77,9 @@ everyones() {
 }
 find_python() {
   hidden=
-  for name in python3 python3.14 python3.13 python3.12 python3.11; do
+  # The last ones are those that deploy brought, the newest first.
+  for name in python3 python3.14 python3.13 python3.12 python3.11 $(ls -dt /opt/edgellm/python-*/ 2>/dev/null); do
+    [ -d "$name" ] && name=${name}bin/python3
     for path in "/usr/bin/$name" "/usr/local/bin/$name" "$(command -v "$name")"; do
       [ -x "$path" ] || continue
       told=$("$path" -c "$about" 2>/dev/null)
