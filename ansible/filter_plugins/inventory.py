@@ -217,11 +217,14 @@ CHANGES = {
 }
 
 
+RESULTS = ("_model_command", "_python_command", "_wheelhouse_command", "_cluster_fit", "_cluster_form", "_cluster_gone")
+
+
 def controller_changes(hosts) -> list[str]:
     """Return what a run has changed on this machine, a line each, from the results its tasks left on the boards."""
     found = []
     for host in hosts:
-        for result in ("_model_command", "_python_command", "_wheelhouse_command", "_cluster_fit", "_cluster_form", "_cluster_gone"):
+        for result in RESULTS:
             for step, answer in ((host.get(result) or {}).get("answers") or {}).items():
                 if answer.get("changed") and step.split()[0] in CHANGES:
                     found.append(CHANGES[step.split()[0]])
