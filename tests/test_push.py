@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -163,6 +164,15 @@ def test_a_script_that_fails_reads_its_input_to_the_end(script, tmp_path):
     failed.stdin.write(bytes(300_000))  # more than a pipe holds: raises BrokenPipeError if nobody reads it
     failed.stdin.close()
     assert failed.wait(30) == 1
+
+
+@pytest.mark.parametrize("script", [edgellm_push.LOOK, edgellm_push.UNPACK, edgellm_push.APPEND])
+def test_no_login_shell_reads_a_script(script):
+    """csh would run each line of it as a command of its own, in the user's home."""
+    command = edgellm_push.command(script, "/var/lib/x", "layer", 0)
+    assert not set("\n!\\`") & set(command)
+    words = shlex.split(command)
+    assert words[:2] == ["/bin/sh", "-c"] and words[3:] == ["sh", "/var/lib/x", "layer", "0"]
 
 
 def test_a_file_that_is_not_there_is_named_before_the_board_is_asked(board, source):

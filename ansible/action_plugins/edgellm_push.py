@@ -13,6 +13,7 @@ Small files travel together in a tar stream. A large one travels in pieces, and 
 interrupted one left off. The board needs only sh, tar, coreutils and find.
 """
 
+import base64
 import hashlib
 import os
 import shlex
@@ -73,8 +74,13 @@ chmod 0644 "$part" && sync "$part" && mv -f "$part" "$name" && { rmdir -p "$(dir
 
 
 def command(script: str, *words: str | int) -> str:
-    """Return the shell command that runs a script with arguments."""
-    return shlex.join(["/bin/sh", "-c", script, "sh", *map(str, words)])
+    """Return the shell command that runs a script with arguments.
+
+    It is one line of plain words in simple quotes, because the login shell may be any: csh would run the lines of a
+    longer one as commands of its own, in the user's home.
+    """
+    packed = base64.b64encode(script.encode()).decode()
+    return shlex.join(["/bin/sh", "-c", f'eval "$(echo {packed} | base64 -d)"', "sh", *map(str, words)])
 
 
 def check_names(names: Iterable[str]) -> list[str]:
