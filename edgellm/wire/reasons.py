@@ -6,8 +6,8 @@ import re
 import socket
 import ssl
 
-_UNREACHABLE = "there is no route to it. Check its power, its cable and its address"
-_NO_ANSWER = "it doesn't answer. Check its power, its cable and its address"
+_UNREACHABLE = "no route to it, is it on and connected?"
+_NO_ANSWER = "it doesn't answer, is it on and connected?"
 _RESET = "it reset the connection"
 _FORBIDDEN = "this machine's own firewall doesn't allow the connection"
 _BY_NUMBER = {

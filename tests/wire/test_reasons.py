@@ -24,11 +24,11 @@ def of_asyncio(number: int) -> OSError:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (of_asyncio(errno.EHOSTUNREACH), "there is no route to it. Check its power, its cable and its address"),
-        (of_asyncio(errno.ENETUNREACH), "there is no route to it. Check its power, its cable and its address"),
+        (of_asyncio(errno.EHOSTUNREACH), "no route to it, is it on and connected?"),
+        (of_asyncio(errno.ENETUNREACH), "no route to it, is it on and connected?"),
         (of_asyncio(errno.ECONNREFUSED), "connection refused, is its agent running?"),
-        (of_asyncio(errno.ETIMEDOUT), "it doesn't answer. Check its power, its cable and its address"),
-        (TimeoutError(), "it doesn't answer. Check its power, its cable and its address"),
+        (of_asyncio(errno.ETIMEDOUT), "it doesn't answer, is it on and connected?"),
+        (TimeoutError(), "it doesn't answer, is it on and connected?"),
         (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "it reset the connection"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "it reset the connection"),
         (ConnectionResetError("Connection lost"), "it reset the connection"),
@@ -40,7 +40,7 @@ def of_asyncio(number: int) -> OSError:
         # A name with two addresses.
         (OSError(f"Multiple exceptions: [Errno {errno.EHOSTUNREACH}] Connect call failed {AT}, [Errno "
                  f"{errno.ECONNREFUSED}] Connect call failed {AT}"),
-         "there is no route to it. Check its power, its cable and its address"),
+         "no route to it, is it on and connected?"),
     ],
 )  # fmt: skip
 def test_an_error_is_told_in_words(error, words):
@@ -62,5 +62,5 @@ def test_dialling_a_board_without_a_route_says_so(monkeypatch):
     with pytest.raises(BoardError) as e:
         asyncio.run(go())
     assert str(e.value) == (
-        "board pi1 (10.0.0.9:7710): there is no route to it. Check its power, its cable and its address"
+        "board pi1 (10.0.0.9:7710): no route to it, is it on and connected?"
     )
