@@ -416,8 +416,9 @@ def test_python_that_apt_will_bring_counts():
     ],
 )
 def test_a_board_without_an_agent_has_what_is_free_within_the_inventorys_limits(memory_max, ram, limits):
-    found = boards.memory(facts(ram_kb=str(4 << 20), ram_free_kb="3502000"), memory_max, ram, "auto")
-    assert found == {"free": 3502000 * 1024, "memory_max": limits[0], "ram": limits[1], "kept": False}
+    found = boards.memory(facts(ram_kb=str(4 << 20), ram_free_kb="3502000"), memory_max, ram, "auto", "0.2.0-abc")
+    assert found == {"free": 3502000 * 1024, "memory_max": limits[0], "ram": limits[1], "kept": False,
+                     "stays": False}
 
 
 RUNS = {"agent_kb": "500000", "agent_memory_max": "90%", "agent_ram": "3GB", "agent_path": ""}
@@ -437,8 +438,10 @@ RUNS = {"agent_kb": "500000", "agent_memory_max": "90%", "agent_ram": "3GB", "ag
     ],
 )
 def test_what_the_running_agent_holds_would_be_free_and_it_may_keep_its_limits(runs, wanted, kept):
-    found = boards.memory(facts(ram_free_kb="1000000", **runs), *wanted)
-    assert found["kept"] is kept
+    found = boards.memory(facts(ram_free_kb="1000000", installed="versions/0.2.0-abc", **runs), *wanted, "0.2.0-abc")
+    assert found["kept"] is found["stays"] is kept
+    found = boards.memory(facts(ram_free_kb="1000000", installed="versions/0.1.0-abc", **runs), *wanted, "0.2.0-abc")
+    assert found["kept"] is kept and not found["stays"]  # an upgrade starts it again
     assert found["free"] == (1000000 + int(runs["agent_kb"] or 0)) * 1024
 
 

@@ -187,19 +187,22 @@ def last_line(stderr: str) -> str:
     return lines[-1].removeprefix("edgellm: ").removeprefix("error: ") if lines else "it failed without a message"
 
 
-def memory(facts: dict, memory_max: str, ram: str, path: str) -> dict:
+def memory(facts: dict, memory_max: str, ram: str, path: str, version: str) -> dict:
     """Return a board's RAM for `edgellm controller fit`, in bytes: what would be `free` if no agent ran, and the limits
     that the agent's unit is going to have; None: no limit.
 
-    `kept` is whether the running agent's unit has these limits and this `path` (auto or generic) already.
+    `kept` is whether the running agent's unit has these limits and this `path` (auto or generic) already, and `stays`
+    whether it also runs this `version`, so that it isn't started again for any of these.
     """
     runs = (facts.get("agent_memory_max", ""), facts.get("agent_ram", ""), facts.get("agent_path") or "auto")
     wanted = (str(memory_max), str(ram or "").replace(" ", ""), str(path))
+    kept = facts["agent_kb"] > 0 and runs == wanted
     return {
         "free": (facts["ram_free_kb"] + facts["agent_kb"]) * 1024,
         "memory_max": _size(memory_max, facts["ram_kb"] * 1024, 1024),
         "ram": _size(ram, 0, 1000),
-        "kept": facts["agent_kb"] > 0 and runs == wanted,
+        "kept": kept,
+        "stays": kept and facts.get("installed", "").rpartition("/")[2] == version,
     }
 
 

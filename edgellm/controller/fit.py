@@ -28,12 +28,12 @@ def fit(request: Request) -> str | None:
     manifest = Manifest.read(request.model_dir)
     reports = asyncio.run(_reports(request, manifest)) if request.tls is None or request.tls.is_dir() else {}
     capacities = [c for b in request.boards if (c := _capacity(b.name, request, manifest, reports)) is not None]
-    steady = {n: r for n, r in reports.items() if n not in request.memory or request.memory[n].kept}
+    steady = {n: r for n, r in reports.items() if n not in request.memory or request.memory[n].stays}
     try:
         check_request(manifest, capacities, request.settings)
     except PlanError as e:
         return " ".join([str(e), *([] if capacities else _left_out(request))])
-    try:  # what runs, and keeps running, may use its headroom up
+    try:  # what runs, and goes on running, may use its headroom up
         held = {name: report.held for name, report in steady.items()}
         next_plan(manifest, standing_plan(steady), capacities, request.settings, 1, held=held)
     except PlanError:

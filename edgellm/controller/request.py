@@ -18,13 +18,15 @@ class Memory:
     """A board's RAM in bytes: what would be free if no agent ran, and what the inventory allows the agent.
 
     `memory_max` is for the whole agent, `ram` for a section alone; None: no limit. `kept` is whether the agent that
-    runs has these limits already, so that what it offers is what it will offer.
+    runs has these limits already, so that what it offers is what it will offer, and `stays` whether it also goes on
+    with the section that it holds.
     """
 
     free: int
     memory_max: int | None = None
     ram: int | None = None
     kept: bool = False
+    stays: bool = False
 
     def free_bytes(self, agent_bytes: int) -> int:
         """Return what a section could take without limits, beside an agent that takes `agent_bytes` itself."""
@@ -119,7 +121,8 @@ class Request:
 
 def _memory(board: str, said: dict[str, Any]) -> Memory:
     limits = {name: _bytes(said, name, board) for name in ("memory_max", "ram") if said.get(name) is not None}
-    return Memory(_bytes(said, "free", board), **limits, kept=said.get("kept") is True)
+    flags = {name: said.get(name) is True for name in ("kept", "stays")}
+    return Memory(_bytes(said, "free", board), **limits, **flags)
 
 
 def _bytes(said: dict[str, Any], name: str, board: str) -> int:

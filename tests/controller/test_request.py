@@ -14,8 +14,9 @@ def test_a_request_is_read(tmp_path):
     access = {"host": "10.0.0.1", "user": "pi", "port": 2222, "key": "/home/me/key"}
     request = request_of(
         tmp_path / "request.json", tmp_path, {"pi1": ("10.0.0.1", 7710), "pi2": ("pi2.local", 7711)},
-        {"pi1": {"ssh": access, "memory": {"free": 10**9, "ram": 5 * 10**8, "memory_max": None, "kept": True},
-                 "disk_bytes": 5}, "pi2": {"ssh": None, "memory": None}},
+        {"pi1": {"ssh": access, "disk_bytes": 5,
+                 "memory": {"free": 10**9, "ram": 5 * 10**8, "memory_max": None, "kept": True, "stays": 1}},
+         "pi2": {"ssh": None, "memory": None}},
         tls=str(tmp_path / "tls"), left_out=[{"name": "pi3", "reason": "board pi3 can't be\nreached."}], path="generic",
     )  # fmt: skip
     assert (request.model_dir, request.settings, request.tls) == (tmp_path, SETTINGS, tmp_path / "tls")
