@@ -120,9 +120,9 @@ class Request:
 
 
 def _memory(board: str, said: dict[str, Any]) -> Memory:
-    limits = {name: _bytes(said, name, board) for name in ("memory_max", "ram") if said.get(name) is not None}
-    flags = {name: said.get(name) is True for name in ("kept", "stays")}
-    return Memory(_bytes(said, "free", board), **limits, **flags)
+    memory_max, ram = (None if said.get(name) is None else _bytes(said, name, board) for name in ("memory_max", "ram"))
+    kept, stays = (said.get(name) is True for name in ("kept", "stays"))
+    return Memory(_bytes(said, "free", board), memory_max, ram, kept, stays)
 
 
 def _bytes(said: dict[str, Any], name: str, board: str) -> int:
