@@ -1,11 +1,12 @@
 """From bare boards to a cluster that answers, and what a second deploy, --check and --limit do."""
 
+import json
 import stat
 
 import pytest
 
 from tests.boards.conftest import MAX_TOKENS, PROMPT, Answers, new_controller
-from tests.boards.harness import PORT, assert_at_rest, figure
+from tests.boards.harness import PORT, assert_at_rest, figure, wait_for
 
 
 def test_three_blank_boards_without_any_uplink(deployed, reference):
@@ -83,9 +84,18 @@ def test_agents_listen_on_the_inventorys_address_only(cluster):
 
 
 def test_an_agent_starts_by_itself_after_a_reboot(cluster, controller, reference):
-    cluster.boards[2].reboot()
+    board = cluster.boards[2]
+    board.reboot()
+    wait_for(lambda: controller.row(board)["version"], 60, f"agent of {board}")
+    start, end = controller.plan()[board.name]
+    row = controller.row(board)  # nobody has asked yet, and all is well
+    assert (row["state"], row["ready"]) == (f"ready: loads layers {start}-{end} at the next question", True)
+    doctor = json.loads(controller.edgellm("doctor", board.name, "--quick", "--json", check=False).text)
+    assert controller.status()["ready"] and doctor["boards"][0]["facts"]["ready"]
+    assert "plan" not in [f["about"] for f in doctor["boards"][0]["findings"]]
     answer = controller.ask(PROMPT, 20)
     assert answer["tokens"] == reference["tokens"][:20]
+    assert controller.row(board)["serving"]
 
 
 @pytest.mark.timeout(1500)
