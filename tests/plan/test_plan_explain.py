@@ -54,6 +54,7 @@ def test_sections_are_told_in_bytes_and_seconds(make_manifest, make_boards):
     [
         ("latency", ((900, 2), (900, 3, 0, 1)), "adding pi2 would slow a token from 12 ms to 14 ms"),
         ("latency", ((900, 2), (900, 2)), "adding pi2 wouldn't make a token faster than 12 ms"),
+        ("latency", ((900, 2.02), (700, 2)), "adding pi2 would make a token only 0.1 ms faster than 12.1 ms"),
         (
             "latency",
             ((900, 2), (90, 1)),
