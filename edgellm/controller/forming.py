@@ -104,6 +104,7 @@ def _reasons(plan: Plan, pairs: list[Pair], missing: dict[str, str]) -> dict[str
 async def _settled(fleet: Fleet, settings: Settings, known: Plan | None, tell: Callable[[str], None]) -> Outcome:
     """`settle`, again and again while boards are claimed by another manager or just starting."""
     end_s = time.monotonic() + _RETRY_FOR_S
+    told = ""
     while True:
         await fleet.survey()
         if not fleet.reports:
@@ -113,7 +114,9 @@ async def _settled(fleet: Fleet, settings: Settings, known: Plan | None, tell: C
         except BoardError as e:
             if time.monotonic() > end_s:
                 raise
-            tell(f"{e}; trying again …")
+            if str(e) != told:  # once, not at each try
+                told = str(e)
+                tell(f"{told}; trying again for up to {_RETRY_FOR_S:.0f} s …")
         await asyncio.sleep(1.0)
 
 
