@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgellm.controller import pairs as between
 from edgellm.controller.request import Request
-from edgellm.errors import BoardError, ClusterError
+from edgellm.errors import BoardError, ClusterError, EdgellmError, PlanError
 from edgellm.files import write_atomically
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.pairs import HERE, Pair, try_pairs
@@ -47,7 +47,10 @@ async def _form(request: Request, path: Path, tell: Callable[[str], None], dry_r
             fleet.reports = {
                 name: replace(r, capacity=request.on_disk(r.capacity)) for name, r in fleet.reports.items()
             }
-            move = await propose(fleet, request.settings, known, any_shard=True)
+            try:
+                move = await propose(fleet, request.settings, known, any_shard=True)
+            except PlanError as e:
+                raise _without(fleet, e) from None
             outcome = Outcome(move.plan, move, move.changed, {})
             pairs = []
         else:
@@ -55,6 +58,9 @@ async def _form(request: Request, path: Path, tell: Callable[[str], None], dry_r
             try:
                 outcome = await _settled(fleet, request.settings, known, tell)
                 pairs = await trying
+            except (BoardError, PlanError) as e:
+                _add(e, between.if_agents_run(await trying))
+                raise
             finally:
                 trying.cancel()
             if between.troubles(pairs):  # perhaps an agent was just starting
@@ -111,6 +117,8 @@ async def _settled(fleet: Fleet, settings: Settings, known: Plan | None, tell: C
             raise BoardError("no board answers: " + "; ".join(fleet.missing.values()))
         try:
             return await settle(fleet, settings, known, grow=True, tell=tell)
+        except PlanError as e:
+            raise _without(fleet, e) from None
         except BoardError as e:
             if time.monotonic() > end_s:
                 raise
@@ -118,6 +126,18 @@ async def _settled(fleet: Fleet, settings: Settings, known: Plan | None, tell: C
                 told = str(e)
                 tell(f"{told}; trying again for up to {_RETRY_FOR_S:.0f} s …")
         await asyncio.sleep(1.0)
+
+
+def _without(fleet: Fleet, error: PlanError) -> PlanError:
+    """Return the error that says which boards it had to do without, and why."""
+    missing = "; ".join(fleet.missing.values())
+    return PlanError(f"{missing}. Without: {error}", error.brief) if missing else error
+
+
+def _add(error: EdgellmError, sentence: str) -> None:
+    """Add a sentence to an error's message."""
+    if sentence:
+        error.args = (f"{str(error).removesuffix('.')}. {sentence}",)
 
 
 def _file_at(path: Path) -> ClusterFile | None:

@@ -84,6 +84,18 @@ def from_here(pairs: Iterable[Pair]) -> dict[str, Trouble]:
     return found
 
 
+def if_agents_run(pairs: Iterable[Pair]) -> str:
+    """Return what to do about boards that this machine can't reach as if a firewall kept it from them, in a sentence
+    for who doesn't know whether their agents run; "" if there are none."""
+    blocked = [p for p in pairs if p.dialler == HERE and p.code in _BLOCKED]
+    if not blocked:
+        return ""
+    ports = " or ".join(dict.fromkeys(str(p.address[1]) for p in blocked))
+    run, where = ("its agent runs", blocked[0].board) if len(blocked) == 1 else ("their agents run", "each")
+    rule = f"sudo ufw allow {blocked[0].address[1]}/tcp"
+    return f"If {run}, allow TCP port {ports} from this machine, with ufw on {where}: '{rule}'."
+
+
 def reached_by(pairs: Iterable[Pair], board: str) -> list[str]:
     """Return the boards that reach this one."""
     return [p.dialler for p in pairs if p.board == board and p.dialler != HERE and p.code == "ok"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -9,7 +10,7 @@ from click.testing import CliRunner
 from edgellm.cli import main
 from edgellm.controller import forming
 from edgellm.controller.request import Request
-from edgellm.errors import DialError
+from edgellm.errors import BoardError, DialError, PlanError
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.plan import Settings
 from edgellm.wire.dial import connect
@@ -103,13 +104,18 @@ def test_an_agent_that_was_just_starting_is_tried_again(on_boards, monkeypatch):
     assert on_boards(go, 2)["broken"] == "" and tried == [1, 0]
 
 
-def test_a_board_that_only_the_controller_does_not_reach_has_a_reason(on_boards, monkeypatch):
+def keep_the_controller_from(monkeypatch, *boards: str) -> None:
     async def dial(host, port, me, *args, board, **kwargs):
-        if board == "b1":
-            raise DialError(f"board b1 ({host}:{port}): no answer within 4 s", board, "timeout", "no answer within 4 s")
+        if board in boards:
+            reason = "no answer within 4 s"
+            raise DialError(f"board {board} ({host}:{port}): {reason}", board, "timeout", reason)
         return await connect(host, port, me, *args, board=board, **kwargs)
 
     monkeypatch.setattr("edgellm.manager.board.connect", dial)
+
+
+def test_a_board_that_only_the_controller_does_not_reach_has_a_reason(on_boards, monkeypatch):
+    keep_the_controller_from(monkeypatch, "b1")
 
     async def go(form):
         return await form()
@@ -118,6 +124,35 @@ def test_a_board_that_only_the_controller_does_not_reach_has_a_reason(on_boards,
     assert set(done["missing"]) == set(done["reasons"]) == {"b1"} and done["broken"] == ""
     assert done["reasons"]["b1"].startswith("board b1: this machine can't reach b1 at 127.0.0.1:")
     assert ": no answer within 4 s, though b0 and b2 reach it there. " in done["reasons"]["b1"]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_boards_without_which_the_model_does_not_fit_are_named_with_their_port(on_boards, monkeypatch, dry_run):
+    keep_the_controller_from(monkeypatch, "b1")
+
+    async def go(form):
+        with pytest.raises(PlanError) as e:
+            await form(dry_run=dry_run)
+        return str(e.value)
+
+    said = on_boards(go, 2)
+    assert re.match(r"board b1 \(127\.0\.0\.1:(\d+)\): no answer within 4 s\. Without: .*1\.07 GB", said)
+    port = re.search(r":(\d+)\)", said)[1]
+    advice = f"If its agent runs, allow TCP port {port} from this machine, with ufw on b1: 'sudo ufw allow {port}/tcp'."
+    assert said.endswith(f" {advice}") is not dry_run  # there may be no agents yet
+
+
+def test_if_no_board_answers_though_agents_may_run_the_firewall_is_named(on_boards, monkeypatch):
+    keep_the_controller_from(monkeypatch, "b0", "b1")
+
+    async def go(form):
+        with pytest.raises(BoardError) as e:
+            await form()
+        return str(e.value)
+
+    said = on_boards(go, 2)
+    assert said.startswith("no board answers: board b0 (127.0.0.1:") and "; board b1 (127.0.0.1:" in said
+    assert re.search(r"\. If their agents run, allow TCP port \d+ or \d+ from this machine, with ufw on each: ", said)
 
 
 def test_the_command_fails_with_the_sentence_and_has_said_what_it_did(on_boards, tmp_path, monkeypatch):
