@@ -2,9 +2,16 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from edgellm.controller.pairs import from_here, troubles  # noqa: E402
+from edgellm.manager.pairs import HERE, Pair  # noqa: E402
+from edgellm.wire.reach import Outcome  # noqa: E402
+
 PAGE = ROOT / "docs" / "messages.md"
 HEAD = """# What deploy says, and the way out
 
@@ -36,7 +43,8 @@ def sentences(path: Path) -> list[str]:
 
 def is_whole(text: str) -> bool:
     """Whether a text is what happened, a full stop, and what to do."""
-    return bool(re.fullmatch(r"\S.{8,}?[.]\s\S.{5,}[.]?", text)) and text.count("…") <= 8
+    said = bool(re.fullmatch(r"\S.{8,}?[.]\s\S.{5,}[.]?", text)) and text.count("…") <= 8
+    return said and "&&" not in text  # a script of ours is none
 
 
 def _of_python(source: str) -> list[str]:
@@ -85,11 +93,35 @@ def files() -> list[tuple[str, Path]]:
     return [(title, path) for _, title, path in sorted(found)]
 
 
+def of_pairs() -> list[str]:
+    """Return what is said of boards that can't reach each other, one sentence of each kind, about pi1 to pi3."""
+    places = {f"pi{i}": (f"192.168.1.1{i}", 7710) for i in (1, 2, 3)}
+    lost, everyone = Outcome("timeout", "no answer within 2 s"), [(d, b) for d in places for b in places if d != b]
+    kinds = [
+        {("pi1", "pi2"): lost}, {("pi1", "pi2"): lost, ("pi2", "pi1"): lost},
+        {("pi1", "pi3"): lost, ("pi2", "pi3"): lost}, {("pi1", "pi2"): lost, ("pi1", "pi3"): lost}, {way: lost for way in everyone if "pi1" in way},
+        dict.fromkeys(everyone, lost), {(HERE, "pi1"): lost},
+        *({("pi1", "pi2"): Outcome(*outcome)} for outcome in (
+            ("unreachable", "there is no route to it"), ("forbidden", ""), ("name", "the name is not known"),
+            ("silent", "no answer within 2 s, though it takes connections"), ("rejected", "calls itself pi3"),
+            ("rejected", "its certificate is not valid yet"),
+            ("rejected", "its certificate belongs to another cluster"),
+        )),
+    ]  # fmt: skip
+    told = []
+    for kind in kinds:
+        ways = [*((HERE, b) for b in places), *everyone]
+        pairs = [Pair(d, b, places[b], kind.get((d, b), Outcome("ok"))) for d, b in ways]
+        told += [trouble.sentence for trouble in (*troubles(pairs), *from_here(pairs).values())]
+    return told
+
+
 def page() -> str:
     """Return the whole page."""
     found: dict[str, list[str]] = {}
     for title, path in files():
         found.setdefault(title, []).extend(sentences(path))
+    found["Boards can't reach each other"] = of_pairs()
     lines = [HEAD]
     for title, texts in found.items():
         if texts:
