@@ -63,8 +63,8 @@ vocabularies: .venv/bench
 	$(BIN)/python -m benchmarks.vocabularies
 
 # Writes docs/messages.md from the code.
-messages:
-	$(PYTHON) docs/messages.py
+messages: .venv/ready
+	$(BIN)/python docs/messages.py
 
 # edgellm's own wheels for the package index, one a machine, into dist/.
 wheels: .venv/ready

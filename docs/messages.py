@@ -17,7 +17,8 @@ HEAD = """# What deploy says, and the way out
 
 Every sentence with which a playbook leaves a board out or stops, as the code has it: `make messages` writes this page.
 NAME is a board, … a value. A board that is left out doesn't keep the others from being deployed, and running the same
-command again goes on where it stopped.
+command again goes on where it stopped. If a model doesn't fit, deploy says what is missing, and then what helps, in
+numbers: boards that are left out, limits in the inventory, less context or fewer slots, int8 or int4, more boards.
 """
 # Where sentences are written, and the heading of what is there; the first that a path begins with counts.
 SECTIONS = {
@@ -28,6 +29,9 @@ SECTIONS = {
     "ansible": "The run stops, or goes on without a board",
     "playbooks": "The run stops, or goes on without a board",
     "edgellm/controller/wheel": "This machine can't get the boards' wheels",
+    "edgellm/controller/model.py": "The model can't be used",
+    "edgellm/controller/certificates.py": "The certificates on this machine are wrong",
+    "edgellm/controller/forming.py": "The boards don't answer together",
 }
 _NAMES = {"board", "place", "boards", "inventory_hostname", "name", "names", "', '.join(boards)"}
 
