@@ -99,7 +99,7 @@ def upgrade_problem(hosts: dict, without) -> str:
             if not host["preflight_reason"] and not host["preflight_board"].get("installed")]  # fmt: skip
     if not off and not bare:
         return ""
-    told = [f"board {name} has no edgellm yet, so run deploy.yml first." for name in bare]
+    told = [f"board {name} has no edgellm yet, so run 'edgellm deploy' first." for name in bare]
     held, others = sorted({*off, *bare}), ",".join([*names(without), *off, *bare])
     if set(hosts) > {*held, *names(without)}:
         told.append(f"To go on without {' and '.join(held)}, add -e without={others}.")

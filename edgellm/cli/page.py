@@ -33,11 +33,13 @@ def _line(row: Row, names: int, width: int) -> Text:
     if row.reason:
         return head + Text("✗ left out", style="red")
     past = [step for step in row.steps if step is not row.now]
-    whole = head + Text("  ").join([*map(_mark, past), *now])
-    if whole.cell_len <= width or not past:
-        return whole
-    failed = [step for step in past if step.state == "failed"][-1:]
-    return head + Text("  ").join([Text(f"✓ {len(past) - len(failed)}", style="green"), *map(_mark, failed), *now])
+    for counted in range(len(past) + 1):  # the oldest give way to their number, as many as it takes
+        failed = [step for step in past[:counted] if step.state == "failed"]
+        count = [Text(f"✓ {counted - len(failed)}", style="green")] if counted > len(failed) else []
+        line = head + Text("  ").join([*count, *map(_mark, [*failed[-1:], *past[counted:]]), *now])
+        if line.cell_len <= width:
+            break
+    return line
 
 
 def _mark(step: Step) -> Text:

@@ -6,7 +6,7 @@ from edgellm.config import AGENT_BYTES, DEFAULT_PORT
 from edgellm.manager.pairs import HERE
 from edgellm.plan import headroom_bytes
 
-DEPLOY = "Run 'ansible-playbook deploy.yml'"
+DEPLOY = "Run 'edgellm deploy'"
 
 _SKEW_S = 5.0  # certificates and logs go by the clock
 _GIGABIT = 1000
@@ -170,7 +170,7 @@ def _reach(f: Facts):
     elif f.wire_error and not f.tcp_error:
         by_certificate = "certificate" in f.wire_error or "TLS" in f.wire_error
         if "version" in f.wire_error:
-            todo = "Run 'ansible-playbook playbooks/upgrade.yml', so that all have one version."
+            todo = "Run 'edgellm upgrade', so that all have one version."
         elif by_certificate and _clock_is_wrong(f):
             todo = "Set its clock first: a certificate is valid from one time to another."
         elif by_certificate and "clock" in f.wire_error:
@@ -212,7 +212,7 @@ def _version(f: Facts):
     if f.version and f.our_version and f.version != f.our_version:
         yield (
             f"it runs edgellm {f.version}, this machine {f.our_version}",
-            "Run 'ansible-playbook playbooks/upgrade.yml'.",
+            "Run 'edgellm upgrade'.",
         )
 
 

@@ -190,8 +190,8 @@ def _todo(pair: Pair, source: str | None = None) -> str:
     if "calls itself" in reason or "a hello from" in reason:
         return "Check the boards' addresses in the inventory."
     if "version" in reason:
-        return "Run 'ansible-playbook playbooks/upgrade.yml', so that all have one version."
-    return "Run 'ansible-playbook deploy.yml', which renews certificates."
+        return "Run 'edgellm upgrade', so that all have one version."
+    return "Run 'edgellm deploy', which renews certificates."
 
 
 def _allow(port: int, where: str, whom: str = "between the boards", source: str | None = None) -> str:

@@ -131,7 +131,7 @@ def test_from_uvx_to_the_first_answer(extra):
     """Nothing of edgellm is installed or cached; wheels in a folder stand for the package index's."""
     from edgellm.controller import release
 
-    wheels = HOME / "wheels"
+    wheels, sample = HOME / "wheels", (ROOT / "inventory.ini").read_text()
     shutil.rmtree(wheels, ignore_errors=True)
     release.build(ROOT, wheels, [platform.machine()])
     shutil.rmtree(HOME / "controllers" / "newcomer", ignore_errors=True)  # whatever EDGELLM_BOARDS_KEEP kept
@@ -142,8 +142,7 @@ def test_from_uvx_to_the_first_answer(extra):
     newcomer = Newcomer(controller, wheels)
 
     newcomer.types(f"{UVX} deploy --sample > inventory.ini", 300)
-    sample = controller.inventory_path.read_text()
-    assert sample == (ROOT / "inventory.ini").read_text()
+    assert controller.inventory_path.read_text() == sample
     names = "\n".join(re.findall(r"^board\d .*", written, re.M))
     newcomer.told.append(("nano inventory.ini", names, 0.0))
     controller.inventory_path.write_text(written)

@@ -219,7 +219,7 @@ def test_status_watch_on_a_terminal(cluster, home):
 def test_doctor_names_what_is_wrong_and_the_way_out(cluster):
     done = invoke("doctor", "--cluster", cluster.file)
     assert done.exit_code == 1
-    assert "the agent would not start after a reboot (disabled). Run 'ansible-playbook deploy.yml'." in done.stdout
+    assert "the agent would not start after a reboot (disabled). Run 'edgellm deploy'." in done.stdout
     assert "examining 3 boards …" in done.stderr and "the SSH host key of" in done.stderr
     assert "✓ this machine" in done.stdout and "✗ b0" in done.stdout
 

@@ -31,6 +31,7 @@ def test_a_row_for_the_controller_and_for_each_board():
 
 
 def test_a_narrow_terminal_counts_what_is_done():
+    assert shown(deploying(), 60)[2] == "pi1           ✓ 1  ✓ base  ● software  push  31 of 52 MB"
     assert shown(deploying(), 50)[2] == "pi1           ✓ 2  ● software  push  31 of 52 MB"
 
 

@@ -124,11 +124,11 @@ WAYS_OUT = [
     (Outcome("rejected", "refused board b1's certificate: it is not valid yet, by the peer's clock. Are the clocks "
                          "right?"), CLOCK.format("b2")),
     (Outcome("rejected", "its certificate belongs to another cluster. Deploy again if it is yours"),
-     "Run 'ansible-playbook deploy.yml', which renews certificates."),
+     "Run 'edgellm deploy', which renews certificates."),
     (Outcome("rejected", "its certificate has expired. Deploy again to renew it"), "which renews certificates."),
     (Outcome("rejected", "calls itself b3; is the address right?"), "Check the boards' addresses in the inventory."),
     (Outcome("rejected", "refused: peer speaks wire version 4, this edgellm speaks 3. Run the same edgellm on both."),
-     "upgrade.yml"),
+     "edgellm upgrade"),
     (Outcome("forbidden", "this machine's own firewall doesn't allow the connection"), "'sudo ufw allow out 7710/t"),
     (Outcome("unreachable", "there is no route to it. Check its power, its cable and its address"),
      "'ip route get 10.0.0.2' shows the way"),
