@@ -16,6 +16,8 @@ STEPS: dict[str, tuple[str, bool] | None] = {
     "wheelhouse": ("wheels", True),
     "cluster/fit": ("fit", True),
     "agent/compare": ("comparison", False),
+    "python": ("Python", False),
+    "python/fetch": ("Python", True),
     "base": ("base", False),
     "identity": ("certificate", False),
     "software": ("software", False),

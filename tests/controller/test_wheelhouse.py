@@ -65,7 +65,7 @@ class Tools:
             into = Path(words[words.index("--dest") + 1])
             for pin in Path(words[words.index("-r") + 1]).read_text().split():
                 if pin.startswith("edgellm=="):
-                    self.fetch_own(into, words[words.index("--platform") + 1].partition("2_34_")[2])
+                    self.fetch_own(into, words[words.index("--platform") + 1].partition("_2_28_")[2])
                     continue
                 with zipfile.ZipFile(into / f"{pin.replace('==', '-')}-py3-none-any.whl", "w") as archive:
                     archive.writestr(zipfile.ZipInfo(f"{pin}.py"), pin.encode())
