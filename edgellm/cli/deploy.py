@@ -152,8 +152,12 @@ def _play(
         binary = str(ansible.command())
         os.execve(binary, [binary, str(folder / playbook), *arguments], ansible.environment(folder))
     passwords = _passwords(ask_pass, ask_become_pass)
-    with (Events if as_json else Page)(title) as page:
-        rc = ansible.run(folder, playbook, arguments, passwords, page.event, page.run.progress, page.tick)
+    try:
+        with (Events if as_json else Page)(title) as page:
+            rc = ansible.run(folder, playbook, arguments, passwords, page.event, page.run.progress, page.tick)
+    except KeyboardInterrupt:
+        note(f"{title} was stopped. Running it again goes on from there.")
+        raise
     went_well = page.end(rc)
     if page.run.ready and not as_json and Path(sys.prefix).parent.name.startswith("archive-v"):
         note("uvx keeps edgellm in its cache. For the command edgellm: uv tool install 'edgellm[controller]'")

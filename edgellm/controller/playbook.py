@@ -95,10 +95,10 @@ def _stop(thread: threading.Thread) -> None:
     """Interrupt Ansible, which stands in a session of its own, and wait until it has ended."""
     import psutil
 
-    children = psutil.Process().children()
+    children = [child for child in psutil.Process().children() if _leads(child.pid)]
     for child in children:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGINT) if os.getpgid(child.pid) == child.pid else None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGINT)
     thread.join(_INTERRUPT_S)
     if thread.is_alive():
         for child in children:
@@ -106,6 +106,14 @@ def _stop(thread: threading.Thread) -> None:
                 for process in [*child.children(recursive=True), child]:
                     process.kill()
         thread.join(_INTERRUPT_S)
+
+
+def _leads(pid: int) -> bool:
+    """Return whether a process is the first of a group of its own, as Ansible is here."""
+    try:
+        return os.getpgid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 @contextlib.contextmanager

@@ -112,6 +112,15 @@ def test_a_board_that_is_left_out_is_named_with_its_way_out(ansible):
     assert "pi2 is left out" in done.stderr
 
 
+def test_ctrl_c_says_that_the_next_run_goes_on(ansible, monkeypatch):
+    def interrupted(*how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(playbook, "run", interrupted)
+    done = call("deploy")
+    assert (done.exit_code, done.stderr) == (130, "deploy was stopped. Running it again goes on from there.\n")
+
+
 def test_json_lines_for_scripts(ansible):
     ansible.events, ansible.rc = deployed(lost="pi2"), 2
     done = call("deploy", "--json")
