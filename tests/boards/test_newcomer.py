@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -108,7 +109,8 @@ class Newcomer:
         terminal.feed(text)
         assert child.exitstatus == 0, f"{command}: {child.exitstatus}\n{terminal.text[-3000:]}"
         lines = [line for line in terminal.text.splitlines() if not re.match(r" *Download(ed|ing) ", line)]
-        said = "\n".join(lines).replace(str(self.wheels), "wheels").replace(str(self.controller.home), "~")
+        said = "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH) or [""])
+        said = said.replace(str(self.wheels), "wheels").replace(str(self.controller.home), "~")
         self.told.append((shown or command, said, seconds))
         return said
 
@@ -157,11 +159,12 @@ def test_from_uvx_to_the_first_answer(extra):
 
     text = newcomer.transcript()
     assert not re.search(rf"https?://|{re.escape(str(HOME))}|{re.escape(str(ROOT))}|/root|/tmp", text)
-    date = datetime.date.today().isoformat()
-    made = (
-        f"{date}, {machine()}, which the boards (namespaces with 2 GB each) share with the controller. The cache was "
-        f"empty. Waiting for the editor isn't measured.\n\n```text\n{text}```\n"
+    date, busy = datetime.date.today().isoformat(), os.getloadavg()[2]
+    how = (
+        f"{date}, {machine()}, which the boards (namespaces with 2 GB each) share with the controller, and with other "
+        f"work: a load of {busy:.0f} on average. The cache was empty. Lines about downloads are left out."
     )  # fmt: skip
+    made = textwrap.fill(how, 120) + f"\n\n```text\n{text}```\n"
     (HOME / "first-hour.md").write_text(made)
     if os.environ.get("EDGELLM_WRITE_DOCS"):
         head, _, rest = PAGE.read_text().partition(BEGIN)

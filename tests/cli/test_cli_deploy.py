@@ -1,6 +1,7 @@
 """`edgellm deploy` and its sisters: what they hand to Ansible, what they say, how they end."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_ctrl_c_says_that_the_next_run_goes_on(ansible, monkeypatch):
 
     monkeypatch.setattr(playbook, "run", interrupted)
     done = call("deploy")
-    assert (done.exit_code, done.stderr) == (130, "deploy was stopped. Running it again goes on from there.\n")
+    assert (done.exit_code, done.stderr.strip()) == (130, "deploy was stopped. Running it again goes on from there.")
 
 
 def test_json_lines_for_scripts(ansible):
@@ -135,6 +136,15 @@ def test_json_lines_for_scripts(ansible):
         "left_out": {"pi2": why}, "notes": [], "ready": ["pi1 holds layers 0-29", 'ready: edgellm ask "Hi"'],
     }  # fmt: skip
     assert done.exit_code == 1 and done.stderr == ""
+
+
+def test_the_transcript_of_the_first_hour_is_of_no_machine_in_particular():
+    page = (project() / "docs" / "first-hour.md").read_text()
+    transcript = page.partition("```text\n")[2].partition("```")[0]
+    typed = re.findall(r"^\$ uvx .* edgellm (\w+)", transcript, re.M)
+    assert typed[:3] == ["deploy", "deploy", "ask"]
+    assert '\nready: edgellm ask "' in transcript and len(re.findall(r"^# \d+ s$", transcript, re.M)) >= 3
+    assert not re.search(r"https?:|/root|/home|/tmp|/var|/work", transcript)
 
 
 def test_v_hands_over_to_ansible(ansible, monkeypatch, tmp_path):
