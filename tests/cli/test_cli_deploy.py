@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,16 @@ def test_the_transcript_of_the_first_hour_is_of_no_machine_in_particular():
     assert typed[:3] == ["deploy", "deploy", "ask"]
     assert '\nready: edgellm ask "' in transcript and len(re.findall(r"^# \d+ s$", transcript, re.M)) >= 3
     assert not re.search(r"https?:|/root|/home|/tmp|/var|/work", transcript)
+
+
+def test_without_the_extra_the_way_to_install_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ansible_runner", None)
+    monkeypatch.chdir(tmp_path)
+    Path("inventory.ini").write_text("[boards]\n")
+    assert fails(1, "deploy") == (
+        "this needs ansible_runner, which is not installed. Run 'make controller', or "
+        "pip install 'edgellm[controller]'."
+    )
 
 
 def test_v_hands_over_to_ansible(ansible, monkeypatch, tmp_path):
