@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.boards.conftest import new_controller
+from tests.boards.conftest import CACHE, new_controller
 from tests.boards.harness import BIN, HOME, LAB, ROOT, Board, Controller, figure
 
 PAGE = ROOT / "docs" / "first-hour.md"
@@ -129,12 +129,13 @@ def machine() -> str:
 
 @pytest.mark.boards_all
 @pytest.mark.timeout(2400)
-def test_from_uvx_to_the_first_answer(extra):
+def test_from_uvx_to_the_first_answer(extra, monkeypatch):
     """Nothing of edgellm is installed or cached; wheels in a folder stand for the package index's."""
     from edgellm.controller import release
 
     wheels, sample = HOME / "wheels", (ROOT / "inventory.ini").read_text()
     shutil.rmtree(wheels, ignore_errors=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE))  # has the compiler
     release.build(ROOT, wheels, [platform.machine()])
     shutil.rmtree(HOME / "controllers" / "newcomer", ignore_errors=True)  # whatever EDGELLM_BOARDS_KEEP kept
     controller = new_controller("newcomer")
