@@ -125,7 +125,7 @@ def page() -> str:
     found: dict[str, list[str]] = {}
     for title, path in files():
         found.setdefault(title, []).extend(sentences(path))
-    found["Boards can't reach each other"] = of_pairs()
+    found["The boards don't answer together"] += of_pairs()
     lines = [HEAD]
     for title, texts in found.items():
         if texts:
