@@ -6,15 +6,17 @@ import time
 import pytest
 
 from tests.boards.conftest import PROMPT
-from tests.boards.harness import PORT, Board, Played, figure
+from tests.boards.harness import PORT, Played, figure
 
 
 @pytest.fixture
-def ring(cluster) -> list[Board]:
-    """The boards in the order of their sections."""
+def ring(cluster):
+    """The boards in the order of their sections; their firewalls are down afterwards."""
     order = sorted(cluster.controller.plan().items(), key=lambda item: item[1])
     boards = {b.name: b for b in cluster.boards}
-    return [boards[name] for name, _ in order]
+    yield [boards[name] for name, _ in order]
+    for board in cluster.boards:
+        board.unblock()
 
 
 def broken(controller) -> dict[str, str]:
