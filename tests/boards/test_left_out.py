@@ -1,5 +1,7 @@
-"""Boards that are off, or that the user leaves out: named at the end of every playbook, with the way on. Who may run
-playbooks, when, and from where."""
+"""Boards that are off, or that the user leaves out: named at the end of every playbook, with the way on.
+
+And who may run playbooks, when, and from where.
+"""
 
 import getpass
 

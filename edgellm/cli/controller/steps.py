@@ -39,7 +39,7 @@ def steps(ctx):
         answer, problem = _run(group, words, step.get("request"))
         answers |= {} if answer is None else {name: answer}
         if answer is not None and step.get("must") and not answer.get(step["must"]):
-            problem = str(answer.get("message", ""))
+            problem = str(answer.get("message") or f"{name}: {step['must']} is not true")
         if problem:
             problems[name] = problem
             if not step.get("optional"):
