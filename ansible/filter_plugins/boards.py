@@ -345,16 +345,16 @@ REASONS = (
     (r"sudo: (command )?not found|sudo: No such file",
      "board {board} has no sudo. Install it with 'apt install sudo' as root, or set root as ansible_user."),
     (r"sudo: .*password is required|Missing sudo password|is not in the sudoers|may not run sudo",
-     "board {board}: its user can't use sudo without a password. Allow it in /etc/sudoers.d, or set another user as "
-     "ansible_user."),
+     "board {board}: its user can't use sudo without a password. Allow it in /etc/sudoers.d, give the password with "
+     "-K, or set another user as ansible_user."),
     (r"REMOTE HOST IDENTIFICATION HAS CHANGED",
      "board {place} has a different SSH host key than before. If its card is new, remove the old key with "
      "'ssh-keygen -R'."),
     (r"Host key verification failed|authenticity of host",
      "board {place}: its SSH host key is unknown on this machine. Log in once with 'ssh' and accept it."),
     (r"Permission denied \(|Too many authentication failures|Permission denied, please try again",
-     "board {place} refuses the SSH key or user. Correct ansible_user and ansible_ssh_private_key_file, "
-     "or run 'ssh-copy-id'."),
+     "board {place} refuses the SSH key or user. Correct ansible_user and ansible_ssh_private_key_file, run "
+     "'ssh-copy-id', or give its password with -k."),
     (r"no such identity|Load key .*(invalid format|error in libcrypto|Permission denied)|UNPROTECTED PRIVATE KEY",
      "board {place}: this machine can't read the SSH private key. Correct ansible_ssh_private_key_file, mode 0600."),
     (r"Could not resolve hostname|Name or service not known",
