@@ -1,12 +1,15 @@
-"""Loads the playbooks' plugins as modules."""
+"""The playbooks' plugins as modules, and what their documents say."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+ROLES = sorted(p.name for p in (ROOT / "ansible/roles").iterdir() if p.is_dir())
 
 
 def plugin(kind: str, name: str) -> ModuleType:
@@ -18,3 +21,19 @@ def plugin(kind: str, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def read(path: str):
+    return pytest.importorskip("yaml").safe_load((ROOT / path).read_text())
+
+
+def spec(role: str) -> dict:
+    """The role's only argument spec. That of the inventory isn't named main, because roles that depend on it would
+    check it again, one task each."""
+    [spec] = read(f"ansible/roles/{role}/meta/argument_specs.yml")["argument_specs"].values()
+    return spec
+
+
+def defaults(role: str) -> dict:
+    path = f"ansible/roles/{role}/defaults/main.yml"
+    return read(path) if (ROOT / path).exists() else {}
