@@ -190,12 +190,22 @@ def test_a_version_that_never_started_is_none_to_go_back_to(board):
 @pytest.mark.parametrize(("before", "stopped"), [("0.1.0-a", False), ("", True)])
 def test_an_agent_that_fails_is_left_to_nobody_who_starts_it_for_ever(board, before, stopped):
     board.command("journalctl", "echo why; echo not")
-    board.command("systemctl", f'echo "$*" >>{board.root}/systemctl')
+    board.command("systemctl", f'echo "$*" >>{board.root}/systemctl; case $* in *MainStatus*) echo 1 ;; esac')
     version = board.version("0.2.0-b", complete=True)
     done = board.run(board.text("agent/files/failed.sh"), "0.2.0-b", before, "1700000000")
     assert done.stdout == "why\nnot\n" and done.returncode == 0
     assert not (version / ".complete").exists(), "it is installed again next time"
-    assert (board.root / "systemctl").exists() == stopped
+    assert ("disable --quiet --now" in (board.root / "systemctl").read_text()) == stopped
+
+
+def test_an_agent_that_systemd_cannot_execute_is_named_with_its_python(board):
+    board.command("journalctl", "true")
+    board.command("systemctl", "case $* in *MainStatus*) echo 203 ;; *ExecStart*) echo '{ path=/opt/x ; argv[]=/opt/x }' ;; esac")
+    version = board.version("0.2.0-b", complete=True)
+    (version / "bin/python").unlink()
+    (version / "bin/python").symlink_to(board.root / "gone")
+    said = board.run(board.text("agent/files/failed.sh"), "0.2.0-b", "", "1700000000").stdout
+    assert said == f"systemd can't execute /opt/x (203/EXEC), whose Python is '{board.root}/gone'\n"
 
 
 def test_a_sentence_says_why_the_agent_does_not_start():

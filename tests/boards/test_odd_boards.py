@@ -92,9 +92,8 @@ def test_an_agent_that_cannot_be_executed_is_not_started_for_ever_and_healed(odd
     """As after an upgrade of the board's system, which takes its Python away."""
     board = odd.small
     board.root("ln -sfn /nowhere/python /opt/edgellm/current/bin/python; systemctl restart edgellm-agent", check=False)
-    shown = board.root("systemctl show -P ActiveState -P ExecMainStatus -P NRestarts edgellm-agent").split()
-    assert shown == ["failed", "203", "0"]
-    assert "Failed to execute" in board.journal(20)
+    shown = board.root("systemctl show -p ActiveState -p ExecMainStatus -p NRestarts edgellm-agent").split()
+    assert set(shown) == {"ActiveState=failed", "ExecMainStatus=203", "NRestarts=0"}
     odd.inventory(*odd.good).deploy().good()
     assert board.root("systemctl is-active edgellm-agent") == "active\n"
     assert odd.controller.ask(PROMPT, 3)["tokens"]
@@ -108,7 +107,7 @@ def test_a_first_agent_that_does_not_start_says_why_and_the_next_deploy_installs
     board.root(f"mkdir {drop_in}; printf '[Service]\nExecStart=\nExecStart=/nowhere/edgellm\n' >{drop_in}/broken.conf")
     played = controller.deploy()
     assert played.rc != 0
-    sentence(played.text, "board27: the agent", "doesn't start, and there is no previous version", "/nowhere/edgellm")
+    sentence(played.text, "board27: the agent", "there is no previous version", "can't execute /nowhere/edgellm")
     assert_at_rest(board)
     assert board.root("ls /opt/edgellm/versions/*/.complete", check=False) == ""
     board.root(f"rm -r {drop_in}; systemctl daemon-reload")
@@ -131,7 +130,8 @@ def test_the_controller_may_stand_on_a_board(lab_up, extra):
     played = board.root(f"{here} ansible-playbook -i /root/inventory.ini deploy.yml", timeout=300)
     assert "unreachable=0    failed=0" in played
     assert board.root("readlink -f /opt/edgellm/current/bin/python").startswith("/usr/bin/python3")
-    assert board.root("systemctl show -P ActiveState -P NRestarts edgellm-agent").split() == ["active", "0"]
+    shown = board.root("systemctl show -p ActiveState -p NRestarts edgellm-agent").split()
+    assert set(shown) == {"ActiveState=active", "NRestarts=0"}
     answer = json.loads(board.root(f"{here} edgellm ask '{PROMPT}' --temperature 0 --max-tokens 5 --json", timeout=60))
     assert len(answer["tokens"]) == 5
     again = board.root(f"{here} ansible-playbook -i /root/inventory.ini deploy.yml", timeout=300)
