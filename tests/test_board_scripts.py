@@ -96,7 +96,8 @@ def test_a_python_that_the_unit_does_not_see_is_none(board, real):
     board.command("python3", python(real))
     found = probe(board, pythons="/nowhere")
     assert "python3" in found["missing"] and found["python_minor"] == ""
-    assert f"(it has only {real}, which the agent's user may not run)" in boards.packages_problem(found, "", "pi1")
+    sentence = boards.standalone_problem(found, {f"python {found['machine']}": "Let it reach a mirror."}, "pi1")
+    assert f"lacks Python 3.11 or newer (it has only {real}, which the agent's user may not run)" in sentence
 
 
 def test_another_python_is_taken_if_the_first_is_too_old_or_hidden(board):
@@ -200,7 +201,8 @@ def test_an_agent_that_fails_is_left_to_nobody_who_starts_it_for_ever(board, bef
 
 def test_an_agent_that_systemd_cannot_execute_is_named_with_its_python(board):
     board.command("journalctl", "true")
-    board.command("systemctl", "case $* in *MainStatus*) echo 203 ;; *ExecStart*) echo '{ path=/opt/x ; argv[]=/opt/x }' ;; esac")
+    shown = "*MainStatus*) echo 203 ;; *ExecStart*) echo '{ path=/opt/x ; argv[]=/opt/x }' ;;"
+    board.command("systemctl", f"case $* in {shown} esac")
     version = board.version("0.2.0-b", complete=True)
     (version / "bin/python").unlink()
     (version / "bin/python").symlink_to(board.root / "gone")
