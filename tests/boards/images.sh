@@ -82,7 +82,7 @@ compile() { # ROOT TARGET: CPython from Debian's source, installed there; built 
     "deb http://deb.debian.org/debian bullseye main" "deb-src http://deb.debian.org/debian bookworm main" </dev/null
   cp /etc/resolv.conf "$root/etc/resolv.conf"
   timeout 2400 chroot "$root" /bin/sh -euc '
-    cd /root; apt-get source -qq --download-only python3.11; tar -xf python3.11_*.orig.tar.xz; cd Python-*
+    cd /root; apt-get update -qq; apt-get source -qq --download-only python3.11; tar -xf python3.11_*.orig.tar.*; cd Python-*
     ./configure --quiet --prefix=/usr --without-ensurepip --disable-test-modules; make -s -j2; make -s altinstall DESTDIR=/made
   ' </dev/null >"$out" 2>&1 || { tail -5 "$out" >&2; return 1; }
   # with the libraries that it needs, where those of a board would be

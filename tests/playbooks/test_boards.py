@@ -119,6 +119,10 @@ def test_a_board_for_which_apt_has_no_python_gets_one_from_the_controller(change
     board = boards.with_standalone(board, {"python aarch64": MADE})
     assert board["python"] == "/opt/edgellm/python-3.13.14-20260805/bin/python3" and board["python_minor"] == "3.13"
     assert board["standalone_lacks"] and board["standalone_archive"] == "x.tar.gz"
+    room = {"free_kb": 100_000, "inodes": None, "mount": "/opt"}
+    wheelhouse = {"id": "0.1.0-x", "libraries": "1a", "installed_bytes": 30_000_000, "bytes": 9_000_000}
+    full = boards.software_problem({**board, "rooms": {boards.VERSIONS: room}}, "pi1", wheelhouse)
+    assert "board pi1 has 102 MB free on /opt, but edgellm needs 121 MB there" in full  # 2 x 30 + 60
 
 
 def test_a_python_that_deploy_brought_is_kept_until_there_is_another():
