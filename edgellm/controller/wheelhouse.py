@@ -156,7 +156,7 @@ def _is_repository(source: Path) -> bool:
 
 
 def _inputs(source: Path, requirements: list[str], constraints: list[str], target: Target) -> _Inputs:
-    digest = hashlib.sha256(f"{_RECIPE} {target} {wheels.ZIG} {wheels.GLIBC}\0".encode())
+    digest = hashlib.sha256(f"{_RECIPE} {target} {'' if target.is_machine else wheels.ZIG} {wheels.GLIBC}\0".encode())
     if _is_repository(source):
         for path in sorted(_source_files(source)):
             digest.update(f"{path.relative_to(source)}\0{sha256_of(path)}\0".encode())

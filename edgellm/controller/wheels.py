@@ -1,8 +1,8 @@
 """Wheels for another machine's Python: resolves and fetches them, and builds edgellm's own.
 
 uv, which the extra "controller" installs, resolves for a machine or Python that isn't this one (pip evaluates markers
-for itself). zig compiles the kernels; it is fetched from the package index when it is first needed, and kept in the
-cache folder.
+for itself). zig compiles the kernels for another machine; it is fetched from the package index when it is first needed,
+and kept in the cache folder.
 """
 
 import contextlib
@@ -57,10 +57,14 @@ class Target:
         return f"{self.machine} and Python {self.python}"
 
     @property
+    def is_machine(self) -> bool:
+        """Whether this computer can build for it without cross-compiling."""
+        return sys.platform == "linux" and platform.machine() == self.machine
+
+    @property
     def is_here(self) -> bool:
         """Whether it is this very interpreter's kind, so that pip can resolve for it."""
-        here = sys.platform, platform.machine(), f"{sys.version_info.major}.{sys.version_info.minor}"
-        return here == ("linux", self.machine, self.python)
+        return self.is_machine and self.python == f"{sys.version_info.major}.{sys.version_info.minor}"
 
     @property
     def pip_options(self) -> list[str]:
@@ -132,21 +136,22 @@ class Wheels:
 
     def build(self, source: Path, target: Target, into: Path, work: Path, *, playbooks: bool = False) -> Path:
         """Build edgellm's own wheel from its repository; the same files give the same bytes. Boards need no
-        playbooks in it.
-
-        zig compiles for this machine, too, because its own compiler would link to a glibc newer than that of boards.
-        """
+        playbooks in it."""
         self._progress(f"build edgellm for {target.machine}")
         tag = f"manylinux_{GLIBC[0]}_{GLIBC[1]}_{target.machine}"
-        zig = self._tool(ZIG, target, work) / "ziglang" / "zig"
-        env = {
-            "SOURCE_DATE_EPOCH": _EPOCH, "_PYTHON_HOST_PLATFORM": tag, "LDFLAGS": "-s",
-            "ZIG_GLOBAL_CACHE_DIR": str(self._tools / "zig-cache"), "ZIG_LOCAL_CACHE_DIR": str(work / "zig-cache"),
-        }  # fmt: skip
         defines = {"EDGELLM_PLAYBOOKS": "ON" if playbooks else "OFF"}
-        defines |= cross_defines(zig_compiler(zig, target.machine), target.machine)
-        settings = {f"cmake.define.{name}": value for name, value in defines.items()}
-        settings |= {"wheel.reproducible": "true", "install.strip": "false"}  # strip may not know that machine's files
+        settings = {"wheel.reproducible": "true"}
+        env = {"SOURCE_DATE_EPOCH": _EPOCH, "_PYTHON_HOST_PLATFORM": tag}
+        if not target.is_machine:
+            zig = self._tool(ZIG, target, work) / "ziglang" / "zig"
+            env |= {
+                "LDFLAGS": "-s",
+                "ZIG_GLOBAL_CACHE_DIR": str(self._tools / "zig-cache"),
+                "ZIG_LOCAL_CACHE_DIR": str(work / "zig-cache"),
+            }
+            defines |= cross_defines(zig_compiler(zig, target.machine), target.machine)
+            settings["install.strip"] = "false"  # this machine's strip doesn't know that machine's files
+        settings |= {f"cmake.define.{name}": value for name, value in defines.items()}
         into.mkdir(exist_ok=True)
         options = [f"--config-settings={name}={value}" for name, value in settings.items()]
         command = [*_pip("wheel"), "--no-deps", "--quiet", *options, "--wheel-dir", str(into)]
