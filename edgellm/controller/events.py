@@ -1,7 +1,6 @@
 """A playbook's events, in ansible-runner's form, as what each board is doing and how the run ended; without I/O."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,7 +114,7 @@ class Run:
         elif kind == "runner_on_failed" and not data.get("ignore_errors"):
             self._failed(data)
         elif kind in ("error", "verbose", "warning", "system_warning"):
-            lines = [_COLOURS.sub("", line).rstrip() for line in str(event.get("stdout") or "").splitlines()]
+            lines = _lines(event.get("stdout"))
             if self._ended is not None and kind == "verbose":
                 self.ready += [line for line in lines if _HELD.match(line)]
                 self.sentences += [line for line in lines if line and not _HELD.match(line)]
@@ -127,7 +126,7 @@ class Run:
         """Take in a report of progress: {"board": name or "", "what": text, "done": n, "total": n}."""
         row = self.boards.get(str(told.get("board") or "")) if told.get("board") else self.machine
         if row is not None:
-            row.doing = str(told.get("what") or "")
+            row.doing = " ".join(_lines(told.get("what")))
             row.done, row.total = (n if isinstance(n := told.get(key), int) else 0 for key in ("done", "total"))
 
     @property
@@ -148,10 +147,10 @@ class Run:
         found = list(self.left_out.values())
         failed = (self._ended or {}).get("failures") or self._failures
         for host in failed:
-            for line in self._failures.get(host, "").splitlines():
-                # A playbook may repeat reasons, or put several into one line.
-                if line.strip() and not any(line.strip() in known for known in found):
-                    found.append(line.strip())
+            # A playbook may repeat reasons, or put several into one line.
+            for line in _lines(self._failures.get(host)):
+                if line and not any(line in known for known in found):
+                    found.append(line)
         if not found:
             said = " ".join(line.strip() for line in self.output if line.strip())
             errors = re.findall(r"\[?ERROR\]?!?:? *(.+?)(?= *\[?(?:ERROR|WARNING)\]?:|$)", said)
@@ -194,12 +193,14 @@ class Run:
         if step := self._step(data):
             step.ran = True
             step.changed |= bool(result.get("changed"))
+            if result.get("problem") and step is self.machine.now:  # edgellm_controller never fails a task
+                self.machine.end("failed")
         row = self.boards.get(str(data.get("host", "")))
         facts = result.get("ansible_facts")
         if row and isinstance(facts, dict):
             for name in _REASONS:
                 if name in facts:
-                    row.reason = str(facts[name] or "").strip()
+                    row.reason = " ".join(_lines(facts[name]))
                     if row.reason:
                         row.end("failed")
         if str(data.get("resolved_action") or data.get("task_action", "")).split(".")[-1] == "debug" and row:
@@ -219,7 +220,7 @@ class Run:
         """Take in what a debug task prints: a note, or what a board begins to do, which ends in "…"."""
         results = result.get("results")
         said = [i.get("msg") for i in results if not i.get("skipped")] if results else [result.get("msg")]
-        lines = [line.rstrip() for text in said for line in _lines(text) if line.strip()]
+        lines = [line for line in _lines(said) if line]
         if len(lines) == 1 and lines[0].endswith("…"):
             row.doing = lines[0].removeprefix(f"{row.name}: ")
         else:
@@ -236,5 +237,9 @@ def step_of(data: dict[str, Any]) -> tuple[str, bool] | None:
     return STEPS.get(key)
 
 
-def _lines(text: Any) -> Iterable[str]:
-    return [line for part in text for line in _lines(part)] if isinstance(text, list) else str(text or "").splitlines()
+def _lines(text: Any) -> list[str]:
+    """Return the lines of a text, or of a list of texts, without what a terminal would obey: a board may say it."""
+    if isinstance(text, list):
+        return [line for part in text for line in _lines(part)]
+    lines = _COLOURS.sub("", str(text or "")).splitlines()
+    return ["".join(c for c in line if c.isprintable()).strip() for line in lines]

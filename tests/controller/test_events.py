@@ -121,6 +121,22 @@ def test_the_last_failure_of_a_host_counts():
     assert run.errors(2) == ["board pi1: the agent doesn't start."]
 
 
+def test_what_a_board_says_cannot_drive_the_terminal():
+    run, evil = Run(), "board pi1: \x1b]0;title\x07\x1b[2Jgone\r\x00. Fix that."
+    task(run, "preflight", "pi1", ansible_facts={"preflight_reason": evil})
+    stats(run, failures={"pi1": 1})
+    run.take({"event": "verbose", "stdout": evil})
+    assert all(text.isprintable() for text in [*run.left_out.values(), *run.sentences, *run.errors(2)])
+
+
+def test_a_step_of_the_controller_with_a_problem_has_failed():
+    run = Run()
+    task(run, "preflight", "pi1")
+    task(run, "model", "pi1", problem="x is no model", answers={})
+    task(run, "wheelhouse", "pi1", problem="", answers={})
+    assert steps(run, "") == [("model", "failed"), ("wheels", "running")]
+
+
 def test_a_failed_command_of_ours_says_its_own_sentence():
     run = Run()
     result = {"msg": "non-zero return code", "stderr": "split x …\nedgellm: x is no model."}
