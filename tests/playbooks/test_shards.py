@@ -60,7 +60,7 @@ def test_the_probe_says_what_this_machine_is():
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60)
     found = boards.board_facts(done.stdout, time.time())
     assert done.returncode == 0 and abs(found["clock_ahead_s"]) < 60
-    assert found["ram_kb"] > 0 and found["opt_free_kb"] > 0
+    assert found["ram_kb"] > 0 and found["rooms"]["/opt/edgellm/versions"]["free_kb"] > 0
 
 
 def test_a_model_with_another_tokenizer_takes_its_shards_from_the_model_before(tmp_path):
