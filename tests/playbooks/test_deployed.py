@@ -112,8 +112,8 @@ def test_without_names_boards_of_the_inventory_and_leaves_one():
 def test_an_upgrade_names_who_holds_it_up_and_the_way_on():
     hosts = {"pi1": host(), "pi2": host(preflight_reason="board pi2 is off."), "pi3": host(preflight_board={})}
     assert deployed.upgrade_problem(hosts, "") == (
-        "No board was upgraded, because pi2 and pi3 can't be. board pi3 has no edgellm yet, so run 'edgellm deploy' first. "
-        "To go on without pi2 and pi3, add -e without=pi2,pi3."
+        "No board was upgraded, because pi2 and pi3 can't be. board pi3 has no edgellm yet, so run "
+        "'edgellm deploy' first. To go on without pi2 and pi3, add -e without=pi2,pi3."
     )
     assert deployed.upgrade_problem({"pi1": host(), "pi2": host(preflight_reason="left out")}, "pi2") == ""
     assert "-e without" not in deployed.upgrade_problem({"pi1": host(preflight_reason="board pi1 is off.")}, "")
