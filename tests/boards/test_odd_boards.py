@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.boards.conftest import CACHE, KEEP, PROMPT, new_controller
-from tests.boards.harness import BIN, ROOT, Board, Controller, assert_at_rest, figure
+from tests.boards.harness import BIN, ROOT, Board, Controller, figure
 from tests.boards.test_bad_inventory import sentence
 
 NOISE = r"printf 'Welcome home!\nIP: 192.168.1.7\nload: '; echo 'bash: warning: setlocale: LC_ALL' >&2"
@@ -21,12 +21,13 @@ def login(board: Board, home: str, *lines: str) -> None:
 
 
 class Odd:
-    """Three boards that can be used, and three that can't."""
+    """Three boards that can be used, and four that can't."""
 
     def __init__(self):
         self.strict, self.roots, self.small = Board(21), Board(22), Board(23)
-        self.expired, self.hanging, self.full = Board(24), Board(25), Board(26)
-        self.good, self.bad = (self.strict, self.roots, self.small), (self.expired, self.hanging, self.full)
+        self.expired, self.hanging, self.full, self.terminal = Board(24), Board(25), Board(26), Board(29)
+        self.good = (self.strict, self.roots, self.small)
+        self.bad = (self.expired, self.hanging, self.full, self.terminal)
         self.boards = (*self.good, *self.bad)
         self.controller = new_controller("odd")
 
@@ -45,6 +46,7 @@ class Odd:
         self.full.root("mkdir /var/lib/edgellm; mount -t tmpfs -o size=30m tmpfs /var/lib/edgellm")
         login(self.hanging, "/home/edge", "[ -e /tmp/patient ] || exec sleep 3600")
         self.expired.root("chage -d 0 edge")
+        self.terminal.root("echo 'Defaults requiretty' >/etc/sudoers.d/terminal")
 
     def inventory(self, *boards: Board, **variables) -> Controller:
         root = "ansible_user=root ansible_port=2222"
@@ -77,8 +79,9 @@ def test_odd_boards_are_deployed_and_the_others_named(odd, played, reference):
     sentence(played.text, "board24", "must change its password", "chage")
     sentence(played.text, "board25", "SSH works, but a command was not done after 25 s")
     sentence(played.text, "board26", "31 MB free on /var/lib/edgellm", "edgellm needs", "MB there")
-    assert played.touched(*odd.bad) == dict.fromkeys(("board24", "board25", "board26"), 0)
-    figure("deploy: three odd boards, and three that can't be used", played.seconds)
+    sentence(played.text, "board29", "sudo demands a terminal", "!requiretty")
+    assert played.touched(*odd.bad) == dict.fromkeys((board.name for board in odd.bad), 0)
+    figure("deploy: three odd boards, and four that can't be used", played.seconds)
 
 
 @pytest.mark.boards_all
@@ -108,7 +111,8 @@ def test_a_first_agent_that_does_not_start_says_why_and_the_next_deploy_installs
     played = controller.deploy()
     assert played.rc != 0
     sentence(played.text, "board27: the agent", "there is no previous version", "can't execute /nowhere/edgellm")
-    assert_at_rest(board)
+    said = board.ssh("systemctl is-active edgellm-agent; systemctl is-enabled edgellm-agent", check=False)
+    assert said.split() == ["failed", "disabled"]
     assert board.root("ls /opt/edgellm/versions/*/.complete", check=False) == ""
     board.root(f"rm -r {drop_in}; systemctl daemon-reload")
     controller.deploy().good()
