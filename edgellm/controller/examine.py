@@ -61,7 +61,7 @@ async def examine(
     here, manifest, tls = _this_machine(cluster, path)
     boards = [b for b in cluster.boards if not names or b.name in names]
     mute = cluster.tls is not None and tls is None  # no certificate to ask with, which is a finding of this machine
-    asked = asyncio.create_task(ask_boards({} if mute else {b.name: (b.host, b.port) for b in boards}, tls))
+    asked = asyncio.create_task(ask_boards({} if mute else cluster.addresses(), tls))  # all: they hold one plan
     trying = asyncio.create_task(try_pairs({} if mute else cluster.addresses(), tls))
     tasks = [asyncio.create_task(in_thread(_by_ssh, b, manifest, quick, run, meter, tell)) for b in boards]
     local = cluster.is_local() and manifest is not None and not quick

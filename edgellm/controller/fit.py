@@ -66,18 +66,20 @@ def _capacity(
 def _advice(request: Request, manifest: Manifest, capacities: Sequence[Capacity]) -> str:
     """Return what is missing, then what helps: first what the owner has, and only then another board."""
     settings = request.settings
-    sentences = [f"The model doesn't fit: {shortage(manifest, capacities, settings)}."]
+    sentences = [f"{shortage(manifest, capacities, settings)}."]
     sentences += _left_out(request)
-    sentences += _held_back(request, manifest, capacities)
-    sentences += _small_disks(request)
+    held_back = _held_back(request, manifest, capacities)
+    sentences += held_back + _small_disks(request)
     bits = lower_bits(manifest, capacities, settings)
     ways = [
         *less_kv(manifest, capacities, settings),
         *([f"with edgellm_quantize={bits[0]} ({bits[1]})"] if bits else []),
         *more_boards(manifest, capacities, settings),
     ]
-    sentences.append(f"It would fit {', or '.join(ways)}." if ways else larger_boards(manifest, settings))
-    sentences.append("Nothing was changed on any board.")
+    if ways:
+        sentences.append(f"It would fit {', or '.join(ways)}.")
+    elif not held_back:
+        sentences.append(larger_boards(manifest, settings))
     return " ".join(sentences)
 
 
