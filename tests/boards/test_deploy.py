@@ -91,8 +91,9 @@ def test_an_agent_starts_by_itself_after_a_reboot(cluster, controller, reference
     row = controller.row(board)  # nobody has asked yet, and all is well
     assert (row["state"], row["ready"]) == (f"ready: loads layers {start}-{end} at the next question", True)
     doctor = json.loads(controller.edgellm("doctor", board.name, "--quick", "--json", check=False).text)
-    assert controller.status()["ready"] and doctor["boards"][0]["facts"]["ready"]
-    assert "plan" not in [f["about"] for f in doctor["boards"][0]["findings"]]
+    found = next(b for b in doctor["boards"] if b["board"] == board.name)
+    assert controller.status()["ready"] and found["facts"]["ready"]
+    assert "plan" not in [f["about"] for f in found["findings"]]
     answer = controller.ask(PROMPT, 20)
     assert answer["tokens"] == reference["tokens"][:20]
     assert controller.row(board)["serving"]
