@@ -112,6 +112,21 @@ def test_a_large_file_is_continued_where_the_connection_broke(board, source, cut
     assert sum(board.commands[1:]) == 3217 - 1000 - cut
 
 
+def test_what_the_last_run_still_writes_on_the_board_does_no_harm(board, source):
+    board.before = lambda number: 217 if number == 4 else None
+    board.push(source, *NAMES)
+
+    def late(number):  # the broken connection's command gets what was on its way, while the next run pushes
+        if number == 2:
+            with open(board.folder / "dest/.partial/layer", "r+b") as file:
+                file.seek(1217)
+                file.write((source / "layer").read_bytes()[1217:2000])
+
+    board.before, board.commands = late, []
+    board.push(source, *NAMES)
+    assert board.files() == expected(source) and sum(board.commands[1:]) == 2000
+
+
 def test_a_batch_of_small_files_that_was_cut_is_sent_again(board, source):
     board.before = lambda number: 700 if number == 2 else None
     assert board.push(source, *NAMES)["failed"]

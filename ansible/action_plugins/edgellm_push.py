@@ -54,7 +54,8 @@ find . -type f | while read -r name; do mv -f "$name" "../../$name" || exit; don
 cd ../.. && rm -rf .partial/.batch && { rmdir .partial 2>/dev/null; true; }
 """
 
-# Writes standard input into DEST/.partial/NAME from OFFSET on. Once the file has BYTES bytes, it is moved into DEST,
+# Writes standard input into DEST/.partial/NAME from OFFSET on, not at its end: after a lost connection, the last run's
+# command may still write what was on its way, and so it writes the same bytes to the same place. Once the file has BYTES bytes, it is moved into DEST,
 # unless SHA256 is given and differs: then what is there is removed.
 APPEND = r"""
 dest=$1 name=$2 offset=$3 bytes=$4 sha256=$5
@@ -62,7 +63,8 @@ umask 022
 part=.partial/$name
 { mkdir -p "$dest" && cd "$dest" && mkdir -p "$(dirname "$part")" "$(dirname "$name")" && touch "$part" &&
   { [ "$(stat -c %s "$part")" -ge "$offset" ] || { echo "$part has become shorter" >&2; false; } } &&
-  truncate -s "$offset" "$part" && cat >>"$part"
+  truncate -s "$offset" "$part" &&
+  dd of="$part" oflag=seek_bytes seek="$offset" conv=notrunc iflag=fullblock bs=1M status=none
 } || { cat >/dev/null; exit 1; }
 [ "$(stat -c %s "$part")" = "$bytes" ] || exit 0
 if [ -n "$sha256" ] && [ "$(sha256sum <"$part" | cut -c -64)" != "$sha256" ]; then

@@ -83,10 +83,12 @@ compile() { # ROOT TARGET: CPython from Debian's source, installed there; built 
   cp /etc/resolv.conf "$root/etc/resolv.conf"
   timeout 2400 chroot "$root" /bin/sh -euc '
     cd /root; apt-get update -qq; apt-get source -qq --download-only python3.11; tar -xf python3.11_*.orig.tar.*; cd Python-*
-    ./configure --quiet --prefix=/usr --without-ensurepip --disable-test-modules; make -s -j2; make -s altinstall DESTDIR=/made
+    LDFLAGS=-s ./configure --quiet --prefix=/usr --without-ensurepip --disable-test-modules; make -s -j2; make -s altinstall DESTDIR=/made
   ' </dev/null >"$out" 2>&1 || { tail -5 "$out" >&2; return 1; }
   # with the libraries that it needs, where those of a board would be
-  mkdir -p "$target"; mv "$root/made/usr" "$target/usr"; cp -a "$root/usr/lib/x86_64-linux-gnu" "$target/usr/lib/"
+  local libraries=lib/x86_64-linux-gnu
+  mkdir -p "$target/$libraries"; mv "$root/made/usr" "$target/usr"; mkdir "$target/usr/$libraries"
+  cp -a "$root/$libraries"/*.so* "$target/$libraries/"; cp -a "$root/usr/$libraries"/*.so* "$target/usr/$libraries/"
 }
 
 in_image() { # ROOT PACKAGES...: install them there

@@ -71,7 +71,10 @@ def test_a_limit_that_is_lowered_too_far_stops_nothing_though_the_agents_offer_e
 
 
 @pytest.mark.timeout(1200)
-def test_boards_that_cannot_be_used_are_named_and_the_others_deployed(cluster, controller, extra, untouched):
+def test_boards_that_cannot_be_used_are_named_and_the_others_deployed(
+    cluster, controller, extra, untouched, monkeypatch
+):
+    monkeypatch.setitem(controller.env, "UV_PYTHON_INSTALL_MIRROR", "file:///nowhere")  # nobody has a Python for board8
     full, readonly, clock, key, bare, gone = (
         extra(n, memory=1024, image="bare" if n == 8 else "full") for n in range(4, 10)
     )
