@@ -55,8 +55,8 @@ cd ../.. && rm -rf .partial/.batch && { rmdir .partial 2>/dev/null; true; }
 """
 
 # Writes standard input into DEST/.partial/NAME from OFFSET on, not at its end: after a lost connection, the last run's
-# command may still write what was on its way, and so it writes the same bytes to the same place. Once the file has BYTES bytes, it is moved into DEST,
-# unless SHA256 is given and differs: then what is there is removed.
+# command may still write what was on its way, and so it writes the same bytes to the same place. Once the file has
+# BYTES bytes, it is moved into DEST, unless SHA256 is given and differs: then what is there is removed.
 APPEND = r"""
 dest=$1 name=$2 offset=$3 bytes=$4 sha256=$5
 umask 022
