@@ -15,13 +15,9 @@
 #include <unistd.h>
 
 // glibc 2.34 gave these functions new versions when they moved into libc. Under their first ones, which it still has, the
-// library also loads with an older glibc (Debian 11), wherever it was built.
-#ifdef __GLIBC__
-#ifdef __aarch64__
-#define FIRST(name) __asm__(".symver " #name "," #name "@GLIBC_2.17")
-#elif defined(__x86_64__)
+// library also loads with an older glibc (Debian 11), wherever gcc built it. zig builds for an old glibc anyway.
+#if defined(__GLIBC__) && defined(__x86_64__) && !defined(__clang__)
 #define FIRST(name) __asm__(".symver " #name "," #name "@GLIBC_2.2.5")
-#endif
 #endif
 #ifdef FIRST
 FIRST(pthread_attr_setstacksize);
