@@ -6,6 +6,7 @@ host's name, user, port, key and host key rules.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -148,13 +149,24 @@ def _connect(board: str, access: SshAccess, tell):
     try:
         files = [Path(p).expanduser() for p in config.get("userknownhostsfile", "~/.ssh/known_hosts").split()]
         strict = config.get("stricthostkeychecking") == "yes"
-        _load_known_hosts(client.get_host_keys(), [*files, Path("/etc/ssh/ssh_known_hosts")])
+        known = _load_known_hosts(client.get_host_keys(), [*files, Path("/etc/ssh/ssh_known_hosts")])
         client.set_missing_host_key_policy(_AcceptNew(board, files[0], strict, tell))
-        client.connect(
-            access.host, access.port, access.user, pkey=_load_key(board, access.key) if access.key else None,
-            look_for_keys=not access.key, timeout=CONNECT_TIMEOUT_S, banner_timeout=_LOGIN_TIMEOUT_S,
-            auth_timeout=_LOGIN_TIMEOUT_S, channel_timeout=_LOGIN_TIMEOUT_S,
+        dial = functools.partial(
+            client.connect, access.host, access.port, access.user,
+            pkey=_load_key(board, access.key) if access.key else None, look_for_keys=not access.key,
+            timeout=CONNECT_TIMEOUT_S, banner_timeout=_LOGIN_TIMEOUT_S, auth_timeout=_LOGIN_TIMEOUT_S,
+            channel_timeout=_LOGIN_TIMEOUT_S,
         )  # fmt: skip
+        try:
+            dial()
+        except paramiko.BadHostKeyException as e:
+            # paramiko knows one key of a kind for a host; as for OpenSSH, each line of known_hosts counts.
+            name = _known_name(access)
+            if not _is_known(known, name, e.key):
+                raise
+            client.close()
+            client.get_host_keys().add(name, e.key.get_name(), e.key)
+            dial()
     except BaseException as e:
         client.close()
         if isinstance(e, Exception):
@@ -197,10 +209,11 @@ def _load_key(board: str, key: str):
         raise BoardError(f"board {board}: SSH key {path} is not a private key that can be read", board) from None
 
 
-def _load_known_hosts(keys, files: list[Path]) -> None:
-    """Add every line that can be understood, except markers (@cert-authority, @revoked)."""
+def _load_known_hosts(keys, files: list[Path]) -> list:
+    """Add every line that can be understood, except markers (@cert-authority, @revoked); return them as entries."""
     import paramiko
 
+    known = []
     for path in files:
         try:
             lines = path.read_text(errors="replace").splitlines()
@@ -212,8 +225,27 @@ def _load_known_hosts(keys, files: list[Path]) -> None:
                 with contextlib.suppress(Exception):
                     entry = paramiko.hostkeys.HostKeyEntry.from_line(line.strip())
             if entry is not None and entry.key is not None:
+                known.append(entry)
                 for name in entry.hostnames:
                     keys.add(name, entry.key.get_name(), entry.key)
+    return known
+
+
+def _known_name(access: SshAccess) -> str:
+    """Return what known_hosts calls a place."""
+    return access.host if access.port == 22 else f"[{access.host}]:{access.port}"
+
+
+def _is_known(entries: list, hostname: str, key) -> bool:
+    """Return whether one of the entries says that a host has this key."""
+    import paramiko
+
+    alone = paramiko.HostKeys()
+    for entry in entries:
+        if entry.key == key:
+            for name in entry.hostnames:
+                alone.add(name, key.get_name(), key)
+    return alone.check(hostname, key)
 
 
 class _AcceptNew:
@@ -253,10 +285,9 @@ def _explain(board: str, access: SshAccess, error: Exception) -> BoardError:
         case BoardError():
             return error
         case paramiko.BadHostKeyException():
-            known = access.host if access.port == 22 else f"[{access.host}]:{access.port}"
             reason = (
                 f"its SSH host key has changed, to {error.key.fingerprint}. If you reinstalled it, run "
-                f"\"ssh-keygen -R '{known}'\" and try again"
+                f"\"ssh-keygen -R '{_known_name(access)}'\" and try again"
             )
         case paramiko.AuthenticationException():
             who, key = access.user or "you", f" with key {access.key}" if access.key else ""

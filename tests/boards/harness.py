@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 LAB = Path(__file__).with_name("lab")
 HOME = Path(os.environ.get("EDGELLM_BOARDS_HOME", "/var/tmp/edgellm-boards"))
 NUMBER = int(os.environ.get("EDGELLM_BOARDS_LAB", "0"))  # of this lab, where several stand side by side
-SUBNET, SUBNET6 = f"10.78.{2 * NUMBER}", f"fd00:78:{NUMBER}:"
+SUBNET, SUBNET6 = f"10.78.{2 * NUMBER}", f"fd00:78:{NUMBER + 1}:"
 BIN = Path(sys.prefix) / "bin"
 PORT = 7710
 

@@ -88,6 +88,22 @@ def test_a_changed_host_key_is_refused_before_any_login(home):
         assert (home / ".ssh" / "known_hosts").read_text() == known
 
 
+@pytest.mark.parametrize("hashed", [False, True])
+def test_of_several_keys_of_a_host_in_known_hosts_each_counts(home, hashed):
+    import paramiko
+
+    with Sshd() as sshd:
+        name = f"[127.0.0.1]:{sshd.port}"
+        name = paramiko.HostKeys.hash_host(name) if hashed else name
+        others = [type(sshd.host_key).generate() for _ in range(2)]
+        lines = [f"{name} {key.get_name()} {key.get_base64()}\n" for key in (others[0], sshd.host_key, others[1])]
+        (home / ".ssh").mkdir()
+        (home / ".ssh" / "known_hosts").write_text("".join(lines))
+        assert run(login(sshd, home))[2] == []
+        (home / ".ssh" / "known_hosts").write_text(lines[0] + lines[2])
+        assert "has changed" in refusal(login(sshd, home))
+
+
 def test_a_known_host_in_hashed_form_counts(home):
     import paramiko
 
