@@ -165,6 +165,7 @@ def _connect(board: str, access: SshAccess, tell):
             if not _is_known(known, name, e.key):
                 raise
             client.close()
+            client.get_host_keys().clear()
             client.get_host_keys().add(name, e.key.get_name(), e.key)
             dial()
     except BaseException as e:
