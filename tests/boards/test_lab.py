@@ -164,6 +164,6 @@ def test_a_destroyed_board_leaves_nothing(lab_up):
     board.destroy()
     assert not board.is_up() and lab("pids", 17) == ""
     lab_name = f"eboards_{NUMBER}"
-    left = subprocess.run(f"losetup -a; ip netns; find /sys/fs/cgroup -path '*{lab_name}/17*'", shell=True,
-                          capture_output=True, text=True, timeout=10).stdout  # fmt: skip
+    looks = (["losetup", "-a"], ["ip", "netns"], ["find", "/sys/fs/cgroup", "-path", f"*{lab_name}/17*"])
+    left = "".join(subprocess.run(look, capture_output=True, text=True, timeout=10).stdout for look in looks)
     assert f"{HOME}/boards/17/" not in left and f"{lab_name}.17" not in left and f"{lab_name}/17" not in left

@@ -1,7 +1,6 @@
 """Scripts for boards: how they travel, what comes back, and that they do here what they should there."""
 
 import io
-import shutil
 import subprocess
 import tarfile
 
@@ -10,14 +9,12 @@ import pytest
 from tests.playbooks.plugins import ROOT, plugin
 
 run = plugin("action", "edgellm_run")
-needs_sh = pytest.mark.skipif(not shutil.which("sh") or not shutil.which("timeout"), reason="there is no sh or timeout")
 
 
 def played(scripts: dict, data: bytes = b"\n", seconds: int = 20) -> subprocess.CompletedProcess:
     return subprocess.run(["sh", "-c", run.command(scripts, seconds)], input=data, capture_output=True, timeout=60)
 
 
-@needs_sh
 def test_scripts_run_in_turn_with_their_arguments_and_the_same_input():
     awkward = "printf '%s\\n' \"$1\" '$2' '\\\\n'\ncat\n"
     done = played({"one": (awkward, ["a b'c"]), "two": ("head -c 3; printf tail", [])}, b"some text\n")
@@ -25,18 +22,15 @@ def test_scripts_run_in_turn_with_their_arguments_and_the_same_input():
     assert run.parse(done.stdout.decode()) == {"one": "a b'c\n$2\n\\\\n\nsome text\n", "two": "somtail"}
 
 
-@needs_sh
 def test_the_first_script_that_fails_ends_them():
     done = played({"one": ("echo before; exit 3", []), "two": ("echo never", [])})
     assert done.returncode == 3 and run.parse(done.stdout.decode()) == {"one": "before\n"}
 
 
-@needs_sh
 def test_a_script_that_does_not_end_is_ended():
     assert played({"slow": ("exec sleep 30", [])}, seconds=1).returncode == 124
 
 
-@needs_sh
 def test_one_script_gets_bytes():
     stream = run.tar_stream([], {"unit": "x\n"})
     assert run.parse(played({"sum": ("tar -xOf - unit", [])}, stream).stdout.decode()) == {"sum": "x\n"}

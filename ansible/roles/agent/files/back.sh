@@ -7,6 +7,7 @@ trap 'rm -rf "$new"' EXIT
 tar -xf - -C "$new"
 chmod 0644 "$new/edgellm-agent.service"
 cp "$new/edgellm-agent.service" /etc/systemd/system/edgellm-agent.service.new
+sync /etc/systemd/system/edgellm-agent.service.new
 mv -f /etc/systemd/system/edgellm-agent.service.new /etc/systemd/system/edgellm-agent.service
 ln -s "versions/$2" "$new/current"
 mv -fT "$new/current" /opt/edgellm/current
