@@ -156,7 +156,12 @@ def test_an_archive_that_reaches_elsewhere_is_refused(tmp_path, bad, said):
         standalone._trim(path, PIN, tmp_path)
 
 
-@pytest.mark.parametrize("data", [b"", b"no archive", gzip.compress(b"no tar"), gzip.compress(bytes(10240))])
+# Names, because gzip writes the time into its bytes, and all workers must find tests of the same names.
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no archive", gzip.compress(b"no tar"), gzip.compress(bytes(10240))],
+    ids=["nothing", "no gzip", "no tar", "an empty tar"],
+)
 def test_what_is_no_archive_is_refused(tmp_path, data):
     (tmp_path / "x.tar.gz").write_bytes(data)
     with pytest.raises(WheelhouseError, match="x.tar.gz is no archive of python-build-standalone"):
