@@ -43,9 +43,9 @@ class Dispatcher:
             case m.Ping():
                 peer.send(report.pong(self._holding.stage, message.number))
             case m.AskStatus():
-                peer.send(m.Status(self._status().to_dict()))
+                peer.send(m.Status(self._status().to_dict(), message.request))
             case m.Claim():
-                peer.send(m.Claimed(self._claim(peer, message.content)))
+                peer.send(m.Claimed(self._claim(peer, message.content), message.request))
             case m.Assign() | m.Commit() if self._changes >= _MAX_CHANGES:
                 peer.refuse(f"{_MAX_CHANGES} changes of the plan are already waiting")
             case m.Assign() | m.Commit():
@@ -85,7 +85,7 @@ class Dispatcher:
                     checks.check_tokens(stage, peer.name, message)
                     stage.tokens(message)
                 case m.Trace():
-                    answer_trace(stage, peer, message.layer, checks.parse_trace(stage, message))
+                    answer_trace(stage, peer, message, checks.parse_trace(stage, message))
         except EdgellmError as e:
             peer.refuse(str(e))
 
@@ -129,4 +129,4 @@ class Dispatcher:
             self._changes -= 1
         self._section_changed()
         answer = m.Assigned if isinstance(message, m.Assign) else m.Committed
-        peer.send(answer({"error": error, "epoch": self._holding.epoch, **done}))
+        peer.send(answer({"error": error, "epoch": self._holding.epoch, **done}, message.request))

@@ -32,7 +32,7 @@ class Reaching:
         except RemoteProtocolError as e:
             peer.refuse(str(e))
             return
-        task = asyncio.create_task(self._answer(peer, tries))
+        task = asyncio.create_task(self._answer(peer, tries, message.request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -41,9 +41,9 @@ class Reaching:
         for task in self._tasks:
             task.cancel()
 
-    async def _answer(self, peer: Peer, tries: dict[str, Address]) -> None:
+    async def _answer(self, peer: Peer, tries: dict[str, Address], request: int) -> None:
         outcomes = await asyncio.gather(*(self._try(peer, board, address) for board, address in tries.items()))
-        peer.send(m.Reached(reached_content(dict(zip(tries, outcomes, strict=True)))))
+        peer.send(m.Reached(reached_content(dict(zip(tries, outcomes, strict=True))), request))
 
     async def _try(self, asker: Peer, board: str, address: Address) -> Outcome:
         async with self._room:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def answer_trace(stage: "Stage", peer: Peer, layer: int, x: np.ndarray) -> None:
+def answer_trace(stage: "Stage", peer: Peer, message: m.Trace, x: np.ndarray) -> None:
     """Run the section of `stage` over `x` in a slot of its own; send `peer` one `traced` per layer, or a refusal.
 
-    `x` is int64 [tokens] or float32 [tokens, hidden_size]; `layer` is the section's first one.
+    `x`, what `message` holds, is int64 [tokens] or float32 [tokens, hidden_size].
     """
 
     def job(section, slot) -> None:
@@ -28,8 +28,9 @@ def answer_trace(stage: "Stage", peer: Peer, layer: int, x: np.ndarray) -> None:
             log.exception("trace failed")
             stage.loop.call_soon_threadsafe(peer.refuse, f"trace failed: {e}")
             return
-        for number, output in enumerate(outputs, layer):
-            answer = m.Traced(stage.epoch, number, len(x), output.astype("<f4").tobytes())
+        for number, output in enumerate(outputs, message.layer):
+            data = output.astype("<f4").tobytes()
+            answer = m.Traced(stage.epoch, number, len(x), data, message.position, message.request)
             stage.loop.call_soon_threadsafe(peer.send, answer)
 
     def dropped() -> None:

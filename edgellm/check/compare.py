@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -236,13 +237,15 @@ async def _compare_layers(
             data = outputs[section.start - 1].astype("<f4").tobytes()
         async with Connections(tls) as connections:
             board = await connections.to(section.board, addresses[section.board])
-            for layer in range(section.start, section.end):
-                question = m.Trace(plan.epoch, section.start, len(sequence), data) if layer == section.start else None
-                message = await board.ask(question, m.Traced, _TRACE_TIMEOUT_S)
-                if message.layer != layer:
-                    raise BoardError(f"board {section.board} traced layer {message.layer}, expected {layer}")
-                output = np.frombuffer(message.data, "<f4").reshape(len(sequence), manifest.hidden_size)
-                found.append(LayerDifference(layer, section.board, _difference(output, outputs[layer])))
+            question = m.Trace(plan.epoch, section.start, len(sequence), data, pass_len=len(sequence))
+            layer = section.start
+            async with aclosing(board.ask_for(section.num_layers, question, m.Traced, _TRACE_TIMEOUT_S)) as layers:
+                async for message in layers:
+                    if message.layer != layer:
+                        raise BoardError(f"board {section.board} traced layer {message.layer}, expected {layer}")
+                    output = np.frombuffer(message.data, "<f4").reshape(len(sequence), manifest.hidden_size)
+                    found.append(LayerDifference(layer, section.board, _difference(output, outputs[layer])))
+                    layer += 1
     return found
 
 

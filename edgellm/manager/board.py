@@ -1,6 +1,9 @@
 """A connection to one board: every wait ends with an answer, or with an error that names the board."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from edgellm.config import CONNECT_TIMEOUT_S, PING_EVERY_S, PONG_TIMEOUT_S, STEP_TIMEOUT_S
@@ -12,7 +15,9 @@ from edgellm.wire.peer import Peer
 from edgellm.wire.status import BoardStatus
 
 ANSWER_TIMEOUT_S = 30.0
-_Answer = TypeVar("_Answer", bound=m.Message)
+_MAX_REQUEST = (1 << 32) - 1
+_Question = m.AskStatus | m.Claim | m.Assign | m.Commit | m.Reach | m.Trace
+_Answer = TypeVar("_Answer", m.Status, m.Claimed, m.Assigned, m.Committed, m.Reached, m.Traced)
 _T = TypeVar("_T")
 
 Events = asyncio.Queue[tuple["BoardClient", m.Message]]  # messages of one sequence, and who sent each
@@ -29,7 +34,9 @@ class BoardClient:
         self._tls = tls
         self.peer: Peer | None = None
         self.lost: asyncio.Future[BoardError] = asyncio.get_running_loop().create_future()
-        self._answers: dict[type[m.Message], asyncio.Queue[m.Message]] = {}
+        self._requests = 0  # the number of the last question
+        self._answers: dict[int, asyncio.Queue[m.Message]] = {}  # to questions, by their number
+        self._pongs: asyncio.Queue[m.Pong] = asyncio.Queue()
         self._sequences: dict[int, Events] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._idle_since_s: float | None = None
@@ -54,19 +61,28 @@ class BoardClient:
         if self.peer is not None:
             self.peer.send(message)
 
-    async def ask(
-        self, message: m.Message | None, answer: type[_Answer], timeout_s: float = ANSWER_TIMEOUT_S
-    ) -> _Answer:
-        """Send (unless `message` is None) and return the next message of type `answer`. Raises BoardError if the board
-        is lost or `timeout_s` passes first."""
-        queue = self._answers.setdefault(answer, asyncio.Queue())
-        if message is not None:
-            while not queue.empty():  # answers that came after their question was given up
-                queue.get_nowait()
-            self.send(message)
-        message = await self.receive(queue, timeout_s, f"no {answer.__name__.lower()}")
-        assert isinstance(message, answer)
-        return message
+    async def ask(self, question: _Question, answer: type[_Answer], timeout_s: float = ANSWER_TIMEOUT_S) -> _Answer:
+        """Send `question` and return its answer, of type `answer`. Raises BoardError if the board is lost, or
+        `timeout_s` passes first. Any number of tasks may ask at once."""
+        async with aclosing(self.ask_for(1, question, answer, timeout_s)) as answers:
+            return await anext(answers)
+
+    async def ask_for(
+        self, count: int, question: _Question, answer: type[_Answer], timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> AsyncGenerator[_Answer, None]:
+        """Send `question` and yield its `count` answers, each within `timeout_s`. Raises BoardError as `ask` does."""
+        self._requests = self._requests % _MAX_REQUEST + 1
+        number, queue = self._requests, asyncio.Queue[m.Message]()
+        self._answers[number] = queue
+        try:
+            self.send(replace(question, request=number))
+            for _ in range(count):
+                message = await self.receive(queue, timeout_s, f"no {answer.__name__.lower()}")
+                if not isinstance(message, answer):
+                    raise self.error(f"answered {type(question).__name__} with {type(message).__name__}")
+                yield message
+        finally:
+            del self._answers[number]
 
     async def receive(self, queue: asyncio.Queue[_T], timeout_s: float, missing: str) -> _T:
         """Return the next item of `queue`. Raises BoardError if the board is lost or `timeout_s` passes first."""
@@ -109,8 +125,10 @@ class BoardClient:
         seq_id: int | None = getattr(message, "seq_id", None)
         if seq_id is not None and seq_id in self._sequences:
             self._sequences[seq_id].put_nowait((self, message))
-        elif type(message) in self._answers:
-            self._answers[type(message)].put_nowait(message)
+        elif isinstance(message, m.Pong):
+            self._pongs.put_nowait(message)
+        elif (answers := self._answers.get(getattr(message, "request", 0))) is not None:
+            answers.put_nowait(message)
 
     def _lost(self, peer: Peer, reason: str) -> None:
         self._give_up(reason)
@@ -121,7 +139,6 @@ class BoardClient:
 
     async def _watch(self) -> None:
         """Ping. Give up on a board that answers no ping, or that has work and finishes no step."""
-        pongs = self._answers.setdefault(m.Pong, asyncio.Queue())
         clock = asyncio.get_running_loop().time
         number, steps, progress_s = 0, -1, clock()
         while True:
@@ -129,8 +146,7 @@ class BoardClient:
             self.send(m.Ping(number))
             try:
                 async with asyncio.timeout(PONG_TIMEOUT_S):
-                    pong = await pongs.get()
-                assert isinstance(pong, m.Pong)
+                    pong = await self._pongs.get()
             except TimeoutError:
                 self._give_up(f"has not answered for {PONG_TIMEOUT_S:g} s")
                 return

@@ -8,38 +8,51 @@ from edgellm.errors import RemoteProtocolError
 from edgellm.wire.body import KB, MB, check_size, cut, json_of, object_of, unpack
 
 MAGIC = b"EDGE"
-VERSION = 3
+VERSION = 4  # the newest that this edgellm speaks
+OLDEST = 4  # and the oldest
 
 
 @dataclass(frozen=True)
 class Hello:
-    """First on every connection, from both sides; the one who dials speaks first. `role` is what the sender is."""
+    """First on every connection, from both sides; the one who dials speaks first. `role` is what the sender is, and it
+    speaks every version of the wire from `oldest` to `version`."""
 
     TYPE: ClassVar[int] = 1
     LIMIT: ClassVar[int] = 4 * KB
     role: str  # "manager" or "board"
     name: str
     version: int = VERSION
+    oldest: int = OLDEST
 
     def encode(self) -> bytes:
-        return MAGIC + struct.pack(">H", self.version) + json_of({"role": self.role, "name": self.name})
+        content = {"role": self.role, "name": self.name, "oldest": self.oldest}
+        return MAGIC + struct.pack(">H", self.version) + json_of(content)
 
     @classmethod
     def decode(cls, body: bytes) -> "Hello":
         if body[:4] != MAGIC:
             raise RemoteProtocolError(f"hello starts with {body[:4]!r}, expected {MAGIC!r}")
         (version,) = unpack("hello", struct.Struct(">4xH"), body)
-        if version != VERSION:
-            raise RemoteProtocolError(
-                f"peer speaks wire version {version}, this edgellm speaks {VERSION}. Run the same edgellm on both."
-            )
+        if version < OLDEST:  # what follows may have had another form then
+            raise _other_version(version, version)
         content = object_of("hello", body[6:])
+        oldest = content.get("oldest", version)
+        if type(oldest) is not int or not 0 <= oldest <= version:
+            raise RemoteProtocolError(f"hello: oldest must be a version up to {version}")
+        if oldest > VERSION:
+            raise _other_version(oldest, version)
         role, name = content.get("role"), content.get("name")
         if role not in ("manager", "board"):
             raise RemoteProtocolError("hello: role must be manager or board")
         if not isinstance(name, str) or len(name) > 256 or not name.isprintable():  # it goes into logs
             raise RemoteProtocolError("hello: name must be at most 256 printable characters")
-        return cls(role, name, version)
+        return cls(role, name, version, oldest)
+
+
+def _other_version(oldest: int, newest: int) -> RemoteProtocolError:
+    theirs = f"version {newest}" if oldest == newest else f"versions {oldest} to {newest}"
+    ours = f"{VERSION}" if OLDEST == VERSION else f"{OLDEST} to {VERSION}"
+    return RemoteProtocolError(f"peer speaks wire {theirs}, this edgellm speaks {ours}. Run the same edgellm on both.")
 
 
 @dataclass(frozen=True)
@@ -92,36 +105,43 @@ class Pong:
         return cls(*struct.unpack(">QQI", body))
 
 
+_REQUEST = struct.Struct(">I")
+
+
 @dataclass(frozen=True)
 class AskStatus:
-    """Asks what the board offers and holds."""
+    """Asks what the board offers and holds. Like every question, it has a number that its answer repeats."""
 
     TYPE: ClassVar[int] = 5
-    LIMIT: ClassVar[int] = 0
+    LIMIT: ClassVar[int] = _REQUEST.size
+    request: int = 0
 
     def encode(self) -> bytes:
-        return b""
+        return _REQUEST.pack(self.request)
 
     @classmethod
     def decode(cls, body: bytes) -> "AskStatus":
-        check_size("ask-status", body, 0)
-        return cls()
+        check_size("ask-status", body, _REQUEST.size)
+        return cls(*_REQUEST.unpack(body))
 
 
 @dataclass(frozen=True)
 class _JsonMessage:
-    """A message whose body is one JSON object."""
+    """A question or an answer: its number, and one JSON object."""
 
     TYPE: ClassVar[int] = 0
     LIMIT: ClassVar[int] = MB
     content: dict[str, Any]
+    request: int = 0
 
     def encode(self) -> bytes:
-        return json_of(self.content)
+        return _REQUEST.pack(self.request) + json_of(self.content)
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
-        return cls(object_of(cls.__name__.lower(), body))
+        name = cls.__name__.lower()
+        (request,) = unpack(name, _REQUEST, body)
+        return cls(object_of(name, body[_REQUEST.size :]), request)
 
 
 @dataclass(frozen=True)
@@ -133,8 +153,8 @@ class Status(_JsonMessage):
 
 @dataclass(frozen=True)
 class Assign(_JsonMessage):
-    """Prepare your section of this plan: `plan`, `addresses` (board → [host, port]), `board` (who you are). Only for
-    who holds the claim."""
+    """Prepare your section of this plan: `plan`, `addresses` (board → [host, port]), the manager's tag on both
+    (`certificate`, `signature`), `board` (who you are). Only for who holds the claim."""
 
     TYPE: ClassVar[int] = 7
 
@@ -165,7 +185,8 @@ class Claimed(_JsonMessage):
 
 @dataclass(frozen=True)
 class Commit(_JsonMessage):
-    """Switch to the prepared section of `epoch`; running sequences of the old one end."""
+    """Switch to the prepared section of `epoch`. Running sequences of the old one end, at once or, with `drain`, when
+    they are done."""
 
     TYPE: ClassVar[int] = 22
 

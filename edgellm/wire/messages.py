@@ -8,6 +8,7 @@ from edgellm.limits import MAX_CHOICES
 from edgellm.wire.body import Message
 from edgellm.wire.cluster_messages import (
     MAGIC,
+    OLDEST,
     VERSION,
     AskStatus,
     Assign,
@@ -33,23 +34,27 @@ from edgellm.wire.sequence_messages import (
     Failed,
     Hidden,
     Logits,
+    Logprobs,
     Open,
     Opened,
+    Queued,
+    Start,
     Tokens,
     Trace,
     Traced,
 )
 
 __all__ = [
-    "FAILURES", "FINISH", "MAGIC", "MAX_CHOICES", "VERSION", "BY_TYPE", "MESSAGES", "Message", "encode",
+    "FAILURES", "FINISH", "MAGIC", "MAX_CHOICES", "OLDEST", "VERSION", "BY_TYPE", "MESSAGES", "Message", "encode",
     "Hello", "Refuse", "Ping", "Pong", "AskStatus", "Status", "Assign", "Assigned", "Claim", "Claimed", "Commit",
-    "Committed", "Reach", "Reached", "Open", "Opened", "Close", "Hidden", "Tokens", "Closed", "Failed", "Logits",
-    "Trace", "Traced",
+    "Committed", "Reach", "Reached", "Open", "Queued", "Opened", "Start", "Close", "Hidden", "Tokens", "Closed",
+    "Failed", "Logits", "Logprobs", "Trace", "Traced",
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Message], ...] = (
     Hello, Refuse, Ping, Pong, AskStatus, Status, Assign, Assigned, Open, Opened, Hidden, Tokens, Close, Closed,
-    Failed, Logits, Trace, Traced, Claim, Claimed, Commit, Committed, Reach, Reached,
+    Failed, Logits, Trace, Traced, Claim, Claimed, Commit, Committed, Reach, Reached, Start,
+    Queued, Logprobs,
 )  # fmt: skip
 BY_TYPE = {m.TYPE: m for m in MESSAGES}
 

@@ -18,11 +18,11 @@ _Messages = tuple[type[m.Message], ...]
 # What may be sent, by (what the sender is, what the receiver is); the side that dials is a manager or a board, the side
 # that listens is always a board.
 _FROM_MANAGER: _Messages = (
-    m.Refuse, m.Ping, m.AskStatus, m.Claim, m.Assign, m.Commit, m.Reach, m.Open, m.Close, m.Trace,
+    m.Refuse, m.Ping, m.AskStatus, m.Claim, m.Assign, m.Commit, m.Reach, m.Open, m.Start, m.Close, m.Trace,
 )  # fmt: skip
 _FROM_BOARD_TO_MANAGER: _Messages = (
-    m.Refuse, m.Pong, m.Status, m.Claimed, m.Assigned, m.Committed, m.Reached, m.Opened, m.Tokens, m.Closed, m.Failed,
-    m.Logits, m.Traced,
+    m.Refuse, m.Pong, m.Status, m.Claimed, m.Assigned, m.Committed, m.Reached, m.Queued, m.Opened, m.Tokens, m.Closed,
+    m.Failed, m.Logits, m.Logprobs, m.Traced,
 )  # fmt: skip
 _FROM_DIALLING_BOARD: _Messages = (m.Refuse, m.Ping, m.Hidden, m.Tokens)
 _FROM_LISTENING_BOARD: _Messages = (m.Refuse, m.Pong)
@@ -39,14 +39,16 @@ class State(enum.Enum):
 class Protocol:
     """One connection. `me` is this side's hello; `dials` is True on the side that opened the connection.
 
-    `peer` is the other side's hello, once it has come. `max_step_bytes` bounds ids and tensor of a hidden or trace
-    frame; an agent sets it from its plan. The order of messages within a sequence, and of those that change a plan, is
-    kept by the two sides themselves (docs/wire.md, "One answer" and "Changing the plan").
+    `peer` is the other side's hello, once it has come; then `version` is the newest that both sides speak.
+    `max_step_bytes` bounds ids and tensor of a hidden or trace frame; an agent sets it from its plan. The order of
+    messages within a sequence, and of those that change a plan, is kept by the two sides themselves (docs/wire.md, "One
+    answer" and "Changing the plan").
     """
 
     def __init__(self, me: m.Hello, dials: bool, max_step_bytes: int = MAX_STEP_BYTES):
         self.state = State.GREETING
         self.peer: m.Hello | None = None
+        self.version = me.version
         self.max_step_bytes = max_step_bytes
         self._me, self.dials = me, dials
         self._reader = FrameReader(self._limit_of)
@@ -111,6 +113,7 @@ class Protocol:
         if self.dials and message.role != "board":
             raise RemoteProtocolError(f"hello from a {message.role} where a board is to listen")
         self.peer, self.state = message, State.OPEN
+        self.version = min(self._me.version, message.version)
         if not self.dials:
             self._out.append(m.encode(self._me))
 
@@ -123,8 +126,8 @@ class Protocol:
         if message is None or message not in allowed:
             state = "before a hello" if self.peer is None else f"from a {self.peer.role}"
             raise RemoteProtocolError(f"a frame of type {type_} {state} is not part of this protocol")
-        if message in (m.Hidden, m.Trace):
-            return min(message.LIMIT, self.max_step_bytes + m.Hidden.OVERHEAD)
+        if message is m.Hidden or message is m.Trace:
+            return min(message.LIMIT, self.max_step_bytes + message.OVERHEAD)
         return message.LIMIT
 
 

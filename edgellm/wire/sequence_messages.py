@@ -2,10 +2,10 @@
 
 import struct
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from edgellm.errors import RemoteProtocolError
-from edgellm.limits import MAX_CHOICES, MAX_FRAME_BYTES
+from edgellm.limits import MAX_CHOICES, MAX_FRAME_BYTES, MAX_LOGPROBS
 from edgellm.wire.body import KB, MB, check_size, cut, json_of, object_of, text_of, unpack
 
 # Finish reasons, as numbered in TOKENS.
@@ -19,11 +19,13 @@ _OPEN = struct.Struct(">IQII")
 
 @dataclass(frozen=True)
 class Open:
-    """Reserve a slot for a sequence. The first board starts to work on it at once, so it is opened last.
+    """Reserve a slot for a sequence: first on the first board, which chooses the slot; then the same one on the others.
 
     `ids` are the prompt's token ids. `options`: `plan` (its digest), `sampling`, `max_tokens`, `eos` (token ids that
-    end the answer), `logits` (true: the last board also sends its logits), `reuse` (at most so many tokens of the
-    prompt need not be computed where a slot holds them), `speculate` (true: steps may carry drafts).
+    end the answer), `began` (the position where the answer began, if `ids` hold some of it already), `logits` (true:
+    the last board also sends its logits), `logprobs` (of so many likeliest tokens), `reuse` (at most so many tokens of
+    the prompt need not be computed where the slot holds them), `wait_s` (for a slot, on the first board), `slot` (which
+    one, on the others).
     """
 
     TYPE: ClassVar[int] = 10
@@ -51,31 +53,88 @@ class Open:
         )
 
 
-_OPENED = struct.Struct(">IQIB")
+_OPENED = struct.Struct(">IQIBI")
+_MAX_CHECKPOINTS = 256
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A slot is reserved. It holds the prompt's first `reused` tokens already: computing may start there. `batches`:
-    a step here gives the same bits no matter what is computed with it, so drafts may be verified."""
+    """Slot number `slot` is reserved. It holds the prompt's first `reused` tokens already: computing may start there
+    or earlier; if there are `checkpoints`, only at one of them or at 0. `batches`: a step here gives the same bits no
+    matter what is computed with it, so drafts may be verified."""
 
     TYPE: ClassVar[int] = 11
-    LIMIT: ClassVar[int] = _OPENED.size
+    LIMIT: ClassVar[int] = _OPENED.size + 4 * _MAX_CHECKPOINTS
     epoch: int
     seq_id: int
     reused: int = 0
     batches: bool = False
+    slot: int = 0
+    checkpoints: tuple[int, ...] = ()
 
     def encode(self) -> bytes:
-        return _OPENED.pack(self.epoch, self.seq_id, self.reused, int(self.batches))
+        head = _OPENED.pack(self.epoch, self.seq_id, self.reused, int(self.batches), self.slot)
+        return head + struct.pack(f"<{len(self.checkpoints)}I", *self.checkpoints)
 
     @classmethod
     def decode(cls, body: bytes) -> "Opened":
-        check_size("opened", body, _OPENED.size)
-        epoch, seq_id, reused, batches = _OPENED.unpack(body)
+        epoch, seq_id, reused, batches, slot = unpack("opened", _OPENED, body)
+        size = len(body) - _OPENED.size
+        if size % 4 or size > 4 * _MAX_CHECKPOINTS:
+            raise RemoteProtocolError(f"opened: {size} bytes of checkpoints, at most {_MAX_CHECKPOINTS} of 4 each")
         if batches > 1:
             raise RemoteProtocolError(f"opened: batches {batches}, expected 0 or 1")
-        return cls(epoch, seq_id, reused, bool(batches))
+        checkpoints = struct.unpack_from(f"<{size // 4}I", body, _OPENED.size)
+        return cls(epoch, seq_id, reused, bool(batches), slot, checkpoints)
+
+
+_QUEUED = struct.Struct(">IQI")
+
+
+@dataclass(frozen=True)
+class Queued:
+    """No slot is free. The sequence stands in line at the first board; `position` 1 is next."""
+
+    TYPE: ClassVar[int] = 27
+    LIMIT: ClassVar[int] = _QUEUED.size
+    epoch: int
+    seq_id: int
+    position: int
+
+    def encode(self) -> bytes:
+        return _QUEUED.pack(self.epoch, self.seq_id, self.position)
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Queued":
+        check_size("queued", body, _QUEUED.size)
+        return cls(*_QUEUED.unpack(body))
+
+
+_START = struct.Struct(">IQIB")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Every board has the sequence's slot: the first board begins with its prompt behind the first `reuse` tokens, and
+    may draft if `speculate`."""
+
+    TYPE: ClassVar[int] = 26
+    LIMIT: ClassVar[int] = _START.size
+    epoch: int
+    seq_id: int
+    reuse: int = 0
+    speculate: bool = False
+
+    def encode(self) -> bytes:
+        return _START.pack(self.epoch, self.seq_id, self.reuse, int(self.speculate))
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Start":
+        check_size("start", body, _START.size)
+        epoch, seq_id, reuse, speculate = _START.unpack(body)
+        if speculate > 1:
+            raise RemoteProtocolError(f"start: speculate {speculate}, expected 0 or 1")
+        return cls(epoch, seq_id, reuse, bool(speculate))
 
 
 @dataclass(frozen=True)
@@ -96,7 +155,7 @@ class Close:
         return cls(*_SEQUENCE.unpack(body))
 
 
-_HIDDEN = struct.Struct(">IQIIIB3x")
+_HIDDEN = struct.Struct(">IQIIIBB2x")
 
 
 @dataclass(frozen=True)
@@ -118,16 +177,19 @@ class Hidden:
     pass_len: int
     logits: int
     ids: tuple[int, ...]
-    data: bytes = field(repr=False)  # float32 [len(ids), hidden_size]
+    data: bytes = field(repr=False)  # [len(ids), hidden_size] in this encoding
+    encoding: int = 0  # float32
 
     def encode(self) -> bytes:
         count = len(self.ids)
-        head = _HIDDEN.pack(self.epoch, self.seq_id, self.position, count, self.pass_len, self.logits)
+        head = _HIDDEN.pack(self.epoch, self.seq_id, self.position, count, self.pass_len, self.logits, self.encoding)
         return b"".join((head, struct.pack(f"<{count}I", *self.ids), self.data))
 
     @classmethod
     def decode(cls, body: bytes) -> "Hidden":
-        epoch, seq_id, position, count, pass_len, logits = unpack("hidden", _HIDDEN, body)
+        epoch, seq_id, position, count, pass_len, logits, encoding = unpack("hidden", _HIDDEN, body)
+        if encoding:
+            raise RemoteProtocolError(f"hidden: encoding {encoding}, this edgellm knows 0 (float32)")
         size = len(body) - _HIDDEN.size - 4 * count
         if count < 1 or size < 1 or size % (4 * count):
             raise RemoteProtocolError(f"hidden: {len(body) - _HIDDEN.size} bytes of ids and tensor for {count} tokens")
@@ -189,12 +251,13 @@ class Closed:
         return cls(epoch, seq_id, object_of("closed", body[_SEQUENCE.size :]))
 
 
-_FAILED = struct.Struct(">IQB")
+_FAILED = struct.Struct(">IQBB")
 
 
 @dataclass(frozen=True)
 class Failed:
-    """This sequence can't continue on this board. `code` indexes FAILURES."""
+    """This sequence can't continue on this board. `code` indexes FAILURES; for a broken link, `board` is the board that
+    can't be reached."""
 
     TYPE: ClassVar[int] = 16
     LIMIT: ClassVar[int] = 4 * KB
@@ -202,16 +265,23 @@ class Failed:
     seq_id: int
     code: int
     reason: str
+    board: str = ""
 
     def encode(self) -> bytes:
-        return _FAILED.pack(self.epoch, self.seq_id, self.code) + cut(self.reason, self.LIMIT - _FAILED.size)
+        board = cut(self.board, 255)
+        head = _FAILED.pack(self.epoch, self.seq_id, self.code, len(board)) + board
+        return head + cut(self.reason, self.LIMIT - len(head))
 
     @classmethod
     def decode(cls, body: bytes) -> "Failed":
-        epoch, seq_id, code = unpack("failed", _FAILED, body)
+        epoch, seq_id, code, board_bytes = unpack("failed", _FAILED, body)
         if code >= len(FAILURES):
             raise RemoteProtocolError(f"failed: code {code}, the highest is {len(FAILURES) - 1}")
-        return cls(epoch, seq_id, code, text_of("failed", body[_FAILED.size :]))
+        at = _FAILED.size + board_bytes
+        if at > len(body):
+            raise RemoteProtocolError(f"failed: {len(body)} bytes, expected at least {at}")
+        board = text_of("failed", body[_FAILED.size : at])
+        return cls(epoch, seq_id, code, text_of("failed", body[at:]), board)
 
 
 _LOGITS = struct.Struct(">IQI")
@@ -242,38 +312,102 @@ class Logits:
         return cls(epoch, seq_id, position, data)
 
 
-_TRACE = struct.Struct(">III")
+_LOGPROBS = struct.Struct(">IQI")
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural logarithms of probabilities at `position`, before any penalty: first of the token that was chosen, then
+    of the likeliest ones, highest first. Sent before the token, when asked for."""
+
+    TYPE: ClassVar[int] = 28
+    LIMIT: ClassVar[int] = _LOGPROBS.size + 8 * (1 + MAX_LOGPROBS)
+    epoch: int
+    seq_id: int
+    position: int
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+    def encode(self) -> bytes:
+        head, count = _LOGPROBS.pack(self.epoch, self.seq_id, self.position), len(self.ids)
+        return head + struct.pack(f"<{count}I", *self.ids) + struct.pack(f"<{count}f", *self.logprobs)
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Logprobs":
+        epoch, seq_id, position = unpack("logprobs", _LOGPROBS, body)
+        size = len(body) - _LOGPROBS.size
+        if size < 8 or size % 8 or size > 8 * (1 + MAX_LOGPROBS):
+            raise RemoteProtocolError(f"logprobs: {size} bytes, expected 8 for each of 1 to {1 + MAX_LOGPROBS} tokens")
+        count = size // 8
+        ids = struct.unpack_from(f"<{count}I", body, _LOGPROBS.size)
+        logprobs = struct.unpack_from(f"<{count}f", body, _LOGPROBS.size + 4 * count)
+        if not all(value <= 0 for value in logprobs):  # NaN neither
+            raise RemoteProtocolError("logprobs: a value that is no logarithm of a probability")
+        return cls(epoch, seq_id, position, ids, logprobs)
+
+
+_TRACE = struct.Struct(">IIQIIII")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Run your section over a whole sequence and send what each layer gives (for `edgellm verify`).
+    """Run your section over a part of a sequence, in the slot that is open for it, and send what each layer gives (for
+    `edgellm verify`).
 
-    `data` is token ids (uint32 [count]) for the first board, hidden states (float32 [count, hidden_size]) for others.
-    Answered by one `traced` per layer, in order.
+    `data` is token ids (uint32 [count]) for the first board, hidden states (float32 [count, hidden_size]) for others,
+    at `position` and behind it, of a sequence of `pass_len` tokens. Answered by one `traced` per layer, in order.
     """
 
     TYPE: ClassVar[int] = 18
+    OVERHEAD: ClassVar[int] = _TRACE.size
     LIMIT: ClassVar[int] = MAX_FRAME_BYTES
     epoch: int
-    layer: int  # the section's first layer in the question; the layer that `data` came out of in the answer
+    layer: int  # the section's first layer
     count: int
     data: bytes = field(repr=False)
+    seq_id: int = 0
+    position: int = 0
+    pass_len: int = 0
+    request: int = 0
 
     def encode(self) -> bytes:
-        return b"".join((_TRACE.pack(self.epoch, self.layer, self.count), self.data))
+        head = _TRACE.pack(
+            self.request, self.epoch, self.seq_id, self.layer, self.position, self.pass_len, self.count
+        )
+        return b"".join((head, self.data))
 
     @classmethod
-    def decode(cls, body: bytes) -> Self:
-        epoch, layer, count = unpack("trace", _TRACE, body)
+    def decode(cls, body: bytes) -> "Trace":
+        request, epoch, seq_id, layer, position, pass_len, count = unpack("trace", _TRACE, body)
         data = body[_TRACE.size :]
         if count < 1 or not data or len(data) % (4 * count):
             raise RemoteProtocolError(f"trace: {len(data)} bytes of tensor for {count} tokens")
-        return cls(epoch, layer, count, data)
+        return cls(epoch, layer, count, data, seq_id, position, pass_len, request)
+
+
+_TRACED = struct.Struct(">IIIII")
 
 
 @dataclass(frozen=True)
-class Traced(Trace):
-    """A layer's output, float32 [count, hidden_size]."""
+class Traced:
+    """A layer's output at `position` and behind it, float32 [count, hidden_size]."""
 
     TYPE: ClassVar[int] = 19
+    LIMIT: ClassVar[int] = MAX_FRAME_BYTES
+    epoch: int
+    layer: int
+    count: int
+    data: bytes = field(repr=False)
+    position: int = 0
+    request: int = 0
+
+    def encode(self) -> bytes:
+        return b"".join((_TRACED.pack(self.request, self.epoch, self.layer, self.position, self.count), self.data))
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Traced":
+        request, epoch, layer, position, count = unpack("traced", _TRACED, body)
+        data = body[_TRACED.size :]
+        if count < 1 or not data or len(data) % (4 * count):
+            raise RemoteProtocolError(f"traced: {len(data)} bytes of tensor for {count} tokens")
+        return cls(epoch, layer, count, data, position, request)

@@ -98,8 +98,9 @@ def fails(code: int, *arguments, stdin=None) -> str:
 
 
 def start(cluster, home, *arguments) -> subprocess.Popen:
-    """A question with a long answer, in a process."""
+    """A question with a long answer, in a process. Its stdout has no buffer here, because `communicate` leaves out what
+    a buffer has read."""
     return subprocess.Popen(
         [*ASK, "Why?", "--cluster", str(cluster.file), "--max-tokens", "2500", *arguments],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(home),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(home), bufsize=0,
     )  # fmt: skip

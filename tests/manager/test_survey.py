@@ -301,7 +301,7 @@ def test_a_status_that_comes_late_is_not_taken_for_the_next_one(tmp_path, quick)
         async with Boards(tmp_path, 1) as boards, fleet_of(boards) as fleet:
             await fleet.survey()
             (board,) = fleet.clients(["b0"])
-            board._message(board.peer, m.Status({"epoch": 9}))
+            board._message(board.peer, m.Status({"epoch": 9}, request=1))  # again
             await fleet.survey()
             return fleet.reports["b0"].epoch
 

@@ -43,9 +43,10 @@ def test_hello_and_what_follows_may_come_in_one_piece():
     [
         (
             "manager",
-            [m.Ping(1), m.AskStatus(), m.Claim({}), m.Assign({}), m.Commit({}), m.Reach({}), OPEN, m.Close(1, 2)],
-            [m.Pong(1, 2, 3), m.Claimed({}), m.Assigned({}), m.Committed({}), m.Reached({}),
-             m.Tokens(1, 2, 3, 0, (4,))],
+            [m.Ping(1), m.AskStatus(), m.Claim({}), m.Assign({}), m.Commit({}), m.Reach({}), OPEN, m.Start(1, 2),
+             m.Close(1, 2)],
+            [m.Pong(1, 2, 3), m.Claimed({}), m.Assigned({}), m.Committed({}), m.Reached({}), m.Queued(1, 2, 3),
+             m.Logprobs(1, 2, 3, (4,), (0.0,)), m.Tokens(1, 2, 3, 0, (4,))],
         ),
         ("board", [m.Ping(1), HIDDEN, m.Tokens(1, 2, 3, 0, (4,))], [m.Pong(1, 2, 3)]),
     ],
@@ -98,12 +99,22 @@ def test_a_refusal_is_sent_when_the_peer_errs_and_then_nothing_more():
 
 
 def test_another_version_is_refused_with_a_sentence_that_the_peer_can_read():
-    dialler = Protocol(m.Hello("manager", "a", version=9), dials=True)
+    dialler = Protocol(m.Hello("manager", "a", version=9, oldest=9), dials=True)
     listener = Protocol(m.Hello("board", "b"), dials=False)
     with pytest.raises(RemoteProtocolError, match="version 9"):
         listener.receive_data(dialler.data_to_send())
     (refusal,) = dialler.receive_data(listener.data_to_send())
-    assert "speaks wire version 9, this edgellm speaks 3" in refusal.reason
+    assert "speaks wire version 9, this edgellm speaks 4" in refusal.reason
+
+
+@pytest.mark.parametrize("dials", [True, False])
+def test_a_newer_peer_that_still_speaks_ours_is_met_at_ours(dials):
+    me, newer = m.Hello("board", "b"), m.Hello("board", "a", version=9, oldest=4)
+    old, new = Protocol(me, dials=dials), Protocol(newer, dials=not dials)
+    dialler, listener = (old, new) if dials else (new, old)
+    pass_on(dialler, listener)
+    pass_on(listener, dialler)
+    assert (old.version, new.version) == (4, 4)
 
 
 def test_a_second_hello_is_refused():
