@@ -77,7 +77,7 @@ wheels: .venv/ready
 # Sets the versions that boards and make install to the newest that pyproject.toml allows. The tests then say whether they
 # work. torch stays at the versions that pyproject.toml pins, one for each machine.
 constraints: .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report .venv/report.json '.[generic]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report .venv/report.json '.[generic,manager]'
 	$(BIN)/python -m edgellm.controller.constraints .venv/report.json
 
 .venv/controller: .venv/ready
@@ -96,7 +96,7 @@ constraints: .venv/ready
 		{ echo "edgellm needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "installing edgellm into .venv, a minute or two …" >&2
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
-	$(PIP) -e .
+	$(PIP) -e '.[manager]'
 	@$(BIN)/python -m compileall -q edgellm
 	@touch $@
 

@@ -11,6 +11,7 @@
     │   ├── DialError       a board that can't be dialled (says at which point it failed)
     │   ├── BusyError       a board with no free KV slot
     │   ├── ClaimError      a board that another manager is giving a plan, or that holds another epoch
+    │   ├── TagError        a plan that no admin of this cluster signed
     │   └── AnswerError     a board that can't compute this answer; asking again won't help
     ├── WheelhouseError     wheels or a Python for the boards that can't be resolved, fetched or built
     └── ProtocolError
@@ -84,6 +85,10 @@ class BusyError(BoardError):
 
 class ClaimError(BoardError):
     """Another manager is changing the plan, or has changed it."""
+
+
+class TagError(BoardError):
+    """A plan was not signed by an admin of this cluster."""
 
 
 class AnswerError(BoardError):

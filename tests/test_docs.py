@@ -302,8 +302,10 @@ def test_the_digest_of_the_plan_in_the_example():
 
 
 def test_identities_and_the_alert_of_tls():
-    assert f"`{credentials.MANAGER_URI}`" in WIRE and f"`{credentials.BOARD_URI}NAME`" in WIRE
-    assert all(f"`{name}`" in WIRE for name in credentials.FILES)
+    uris = (credentials.BOARD_URI, credentials.MANAGER_URI, credentials.ADMIN_URI)
+    assert all(f"`{uri}NAME`" in WIRE for uri in uris) and f"`{credentials.OLD_MANAGER_URI}`" in WIRE
+    files = (*credentials.FILES, credentials.CRL_FILE, credentials.REVOKED_FILE)
+    assert all(f"`{name}`" in WIRE for name in files)
     assert f"protocol_version (`{listener._NO_TLS_ALERT.hex(' ')}`)" in WIRE
 
 

@@ -71,7 +71,15 @@ PLAIN = [p for p in FILES if p.parts[0] in ("wire", "plan", *GROUND)]
 @pytest.mark.parametrize("path", PLAIN, ids=str)
 def test_wire_and_plan_need_the_standard_library_only(path):
     others = {m.split(".")[0] for m in imports(path)} - {"edgellm"}
+    if path == Path("wire/signed.py"):
+        others -= {"cryptography"}  # only in its functions: see the test below
     assert others <= set(sys.stdlib_module_names)
+
+
+def test_cryptography_is_imported_when_it_is_needed_and_not_before():
+    code = "import sys, edgellm.wire.signed, edgellm.wire.peer; print('cryptography' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_the_manager_imports_neither_torch_nor_numpy():

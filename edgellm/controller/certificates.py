@@ -9,6 +9,10 @@ signed from now on, and the other way round. So boards can be updated one after 
 """
 
 import contextlib
+import getpass
+import os
+import re
+import socket
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from edgellm.errors import ClusterError
 from edgellm.files import locked, write_atomically
 from edgellm.plan import BOARD_NAME
-from edgellm.wire.credentials import BOARD_URI, MANAGER_URI
+from edgellm.wire.credentials import Identity
 
 CA_DAYS, LEAF_DAYS = 3650, 365
 RENEW_CA_DAYS = 400  # more than a leaf lasts: none outlives the CA it was pushed with
@@ -53,7 +57,9 @@ class _CA:
     pem: bytes
 
 
-def ensure(folder: Path | str, boards: list[str], now: datetime | None = None) -> Result:
+def ensure(
+    folder: Path | str, boards: list[str], now: datetime | None = None, manager: str | None = None
+) -> Result:
     """Make sure that FOLDER has a CA, and valid identities of the manager and of each of `boards`.
 
     Valid files are left alone, so a second call changes nothing. What is missing, half-written, of another key
@@ -71,12 +77,30 @@ def ensure(folder: Path | str, boards: list[str], now: datetime | None = None) -
         with _locked(folder, work):
             _make_folder(folder / "boards", work)
             ca = _ensure_ca(folder, now, work)
-            _ensure_leaf(folder / "manager", "manager", MANAGER_URI, ca, now, work)
+            _ensure_leaf(folder / "manager", Identity("manager", manager or default_name(), admin=True), ca, now, work)
             for name, at in folders.items():
-                _ensure_leaf(at, f"board {name}", BOARD_URI + name, ca, now, work)
+                _ensure_leaf(at, Identity("board", name), ca, now, work)
     except OSError as e:
         raise ClusterError(f"certificates in {folder}: {e.filename or ''}: {(e.strerror or str(e)).lower()}") from None
     return Result(work.changed, folder, folders, tuple(work.made), tuple(work.renewed))
+
+
+def issue(folder: Path | str, identity: Identity, into: Path, now: datetime | None = None) -> None:
+    """Make an identity in the folder `into`, signed by the CA in FOLDER."""
+    folder, now = Path(folder).absolute(), (now or datetime.now(UTC)).replace(microsecond=0)
+    work = _Work()
+    with _locked(folder, work):
+        _ensure_leaf(into, identity, _ensure_ca(folder, now, work), now, work)
+
+
+def default_name() -> str:
+    """Return this machine's name as a manager: USER-HOST, as far as a name may hold it."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a user id without a name
+        user = f"user{os.getuid()}"
+    found = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{user}-{socket.gethostname().split('.')[0]}").lstrip("._-")[:63]
+    return found or "manager"
 
 
 def remaining_days(path: Path | str, now: datetime | None = None) -> float:
@@ -170,12 +194,13 @@ def _make_ca(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate
 # What it signs
 
 
-def _ensure_leaf(folder: Path, who: str, uri: str, ca: _CA, now: datetime, work: _Work) -> None:
+def _ensure_leaf(folder: Path, identity: Identity, ca: _CA, now: datetime, work: _Work) -> None:
     _make_folder(folder, work)
-    if not _is_good(folder, uri, ca, now):
+    who = str(identity)
+    if not _is_good(folder, identity.uri, ca, now):
         new = not (folder / "cert.pem").exists()
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _make_leaf(key.public_key(), who, uri, ca, now)
+        certificate = _make_leaf(key.public_key(), identity, ca, now)
         _write(folder / "key.pem", _key_pem(key), 0o600, work)
         _write(folder / "cert.pem", _pem(certificate), 0o644, work)
         (work.made if new else work.renewed).append(who)
@@ -201,17 +226,17 @@ def _is_good(folder: Path, uri: str, ca: _CA, now: datetime) -> bool:
     return lasts and certificate.not_valid_before_utc <= now
 
 
-def _make_leaf(public: ec.EllipticCurvePublicKey, who: str, uri: str, ca: _CA, now: datetime) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, uri.rpartition(":")[2])])
+def _make_leaf(public: ec.EllipticCurvePublicKey, identity: Identity, ca: _CA, now: datetime) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.name or "manager")])
     builder = _builder(name, ca.certificate.subject, public, now, LEAF_DAYS)
     # Boards dial each other; nothing dials a manager.
-    sides = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH][: 1 if uri == MANAGER_URI else 2]
+    sides = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH][: 1 if identity.role == "manager" else 2]
     ca_key_id = ca.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     for extension, critical in (
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (_usage(digital_signature=True), True),
         (x509.ExtendedKeyUsage(sides), False),
-        (x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), False),
+        (x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity.uri)]), False),
         (x509.SubjectKeyIdentifier.from_public_key(public), False),
         (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ca_key_id), False),
     ):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from edgellm.config import CONNECT_TIMEOUT_S, PING_EVERY_S, PONG_TIMEOUT_S, STEP_TIMEOUT_S
 from edgellm.errors import BoardError
 from edgellm.wire import messages as m
-from edgellm.wire.credentials import Credentials
+from edgellm.wire.credentials import Credentials, manager_name
 from edgellm.wire.dial import connect
 from edgellm.wire.peer import Peer
 from edgellm.wire.status import BoardStatus
@@ -49,7 +49,7 @@ class BoardClient:
     async def connect(self, timeout_s: float = CONNECT_TIMEOUT_S) -> "BoardClient":
         """Dial and greet, and watch from then on: a board that stops answering pings is lost. Raises BoardError if it
         can't be reached."""
-        me = m.Hello("manager", "edgellm")
+        me = m.Hello("manager", manager_name(self._tls))
         self.peer = await connect(
             self.host, self.port, me, self._message, self._lost, board=self.name, tls=self._tls, timeout_s=timeout_s
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from edgellm.config import FRAME_TIMEOUT_S, HELLO_TIMEOUT_S, WRITE_TIMEOUT_S
 from edgellm.errors import LocalProtocolError, RemoteProtocolError
+from edgellm.wire.credentials import Identity
 from edgellm.wire.messages import Hello, Message, Refuse
 from edgellm.wire.protocol import Protocol
 from edgellm.wire.reasons import connection_reason
@@ -146,6 +147,22 @@ class Peer(asyncio.Protocol):
         """What the peer calls itself, or its address before its hello."""
         return self.protocol.peer.name if self.protocol.peer else self.address
 
+    @property
+    def identity(self) -> Identity | None:
+        """Whom the peer's certificate names, or its hello where there is no TLS; None before its hello, or if it names
+        neither a manager nor a board. Without TLS, which is on loopback only, every manager is an admin."""
+        hello = self.protocol.peer
+        if hello is None:
+            return None
+        if self._channel is None:
+            return Identity(hello.role, hello.name, admin=hello.role == "manager")
+        return self._channel.identity and self._channel.identity.called(hello.name)
+
+    @property
+    def serial(self) -> int | None:
+        """The serial number of the peer's certificate; None without TLS or before the handshake's end."""
+        return self._channel.serial if self._channel else None
+
     def send(self, *messages: Message) -> None:
         """Write messages in one piece. On a lost connection nothing happens: its owner has been told."""
         if self.lost is None:
@@ -182,9 +199,8 @@ class Peer(asyncio.Protocol):
         shown = self._channel.identity
         if shown is None:
             return "the certificate names neither a manager nor a board"
-        role, name = shown
-        if hello.role != role or name not in (None, hello.name):
-            theirs = "the manager" if name is None else f"{role} {name}"
+        if hello.role != shown.role or shown.name not in (None, hello.name):
+            theirs = "the manager" if shown.name is None else str(shown)
             return f"a hello from {hello.role} {hello.name} with the certificate of {theirs}"
         return None
 

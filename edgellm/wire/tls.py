@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Iterator
 
 from edgellm.errors import RemoteProtocolError
-from edgellm.wire.credentials import identity
+from edgellm.wire.credentials import Identity, shown_by
 
 _MAX_HANDSHAKE_BYTES = 64 << 10
 _RECORD_BYTES = 1 << 14  # the most that TLS puts into one record
@@ -22,14 +22,15 @@ _PIECE_BYTES = 1 << 18
 class Channel:
     """The TLS of one connection: the peer's bytes in, plain bytes out, and the other way round.
 
-    `done` is True after the handshake; then `identity` says whom the peer's certificate names. `own` is whose
-    certificate this side shows, for errors.
+    `done` is True after the handshake; then `identity` says whom the peer's certificate names, and `serial` is its
+    serial number. `own` is whose certificate this side shows, for errors.
     """
 
     def __init__(self, context: ssl.SSLContext, server_side: bool, own: str = "our"):
         self.done = False
         self.ended = False  # the peer has said that it sends no more
-        self.identity: tuple[str, str | None] | None = None
+        self.identity: Identity | None = None
+        self.serial: int | None = None
         self.received_bytes = 0
         self._own = own
         self._waiting: list[bytes] = []  # to be sent after the handshake
@@ -98,7 +99,7 @@ class Channel:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             return False
-        self.identity = identity(self._tls)
+        self.identity, self.serial = shown_by(self._tls)
         self.done = True
         self._write(memoryview(b"".join(self._waiting)))
         self._waiting.clear()
@@ -117,10 +118,13 @@ _VERIFY = {
     9: "its certificate is not valid yet; are the clocks right?",
     10: "its certificate has expired. Deploy again to renew it",
     **dict.fromkeys((7, 18, 19, 20, 21, 30), "its certificate belongs to another cluster. Deploy again if it is yours"),
+    23: "its certificate has been revoked. Deploy to it again if it is yours",
+    **dict.fromkeys((3, 8, 12), "its certificate can't be checked for revocation. Deploy again"),
     26: "its certificate is for the other side of a connection",
 }
 _REFUSED = {
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired, by the peer's clock. Deploy again to renew it",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "it has been revoked. Deploy again for a new one",
     "SSLV3_ALERT_BAD_CERTIFICATE": "it is not valid yet, by the peer's clock. Are the clocks right?",
     "TLSV1_ALERT_UNKNOWN_CA": "it belongs to another cluster. Deploy again",
     "TLSV1_ALERT_DECRYPT_ERROR": "it belongs to another cluster. Deploy again",

@@ -84,7 +84,7 @@ REFUSED = {
     "a manager before its time": ("soon", m.Hello("manager", "pc"), "refused this manager's certificate: it is not va"),
     "a board as manager": ("boards/b3", m.Hello("manager", "pc"), POSES.format("manager pc", "board b3")),
     "a board as its neighbour": ("boards/b3", BEFORE, POSES.format("board b0", "board b3")),
-    "the manager as a board": ("manager", BEFORE, POSES.format("board b0", "the manager")),
+    "the manager as a board": ("manager", BEFORE, POSES.format("board b0", "admin pc")),
     "a board that isn't before it": ("boards/b3", m.Hello("board", "b3"), "refused: hidden states from b3; board b1 t"),
 }
 

@@ -94,7 +94,7 @@ DIALLING = {
     "expired board": ("b0", "boards/old", "board", "old", "refused board old's certificate: it has expired"),
     "board as manager": ("b0", "boards/b1", "manager", "pc", POSES.format("manager pc", "board b1")),
     "board as another": ("b0", "boards/b1", "board", "b9", POSES.format("board b9", "board b1")),
-    "manager as board": ("b0", "manager", "board", "b1", POSES.format("board b1", "the manager")),
+    "manager as board": ("b0", "manager", "board", "b1", POSES.format("board b1", "admin pc")),
     "expired agent": ("old", "manager", "manager", "pc", "its certificate has expired. Deploy again to renew it"),
     "agent before its time": ("young", "manager", "manager", "pc", "its certificate is not valid yet; are the clocks"),
     "agent as another": ("b1", "manager", "manager", "pc", "a hello from board b0 with the certificate of board b1"),

@@ -9,7 +9,14 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from edgellm.errors import ClusterError, RemoteProtocolError
-from edgellm.wire.credentials import Credentials, client_credentials, identity, server_credentials
+from edgellm.wire.credentials import (
+    Credentials,
+    Identity,
+    client_credentials,
+    identity_of,
+    server_credentials,
+    shown_by,
+)
 from edgellm.wire.tls import Channel
 from tests.certificates import make_cluster
 
@@ -51,10 +58,10 @@ def test_both_sides_learn_whom_the_other_s_certificate_names(cluster):
     assert (client.identity, server.identity) == (None, None)
     assert shake(client, server) == [None, None]
     assert client.done and server.done
-    assert (client.identity, server.identity) == (("board", "b0"), ("manager", None))
+    assert (client.identity, server.identity) == (Identity("board", "b0"), Identity("manager", "pc", admin=True))
     client, server = pair(cluster, "boards/b1")
     shake(client, server)
-    assert server.identity == ("board", "b1")
+    assert server.identity == Identity("board", "b1")
 
 
 CLOCK = "its certificate is not valid yet; are the clocks right?"
@@ -235,26 +242,32 @@ def test_renewed_files_count_from_the_next_connection_on_and_half_renewed_ones_d
         shake(client, channel(listens))
         return client.identity
 
-    assert named() == ("board", "b0")
+    assert named() == Identity("board", "b0")
     before = listens.context
     assert listens.context is before
     shutil.copy(cluster / "boards/b1/cert.pem", tmp_path / "b/cert.pem")
-    assert named() == ("board", "b0")
-    assert "keeps the certificate it has: certificate files" in caplog.text
-    assert named() == ("board", "b0") and caplog.text.count("keeps") == 1
+    assert named() == Identity("board", "b0")
+    assert "keeps the certificates it has: certificate files" in caplog.text
+    assert named() == Identity("board", "b0") and caplog.text.count("keeps") == 1
     shutil.copy(cluster / "boards/b1/key.pem", tmp_path / "b/key.pem")
-    assert named() == ("board", "b1")
+    assert named() == Identity("board", "b1")
     (tmp_path / "b/ca.pem").unlink()
-    assert named() == ("board", "b1")
+    assert named() == Identity("board", "b1")
 
 
 @pytest.mark.parametrize(
     "names, expected",
     [
-        ([("URI", "edgellm:manager")], ("manager", None)),
-        ([("URI", "edgellm:board:pi1"), ("DNS", "pi1")], ("board", "pi1")),
+        ([("URI", "edgellm:manager")], Identity("manager", None, admin=True)),
+        ([("URI", "edgellm:manager:anna")], Identity("manager", "anna")),
+        ([("URI", "edgellm:admin:anna")], Identity("manager", "anna", admin=True)),
+        ([("URI", "edgellm:board:pi1"), ("DNS", "pi1")], Identity("board", "pi1")),
         ([("URI", "edgellm:board:pi1"), ("URI", "edgellm:manager")], None),
+        ([("URI", "edgellm:admin:anna"), ("URI", "edgellm:manager:anna")], None),
         ([("URI", "edgellm:board:")], None),
+        ([("URI", "edgellm:admin:")], None),
+        ([("URI", "edgellm:manager:\x1b[2J")], None),
+        ([("URI", "edgellm:board:" + "x" * 64)], None),
         ([("URI", "edgellm:managers")], None),
         ([("DNS", "edgellm:manager")], None),
         ([], None),
@@ -264,6 +277,20 @@ def test_renewed_files_count_from_the_next_connection_on_and_half_renewed_ones_d
 def test_identity_is_the_one_uri_of_the_certificate(names, expected):
     class Shown:
         def getpeercert(self):
-            return None if names is None else {"subjectAltName": tuple(names)}
+            return None if names is None else {"subjectAltName": tuple(names), "serialNumber": "0ABC"}
 
-    assert identity(Shown()) == expected
+    assert shown_by(Shown()) == (expected, None if names is None else 0xABC)
+    assert expected is None or identity_of([expected.uri]) == expected
+
+
+@pytest.mark.parametrize(
+    "folder, expected",
+    [
+        ("manager", Identity("manager", "pc", admin=True)),
+        ("asker", Identity("manager", "anna")),
+        ("old-manager", Identity("manager", None, admin=True)),
+        ("boards/b0", Identity("board", "b0")),
+    ],
+)
+def test_credentials_know_whom_their_own_certificate_names(cluster, folder, expected):
+    assert client_credentials(cluster / folder).identity == expected
