@@ -7,8 +7,8 @@ cached prefix, the last token of an answer, that token with drafts. What matters
   sequence, because its next one builds on it, and together no more tokens than a chunk has.
 - Everything else is computed in *chunks*, each alone: short steps in its batch would wait for it on every board.
 - Between two chunks each sequence may have one short step, so neither kind stops the other.
-- A chunk is due some turns after it began to wait: as many as its pass still has chunks, but at most four. So a short
-  prompt overtakes a long one, long ones take turns, and none is overtaken forever.
+- A chunk is due some turns after it began to wait: as many as its pass still has chunks, but at most four, or as many
+  as there are prompts. So a short prompt overtakes long ones, however many take turns, and none is overtaken forever.
 - On the first board short steps may wait for others to gather, see `_gather_s`.
 """
 
@@ -22,7 +22,7 @@ from edgellm.limits import MAX_CHOICES
 _SHORT_TOKENS = MAX_CHOICES  # a token and its drafts are never more
 _BATCH_STEPS = 16
 _BATCH_TOKENS = 64  # at most: no more than a chunk, which is what the plan has reserved memory for (plan/needs.py)
-_PATIENCE = 4  # turns until a chunk is due, at most
+_PATIENCE = 4  # turns until a chunk is due, at most, unless more prompts than these take turns
 _LOOK_AGAIN_S = 0.005  # at a congested link
 _LATE = 4  # a sequence that stays away for this many times its usual absence is silent
 
@@ -108,7 +108,8 @@ class Scheduler:
             more = self._short_since_chunk < len(self._queues)
             short = [queue for queue in short if more and queue.served < self._turn]
             if not short:
-                return Choice([self._take_chunk(min(long, key=self._due))])
+                patience = max(_PATIENCE, len(long))
+                return Choice([self._take_chunk(min(long, key=lambda queue: self._due(queue, patience)))])
         elif short and (wait_s := self._gather_s(short, now_s)):
             return Choice([], wait_s)
         if short:
@@ -121,7 +122,9 @@ class Scheduler:
             queue = self._queues.get(step.seq_id)
             if queue is not None and not queue.steps:
                 queue.left_s = now_s
-        if len(steps) > 1 or (len(steps[0].x) <= _SHORT_TOKENS and steps[0].end == steps[0].pass_len):
+        alone = steps[0]
+        short = len(alone.x) <= _SHORT_TOKENS and alone.end == alone.pass_len and not alone.trace
+        if len(steps) > 1 or short:
             self._batch_s = took_s
 
     # Inside
@@ -138,13 +141,16 @@ class Scheduler:
 
     def _is_short(self, queue: _Queue) -> bool:
         step = queue.steps[0]
+        if step.trace:  # of any size, alone
+            return False
         return step.end == step.pass_len and queue.left <= _SHORT_TOKENS and self._chunk_of(queue) == queue.left
 
-    def _due(self, queue: _Queue) -> tuple[int, int, int]:
-        """Return the turn in which the next chunk is due, and what decides between equals."""
+    def _due(self, queue: _Queue, patience: int) -> tuple[int, int, int]:
+        """Return the turn in which the next chunk is due, at most `patience` after it began to wait, and what decides
+        between equals."""
         step = queue.steps[0]
         chunks_left = -(-(step.pass_len - step.position - queue.taken) // self._chunk)
-        return queue.turn + min(chunks_left, _PATIENCE), chunks_left, queue.order
+        return queue.turn + min(chunks_left, patience), chunks_left, queue.order
 
     def _take_chunk(self, queue: _Queue) -> Step:
         self._turn += 1

@@ -14,8 +14,8 @@ class Step:
 
     `x` is what the section takes: int64 [tokens] in the first section, else float32 [tokens, hidden_size]. `ids` are
     the tokens at these positions. The pass that the step belongs to ends at `pass_len` tokens. The last board chooses
-    a token after each of the last `logits` tokens. `long` says that the pass has the long rotary factors. The engine
-    sets `slot`, the section's KV slot of this sequence.
+    a token after each of the last `logits` tokens. `long` says that the pass has the long rotary factors, `trace` that
+    what each layer gives is asked for. The engine sets `slot`, the section's KV slot of this sequence.
     """
 
     seq_id: int
@@ -25,6 +25,7 @@ class Step:
     logits: int
     ids: Sequence[int] = field(repr=False)
     long: bool = False
+    trace: bool = False
     slot: Any = field(default=None, repr=False)
 
     @property
@@ -34,7 +35,7 @@ class Step:
     @property
     def is_decode(self) -> bool:
         """Whether this is one token with the drafts behind it, somewhere behind the first position."""
-        return self.position > 0 and len(self.x) == max(1, self.logits)
+        return self.position > 0 and len(self.x) == max(1, self.logits) and not self.trace
 
     def part(self, start: int, end: int) -> "Step":
         """Return tokens [start, end) of this step as a step. Only the part with the last token has logits, so it must
@@ -42,7 +43,7 @@ class Step:
         logits = self.logits if end == len(self.x) else 0
         return Step(
             self.seq_id, self.x[start:end], self.position + start, self.pass_len, logits, self.ids[start:end],
-            self.long, self.slot,
+            self.long, self.trace, self.slot,
         )  # fmt: skip
 
 

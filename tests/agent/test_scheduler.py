@@ -219,6 +219,20 @@ def test_on_the_boards_behind_the_first_a_short_prompt_overtakes_too():
     assert clock.run() == [(2, 0, 20)]
 
 
+@pytest.mark.parametrize("long", [1, 3, 8, 15])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_prompt_of_a_chunk_waits_for_three_chunks_at_most_whatever_is_before_it(long, cut):
+    clock = Clock()
+    for seq_id in range(long):  # as the first board has them, and as those behind it get them
+        starts = range(0, 2048, CHUNK) if cut else [0]
+        clock.add(*(step(seq_id, p, 2048 // len(starts), 0, pass_len=2048) for p in starts))
+    for _ in range(5 * long):
+        clock.run()
+    clock.add(step(99, 0, 20))
+    ran = [clock.run()[0][0] for _ in range(4)]
+    assert 99 in ran[:3]
+
+
 @pytest.mark.parametrize(
     "prompts, expected",
     [
@@ -304,6 +318,30 @@ def test_a_sequence_that_is_silent_is_not_waited_for_until_it_comes_back():
     assert clock.wait_s() > 0  # for 1, which is back
 
 
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("away_s", [0.0, 0.001, 0.02, 0.06])
+@pytest.mark.parametrize("silent", [1, 2, 3])
+def test_sequences_that_are_open_and_silent_cost_the_others_a_twentieth_at_most(groups, away_s, silent):
+    def seconds(silent):
+        clock = Clock(groups=groups)
+
+        def run(one):
+            clock.add(one)
+            while not clock.run(0.02):
+                clock.now_s += clock.wait_s()
+            clock.now_s += away_s
+
+        for seq_id in range(silent + 1):  # each answers once; then their managers sleep, but the first one's
+            run(step(seq_id, 0, 2))
+            run(step(seq_id, 2))
+        began_s = clock.now_s
+        for i in range(20):
+            run(step(0, 3 + i))
+        return clock.now_s - began_s
+
+    assert seconds(silent) <= 1.05 * seconds(0) + 1e-9
+
+
 def test_one_long_absence_is_not_taken_for_usual():
     clock = four_that_decode()
     clock.now_s += 10.0  # all of them were held up
@@ -346,6 +384,18 @@ def test_a_new_sequence_and_a_waiting_chunk_end_a_gathering():
     assert clock.wait_s()
     clock.add(step(8, 0, 64))
     assert clock.run() == [(8, 0, 32)] and clock.run() == [(1, 3, 1)]
+
+
+# Traces
+
+
+def test_a_piece_of_a_trace_runs_alone_and_in_its_turn():
+    clock = Clock()
+    piece = step(7, 0, 4, 0)
+    piece.trace = True
+    clock.add(step(1, 9), piece, step(2, 0, 2048), step(3, 9))
+    ran = [clock.run() for _ in range(3)]
+    assert ran == [[(1, 9, 1), (3, 9, 1)], [(7, 0, 4)], [(2, 0, 32)]]
 
 
 # What waits is counted
