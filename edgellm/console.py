@@ -8,6 +8,7 @@ import sys
 import time
 
 from edgellm.config import PROGRESS_FILE
+from edgellm.wire.printable import printable, without_controls
 
 _REPORT_EVERY_S = 0.2
 
@@ -54,11 +55,17 @@ class _Closed(io.TextIOBase):
 
 
 def note(text: str) -> None:
-    """Print one line on stderr, or nothing if stderr is closed."""
+    """Print one line on stderr, without control characters that a board may have said; nothing if stderr is closed."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
     except OSError:
         pass
+
+
+def for_terminal(text: str) -> str:
+    """Return a part of an answer as stdout may have it: on a terminal without control characters, because a model, or
+    who pretends to be one, may say anything."""
+    return without_controls(text) if sys.stdout.isatty() else text
 
 
 class Progress:
@@ -81,6 +88,7 @@ class Progress:
             self._bar.stop()
 
     def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
+        what = printable(what)
         if self._file:
             self._report(what, done, total)
         if not sys.stderr.isatty():

@@ -111,5 +111,5 @@ class CallbackModule(CallbackBase):
         lines = ending(boards, list(stats.dark), said, problems[0] if problems else "", self._playbook)
         if context.CLIARGS.get("check"):
             lines = [line for line in lines if not line.startswith("ready: ") and " holds " not in line]
-        for line in lines:
-            self._display.display(line)
+        for line in lines:  # a board may have said part of it, and a terminal would obey control characters
+            self._display.display("".join(c for c in line if c.isprintable()))

@@ -11,7 +11,7 @@ import click
 from edgellm import config
 from edgellm.cli.group import make_settings, utf8_text, verbose_option
 from edgellm.cli.models import default_model
-from edgellm.console import Progress, note
+from edgellm.console import Progress, for_terminal, note
 from edgellm.errors import ClusterError, UsageError
 from edgellm.sampling import Sampling
 
@@ -129,7 +129,7 @@ def _ask(asker, question, ids, session, as_json, verbose) -> int:
 
     def show(text):
         if not as_json:
-            sys.stdout.write(text)
+            sys.stdout.write(for_terminal(text))
             sys.stdout.flush()
 
     try:

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgellm.wire.printable import printable
+
 MACHINE = "this machine"
 # What a role does, in a word or two for the page, and whether the controller does it for all boards at once. A role's
 # file of tasks may be a step of its own; None is no step.
@@ -242,4 +244,4 @@ def _lines(text: Any) -> list[str]:
     if isinstance(text, list):
         return [line for part in text for line in _lines(part)]
     lines = _COLOURS.sub("", str(text or "")).splitlines()
-    return ["".join(c for c in line if c.isprintable()).strip() for line in lines]
+    return [printable(line).strip() for line in lines]

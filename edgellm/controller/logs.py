@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from edgellm.controller.ssh import plain, run_script
+from edgellm.controller.ssh import run_script
 from edgellm.errors import BoardError
 from edgellm.manager.cluster_file import Board
+from edgellm.wire.printable import printable
 
 _READ_S = 60.0
 _PATIENCE_S = 1.0
 _POLL_S = 0.25
 _MAX_JOURNAL_BYTES = 256 << 20
 _MAX_TAIL_BYTES = 16 << 20
+_MAX_LINE = 4096  # characters
 _WAITING_LINES = 10_000  # a board that logs faster than we print has to wait
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ")  # as the agent logs it
 
@@ -138,7 +140,7 @@ def _read_journal(board: Board, lines: int, follow: bool, put, stop, run, tell) 
     if stop.is_set():
         return
     if done.code != 0:
-        said = plain(" ".join(done.stderr.split()), 300) or f"exit code {done.code}"
+        said = printable(" ".join(done.stderr.split()), 300) or f"exit code {done.code}"
         raise BoardError(f"board {board.name}: its journal can't be read: {said}", board.name)
     if follow:
         raise BoardError(f"board {board.name}: its journal ended", board.name)
@@ -155,21 +157,21 @@ def parse_journal(board: str, text: str) -> Line:
         if isinstance(message, list):  # bytes that are no text
             message = bytes(message).decode(errors="replace")
         datetime.fromtimestamp(at_s)
-        return Line(board, at_s, _TIME.sub("", plain(str(message)), count=1))
+        return Line(board, at_s, _TIME.sub("", printable(str(message), _MAX_LINE), count=1))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError, RecursionError):
-        return Line(board, None, plain(text))
+        return Line(board, None, printable(text, _MAX_LINE))
 
 
 def parse_file(board: str, text: str) -> Line:
     """Parse a line of an agent's log file."""
     match = _TIME.match(text)
     if match is None:
-        return Line(board, None, plain(text))
+        return Line(board, None, printable(text, _MAX_LINE))
     try:
         at_s = datetime.fromisoformat(match[1]).timestamp() + int(match[2]) / 1e3
     except (ValueError, OverflowError):
         at_s = None
-    return Line(board, at_s, plain(text[match.end() :]))
+    return Line(board, at_s, printable(text[match.end() :], _MAX_LINE))
 
 
 def _read_file(board: str, path: Path, lines: int, follow: bool, put, stop) -> None:

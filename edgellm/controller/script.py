@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 
 from edgellm.controller.doctor import Unit
-from edgellm.controller.ssh import plain
+from edgellm.wire.printable import printable
 
 _LEAST_READ_BYTES = 4 << 20  # less read at once says nothing of a disk
 _FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
@@ -83,7 +83,7 @@ def _unit(said: dict[str, str], uptime_s: float | None) -> Unit:
     active_since = _int(said.get("ActiveEnterTimestampMonotonic", ""))
     since_s = None if active_since is None or uptime_s is None else max(0.0, uptime_s - active_since / 1e6)
     load, active, sub, enabled = (
-        plain(said.get(k, ""), 40) for k in ("LoadState", "ActiveState", "SubState", "UnitFileState")
+        printable(said.get(k, ""), 40) for k in ("LoadState", "ActiveState", "SubState", "UnitFileState")
     )
     return Unit(load, active, sub, enabled, restarts=_int(said.get("NRestarts", "")) or 0, since_s=since_s)
 

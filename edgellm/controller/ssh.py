@@ -18,6 +18,7 @@ from pathlib import Path
 
 from edgellm.errors import BoardError, UsageError
 from edgellm.manager.cluster_file import SshAccess
+from edgellm.wire.printable import printable
 from edgellm.wire.reasons import connection_reason
 
 CONNECT_TIMEOUT_S = 6.0
@@ -49,8 +50,8 @@ def run_script(
 ) -> Done:  # fmt: skip
     """Run `script` (fixed text: nothing of a user's or a board's may be pasted into it) by sh on a board.
 
-    `on_line` gets each line of stdout as it comes, control characters included: `plain` them before showing. Ends when
-    the script does, or when `stop` is set. Raises BoardError, naming the board and the way out, if the board can't be
+    `on_line` gets each line of stdout as it comes, control characters included: show it `printable` only. Ends when the
+    script does, or when `stop` is set. Raises BoardError, naming the board and the way out, if the board can't be
     reached, refuses us, is lost, sends more than `max_bytes`, or takes longer than `deadline_s` (None: no limit).
     """
     client, access = _connect(board, access, tell)
@@ -72,13 +73,6 @@ def run_script(
         raise _explain(board, access, e) from None
     finally:
         client.close()
-
-
-def plain(text: str, limit: int = 4096) -> str:
-    """Return `text` without what could move a cursor, change colours or turn the line around, cut at `limit`
-    characters."""
-    kept = "".join(c if c.isprintable() else " " if c == "\t" else "" for c in text[:limit])
-    return kept + "…" if len(text) > limit else kept
 
 
 def _receive(board, channel, on_line, deadline_s, max_bytes, stop) -> Done:
@@ -303,5 +297,5 @@ def _explain(board: str, access: SshAccess, error: Exception) -> BoardError:
         case paramiko.SSHException() if "authentication methods" in str(error):
             reason = "no SSH key to use. Name one in the inventory, or 'ssh-add' one"
         case _:
-            reason = f"SSH failed: {plain(str(error) or type(error).__name__, 200)}"
+            reason = f"SSH failed: {printable(str(error) or type(error).__name__, 200)}"
     return BoardError(f"board {board} ({place}): {reason}", board)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm.controller.pairs import from_here, links, reached_by, troubles, untried
-from edgellm.controller.ssh import plain
 from edgellm.errors import EdgellmError
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.connections import Connections
@@ -16,6 +15,7 @@ from edgellm.plan.needs import Needs, offer_for, usable_bytes
 from edgellm.shards.manifest import Manifest
 from edgellm.wire.addresses import Address
 from edgellm.wire.credentials import Credentials
+from edgellm.wire.printable import printable
 from edgellm.wire.status import BoardStatus, SectionStatus
 
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer
@@ -73,7 +73,7 @@ async def _ask(name: str, address: Address, connections: Connections) -> Word:
         return Word(host, port, await board.status(_REACH_TIMEOUT_S))
     except EdgellmError as e:
         reason = str(e).removeprefix(f"board {name} ({host}:{port}): ")
-        return Word(host, port, error=plain(reason, 300))
+        return Word(host, port, error=printable(reason, 300))
 
 
 def describe(

@@ -11,6 +11,7 @@ from typing import Any
 from edgellm.errors import DIAL_CODES, RemoteProtocolError
 from edgellm.plan.types import BOARD_NAME
 from edgellm.wire.addresses import Address, parse_address
+from edgellm.wire.printable import printable
 
 MAX_TRIES = 64  # boards that one Reach may name
 MAX_DIALS = 8  # boards that a board dials at once
@@ -71,5 +72,5 @@ def _outcome(said: object) -> Outcome | None:
     if not isinstance(code, str) or not isinstance(reason, str):
         return None
     # A newer board may know more codes; its reason is still a reason.
-    shown = "".join(c for c in reason[:_MAX_REASON] if c.isprintable()).strip()
+    shown = printable(reason[:_MAX_REASON]).strip()
     return Outcome(code if code in DIAL_CODES else "rejected", shown or "no reason given")

@@ -13,6 +13,7 @@ from typing import Any
 from edgellm.errors import PlanError
 from edgellm.plan.types import Capacity, Plan
 from edgellm.wire.addresses import Address, parse_address
+from edgellm.wire.printable import printable
 
 _MAX_EPOCH = (1 << 32) - 1
 _MAX_TEXT = 60  # characters of a text that is shown
@@ -269,5 +270,4 @@ def _text(value: object) -> str | None:
     """Return a text that can be shown: a few characters, none of which moves a cursor or changes a colour."""
     if not isinstance(value, str):
         return None
-    shown = "".join(c for c in value[: _MAX_TEXT + 1] if c.isprintable())
-    return (shown[:_MAX_TEXT] + "…" if len(value) > _MAX_TEXT else shown) or None
+    return printable(value, _MAX_TEXT) or None

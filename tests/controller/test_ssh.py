@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from edgellm.controller.ssh import plain, run_script
+from edgellm.controller.ssh import run_script
 from edgellm.errors import BoardError
 from edgellm.manager.cluster_file import SshAccess
 from tests.controller.sshd import Sshd
@@ -229,17 +229,3 @@ def test_lines_come_as_they_are_said_until_told_to_stop(home):
     with Sshd(follow) as sshd:
         run_script("pi1", login(sshd, home), "", on_line, deadline_s=None, max_bytes=None, stop=stop)
         assert seen[:3] == ["line 0", "line 1", "line 2"] and len(seen) < 1000
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("ready, 52 °C", "ready, 52 °C"),
-        ("\x1b[2J\x1b]0;title\x07gone\r", "[2J]0;titlegone"),
-        ("a\tb\nc\x00d\x9b31m", "a bcd31m"),
-        ("abc\u202edcba\u2066x\u200b", "abcdcbax"),
-        ("x" * 5000, "x" * 4096 + "…"),
-    ],
-)
-def test_plain_text_moves_no_cursor(text, expected):
-    assert plain(text) == expected
