@@ -1,13 +1,13 @@
 """Checks that messages fit the plan that this board serves, which the wire alone can't check."""
 
 import reprlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.agent.sequence import Sequence
 from edgellm.errors import RemoteProtocolError, UsageError
-from edgellm.limits import MAX_STEP_BYTES
+from edgellm.limits import MAX_LOGPROBS, MAX_STEP_BYTES, MAX_WAIT_S
 from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer
@@ -19,26 +19,53 @@ if TYPE_CHECKING:
 def parse_open(stage: "Stage", peer: Peer, message: m.Open) -> Sequence:
     """Return the sequence that `peer` opens. Raises UsageError for what the model of `stage` or its slots can't do."""
     context, vocab_size = stage.plan.context, stage.section.vocab_size
-    options = message.options
+    options, length = message.options, len(message.ids)
+    if not 1 <= length <= context:
+        raise UsageError(f"a prompt of {length} tokens; a slot takes 1 to {context}")
+    if max(message.ids) >= vocab_size:
+        raise UsageError(f"token id {max(message.ids)}; the vocabulary has {vocab_size}")
     try:
         sampling = Sampling.from_dict(options.get("sampling", {}))
     except (KeyError, TypeError) as e:
         raise UsageError(f"open: bad options ({e})") from None
-    max_tokens, eos, reuse = options.get("max_tokens"), options.get("eos", []), options.get("reuse", 0)
-    if type(max_tokens) is not int or max_tokens < 1:
-        raise UsageError(f"open: max_tokens is {reprlib.repr(max_tokens)}, expected a number from 1")
-    if type(reuse) is not int or reuse < 0:
-        raise UsageError(f"open: reuse is {reprlib.repr(reuse)}, expected a number from 0")
+    eos = options.get("eos", [])
     if not isinstance(eos, list) or any(type(i) is not int for i in eos):
         raise UsageError(f"open: eos is {reprlib.repr(eos)}, expected a list of token ids")
-    if not 1 <= len(message.ids) <= context:
-        raise UsageError(f"a prompt of {len(message.ids)} tokens; a slot takes 1 to {context}")
-    if max(message.ids) >= vocab_size:
-        raise UsageError(f"token id {max(message.ids)}; the vocabulary has {vocab_size}")
+    began = _whole(options, "began", 1, length, default=length)
+    max_tokens = _whole(options, "max_tokens", 1)
+    if max_tokens <= length - began:
+        raise UsageError(f"open: max_tokens is {max_tokens}, and the answer has {length - began} tokens already")
     return Sequence(
-        message.seq_id, peer, list(message.ids), len(message.ids), max_tokens, frozenset(eos), sampling,
-        options.get("logits") is True, reuse, options.get("speculate") is True,
+        message.seq_id, peer, list(message.ids), length, began, max_tokens, frozenset(eos), sampling,
+        logits=options.get("logits") is True,
+        logprobs=_whole(options, "logprobs", 0, MAX_LOGPROBS, default=0),
+        reuse=_whole(options, "reuse", 0, default=0),
+        wait_s=_seconds(options, "wait_s"),
+        slot=0 if stage.is_first else _whole(options, "slot", 0, stage.plan.slots - 1),
     )  # fmt: skip
+
+
+def _whole(options: dict[str, Any], name: str, low: int, high: int | None = None, default: int | None = None) -> int:
+    """Return an option that is a whole number. Raises UsageError for anything else."""
+    value = options.get(name, default)
+    if type(value) is not int or value < low or (high is not None and value > high):
+        expected = f"a number from {low}" if high is None else f"a number from {low} to {high}"
+        raise UsageError(f"open: {name} is {reprlib.repr(value)}, expected {expected}")
+    return value
+
+
+def _seconds(options: dict[str, Any], name: str) -> float:
+    """Return an option that is a time, 0 by default. Raises UsageError for anything else."""
+    value = options.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_WAIT_S:
+        raise UsageError(f"open: {name} is {reprlib.repr(value)}, expected seconds from 0 to {MAX_WAIT_S:g}")
+    return float(value)
+
+
+def check_start(stage: "Stage", message: m.Start) -> None:
+    """Raise RemoteProtocolError unless a sequence may be started on the board of `stage`."""
+    if not stage.is_first:
+        raise RemoteProtocolError(f"a start; board {stage.board} isn't the first, {stage.plan.boards[0]} is")
 
 
 def check_hidden(stage: "Stage", sender: str, message: m.Hidden) -> None:
@@ -73,20 +100,22 @@ def check_tokens(stage: "Stage", sender: str, message: m.Tokens) -> None:
 
 
 def parse_trace(stage: "Stage", message: m.Trace) -> np.ndarray:
-    """Return what the section of `stage` takes for a trace: int64 [tokens] or float32 [tokens, hidden_size]. Raises
-    UsageError for anything else."""
+    """Return what the section of `stage` takes for a piece of a trace: int64 [tokens] or float32 [tokens, hidden_size].
+    Raises UsageError for anything else."""
     own, section, count = stage.plan.section_of(stage.board), stage.section, message.count
     width = 1 if stage.is_first else section.hidden_size
     if len(message.data) != 4 * width * count:
         raise UsageError(f"trace of {count} tokens with {len(message.data)} bytes; expected {4 * width} a token")
-    if count > stage.plan.context or message.layer != own.start:
+    if message.layer != own.start:
+        raise UsageError(f"trace from layer {message.layer}; the section starts at layer {own.start}")
+    most = min(stage.plan.chunk, MAX_STEP_BYTES // (4 * own.num_layers * section.hidden_size))
+    if count > most:
+        raise UsageError(f"trace of {count} tokens at once, at most {most} of them")
+    end = message.position + count
+    if not end <= message.pass_len <= stage.plan.context:
         raise UsageError(
-            f"trace of {count} tokens from layer {message.layer}; "
-            f"a slot holds {stage.plan.context}, the section starts at layer {own.start}"
+            f"trace up to position {end} of {message.pass_len}; a slot holds {stage.plan.context} tokens"
         )
-    answer_bytes = 4 * own.num_layers * count * section.hidden_size
-    if answer_bytes > MAX_STEP_BYTES:
-        raise UsageError(f"trace of {count} tokens: {answer_bytes} bytes to answer, at most {MAX_STEP_BYTES}")
     if not stage.is_first:
         return np.frombuffer(message.data, "<f4").reshape(count, width).astype(np.float32)
     ids = np.frombuffer(message.data, "<u4").astype(np.int64)

@@ -8,13 +8,13 @@ from edgellm.agent import checks, report
 from edgellm.agent.holding import Holding
 from edgellm.agent.reaching import Reaching
 from edgellm.agent.stage import Stage
-from edgellm.agent.trace import answer_trace
 from edgellm.errors import BusyError, EdgellmError
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer
 from edgellm.wire.status import BoardStatus
 
 log = logging.getLogger(__name__)
+_OfSequence = m.Open | m.Start | m.Close | m.Hidden | m.Tokens | m.Trace
 _MAX_CHANGES = 4  # assigns and commits that wait for each other
 
 
@@ -57,15 +57,15 @@ class Dispatcher:
                 self._reaching.asked(peer, message)
             case m.Open() if self._holding.closed:
                 self._fail(peer, message, "draining", f"board {self._board} is stopping and takes no new prompts")
-            case m.Open() | m.Close() | m.Hidden() | m.Tokens() | m.Trace():
+            case m.Open() | m.Start() | m.Close() | m.Hidden() | m.Tokens() | m.Trace():
                 self._to_stage(peer, message)
 
-    def _to_stage(self, peer: Peer, message: m.Open | m.Close | m.Hidden | m.Tokens | m.Trace) -> None:
+    def _to_stage(self, peer: Peer, message: _OfSequence) -> None:
         stage = self._holding.stage
         if stage is None or message.epoch != stage.epoch:
             held = "no section" if stage is None else f"epoch {stage.epoch}"
             reason = f"board {self._board} holds {held}, not epoch {message.epoch}"
-            if isinstance(message, m.Open):
+            if isinstance(message, m.Open | m.Start):
                 self._fail(peer, message, "epoch", reason)
             elif isinstance(message, m.Close):
                 peer.send(m.Closed(message.epoch, message.seq_id, {}))
@@ -76,6 +76,9 @@ class Dispatcher:
             match message:
                 case m.Open():
                     self._open(stage, peer, message)
+                case m.Start():
+                    checks.check_start(stage, message)
+                    stage.start(peer, message)
                 case m.Close():
                     stage.close(peer, message)
                 case m.Hidden():
@@ -85,7 +88,7 @@ class Dispatcher:
                     checks.check_tokens(stage, peer.name, message)
                     stage.tokens(message)
                 case m.Trace():
-                    answer_trace(stage, peer, message, checks.parse_trace(stage, message))
+                    stage.trace(peer, message, checks.parse_trace(stage, message))
         except EdgellmError as e:
             peer.refuse(str(e))
 
@@ -94,12 +97,16 @@ class Dispatcher:
             reason = f"board {self._board} holds another plan of epoch {stage.epoch} than the one that was asked for"
             self._fail(peer, message, "epoch", reason)
             return
+        if not stage.engine.alive:
+            reason = f"board {self._board} can't compute any more and has to be restarted"
+            self._fail(peer, message, "draining", reason)
+            return
         try:
             stage.open(checks.parse_open(stage, peer, message))
         except EdgellmError as e:
             self._fail(peer, message, "busy" if isinstance(e, BusyError) else "error", str(e))
 
-    def _fail(self, peer: Peer, message: m.Open, code: str, reason: str) -> None:
+    def _fail(self, peer: Peer, message: m.Open | m.Start, code: str, reason: str) -> None:
         peer.send(m.Failed(message.epoch, message.seq_id, m.FAILURES.index(code), reason))
 
     def _claim(self, peer: Peer, content: dict) -> dict:

@@ -6,29 +6,20 @@ It knows neither sockets nor the inside of a section: see model/protocols.py.
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from edgellm.agent.scheduler import Scheduler
-from edgellm.agent.slots import HeldSlot, Slots
+from edgellm.agent.slots import HeldSlot, Slots, choose_slot, held_of, ids_of
 from edgellm.agent.steps import Outcome, Stats, Step
 from edgellm.config import DEFAULT_CHUNK
 from edgellm.errors import BusyError
 from edgellm.model.protocols import Section, Slot
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Another task to run with the section, for `owner`, in a slot of its own."""
-
-    run: Callable[[Section[Any], Any], None]
-    dropped: Callable[[], None]
-    owner: object
-    slot: HeldSlot
 
 
 @dataclass
@@ -47,7 +38,8 @@ class Engine:
     """The slots, the queues and the thread of one section.
 
     The thread calls `deliver(outcomes)` with the outcomes of steps that ran together, and asks `congested()` whether
-    results can't be sent on just now. `chunk` and `groups` are the scheduler's.
+    results can't be sent on just now. `freed()` is called, in any thread, whenever a slot has become free;
+    `died(error)` by the thread if it ends by itself. `chunk` and `groups` are the scheduler's.
     """
 
     def __init__(
@@ -58,25 +50,32 @@ class Engine:
         congested: Callable[[], bool] = lambda: False,
         groups: int = 0,
         chunk: int = DEFAULT_CHUNK,
+        *,
+        freed: Callable[[], None] = lambda: None,
+        died: Callable[[Exception], None] = lambda error: None,
     ):
         self.steps = 0  # computed so far
         self.total = Stats()  # of all sequences
         self.batches = bool(section.batches)
         self.num_slots = len(slots)
-        self._deliver, self._congested = deliver, congested
+        self._deliver, self._congested, self._freed, self._died = deliver, congested, freed, died
         self._reuses = section.reuses
-        self._free = Slots(slots)
+        self._slots = Slots(slots)
         self._held: dict[int, _Held] = {}
         self._scheduler = Scheduler(chunk, batches=self.batches, groups=groups)
-        self._jobs: deque[_Job] = deque()
         self._running = 0
         self._step_since_s: float | None = None
-        self._stopping = False
+        self._stopping = self._dead = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._loop, args=(section,), name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(section,), name="engine", daemon=True)
         self._thread.start()
 
     # Called by the event loop.
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs, or has been told to end. If not, nothing is computed here any more."""
+        return self._stopping or (not self._dead and self._thread.is_alive())
 
     @property
     def step_s(self) -> float:
@@ -86,31 +85,69 @@ class Engine:
 
     @property
     def free_slots(self) -> int:
-        return len(self._free)
+        return len(self._slots)
 
     @property
     def waiting(self) -> int:
-        """How many steps and jobs wait or run. A prompt counts as one."""
-        return self._scheduler.waiting + len(self._jobs) + self._running
+        """How many steps wait or run. A prompt counts as one."""
+        return self._scheduler.waiting + self._running
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes of token ids and hidden states that wait."""
         return self._scheduler.waiting_bytes
 
-    def open(self, seq_id: int, ids: Sequence[int] = (), reuse: int = 0, long: bool = False) -> int:
-        """Reserve a slot, and return how many of the first `ids`, at most `reuse`, it holds already.
-
-        Keys and values count if they were computed in the regime of `long`. The sequence may begin there, or before.
-        Raises BusyError when all slots are taken or the sequence is open already.
-        """
+    def is_free(self, number: int) -> bool:
+        """Return whether the slot of this number is free."""
         with self._changed:
-            if seq_id in self._held:
-                raise BusyError(f"sequence {seq_id:x} is open here already")
-            self._check_free()
-            slot, reused = self._free.take(ids, reuse if self._reuses else 0, long)
+            return any(slot.number == number for slot in self._slots.free())
+
+    def holder_of(self, number: int) -> int | None:
+        """Return the open sequence that has the slot of this number."""
+        return next((seq_id for seq_id, held in self._held.items() if held.slot.number == number), None)
+
+    def steps_of(self, seq_id: int) -> int:
+        """Return how many tokens have been computed for a sequence that is open."""
+        stats = self._held[seq_id].stats
+        return stats.prefill_tokens + stats.decode_steps
+
+    def has_work(self, seq_id: int) -> bool:
+        """Return whether a step of this sequence waits or runs here."""
+        with self._changed:
+            held = self._held.get(seq_id)
+            return held is not None and (held.running or self._scheduler.has(seq_id))
+
+    def open(
+        self, seq_id: int, ids: Sequence[int] = (), reuse: int = 0, long: bool = False, *, number: int | None = None,
+        avoid: Collection[int] = (),
+    ) -> tuple[int, int]:  # fmt: skip
+        """Reserve a slot; return its number, and how many of the first `ids`, at most `reuse`, it holds already.
+
+        The slot is the one with this `number`, or the one that saves most, if possible none of `avoid`. Keys and values
+        count if they were computed in the regime of `long`. The sequence may begin there, or before. Raises BusyError
+        when the slot, or all, are taken, or the sequence is open already.
+        """
+        if seq_id in self._held:
+            raise BusyError(f"sequence {seq_id:x} is open here already")
+        with self._changed:
+            free = self._slots.free()
+        if number is not None:
+            free = [slot for slot in free if slot.number == number]
+            if not free:
+                raise BusyError(f"slot {number} is taken")
+        if not free:
+            raise BusyError(f"all {self.num_slots} slots are taken; ask again when an answer has ended")
+        # Outside of the lock: a long prompt takes a while, and only the event loop takes slots.
+        reuse = reuse if self._reuses else 0
+        wanted = ids_of(ids) if reuse else ids_of(())
+        if number is None:
+            slot, reused = choose_slot(free, wanted, reuse, long, avoid)
+        else:
+            slot, reused = free[0], held_of(free[0], wanted, reuse, long)
+        with self._changed:
+            self._slots.take(slot)
             self._held[seq_id] = _Held(slot, reused)
-            return reused
+        return slot.number, reused
 
     def close(self, seq_id: int) -> Stats | None:
         """Drop the sequence's waiting steps and free its slot, at once or when its running step ends. Return its
@@ -121,10 +158,13 @@ class Engine:
                 return None
             held.closed = True
             self._scheduler.close(seq_id)
-            if not held.running:
-                self._free.give_back(held.slot)
+            freed = not held.running
+            if freed:
+                self._slots.give_back(held.slot)
             self._changed.notify()
-            return held.stats
+        if freed:
+            self._freed()
+        return held.stats
 
     def submit(self, step: Step) -> bool:
         """Queue a step; return False if its sequence isn't open here. Raises ValueError if it would leave a gap."""
@@ -142,23 +182,6 @@ class Engine:
             self._changed.notify()
             return True
 
-    def run_with_slot(
-        self, job: Callable[[Section[Any], Any], None], dropped: Callable[[], None], owner: object = None
-    ) -> None:
-        """Queue `job(section, slot)` with a slot of its own, to run when no step does. If the engine stops before
-        that, it calls `dropped()` instead. Raises BusyError when all slots are taken."""
-        with self._changed:
-            self._check_free()
-            self._jobs.append(_Job(job, dropped, owner, self._free.take_any()))
-            self._changed.notify()
-
-    def forget_jobs(self, owner: object) -> None:
-        """Drop the jobs that `owner` has queued, without calling their `dropped`. A running one continues."""
-        with self._changed:
-            for job in [j for j in self._jobs if j.owner is owner]:
-                self._jobs.remove(job)
-                self._free.give_back(job.slot)
-
     def stop(self) -> None:
         """Have the thread end after its running step; `join` waits for it."""
         with self._changed:
@@ -172,26 +195,22 @@ class Engine:
         with self._changed:
             for seq_id in self._held:
                 self._scheduler.close(seq_id)
-            for holder in (self._free, self._held, self._jobs):
-                holder.clear()
-
-    def _check_free(self) -> None:
-        if not self._free:
-            raise BusyError(f"all {self.num_slots} slots are taken; ask again when an answer has ended")
+            self._slots.clear()
+            self._held.clear()
 
     # The engine's thread.
 
-    def _loop(self, section: Section[Any]) -> None:
-        while (work := self._next()) is not None:
-            if isinstance(work, _Job):
-                self._do(section, work)
-            else:
+    def _run(self, section: Section[Any]) -> None:
+        try:
+            while (work := self._next()) is not None:
                 self._compute(section, work)
-        for job in self._jobs:
-            job.dropped()
+        except Exception as e:  # a mistake of ours: the watchdog looks at the thread, and all are told
+            self._dead = True
+            log.exception("the engine's thread has ended")
+            self._died(e)
 
-    def _next(self) -> list[tuple[Step, _Held]] | _Job | None:
-        """Wait for work; return steps to run together with what their sequences hold, or a job, or None to end."""
+    def _next(self) -> list[tuple[Step, _Held]] | None:
+        """Wait for work; return steps to run together with what their sequences hold, or None to end."""
         with self._changed:
             while not self._stopping:
                 choice = self._scheduler.next(time.perf_counter(), self._congested())
@@ -201,19 +220,8 @@ class Engine:
                     for _, held in batch:
                         held.running = True
                     return batch
-                if self._jobs:
-                    self._running = 1
-                    return self._jobs.popleft()
                 self._changed.wait(choice.wait_s)
             return None
-
-    def _do(self, section: Section[Any], job: _Job) -> None:
-        try:
-            job.run(section, job.slot.kv)
-        finally:
-            with self._changed:
-                self._free.give_back(job.slot)
-                self._running = 0
 
     def _compute(self, section: Section[Any], batch: list[tuple[Step, _Held]]) -> None:
         """Run steps together, account for them, and deliver the outcomes of those whose sequences are still open."""
@@ -226,35 +234,62 @@ class Engine:
             held.stats.add(step, took_s / len(batch))
             self.total.add(step, took_s / len(batch))
             self.steps += 1
+        freed = False
         with self._changed:
             self._scheduler.done([step for step, _ in batch], ended_s, took_s)
             for _, held in batch:
                 held.running = False
                 if held.closed:
-                    self._free.give_back(held.slot)
+                    freed = True
+                    self._slots.give_back(held.slot)
             due = [outcome for (_, held), outcome in zip(batch, outcomes, strict=True) if not held.closed]
+        if freed:
+            self._freed()
         if due:
-            self._deliver(due)
+            self._hand_over(due)
         with self._changed:
             self._running = 0
+
+    def _hand_over(self, outcomes: list[Outcome]) -> None:
+        """Deliver outcomes; if that fails, deliver the failure, which ends these sequences and nothing else."""
+        try:
+            self._deliver(outcomes)
+        except Exception as e:
+            log.exception("results could not be delivered")
+            try:
+                self._deliver([Outcome(outcome.step, error=e) for outcome in outcomes])
+            except Exception:  # the event loop has ended, or worse: there is nobody to tell
+                log.exception("nor could that be")
 
 
 def _forward(section: Section[Any], batch: list[tuple[Step, _Held]]) -> list[Outcome]:
     """Run these steps together; if that fails, one by one, so that only sequences whose own step fails end."""
-    for step, held in batch:
-        held.slot.begin(step.position, step.ids, step.long)
     try:
-        results = section.forward_many([step for step, _ in batch])
-        if len(results) != len(batch):
-            raise RuntimeError(f"the section gave {len(results)} results for {len(batch)} steps")
+        for step, held in batch:
+            if step.trace:  # of no tokens that anybody will ask about again
+                held.slot.forget()
+            else:
+                held.slot.begin(step.position, step.ids, step.long)
+        results = _results(section, [step for step, _ in batch])
     except Exception as e:  # a model's code may raise anything, which must end sequences but not the agent
         if len(batch) > 1:
             log.warning("a batch of %d steps failed (%s); they run one by one", len(batch), e)
             return [outcome for one in batch for outcome in _forward(section, [one])]
         ((step, held),) = batch
         log.exception("step at position %d of sequence %x failed", step.position, step.seq_id)
-        held.slot.ids.clear()
+        held.slot.forget()
         return [Outcome(step, error=e)]
     for step, held in batch:
         held.slot.computed(step.position, step.ids)
     return [Outcome(step, result) for (step, _), result in zip(batch, results, strict=True)]
+
+
+def _results(section: Section[Any], steps: list[Step]) -> list[np.ndarray | None]:
+    """Have the section compute these steps, or the one that is a trace."""
+    if steps[0].trace:
+        (step,) = steps
+        return [section.trace(step.x, step.position, step.slot, step.pass_len)]
+    results = section.forward_many(steps)
+    if len(results) != len(steps):
+        raise RuntimeError(f"the section gave {len(results)} results for {len(steps)} steps")
+    return results

@@ -72,6 +72,11 @@ class Holding:
         """How long the running step has taken so far, be it of a stage that is being given up."""
         return max((s.engine.step_s for s in (self.stage, self._leaving) if s is not None), default=0.0)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that computes still runs, where there is a section."""
+        return self.stage is None or self.stage.engine.alive
+
     def offer_bytes(self) -> int:
         """Return the RAM for a section, as if this agent held none: its KV counts as free, as its mapped shards already
         do."""

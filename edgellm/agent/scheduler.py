@@ -85,6 +85,11 @@ class Scheduler:
         self.waiting += 1
         self.waiting_bytes += step.x.nbytes
 
+    def has(self, seq_id: int) -> bool:
+        """Return whether a step of this sequence waits."""
+        queue = self._queues.get(seq_id)
+        return queue is not None and bool(queue.steps)
+
     def close(self, seq_id: int) -> None:
         """Forget a sequence and drop its steps."""
         queue = self._queues.pop(seq_id, None)

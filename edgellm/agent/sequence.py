@@ -1,37 +1,75 @@
 """A sequence as a stage knows it: its prompt, its answer so far, and which tokens may be chosen next."""
 
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from edgellm.agent.draft import Drafter
+from edgellm.config import STALL_TIMEOUT_S
 from edgellm.model.sampler import Sampler
 from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer
 
+_SLOWER = 4  # a pass may take the other boards so many times as long as it took the first one
+
+
+@dataclass
+class Progress:
+    """How far a sequence has come, as the first board sees it now and then, to notice a lost step."""
+
+    known: int = 0  # tokens
+    computed: int = 0  # tokens, on the first board
+    pass_s: float = 0.0  # when the pass under way began
+    last_s: float = 0.0  # when something was seen to go on
+
+    def begin(self, now_s: float, known: int) -> None:
+        """Record that the prompt's pass begins."""
+        self.known, self.pass_s, self.last_s = known, now_s, now_s
+
+    def is_stuck(self, now_s: float, known: int, computed: int, busy: bool) -> bool:
+        """Return whether a step must be lost: a token is overdue, and the first board has done its part. `busy` says
+        that it hasn't. The other boards may have a long prompt to compute yet, as it had."""
+        if known != self.known:
+            self.known, self.pass_s, self.last_s = known, now_s, now_s
+        if busy or computed != self.computed:
+            self.computed, self.last_s = computed, now_s
+        return now_s - self.last_s > STALL_TIMEOUT_S + _SLOWER * (self.last_s - self.pass_s)
+
 
 @dataclass
 class Sequence:
-    """An answer in the making. `ids` only grows on the first and the last board; only the first one drafts."""
+    """An answer in the making. `ids` only grows on the first and the last board; only the first one drafts.
+
+    The answer began at position `began`; in a replay that is before the end of the prompt. `wait_s` is how long to wait
+    for a slot on the first board; on the others `slot` says which one to take.
+    """
 
     seq_id: int
     owner: Peer
     ids: list[int]
     prompt_len: int
+    began: int
     max_tokens: int
     eos: frozenset[int]
     sampling: Sampling
-    logits: bool
+    logits: bool = False
+    logprobs: int = 0  # of so many likeliest tokens, beside the one that is chosen
     reuse: int = 0  # at most this many tokens of the prompt
-    speculate: bool = False
+    wait_s: float = 0.0
+    slot: int = 0
+    reused: int = 0  # computing may begin here
+    opened_s: float = 0.0
+    started: bool = False  # on the first board
+    traced: m.Trace | None = None  # the piece that is being traced, without its data
     drafter: Drafter | None = None
     drafts: tuple[int, ...] = ()  # in the step under way
     sent_bytes: int = 0  # of decode steps, to other boards
     accepted: int = 0  # drafts that were chosen, as the last board knows
     ended: bool = False
     sampler: Sampler | None = None  # on the last board
+    progress: Progress = field(default_factory=Progress)
 
     def most_drafts(self, context: int, rope_switch_len: int | None, running: int) -> int:
         """Return how many drafts the next step may carry: within the answer, a slot of `context` tokens and one set of
@@ -39,7 +77,7 @@ class Sequence:
         length = len(self.ids)
         most = min(
             m.MAX_CHOICES // max(1, running) - 1,
-            self.max_tokens - (length - self.prompt_len) - 1,
+            self.max_tokens - (length - self.began) - 1,
             context - length,
         )
         if rope_switch_len is not None and length <= rope_switch_len:
@@ -57,7 +95,7 @@ class Sequence:
     def _finish_of(self, position: int, token: int, context: int) -> str:
         if token in self.eos:
             return "eos"
-        if position - self.prompt_len + 1 >= self.max_tokens:
+        if position - self.began + 1 >= self.max_tokens:
             return "length"
         return "context" if position >= context else ""
 

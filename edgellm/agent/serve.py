@@ -91,6 +91,8 @@ class Agent:
         if self._stop.is_set():
             self.holding.stop(f"board {self.options.name} was told twice to stop")
         self.holding.closed = True
+        if self.stage is not None:
+            self.stage.turn_away("draining", f"board {self.options.name} is stopping and takes no new prompts")
         self._stop.set()
 
     @property
@@ -123,7 +125,8 @@ class Agent:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
-            if self.holding.step_s < STEP_TIMEOUT_S:  # a thread that hangs can't be ended: a restart is all that helps
+            # A thread that hangs can't be ended, and one that died does nothing: a restart is all that helps.
+            if self.holding.alive and self.holding.step_s < STEP_TIMEOUT_S:
                 systemd.watchdog()
             self.connections.sweep()
 

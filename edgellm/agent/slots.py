@@ -1,66 +1,67 @@
 """KV slots and their contents: a new sequence gets the slot that already holds most of its prompt."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from edgellm.model.protocols import Slot
 
+Ids = array  # of token ids, "I": compared as memory, because a Python loop over a long prompt takes milliseconds
 
-@dataclass
+
+def ids_of(ids: Iterable[int]) -> Ids:
+    """Return token ids as an array."""
+    return array("I", ids)
+
+
+@dataclass(eq=False)
 class HeldSlot:
-    """A section's slot `kv`, and what it holds: keys and values of positions [0, len(ids)) are those of the tokens
-    `ids`, computed in passes with long rotary factors (LongRoPE) or without, never both."""
+    """A section's slot `kv`, its `number`, and what it holds: keys and values of positions [0, len(ids)) are those of
+    the tokens `ids`, computed in passes with long rotary factors (LongRoPE) or without, never both."""
 
     kv: Slot
-    ids: list[int] = field(default_factory=list)
+    number: int
+    ids: Ids = field(default_factory=lambda: ids_of(()))
     long: bool = False
 
     def begin(self, position: int, ids: Sequence[int], long: bool) -> None:
         """Forget what the slot holds from `position` on, unless it was computed after just these tokens, which are
         about to be computed there."""
         if long != self.long:
-            self.ids.clear()
+            self.forget()
             self.long = long
-        elif self.ids[position : position + len(ids)] != list(ids[: max(0, len(self.ids) - position)]):
+        elif self.ids[position : position + len(ids)] != ids_of(ids[: max(0, len(self.ids) - position)]):
             del self.ids[position:]
 
     def computed(self, position: int, ids: Sequence[int]) -> None:
         """Record that these tokens were computed at `position`. Behind a gap, they don't count."""
         if position <= len(self.ids) < position + len(ids):
-            self.ids[position:] = ids
+            self.ids[position:] = ids_of(ids)
+
+    def forget(self) -> None:
+        """Count nothing that the slot holds any more."""
+        del self.ids[:]
 
 
 class Slots:
-    """The free slots of a board, those that have been free for longest first."""
+    """The slots of a board, numbered from 0, and which of them are free, those that have been free for longest first.
+    """
 
     def __init__(self, kvs: Sequence[Slot]):
-        self._free = [HeldSlot(kv) for kv in kvs]
+        self._free = [HeldSlot(kv, number) for number, kv in enumerate(kvs)]
 
     def __len__(self) -> int:
         return len(self._free)
 
-    def take(self, ids: Sequence[int] = (), most: int = 0, long: bool = False) -> tuple[HeldSlot, int]:
-        """Take a slot for a sequence that begins with `ids`. Return it, and how many of these tokens, up to `most`, it
-        already holds: never all, because the last one must be computed. The caller has checked that a slot is free.
+    def free(self) -> list[HeldSlot]:
+        """Return the free slots."""
+        return list(self._free)
 
-        The slot is the one that saves most: the tokens it shares, less an eighth of those that would be lost in it,
-        because people usually ask about the last answer. In the slot that has been free for longest, nothing counts
-        as lost.
-        """
-        most = min(most, len(ids) - 1)
-        if most <= 0:
-            return self._free.pop(0), 0
-        shared = [common_prefix(slot.ids, ids) if slot.long == long else 0 for slot in self._free]
-        saved = [n - (len(slot.ids) - n) / 8 for n, slot in zip(shared, self._free, strict=True)]
-        saved[0] = shared[0]
-        best = max(range(len(saved)), key=saved.__getitem__)  # the first of equal ones
-        return self._free.pop(best), min(most, shared[best])
-
-    def take_any(self) -> HeldSlot:
-        """Take the slot that has been free for longest, and forget what it holds: for a trace."""
-        slot = self._free.pop(0)
-        slot.ids.clear()
-        return slot
+    def take(self, slot: HeldSlot) -> None:
+        """Take a free slot."""
+        self._free.remove(slot)
 
     def give_back(self, slot: HeldSlot) -> None:
         """Make a slot free again; it keeps what it holds."""
@@ -71,9 +72,38 @@ class Slots:
         self._free.clear()
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def choose_slot(
+    free: Sequence[HeldSlot], ids: Ids, most: int, long: bool = False, avoid: Collection[int] = ()
+) -> tuple[HeldSlot, int]:
+    """Choose one of the slots `free`, which aren't none, for a sequence that begins with `ids`. Return it, and how many
+    of these tokens, up to `most`, it already holds: never all, because the last one must be computed.
+
+    The slot is the one that saves most: the tokens it shares, less an eighth of those that would be lost in it, because
+    people usually ask about the last answer. In the slot that has been free for longest, nothing counts as lost. Slots
+    whose numbers are in `avoid` are chosen only where no other is free.
+    """
+    free = [slot for slot in free if slot.number not in avoid] or free
+    most = min(most, len(ids) - 1)
+    if most <= 0:
+        return free[0], 0
+    shared = [common_prefix(slot.ids, ids) if slot.long == long else 0 for slot in free]
+    saved = [n - (len(slot.ids) - n) / 8 for n, slot in zip(shared, free, strict=True)]
+    saved[0] = shared[0]
+    best = max(range(len(saved)), key=saved.__getitem__)  # the first of equal ones
+    return free[best], min(most, shared[best])
+
+
+def held_of(slot: HeldSlot, ids: Ids, most: int, long: bool = False) -> int:
+    """Return how many tokens at the beginning of `ids`, up to `most` and never all, the slot already holds."""
+    most = min(most, len(ids) - 1)
+    return min(most, common_prefix(slot.ids, ids)) if most > 0 and slot.long == long else 0
+
+
+def common_prefix(a: Ids, b: Ids) -> int:
     """Return how many tokens at the beginning of both are the same."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+    count = min(len(a), len(b))
+    if not count:
+        return 0
+    differs = np.frombuffer(a, np.uint32, count) != np.frombuffer(b, np.uint32, count)
+    first = int(differs.argmax())
+    return first if differs[first] else count

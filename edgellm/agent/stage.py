@@ -5,20 +5,27 @@ passed checks.py.
 """
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from edgellm.agent import report
+from edgellm.agent.admission import Ended, Granting, Taking
+from edgellm.agent.chooser import Chooser
 from edgellm.agent.draft import Drafter
 from edgellm.agent.engine import Engine
 from edgellm.agent.link import Link
-from edgellm.agent.sequence import Sequence, choose
+from edgellm.agent.sequence import Sequence
 from edgellm.agent.steps import Outcome, Step
+from edgellm.agent.trace import Traces
+from edgellm.config import STALL_TIMEOUT_S, START_TIMEOUT_S
+from edgellm.errors import BusyError, UsageError
 from edgellm.model.protocols import Section, Slot
-from edgellm.model.sampler import Sampler
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address
@@ -27,6 +34,7 @@ from edgellm.wire.peer import Peer
 from edgellm.wire.status import SequenceStats
 
 log = logging.getLogger(__name__)
+_SWEEP_S = 0.5
 _MAX_WAITING_BYTES = 64 << 20  # hidden states that may wait here before a board is made to send no more
 
 
@@ -50,16 +58,25 @@ class Stage:
         self._rope_switch_len = rope_switch_len
         self._sequences: dict[int, Sequence] = {}
         self._paused: set[Peer] = set()
-        self._tasks: set[asyncio.Task] = set()
 
         def link_to(other: str) -> Link:
-            return Link(other, *addresses[other], m.Hello("board", board), self._link_failed, tls=tls)
+            def failed(reason: str) -> None:
+                self._fail_all("link", reason, other)
+
+            return Link(other, *addresses[other], m.Hello("board", board), failed, tls=tls)
 
         after = plan.next_board(board)
         self._next = link_to(after) if after is not None else None  # takes hidden states
         self._first = link_to(plan.boards[0]) if self.is_last and not self.is_first else None  # takes tokens
+        self._chooser, self._traces, self._ended = Chooser(self, self._first), Traces(self), Ended()
+        self._door: Granting | Taking = Granting(self) if self.is_first else Taking(self)
         groups = len(plan.boards) if self.is_first else 0
-        self.engine = Engine(section, slots, self._deliver, self._congested, groups, plan.chunk)
+        self.engine = Engine(
+            section, slots, self._deliver, self._congested, groups, plan.chunk,
+            freed=lambda: self._soon(self._serve), died=lambda error: self._soon(self._engine_died, error),
+        )  # fmt: skip
+        self._stopped = False
+        self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
 
     @property
     def running(self) -> int:
@@ -73,12 +90,18 @@ class Stage:
 
     def stop(self, reason: str, code: str = "epoch") -> None:
         """End every sequence with `reason`, hang up, and have the engine end after its running step."""
-        for sequence in list(self._sequences.values()):
-            self._fail(sequence, code, reason)
+        self._stopped = True
+        self._sweeping.cancel()
+        self.turn_away(code, reason)
+        self._fail_all(code, reason)
         self._relieve(all_of_them=True)
         for link in self._links:
             link.close()
         self.engine.stop()
+
+    def holds(self, sequence: Sequence) -> bool:
+        """Return whether a sequence still has its slot here."""
+        return self._sequences.get(sequence.seq_id) is sequence
 
     def let_go(self) -> None:
         """Release the section, because the next one may need its memory. The engine must have ended."""
@@ -87,34 +110,92 @@ class Stage:
     # From a manager
 
     def open(self, sequence: Sequence) -> None:
-        """Reserve a slot and answer `opened`; on the first board, start with the prompt. Raises BusyError if no slot is
-        free, or the sequence is open already."""
-        seq_id, ids = sequence.seq_id, sequence.ids
-        reused = self.engine.open(seq_id, ids, sequence.reuse, self._is_long(len(ids)))
-        self._sequences[seq_id] = sequence
-        for link in self._links:
-            link.ensure()
-        sequence.owner.send(m.Opened(self.epoch, seq_id, reused, self.engine.batches))
-        log.info("sequence %x opened, %d tokens, %d of them held, epoch %d", seq_id, len(ids), reused, self.epoch)
-        if self.is_first:
-            self._feed(sequence, reused)
-            if sequence.speculate and self.engine.batches:
-                sequence.drafter = Drafter(ids)
+        """Give the sequence a slot and answer `opened`, now or when it is its turn; on the first board the slot is
+        chosen, on the others it is told. Raises BusyError if there is none and it may not wait, or the sequence is
+        open already."""
+        if sequence.seq_id in self._sequences or sequence.seq_id in self._door:
+            raise BusyError(f"sequence {sequence.seq_id:x} is open here already")
+        self._door.ask(sequence)
+
+    def start(self, peer: Peer, message: m.Start) -> None:
+        """Begin with the prompt of an open sequence. Starting it again changes nothing."""
+        sequence = self._sequences.get(message.seq_id)
+        if sequence is None or sequence.owner is not peer or sequence.started:
+            return
+        if message.reuse > sequence.reused:
+            reason = f"a start at position {message.reuse}; the slot holds {sequence.reused} tokens"
+            self._fail(sequence, "error", reason)
+            return
+        sequence.started = True
+        if message.speculate and self.engine.batches:
+            sequence.drafter = Drafter(sequence.ids)
+        sequence.progress.begin(self.loop.time(), len(sequence.ids))
+        self._feed(sequence, message.reuse)
+
+    def trace(self, peer: Peer, message: m.Trace, x: np.ndarray) -> None:
+        """Queue a piece of a trace, which is answered by one `traced` a layer. Raises UsageError for a sequence that
+        isn't open for one."""
+        sequence = self._sequences.get(message.seq_id)
+        if sequence is None or sequence.owner is not peer or sequence.started:
+            raise UsageError(f"trace of sequence {message.seq_id:x}, which isn't open for it")
+        if sequence.traced is not None:
+            raise UsageError(f"two pieces of a trace of sequence {message.seq_id:x} at once")
+        sequence.traced = replace(message, data=b"")
+        sequence.opened_s = self.loop.time()
+        long = self._is_long(message.pass_len)
+        self._submit(Step(message.seq_id, x, message.position, message.pass_len, 0, (), long, trace=True))
 
     def close(self, peer: Peer, message: m.Close) -> None:
         """Free the slot and answer `closed` with what was done; for an unknown sequence, with nothing."""
-        sequence = self._sequences.get(message.seq_id)
+        seq_id = message.seq_id
+        sequence = self._sequences.get(seq_id)
         if sequence is not None and sequence.owner is not peer:
             return
-        stats = self._drop(message.seq_id)
-        peer.send(m.Closed(self.epoch, message.seq_id, {} if stats is None else stats.to_dict()))
+        self._door.forget(peer, seq_id)
+        stats = self._ended.take(peer, seq_id) if sequence is None else self._drop(seq_id)
+        peer.send(m.Closed(self.epoch, seq_id, {} if stats is None else stats.to_dict()))
 
     def manager_lost(self, peer: Peer) -> None:
         """Free what the manager's sequences hold here."""
+        self._door.forget(peer)
+        self._ended.forget(peer)
         for sequence in [s for s in self._sequences.values() if s.owner is peer]:
             log.info("sequence %x dropped: its manager is gone", sequence.seq_id)
             self._drop(sequence.seq_id)
-        self.engine.forget_jobs(peer)
+
+    def turn_away(self, code: str, reason: str) -> None:
+        """Refuse the sequences that wait for a slot, because no more are taken."""
+        self._door.turn_away(code, reason)
+
+    # From whoever decides about slots (admission.py)
+
+    def admit(self, sequence: Sequence) -> None:
+        """Open a sequence, for which a slot is free."""
+        seq_id, ids = sequence.seq_id, sequence.ids
+        number = None if self.is_first else sequence.slot
+        sequence.slot, sequence.reused = self.engine.open(
+            seq_id, ids, sequence.reuse, self._is_long(len(ids)), number=number, avoid=self._ended.slots
+        )
+        sequence.opened_s = self.loop.time()
+        self._sequences[seq_id] = sequence
+        for link in self._links:
+            link.ensure()
+        sequence.owner.send(m.Opened(self.epoch, seq_id, sequence.reused, self.engine.batches, sequence.slot))
+        log.info(
+            "sequence %x of %s opened in slot %d, %d tokens, %d of them held, epoch %d", seq_id, sequence.owner.name,
+            sequence.slot, len(ids), sequence.reused, self.epoch,
+        )  # fmt: skip
+
+    def refuse(self, sequence: Sequence, code: str, reason: str) -> None:
+        """Tell a sequence's manager why it gets no slot."""
+        sequence.owner.send(m.Failed(self.epoch, sequence.seq_id, m.FAILURES.index(code), reason))
+
+    def end(self, seq_id: int) -> None:
+        """Free the slot of a sequence whose answer has ended; what was done for it waits for its Close."""
+        sequence = self._sequences[seq_id]
+        stats = self._drop(seq_id)
+        if stats is not None:
+            self._ended.add(sequence, stats)
 
     # From other boards
 
@@ -122,7 +203,10 @@ class Stage:
         """Queue a step. One of a sequence that isn't open here, because it was cancelled, is dropped."""
         # Not copied: NumPy would let go of the GIL, and the engine begin without the steps that came along.
         x = np.frombuffer(message.data, "<f4").reshape(len(message.ids), -1).astype(np.float32, copy=False)
-        self._submit(message.seq_id, x, message.position, message.pass_len, message.logits, message.ids)
+        long = self._is_long(message.pass_len)
+        self._submit(
+            Step(message.seq_id, x, message.position, message.pass_len, message.logits, message.ids, long)
+        )
         if self.engine.waiting_bytes > _MAX_WAITING_BYTES and peer not in self._paused:
             self._paused.add(peer)
             peer.pause_reading()
@@ -131,6 +215,9 @@ class Stage:
         """Continue with tokens that the last board has chosen. Repeated ones change nothing."""
         sequence = self._sequences.get(message.seq_id)
         if sequence is None:
+            return
+        if message.finish:
+            self.end(message.seq_id)  # the slot is free for the next one, whenever the manager closes
             return
         known = len(sequence.ids)
         if message.position > known:
@@ -153,6 +240,15 @@ class Stage:
             self._go_on(sequence)
 
     # Inside
+
+    def _soon(self, function: Callable[..., None], *args: object) -> None:
+        """Have the event loop call a function, from any thread; nobody does once the loop has ended."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(function, *args)
+
+    def _serve(self) -> None:
+        if not self._stopped:
+            self._door.serve()
 
     @property
     def _links(self) -> list[Link]:
@@ -177,15 +273,15 @@ class Stage:
         self._submit_ids(sequence, len(sequence.ids) - 1, ids, len(ids))
 
     def _submit_ids(self, sequence: Sequence, position: int, ids: Ids[int], logits: int) -> None:
-        x = np.asarray(ids, dtype=np.int64)
-        self._submit(sequence.seq_id, x, position, position + len(ids), logits, ids)
+        x, end = np.asarray(ids, dtype=np.int64), position + len(ids)
+        self._submit(Step(sequence.seq_id, x, position, end, logits, ids, self._is_long(end)))
 
-    def _submit(self, seq_id: int, x: np.ndarray, position: int, pass_len: int, logits: int, ids: Ids[int]) -> None:
+    def _submit(self, step: Step) -> None:
         try:
-            self.engine.submit(Step(seq_id, x, position, pass_len, logits, ids, self._is_long(pass_len)))
+            self.engine.submit(step)
         except ValueError as e:
-            if seq_id in self._sequences:
-                self._fail(self._sequences[seq_id], "error", str(e))
+            if step.seq_id in self._sequences:
+                self._fail(self._sequences[step.seq_id], "error", str(e))
 
     def _congested(self) -> bool:
         return self._next is not None and self._next.congested
@@ -197,12 +293,10 @@ class Stage:
             self.loop.call_soon_threadsafe(self._computed, outcomes)
             return
         for outcome in outcomes:
-            step, logits, sequence = outcome.step, outcome.result, self._sequences.get(outcome.step.seq_id)
-            if logits is not None and sequence is not None:
-                if sequence.sampler is None:
-                    sequence.sampler = Sampler(sequence.sampling, self.section.vocab_size)
+            sequence = self._sequences.get(outcome.step.seq_id)
+            if outcome.result is not None and sequence is not None and not outcome.step.trace:
                 try:
-                    outcome.chosen = choose(sequence.sampler, sequence.ids, logits, step.ids, step.end)
+                    self._chooser.choose(sequence, outcome)
                 except Exception as e:  # NaN, or anything else: it ends this sequence
                     outcome.error = e
             self.loop.call_soon_threadsafe(self._computed, [outcome])
@@ -225,12 +319,12 @@ class Stage:
                 self._fail(sequence, "error", f"{type(outcome.error).__name__}: {outcome.error}")
             elif result is None:
                 pass  # a chunk in mid-prompt
+            elif step.trace:
+                self._traces.send(sequence, result)
             elif not self.is_last:
                 computed.append((sequence, step, result))
-            elif sequence.logits and sequence.owner.congested:
-                self._wait_for_owner(sequence, outcome)
             else:
-                self._chosen(sequence, outcome)
+                self._chooser.chosen(sequence, outcome)
         if computed and self._next is not None:
             self._push(self._next, computed)
 
@@ -249,43 +343,6 @@ class Stage:
             if step.is_decode:
                 sequence.sent_bytes += sent * len(step.x) // tokens
 
-    def _chosen(self, sequence: Sequence, outcome: Outcome) -> None:
-        """Send the chosen tokens to the first board and to the manager, up to the answer's end."""
-        logits = outcome.result
-        assert logits is not None
-        position = outcome.step.end - len(logits) + 1  # where the first of them goes
-        if position < sequence.prompt_len or sequence.ended:
-            return
-        ids, finish = sequence.end_with(position, outcome.chosen, self.plan.context)
-        sequence.ended = bool(finish)
-        sequence.accepted += len(ids) - 1
-        message = m.Tokens(self.epoch, sequence.seq_id, position, m.FINISH.index(finish), tuple(ids))
-        if not finish:
-            if self._first is not None:
-                before = self._first.sent_bytes
-                self._first.send(message)
-                sequence.sent_bytes += self._first.sent_bytes - before
-                if position <= len(sequence.ids):
-                    sequence.ids += ids[len(sequence.ids) - position :]
-            else:
-                self.loop.call_soon(self.tokens, message)
-        if sequence.logits:
-            for at, row in enumerate(logits[: len(ids)], position):
-                sequence.owner.send(m.Logits(self.epoch, sequence.seq_id, at, row.astype("<f4").tobytes()))
-        sequence.owner.send(message)
-
-    def _wait_for_owner(self, sequence: Sequence, outcome: Outcome) -> None:
-        """Make a sequence wait until its manager has read more, because logits are large."""
-
-        async def wait() -> None:
-            await sequence.owner.drain()
-            if self._sequences.get(sequence.seq_id) is sequence:
-                self._chosen(sequence, outcome)
-
-        task = asyncio.create_task(wait())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     def _drop(self, seq_id: int) -> SequenceStats | None:
         """Free what a sequence holds here; return what was done for it, or None if it isn't open."""
         sequence = self._sequences.pop(seq_id, None)
@@ -295,11 +352,33 @@ class Stage:
             return None
         return report.sequence_stats(sequence, stats, self.section.path)
 
-    def _fail(self, sequence: Sequence, code: str, reason: str) -> None:
+    def _fail(self, sequence: Sequence, code: str, reason: str, board: str = "") -> None:
         self._drop(sequence.seq_id)
         log.warning("sequence %x failed: %s", sequence.seq_id, reason)
-        sequence.owner.send(m.Failed(self.epoch, sequence.seq_id, m.FAILURES.index(code), reason))
+        sequence.owner.send(m.Failed(self.epoch, sequence.seq_id, m.FAILURES.index(code), reason, board))
 
-    def _link_failed(self, reason: str) -> None:
+    def _fail_all(self, code: str, reason: str, board: str = "") -> None:
         for sequence in list(self._sequences.values()):
-            self._fail(sequence, "link", reason)
+            self._fail(sequence, code, reason, board)
+
+    def _engine_died(self, error: Exception) -> None:
+        reason = f"board {self.board} can't compute any more ({type(error).__name__}: {error}) and has to be restarted"
+        self.turn_away("draining", reason)
+        self._fail_all("draining", reason)
+
+    def _sweep(self) -> None:
+        """Notice what nobody else would: waits that are over, slots that nobody uses, steps that were lost."""
+        now_s = self.loop.time()
+        self._door.sweep(now_s)
+        for sequence in list(self._sequences.values()) if self.is_first else ():
+            if not sequence.started:
+                if now_s - sequence.opened_s > START_TIMEOUT_S:
+                    reason = f"a slot was held for {START_TIMEOUT_S:g} s without a start or a trace"
+                    self._fail(sequence, "error", reason)
+                continue
+            seq_id, known = sequence.seq_id, len(sequence.ids)
+            computed, busy = self.engine.steps_of(seq_id), self.engine.has_work(seq_id)
+            if sequence.progress.is_stuck(now_s, known, computed, busy):
+                reason = f"no token came back to board {self.board} for {STALL_TIMEOUT_S:g} s: a step was lost"
+                self._fail(sequence, "link", reason)
+        self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)

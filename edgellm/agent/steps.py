@@ -50,12 +50,13 @@ class Step:
 @dataclass(slots=True)
 class Outcome:
     """What the section gave for a step, or the exception that it raised; on the last board also the tokens `chosen`
-    from these logits."""
+    from these logits, and for each, where asked for, the ids and `logprobs` of the likeliest ones."""
 
     step: Step
     result: np.ndarray | None = field(default=None, repr=False)
     error: Exception | None = None
     chosen: list[int] = field(default_factory=list)
+    logprobs: list[tuple[tuple[int, ...], tuple[float, ...]]] = field(default_factory=list)
 
 
 @dataclass

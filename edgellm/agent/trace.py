@@ -1,42 +1,40 @@
-"""A trace: each layer's output for a whole sequence, for `edgellm verify`."""
+"""A trace: what each layer gives for a piece of a sequence, for `edgellm verify`."""
 
-import logging
+import asyncio
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from edgellm.errors import BusyError
+from edgellm.agent.sequence import Sequence
+from edgellm.model.protocols import Array
 from edgellm.wire import messages as m
-from edgellm.wire.peer import Peer
 
 if TYPE_CHECKING:
     from edgellm.agent.stage import Stage
 
-log = logging.getLogger(__name__)
 
+class Traces:
+    """Sends what was traced. A piece is as large as a step's memory may be, so its layers go out one by one, each when
+    the manager has read those before: a pong never stands behind a whole piece."""
 
-def answer_trace(stage: "Stage", peer: Peer, message: m.Trace, x: np.ndarray) -> None:
-    """Run the section of `stage` over `x` in a slot of its own; send `peer` one `traced` per layer, or a refusal.
+    def __init__(self, stage: "Stage"):
+        self._stage = stage
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    `x`, what `message` holds, is int64 [tokens] or float32 [tokens, hidden_size].
-    """
+    def send(self, sequence: Sequence, layers: Array) -> None:
+        """Send one `traced` for each of `layers`, float32 [layers, tokens, hidden_size]."""
+        piece = sequence.traced
+        assert piece is not None
 
-    def job(section, slot) -> None:
-        try:
-            outputs = section.trace(x, slot)
-        except Exception as e:  # a model's code may raise anything
-            log.exception("trace failed")
-            stage.loop.call_soon_threadsafe(peer.refuse, f"trace failed: {e}")
-            return
-        for number, output in enumerate(outputs, message.layer):
-            data = output.astype("<f4").tobytes()
-            answer = m.Traced(stage.epoch, number, len(x), data, message.position, message.request)
-            stage.loop.call_soon_threadsafe(peer.send, answer)
+        async def send() -> None:
+            for number, output in enumerate(layers, piece.layer):
+                await sequence.owner.drain()
+                if not self._stage.holds(sequence):
+                    return
+                if number == piece.layer + len(layers) - 1:
+                    sequence.traced = None  # the manager may send the next one
+                data = output.astype("<f4", copy=False).tobytes()
+                answer = m.Traced(self._stage.epoch, number, piece.count, data, piece.position, piece.request)
+                sequence.owner.send(answer)
 
-    def dropped() -> None:
-        stage.loop.call_soon_threadsafe(peer.refuse, f"board {stage.board} has moved on to another plan")
-
-    try:
-        stage.engine.run_with_slot(job, dropped, owner=peer)
-    except BusyError as e:
-        peer.refuse(str(e))
+        task = asyncio.create_task(send())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -3,22 +3,18 @@
 import asyncio
 import math
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from edgellm.errors import BoardError, ClusterError, UsageError
-from edgellm.limits import MAX_STEP_BYTES
+from edgellm.errors import ClusterError, UsageError
 from edgellm.manager.client import ClusterClient
-from edgellm.manager.connections import Connections
 from edgellm.manager.survey import Fleet, standing_plan
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
 from edgellm.text.tokenizer import Tokenizer
-from edgellm.wire import messages as m
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.status import SequenceStats
 
@@ -30,7 +26,8 @@ Progress = Callable[[str, int, int], None]  # what is done, how far, of how much
 _TOLERANCE = {"float32": 1e-3, "float16": 1e-2}
 # The same where a native section rounds activations to 8 bits. A wrong layer differs by a half or more.
 _NATIVE_TOLERANCE = 0.1
-_TRACE_TIMEOUT_S = 600.0
+_PIECE_BYTES = 16 << 20  # of what all layers give
+_MOST_SINGLE = 64  # tokens, because each takes a question and an answer
 
 
 @dataclass(frozen=True)
@@ -133,12 +130,6 @@ def verify(
     if paths == {"native"}:
         expected, logits_tolerance = _one_process(manifest, model_dir, sequence, len(ids), plan, progress), 0.0
     progress("tracing the boards", 0, 0)
-    traceable = _traceable(plan, manifest)
-    if len(sequence) > traceable:
-        from edgellm.check.reference import Reference
-
-        sequence = sequence[:traceable]
-        outputs = [x.numpy() for x in Reference(manifest, model_dir).run(sequence, 1)[1]]
     layers = asyncio.run(_compare_layers(plan, addresses, tls, manifest, sequence, outputs))
     return Result(
         manifest.model, len(ids), tokens, [int(row.argmax()) for row in expected],
@@ -218,35 +209,35 @@ def _before_switch(manifest: Manifest, sequence: list[int], prompt_len: int) -> 
     return switch - prompt_len + 1 if switch is not None and prompt_len <= switch < len(sequence) else 0
 
 
-def _traceable(plan: Plan, manifest: Manifest) -> int:
-    """Return for how many tokens every board can send what all its layers give in one trace."""
-    most_layers = max(section.num_layers for section in plan.sections)
-    return max(1, MAX_STEP_BYTES // (4 * manifest.hidden_size * most_layers))
-
-
 async def _compare_layers(
     plan: Plan, addresses: Addresses, tls: Credentials | None, manifest: Manifest, sequence: list[int],
     outputs: list[np.ndarray],
 ) -> list[LayerDifference]:  # fmt: skip
     """Give each board the reference's input to its section, and compare what its layers make of it."""
     found = []
-    for section in plan.sections:
-        if section.start == 0:
-            data = np.asarray(sequence, "<u4").tobytes()
-        else:
-            data = outputs[section.start - 1].astype("<f4").tobytes()
-        async with Connections(tls) as connections:
-            board = await connections.to(section.board, addresses[section.board])
-            question = m.Trace(plan.epoch, section.start, len(sequence), data, pass_len=len(sequence))
-            layer = section.start
-            async with aclosing(board.ask_for(section.num_layers, question, m.Traced, _TRACE_TIMEOUT_S)) as layers:
-                async for message in layers:
-                    if message.layer != layer:
-                        raise BoardError(f"board {section.board} traced layer {message.layer}, expected {layer}")
-                    output = np.frombuffer(message.data, "<f4").reshape(len(sequence), manifest.hidden_size)
-                    found.append(LayerDifference(layer, section.board, _difference(output, outputs[layer])))
-                    layer += 1
+    async with ClusterClient.dial(plan, addresses, tls) as cluster, cluster.hold(sequence) as held:
+        for section, board in zip(plan.sections, cluster.boards, strict=True):
+            whole = np.asarray(sequence, "<u4") if section.start == 0 else outputs[section.start - 1].astype("<f4")
+            given: list[list[np.ndarray]] = [[] for _ in range(section.num_layers)]
+            for start, end in _pieces(len(sequence), plan, manifest, section.num_layers):
+                layers = await held.trace(
+                    board, (section.start, section.end), start, len(sequence), end - start, whole[start:end].tobytes()
+                )
+                for rows, data in zip(given, layers, strict=True):
+                    rows.append(np.frombuffer(data, "<f4").reshape(end - start, manifest.hidden_size))
+            for layer, rows in enumerate(given, section.start):
+                difference = _difference(np.concatenate(rows), outputs[layer])
+                found.append(LayerDifference(layer, section.board, difference))
     return found
+
+
+def _pieces(tokens: int, plan: Plan, manifest: Manifest, num_layers: int) -> list[tuple[int, int]]:
+    """Return in which pieces [start, end) a board with so many layers traces a sequence: the first half in chunks, the
+    rest token by token, but at most some tokens of it, so that both ways of computing show in the result."""
+    most = max(1, min(plan.chunk, _PIECE_BYTES // (4 * manifest.hidden_size * num_layers)))
+    single = tokens - min(tokens // 2, _MOST_SINGLE)
+    starts = [*range(0, single, most), *range(single, tokens)]
+    return list(zip(starts, [*starts[1:], tokens], strict=True))
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:

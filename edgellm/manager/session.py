@@ -63,8 +63,8 @@ class Session:
             try:
                 cluster = await self._ready(grow=attempt == 0)
                 tokens = cluster.generate(
-                    ids + done, sampling=sampling, max_tokens=max_tokens - len(done), eos=eos, stats=stats,
-                    speculate=speculate,
+                    ids + done, sampling=sampling, max_tokens=max_tokens, eos=eos, stats=stats,
+                    speculate=speculate, began=len(ids),
                 )  # fmt: skip
                 async with aclosing(tokens):
                     async for chosen in tokens:

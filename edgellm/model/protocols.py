@@ -86,6 +86,5 @@ class Section(Protocol[S]):
         """Run steps. Return a result for each: float32 [tokens, hidden_size]; from the last section float32
         [logits, vocab_size], or None where `logits` is 0. Raises ModelError for a step that doesn't fit."""
 
-    def trace(self, x: Array, slot: S) -> Array:
-        """Return what each layer makes of a whole sequence, float32 [layers, tokens, hidden_size]; `slot` is
-        overwritten."""
+    def trace(self, x: Array, position: int, slot: S, pass_len: int) -> Array:
+        """Run one step without a result. Return what each layer makes of it, float32 [layers, tokens, hidden_size]."""

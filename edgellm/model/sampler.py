@@ -21,9 +21,9 @@ _WORD = (1 << 64) - 1
 
 
 class Sampler:
-    """The choice of one sequence's tokens. Not thread-safe."""
+    """The choice of one sequence's tokens; its answer began at position `began`. Not thread-safe."""
 
-    def __init__(self, sampling: Sampling, vocab_size: int):
+    def __init__(self, sampling: Sampling, vocab_size: int, began: int = 0):
         self.sampling = sampling
         self._seen = Seen(vocab_size, sampling.repeat_penalty) if sampling.repeat_penalty != 1.0 else None
 
@@ -105,6 +105,20 @@ def sample(logits: Array, history: Sequence[int], sampling: Sampling, position: 
     sampler = Sampler(sampling, len(logits))
     sampler.follow(history, len(history))
     return sampler.choose(logits, position)
+
+
+def logprobs(logits: Array, token: int, count: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return token ids and the natural logarithms of their probabilities, given float32 logits [vocab_size] as the
+    model gives them: first of `token`, then of the `count` likeliest, highest first, equal ones by id."""
+    exact = logits.astype(np.float64)
+    exact -= exact.max()
+    exact -= np.log(np.exp(exact).sum())
+    count = min(count, len(exact))
+    edge = np.partition(exact, -count)[-count]
+    likely = np.flatnonzero(exact >= edge)
+    likely = likely[np.argsort(-exact[likely], kind="stable")][:count]
+    ids = (token, *(int(i) for i in likely))
+    return ids, tuple(float(exact[i]) for i in ids)
 
 
 def _uniform(seed: int, position: int) -> float:

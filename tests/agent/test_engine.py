@@ -200,36 +200,110 @@ def test_stats_tell_prefill_from_decode():
     assert stats.prefill_s > 0 and stats.decode_s > 0
 
 
-def test_a_job_that_waits_when_the_engine_stops_is_told():
-    engine, section, _, _ = make()
-    section.gate.clear()
+def test_results_that_cannot_be_delivered_end_their_sequences_and_nothing_else():
+    engine, _, delivered, wait_for = make()
+    deliver, failures = engine._deliver, [MemoryError("no room for the answer")]
+
+    def fail_once(outcomes):
+        if failures:
+            raise failures.pop()
+        deliver(outcomes)
+
+    engine._deliver = fail_once
     engine.open(1)
-    engine.submit(step(1, 0, 4))
-    running(engine)
-    told = []
-    engine.run_with_slot(lambda section, slot: told.append("ran"), lambda: told.append("dropped"))
-    engine.stop()
-    section.gate.set()
-    engine.join()
-    assert told == ["dropped"]
+    engine.open(2)
+    engine.submit(step(1, 0, 2))
+    wait_for(1)
+    engine.submit(step(2, 0, 2))
+    wait_for(2)
+    assert engine.alive and engine.waiting == 0
+    end(engine)
+    assert (delivered[0].step.seq_id, str(delivered[0].error)) == (1, "no room for the answer")
+    assert (delivered[1].step.seq_id, delivered[1].error) == (2, None)
 
 
-def test_who_is_gone_needs_no_job_done_and_its_slot_is_free_again():
-    engine, section, _, _ = make(slots=3)
-    section.gate.clear()
+def test_where_nobody_takes_results_the_engine_goes_on():
+    engine, *_ = make()
+
+    def gone(outcomes):
+        raise RuntimeError("Event loop is closed")
+
+    engine._deliver = gone
+    engine.open(1)
+    for position in range(3):
+        engine.submit(step(1, position))
+    until(lambda: engine.steps == 3)
+    assert engine.alive
+    end(engine)
+
+
+def test_a_trace_that_fails_ends_its_sequence_and_nothing_else():
+    engine, section, delivered, wait_for = make()
+
+    def trace(x, position, slot, pass_len):
+        raise MemoryError("no room for what the layers give")
+
+    section.trace = trace
+    engine.open(1)
+    engine.open(2)
+    piece = step(1, 0, 4)
+    piece.trace = True
+    engine.submit(piece)
+    engine.submit(step(2, 0, 2))
+    wait_for(2)
+    assert engine.alive
+    end(engine)
+    assert {o.step.seq_id: type(o.error) for o in delivered} == {1: MemoryError, 2: type(None)}
+
+
+def test_a_thread_that_ends_by_a_mistake_of_ours_is_seen_and_told():
+    told = threading.Event()
+    engine = Engine(Recorder(), ["slot0"], lambda outcomes: None, died=lambda error: told.set())
+
+    def broken(now_s, congested):
+        raise IndexError("a mistake")
+
+    engine._scheduler.next = broken
+    assert engine.alive
     engine.open(1)
     engine.submit(step(1, 0))
-    running(engine)
-    ran, mine, theirs = threading.Event(), [], []
-    engine.run_with_slot(lambda section, slot: mine.append(slot), lambda: mine.append("dropped"), owner="me")
-    engine.run_with_slot(lambda section, slot: (theirs.append(slot), ran.set()), lambda: None, owner="they")
-    assert engine.free_slots == 0
-    engine.forget_jobs("me")
-    assert engine.free_slots == 1
-    section.gate.set()
-    assert ran.wait(10)
+    assert told.wait(10)
+    until(lambda: not engine.alive)
+    assert engine.step_s == 0  # which tells nothing
+
+
+def test_an_engine_that_was_told_to_end_has_not_died():
+    engine, *_ = make()
     end(engine)
-    assert mine == [] and len(theirs) == 1
+    assert engine.alive
+
+
+def test_a_slot_that_becomes_free_is_told_at_once_or_when_its_step_has_ended():
+    freed = threading.Semaphore(0)
+    section = Recorder()
+    engine = Engine(section, ["slot0", "slot1"], lambda outcomes: None, freed=freed.release)
+    engine.open(1)
+    engine.close(1)
+    assert freed.acquire(blocking=False)
+    section.gate.clear()
+    engine.open(2)
+    engine.submit(step(2, 0))
+    running(engine)
+    engine.close(2)
+    assert not freed.acquire(blocking=False) and not engine.is_free(1)
+    section.gate.set()
+    assert freed.acquire(timeout=10)
+    end(engine)
+
+
+def test_slots_have_numbers():
+    engine, *_ = make(slots=3)
+    assert engine.open(1, number=2) == (2, 0) and engine.open(2) == (0, 0)
+    assert [engine.is_free(i) for i in range(3)] == [False, True, False]
+    assert (engine.holder_of(2), engine.holder_of(1)) == (1, None)
+    with pytest.raises(BusyError, match="slot 2 is taken"):
+        engine.open(3, number=2)
+    end(engine)
 
 
 def queue_behind_a_step(engine, section, steps):
@@ -287,7 +361,7 @@ def test_a_slot_is_reused_from_what_it_holds_and_an_error_leaves_nothing():
     ids = (0,) * 6
 
     def again():
-        reused = engine.open(2, ids, 6)
+        _, reused = engine.open(2, ids, 6)
         engine.close(2)
         return reused
 
@@ -295,7 +369,7 @@ def test_a_slot_is_reused_from_what_it_holds_and_an_error_leaves_nothing():
     engine.submit(step(1, 0, 4))
     wait_for(1)
     engine.close(1)
-    assert again() == 4 and engine.open(3, ids, 2) == 2
+    assert again() == 4 and engine.open(3, ids, 2) == (0, 2)
     engine.submit(step(3, 2, 2))  # it may begin there
     engine.submit(step(3, 1, 3))  # or before
     wait_for(3)
@@ -314,7 +388,7 @@ def test_a_section_that_reuses_nothing_says_so():
     engine.submit(step(1, 0, 4))
     wait_for(1)
     engine.close(1)
-    assert engine.open(2, (0,) * 4, 4) == 0
+    assert engine.open(2, (0,) * 4, 4) == (0, 0)
     end(engine)
 
 

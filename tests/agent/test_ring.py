@@ -78,8 +78,8 @@ def test_a_full_board_is_busy_and_free_again_when_the_answer_is_left(tmp_path):
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 running = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=40, eos=())
                 first = await anext(running)
-                with pytest.raises(BusyError, match="board b1 is busy: all 1 slots are taken"):
-                    await ask(cluster, PROMPT)
+                with pytest.raises(BusyError, match="board b0 is busy: all 1 slots are taken"):
+                    await ask(cluster, PROMPT, wait_s=0)
                 await running.aclose()  # as Ctrl-C does
                 again = await ask(cluster, PROMPT)
             return first, again
@@ -98,12 +98,7 @@ def test_a_manager_that_disappears_frees_its_slots(tmp_path):
             for board in gone.boards:
                 board.peer._transport.abort()
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
-                while True:
-                    try:
-                        answer = await ask(cluster, PROMPT)
-                        break
-                    except BusyError:
-                        await asyncio.sleep(0.01)
+                answer = await ask(cluster, PROMPT)
             with pytest.raises(BoardError, match="board b"):
                 while True:
                     await anext(stream)
@@ -305,7 +300,7 @@ def test_a_step_that_is_larger_than_a_chunk_is_computed_in_chunks(tmp_path):
             board = await BoardClient("b1", *boards.addresses["b1"]).connect()
             events = asyncio.Queue()
             board.subscribe(9, events)
-            board.send(m.Open(plan.epoch, 9, {"plan": plan.digest, "max_tokens": 3}, tuple(PROMPT)))
+            board.send(m.Open(plan.epoch, 9, {"plan": plan.digest, "max_tokens": 3, "slot": 0}, tuple(PROMPT)))
             assert isinstance((await board.receive(events, 5.0, "nothing"))[1], m.Opened)
             stranger = await Stranger.dial(boards.agents[1], BEFORE)
             x = np.zeros((64, HIDDEN), "<f4")
@@ -332,15 +327,15 @@ def test_a_cancelled_answer_stops_the_boards(tmp_path):
                 answer.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await answer
-                running = [a.stage.running for a in boards.agents]
+                await until(lambda: not any(a.stage.running for a in boards.agents))
                 gate.let(100)
                 await until(lambda: not any(e.waiting for e in engines))
                 before = [e.steps for e in engines]
                 again = await ask(cluster, PROMPT, speculate=False, reuse=False)
                 await until(lambda: not any(e.waiting for e in engines))
-                return running, before, [e.steps for e in engines], [c.token for c in again]
+                return before, [e.steps for e in engines], [c.token for c in again]
 
-    running, before, after, again = run(go())
-    assert running == [0, 0] and before[1] == 11  # the step that ran came to its end
+    before, after, again = run(go())
+    assert before[1] == 11  # the step that ran came to its end
     assert [b - a for a, b in zip(before, after, strict=True)] == [12, 12]  # 3 chunks, 9 tokens, and nothing else
     assert again == generate(PROMPT, 10)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import weakref
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -92,15 +93,20 @@ def test_two_interleaved_slots_do_not_disturb_one_another(sections):
 
 def test_trace_gives_every_layers_output(llama, sections):
     model, x = llama[0], np.array(PROMPT)
-    first = sections[0].trace(x, sections[0].new_slot(32))
-    second = sections[1].trace(first[-1], sections[1].new_slot(32))
+
+    def trace(section, x):
+        slot, pieces = section.new_slot(32), [0, 10, *range(11, 21)]
+        return np.concatenate([section.trace(x[a:b], a, slot, 20) for a, b in pairwise(pieces)], axis=1)
+
+    first = trace(sections[0], x)
+    second = trace(sections[1], first[-1])
     assert first.shape == (2, 20, 64) and second.shape == (3, 20, 64)
     expected = model(torch.tensor([PROMPT]), output_hidden_states=True).hidden_states
     got = np.concatenate([first, second])
     for i in range(4):  # transformers gives the last one after the final norm only
         assert np.allclose(got[i], expected[i + 1][0].numpy(), rtol=1e-3, atol=1e-3)
     whole = sections[0].forward(x, 0, sections[0].new_slot(32), 20, 0)
-    assert np.allclose(whole, first[-1], rtol=1e-4, atol=1e-4)  # the trace computes half of it token by token
+    assert np.allclose(whole, first[-1], rtol=1e-4, atol=1e-4)  # which computes half of it token by token
 
 
 def test_half_precision_kv_takes_half_the_memory_and_says_much_the_same(sections):

@@ -155,12 +155,8 @@ class GenericSection:
             self._hidden = None
         raise ModelError(f"{self.structure.model_type}: the forward pass ended before layer {self.end - 1}")
 
-    def trace(self, x: Array, slot: KVSlot) -> Array:
-        """Return what each of the section's layers makes of a whole sequence: float32 [layers, tokens, hidden_size].
-
-        x as in `forward`, from position 0 on; `slot` is overwritten. The first half runs as one chunk and the rest
-        token by token, so that both ways of computing show in the result.
-        """
+    def trace(self, x: Array, position: int, slot: KVSlot, pass_len: int) -> Array:
+        """Run one step as `forward` does. Return what each layer makes of it: float32 [layers, tokens, hidden_size]."""
         modules, outputs = find_layers(self.model)[1], []
 
         def note(layer, args, out):
@@ -168,12 +164,8 @@ class GenericSection:
 
         hooks = [modules[i].register_forward_hook(note, prepend=True) for i in range(self.start, self.end)]
         try:
-            tokens = x.shape[0]
-            starts = [0, *range(max(1, tokens // 2), tokens)]
-            for start, end in zip(starts, [*starts[1:], tokens], strict=True):
-                self.forward(x[start:end], start, slot, tokens, 0)
-            layers = self.end - self.start
-            return torch.stack([torch.cat(outputs[i::layers]) for i in range(layers)]).numpy()
+            self.forward(x, position, slot, pass_len, 0)
+            return torch.stack(outputs).numpy()
         finally:
             for hook in hooks:
                 hook.remove()

@@ -133,25 +133,22 @@ class NativeSection:
                 results += self._run_batch(batch)
         return results
 
-    def trace(self, x: Array, slot: NativeSlot) -> Array:
-        """Return what each of the section's layers makes of a whole sequence: float32 [layers, tokens, hidden_size].
+    def trace(self, x: Array, position: int, slot: NativeSlot, pass_len: int) -> Array:
+        """Run one step layer by layer. Return what each layer makes of it: float32 [layers, tokens, hidden_size].
 
-        x as in `forward`, from position 0 on; `slot` is overwritten. The first half runs as one chunk and the rest
-        token by token, so that both ways of computing show in the result.
+        x, `position`, `slot` and `pass_len` as in `forward_many`. Raises ModelError if they are off.
         """
         tokens = self._check(x)
-        slot.check(0, tokens)
+        slot.check(position, tokens, slot.filled)
         x = np.ascontiguousarray(x)
         outputs = np.empty((self.end - self.start, tokens, self.hidden_size), np.float32)
-        starts = [0, *range(max(1, tokens // 2), tokens)]
         for layer, out in enumerate(outputs):
-            for start, end in zip(starts, [*starts[1:], tokens], strict=True):
-                for a in range(start, end, _TRACED_TOKENS):
-                    b = min(end, a + _TRACED_TOKENS)
-                    self._set_step(0, b - a, a, slot, tokens, 0)
-                    self._native.run(self._steps, 1, (layer, layer + 1), x[a:b], out[a:b], None)
+            for a in range(0, tokens, _TRACED_TOKENS):
+                b = min(tokens, a + _TRACED_TOKENS)
+                self._set_step(0, b - a, position + a, slot, pass_len, 0)
+                self._native.run(self._steps, 1, (layer, layer + 1), x[a:b], out[a:b], None)
             x = out
-        slot.filled = max(slot.filled, tokens)
+        slot.filled = max(slot.filled, position + tokens)
         return outputs
 
     def _run_long(self, step: Step[NativeSlot]) -> Array | None:

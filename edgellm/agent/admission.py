@@ -1,0 +1,180 @@
+"""Which sequence gets which slot, and when. The first board decides, in the order of its line; on the others a sequence
+takes the slot of the same number, so that in it all boards hold the same."""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgellm.agent.door import Door
+from edgellm.agent.sequence import Sequence
+from edgellm.config import SLOT_TIMEOUT_S
+from edgellm.errors import BusyError
+from edgellm.wire import messages as m
+from edgellm.wire.peer import Peer
+from edgellm.wire.status import SequenceStats
+
+if TYPE_CHECKING:
+    from edgellm.agent.stage import Stage
+
+log = logging.getLogger(__name__)
+_MAX_ENDED = 256  # answers that their managers haven't closed yet
+_ASLEEP_S = 3.0  # a sequence without a step for this long, while its slot is wanted, counts as ended
+
+
+class Granting:
+    """The first board's side: a sequence gets the slot that saves most, or stands in line."""
+
+    def __init__(self, stage: "Stage"):
+        self._stage = stage
+        self._door = Door()
+        self._waiting: dict[int, Sequence] = {}
+
+    def __contains__(self, seq_id: int) -> bool:
+        return seq_id in self._waiting
+
+    def ask(self, sequence: Sequence) -> None:
+        """Admit the sequence now, or put it in line. Raises BusyError if it may not wait."""
+        engine = self._stage.engine
+        if engine.free_slots and not self._waiting:
+            self._stage.admit(sequence)
+            return
+        if sequence.wait_s <= 0:
+            raise BusyError(f"all {engine.num_slots} slots are taken; ask again when an answer has ended")
+        deadline_s = self._stage.loop.time() + sequence.wait_s
+        self._door.enter(sequence.seq_id, sequence.owner.name, len(sequence.ids), deadline_s)
+        self._waiting[sequence.seq_id] = sequence
+        self._tell()
+
+    def serve(self) -> None:
+        """Admit those who are next, while slots are free."""
+        while self._stage.engine.free_slots and (seq_id := self._door.next()) is not None:
+            self._stage.admit(self._leave(seq_id))
+        self._tell()
+
+    def forget(self, owner: Peer, seq_id: int | None = None) -> None:
+        """Take the sequences of `owner`, or this one, out of the line."""
+        for sequence in list(self._waiting.values()):
+            if sequence.owner is owner and seq_id in (None, sequence.seq_id):
+                self._leave(sequence.seq_id)
+        self._tell()
+
+    def turn_away(self, code: str, reason: str) -> None:
+        """Refuse all that stand in line."""
+        for seq_id in list(self._waiting):
+            self._stage.refuse(self._leave(seq_id), code, reason)
+
+    def sweep(self, now_s: float) -> None:
+        """Refuse those that have waited for as long as they wanted to."""
+        for seq_id in self._door.late(now_s):
+            sequence = self._leave(seq_id)
+            slots = self._stage.engine.num_slots
+            self._stage.refuse(sequence, "busy", f"none of {slots} slots became free within {sequence.wait_s:g} s")
+        self._tell()
+
+    def _leave(self, seq_id: int) -> Sequence:
+        self._door.leave(seq_id)
+        return self._waiting.pop(seq_id)
+
+    def _tell(self) -> None:
+        for seq_id, position in self._door.moved():
+            self._waiting[seq_id].owner.send(m.Queued(self._stage.epoch, seq_id, position))
+
+
+@dataclass
+class _Wanted:
+    """A sequence that waits for its slot. `holder` is who has it, and had computed `steps` when last looked at."""
+
+    sequence: Sequence
+    deadline_s: float
+    quiet_since_s: float
+    holder: int | None = None
+    steps: int = 0
+
+
+class Taking:
+    """The side of the boards behind the first: a sequence takes the slot that the first board chose. If another still
+    has it there, that one has ended: the Close of its manager is on the way, or its manager sleeps."""
+
+    def __init__(self, stage: "Stage"):
+        self._stage = stage
+        self._wanted: dict[int, _Wanted] = {}
+
+    def __contains__(self, seq_id: int) -> bool:
+        return seq_id in self._wanted
+
+    def ask(self, sequence: Sequence) -> None:
+        """Admit the sequence now, or when its slot is free."""
+        now_s = self._stage.loop.time()
+        self._wanted[sequence.seq_id] = _Wanted(sequence, now_s + SLOT_TIMEOUT_S, now_s)
+        self.serve()
+
+    def serve(self) -> None:
+        """Admit those whose slot is free, in order."""
+        for seq_id, wanted in list(self._wanted.items()):
+            if self._stage.engine.is_free(wanted.sequence.slot):
+                del self._wanted[seq_id]
+                self._stage.admit(wanted.sequence)
+
+    def forget(self, owner: Peer, seq_id: int | None = None) -> None:
+        """Forget the sequences of `owner`, or this one."""
+        for wanted in list(self._wanted.values()):
+            if wanted.sequence.owner is owner and seq_id in (None, wanted.sequence.seq_id):
+                del self._wanted[wanted.sequence.seq_id]
+
+    def turn_away(self, code: str, reason: str) -> None:
+        """Refuse all that wait."""
+        for seq_id in list(self._wanted):
+            self._stage.refuse(self._wanted.pop(seq_id).sequence, code, reason)
+
+    def sweep(self, now_s: float) -> None:
+        """End those that sleep in a slot which the first board has given to another, and refuse who waits in vain."""
+        for seq_id, wanted in list(self._wanted.items()):
+            holder = self._stage.engine.holder_of(wanted.sequence.slot)
+            steps = self._stage.engine.steps_of(holder) if holder is not None else 0
+            if (holder, steps) != (wanted.holder, wanted.steps):
+                wanted.holder, wanted.steps, wanted.quiet_since_s = holder, steps, now_s
+            if now_s >= wanted.deadline_s:
+                if self._wanted.pop(seq_id, None) is not None:
+                    reason = f"slot {wanted.sequence.slot} is taken by another answer for over {SLOT_TIMEOUT_S:g} s"
+                    self._stage.refuse(wanted.sequence, "busy", reason)
+            elif holder is not None and now_s - wanted.quiet_since_s >= _ASLEEP_S:
+                log.info("sequence %x has ended: its slot belongs to sequence %x by now", holder, seq_id)
+                self._stage.end(holder)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    owner: Peer
+    slot: int
+    stats: SequenceStats
+
+
+class Ended:
+    """Answers whose slots are free already, and what was done for them, until their managers close them."""
+
+    def __init__(self) -> None:
+        self._ended: dict[int, _Ended] = {}
+
+    @property
+    def slots(self) -> set[int]:
+        """Slots that other boards may not have free yet."""
+        return {ended.slot for ended in self._ended.values()}
+
+    def add(self, sequence: Sequence, stats: SequenceStats) -> None:
+        """Keep what was done for a sequence; what was kept for longest goes if it is too much."""
+        self._ended[sequence.seq_id] = _Ended(sequence.owner, sequence.slot, stats)
+        while len(self._ended) > _MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
+
+    def take(self, owner: Peer, seq_id: int) -> SequenceStats | None:
+        """Return and forget what was done for a sequence of this manager; None if it isn't here."""
+        ended = self._ended.get(seq_id)
+        if ended is None or ended.owner is not owner:
+            return None
+        del self._ended[seq_id]
+        return ended.stats
+
+    def forget(self, owner: Peer) -> None:
+        """Forget what was done for a manager that is gone."""
+        for seq_id in [seq_id for seq_id, ended in self._ended.items() if ended.owner is owner]:
+            del self._ended[seq_id]

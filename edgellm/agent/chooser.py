@@ -1,0 +1,75 @@
+"""The last board's part: chooses tokens, and sends them to the first board and to the manager."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from edgellm.agent.link import Link
+from edgellm.agent.sequence import Sequence, choose
+from edgellm.agent.steps import Outcome
+from edgellm.model.sampler import Sampler, logprobs
+from edgellm.wire import messages as m
+
+if TYPE_CHECKING:
+    from edgellm.agent.stage import Stage
+
+
+class Chooser:
+    """Chooses for the sequences of `stage`; `first` is the link to the first board, None if this is the first."""
+
+    def __init__(self, stage: "Stage", first: Link | None):
+        self._stage, self._first = stage, first
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def choose(self, sequence: Sequence, outcome: Outcome) -> None:
+        """Set the tokens that a step chooses. Runs in the engine's thread; raises ModelError for logits that aren't
+        finite."""
+        logits, step = outcome.result, outcome.step
+        assert logits is not None
+        if sequence.sampler is None:
+            sequence.sampler = Sampler(sequence.sampling, self._stage.section.vocab_size, sequence.began)
+        outcome.chosen = choose(sequence.sampler, sequence.ids, logits, step.ids, step.end)
+        if sequence.logprobs:
+            rows = zip(logits, outcome.chosen, strict=False)
+            outcome.logprobs = [logprobs(row, token, sequence.logprobs) for row, token in rows]
+
+    def chosen(self, sequence: Sequence, outcome: Outcome) -> None:
+        """Send what was chosen, at once, or when the manager has read enough: until then its sequence waits, and no
+        other."""
+        if not sequence.owner.congested:
+            self._send(sequence, outcome)
+            return
+
+        async def wait() -> None:
+            await sequence.owner.drain()
+            if self._stage.holds(sequence):
+                self._send(sequence, outcome)
+
+        task = asyncio.create_task(wait())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _send(self, sequence: Sequence, outcome: Outcome) -> None:
+        """Send the chosen tokens to the first board and to the manager, up to the answer's end."""
+        logits, epoch, seq_id = outcome.result, self._stage.epoch, sequence.seq_id
+        assert logits is not None
+        position = outcome.step.end - len(logits) + 1  # where the first of them goes
+        if position < sequence.prompt_len or sequence.ended:
+            return
+        ids, finish = sequence.end_with(position, outcome.chosen, self._stage.plan.context)
+        sequence.ended = bool(finish)
+        sequence.accepted += len(ids) - 1
+        message = m.Tokens(epoch, seq_id, position, m.FINISH.index(finish), tuple(ids))
+        if self._first is None:
+            self._stage.loop.call_soon(self._stage.tokens, message)
+        else:
+            before = self._first.sent_bytes
+            self._first.send(message)
+            sequence.sent_bytes += self._first.sent_bytes - before
+            if position <= len(sequence.ids):
+                sequence.ids += ids[len(sequence.ids) - position :]
+        if sequence.logits:
+            for at, row in enumerate(logits[: len(ids)], position):
+                sequence.owner.send(m.Logits(epoch, seq_id, at, row.astype("<f4").tobytes()))
+        for at, (likely, values) in enumerate(outcome.logprobs[: len(ids)], position):
+            sequence.owner.send(m.Logprobs(epoch, seq_id, at, likely, values))
+        sequence.owner.send(message)

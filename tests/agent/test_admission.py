@@ -1,0 +1,489 @@
+"""Who gets which slot, on boards: in order, the same one everywhere, and free as soon as an answer has ended."""
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+
+import pytest
+
+from edgellm.errors import BoardError, BusyError
+from edgellm.manager.board import BoardClient
+from edgellm.manager.client import ClusterClient
+from edgellm.sampling import Sampling
+from edgellm.wire import messages as m
+from tests.fakes import Boards, ask, generate, run, until
+
+PROMPT = [5, 17, 3, 42, 8, 1, 90]
+
+
+class Manager:
+    """One that does only what it is told: it opens, starts and closes by hand. `got` are the messages about its
+    sequences, by board."""
+
+    def __init__(self, plan, clients):
+        self.plan, self.clients = plan, {c.name: c for c in clients}
+        self.events = asyncio.Queue()
+        self.got = {c.name: [] for c in clients}
+
+    def subscribe(self, *seq_ids):
+        for seq_id in seq_ids:
+            for client in self.clients.values():
+                client.subscribe(seq_id, self.events)
+
+    def open(self, board, seq_id, ids=PROMPT, **options):
+        options = {"plan": self.plan.digest, "max_tokens": 5, **options}
+        self.clients[board].send(m.Open(self.plan.epoch, seq_id, options, tuple(ids)))
+
+    def start(self, seq_id, reuse=0):
+        self.clients[self.plan.boards[0]].send(m.Start(self.plan.epoch, seq_id, reuse))
+
+    def close(self, seq_id, *boards):
+        for board in boards or self.plan.boards:
+            self.clients[board].send(m.Close(self.plan.epoch, seq_id))
+
+    async def next(self, kind, seq_id, board=None):
+        """The next message of this kind about a sequence; those before it are dropped."""
+        async with asyncio.timeout(10):
+            while True:
+                client, message = await self.events.get()
+                right = isinstance(message, kind) and message.seq_id == seq_id and board in (None, client.name)
+                if right:
+                    return message
+                assert not isinstance(message, m.Failed), message
+
+
+@asynccontextmanager
+async def managers(tmp_path, count, boards=2, cuts=(0, 3, 6), gates=None, **settings):
+    """Fake boards that serve a plan, and managers of them with connections of their own."""
+    async with Boards(tmp_path, boards, gates=gates) as cluster:
+        plan, made = await cluster.form(cuts, **settings), []
+        try:
+            for _ in range(count):
+                clients = [await BoardClient(b, *cluster.addresses[b]).connect() for b in plan.boards]
+                made.append(Manager(plan, clients))
+            yield cluster, *made
+        finally:
+            for manager in made:
+                for client in manager.clients.values():
+                    client.close()
+
+
+# The line
+
+
+def test_two_askers_at_one_slot_are_both_answered_whoever_is_nearer_to_which_board(tmp_path):
+    async def go():
+        answers = []
+        async with Boards(tmp_path, 3) as boards:
+            plan = await boards.form((0, 2, 4, 6), slots=1)
+
+            async def one(far):
+                async with ClusterClient.dial(plan, boards.addresses) as cluster:
+                    board, loop = cluster.boards[far], asyncio.get_running_loop()
+                    send = board.send
+                    board.send = lambda x: loop.call_later(0.003, send, x) if isinstance(x, m.Open) else send(x)
+                    answers.append([c.token for c in await ask(cluster, PROMPT, 3)])
+
+            for _ in range(10):
+                await asyncio.gather(one(1), one(2))
+        return answers
+
+    assert run(go()) == [generate(PROMPT, 3)] * 20
+
+
+def test_slots_are_given_in_the_order_of_the_line_and_positions_are_told(tmp_path):
+    async def go():
+        async with managers(tmp_path, 1, slots=1) as (_, manager):
+            manager.subscribe(1, 2, 3, 4)
+            told = []
+            for seq_id in (1, 2, 3, 4):
+                manager.open("b0", seq_id, wait_s=30)
+            await manager.next(m.Opened, 1)
+            for seq_id in (2, 3, 4):
+                told.append((seq_id, (await manager.next(m.Queued, seq_id)).position))
+            manager.close(3)  # was tired of waiting
+            told.append((4, (await manager.next(m.Queued, 4)).position))
+            manager.close(1)
+            await manager.next(m.Opened, 2)
+            told.append((4, (await manager.next(m.Queued, 4)).position))
+            manager.close(2)
+            await manager.next(m.Opened, 4)
+            return told
+
+    assert run(go()) == [(2, 1), (3, 2), (4, 3), (4, 2), (4, 1)]
+
+
+def test_a_free_slot_is_not_for_who_comes_later_than_the_line(tmp_path):
+    gate = threading.Event()
+
+    async def go():
+        async with managers(tmp_path, 1, slots=1, gates={"b0": gate}) as (boards, manager):
+            manager.subscribe(1, 2, 3)
+            manager.open("b0", 1)
+            opened = await manager.next(m.Opened, 1)
+            manager.open("b1", 1, slot=opened.slot)
+            await manager.next(m.Opened, 1)
+            manager.start(1)
+            engine = boards.agents[0].stage.engine
+            await until(lambda: engine.step_s)
+            manager.open("b0", 2, wait_s=30)
+            await manager.next(m.Queued, 2)
+            manager.close(1)  # in mid-step: the slot is free when the engine says so
+            gate.set()
+            manager.open("b0", 3, wait_s=30)
+            assert (await manager.next(m.Opened, 2)).slot == 0
+            manager.close(2)
+            await manager.next(m.Opened, 3)
+
+    run(go())
+
+
+def test_who_does_not_want_to_wait_or_has_waited_for_long_enough_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.agent.stage._SWEEP_S", 0.01)
+
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6), slots=1)
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+                stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=5, eos=(), logits=True)
+                await anext(stream)
+                boards.agents[0].stage.tokens = lambda message: None  # it goes on for long
+                with pytest.raises(BusyError, match="board b0 is busy: all 1 slots are taken; ask again"):
+                    await ask(cluster, PROMPT, wait_s=0)
+                positions = []
+                with pytest.raises(BusyError, match="none of 1 slots became free within 0.05 s"):
+                    await ask(cluster, PROMPT, wait_s=0.05, queued=positions.append)
+                del boards.agents[0].stage.tokens
+                await stream.aclose()
+                return positions, [c.token for c in await ask(cluster, PROMPT)]
+
+    positions, tokens = run(go())
+    assert positions == [1] and tokens == generate(PROMPT, 10)
+
+
+def test_two_hundred_askers_at_four_slots_of_three_boards(tmp_path):
+    """None is lost, doubled or overtaken."""
+
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+            plan = await boards.form((0, 2, 4, 6), slots=4)
+            order, first = [], boards.agents[0].stage
+            admit = first.admit
+
+            def note(sequence):
+                order.append(tuple(sequence.ids))
+                admit(sequence)
+
+            first.admit = note
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+
+                async def one(i):
+                    ids = [i % 90 + 1, i // 90, 3, *range(i % 7)]
+                    return ids, [c.token for c in await ask(cluster, ids, 4 + i % 5)]
+
+                answers = await asyncio.gather(*(one(i) for i in range(200)))
+                await until(lambda: [a.stage.engine.free_slots for a in boards.agents] == [4, 4, 4])
+            return answers, order
+
+    answers, order = run(go(), 60)
+    assert all(tokens == generate(ids, len(tokens)) for ids, tokens in answers)
+    assert [len(tokens) for _, tokens in answers] == [4 + i % 5 for i in range(200)]
+    assert order == [tuple(ids) for ids, _ in answers]
+
+
+# The same slot everywhere
+
+
+def test_all_boards_have_a_sequence_in_the_slot_of_the_same_number(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+            plan, seen = await boards.form((0, 2, 4, 6), slots=3), []
+            engines = [a.stage.engine for a in boards.agents]
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+
+                async def one(i):
+                    async for chosen in cluster.generate([i + 1, 2], sampling=Sampling(), max_tokens=6, eos=()):
+                        if chosen.position == 4:
+                            held = [{s: h.slot.number for s, h in engine._held.items()} for engine in engines]
+                            common = held[0].keys() & held[1].keys() & held[2].keys()
+                            seen.append(all(held[0][s] == held[1][s] == held[2][s] for s in common))
+
+                await asyncio.gather(*(one(i) for i in range(30)))
+            return seen
+
+    assert run(go()) == [True] * 30
+
+
+def test_what_one_slot_has_all_boards_reuse(tmp_path):
+    """Whichever order closes reach the boards in: the first one chooses."""
+
+    async def go():
+        async with Boards(tmp_path, 3) as boards:
+            plan = await boards.form((0, 2, 4, 6), slots=3, context=200)
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+                texts = [[i, *range(50)] for i in range(3)]
+                delayed = cluster.boards[1]
+                send, loop = delayed.send, asyncio.get_running_loop()
+                delays = iter([0.005, 0.0, 0.003] * 9)
+                delayed.send = lambda x: loop.call_later(next(delays), send, x) if isinstance(x, m.Close) else send(x)
+                for text in texts:
+                    text += [c.token for c in await ask(cluster, text, 5)]
+                reused = []
+                for _ in range(3):
+
+                    async def follow(text):
+                        stats = {}
+                        got = await ask(cluster, [*text, 9], 5, stats=stats)
+                        assert [c.token for c in got] == generate([*text, 9], 5)
+                        reused.extend(s.reused_tokens for s in stats.values())
+                        text += [9, *(c.token for c in got)]
+
+                    before = [len(text) for text in texts]
+                    await asyncio.gather(*(follow(text) for text in texts))
+                    assert sorted(reused) == sorted(n - 1 for n in before for _ in range(3))
+                    reused.clear()
+
+    run(go())
+
+
+def test_the_slot_of_an_answer_that_has_ended_is_free_though_its_manager_sleeps(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.agent.stage._SWEEP_S", 0.01)
+    monkeypatch.setattr("edgellm.agent.admission._ASLEEP_S", 0.05)
+
+    async def go():
+        async with managers(tmp_path, 2, boards=3, cuts=(0, 2, 4, 6), slots=1) as (boards, sleepy, other):
+            sleepy.subscribe(1)
+            sleepy.open("b0", 1)
+            opened = await sleepy.next(m.Opened, 1)
+            for board in ("b1", "b2"):
+                sleepy.open(board, 1, slot=opened.slot)
+                await sleepy.next(m.Opened, 1, board)
+            sleepy.start(1)
+            while not (await sleepy.next(m.Tokens, 1)).finish:
+                pass
+            cluster = ClusterClient(other.plan, list(other.clients.values()))
+            tokens = [c.token for c in await ask(cluster, PROMPT)]
+            sleepy.close(1)  # it wakes up, and still gets what was done for it
+            stats = {board: (await sleepy.next(m.Closed, 1, board)).stats for board in ("b0", "b1", "b2")}
+            return tokens, {board: told.get("prefill_tokens") for board, told in stats.items()}
+
+    tokens, stats = run(go())
+    assert tokens == generate(PROMPT, 10) and stats == dict.fromkeys(("b0", "b1", "b2"), len(PROMPT))
+
+
+def test_an_answer_that_goes_on_keeps_its_slot_whoever_asks_for_that(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.agent.stage._SWEEP_S", 0.01)
+    monkeypatch.setattr("edgellm.agent.admission.SLOT_TIMEOUT_S", 0.1)
+
+    async def go():
+        async with managers(tmp_path, 1, slots=2, context=2000) as (boards, wrong):
+            wrong.subscribe(7)
+            async with ClusterClient.dial(wrong.plan, boards.addresses) as cluster:
+                stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=1500, eos=())
+                tokens = [(await anext(stream)).token]
+                (taken,) = (h.slot.number for h in boards.agents[1].stage.engine._held.values())
+                wrong.open("b1", 7, slot=taken)
+                failed = await anext_failure(wrong, 7)
+                tokens += [c.token async for c in stream]
+                return failed, tokens
+
+    failed, tokens = run(go())
+    assert "is taken by another answer for over 0.1 s" in failed.reason and m.FAILURES[failed.code] == "busy"
+    assert tokens == generate(PROMPT, 1500)
+
+
+async def anext_failure(manager, seq_id):
+    """The failure of a sequence."""
+    async with asyncio.timeout(10):
+        while True:
+            _, message = await manager.events.get()
+            if isinstance(message, m.Failed) and message.seq_id == seq_id:
+                return message
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({}, "slot is None, expected a number from 0 to 1"),
+        ({"slot": 2}, "slot is 2, expected a number from 0 to 1"),
+        ({"slot": -1}, "slot is -1, expected a number from 0 to 1"),
+        ({"slot": True}, "slot is True, expected a number from 0 to 1"),
+        ({"slot": 0, "wait_s": -1}, "wait_s is -1, expected seconds from 0"),
+        ({"slot": 0, "wait_s": "long"}, "wait_s is 'long', expected seconds from 0"),
+        ({"slot": 0, "began": 8}, "began is 8, expected a number from 1 to 7"),
+        ({"slot": 0, "began": 2}, "max_tokens is 5, and the answer has 5 tokens already"),
+        ({"slot": 0, "logprobs": 21}, "logprobs is 21, expected a number from 0 to 20"),
+    ],
+)
+def test_an_open_that_makes_no_sense_is_refused(tmp_path, options, said):
+    async def go():
+        async with managers(tmp_path, 1) as (_, manager):
+            manager.subscribe(1)
+            manager.open("b1", 1, **options)
+            return await anext_failure(manager, 1)
+
+    failed = run(go())
+    assert said in failed.reason and m.FAILURES[failed.code] == "error"
+
+
+# Start
+
+
+def test_a_start_counts_once_and_only_for_who_has_opened(tmp_path):
+    async def go():
+        async with managers(tmp_path, 2) as (boards, manager, stranger):
+            manager.subscribe(1)
+            manager.open("b0", 1)
+            manager.open("b1", 1, slot=(await manager.next(m.Opened, 1, "b0")).slot)
+            await manager.next(m.Opened, 1, "b1")
+            stranger.start(1)
+            stranger.start(99)
+            await stranger.clients["b0"].status()  # it has been there and changed nothing
+            assert boards.agents[0].stage.engine.steps == 0
+            manager.start(1)
+            manager.start(1)
+            ids = []
+            while len(ids) < 5:
+                ids += (await manager.next(m.Tokens, 1)).ids
+            return ids, boards.sections["b0"].calls
+
+    ids, calls = run(go())
+    assert ids == generate(PROMPT, 5) and calls == [(0, 5, 7), (5, 2, 7), (7, 1, 8), (8, 1, 9), (9, 1, 10), (10, 1, 11)]
+
+
+def test_a_start_behind_what_the_slot_holds_fails(tmp_path):
+    async def go():
+        async with managers(tmp_path, 1) as (_, manager):
+            manager.subscribe(1)
+            manager.open("b0", 1, reuse=7)
+            await manager.next(m.Opened, 1)
+            manager.start(1, reuse=3)
+            return (await anext_failure(manager, 1)).reason
+
+    assert run(go()) == "a start at position 3; the slot holds 0 tokens"
+
+
+def test_only_the_first_board_is_started(tmp_path):
+    async def go():
+        async with managers(tmp_path, 1) as (_, manager):
+            client = manager.clients["b1"]
+            client.send(m.Start(manager.plan.epoch, 1))
+            async with asyncio.timeout(5):
+                return str(await client.lost)
+
+    assert "refused: a start; board b1 isn't the first, b0 is" in run(go())
+
+
+def test_a_slot_that_nobody_uses_is_given_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.agent.stage._SWEEP_S", 0.01)
+    monkeypatch.setattr("edgellm.agent.stage.START_TIMEOUT_S", 0.05)
+
+    async def go():
+        async with managers(tmp_path, 1, slots=1) as (boards, manager):
+            manager.subscribe(1)
+            manager.open("b0", 1)
+            failed = await anext_failure(manager, 1)
+            async with ClusterClient.dial(manager.plan, boards.addresses) as cluster:
+                return failed.reason, [c.token for c in await ask(cluster, PROMPT)]
+
+    reason, tokens = run(go())
+    assert "held for 0.05 s without a start" in reason and tokens == generate(PROMPT, 10)
+
+
+# Who waits isn't forgotten
+
+
+def test_who_waits_is_told_when_the_board_stops_or_the_plan_changes(tmp_path):
+    async def go():
+        async with managers(tmp_path, 1, slots=1) as (boards, manager):
+            manager.subscribe(1, 2)
+            manager.open("b0", 1)
+            manager.open("b0", 2, wait_s=30)
+            await manager.next(m.Queued, 2)
+            boards.agents[0].stop()
+            first = await anext_failure(manager, 2)
+            return m.FAILURES[first.code], first.reason, boards.agents[0].stage.running
+
+    assert run(go()) == ("draining", "board b0 is stopping and takes no new prompts", 1)
+
+    async def moved():
+        async with managers(tmp_path, 1, slots=1) as (boards, manager):
+            manager.subscribe(1, 2)
+            manager.open("b0", 1)
+            manager.open("b0", 2, wait_s=30)
+            await manager.next(m.Queued, 2)
+            await boards.form((0, 2, 6), epoch=2)
+            return m.FAILURES[(await anext_failure(manager, 2)).code]
+
+    assert run(moved()) == "epoch"
+
+
+def test_a_manager_that_is_gone_leaves_the_line(tmp_path):
+    async def go():
+        async with managers(tmp_path, 2, slots=1) as (boards, gone, manager):
+            manager.subscribe(1, 3)
+            gone.subscribe(2)
+            manager.open("b0", 1)
+            await manager.next(m.Opened, 1)
+            gone.open("b0", 2, wait_s=30)
+            await gone.next(m.Queued, 2)
+            manager.open("b0", 3, wait_s=30)
+            assert (await manager.next(m.Queued, 3)).position == 2
+            gone.clients["b0"].close()
+            assert (await manager.next(m.Queued, 3)).position == 1
+
+    run(go())
+
+
+def test_leaving_waits_for_no_board(tmp_path):
+    """Not for one that doesn't answer a close, and the slot is free at once."""
+
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6), context=4096, slots=1)
+            boards.agents[1].stage.close = lambda peer, message: None
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+                stream = cluster.generate([1, 2, 3], sampling=Sampling(), max_tokens=2000, eos=())
+                await anext(stream)
+                leaving = asyncio.ensure_future(stream.aclose())
+                for _ in range(5):  # a few turns of the loop, and no answer of any board
+                    await asyncio.sleep(0)
+                assert leaving.done()
+                await until(lambda: boards.agents[0].stage.engine.free_slots == 1)
+
+    run(go())
+
+
+def test_a_board_that_cannot_compute_says_so_and_systemd_is_left_to_restart_it(tmp_path, monkeypatch):
+    fed = []
+    monkeypatch.setattr("edgellm.agent.systemd.watchdog", lambda: fed.append(1))
+    monkeypatch.setattr("edgellm.agent.serve._SWEEP_S", 0.01)
+
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6))
+            engine, swept = boards.agents[1].stage.engine, []
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+                stream = cluster.generate(PROMPT, sampling=Sampling(), max_tokens=40, eos=())
+                await anext(stream)
+
+                def broken(now_s, congested):
+                    raise IndexError("a mistake of ours")
+
+                engine._scheduler.next = broken
+                with pytest.raises(BoardError, match="board b1 .*can't compute any more .*a mistake of ours") as ended:
+                    async for _ in stream:
+                        pass
+                with pytest.raises(BoardError, match="board b1 can't compute any more and has to be restarted"):
+                    await ask(cluster, PROMPT)
+            await until(lambda: not engine.alive)
+            boards.agents[0].stop()  # feeds too, and is none of our business
+            await until(lambda: boards._tasks[0].done())
+            monkeypatch.setattr(boards.agents[1].connections, "sweep", lambda: swept.append(1))
+            await until(lambda: swept)
+            fed.clear()
+            await until(lambda: len(swept) > 3)
+            assert not fed and boards.agents[1].holding.step_s == 0
+            return ended.value.board
+
+    assert run(go()) == "b1"
