@@ -41,7 +41,7 @@ class Granting:
         if sequence.wait_s <= 0:
             raise BusyError(f"all {engine.num_slots} slots are taken; ask again when an answer has ended")
         deadline_s = self._stage.loop.time() + sequence.wait_s
-        self._door.enter(sequence.seq_id, sequence.owner.name, len(sequence.ids), deadline_s)
+        self._door.enter(sequence.seq_id, sequence.owner.identity, len(sequence.ids), deadline_s)
         self._waiting[sequence.seq_id] = sequence
         self._tell()
 
