@@ -1,96 +1,118 @@
-"""The cluster's CA on the controller, and the certificates it signs: one for the manager and one per board.
+"""The identities that the cluster's CA issues: the one that asks from this machine, the boards', and other managers'.
 
-    FOLDER/ca.key  ca.pem                            ca.key never leaves this machine; ca.pem is not secret
-    FOLDER/manager/ca.pem  cert.pem  key.pem         one identity
-    FOLDER/boards/NAME/ca.pem  cert.pem  key.pem     one identity each, pushed to that board
+    CA/…                                                    see controller/authority.py
+    CA/boards/NAME/ca.pem  cert.pem  key.pem  crl.pem  revoked.json   one identity each, pushed to that board
+    MANAGER/ca.pem  cert.pem  key.pem  crl.pem  revoked.json           the identity of this machine, an admin
 
-Keys are ECDSA P-256. A renewed CA certificate keeps its key and its name, so a side with the old one trusts what is
-signed from now on, and the other way round. So boards can be updated one after another.
+edgellm 0.1 kept all of it in one folder: MANAGER's parent. `ensure` moves the CA and the boards out of it.
 """
 
 import contextlib
 import getpass
 import os
 import re
+import shutil
 import socket
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from edgellm.controller.authority import Authority, Issued, Work, has, key_pem, read, read_key, uris
 from edgellm.errors import ClusterError
-from edgellm.files import locked, write_atomically
+from edgellm.files import locked
 from edgellm.plan import BOARD_NAME
-from edgellm.wire.credentials import Identity
+from edgellm.wire.credentials import CRL_FILE, FILES, REVOKED_FILE, Identity, identity_of
 
-CA_DAYS, LEAF_DAYS = 3650, 365
-RENEW_CA_DAYS = 400  # more than a leaf lasts: none outlives the CA it was pushed with
+IDENTITY_FILES = (*FILES, CRL_FILE, REVOKED_FILE)
 RENEW_LEAF_DAYS = 30
-_DRIFT = timedelta(days=1)  # a board without a battery may think it is yesterday
 _LOCK_TIMEOUT_S = 10.0
-_MAX_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
 class Result:
     """What `ensure` did. `boards` are the folders to push, by name; `made` and `renewed` name identities ("ca",
-    "manager", or "board NAME") that are new, or have a new certificate instead of an old one."""
+    "admin NAME", or "board NAME") that are new, or have a new certificate instead of an old one."""
 
     changed: bool
-    folder: Path
+    ca: Path
+    manager: Path
     boards: dict[str, Path]
     made: tuple[str, ...]
     renewed: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _CA:
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-    pem: bytes
+class Revoked:
+    """What `revoke` did. `identities` are those whose certificates don't count any more, from now on or from before."""
+
+    changed: bool
+    identities: tuple[Identity, ...]
 
 
 def ensure(
-    folder: Path | str, boards: list[str], now: datetime | None = None, manager: str | None = None
+    ca: Path | str, manager: Path | str, boards: list[str], *, name: str | None = None, now: datetime | None = None
 ) -> Result:
-    """Make sure that FOLDER has a CA, and valid identities of the manager and of each of `boards`.
+    """Make sure that there are a CA, and valid identities of this machine's manager and of each of `boards`.
 
-    Valid files are left alone, so a second call changes nothing. What is missing, half-written, of another key
-    or CA, or ends within 30 days is made again, each file whole or not at all. Folders of boards that aren't named
-    stay as they are. Raises ClusterError, with the path and the way out, for a CA that can't be used: a new one would
-    lock all boards out that aren't deployed at once.
+    The manager is an admin called `name`, by default as it was before, or USER-HOST. Valid files are left alone, so a
+    second call changes nothing. What is missing, half-written, of another key or CA, revoked, or ends within 30 days is
+    made again, each file whole or not at all. Folders of boards that aren't named stay as they are.
+
+    Raises ClusterError, with the path and the way out, for a CA that can't be used.
     """
-    folder, now = Path(folder).absolute(), (now or datetime.now(UTC)).replace(microsecond=0)
-    for name in boards:
-        if not BOARD_NAME.match(name):
-            raise ClusterError(f"{name!r} is not a board name, expected letters, digits, '.', '_' or '-'")
-    folders = {name: folder / "boards" / name for name in boards}
-    work = _Work()
-    try:
-        with _locked(folder, work):
-            _make_folder(folder / "boards", work)
-            ca = _ensure_ca(folder, now, work)
-            _ensure_leaf(folder / "manager", Identity("manager", manager or default_name(), admin=True), ca, now, work)
-            for name, at in folders.items():
-                _ensure_leaf(at, Identity("board", name), ca, now, work)
-    except OSError as e:
-        raise ClusterError(f"certificates in {folder}: {e.filename or ''}: {(e.strerror or str(e)).lower()}") from None
-    return Result(work.changed, folder, folders, tuple(work.made), tuple(work.renewed))
+    for board in boards:
+        _check_name(board, "a board name")
+    _check_name(name or "x", "a manager's name")
+    ca, manager = Path(ca).absolute(), Path(manager).absolute()
+    folders = {board: ca / "boards" / board for board in boards}
+    with _opened(ca, manager, now) as (authority, work):
+        _ensure_leaf(manager, _own(manager, name), authority, work)
+        for board, folder in folders.items():
+            _ensure_leaf(folder, Identity("board", board), authority, work)
+    return Result(work.changed, ca, manager, folders, tuple(work.made), tuple(work.renewed))
 
 
-def issue(folder: Path | str, identity: Identity, into: Path, now: datetime | None = None) -> None:
-    """Make an identity in the folder `into`, signed by the CA in FOLDER."""
-    folder, now = Path(folder).absolute(), (now or datetime.now(UTC)).replace(microsecond=0)
-    work = _Work()
-    with _locked(folder, work):
-        _ensure_leaf(into, identity, _ensure_ca(folder, now, work), now, work)
+def issue(
+    ca: Path | str, manager: Path | str, identity: Identity, into: Path, *, now: datetime | None = None
+) -> None:
+    """Make another manager's identity in the folder `into`, with a new key. Raises ClusterError."""
+    if identity.name is not None:
+        _check_name(identity.name, "a manager's name")
+    with _opened(Path(ca).absolute(), Path(manager).absolute(), now) as (authority, work):
+        _ensure_leaf(into, identity, authority, work)
+
+
+def revoke(ca: Path | str, manager: Path | str, who: str, *, now: datetime | None = None) -> Revoked:
+    """Revoke every certificate of `who`: a name, or board:NAME or manager:NAME where both have it.
+
+    This machine's own identity, if it is that one, gets a new key at once. Raises ClusterError if there is none of that
+    name, or a board and a manager.
+    """
+    kind, _, name = who.rpartition(":")
+    ca, manager = Path(ca).absolute(), Path(manager).absolute()
+    with _opened(ca, manager, now, must_be_there=True) as (authority, work):
+        found = [one for one in authority.issued if one.name == name and kind in ("", one.identity.role)]
+        roles = {one.identity.role for one in found}
+        if not found:
+            known = sorted({one.name for one in authority.issued if one.revoked is None})
+            raise ClusterError(f"nobody called {who!r} has a certificate. Those who have one: {', '.join(known)}.")
+        if len(roles) > 1:
+            raise ClusterError(f"{name} is a board and a manager. Say which: board:{name} or manager:{name}.")
+        fresh = authority.revoke(found)
+        _ensure_leaf(manager, _own(manager, None), authority, work)
+    return Revoked(bool(fresh), tuple({one.uri: one.identity for one in found}.values()))
+
+
+def issued(ca: Path | str, manager: Path | str) -> list[Issued]:
+    """Return every certificate that the CA has issued, the oldest first. Raises ClusterError."""
+    with _opened(Path(ca).absolute(), Path(manager).absolute(), None, must_be_there=True) as (authority, _):
+        return list(authority.issued)
 
 
 def default_name() -> str:
@@ -107,7 +129,7 @@ def remaining_days(path: Path | str, now: datetime | None = None) -> float:
     """Days until the first certificate in the file at `path` ends, negative after that; raises ClusterError."""
     path = Path(path)
     try:
-        certificate = x509.load_pem_x509_certificate(_read(path))
+        certificate = x509.load_pem_x509_certificate(read(path))
     except OSError as e:
         raise ClusterError(f"certificate file {path}: {(e.strerror or str(e)).lower()}. Deploy again.") from None
     except ValueError:
@@ -115,198 +137,108 @@ def remaining_days(path: Path | str, now: datetime | None = None) -> float:
     return (certificate.not_valid_after_utc - (now or datetime.now(UTC))) / timedelta(days=1)
 
 
-class _Work:
-    """What has been done so far."""
-
-    def __init__(self) -> None:
-        self.changed = False
-        self.made: list[str] = []
-        self.renewed: list[str] = []
+def _check_name(name: str, what: str) -> None:
+    if not BOARD_NAME.match(name):
+        raise ClusterError(f"{name!r} is not {what}, expected letters, digits, '.', '_' or '-', at most 63")
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, work: _Work) -> Iterator[None]:
-    """Hold the lock, because two deploys that start together must not make two CAs."""
-    _make_folder(folder, work)
+def _opened(
+    ca: Path, manager: Path, now: datetime | None, must_be_there: bool = False
+) -> Iterator[tuple[Authority, Work]]:
+    """Open the CA under its lock, because two deploys that start together must not make two CAs."""
+    now, work = (now or datetime.now(UTC)).replace(microsecond=0), Work()
+    old = manager.parent
     try:
-        with locked(folder, _LOCK_TIMEOUT_S):
-            yield
-    except TimeoutError:
-        raise ClusterError(
-            f"certificates in {folder}: another deploy has been at them for {_LOCK_TIMEOUT_S:g} s"
-        ) from None
-
-
-# The CA
-
-
-def _ensure_ca(folder: Path, now: datetime, work: _Work) -> _CA:
-    path, key_path = folder / "ca.pem", folder / "ca.key"
-    again = f"Put {key_path} and {path} back from a backup, or remove {folder} and deploy to all boards for new ones."
-    if not key_path.exists():
-        if path.exists() or any(folder.glob("*/*.pem")) or any(folder.glob("boards/*/*.pem")):
-            raise ClusterError(f"CA of the cluster: {key_path} is missing. {again}")
-        # First the key: what is signed with it can be made again.
-        _write(key_path, _key_pem(ec.generate_private_key(ec.SECP256R1())), 0o600, work)
-        work.made.append("ca")
-    mode = stat.S_IMODE(key_path.stat().st_mode)
-    if mode & 0o077:
-        raise ClusterError(
-            f"CA of the cluster: others may read {key_path} (mode {mode:04o}). Run 'chmod 600 {key_path}' if nobody "
-            f"has read it, else remove {folder} and deploy to all boards."
-        )
-    key = _read_key(key_path)
-    if key is None:
-        raise ClusterError(f"CA of the cluster: {key_path} is damaged. {again}")
-    if path.exists():
-        keep = f"If you can't restore it, remove it and deploy: it is remade from {key_path}, and boards trust it."
-        try:
-            certificate = x509.load_pem_x509_certificate(_read(path))
-        except ValueError:
-            raise ClusterError(f"CA of the cluster: {path} is damaged. {keep}") from None
-        if certificate.public_key() != key.public_key():
-            raise ClusterError(f"CA of the cluster: {path} and {key_path} belong to different CAs. {again}")
-        if certificate.not_valid_before_utc > now:
+        if must_be_there and not (ca / "ca.key").exists() and not (old / "ca.key").exists():
+            raise ClusterError(f"CA of the cluster: {ca} has no ca.key. Deploy first, or attach the disk that has it.")
+        if not ca.is_dir() and (manager / "cert.pem").exists() and not (old / "ca.key").exists():
             raise ClusterError(
-                f"CA of the cluster: {path} is valid from {certificate.not_valid_before_utc:%Y-%m-%d}, this machine's "
-                f"clock says {now:%Y-%m-%d}. Set the clock; if it is right, remove the file and deploy."
+                f"CA of the cluster: there is no folder {ca}, and {manager} has a certificate of it. Attach its disk, "
+                f"put it back from a backup, or set edgellm_ca to where it is. If it is lost, remove {manager}, and "
+                "deploy to all boards for a new CA. Until then asking goes on."
             )
-        if certificate.not_valid_after_utc - now >= timedelta(days=RENEW_CA_DAYS):
-            return _CA(certificate, key, _pem(certificate))
-        work.renewed.append("ca")
-    certificate = _make_ca(key, now)
-    _write(path, _pem(certificate), 0o644, work)
-    return _CA(certificate, key, _pem(certificate))
+        work.make_folder(ca)
+        with locked(ca, _LOCK_TIMEOUT_S):
+            if old != ca:
+                _move_over(old, ca, work)
+            work.make_folder(ca / "boards")
+            holders = [manager, *sorted(p for p in (ca / "boards").iterdir() if p.is_dir())]
+            yield Authority(ca, holders, now, work), work
+    except TimeoutError:
+        raise ClusterError(f"certificates in {ca}: another deploy has been at them for {_LOCK_TIMEOUT_S:g} s") from None
+    except PermissionError as e:
+        raise ClusterError(
+            f"certificates in {ca}: {e.filename or ''}: permission denied. Deploy as the user who owns the CA; asking "
+            f"needs only {manager}."
+        ) from None
+    except OSError as e:
+        raise ClusterError(f"certificates in {ca}: {e.filename or ''}: {(e.strerror or str(e)).lower()}") from None
 
 
-def _make_ca(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
-    public = key.public_key()
-    key_id = x509.SubjectKeyIdentifier.from_public_key(public)
-    # Named for the key: the same again when it is renewed, another in another cluster.
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"edgellm cluster CA {key_id.digest.hex()[:12]}")])
-    builder = _builder(name, name, public, now, CA_DAYS)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
-    builder = builder.add_extension(key_id, critical=False)
-    return builder.sign(key, hashes.SHA256())
+def _move_over(old: Path, ca: Path, work: Work) -> None:
+    """Move a CA of 0.1, and its boards, from `old` into `ca`. ca.key is copied last: with it, the new place counts."""
+    if not (old / "ca.key").exists():
+        return
+    if not (ca / "ca.key").exists():
+        for path in sorted((old / "boards").glob("*/*.pem")):
+            target = ca / path.relative_to(old)
+            work.make_folder(ca / "boards")
+            work.make_folder(target.parent)
+            work.write(target, read(path), 0o600 if path.name == "key.pem" else 0o644)
+        if (old / "ca.pem").exists():
+            work.write(ca / "ca.pem", read(old / "ca.pem"), 0o644)
+        mode = (old / "ca.key").stat().st_mode & 0o777  # one that others may read is to be an error, as it was
+        work.write(ca / "ca.key", read(old / "ca.key"), mode)
+    if not has(ca / "ca.key", read(old / "ca.key")):
+        raise ClusterError(
+            f"CA of the cluster: {ca} and {old} each have a ca.key, and they differ. Move the one away that isn't "
+            "this cluster's."
+        )
+    shutil.rmtree(old / "boards", ignore_errors=True)
+    for name in ("ca.pem", "ca.key"):
+        (old / name).unlink(missing_ok=True)
+    work.changed = True
 
 
-# What it signs
+def _own(manager: Path, name: str | None) -> Identity:
+    """Return the identity of this machine: its name stays as it is unless another is wanted."""
+    if name is None:
+        with contextlib.suppress(OSError, ValueError, x509.ExtensionNotFound):
+            there = identity_of(uris(x509.load_pem_x509_certificate(read(manager / "cert.pem"))))
+            name = there.name if there and there.role == "manager" else None
+    return Identity("manager", name or default_name(), admin=True)
 
 
-def _ensure_leaf(folder: Path, identity: Identity, ca: _CA, now: datetime, work: _Work) -> None:
-    _make_folder(folder, work)
-    who = str(identity)
-    if not _is_good(folder, identity.uri, ca, now):
+def _ensure_leaf(folder: Path, identity: Identity, authority: Authority, work: Work) -> None:
+    work.make_folder(folder)
+    if not _is_good(folder, identity, authority):
         new = not (folder / "cert.pem").exists()
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _make_leaf(key.public_key(), identity, ca, now)
-        _write(folder / "key.pem", _key_pem(key), 0o600, work)
-        _write(folder / "cert.pem", _pem(certificate), 0o644, work)
-        (work.made if new else work.renewed).append(who)
-    if not _has(folder / "ca.pem", ca.pem):
-        _write(folder / "ca.pem", ca.pem, 0o644, work)
+        certificate = authority.sign(identity, key.public_key())
+        work.write(folder / "key.pem", key_pem(key), 0o600)
+        work.write(folder / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        (work.made if new else work.renewed).append(str(identity))
+    work.write(folder / "ca.pem", authority.pem, 0o644)
+    for name in (CRL_FILE, REVOKED_FILE):
+        work.write(folder / name, read(authority.folder / name), 0o644)
 
 
-def _is_good(folder: Path, uri: str, ca: _CA, now: datetime) -> bool:
-    """Whether key and certificate belong together, are this identity's, of this CA, and last for a while."""
+def _is_good(folder: Path, identity: Identity, authority: Authority) -> bool:
+    """Whether key and certificate belong together, are this identity's, of this CA, not revoked, and last a while."""
+    now = authority.now
     try:
-        key = _read_key(folder / "key.pem")
+        key = read_key(folder / "key.pem")
         private = not (folder / "key.pem").stat().st_mode & 0o077  # who could read it may have it
-        certificate = x509.load_pem_x509_certificate(_read(folder / "cert.pem"))
+        certificate = x509.load_pem_x509_certificate(read(folder / "cert.pem"))
         if key is None or not private or certificate.public_key() != key.public_key():
             return False
-        certificate.verify_directly_issued_by(ca.certificate)
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (FileNotFoundError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, UnsupportedAlgorithm):
+        named = uris(certificate)
+    except (FileNotFoundError, ValueError, TypeError, x509.ExtensionNotFound, UnsupportedAlgorithm):
         return False
-    if names.get_values_for_type(x509.UniformResourceIdentifier) != [uri]:
+    if named != [identity.uri] or not authority.has_signed(certificate):
+        return False
+    if certificate.serial_number in authority.revoked:
         return False
     lasts = certificate.not_valid_after_utc - now >= timedelta(days=RENEW_LEAF_DAYS)
     return lasts and certificate.not_valid_before_utc <= now
-
-
-def _make_leaf(public: ec.EllipticCurvePublicKey, identity: Identity, ca: _CA, now: datetime) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.name or "manager")])
-    builder = _builder(name, ca.certificate.subject, public, now, LEAF_DAYS)
-    # Boards dial each other; nothing dials a manager.
-    sides = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH][: 1 if identity.role == "manager" else 2]
-    ca_key_id = ca.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    for extension, critical in (
-        (x509.BasicConstraints(ca=False, path_length=None), True),
-        (_usage(digital_signature=True), True),
-        (x509.ExtendedKeyUsage(sides), False),
-        (x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity.uri)]), False),
-        (x509.SubjectKeyIdentifier.from_public_key(public), False),
-        (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ca_key_id), False),
-    ):
-        builder = builder.add_extension(extension, critical)
-    return builder.sign(ca.key, hashes.SHA256())
-
-
-def _builder(subject, issuer, public, now: datetime, days: int) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _DRIFT)
-        .not_valid_after(now + timedelta(days=days))
-    )
-
-
-def _usage(**allowed: bool) -> x509.KeyUsage:
-    every = (
-        "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
-        "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
-    )  # fmt: skip
-    return x509.KeyUsage(**{name: allowed.get(name, False) for name in every})
-
-
-# Files
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _read(path: Path) -> bytes:
-    with open(path, "rb") as f:
-        return f.read(_MAX_BYTES)
-
-
-def _read_key(path: Path) -> ec.EllipticCurvePrivateKey | None:
-    """None for a file that holds no such key."""
-    try:
-        key = serialization.load_pem_private_key(_read(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        return None
-    return key if isinstance(key, ec.EllipticCurvePrivateKey) else None
-
-
-def _has(path: Path, content: bytes) -> bool:
-    try:
-        return _read(path) == content
-    except FileNotFoundError:
-        return False
-
-
-def _make_folder(path: Path, work: _Work) -> None:
-    if not path.is_dir():
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        work.changed = True
-    if path.stat().st_mode & 0o077:
-        path.chmod(0o700)
-        work.changed = True
-
-
-def _write(path: Path, content: bytes, mode: int, work: _Work) -> None:
-    write_atomically(path, content, mode)
-    work.changed = True

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.controller.certificates import ensure
 from edgellm.errors import BoardError
 from edgellm.manager.client import ClusterClient
 from edgellm.plan import Plan, Section
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
+from tests.certificates import ensure
 from tests.fakes import ask, assign, connect_all, run
 from tests.tiny import CONTEXT, environment, split_tiny
 

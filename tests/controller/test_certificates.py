@@ -14,14 +14,15 @@ from click.testing import CliRunner
 from cryptography import x509
 
 from edgellm.cli import main
-from edgellm.controller import certificates
-from edgellm.controller.certificates import ensure, remaining_days
+from edgellm.controller import authority, certificates
+from edgellm.controller.certificates import remaining_days
 from edgellm.errors import ClusterError
 from edgellm.files import locked
 from edgellm.wire.credentials import client_credentials, server_credentials
+from tests.certificates import ensure
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-IDENTITY = {"ca.pem", "cert.pem", "key.pem"}
+IDENTITY = {"ca.pem", "cert.pem", "key.pem", "crl.pem", "revoked.json"}
 
 
 def days(count: float) -> timedelta:
@@ -44,21 +45,21 @@ def folder(tmp_path):
 
 def test_a_cluster_gets_a_ca_and_an_identity_for_the_manager_and_each_board(tmp_path):
     done = ensure(tmp_path / "a/tls", ["pi1", "pi2"], NOW)
-    assert done.changed and done.folder == tmp_path / "a/tls"
+    assert done.changed and (done.ca, done.manager) == (tmp_path / "a/tls", tmp_path / "a/tls/manager")
     assert done.boards == {name: tmp_path / "a/tls/boards" / name for name in ("pi1", "pi2")}
-    assert (done.made, done.renewed) == (("ca", "manager", "board pi1", "board pi2"), ())
-    ca = x509.load_pem_x509_certificate((done.folder / "ca.pem").read_bytes())
-    uris = {"manager": "edgellm:manager", "boards/pi1": "edgellm:board:pi1", "boards/pi2": "edgellm:board:pi2"}
+    assert (done.made, done.renewed) == (("ca", "admin pc", "board pi1", "board pi2"), ())
+    ca = x509.load_pem_x509_certificate((done.ca / "ca.pem").read_bytes())
+    uris = {"manager": "edgellm:admin:pc", "boards/pi1": "edgellm:board:pi1", "boards/pi2": "edgellm:board:pi2"}
     for name, uri in uris.items():
-        assert {p.name for p in (done.folder / name).iterdir()} == IDENTITY
-        assert (done.folder / name / "ca.pem").read_bytes() == (done.folder / "ca.pem").read_bytes()
-        certificate = x509.load_pem_x509_certificate((done.folder / name / "cert.pem").read_bytes())
+        assert {p.name for p in (done.ca / name).iterdir()} == IDENTITY
+        assert (done.ca / name / "ca.pem").read_bytes() == (done.ca / "ca.pem").read_bytes()
+        certificate = x509.load_pem_x509_certificate((done.ca / name / "cert.pem").read_bytes())
         certificate.verify_directly_issued_by(ca)
         san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         assert list(san) == [x509.UniformResourceIdentifier(uri)]
         assert certificate.not_valid_before_utc == NOW - days(1)  # board clocks drift
         assert certificate.not_valid_after_utc == NOW + days(365)
-        server_credentials(done.folder / name)
+        server_credentials(done.ca / name)
     assert ca.not_valid_after_utc - NOW == days(3650)
 
 
@@ -89,30 +90,32 @@ def test_keys_are_private_from_their_first_byte_whatever_the_umask(tmp_path, mon
     for umask in (0, 0o022, 0o077):
         before = os.umask(umask)
         try:
-            folder = ensure(tmp_path / f"tls{umask}", ["pi1"], NOW).folder
+            folder = ensure(tmp_path / f"tls{umask}", ["pi1"], NOW).ca
         finally:
             os.umask(before)
         for path in [folder, *folder.rglob("*")]:
             mode = stat.S_IMODE(path.stat().st_mode)
             private = path.is_dir() or "key" in path.name
             assert mode & 0o077 == 0 if private else mode == 0o644, path
-    assert set(modes) == {0o600} and len(modes) == 3 * (3 + 8)  # three keys opened and eight files renamed, each time
+    # Each time three keys are opened, and of each of two identities five files are renamed; of the CA, key, certificate
+    # and two lists, and twice the record.
+    assert set(modes) == {0o600} and len(modes) == 3 * (3 + 2 * 5 + 6)
 
 
 def test_a_new_board_gets_its_certificate_and_nothing_else_changes(folder):
     before = snapshot(folder)
     done = ensure(folder, ["pi1", "pi3"], NOW)
     assert (done.made, done.renewed) == (("board pi3",), ()) and list(done.boards) == ["pi1", "pi3"]
-    assert differing(before, snapshot(folder)) == {f"boards/pi3/{name}" for name in IDENTITY}
+    assert differing(before, snapshot(folder)) == {f"boards/pi3/{name}" for name in IDENTITY} | {"issued.json"}
 
 
 def test_what_ends_within_30_days_is_renewed_and_the_rest_is_left(folder):
     ensure(folder, ["pi3"], NOW + days(100))
     before = snapshot(folder)
     done = ensure(folder, ["pi1", "pi2", "pi3"], NOW + days(336))
-    assert (done.changed, done.made, done.renewed) == (True, (), ("manager", "board pi1", "board pi2"))
+    assert (done.changed, done.made, done.renewed) == (True, (), ("admin pc", "board pi1", "board pi2"))
     changed = {f"{i}/{f}" for i in ("manager", "boards/pi1", "boards/pi2") for f in ("cert.pem", "key.pem")}
-    assert differing(before, snapshot(folder)) == changed
+    assert differing(before, snapshot(folder)) == changed | {"issued.json"}
     assert remaining_days(folder / "boards/pi1/cert.pem", NOW + days(336)) == 365
     assert not ensure(folder, ["pi1", "pi2", "pi3"], NOW + days(336)).changed
 
@@ -132,7 +135,7 @@ def test_a_renewed_ca_and_the_one_before_believe_in_the_same_certificates(folder
     shutil.copytree(folder, tmp_path / "then")
     later = NOW + days(3650 - 399)
     done = ensure(folder, ["pi1"], later)
-    assert done.renewed == ("ca", "manager", "board pi1")
+    assert done.renewed == ("ca", "admin pc", "board pi1")
     assert (folder / "ca.key").read_bytes() == (tmp_path / "then/ca.key").read_bytes()
     assert remaining_days(folder / "boards/pi1/ca.pem", later) == 3650
     old, new = tmp_path / "then", folder
@@ -144,7 +147,7 @@ def test_a_renewed_ca_and_the_one_before_believe_in_the_same_certificates(folder
 
 
 def test_a_certificate_never_outlives_the_ca_it_is_pushed_with():
-    assert certificates.RENEW_CA_DAYS > certificates.LEAF_DAYS
+    assert authority.RENEW_CA_DAYS > authority.LEAF_DAYS
 
 
 def half(path):
@@ -176,7 +179,7 @@ def test_an_identity_that_is_spoilt_is_made_again_and_no_other(folder, name):
     before = snapshot(folder)
     done = ensure(folder, ["pi1", "pi2"], NOW)
     assert done.made + done.renewed == ("board pi1",)
-    assert all(path.startswith("boards/pi1/") for path in differing(before, snapshot(folder)))
+    assert all(path.startswith("boards/pi1/") for path in differing(before, snapshot(folder)) - {"issued.json"})
     server_credentials(folder / "boards/pi1")
     assert believes(folder, folder / "boards/pi1")
     assert not ensure(folder, ["pi1", "pi2"], NOW).changed
@@ -217,12 +220,16 @@ def test_every_write_may_be_the_last_and_the_next_run_finishes(tmp_path, monkeyp
         assert ensure(folder, ["pi1"], NOW).changed
         assert not ensure(folder, ["pi1"], NOW).changed
         client_credentials(folder / "manager"), server_credentials(folder / "boards/pi1")
-    assert last == 8  # the CA's two, and three for each identity
+    assert last == 4 + 2 * 6  # the CA's, and for each identity its record and five files
 
 
 BROKEN_CA = {
-    "key missing": (lambda f: (f / "ca.key").unlink(), r"ca\.key is missing\. Put .* back from a backup, or remove"),
-    "both missing": (lambda f: [(f / x).unlink() for x in ("ca.key", "ca.pem")], r"ca\.key is missing"),
+    "key missing": (
+        lambda f: (f / "ca.key").unlink(),
+        r"ca\.key is missing, .* Attach the disk that has it, or put it back from a backup\. If it is lost, remove "
+        r"\S+tls and \S+/manager, and deploy to all boards for a new CA\. Until then asking goes on\.",
+    ),
+    "both missing": (lambda f: [(f / x).unlink() for x in ("ca.key", "ca.pem")], r"ca\.key is missing, and"),
     "key damaged": (lambda f: half(f / "ca.key"), r"ca\.key is damaged\. Put"),
     "certificate damaged": (lambda f: half(f / "ca.pem"), r"ca\.pem is damaged\. .*remove it and deploy: it is remade"),
     "another's key": (
@@ -266,8 +273,8 @@ def test_only_board_names_become_folders(tmp_path, name):
 
 def test_two_at_once_make_one_ca(tmp_path):
     code = (
-        "import sys; from edgellm.controller.certificates import ensure\n"
-        "print(flush=True); input(); print(ensure(sys.argv[1], [sys.argv[2]]).made)"
+        "import sys; from tests.certificates import ensure; from pathlib import Path\n"
+        "print(flush=True); input(); print(ensure(Path(sys.argv[1]), [sys.argv[2]]).made)"
     )
     runs = [
         subprocess.Popen(
@@ -283,7 +290,7 @@ def test_two_at_once_make_one_ca(tmp_path):
         one.stdin.flush()
     made = [one.communicate(timeout=60)[0] for one in runs]
     assert [one.returncode for one in runs] == [0] * 4
-    assert sorted("".join(made).count(f"'{who}'") for who in ("ca", "manager", "board pi0", "board pi1")) == [1] * 4
+    assert sorted("".join(made).count(f"'{who}'") for who in ("ca", "admin pc", "board pi0", "board pi1")) == [1] * 4
     assert not ensure(tmp_path / "tls", ["pi0", "pi1"]).changed
 
 
@@ -310,14 +317,17 @@ def test_remaining_days_count_down_and_a_file_without_a_certificate_is_named(fol
 
 
 def test_the_command_prints_one_json_object_and_no_key(tmp_path):
-    arguments = ["controller", "certificates", "--board", "pi1", "--board", "pi2", "--folder", str(tmp_path / "tls")]
+    ca, manager = tmp_path / "ca", tmp_path / "tls/manager"
+    arguments = ["controller", "certificates", "--board", "pi1", "--board", "pi2", "--name", "me",
+                 "--ca", str(ca), "--manager", str(manager)]  # fmt: skip
     runner = CliRunner()
     first, second = (runner.invoke(main, arguments) for _ in range(2))
     answer = {
         "changed": True,
-        "folder": str(tmp_path / "tls"),
-        "boards": {n: str(tmp_path / "tls/boards" / n) for n in ("pi1", "pi2")},
-        "made": ["ca", "manager", "board pi1", "board pi2"],
+        "ca": str(ca),
+        "manager": str(manager),
+        "boards": {n: str(ca / "boards" / n) for n in ("pi1", "pi2")},
+        "made": ["ca", "admin me", "board pi1", "board pi2"],
         "renewed": [],
     }
     assert (json.loads(first.stdout), first.exit_code) == (answer, 0)

@@ -10,13 +10,13 @@ import pytest
 
 from edgellm import __version__
 from edgellm.controller import examine as examining
-from edgellm.controller.certificates import ensure
 from edgellm.controller.doctor import HERE, Unit, diagnose
 from edgellm.controller.examine import Meter, examine
 from edgellm.controller.script import QUICK_SCRIPT, SCRIPT, parse
 from edgellm.controller.ssh import Done
 from edgellm.errors import BoardError
 from edgellm.manager.cluster_file import ClusterFile, SshAccess
+from tests.certificates import ensure
 from tests.controller.shards import whole_manifest, write_model
 from tests.fakes import LAYERS, Boards, block, make_manifest, make_plan, run
 

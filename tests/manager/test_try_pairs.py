@@ -10,10 +10,9 @@ from datetime import timedelta
 
 import pytest
 
-from edgellm.controller.certificates import ensure
 from edgellm.manager.pairs import HERE, try_pairs
 from edgellm.wire import messages as m
-from tests.certificates import NOW, make_cluster
+from tests.certificates import NOW, ensure, make_cluster
 from tests.fakes import Boards, run
 
 

@@ -87,7 +87,8 @@ THEY = {
     ],
 )
 def test_a_board_refuses_such_a_certificate_and_the_other_side_is_told(cluster, who, why):
-    shutil.copy(cluster / "ca.pem", cluster / who / "ca.pem")  # it would believe the board
+    for name in ("ca.pem", "crl.pem"):  # it would believe the board
+        shutil.copy(cluster / name, cluster / who / name)
     client, server = pair(cluster, who)
     assert shake(client, server) == [REFUSED.format("this manager's") + THEY[why], why]
     assert not server.done and server.identity is None

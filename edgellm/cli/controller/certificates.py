@@ -1,32 +1,76 @@
-"""`edgellm controller certificates`: the CA, and the certificates that it signs."""
+"""`edgellm controller certificates`, `revoke` and `manager`: what the cluster's CA signs and revokes."""
 
 import json
 from pathlib import Path
 
 import click
 
+_FOLDERS = [
+    click.option("--ca", type=click.Path(path_type=Path, file_okay=False),
+                 help="Folder of the CA.  [default: ca in the user's config folder]"),
+    click.option("--manager", type=click.Path(path_type=Path, file_okay=False),
+                 help="Folder of this machine's identity.  [default: tls/manager in the user's config folder]"),
+]  # fmt: skip
+
+
+def _with_folders(command):
+    for option in reversed(_FOLDERS):
+        command = option(command)
+    return command
+
+
+def _folders(ca: Path | None, manager: Path | None) -> tuple[Path, Path]:
+    import platformdirs
+
+    config = Path(platformdirs.user_config_dir("edgellm"))
+    return ca or config / "ca", manager or config / "tls" / "manager"
+
 
 @click.command()
 @click.option("--board", "boards", multiple=True, metavar="NAME", help="A board that needs a certificate (repeatable).")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
-              help="Folder for the certificates.  [default: tls in the user's config folder]")  # fmt: skip
-def certificates(boards, folder):
-    """Make or renew the cluster's CA, the manager's certificate and the boards'.
+@click.option("--name", metavar="NAME",
+              help="This machine's name as a manager.  [default: as before, or USER-HOST]")  # fmt: skip
+@_with_folders
+def certificates(boards, name, ca, manager):
+    """Make or renew the cluster's CA, this machine's certificate and the boards'.
 
-    Certificates that stay valid for 30 more days are left alone. Prints a JSON object: changed, folder, boards (the
-    folder to push to each), made and renewed.
+    Certificates that stay valid for 30 more days are left alone. Prints a JSON object: changed, ca, manager (the
+    folders), boards (the folder to push to each), made and renewed.
 
     \b
     Examples:
       edgellm controller certificates --board pi1 --board pi2
     """
-    import platformdirs
-
     from edgellm.controller.certificates import ensure
 
-    done = ensure(folder or Path(platformdirs.user_config_dir("edgellm")) / "tls", list(boards))
+    done = ensure(*_folders(ca, manager), list(boards), name=name)
     answer = {
-        "changed": done.changed, "folder": str(done.folder), "boards": {n: str(f) for n, f in done.boards.items()},
-        "made": list(done.made), "renewed": list(done.renewed),
+        "changed": done.changed, "ca": str(done.ca), "manager": str(done.manager),
+        "boards": {n: str(f) for n, f in done.boards.items()}, "made": list(done.made), "renewed": list(done.renewed),
+    }  # fmt: skip
+    click.echo(json.dumps(answer))
+
+
+@click.command()
+@click.argument("name")
+@_with_folders
+def revoke(name, ca, manager):
+    """Revoke every certificate of a board or of a manager.
+
+    Prints a JSON object: changed, who (for example ["board pi2"]), boards (the names of boards among them), and admin:
+    whether one of them could plan.
+
+    \b
+    Examples:
+      edgellm controller revoke pi2
+      edgellm controller revoke manager:anna
+    """
+    from edgellm.controller.certificates import revoke as revoke_certificates
+
+    done = revoke_certificates(*_folders(ca, manager), name)
+    answer = {
+        "changed": done.changed, "who": [str(one) for one in done.identities],
+        "boards": [one.name for one in done.identities if one.role == "board"],
+        "admin": any(one.admin for one in done.identities),
     }  # fmt: skip
     click.echo(json.dumps(answer))
