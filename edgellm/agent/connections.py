@@ -58,6 +58,11 @@ class Connections:
         for peer in (*self.peers, *self.strangers):
             peer.protocol.max_step_bytes = self._step_bytes()
 
+    def refuse_revoked(self, serials: frozenset[int]) -> None:
+        """End connections whose certificate has been revoked since their handshake."""
+        for peer in [p for p in (*self.strangers, *self.peers) if p.serial in serials]:
+            peer.refuse(f"the certificate of {peer.identity or peer.name} has been revoked")
+
     def close(self) -> None:
         """End all connections."""
         for peer in [*self.strangers, *self.peers]:

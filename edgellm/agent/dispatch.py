@@ -10,6 +10,7 @@ from edgellm.agent.reaching import Reaching
 from edgellm.agent.stage import Stage
 from edgellm.errors import BusyError, EdgellmError
 from edgellm.wire import messages as m
+from edgellm.wire.credentials import may_only_ask
 from edgellm.wire.peer import Peer
 from edgellm.wire.status import BoardStatus
 
@@ -40,6 +41,8 @@ class Dispatcher:
     def message(self, peer: Peer, message: object) -> None:
         """Act on a message, or refuse it."""
         match message:
+            case m.Claim() | m.Assign() | m.Commit() | m.Reach() if not (peer.identity and peer.identity.admin):
+                self._refuse_planning(peer, message)
             case m.Ping():
                 peer.send(report.pong(self._holding.stage, message.number))
             case m.AskStatus():
@@ -59,6 +62,17 @@ class Dispatcher:
                 self._fail(peer, message, "draining", f"board {self._board} is stopping and takes no new prompts")
             case m.Open() | m.Start() | m.Close() | m.Hidden() | m.Tokens() | m.Trace():
                 self._to_stage(peer, message)
+
+    def _refuse_planning(self, peer: Peer, message: m.Claim | m.Assign | m.Commit | m.Reach) -> None:
+        """Answer one who may only ask."""
+        what = "have boards dial each other" if isinstance(message, m.Reach) else "change the plan"
+        error = may_only_ask(str(peer.identity or peer.name), what)
+        log.info("refused a %s of %s: %s", type(message).__name__.lower(), peer.address, error)
+        if isinstance(message, m.Reach):
+            peer.send(m.Reached({"error": error}, message.request))
+            return
+        answer = {m.Claim: m.Claimed, m.Assign: m.Assigned, m.Commit: m.Committed}[type(message)]
+        peer.send(answer({"error": error, "epoch": self._holding.epoch}, message.request))
 
     def _to_stage(self, peer: Peer, message: _OfSequence) -> None:
         stage = self._holding.stage
@@ -115,7 +129,10 @@ class Dispatcher:
             self._holding.claim(peer, content)
         except EdgellmError as e:
             error = str(e)
-            log.info("refused a claim of %s: %s", peer.address, error)
+            log.info("refused a claim of %s (%s): %s", peer.name, peer.address, error)
+        else:
+            if content.get("epoch") is not None:
+                log.info("%s (%s) claims this board for epoch %d", peer.name, peer.address, content["epoch"])
         return {"error": error, "epoch": self._holding.epoch}
 
     async def _change(self, peer: Peer, message: m.Assign | m.Commit) -> None:
@@ -126,6 +143,7 @@ class Dispatcher:
                 done = await self._holding.prepare(peer, message.content)
             else:
                 done = await self._holding.commit(peer, message.content.get("epoch"))
+                log.info("%s (%s) has committed epoch %d", peer.name, peer.address, message.content["epoch"])
         except EdgellmError as e:
             error = str(e)
             log.warning("refused a section: %s", error)

@@ -48,7 +48,7 @@ class Agent:
         self.manifest = Manifest.read(options.shards)
         self.port = options.port  # the real one after listening, where 0 was asked for
         self._server_tls = server_credentials(options.tls) if options.tls else None
-        client_tls = client_credentials(options.tls) if options.tls else None
+        self._client_tls = client_tls = client_credentials(options.tls) if options.tls else None
         self.holding = Holding(
             options.name, self.manifest, options.shards, load, ram_bytes=options.ram_bytes, tls=client_tls
         )
@@ -129,6 +129,17 @@ class Agent:
             if self.holding.alive and self.holding.step_s < STEP_TIMEOUT_S:
                 systemd.watchdog()
             self.connections.sweep()
+            self._refuse_revoked()
+
+    def _refuse_revoked(self) -> None:
+        """End connections, theirs and ours, whose certificate has been revoked: a handshake is only at their start."""
+        if self._server_tls is None or self._client_tls is None:
+            return
+        serials = self._server_tls.revoked
+        if serials:
+            self.connections.refuse_revoked(serials)
+            for peer in [p for p in self._client_tls.dialled if p.serial in serials]:
+                peer.refuse(f"the certificate of board {peer.name} has been revoked")
 
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.options.drain_s

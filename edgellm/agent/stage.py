@@ -182,7 +182,7 @@ class Stage:
             link.ensure()
         sequence.owner.send(m.Opened(self.epoch, seq_id, sequence.reused, self.engine.batches, sequence.slot))
         log.info(
-            "sequence %x of %s opened in slot %d, %d tokens, %d of them held, epoch %d", seq_id, sequence.owner.name,
+            "%s asks: sequence %x in slot %d, %d tokens, %d of them held, epoch %d", sequence.owner.name, seq_id,
             sequence.slot, len(ids), sequence.reused, self.epoch,
         )  # fmt: skip
 

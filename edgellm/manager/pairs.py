@@ -10,6 +10,7 @@ from edgellm.manager.connections import Connections
 from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address
 from edgellm.wire.credentials import Credentials
+from edgellm.wire.printable import printable
 from edgellm.wire.reach import MAX_DIALS, MAX_TRIES, REACH_TIMEOUT_S, Outcome, outcomes_of, reach_content
 
 HERE = "this machine"
@@ -85,4 +86,6 @@ async def _ask(client: BoardClient, some: Mapping[str, Address]) -> dict[str, Ou
     # A board dials a few at a time, so many boards that are lost take several times as long.
     timeout_s = REACH_TIMEOUT_S * -(-len(some) // MAX_DIALS) + _SPARE_S
     answer = await client.ask(m.Reach(reach_content(some)), m.Reached, timeout_s)
+    if error := answer.content.get("error"):
+        raise BoardError(printable(str(error))[:300], client.name)
     return outcomes_of(answer.content, some)

@@ -6,6 +6,7 @@ import logging
 import os
 import ssl
 import stat
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +78,7 @@ class Credentials:
 
     def __init__(self, folder: Path | str, server_side: bool):
         self.folder, self.server_side = Path(folder), server_side
+        self.dialled: weakref.WeakSet[Any] = weakref.WeakSet()  # the Peers that were reached with these
         self._stamps = self._look()
         self._loaded = _load(self.folder, server_side)
 
@@ -129,6 +131,14 @@ def manager_name(credentials: Credentials | None) -> str:
     """Return what a manager calls itself in its hello: the name in its certificate, if it has one that names it."""
     identity = credentials and credentials.identity
     return identity.name if identity and identity.name is not None else "edgellm"
+
+
+def may_only_ask(who: str, what: str) -> str:
+    """Return the sentences for an identity that wants to plan and may not."""
+    return (
+        f"{who} may ask, but not {what}: only an admin may. Do it on an admin's machine, or have an admin's identity "
+        "made with 'edgellm manager NAME --admin'."
+    )
 
 
 def shown_by(tls: ssl.SSLObject) -> tuple[Identity | None, int | None]:

@@ -45,6 +45,8 @@ async def connect(
             raise RemoteProtocolError(peer.lost)
         if board is not None and peer.name != board:
             raise RemoteProtocolError(f"calls itself {peer.name}; is the address right?")
+        if tls is not None:
+            tls.dialled.add(peer)
         return peer
     except TimeoutError:
         code, reason = "timeout", f"no answer within {timeout_s:g} s"

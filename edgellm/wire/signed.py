@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 from edgellm.errors import ClusterError, PlanError, TagError
 from edgellm.plan import BOARD_NAME, Plan
 from edgellm.wire.addresses import Address, parse_address
-from edgellm.wire.credentials import CRL_FILE, FILES, REVOKED_FILE, Identity, identity_of, read_revoked
+from edgellm.wire.credentials import (
+    CRL_FILE,
+    FILES,
+    REVOKED_FILE,
+    Identity,
+    identity_of,
+    may_only_ask,
+    read_revoked,
+)
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -63,14 +71,6 @@ def sign(plan: Plan, addresses: Mapping[str, Address], identity_folder: Path | N
     signature = key.sign(_signed_bytes(content), ec.ECDSA(hashes.SHA256()))
     pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
     return {**content, "certificate": pem, "signature": base64.b64encode(signature).decode()}
-
-
-def may_only_ask(who: str, what: str) -> str:
-    """Return the sentences for an identity that wants to plan and may not."""
-    return (
-        f"{who} may ask, but not {what}: only an admin may. Do it on an admin's machine, or have an admin's identity "
-        "made with 'edgellm manager NAME --admin'."
-    )
 
 
 class Trust:
