@@ -20,15 +20,10 @@ _MAX_CHANGES = 4  # assigns and commits that wait for each other
 
 
 class Dispatcher:
-    """The messages of all peers of `board`. `status()` is its status now; `section_changed()` is called when it may
-    hold another section."""
+    """The messages of all peers of `board`. `status()` is its status now."""
 
-    def __init__(
-        self, board: str, holding: Holding, reaching: Reaching, status: Callable[[], BoardStatus],
-        section_changed: Callable[[], None],
-    ):  # fmt: skip
-        self._board, self._holding, self._reaching = board, holding, reaching
-        self._status, self._section_changed = status, section_changed
+    def __init__(self, board: str, holding: Holding, reaching: Reaching, status: Callable[[], BoardStatus]):
+        self._board, self._holding, self._reaching, self._status = board, holding, reaching, status
         self._changes = 0
         self._tasks: set[asyncio.Task] = set()
 
@@ -152,6 +147,5 @@ class Dispatcher:
             log.exception("could not load a section")
         finally:
             self._changes -= 1
-        self._section_changed()
         answer = m.Assigned if isinstance(message, m.Assign) else m.Committed
         peer.send(answer({"error": error, "epoch": self._holding.epoch, **done}, message.request))

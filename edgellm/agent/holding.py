@@ -85,6 +85,12 @@ class Holding:
             free += self._need(self.stage.plan).kv
         return min(free, self._ram_bytes) if self._ram_bytes else free
 
+    def holds_for(self, peer: Peer) -> bool:
+        """Return whether something would be lost with this manager: its claim, or its answers."""
+        return (self._claim is not None and self._claim[0] is peer) or (
+            self.stage is not None and self.stage.has_owner(peer)
+        )
+
     def claim(self, peer: Peer, content: dict) -> None:
         """Let `peer` change the plan. Raises ClaimError if another does, or if it is wrong about what we hold."""
         epoch, replaces = content.get("epoch"), content.get("replaces")

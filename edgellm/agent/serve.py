@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from edgellm.agent import measure, report, systemd
+from edgellm.agent import journal, measure, report, systemd
 from edgellm.agent.connections import Connections
 from edgellm.agent.dispatch import Dispatcher
 from edgellm.agent.holding import Holding, in_own_thread
@@ -22,9 +22,10 @@ from edgellm.agent.tune import state_folder, take_cores
 from edgellm.config import STEP_TIMEOUT_S
 from edgellm.errors import BoardError
 from edgellm.kernels import library
-from edgellm.limits import MAX_STEP_BYTES
+from edgellm.limits import MAX_CHOICES
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.verified import verified
+from edgellm.wire import messages as m
 from edgellm.wire.credentials import client_credentials, server_credentials
 from edgellm.wire.listener import Listener, listen
 from edgellm.wire.peer import Peer
@@ -33,7 +34,7 @@ from edgellm.wire.status import BoardStatus
 log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
 _SWITCH_S = 0.0005  # the longest that a finished step waits for the event loop's thread; Python's default is 5 ms
-_IDLE_STEP_BYTES = 64 << 10  # largest step frame while no plan says how large they are
+_SMALL_BYTES = 64 << 10  # what a sender may always send: no plan is needed, and nothing is lost by it
 
 
 class Agent:
@@ -53,8 +54,10 @@ class Agent:
             options.name, self.manifest, options.shards, load, ram_bytes=options.ram_bytes, tls=client_tls
         )
         reaching = Reaching(options.name, client_tls)
-        self.dispatcher = Dispatcher(options.name, self.holding, reaching, self._status, self._section_changed)
-        self.connections = Connections(options.name, self.dispatcher.message, self._lost, self._step_bytes)
+        self.dispatcher = Dispatcher(options.name, self.holding, reaching, self._status)
+        self.connections = Connections(
+            options.name, self.dispatcher.message, self._lost, self._largest, self._busy, self._place_of
+        )
         self._layer_s = self._head_s = 0.0
         self._stop = asyncio.Event()
 
@@ -129,6 +132,7 @@ class Agent:
             if self.holding.alive and self.holding.step_s < STEP_TIMEOUT_S:
                 systemd.watchdog()
             self.connections.sweep()
+            journal.sparing.sum_up()
             self._refuse_revoked()
 
     def _refuse_revoked(self) -> None:
@@ -154,14 +158,27 @@ class Agent:
     def _status(self) -> BoardStatus:
         return report.board_status(self.options, self.holding, self._layer_s, self._head_s)
 
-    def _section_changed(self) -> None:
-        self.connections.section_changed()
+    def _busy(self, peer: Peer) -> bool:
+        return self.holding.holds_for(peer)
 
-    def _step_bytes(self) -> int:
-        if self.stage is None:
-            return _IDLE_STEP_BYTES
-        chunk = max(self.stage.plan.chunk, self.stage.plan.context)  # a trace is a whole sequence
-        return min(chunk * (self.manifest.hidden_size + 1) * 4, MAX_STEP_BYTES)  # and its ids
+    def _place_of(self, board: str) -> str | None:
+        """Return the host on which the plan has a board."""
+        address = self.stage.addresses.get(board) if self.stage is not None else None
+        return None if address is None else address[0]
+
+    def _largest(self, sender: m.Hello, message: type[m.Message]) -> int:
+        """Return the largest body, in bytes, that `sender` may need for such a message now."""
+        stage = self.stage
+        token_bytes = 4 * (self.manifest.hidden_size + 1)  # its id, and its hidden state
+        if message is m.Hidden:
+            before = stage is not None and sender.name == stage.hidden_from
+            most = token_bytes * max(stage.plan.chunk, MAX_CHOICES) if before and stage else 0
+            return m.Hidden.OVERHEAD + max(_SMALL_BYTES, most)
+        if message is m.Trace:
+            return m.Hidden.OVERHEAD + max(_SMALL_BYTES, token_bytes * stage.plan.context if stage else 0)
+        if message is m.Open:
+            return m.Open.OPTIONS_LIMIT + max(_SMALL_BYTES, 4 * stage.plan.context if stage else 0)
+        return message.LIMIT
 
 
 async def serve(options: AgentOptions, ready=lambda agent: None, until_eof=None) -> None:

@@ -155,6 +155,10 @@ class Stage:
         stats = self._ended.take(peer, seq_id) if sequence is None else self._drop(seq_id)
         peer.send(m.Closed(self.epoch, seq_id, {} if stats is None else stats.to_dict()))
 
+    def has_owner(self, peer: Peer) -> bool:
+        """Return whether a manager has sequences here."""
+        return any(s.owner is peer for s in self._sequences.values())
+
     def manager_lost(self, peer: Peer) -> None:
         """Free what the manager's sequences hold here."""
         self._door.forget(peer)

@@ -46,15 +46,12 @@ def agent(shards, listen, name, threads, cores, path, ram, drain_seconds, tls, a
     import asyncio
     import socket
 
+    from edgellm.agent import journal
     from edgellm.agent.cores import parse_list
     from edgellm.agent.serve import AgentOptions, serve
     from edgellm.plan import BOARD_NAME, parse_size
 
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )  # fmt: skip
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    journal.begin(logging.DEBUG if verbose else logging.INFO)
     host, port = _address(listen)
     name = name or socket.gethostname().split(".")[0]
     if not BOARD_NAME.match(name):

@@ -4,7 +4,7 @@ A frame is a 4-byte big-endian length of what follows, one byte of type, and the
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from edgellm.errors import RemoteProtocolError
 
@@ -31,9 +31,20 @@ class FrameReader:
         """True while a frame has begun and not ended."""
         return bool(self._buffer) or self._type is not None
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+    @property
+    def buffered(self) -> int:
+        """Bytes that are held: of the frame that has begun, and of those behind it."""
+        return len(self._buffer)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `feed` would get further without more bytes."""
+        return len(self._buffer) >= self._need
+
+    def feed(self, data: bytes) -> Generator[tuple[int, bytes], None, None]:
         """Take bytes and yield the frames that they complete, one at a time: a frame's prefix is looked at only when
-        the frame before it has been dealt with. Raises RemoteProtocolError at the first bad prefix."""
+        the frame before it has been dealt with. Frames that aren't taken stay. Raises RemoteProtocolError at the first
+        bad prefix."""
         self._buffer += data
         offset = 0
         try:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from edgellm.config import FRAME_TIMEOUT_S, HELLO_TIMEOUT_S, WRITE_TIMEOUT_S
 from edgellm.errors import LocalProtocolError, RemoteProtocolError
@@ -15,10 +15,14 @@ from edgellm.wire.reasons import connection_reason
 from edgellm.wire.tls import Channel
 
 _TURN = 16  # messages that a peer who dialled us gets answered before others have their turn
+_UNREAD_BYTES = 1 << 20  # that may wait for the side that listens; beyond it doesn't keep up
+_UNREAD_ANSWER_BYTES = 256 << 10  # that may wait for the side that dialled: a pong isn't to stand behind much more
+_UNSENT_BYTES = 128 << 10  # of these, in the system's buffer
 
 
 class Peer(asyncio.Protocol):
-    """One connection. Calls `on_message(peer, message)` for each message and, once, `on_lost(peer, reason)`.
+    """One connection. Calls `on_message(peer, message)` for each message and, once, `on_lost(peer, reason)`. While a
+    message's bytes come in, `on_buffered(peer)` is called: `buffered` are those that are held.
 
     Closes by itself on a bad frame, a missing hello, half a frame that isn't completed, and a peer that doesn't read;
     with a TLS `channel`, also on a hello that isn't by whom the peer's certificate names.
@@ -30,6 +34,7 @@ class Peer(asyncio.Protocol):
         on_message: Callable[["Peer", Message], None],
         on_lost: Callable[["Peer", str], None],
         channel: Channel | None = None,
+        on_buffered: Callable[["Peer"], None] | None = None,
     ):
         self.protocol = protocol
         self.ready: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
@@ -37,7 +42,7 @@ class Peer(asyncio.Protocol):
         self.lost: str | None = None  # why the connection ended
         self.sent_bytes = 0
         self.last_heard_s = asyncio.get_running_loop().time()
-        self._on_message, self._on_lost = on_message, on_lost
+        self._on_message, self._on_lost, self._on_buffered = on_message, on_lost, on_buffered
         self._channel = channel
         self._transport: asyncio.Transport | None = None
         self._can_write = asyncio.Event()
@@ -54,13 +59,15 @@ class Peer(asyncio.Protocol):
         if self.lost is not None:  # given up before it stood
             self._hang_up(transport)
             return
-        transport.set_write_buffer_limits(high=1 << 20)
+        transport.set_write_buffer_limits(high=_UNREAD_BYTES if self.protocol.dials else _UNREAD_ANSWER_BYTES)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # a cut cable: unacknowledged bytes end the connection
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT_S * 1000))
+            if hasattr(socket, "TCP_NOTSENT_LOWAT") and not self.protocol.dials:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         name = transport.get_extra_info("peername")
         self.address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "?"
         self._arm("hello", HELLO_TIMEOUT_S, f"no hello within {HELLO_TIMEOUT_S:g} s")
@@ -91,7 +98,7 @@ class Peer(asyncio.Protocol):
 
     def _read(self, data: bytes) -> None:
         try:
-            messages = self.protocol.receive_data(data)
+            messages = self.protocol.receive_data(data, None if self.protocol.dials else _TURN)
         except RemoteProtocolError as e:
             encrypted = self._channel is None and self.protocol.peer is None and data.startswith(b"\x15\x03")
             self._end("it speaks TLS, and this side has no certificate" if encrypted else str(e))
@@ -108,12 +115,19 @@ class Peer(asyncio.Protocol):
             self._disarm("frame")  # the time is a frame's own
         self._time_frame()
         self._received.extend(messages)
+        if self._on_buffered is not None and self.lost is None:
+            self._on_buffered(self)
         self._hand_over()
 
     def eof_received(self) -> None:
-        while self._received and self.lost is None:  # messages sent before the peer hung up still count
-            self._give(self._received.popleft())
         try:
+            while self.lost is None:  # messages sent before the peer hung up still count
+                if self._received:
+                    self._give(self._received.popleft())
+                elif self.protocol.pending:
+                    self._received.extend(self.protocol.receive_more(_TURN))
+                else:
+                    break
             self.protocol.receive_data(b"")
             self._end(self._closed())
         except RemoteProtocolError as e:
@@ -132,10 +146,15 @@ class Peer(asyncio.Protocol):
         self._can_write.set()
         self._disarm("write")
         self._release("write")
-        if self._received:
+        if self._received or self.protocol.pending:
             asyncio.get_running_loop().call_soon(self._hand_over)
 
     # ours
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received that aren't a message yet."""
+        return self.protocol.buffered
 
     @property
     def congested(self) -> bool:
@@ -173,6 +192,15 @@ class Peer(asyncio.Protocol):
     async def drain(self) -> None:
         """Wait until the peer has read enough to write more."""
         await self._can_write.wait()
+
+    async def send_bulk(self, messages: Iterable[Message]) -> None:
+        """Write messages one at a time, each once the peer has read enough of those before, so that what is sent
+        meanwhile, such as a pong, waits for a few at most. Ends early on a lost connection."""
+        for message in messages:
+            await self.drain()
+            if self.lost is not None:
+                return
+            self.send(message)
 
     def pause_reading(self) -> None:
         """Read nothing from the peer until `resume_reading`."""
@@ -213,13 +241,18 @@ class Peer(asyncio.Protocol):
     def _hand_over(self) -> None:
         """Hand messages to the owner. A peer that dialled us gets a few answered at a time, so that others have their
         turn, and none while our answers to it lie unread."""
+        if not self._received and self.protocol.pending and "write" not in self._holds:
+            try:
+                self._received.extend(self.protocol.receive_more(_TURN))
+            except RemoteProtocolError as e:
+                self._end(str(e))
         for _ in range(len(self._received) if self.protocol.dials else _TURN):
             if self.lost is not None:  # by what the last message led to, so those behind it are dropped
                 self._received.clear()
             if not self._received or "write" in self._holds:
                 break
             self._give(self._received.popleft())
-        if self._received and "write" not in self._holds:
+        if self.lost is None and (self._received or self.protocol.pending) and "write" not in self._holds:
             self._hold("turn")
             asyncio.get_running_loop().call_soon(self._hand_over)
         else:

@@ -6,10 +6,12 @@
         ...
 """
 
+import contextlib
 import enum
+import itertools
+from collections.abc import Callable, Generator
 
 from edgellm.errors import LocalProtocolError, RemoteProtocolError
-from edgellm.limits import MAX_STEP_BYTES
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader
 
@@ -36,21 +38,25 @@ class State(enum.Enum):
     CLOSED = "nothing more is received or sent"
 
 
+def _largest(sender: m.Hello, message: type[m.Message]) -> int:
+    return message.LIMIT
+
+
 class Protocol:
     """One connection. `me` is this side's hello; `dials` is True on the side that opened the connection.
 
     `peer` is the other side's hello, once it has come; then `version` is the newest that both sides speak.
-    `max_step_bytes` bounds ids and tensor of a hidden or trace frame; an agent sets it from its plan. The order of
+    `limit(sender's hello, message)` is the largest body in bytes that the sender may need for such a message now; never
+    more than the message's own limit counts. The order of
     messages within a sequence, and of those that change a plan, is kept by the two sides themselves (docs/wire.md, "One
     answer" and "Changing the plan").
     """
 
-    def __init__(self, me: m.Hello, dials: bool, max_step_bytes: int = MAX_STEP_BYTES):
+    def __init__(self, me: m.Hello, dials: bool, limit: Callable[[m.Hello, type[m.Message]], int] = _largest):
         self.state = State.GREETING
         self.peer: m.Hello | None = None
         self.version = me.version
-        self.max_step_bytes = max_step_bytes
-        self._me, self.dials = me, dials
+        self._me, self.dials, self._limit = me, dials, limit
         self._reader = FrameReader(self._limit_of)
         self._out: list[bytes] = []
         if dials:
@@ -61,11 +67,22 @@ class Protocol:
         """Whether a frame has begun and not ended."""
         return self._reader.partial
 
-    def receive_data(self, data: bytes) -> list[m.Message]:
+    @property
+    def buffered(self) -> int:
+        """Bytes received that aren't a message yet."""
+        return self._reader.buffered
+
+    @property
+    def pending(self) -> bool:
+        """Whether `receive_more` would get further."""
+        return self.state is not State.CLOSED and self._reader.ready
+
+    def receive_data(self, data: bytes, most: int | None = None) -> list[m.Message]:
         """Take bytes from the peer and return the messages that they complete, its hello included.
 
-        Raises RemoteProtocolError for what the protocol doesn't allow; then `data_to_send` holds a refusal: send it and
-        close the connection. An empty `data` means that the peer ended the stream.
+        With `most`, no more than that: the bytes of the others wait for `receive_more`, because as messages they may
+        take many times the memory. Raises RemoteProtocolError for what the protocol doesn't allow; then `data_to_send`
+        holds a refusal: send it and close the connection. An empty `data` means that the peer ended the stream.
         """
         if self.state is State.CLOSED:
             return []
@@ -74,16 +91,31 @@ class Protocol:
                 self.state = State.CLOSED
                 self._reader.at_end()
                 return []
-            received: list[m.Message] = []
-            for type_, body in self._reader.feed(data):
+            return self._messages(self._reader.feed(data), most)
+        except RemoteProtocolError as e:
+            self.refuse(str(e))
+            raise
+
+    def receive_more(self, most: int) -> list[m.Message]:
+        """Return at most so many further messages of the bytes that wait. Raises RemoteProtocolError as `receive_data`
+        does."""
+        if self.state is State.CLOSED:
+            return []
+        try:
+            return self._messages(self._reader.feed(b""), most)
+        except RemoteProtocolError as e:
+            self.refuse(str(e))
+            raise
+
+    def _messages(self, frames: Generator[tuple[int, bytes], None, None], most: int | None) -> list[m.Message]:
+        received: list[m.Message] = []
+        with contextlib.closing(frames):
+            for type_, body in itertools.islice(frames, most):
                 message = m.BY_TYPE[type_].decode(body)
                 if self.state is State.GREETING:
                     self._greet(message)
                 received.append(message)
-            return received
-        except RemoteProtocolError as e:
-            self.refuse(str(e))
-            raise
+        return received
 
     def send(self, message: m.Message) -> None:
         """Queue a message. Raises LocalProtocolError for one that this side may not send now."""
@@ -126,9 +158,7 @@ class Protocol:
         if message is None or message not in allowed:
             state = "before a hello" if self.peer is None else f"from a {self.peer.role}"
             raise RemoteProtocolError(f"a frame of type {type_} {state} is not part of this protocol")
-        if message is m.Hidden or message is m.Trace:
-            return min(message.LIMIT, self.max_step_bytes + message.OVERHEAD)
-        return message.LIMIT
+        return message.LIMIT if self.peer is None else min(message.LIMIT, self._limit(self.peer, message))
 
 
 def _allowed(sender: str, receiver: str, sender_listens: bool) -> _Messages:

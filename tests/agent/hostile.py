@@ -32,9 +32,9 @@ class Stranger:
         self._got: list = []
 
     @classmethod
-    async def dial(cls, agent, *messages) -> "Stranger":
-        """Connect, and send these (messages or bytes)."""
-        stranger = cls(*await asyncio.open_connection("127.0.0.1", agent.port))
+    async def dial(cls, agent, *messages, source: str = "127.0.0.1") -> "Stranger":
+        """Connect from an address of loopback, and send these (messages or bytes)."""
+        stranger = cls(*await asyncio.open_connection("127.0.0.1", agent.port, local_addr=(source, 0)))
         stranger.send(*messages)
         cls.dialled.append(stranger)
         return stranger

@@ -51,8 +51,8 @@ AFTER_HELLO = {
     "a listener's answer": ((MANAGER, m.Opened(1, 1)), "a frame of type 11 from a manager"),
     "unknown type": ((MANAGER, encode_frame(200, b"")), "a frame of type 200 from a manager"),
     "huge open": ((MANAGER, PREFIX.pack((1 << 32) - 1, 10)), "type 10 with 4294967294 bytes, at most"),
-    "huge hidden": ((BOARD, PREFIX.pack(1 << 30, 12)), "type 12 with 1073741823 bytes, at most 1308"),
-    "huge trace": ((MANAGER, PREFIX.pack(1 << 30, 18)), "type 18 with 1073741823 bytes, at most 1312"),
+    "huge hidden": ((BOARD, PREFIX.pack(1 << 30, 12)), "type 12 with 1073741823 bytes, at most 65564"),
+    "huge trace": ((MANAGER, PREFIX.pack(1 << 30, 18)), "type 18 with 1073741823 bytes, at most 65564"),
     "long ping": ((MANAGER, encode_frame(3, bytes(8) + b"x")), "at most 8"),
     "short ping": ((MANAGER, encode_frame(3, b"x")), "ping: 1 bytes, expected 8"),
     "open that is short of ids": ((MANAGER, encode_frame(10, struct.pack(">IQII", 1, 1, 2, 9) + b"{}")), "expected"),
@@ -100,15 +100,33 @@ def test_what_the_protocol_does_not_allow_after_a_hello_ends_the_connection_with
     async def go():
         async with mid_answer(tmp_path) as at:
             for name, (sent, reason) in AFTER_HELLO.items():
+                if sent[0] is BEFORE:
+                    continue
                 stranger = await Stranger.dial(at.last, *sent)
                 if name.endswith("the end"):
                     stranger.writer.write_eof()
                 else:
                     refusal = await stranger.refused()
                     assert re.search(reason, refusal), (name, refusal)
-                await until(lambda reason=reason: re.search(f"of (mallory|b0) .* ended: .*{reason}", logged()), name)
+                await until(lambda reason=reason: re.search(f"of mallory .* ended: .*{reason}", logged()), name)
             refusal = await (await Stranger.dial(at.first, BOARD, m.Hidden(1, 1, 0, 1, 1, (1,), bytes(16)))).refused()
             assert refusal == "hidden states from mallory; board b0 takes them from nobody"
+
+    run(go())
+
+
+def test_what_the_board_before_may_not_send_ends_its_connection_with_a_sentence(tmp_path, logged):
+    """No answer is being made, because the newest connection of a board replaces the one that it has."""
+
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            await boards.form((0, 3, 6))
+            for name, (sent, reason) in AFTER_HELLO.items():
+                if sent[0] is BEFORE:
+                    refusal = await (await Stranger.dial(boards.agents[1], *sent)).refused()
+                    assert re.search(reason, refusal), (name, refusal)
+                    await until(lambda reason=reason: re.search(f"of b0 .* ended: .*{reason}", logged()), name)
+            await Stranger.hang_up()
 
     run(go())
 

@@ -31,14 +31,16 @@ def test_an_order_that_follows_a_refused_one_reserves_nothing(tmp_path):
 
 def test_hidden_states_of_an_unknown_sequence_are_dropped(tmp_path):
     async def go():
-        async with mid_answer(tmp_path) as at:
-            stranger = await Stranger.dial(at.last, BEFORE)
-            await until(lambda: at.last.stage.engine.waiting == 1)  # the answer's own
+        async with Boards(tmp_path, 2) as boards:
+            await boards.form((0, 3, 6))
+            stranger = await Stranger.dial(boards.agents[1], BEFORE)
             for i in range(300):
                 stranger.send(m.Hidden(1, i, 0, 64, 1, (1,) * 64, bytes(64 * HIDDEN * 4)))
             stranger.send(m.Ping(42))
             assert (await stranger.next()).number == 42
-            assert at.last.stage.engine.waiting == 1
+            stage = boards.agents[1].stage
+            assert (stage.engine.waiting, stage.engine.waiting_bytes, stage.engine.free_slots) == (0, 0, 2)
+            await Stranger.hang_up()
 
     run(go())
 

@@ -125,7 +125,7 @@ def test_a_second_hello_is_refused():
 
 def test_step_frames_are_bounded_by_what_the_plan_allows():
     dialler, listener = pair("board")
-    listener.max_step_bytes = 68
+    listener._limit = lambda sender, message: {m.Hidden: 28 + 68}[message] if sender.name == "a" else 0
     listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, (1,), bytes(64))))
     with pytest.raises(RemoteProtocolError, match="at most"):
         listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, (1,), bytes(68))))
