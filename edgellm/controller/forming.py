@@ -17,6 +17,7 @@ from edgellm.manager.rebalance import Outcome, propose, settle
 from edgellm.manager.session import Session
 from edgellm.manager.survey import Fleet
 from edgellm.plan import Plan, Settings
+from edgellm.plan.around import links
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
 from edgellm.text.tokenizer import Tokenizer
@@ -90,7 +91,7 @@ async def _form(request: Request, path: Path, tell: Callable[[str], None], dry_r
 
 def _breaking(plan: Plan, pairs: list[Pair]) -> list[between.Trouble]:
     """Return what keeps an answer by this plan from coming."""
-    needed = between.links(plan)
+    needed = links(plan)
     return [t for t in between.troubles(pairs) if any((p.dialler, p.board) in needed for p in t.pairs)]
 
 

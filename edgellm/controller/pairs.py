@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from edgellm.manager.pairs import HERE, Pair
-from edgellm.plan import Plan
 from edgellm.wire.addresses import is_loopback
 
 _BLOCKED = ("timeout", "refused")  # what a firewall does: drops, or rejects
@@ -104,12 +103,6 @@ def reached_by(pairs: Iterable[Pair], board: str) -> list[str]:
 def untried(pairs: Iterable[Pair]) -> dict[str, str]:
     """Return the boards that answer, but can't say whom they reach, and why."""
     return {p.dialler: p.unknown for p in pairs if p.outcome is None and p.unknown != "it can't be asked"}
-
-
-def links(plan: Plan) -> set[tuple[str, str]]:
-    """Return the pairs (dialler, board) that an answer by this plan needs."""
-    boards = plan.boards
-    return set() if len(boards) == 1 else set(zip(boards, [*boards[1:], boards[0]], strict=True))
 
 
 def _gone(pairs: list[Pair]) -> set[str]:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.controller.pairs import from_here, links, reached_by, troubles, untried
+from edgellm.controller.pairs import from_here, reached_by, troubles, untried
 from edgellm.errors import EdgellmError
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.connections import Connections
 from edgellm.manager.pairs import HERE, Pair
 from edgellm.plan import Plan, section_need
+from edgellm.plan.around import links
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
 from edgellm.shards.manifest import Manifest
 from edgellm.wire.addresses import Address

@@ -9,6 +9,7 @@ short.py      what is missing if a model doesn't fit, and what would fit
 words.py      times and sizes for people
 fewest.py     the search for the fewest bytes to load
 rebalance.py  next_plan: kept, or moved with as few bytes as are worth it
+around.py     the same, around pairs of boards that can't reach each other
 explain.py    a plan, and a move, in numbers and words
 boards.py     boards typed on a command line ("pi1=3.1GB@25ms")
 """

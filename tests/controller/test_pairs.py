@@ -1,14 +1,11 @@
 """Tried pairs to sentences, by tables: which boards can't reach each other, why, and what to do."""
 
-from dataclasses import replace
-
 import pytest
 
-from edgellm.controller.pairs import from_here, links, reached_by, troubles, untried
+from edgellm.controller.pairs import from_here, reached_by, troubles, untried
 from edgellm.errors import DIAL_CODES
 from edgellm.manager.pairs import HERE, Pair
 from edgellm.wire.reach import Outcome
-from tests.fakes import make_manifest, make_plan
 
 PLACES = {f"b{i}": (f"10.0.0.{i}", 7710) for i in range(1, 9)}
 DROPS = Outcome("timeout", "no answer within 2 s")
@@ -164,10 +161,3 @@ def test_names_and_ipv6_addresses():
     first, second = sentences(2, {"b1>b2": DROPS, "b2>b1": REJECTS}, places)
     assert first.endswith("'sudo ufw allow from fe80::1 to any port 7711 proto tcp'.") and "at pi2.local:7711" in first
     assert second.startswith("b2 can't reach b1 at [fe80::1]:7710") and second.endswith("'sudo ufw allow 7710/tcp'.")
-
-
-def test_links_of_a_plan():
-    manifest = replace(make_manifest(), sha256="5" * 64)
-    assert links(make_plan(manifest, (0, 6))) == set()
-    assert links(make_plan(manifest, (0, 3, 6))) == {("b0", "b1"), ("b1", "b0")}
-    assert links(make_plan(manifest, (0, 2, 4, 6))) == {("b0", "b1"), ("b1", "b2"), ("b2", "b0")}
