@@ -12,7 +12,10 @@
     │   ├── BusyError       a board with no free KV slot
     │   ├── ClaimError      a board that another manager is giving a plan, or that holds another epoch
     │   ├── TagError        a plan that no admin of this cluster signed
+    │   ├── LoadError       a board that can't load its section of a plan
+    │   ├── LinkError       a board that can't reach another one
     │   └── AnswerError     a board that can't compute this answer; asking again won't help
+    ├── DeadlineError       an answer that took longer than the caller allowed (also a TimeoutError)
     ├── WheelhouseError     wheels or a Python for the boards that can't be resolved, fetched or built
     └── ProtocolError
         ├── LocalProtocolError    we misused the wire
@@ -91,8 +94,28 @@ class TagError(BoardError):
     """A plan was not signed by an admin of this cluster."""
 
 
+class LoadError(BoardError):
+    """A board can't load its section of a plan: the layers [start, end) of `section`, or (0, 0) if it has none."""
+
+    def __init__(self, message: str, board: str, section: tuple[int, int]):
+        super().__init__(message, board)
+        self.section = section
+
+
+class LinkError(BoardError):
+    """A board can't reach `other`, to which it must send."""
+
+    def __init__(self, message: str, board: str, other: str):
+        super().__init__(message, board)
+        self.other = other
+
+
 class AnswerError(BoardError):
     """A board can't compute this answer: asking again won't help."""
+
+
+class DeadlineError(EdgellmError, TimeoutError):
+    """An answer took longer than the caller allowed."""
 
 
 class WheelhouseError(EdgellmError):

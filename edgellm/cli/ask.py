@@ -55,9 +55,8 @@ def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, 
     """
     import secrets
 
-    from edgellm.manager.answer import Asker, Question
-    from edgellm.manager.cluster_file import ClusterFile, find
-    from edgellm.manager.session import Session
+    from edgellm.manager.answer import Question
+    from edgellm.manager.cluster_file import find
 
     seed = secrets.randbits(31) if seed is None else seed
     options = {name: value for name, value in sampling.items() if value is not None}
@@ -71,36 +70,66 @@ def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, 
         speculate,
     )
     path = find(str(cluster) if cluster else None)
-    if path is not None:
-        file = ClusterFile.read(path)
-        asker = Asker(file.model_dir_path(path))
-        asker.check(file.plan)
-        _tell_who_answers(file, path)
-        question = asker.with_options(question, options, seed)
-        ids = asker.encode(question, file.plan.context)
-
-        def adopted(plan, addresses):
-            try:
-                file.with_plan(plan, addresses).write_if_newer(path)
-            except ClusterError as e:  # the answer continues without it
-                note(str(e))
-
-        session = Session(
-            asker.manifest, file.plan, file.addresses(), tls=file.client_tls(path), patience_s=wait, tell=note,
-            adopted=adopted,
-        )  # fmt: skip
-        code = _ask(asker, question, ids, session, as_json, verbose)
-    else:
-        code = _ask_embedded(question, options, wait, as_json, verbose)
-    sys.exit(code)
+    ask_it = _ask_cluster if path is not None else _ask_embedded
+    sys.exit(ask_it(path, question, options, wait, as_json, verbose))
 
 
-def _tell_who_answers(file, path: Path) -> None:
+def _ask_cluster(path: Path, question, options, wait, as_json, verbose, *, embedded: bool = False) -> int:
+    import asyncio
+
+    from edgellm.client import AsyncClient
+
+    client = AsyncClient(path, patience_s=wait, survey_every_s=None, tell=note)
+    if not embedded:
+        _tell_who_answers(path)
+    question = client.asker.with_options(question, options, question.sampling.seed)
+    stream = client.answer(question)
+    answer, ended = stream.answer, False
+
+    def show(text):
+        if text and not as_json:
+            sys.stdout.write(for_terminal(text))
+            sys.stdout.flush()
+
+    def end():
+        """Print all that is printed, before boards that are changing their plan are waited for."""
+        nonlocal ended
+        ended = True
+        if answer.text:
+            show("\n")
+        if as_json:
+            click.echo(json.dumps(answer.to_dict()))
+        if verbose:
+            note(f"sampling: {_spoken(question.sampling, client.asker.sampling)}")
+            note(_summary(answer))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+    async def run():
+        async with client:
+            async with stream:
+                async for delta in stream:
+                    show(delta.text)
+            end()
+
+    try:
+        asyncio.run(run())  # Ctrl-C cancels it: the boards stop, and the answer is as it is at that point
+    except KeyboardInterrupt:
+        if not ended:
+            end()
+    except BaseException:
+        if answer.text and not ended:
+            show("\n")
+        raise
+    return 130 if answer.finish == "cancelled" else 0
+
+
+def _tell_who_answers(path: Path) -> None:
     """Say that this machine answers, if the cluster is one of its own agents while the user has boards too."""
     from edgellm.manager.cluster_file import ClusterFile, default_path
 
     other = default_path()
-    if not file.is_local() or not other.exists() or other.resolve() == path.resolve():
+    if not ClusterFile.read(path).is_local() or not other.exists() or other.resolve() == path.resolve():
         return
     try:
         if ClusterFile.read(other).is_local():
@@ -120,29 +149,6 @@ def _prompt(text: str | None) -> str:
         except UnicodeDecodeError as e:
             raise UsageError(f"stdin is not UTF-8 text (byte {e.start})") from None
     return utf8_text(text, "the prompt")
-
-
-def _ask(asker, question, ids, session, as_json, verbose) -> int:
-    from edgellm.manager.answer import Answer, run_to_answer
-
-    answer = Answer(len(ids), question.sampling)
-
-    def show(text):
-        if not as_json:
-            sys.stdout.write(for_terminal(text))
-            sys.stdout.flush()
-
-    try:
-        run_to_answer(asker.ask(question, ids, session, answer, show), answer)
-    finally:
-        if answer.text and not as_json:
-            show("\n")
-    if as_json:
-        click.echo(json.dumps(answer.to_dict()))
-    if verbose:
-        note(f"sampling: {_spoken(question.sampling, asker.sampling)}")
-        note(_summary(answer))
-    return 130 if answer.finish == "cancelled" else 0
 
 
 def _spoken(sampling: Sampling, authors: Sampling) -> str:
@@ -177,12 +183,13 @@ def _summary(answer) -> str:
     )
 
 
-def _ask_embedded(question, options, wait, as_json, verbose) -> int:
+def _ask_embedded(_path, question, options, wait, as_json, verbose) -> int:
     import asyncio
+    import tempfile
 
     from edgellm.manager import local
     from edgellm.manager.answer import Asker
-    from edgellm.manager.session import Session
+    from edgellm.manager.cluster_file import FILE_NAME, ClusterFile
 
     note(f"no cluster file: this machine ({socket.gethostname()}) answers, with the built-in {config.DEFAULT_MODEL} "
          "on two agents ('edgellm local up' keeps them running)")  # fmt: skip
@@ -190,13 +197,16 @@ def _ask_embedded(question, options, wait, as_json, verbose) -> int:
          "names, and give --cluster FILE")  # fmt: skip
     model_dir = default_model()
     asker = Asker(model_dir)
-    question = asker.with_options(question, options, question.sampling.seed)
     settings = make_settings(asker.manifest, None, 1, config.DEFAULT_CHUNK, "float16", "throughput")
-    ids = asker.encode(question, settings.context)
-    with local.LocalAgents(model_dir, 2, local.state_dir() / "embedded") as agents:
+    asker.encode(question, settings.context)  # refuses what can be refused before agents start
+    with (
+        local.LocalAgents(model_dir, 2, local.state_dir() / "embedded") as agents,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         with Progress() as progress:
             progress("starting two agents")
             addresses = agents.start()
             made = asyncio.run(local.form_cluster(asker.manifest, addresses, settings))
-        session = Session(asker.manifest, made, addresses, patience_s=wait, tell=note)
-        return _ask(asker, question, ids, session, as_json, verbose)
+        file = Path(folder) / FILE_NAME
+        ClusterFile.make(model_dir, addresses, made).write(file)
+        return _ask_cluster(file, question, options, wait, as_json, verbose, embedded=True)

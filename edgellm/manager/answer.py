@@ -1,12 +1,14 @@
 """One question, one answer: from a prompt to text on a screen, with its timings."""
 
-import asyncio
+import reprlib
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from edgellm.config import DEFAULT_MAX_TOKENS
 from edgellm.errors import BoardError, ClusterError, ManifestError, UsageError
 from edgellm.manager.session import Session
 from edgellm.plan import Plan, Section
@@ -20,23 +22,38 @@ from edgellm.wire.status import SequenceStats
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and how to answer it. Raises UsageError for an empty prompt or numbers out of range."""
+    """A prompt, or the messages of a chat, and how to answer. Raises UsageError for an empty one, or numbers out of
+    range."""
 
-    prompt: str
+    prompt: str = ""
     system: str | None = None
     raw: bool = False
-    max_tokens: int = 512
+    max_tokens: int = DEFAULT_MAX_TOKENS
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     speculate: bool = True
+    messages: tuple[Mapping[str, Any], ...] = ()  # each with a role and a content; in place of prompt and system
 
     def __post_init__(self) -> None:
-        if not self.prompt.strip():
+        for message in self.messages:
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise UsageError(f"a message is {reprlib.repr(message)}, expected an object with a role and a content")
+        if not self.prompt.strip() and not self.messages:
             raise UsageError("the prompt is empty. Ask something: edgellm ask \"Why is the sky blue?\"")
         if self.max_tokens < 1:
             raise UsageError(f"max-tokens is {self.max_tokens}, expected at least 1")
         if self.raw and self.system is not None:
             raise UsageError("--system needs the chat template, and --raw leaves it out. Use one of them.")
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of an answer: a token, and the text that it completes, which may be none. The last one has no token, but
+    a finish reason (eos, length, context, stop)."""
+
+    text: str
+    token: int | None = None
+    finish_reason: str | None = None
 
 
 @dataclass
@@ -130,7 +147,9 @@ class Asker:
 
         Control tokens in the prompt are text, except in a raw one.
         """
-        if question.raw:
+        if question.messages:
+            ids = self._encode_messages([dict(m) for m in question.messages])
+        elif question.raw:
             ids = self.tokenizer.encode(question.prompt)
         elif self.tokenizer.has_template:
             messages = [{"role": "system", "content": question.system}] if question.system is not None else []
@@ -148,15 +167,19 @@ class Asker:
             )
         return ids
 
-    async def ask(
-        self,
-        question: Question,
-        ids: list[int],
-        session: Session,
-        answer: Answer,
-        show: Callable[[str], None],
-    ) -> None:
-        """Fill `answer` and `show` its text as it arrives. If this is cancelled, `answer` keeps what has arrived.
+    def _encode_messages(self, messages: list[dict[str, Any]]) -> list[int]:
+        if self.tokenizer.has_template:
+            return self.tokenizer.encode_chat(messages)
+        content = messages[0].get("content")
+        if len(messages) > 1 or messages[0]["role"] != "user" or not isinstance(content, str):
+            raise UsageError(f"{self.manifest.model} has no chat template. Send one user message, with a text.")
+        return self.tokenizer.encode_text(content)
+
+    async def stream(
+        self, question: Question, ids: list[int], session: Session, answer: Answer
+    ) -> AsyncGenerator[Delta, None]:
+        """Yield the answer as it arrives, and fill `answer`. If this is closed or cancelled, the boards stop, and
+        `answer` keeps what has arrived.
 
         Raises BoardError naming a board that is busy, or that the cluster can't continue without.
         """
@@ -164,43 +187,43 @@ class Asker:
         stream, stop = self.tokenizer.stream(), StopStrings(question.stop)
         pieces: list[str] = []
         stats: dict[str, SequenceStats] = {}
+        plans: list[Plan] = []
 
-        def take(text: str) -> None:
-            if text:
-                pieces.append(text)
-                show(text)
+        def shown(text: str) -> str:
+            pieces.append(text)
+            return text
 
+        tokens = session.generate(
+            ids, sampling=question.sampling, max_tokens=question.max_tokens, eos=self.eos_token_ids, stats=stats,
+            speculate=question.speculate, served=plans.append,
+        )  # fmt: skip
         try:
-            async with session:
-                tokens = session.generate(
-                    ids, sampling=question.sampling, max_tokens=question.max_tokens,
-                    eos=self.eos_token_ids, stats=stats, speculate=question.speculate,
-                )  # fmt: skip
-                try:
-                    async for chosen in tokens:
-                        if chosen.token >= self.manifest.vocab_size:
-                            last, size = session.plan.boards[-1], self.manifest.vocab_size
-                            raise BoardError(f"board {last} chose token {chosen.token}, the model has {size}", last)
-                        answer.total_s = time.perf_counter() - began
-                        if answer.first_token_s is None:
-                            answer.first_token_s = answer.total_s
-                        answer.tokens.append(chosen.token)
-                        control = self.tokenizer.special_token(chosen.token)
-                        if control is not None and stop.mentions(control):
-                            take(stop.feed(control, hidden=True))
-                        elif chosen.finish != "eos":
-                            take(stop.feed(stream.feed(chosen.token)))
-                        if stop.found:
-                            answer.finish = "stop"
-                            break
-                        answer.finish = chosen.finish or answer.finish
-                finally:
-                    await tokens.aclose()
-            take(stop.feed(stream.flush()))
-            take(stop.flush())
+            finish = ""
+            async with aclosing(tokens):
+                async for chosen in tokens:
+                    if chosen.token >= self.manifest.vocab_size:
+                        last, size = plans[-1].boards[-1], self.manifest.vocab_size
+                        raise BoardError(f"board {last} chose token {chosen.token}, the model has {size}", last)
+                    answer.total_s = time.perf_counter() - began
+                    if answer.first_token_s is None:
+                        answer.first_token_s = answer.total_s
+                    answer.tokens.append(chosen.token)
+                    control = self.tokenizer.special_token(chosen.token)
+                    text = ""
+                    if control is not None and stop.mentions(control):
+                        text = stop.feed(control, hidden=True)
+                    elif chosen.finish != "eos":
+                        text = stop.feed(stream.feed(chosen.token))
+                    finish = chosen.finish
+                    yield Delta(shown(text), chosen.token)
+                    if stop.found:
+                        break
+            rest = shown(stop.feed(stream.flush()) + stop.flush())
+            answer.finish = "stop" if stop.found else finish
+            yield Delta(rest, None, answer.finish)
         finally:
             answer.text = "".join(pieces)
-            told = [(s, stats[s.board]) for s in session.plan.sections if s.board in stats]
+            told = [(s, stats[s.board]) for s in (plans[-1].sections if plans else ()) if s.board in stats]
             # The last board knows how many were accepted; in a replay the prompt is longer than the question.
             answer.accepted_tokens = max((t.accepted_tokens for _, t in told), default=0)
             answer.draft_tokens = max((t.draft_tokens for _, t in told), default=0)
@@ -221,11 +244,3 @@ def _stage(section: Section, stats: SequenceStats, accepted: int) -> dict[str, A
         "decode_ms_per_token": 1e3 * stats.decode_s / steps if steps else None,
         "sent_bytes_per_token": stats.sent_bytes / steps if steps else None,
     }
-
-
-def run_to_answer(coroutine: Coroutine[Any, Any, None], answer: Answer) -> None:
-    """Run `coroutine`. Ctrl-C cancels it, waits until the boards know, and leaves `answer` as it is at that point."""
-    try:
-        asyncio.run(coroutine)
-    except KeyboardInterrupt:
-        answer.finish = "cancelled"

@@ -115,7 +115,8 @@ class BoardClient:
         return BoardError(f"board {self.name} ({self.host}:{self.port}): {reason}", self.name)
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up; whoever waits for an answer is told."""
+        self._give_up("the connection was closed")
         if self._watcher is not None:
             self._watcher.cancel()
         if self.peer is not None:

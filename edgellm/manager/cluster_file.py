@@ -139,11 +139,13 @@ class ClusterFile:
         return None if folder is None else client_credentials(folder)
 
     def with_plan(self, plan: Plan, addresses: dict[str, Address]) -> "ClusterFile":
-        """Return the same cluster under another plan, with the boards that `addresses` adds."""
+        """Return the same cluster under another plan, with its boards where `addresses` has them, and those it adds."""
         known = {b.name for b in self.boards}
-        added = tuple(Board(name, *addresses[name]) for name in addresses if name not in known)
+        there = {b.name: addresses.get(b.name, (b.host, b.port)) for b in self.boards}
+        boards = [replace(b, host=there[b.name][0], port=there[b.name][1]) for b in self.boards]
+        boards += [Board(name, *addresses[name]) for name in addresses if name not in known]
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return replace(self, boards=(*self.boards, *added), plan=plan, created=now)
+        return replace(self, boards=tuple(boards), plan=plan, created=now)
 
     @classmethod
     def read(cls, path: Path | str) -> "ClusterFile":
@@ -176,14 +178,16 @@ class ClusterFile:
             raise ClusterError(f"cluster file {path}: {e.strerror or e}. Give another path with --cluster.") from None
 
     def write_if_newer(self, path: Path | str) -> bool:
-        """Write the file unless the one there has this epoch of the same model or a later one. Return whether it was
-        written."""
+        """Write the file unless the one there has a later epoch of the same model, or this very plan with the same
+        boards. Return whether it was written."""
         try:
             there = ClusterFile.read(path)
         except ClusterError:
             there = None
-        if there and there.plan.manifest_sha256 == self.plan.manifest_sha256 and there.plan.epoch >= self.plan.epoch:
-            return False
+        if there and there.plan.manifest_sha256 == self.plan.manifest_sha256:
+            same = there.plan == self.plan and there.boards != self.boards
+            if there.plan.epoch > self.plan.epoch or (there.plan.epoch == self.plan.epoch and not same):
+                return False
         self.write(path)
         return True
 

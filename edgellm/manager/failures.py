@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from edgellm.plan.around import Pair
 
 STEADY_S = 10.0  # how long a board must be up before it's given a section that it needn't have
-_FIRST_WAIT_S = 10.0  # until a load or a way that failed is tried again
+_FIRST_WAIT_S = 5.0  # until a load or a way that failed is tried again
 _LONGEST_WAIT_S = 600.0
 _FORGOTTEN_S = 3600.0  # a board that wasn't lost for this long has never been lost
 _FLAPS = 3  # losses from which on a board isn't even counted on when the plan must change
+_ONE_CUT_S = 1.0  # within which a way fails once, for however many answers
 _BELIEVED = 2  # failures in a row after which a way counts as broken: one may be a cable that was just plugged in
 
 
@@ -29,7 +30,7 @@ class _Tries:
 
     def again_s(self) -> float:
         """Return when to try again: twice as late as the time before."""
-        return self.last_s + min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(self.count - 1, 16))
+        return self.last_s + min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(self.count - 1, 16))
 
 
 class Failures:
@@ -61,9 +62,10 @@ class Failures:
 
     def way_failed(self, pair: Pair, why: str, now_s: float, *, certain: bool = False) -> None:
         """Remember that `pair[0]` couldn't reach `pair[1]`. It counts at once if it is `certain`, because the board
-        dialled in vain; else from the second time in a row on."""
-        tries = self._ways.setdefault(pair, _Tries())
-        tries.failed(why, now_s)
+        dialled in vain; else from the second time in a row on. All answers that one cut has ended are one time."""
+        tries = self._ways.setdefault(pair, _Tries(last_s=-_LONGEST_WAIT_S))
+        if now_s - tries.last_s >= _ONE_CUT_S:
+            tries.failed(why, now_s)
         if certain:
             tries.count = max(tries.count, _BELIEVED)
 
@@ -74,9 +76,8 @@ class Failures:
 
     def broken(self, now_s: float) -> dict[Pair, str]:
         """Return the ways not to be used now, and why."""
-        return {
-            pair: tries.why for pair, tries in self._ways.items() if tries.count >= _BELIEVED and now_s < tries.again_s()
-        }
+        believed = {pair: tries for pair, tries in self._ways.items() if tries.count >= _BELIEVED}
+        return {pair: tries.why for pair, tries in believed.items() if now_s < tries.again_s()}
 
     # Boards that come and go
 
@@ -92,7 +93,7 @@ class Failures:
         it needn't have; 0 for now."""
         tries = self._losses.get(board)
         losses = tries.count if tries is not None and now_s - tries.last_s <= _FORGOTTEN_S else 0
-        needed_s = min(_LONGEST_WAIT_S, STEADY_S * 2 ** min(losses, 16))
+        needed_s = min(_LONGEST_WAIT_S, STEADY_S * 2.0 ** min(losses, 16))
         known = [s for s in (up_s, now_s - tries.last_s if tries is not None and losses else None) if s is not None]
         return max(0.0, needed_s - min(known)) if known else 0.0
 

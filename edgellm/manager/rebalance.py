@@ -1,13 +1,14 @@
 """Decides between the plan that the boards hold and the next one, which they are then given."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, replace
 
 from edgellm.errors import BoardError, ClaimError, PlanError
 from edgellm.manager.survey import Fleet, Report, newest_plan, standing_plan
 from edgellm.manager.take import take
-from edgellm.plan import Move, Plan, Settings, next_plan
+from edgellm.plan import Move, Plan, Settings
+from edgellm.plan.around import Pair, links, plan_around
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,27 @@ class Outcome:
     loaded_bytes: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Avoid:
+    """What the next plan does without, and why: `loads` of boards, which get nothing that they don't hold already;
+    `pairs` (who dials, whom); `boards` altogether."""
+
+    loads: Mapping[str, str] = field(default_factory=dict)
+    pairs: Mapping[Pair, str] = field(default_factory=dict)
+    boards: Mapping[str, str] = field(default_factory=dict)
+
+
+NOTHING = Avoid()
+
+
+def serving_plan(reports: Mapping[str, Report], known: Plan | None, broken: Set[Pair] = frozenset()) -> Plan | None:
+    """Return the plan that stands and needs none of the `broken` pairs; None if there is none."""
+    standing = standing_plan(reports, known)
+    return standing if standing is not None and not links(standing) & broken else None
+
+
 async def propose(
-    fleet: Fleet, settings: Settings, fallback: Plan | None = None, *, any_shard: bool = False
+    fleet: Fleet, settings: Settings, fallback: Plan | None = None, *, any_shard: bool = False, avoid: Avoid = NOTHING
 ) -> Move:
     """Return the next plan for the boards that the last survey found; `fallback` counts as current if no board holds a
     plan.
@@ -30,34 +50,45 @@ async def propose(
     `any_shard`: shards may still be pushed, so what lies on the boards' disks doesn't bind. Raises PlanError with what
     is missing if the model doesn't fit on these boards.
     """
-    reports = fleet.reports
-    if not reports:
+    if not fleet.reports:
         raise BoardError("no board answers: " + "; ".join(fleet.missing.values()))
-    current = newest_plan(reports) or fallback
+    reports = {b: r for b, r in fleet.reports.items() if b not in avoid.boards}
+    current = newest_plan(fleet.reports) or fallback
     if current is not None and current.manifest_sha256 != fleet.manifest.sha256:
         current = None
-    epoch = _next_epoch(reports, current, fallback)
-    shards = None if any_shard else {b: r.shards for b, r in reports.items()}
-    held = {b: r.held for b, r in reports.items()}
+    epoch = next_epoch(fleet.reports, current, fallback)
+    manifest, shards = fleet.manifest, {b: r.shards for b, r in reports.items()}
+    for board in avoid.loads.keys() & reports.keys():
+        held = reports[board].held
+        shards[board] &= {s.name for s in manifest.section_shards(*held)} if held else frozenset()
     capacities = [reports[b].capacity for b in sorted(reports)]
-    return await asyncio.to_thread(
-        next_plan, fleet.manifest, current, capacities, settings, epoch, shards=shards, held=held
-    )
+    try:
+        return await asyncio.to_thread(
+            plan_around, manifest, current, capacities, settings, epoch, avoid.pairs.keys(),
+            shards=None if any_shard else shards, held={b: r.held for b, r in reports.items()},
+        )  # fmt: skip
+    except PlanError as e:
+        reasons = [*(avoid.loads[b] for b in sorted(avoid.loads.keys() & reports.keys())), *avoid.boards.values()]
+        if not reasons:
+            raise
+        without = "; ".join(reason.rstrip(".") for reason in reasons)
+        raise PlanError(f"{without}. Without: {e}", f"{without}. Without: {e.brief}") from None
 
 
 async def settle(
     fleet: Fleet, settings: Settings | None = None, fallback: Plan | None = None, *, grow: bool,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] = lambda text: None, avoid: Avoid = NOTHING,
 ) -> Outcome:  # fmt: skip
     """Return a plan that all its boards hold, after a survey: the one that stands, or the next one, which is then
     taken.
 
     With `grow` a standing plan is weighed against a better one; without, it is good enough. `settings` default to those
-    of the current plan. Raises PlanError if the boards can't hold the model, ClaimError if another manager is at it,
-    BoardError if one fails meanwhile: survey again, then.
+    of the current plan, and a plan older than `fallback` doesn't stand. Raises PlanError if the boards can't hold the
+    model, ClaimError if another manager is at it, LoadError or another BoardError if one fails meanwhile: survey again,
+    then.
     """
     reports = fleet.reports
-    standing = standing_plan(reports)
+    standing = serving_plan(reports, fallback, avoid.pairs.keys())
     if standing is not None and settings is not None:
         places = {b: fleet.addresses[b] for b in standing.boards}
         if standing.settings != settings or any(reports[b].addresses != places for b in standing.boards):
@@ -73,23 +104,24 @@ async def settle(
         if current is None:
             raise PlanError("no board holds a plan. Deploy again.")
         settings = current.settings
-    move = await propose(fleet, settings, fallback)
+    move = await propose(fleet, settings, fallback, avoid=avoid)
     if standing is not None and not move.changed:
         return Outcome(standing, move, False, {})
-    plan = move.plan
     if not move.changed:
-        plan = replace(plan, epoch=_next_epoch(reports, plan, fallback))
+        plan = replace(move.plan, epoch=next_epoch(reports, move.plan, fallback))
         reason = "the same sections again, because a board has come back without its own"
         move = replace(move, plan=plan, changed=True, reason=reason)
-    tell(f"epoch {plan.epoch}: {_sections(plan)}")
-    loaded = await take(fleet, plan)
-    return Outcome(plan, move, True, loaded)
+    tell(describe(move.plan))
+    loaded = await take(fleet, move.plan)
+    assert loaded is not None, "nobody could say no"
+    return Outcome(move.plan, move, True, loaded)
 
 
-def _next_epoch(reports: Mapping[str, Report], *known: Plan | None) -> int:
+def describe(plan: Plan) -> str:
+    """Return a plan in a few words."""
+    return f"epoch {plan.epoch}: {', '.join(f'{s.board} {s}' for s in plan.sections)}"
+
+
+def next_epoch(reports: Mapping[str, Report], *known: Plan | None) -> int:
     """Return one above all that is known, also of boards that have forgotten since."""
     return 1 + max([0, *(r.epoch or 0 for r in reports.values()), *(p.epoch for p in known if p is not None)])
-
-
-def _sections(plan: Plan) -> str:
-    return ", ".join(f"{s.board} {s}" for s in plan.sections)

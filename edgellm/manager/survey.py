@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from edgellm.errors import BoardError, EdgellmError
 from edgellm.manager.board import BoardClient
 from edgellm.manager.connections import Connections
 from edgellm.plan import Capacity, Plan
 from edgellm.shards.manifest import Manifest
+from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address, is_loopback
 from edgellm.wire.credentials import Credentials
+from edgellm.wire.reach import MAX_DIALS, REACH_TIMEOUT_S, outcomes_of, reach_content
 from edgellm.wire.status import BoardStatus, ShardsHere
 
+MAX_BOARDS = 64  # that are asked; boards that others tell of don't count beyond it
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer: a board that is well takes milliseconds
 _LOST_TIMEOUT_S = 1.0  # the same, for a board that was lost or missing a moment ago
 _GRACE_S = 0.5  # for boards that aren't needed
@@ -31,6 +34,8 @@ class Report:
     addresses: Mapping[str, Address]
     claimed: bool
     shards: frozenset[str]
+    idle: bool = True  # all its slots are free
+    up_s: float | None = None
 
     @property
     def held(self) -> tuple[int, int] | None:
@@ -57,16 +62,22 @@ class Report:
             raise BoardError(f"board {board} reports a plan that isn't of its model", board)
         if status.capacity is None:
             raise BoardError(f"board {board} reports no capacity", board)
-        shards = _names(status.shards, manifest)
-        return cls(board, status.capacity, status.epoch, plan, status.addresses, status.claimed, shards)
+        section = status.section
+        idle = section is None or section.free_slots == section.slots
+        return cls(
+            board, status.capacity, status.epoch, plan, status.addresses, status.claimed,
+            _names(status.shards, manifest), idle, status.health.uptime_s,
+        )  # fmt: skip
 
 
-def standing_plan(reports: Mapping[str, Report]) -> Plan | None:
+def standing_plan(reports: Mapping[str, Report], known: Plan | None = None) -> Plan | None:
     """Return the newest plan that every board of it holds; None if there is none. Two plans of one epoch aren't mixed
-    up."""
+    up, and one that is older than the `known` one of the same model doesn't stand."""
     plans = {r.plan.digest: r.plan for r in reports.values() if r.plan is not None}
     held = {board: r.plan.digest for board, r in reports.items() if r.plan is not None}
     for plan in sorted(plans.values(), key=_age, reverse=True):
+        if known is not None and plan.manifest_sha256 == known.manifest_sha256 and plan.epoch < known.epoch:
+            continue
         if all(held.get(board) == plan.digest for board in plan.boards):
             return plan
     return None
@@ -83,10 +94,19 @@ def _age(plan: Plan) -> tuple[int, str]:
     return plan.epoch, plan.digest
 
 
+@dataclass
+class _Found:
+    """What a survey has found so far."""
+
+    reports: dict[str, Report] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    addresses: dict[str, Address] = field(default_factory=dict)
+
+
 class Fleet:
-    """Connections to all known boards, kept while they live and dialled again when needed. `addresses` grows by
-    what boards report of others, unless `strangers` is false. With `shared_ram`, boards on loopback share this
-    machine's RAM."""
+    """Connections to all known boards, kept while they live and dialled again when needed. `addresses` follows what
+    boards report of others, unless `strangers` is false. With `shared_ram`, boards on loopback share this machine's
+    RAM."""
 
     def __init__(
         self, manifest: Manifest, addresses: Mapping[str, Address], tls: Credentials | None = None, *,
@@ -109,7 +129,7 @@ class Fleet:
         self._connections.close()
 
     def clients(self, boards: Iterable[str]) -> list[BoardClient]:
-        """Return the connections to these boards, all of which have a report."""
+        """Return the connections to these boards, all of which have a report. Raises BoardError if one is gone."""
         return [self._connections[b] for b in boards]
 
     def drop(self, board: str) -> None:
@@ -117,9 +137,38 @@ class Fleet:
         self._connections.drop(board)
         self.reports.pop(board, None)
 
-    async def survey(self, needed: Collection[str] | None = None) -> None:
-        """Ask every board, and fill `reports` and `missing`. With `needed` boards, others get a moment only."""
-        tasks = {name: asyncio.create_task(self._ask(name)) for name in self.addresses}
+    async def survey(self, needed: Collection[str] | None = None, lost: Collection[str] = ()) -> None:
+        """Ask every board, and fill `reports` and `missing`. With `needed` boards, others get a moment only; those that
+        were `lost` just now get less time.
+
+        Boards of which others tell are asked too, and those that don't answer are tried where others have them; in one
+        further round, so that no answer leads on and on.
+        """
+        found = _Found()
+        await self._ask_all(self.addresses, needed, lost, found)
+        if elsewhere := self._elsewhere(found):
+            await self._ask_all(elsewhere, None if needed is None else {*needed} & elsewhere.keys(), lost, found)
+        self.addresses.update(found.addresses)
+        self.reports, self.missing = found.reports, found.missing
+        self._share_ram()
+
+    def _elsewhere(self, found: "_Found") -> dict[str, Address]:
+        """Return the addresses, by those who have answered, of boards that aren't known, or that didn't answer at the
+        address that is known. The newest plan's count."""
+        if not self._strangers:
+            return {}
+        told: dict[str, Address] = {}
+        for report in sorted(found.reports.values(), key=lambda r: -1 if r.epoch is None else r.epoch):
+            told.update(report.addresses)
+        moved = {b: a for b, a in told.items() if b in found.missing and a != self.addresses.get(b)}
+        strangers = [b for b in told if b not in self.addresses]
+        return {**moved, **{b: told[b] for b in strangers[: max(0, MAX_BOARDS - len(self.addresses))]}}
+
+    async def _ask_all(
+        self, addresses: Mapping[str, Address], needed: Collection[str] | None, lost: Collection[str], found: "_Found"
+    ) -> None:
+        """Ask these boards, and add what comes of it to `found`."""
+        tasks = {name: asyncio.create_task(self._ask(name, at, name in lost)) for name, at in addresses.items()}
         try:
             wanted = [t for name, t in tasks.items() if needed is None or name in needed]
             if wanted:
@@ -131,26 +180,32 @@ class Fleet:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
-        self.reports, self.missing = {}, {}
         for name, task in tasks.items():
+            found.addresses.setdefault(name, addresses[name])
             if task.cancelled():
-                self.missing[name] = f"board {name} does not answer"
+                found.missing.setdefault(name, f"board {name} does not answer")
             elif isinstance(error := task.exception(), EdgellmError):
-                self.missing[name] = str(error)
+                found.missing.setdefault(name, str(error))
             elif error is not None:
                 raise error
             else:
-                self.reports[name] = task.result()
-        self._share_ram()
-        strangers = {b: a for r in self.reports.values() for b, a in r.addresses.items() if b not in self.addresses}
-        if strangers and self._strangers:
-            self.addresses.update(strangers)
-            await self.survey(needed)
+                found.missing.pop(name, None)
+                found.reports[name], found.addresses[name] = task.result(), addresses[name]
 
-    async def _ask(self, name: str) -> Report:
-        lost = name in self.missing or self._connections.lost(name)
+    async def reached_by(self, asker: str, addresses: Mapping[str, Address]) -> set[str]:
+        """Return which boards `asker`, which has a report, reaches at these addresses; it dials them now."""
+        question = m.Reach(reach_content(addresses))
+        timeout_s = REACH_TIMEOUT_S * -(-len(addresses) // MAX_DIALS) + _LOST_TIMEOUT_S
+        try:
+            answer = await self._connections[asker].ask(question, m.Reached, timeout_s)
+        except BoardError:
+            return set()
+        return {b for b, outcome in outcomes_of(answer.content, addresses).items() if outcome and outcome.ok}
+
+    async def _ask(self, name: str, address: Address, lost: bool) -> Report:
+        lost = lost or name in self.missing or self._connections.lost(name)
         timeout_s = _LOST_TIMEOUT_S if lost else _REACH_TIMEOUT_S
-        client = await self._connections.to(name, self.addresses[name], timeout_s)
+        client = await self._connections.to(name, address, timeout_s)
         try:
             return Report.of(await client.status(timeout_s), self.manifest)
         except BoardError:

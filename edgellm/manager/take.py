@@ -3,10 +3,10 @@
 The order of the messages, Claim → Assign → Commit on every board, is decided here and nowhere else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 
 from edgellm.config import BOARD_SILENCE_S
-from edgellm.errors import ClaimError
+from edgellm.errors import ClaimError, LoadError
 from edgellm.manager.board import BoardClient
 from edgellm.manager.connections import all_of
 from edgellm.manager.survey import Fleet
@@ -18,17 +18,25 @@ _CLAIM_TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = max(900.0, BOARD_SILENCE_S)  # reading and hashing a section from a slow card
 
 
-async def take(fleet: Fleet, plan: Plan) -> dict[str, int]:
-    """Give the surveyed boards `plan`; those without a section in it give up what they hold. Return the bytes of
-    shards that each board loaded."""
+MayCommit = Callable[[Set[str]], Awaitable[bool]]
+
+
+async def take(fleet: Fleet, plan: Plan, may_commit: MayCommit | None = None) -> dict[str, int] | None:
+    """Give the surveyed boards `plan` as `give` does; those without a section in it give up what they hold."""
     epochs = {b: r.epoch for b, r in fleet.reports.items() if b in plan.boards or r.plan is not None}
-    return await give(plan, {b: fleet.addresses[b] for b in plan.boards}, fleet.clients(epochs), epochs)
+    addresses = {b: fleet.addresses[b] for b in plan.boards}
+    return await give(plan, addresses, fleet.clients(epochs), epochs, may_commit)
 
 
 async def give(
-    plan: Plan, addresses: Mapping[str, Address], boards: list[BoardClient], epochs: Mapping[str, int | None]
-) -> dict[str, int]:
+    plan: Plan, addresses: Mapping[str, Address], boards: list[BoardClient], epochs: Mapping[str, int | None],
+    may_commit: MayCommit | None = None,
+) -> dict[str, int] | None:  # fmt: skip
     """Give `plan` to connected boards, which hold `epochs`. Return the bytes of shards that each board loaded.
+
+    `may_commit(boards)` is asked once all are prepared, with the boards that have no room for the new section beside
+    the old one. If it says no, the claims are returned, and so is None; if yes, answers that run may end where they
+    are. Without it, the change is needed, and running answers begin again on the new sections.
 
     Raises ClaimError if another manager is changing a board's plan, or has changed it; BoardError with the reason of
     the first board that can't load its section.
@@ -49,25 +57,34 @@ async def give(
         raise
     try:
         prepared = await all_of(_prepare(b, plan, addresses) for b in boards)
+        in_place = {b.name for b, (_, beside) in zip(boards, prepared, strict=True) if not beside}
+        if may_commit is not None and not await may_commit(in_place):
+            for board in boards:
+                board.send(m.Claim({"replaces": None, "epoch": None}))
+            return None
         committed = await all_of(_commit(b, plan) for b in boards)
     except BaseException:
         for board in boards:  # frees the claims; and no late answer is taken for the next one
             board.close()
         raise
-    return {b.name: c or p for b, p, c in zip(boards, prepared, committed, strict=True)}
+    return {b.name: c or p for b, (p, _), c in zip(boards, prepared, committed, strict=True)}
 
 
-async def _prepare(board: BoardClient, plan: Plan, addresses: Mapping[str, Address]) -> int:
+async def _prepare(board: BoardClient, plan: Plan, addresses: Mapping[str, Address]) -> tuple[int, bool]:
+    """Return the bytes that the board has loaded or will load, and whether it has done so beside the old section."""
     content = {"plan": plan.to_dict(), "addresses": dict(addresses), "board": board.name}
-    return _loaded_bytes(board, await board.ask(m.Assign(content), m.Assigned, LOAD_TIMEOUT_S))
+    answer = await board.ask(m.Assign(content), m.Assigned, LOAD_TIMEOUT_S)
+    return _loaded_bytes(board, answer, plan), answer.content.get("beside") is True
 
 
 async def _commit(board: BoardClient, plan: Plan) -> int:
-    return _loaded_bytes(board, await board.ask(m.Commit({"epoch": plan.epoch}), m.Committed, LOAD_TIMEOUT_S))
+    answer = await board.ask(m.Commit({"epoch": plan.epoch}), m.Committed, LOAD_TIMEOUT_S)
+    return _loaded_bytes(board, answer, plan)
 
 
-def _loaded_bytes(board: BoardClient, answer: m.Assigned | m.Committed) -> int:
+def _loaded_bytes(board: BoardClient, answer: m.Assigned | m.Committed, plan: Plan) -> int:
     if error := answer.content.get("error"):
-        raise board.error(str(error))
+        own = plan.section_of(board.name) if board.name in plan.boards else None
+        raise LoadError(str(board.error(str(error))), board.name, (own.start, own.end) if own else (0, 0))
     value = answer.content.get("loaded_bytes")
     return value if type(value) is int else 0

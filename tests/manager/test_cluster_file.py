@@ -116,11 +116,16 @@ def test_a_new_plan_is_written_only_over_an_older_one_of_the_same_model(tmp_path
     file = ClusterFile.make(tmp_path / "model", ADDRESSES, PLAN, ssh={"pi1": SshAccess("pi1")})
     newer = replace(PLAN, epoch=5, sections=(Section("pi1", 0, 2), Section("pi9", 2, 4)))
     made = file.with_plan(newer, {**ADDRESSES, "pi1": ("10.9.9.9", 1), "pi9": ("10.0.0.9", 7710)})
-    assert made.addresses() == {**ADDRESSES, "pi9": ("10.0.0.9", 7710)}  # what deploy wrote of the others stays
+    assert made.addresses() == {**ADDRESSES, "pi1": ("10.9.9.9", 1), "pi9": ("10.0.0.9", 7710)}
     assert made.boards[0].ssh == SshAccess("pi1") and made.plan == newer
     assert file.write_if_newer(path) and made.write_if_newer(path)  # nothing there; an older one
     assert not file.write_if_newer(path) and not made.write_if_newer(path)
     assert ClusterFile.read(path).plan == newer
+    moved = made.with_plan(newer, {"pi1": ("10.9.9.8", 1)})  # a board was found at another address
+    assert moved.write_if_newer(path) and not moved.write_if_newer(path)
+    assert ClusterFile.read(path).addresses()["pi1"] == ("10.9.9.8", 1)
+    twin = made.with_plan(replace(newer, context=32), {})  # another plan of this epoch
+    assert not twin.write_if_newer(path)
     other = ClusterFile.make(tmp_path / "model", ADDRESSES, replace(PLAN, manifest_sha256="cd" * 32))
     assert other.write_if_newer(path) and ClusterFile.read(path).plan == other.plan
     path.write_text("{")

@@ -13,9 +13,9 @@ def test_a_load_that_fails_again_waits_twice_as_long_each_time_but_not_for_ever(
         wait_s = next(s for s in range(1, 700) if not failures.cannot_load(now_s + s))
         waits.append(wait_s)
         now_s += wait_s
-    assert waits == [10, 20, 40, 80, 160, 320, 600, 600, 600]
+    assert waits == [5, 10, 20, 40, 80, 160, 320, 600, 600]
     failures.load_failed("b2", (0, 2), "SHA-256 differs", now_s)  # another section begins anew
-    assert not failures.cannot_load(now_s + 10)
+    assert not failures.cannot_load(now_s + 5)
     failures.load_failed("b2", (0, 2), "SHA-256 differs", now_s)
     failures.load_worked("b2")
     assert failures.cannot_load(now_s) == {}
@@ -30,7 +30,7 @@ def test_a_way_counts_as_broken_from_the_second_failure_in_a_row_or_at_once_if_a
     assert failures.broken(5.0) == {}
     failures.way_failed(pair, "lost", 6.0)
     assert failures.broken(6.0) == {pair: "lost"}
-    assert failures.broken(6.0 + 19.0) == {pair: "lost"} and failures.broken(6.0 + 20.0) == {}
+    assert failures.broken(6.0 + 9.0) == {pair: "lost"} and failures.broken(6.0 + 10.0) == {}
     other = ("b1", "b2")
     failures.way_failed(other, "no route to host", 6.0, certain=True)
     assert failures.broken(7.0) == {pair: "lost", other: "no route to host"}

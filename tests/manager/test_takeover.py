@@ -139,8 +139,8 @@ def test_a_manager_that_dies_anywhere_between_claim_and_commit_is_healed_by_the_
 
     # Claims, assigns and commits of four boards; what isn't committed leaves the plan before.
     epoch, told = run(go())
-    if at <= 8:
-        assert epoch == 2 and told == ["epoch 2: " + told[0].removeprefix("epoch 2: ")]  # the asker sees the new board
+    if at <= 8 or (at == 9 and not after_sending):
+        assert (epoch, told) == (1, [])
     else:
         assert epoch in (2, 3)
 

@@ -1,0 +1,336 @@
+"""Asks a cluster from Python: `AsyncClient`, and `Client`, which blocks. Each runs any number of answers at once.
+
+    async with AsyncClient() as client:
+        async for delta in client.chat([{"role": "user", "content": "Why is the sky blue?"}]):
+            print(delta.text, end="", flush=True)
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Self, TypedDict, TypeVar, Unpack
+
+from edgellm.config import DEFAULT_MAX_TOKENS, PATIENCE_S
+from edgellm.errors import ClusterError, DeadlineError, UsageError
+from edgellm.manager.answer import Answer, Asker, Delta, Question
+from edgellm.manager.cluster_file import ClusterFile, find
+from edgellm.manager.keeper import SURVEY_EVERY_S
+from edgellm.manager.session import Session
+from edgellm.plan import Plan
+from edgellm.wire.addresses import Address
+
+__all__ = ["Answer", "AnswerStream", "AsyncClient", "BlockingStream", "Client", "Delta", "Options", "Question"]
+
+log = logging.getLogger(__name__)
+FINISH_S = 30.0  # that a client for one question waits at its end for boards that are loading a better plan
+
+Message = Mapping[str, Any]
+Tell = Callable[[str], None]
+_T = TypeVar("_T")
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
+
+
+class Options(TypedDict, total=False):
+    """How to answer. What isn't given of the sampling is as the model's authors advise."""
+
+    max_tokens: int
+    temperature: float  # 0 is greedy: always the likeliest token
+    top_p: float
+    top_k: int
+    min_p: float
+    repeat_penalty: float
+    seed: int  # the same seed gives the same answer; random by default
+    stop: Sequence[str]  # the answer ends before the first of these texts
+    speculate: bool  # draft tokens and verify them: the same answer, faster
+    first_token_timeout_s: float
+    timeout_s: float  # for the whole answer
+    on_queue: Callable[[int], None]  # called with the position in the line for a slot, 1 is next, whenever it changes
+
+
+class AnswerStream:
+    """An answer as it arrives: iterate over its deltas, once. `answer` is filled meanwhile, with timings at the end.
+
+    The boards stop, and the slot is free, when the iteration is cancelled, when `aclose` is called, at the end of an
+    `async with` block, or when nobody holds the stream any more.
+    """
+
+    def __init__(self, deltas: AsyncGenerator[Delta, None], answer: Answer, limits: tuple[float | None, float | None]):
+        self.answer = answer
+        self._deltas, self._limits = deltas, limits
+        self._began_s: float | None = None
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        """Return the next delta. Raises DeadlineError after a timeout, and the errors of edgellm.errors."""
+        if self._ended:
+            raise StopAsyncIteration
+        now_s = asyncio.get_running_loop().time()
+        self._began_s = now_s if self._began_s is None else self._began_s
+        first_s, total_s = self._limits
+        limits = [s for s in (total_s, first_s if self.answer.first_token_s is None else None) if s is not None]
+        try:
+            async with asyncio.timeout_at(self._began_s + min(limits) if limits else None):
+                return await anext(self._deltas)
+        except TimeoutError as e:
+            self._ended = True
+            if isinstance(e, DeadlineError) or not limits:
+                raise
+            count = len(self.answer.tokens)
+            came = f"only {count} tokens of it" if count else "no token"
+            raise DeadlineError(f"the answer took longer than {min(limits):g} s; {came} came by then") from None
+        except BaseException:
+            self._ended = True
+            raise
+
+    async def aclose(self) -> None:
+        """End the answer. Returns at once: nobody waits for the boards."""
+        self._ended = True
+        await self._deltas.aclose()
+
+    async def read(self) -> Answer:
+        """Return the answer, once it is complete."""
+        async for _ in self:
+            pass
+        return self.answer
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+
+class AsyncClient:
+    """Asks a cluster. Any number of answers run at once; they share connections, and one task that keeps the plan.
+
+    `cluster` is the path of a cluster file, by default the one that `edgellm ask` would use. After losing boards, an
+    answer is given up once no token has arrived for `patience_s`. Boards are surveyed every `survey_every_s`; with None
+    only around an answer, which suits a client for one question. `tell(text)` is called for events that a person may
+    want to know, and by default logs them. Raises ClusterError, ManifestError or UsageError for a cluster that can't be
+    asked. Close it at the end, or use it in `async with`.
+    """
+
+    def __init__(
+        self, cluster: str | os.PathLike[str] | None = None, *, patience_s: float = PATIENCE_S,
+        survey_every_s: float | None = SURVEY_EVERY_S, tell: Tell = log.info,
+    ):  # fmt: skip
+        path = find(None if cluster is None else os.fspath(cluster))
+        if path is None:
+            raise UsageError("no cluster file. Deploy, or start a local cluster with 'edgellm local up'.")
+        self.path: Path = path
+        self._file = ClusterFile.read(path)
+        self.asker = Asker(self._file.model_dir_path(path))
+        self.asker.check(self._file.plan)
+        self._every_s, self._tell = survey_every_s, tell
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="edgellm-encode")
+        self._stamp = _stamp(path)
+        self._session = Session(
+            self.asker.manifest, self._file.plan, self._file.addresses(), tls=self._file.client_tls(path),
+            patience_s=patience_s, tell=tell, adopted=self._adopted, every_s=survey_every_s, refresh=self._refresh,
+        )  # fmt: skip
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, *exc: object) -> None:
+        await self._close(wait=kind is None)
+
+    async def aclose(self) -> None:
+        """End all answers, and hang up on every board. Without a timer, a change of the plan that is under way gets up
+        to 30 s to finish."""
+        await self._close(wait=True)
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> AnswerStream:
+        """Return the assistant's next message in a chat of `messages`, each with a `role` and a `content`.
+
+        Raises UsageError for messages or options that make no sense; all else is raised by the stream.
+        """
+        return self._answer(options, messages=tuple(messages))
+
+    def generate(self, prompt: str, **options: Unpack[Options]) -> AnswerStream:
+        """Return how the model continues `prompt`, without a chat template; control tokens in it are recognized."""
+        return self._answer(options, prompt=prompt, raw=True)
+
+    def answer(self, question: Question, options: Options | None = None) -> AnswerStream:
+        """Return the answer to a question as it is; of `options`, only timeouts and `on_queue` count."""
+        given = options or {}
+        answer = Answer(0, question.sampling)
+        limits = given.get("first_token_timeout_s"), given.get("timeout_s")
+        return AnswerStream(self._deltas(question, answer, given.get("on_queue")), answer, limits)
+
+    def _answer(self, options: Options, **what: Any) -> AnswerStream:
+        if unknown := sorted(options.keys() - Options.__annotations__.keys()):
+            raise UsageError(f"there is no option {unknown[0]!r}. There are {', '.join(Options.__annotations__)}.")
+        question = Question(
+            **what, max_tokens=options.get("max_tokens", DEFAULT_MAX_TOKENS), stop=tuple(options.get("stop", ())),
+            speculate=options.get("speculate", True),
+        )  # fmt: skip
+        given: dict[str, Any] = dict(options)
+        sampling = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
+        seed = options.get("seed")
+        seed = secrets.randbits(31) if seed is None else seed
+        return self.answer(self.asker.with_options(question, sampling, seed), options)
+
+    async def _deltas(
+        self, question: Question, answer: Answer, on_queue: Callable[[int], None] | None
+    ) -> AsyncGenerator[Delta, None]:
+        self._session.keeper.start()
+        # In a thread, one at a time: a template may take a while, and other answers go on.
+        encode = asyncio.get_running_loop().run_in_executor
+        ids = await encode(self._encoder, self.asker.encode, question, self._session.plan.context)
+        answer.prompt_tokens = len(ids)
+        async with aclosing(self.asker.stream(question, ids, self._session, answer)) as deltas:
+            async for delta in deltas:
+                if self._every_s is None and len(answer.tokens) == 1:
+                    self._session.keeper.look()
+                yield delta
+
+    async def _close(self, wait: bool) -> None:
+        try:
+            if wait and self._every_s is None:
+                await self._session.keeper.finish(FINISH_S, self._tell)
+        finally:
+            self._session.close()
+            self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    def _adopted(self, plan: Plan, addresses: dict[str, Address]) -> None:
+        try:
+            self._file = self._file.with_plan(plan, addresses)
+            self._file.write_if_newer(self.path)
+            self._stamp = _stamp(self.path)
+        except ClusterError as e:  # answers go on without it
+            self._tell(str(e))
+
+    def _refresh(self) -> None:
+        """Take over what another program has written into the cluster file."""
+        stamp = _stamp(self.path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            file = ClusterFile.read(self.path)
+        except ClusterError as e:
+            self._tell(str(e))
+            return
+        if file.plan.manifest_sha256 != self.asker.manifest.sha256:
+            self._tell(f"{self.path} is of another model now ({file.model}). Make a new client to ask it.")
+            return
+        self._file = file
+        self._session.keeper.know(file.plan, file.addresses())
+
+
+class BlockingStream:
+    """An answer as it arrives, for a thread that waits for it: iterate over its deltas, once. See AnswerStream."""
+
+    def __init__(self, client: "Client", stream: AnswerStream):
+        self._client, self._stream = client, stream
+
+    @property
+    def answer(self) -> Answer:
+        """What has arrived so far, with timings at the end."""
+        return self._stream.answer
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self
+
+    def __next__(self) -> Delta:
+        """Return the next delta. Raises as AnswerStream does."""
+        delta = self._client._run(self._next())
+        if delta is None:
+            raise StopIteration
+        return delta
+
+    async def _next(self) -> Delta | None:
+        return await anext(self._stream, None)
+
+    def close(self) -> None:
+        """End the answer: the boards stop, and the slot is free."""
+        self._client._run(self._stream.aclose())
+
+    def read(self) -> Answer:
+        """Return the answer, once it is complete."""
+        for _ in self:
+            pass
+        return self.answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Client:
+    """AsyncClient for threads: any number of them may ask at once. It runs an event loop in a thread of its own."""
+
+    def __init__(
+        self, cluster: str | os.PathLike[str] | None = None, *, patience_s: float = PATIENCE_S,
+        survey_every_s: float | None = SURVEY_EVERY_S, tell: Tell = log.info,
+    ):  # fmt: skip
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="edgellm-client", daemon=True)
+
+        async def make() -> AsyncClient:
+            return AsyncClient(cluster, patience_s=patience_s, survey_every_s=survey_every_s, tell=tell)
+
+        self._thread.start()
+        try:
+            self._client = self._run(make())
+        except BaseException:
+            self._stop()
+            raise
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> BlockingStream:
+        """Return the assistant's next message, as AsyncClient.chat does."""
+        return BlockingStream(self, self._client.chat(messages, **options))
+
+    def generate(self, prompt: str, **options: Unpack[Options]) -> BlockingStream:
+        """Return how the model continues `prompt`, as AsyncClient.generate does."""
+        return BlockingStream(self, self._client.generate(prompt, **options))
+
+    def close(self) -> None:
+        """End all answers, and hang up on every board."""
+        if self._thread.is_alive():
+            self._run(self._client.aclose())
+            self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Return what a coroutine returns in the client's loop."""
+        if not self._thread.is_alive():
+            coroutine.close()
+            raise UsageError("the client is closed")
+        future: Future[_T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C, say: the answer ends
+            raise
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns

@@ -1,0 +1,326 @@
+"""Keeps a cluster's plan: the one task of a manager that surveys boards and changes plans. Questions never do.
+
+    keeper = Keeper(manifest, plan, addresses)
+    plan = keeper.plan                        # at once: no board is asked
+    plan = await keeper.after(plan, error)    # an answer failed: the same plan if it still stands, or the next one
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine, Mapping, Set
+from typing import Any
+
+from edgellm.errors import BoardError, ClaimError, EdgellmError, LinkError, LoadError, PlanError
+from edgellm.manager.failures import Failures
+from edgellm.manager.rebalance import Avoid, describe, propose, serving_plan, settle
+from edgellm.manager.survey import Fleet, newest_plan
+from edgellm.manager.take import take
+from edgellm.plan import Move, Plan
+from edgellm.plan.around import links
+from edgellm.shards.manifest import Manifest
+from edgellm.wire.addresses import Address
+from edgellm.wire.credentials import Credentials
+
+SURVEY_EVERY_S = 10.0  # of a client that stays
+_WEIGH_EVERY_S = 60.0  # the same boards: a search for a better plan takes this process a while
+_SURVEY_LIMIT_S = 1.0  # that `finish` waits for a survey
+_MAX_TOLD = 256
+
+Tell = Callable[[str], None]
+Adopted = Callable[[Plan, dict[str, Address]], None]
+
+
+class Keeper:
+    """`plan` and `addresses` are what is known of the cluster, at first before any board was asked.
+
+    `tell(text)` is called for events that a person may want to know; `adopted(plan, addresses)` when another plan than
+    the known one serves, or the same one at other addresses. With `every_s`, boards are surveyed that often once it is
+    started, each time after `refresh()`; without, on trouble and when `look` is called.
+    """
+
+    def __init__(
+        self, manifest: Manifest, plan: Plan, addresses: Mapping[str, Address], *, tls: Credentials | None = None,
+        tell: Tell = lambda text: None, adopted: Adopted = lambda plan, addresses: None,
+        every_s: float | None = None, may_plan: bool = True, refresh: Callable[[], None] = lambda: None,
+    ):  # fmt: skip
+        self.plan = plan
+        self._may_plan, self._refresh = may_plan, refresh
+        self._fleet = Fleet(manifest, addresses, tls)
+        self._tell, self._adopted, self._every_s = tell, adopted, every_s
+        self._known_addresses = dict(self._fleet.addresses)
+        self._failures = Failures()
+        self._met: set[str] = set()  # boards that this manager has reached itself
+        self._told: set[str] = set()
+        self._surveying = asyncio.Lock()
+        self._mending: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._moving: asyncio.Task[None] | None = None
+        self._timer: asyncio.Task[None] | None = None
+        self._committing = False  # the optional move that is under way can't be given up any more
+        self._wants_idle = False  # a better plan is known, and boards have no room to load it beside the old one
+        self._weighed: tuple[object, float] | None = None  # what was weighed last, and when
+
+    @property
+    def addresses(self) -> dict[str, Address]:
+        """Host and port by board name."""
+        return self._fleet.addresses
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """By board, why it has no part in the last survey."""
+        return self._fleet.missing
+
+    @property
+    def alone(self) -> bool:
+        """Whether no board answered the last survey."""
+        return not self._fleet.reports
+
+    def start(self) -> None:
+        """Survey on a timer from now on, if there is one."""
+        if self._every_s is not None and self._timer is None:
+            self._timer = _task(self._watch(self._every_s))
+
+    def close(self) -> None:
+        """Give up what is under way, and hang up on every board."""
+        for task in (self._timer, self._mending, self._looking, self._moving):
+            if task is not None:
+                task.cancel()
+        self._fleet.close()
+
+    def know(self, plan: Plan, addresses: Mapping[str, Address]) -> None:
+        """Take over what a newer cluster file says: a plan that another manager made, boards that were added."""
+        self._fleet.addresses.update(addresses)
+        self._known_addresses = dict(self._fleet.addresses)
+        if plan.manifest_sha256 == self.plan.manifest_sha256 and plan.epoch > self.plan.epoch:
+            self.plan = plan
+
+    def met(self, boards: Collection[str]) -> None:
+        """Remember that these boards could be reached from here: if they can't any more, they are lost."""
+        self._met.update(boards)
+
+    def worked(self, plan: Plan) -> None:
+        """Remember that a token came by this plan: all its ways work."""
+        self._failures.ways_worked(links(plan))
+
+    # Trouble
+
+    async def after(self, plan: Plan, error: EdgellmError) -> Plan:
+        """Return the plan to go on with after an answer by `plan` has failed: the same one if it still stands.
+
+        Answers that fail at the same time share one survey and one change. Raises PlanError if the boards that are left
+        can't hold the model, BoardError if none answers or one fails, ClaimError while another manager is at work.
+        """
+        if plan.digest != self.plan.digest:
+            return self.plan  # it has been changed since
+        lost = getattr(error, "board", None)
+        if isinstance(error, LinkError) and lost is not None:
+            self._failures.way_failed((lost, error.other), str(error), _clock_s())
+        if self._mending is None or self._mending.done():
+            self._mending = _task(self._mend([lost] if lost is not None else []))
+        await asyncio.shield(self._mending)
+        return self.plan
+
+    async def _mend(self, lost: Collection[str]) -> None:
+        """Have a plan that stands."""
+        await self._survey(self.plan.boards, lost)
+        if self._adopt_what_serves():
+            return  # an optional change that is under way goes on
+        if self._moving is not None:
+            if not self._committing:
+                self._moving.cancel()
+            await asyncio.wait([self._moving])
+            await self._survey(self.plan.boards, lost)
+        if not self._may_plan and not self.alone:
+            missing = "; ".join(self.missing.values()) or "no plan stands"
+            raise BoardError(f"{missing}. This identity may ask, but not plan: an admin must change the plan.")
+        await self._check_it_sees_enough()
+        for _ in range(len(self._fleet.reports) + 1):  # boards that can't load are left out, one by one
+            try:
+                await self._settle()
+                return
+            except LoadError as e:
+                self._load_failed(e)
+                await self._survey(self.plan.boards)
+        raise BoardError("; ".join(self._failures.cannot_load(_clock_s()).values()))
+
+    async def _settle(self) -> None:
+        fleet, avoid = self._fleet, self._avoid()
+        if not fleet.reports:
+            raise BoardError("; ".join(fleet.missing.values()) or "the cluster has no boards")
+        flapping = self._failures.flapping({b: r.up_s for b, r in fleet.reports.items()}, _clock_s())
+        less = Avoid(avoid.loads, avoid.pairs, {b: f"board {b} comes and goes" for b in flapping})
+        try:
+            try:
+                outcome = await settle(fleet, None, self.plan, grow=False, tell=self._tell, avoid=less)
+            except PlanError:
+                if not flapping:
+                    raise
+                outcome = await settle(fleet, None, self.plan, grow=False, tell=self._tell, avoid=avoid)
+        except PlanError as e:
+            if not fleet.missing:
+                raise
+            without = "; ".join(fleet.missing.values())
+            raise PlanError(f"{without}. Without: {e}", f"{without}. Without: {e.brief}") from None
+        self._adopt(outcome.plan)
+
+    async def _check_it_sees_enough(self) -> None:
+        """Raise BoardError if the plan before stands for others: boards that this manager has never reached are reached
+        by boards of that plan. One that sees less than the others changes nothing."""
+        fleet = self._fleet
+        newest = newest_plan(fleet.reports)
+        if newest is None or newest.epoch < self.plan.epoch:
+            return
+        unseen = [b for b in newest.boards if b not in fleet.reports]
+        askers = [b for b in newest.boards if b in fleet.reports and fleet.reports[b].plan == newest]
+        if not unseen or self._met & set(unseen) or len(unseen) + len(askers) < len(newest.boards):
+            return
+        asker = next((a for a, b in links(newest) if a in askers and b in unseen), askers[0])
+        places = fleet.reports[asker].addresses
+        reached = await fleet.reached_by(asker, {b: places[b] for b in unseen if b in places})
+        if reached == set(unseen):
+            board = unseen[0]
+            raise BoardError(
+                f"{fleet.missing.get(board, f'board {board} does not answer')}, but board {asker} reaches it. The plan "
+                "stays as it is, because other managers may use it. Check the network between this machine and "
+                f"{board}.", board,
+            )  # fmt: skip
+
+    def _load_failed(self, error: LoadError) -> None:
+        assert error.board is not None
+        self._failures.load_failed(error.board, error.section, str(error), _clock_s())
+        self._tell_once(f"{str(error).rstrip('.')}; the others go on without it")
+
+    def _avoid(self) -> Avoid:
+        now_s = _clock_s()
+        return Avoid(self._failures.cannot_load(now_s), self._failures.broken(now_s))
+
+    # Growing
+
+    def look(self) -> None:
+        """Survey in the background, and give the boards a better plan if there is one."""
+        if self._looking is None or self._looking.done():
+            self._looking = _task(self._look())
+
+    async def finish(self, limit_s: float, tell: Tell) -> None:
+        """Wait for what `look` has begun, for `limit_s` at most; `tell` is called if boards are changing their plan."""
+        if self._looking is None:
+            return
+        await asyncio.wait([self._looking], timeout=_SURVEY_LIMIT_S)
+        if self._looking.done() and self._wants_idle:
+            self.look()
+            await asyncio.wait([self._looking], timeout=_SURVEY_LIMIT_S)
+        if self._moving is not None and not self._moving.done():
+            tell(f"boards are loading a better plan; waiting for up to {limit_s:.0f} s …")
+            await asyncio.wait([self._moving], timeout=limit_s)
+
+    async def _look(self) -> None:
+        await self._survey(self.plan.boards)
+        if self.alone:
+            return
+        if not self._adopt_what_serves():
+            if self._every_s is not None and (self._mending is None or self._mending.done()):
+                self._mending = _task(self._mend([]))  # before anybody asks
+            return
+        try:
+            move = await self._better()
+            if move is not None:
+                self._moving = _task(self._take(move))
+                await self._moving
+        except LoadError as e:
+            assert e.board is not None
+            self._failures.load_failed(e.board, e.section, str(e), _clock_s())
+            self._tell_once(f"a better plan could not be adopted: {e}")
+        except ClaimError:
+            pass  # another manager is at it
+        except EdgellmError as e:
+            self._tell_once(f"a better plan could not be adopted: {e}")
+
+    async def _better(self) -> Move | None:
+        """Return a move that is worth it, and that may begin now."""
+        fleet, now_s = self._fleet, _clock_s()
+        reports, avoid = fleet.reports, self._avoid()
+        if not self._may_plan or any(r.claimed for r in reports.values()) or (self._wants_idle and not self._idle()):
+            return None
+        spare = {b for b in reports if b not in self.plan.boards and b not in avoid.loads}
+        unsteady = {b for b in spare if self._failures.steady_in_s(b, reports[b].up_s, now_s) > 0}
+        if not spare - unsteady and self._every_s is None:
+            return None
+        what = self.plan.digest, frozenset(spare - unsteady)
+        if self._weighed is not None and self._weighed[0] == what and not self._wants_idle:
+            if now_s - self._weighed[1] < _WEIGH_EVERY_S:
+                return None
+        left_out = {b: f"board {b} has just come" for b in unsteady}
+        move = await propose(fleet, self.plan.settings, self.plan, avoid=Avoid(avoid.loads, avoid.pairs, left_out))
+        self._weighed, self._wants_idle = (what, now_s), False
+        return move if move.changed else None
+
+    async def _take(self, move: Move) -> None:
+        """Have the boards take a plan that they could do without: beside what they have, or once they are idle."""
+
+        async def may_commit(in_place: Set[str]) -> bool:
+            if in_place:
+                await self._survey(self.plan.boards)
+            self._wants_idle = bool(in_place) and not self._idle()
+            self._committing = not self._wants_idle
+            return self._committing
+
+        self._tell(describe(move.plan))
+        try:
+            if await take(self._fleet, move.plan, may_commit) is not None:
+                self._adopt(move.plan)
+        finally:
+            self._committing = False
+
+    def _idle(self) -> bool:
+        """Return whether no board had an answer at the last survey."""
+        return all(r.idle for r in self._fleet.reports.values())
+
+    async def _watch(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            self._refresh()
+            self.look()
+            assert self._looking is not None
+            await asyncio.wait([self._looking])
+
+    # Both
+
+    async def _survey(self, needed: Collection[str], lost: Collection[str] = ()) -> None:
+        before = self._fleet.reports
+        await self._fleet.survey(needed, lost)
+        now_s, reports = _clock_s(), self._fleet.reports
+        for board, report in before.items():
+            restarted = board in reports and report.epoch is not None and reports[board].epoch is None
+            if restarted or (board in needed and board not in reports):
+                self._failures.lost(board, now_s)
+        self._met.update(reports)
+
+    def _adopt_what_serves(self) -> bool:
+        """Follow the plan that stands. Return whether there is one."""
+        serving = serving_plan(self._fleet.reports, self.plan, self._failures.broken(_clock_s()).keys())
+        if serving is None:
+            return False
+        self._adopt(serving)
+        return True
+
+    def _adopt(self, plan: Plan) -> None:
+        addresses = self._fleet.addresses
+        if plan != self.plan or any(addresses[b] != self._known_addresses.get(b) for b in plan.boards):
+            self.plan, self._known_addresses = plan, dict(addresses)
+            self._adopted(plan, dict(addresses))
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told and len(self._told) < _MAX_TOLD:
+            self._told.add(text)
+            self._tell(text)
+
+
+def _task(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Return a task whose error is nobody's duty to look at."""
+    task = asyncio.create_task(coroutine)
+    task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    return task
+
+
+def _clock_s() -> float:
+    """Return the time in seconds of the clock that failures are remembered by."""
+    return asyncio.get_running_loop().time()
