@@ -138,6 +138,11 @@ class AsyncClient:
             patience_s=patience_s, tell=tell, adopted=self._adopted, every_s=survey_every_s, refresh=self._refresh,
         )  # fmt: skip
 
+    @property
+    def plan(self) -> Plan:
+        """The plan that the next question takes."""
+        return self._session.plan
+
     async def __aenter__(self) -> Self:
         return self
 
