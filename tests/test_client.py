@@ -13,7 +13,7 @@ import edgellm
 from edgellm.client import AsyncClient, Client, Options
 from edgellm.errors import BoardError, DeadlineError, UsageError
 from edgellm.manager.cluster_file import ClusterFile
-from tests.cli.commands import CONTEXT, TEXT, VOCAB, Cluster, answer_to, ids_of
+from tests.cli.commands import CONTEXT, VOCAB, Cluster, answer_to, ids_of
 from tests.fakes import Boards, generate, run, until
 from tests.tiny import environment, wait_until, write_tokenizer
 
@@ -248,9 +248,7 @@ def test_200_answers_on_4_slots_are_right_while_a_board_dies_and_another_one_joi
                 return done, client.plan
 
     done, plan = run(go(), 120)
-    assert done == [
-        (answer_to(f"Why {i}?", 24), generate(ids_of(f"Why {i}?"), 24)) for i in range(200)
-    ]
+    assert done == [(answer_to(f"Why {i}?", 24), generate(ids_of(f"Why {i}?"), 24)) for i in range(200)]
     assert "b1" not in plan.boards and {"b0", "b2", "b3"} == set(plan.boards)
 
 
@@ -264,6 +262,7 @@ def test_a_client_writes_the_plan_that_serves_and_reads_what_others_write(tmp_pa
                 assert (await client.generate("Why?", max_tokens=9).read()).text == answer_to("Why?", 9)
                 written = ClusterFile.read(company.file).plan
                 assert written == client.plan and written.epoch == first.epoch + 1 and "b1" not in written.boards
+                await boards.start(1)
                 await company.form((0, 1, 6), epoch=9)  # another manager
                 await until(lambda: client.plan.epoch >= 9)
                 return (await client.generate("Why?", max_tokens=9).read()).text
@@ -289,9 +288,7 @@ def test_the_package_is_typed_and_its_options_are_those_of_the_page():
     assert (folder / "py.typed").exists()
     page = (folder.parent / "docs" / "python.md").read_text()
     options = re.search(r"\*\*Options\*\* are keyword arguments: ([^.]*)\.", page)[1]
-    assert re.findall(r"`(\w+)`", options) == list(Options.__annotations__) or set(
-        re.findall(r"`(\w+)`", options)
-    ) == set(Options.__annotations__)
+    assert set(re.findall(r"`(\w+)`", options)) == set(Options.__annotations__)
 
 
 def test_the_page_s_program_runs_as_it_is(cluster, tmp_path):
@@ -301,10 +298,6 @@ def test_the_page_s_program_runs_as_it_is(cluster, tmp_path):
     env = {**environment(tmp_path), "EDGELLM_CLUSTER": str(cluster.file)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=env)
     assert (done.returncode, done.stdout, done.stderr) == (0, answer_to("Why is the sky blue?", 512) + "\n", "")
-
-
-def test_texts_are_what_the_fake_model_says():
-    assert {TEXT[i] for i in generate(ids_of("Why?"), 3)} <= set(answer_to("Why?", 3))
 
 
 def test_boards_that_are_all_gone_are_named(tmp_path, quick):
