@@ -1,5 +1,6 @@
 """A playbook through ansible-runner: its surroundings, its prompts, its end by a signal."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -96,13 +97,28 @@ def test_a_signal_ends_ansible_too(project, number):
         [sys.executable, "-c", SCRIPT, folder, *LOCAL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
+    family = []
     with process:
-        assert process.stdout.readline() == "started\n"
-        started = wait_for(lambda: [p for p in psutil.Process(process.pid).children(True) if "300.125" in p.cmdline()])
-        family = psutil.Process(process.pid).children(recursive=True)
-        os.kill(process.pid, number)
-        assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
-    assert started and psutil.wait_procs(family, timeout=10)[1] == []
+        try:
+            assert process.stdout.readline() == "started\n"
+            wait_for(lambda: any("300.125" in told_of(p) for p in psutil.Process(process.pid).children(True)))
+            family = psutil.Process(process.pid).children(recursive=True)
+            os.kill(process.pid, number)
+            assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+        except BaseException:  # else leaving `with` would wait for it
+            for left in [*family, process]:
+                with contextlib.suppress(psutil.Error):
+                    left.kill()
+            raise
+    assert family and psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def told_of(process: psutil.Process) -> list[str]:
+    """The words that a process was started with; none if it has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def wait_for(condition, seconds: float = 30):
