@@ -19,7 +19,7 @@ from edgellm.manager.client import ClusterClient
 from edgellm.manager.pairs import try_pairs
 from edgellm.model.generic.packed import pack, unpack
 from edgellm.plan import Capacity, Plan
-from edgellm.sampling import Sampling
+from edgellm.sampling import MAX_BIASES, Sampling
 from edgellm.shards import tiles
 from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
 from edgellm.shards.tiles import BLOCK_BYTES
@@ -181,8 +181,9 @@ def test_bytes_of_a_decoded_token():
 def test_sampling_fields_defaults_and_ranges():
     rows = table(WIRE, "field of sampling")
     assert {r["field of sampling"]: type(getattr(Sampling(), r["field of sampling"]))(r["default"]) for r in rows} == (
-        Sampling().to_dict()
+        {name: value for name, value in Sampling().to_dict().items() if name != "logit_bias"}
     )
+    assert f"at most {MAX_BIASES} pairs" in WIRE and Sampling().logit_bias == ()
     for row in rows:
         name, kind = row["field of sampling"], {"number": float, "integer": int}[row["type"]]
         low, high = (kind(x) for x in row["range"].split(";")[0].split(" to "))
@@ -218,12 +219,19 @@ def test_a_token_is_drawn_as_the_steps_say():
     rng = np.random.default_rng(0)
     for position in range(1, 60):
         logits, history = rng.normal(size=50).astype(np.float32) * 3, [int(i) for i in rng.integers(0, 50, position)]
-        sampling = Sampling(temperature=0.7, top_k=20, top_p=0.9, min_p=0.02, repeat_penalty=1.3, seed=5)
+        sampling = Sampling(
+            temperature=0.7, top_k=20, top_p=0.9, min_p=0.02, repeat_penalty=1.3, seed=5, presence_penalty=0.3,
+            frequency_penalty=0.2, logit_bias={7: 1.5, 9: -2.0},
+        )  # fmt: skip
+        began = position // 2
         scores = {}
         for i, logit in enumerate(logits):
             logit = np.float32(logit)
             if i in history:
                 logit = logit / np.float32(1.3) if logit > 0 else logit * np.float32(1.3)
+            if i in history[began:]:
+                logit = logit - np.float32(0.3 + 0.2 * history[began:].count(i))
+            logit = logit + np.float32({7: 1.5, 9: -2.0}.get(i, 0.0))
             scores[i] = float(logit) / 0.7
         best = sorted(scores, key=lambda i: (-scores[i], i))[:20]
         p = [np.exp(scores[i] - scores[best[0]]) for i in best]
@@ -232,7 +240,7 @@ def test_a_token_is_drawn_as_the_steps_say():
         p = [x for x in p if x >= 0.02 * p[0]]
         draw, running = philox(5, position) * sum(p), np.cumsum(p)
         expected = best[next(k for k, c in enumerate(running) if c > draw)]
-        assert sample(logits, history, sampling, position) == expected
+        assert sample(logits, history, sampling, position, began) == expected
 
 
 def test_json_fields_of_plans_boards_and_answers(tmp_path):

@@ -48,7 +48,11 @@ class Granting:
     def serve(self) -> None:
         """Admit those who are next, while slots are free."""
         while self._stage.engine.free_slots and (seq_id := self._door.next()) is not None:
-            self._stage.admit(self._leave(seq_id))
+            sequence = self._leave(seq_id)
+            try:
+                self._stage.admit(sequence)
+            except BusyError as e:
+                self._stage.refuse(sequence, "busy", str(e))
         self._tell()
 
     def forget(self, owner: Peer, seq_id: int | None = None) -> None:

@@ -28,6 +28,9 @@ def parse_open(stage: "Stage", peer: Peer, message: m.Open) -> Sequence:
         sampling = Sampling.from_dict(options.get("sampling", {}))
     except (KeyError, TypeError) as e:
         raise UsageError(f"open: bad options ({e})") from None
+    strange = [token for token, _ in sampling.logit_bias if token >= vocab_size]
+    if strange:
+        raise UsageError(f"logit-bias of token {strange[0]}; the vocabulary has {vocab_size}")
     eos = options.get("eos", [])
     if not isinstance(eos, list) or any(type(i) is not int for i in eos):
         raise UsageError(f"open: eos is {reprlib.repr(eos)}, expected a list of token ids")

@@ -1,7 +1,8 @@
 """Choosing the next token from logits. NumPy only.
 
-The steps are those of transformers' generate(), in its order: repeat penalty, temperature, top-k, top-p, min-p, draw.
-docs/wire.md has them to the letter.
+The steps are those of transformers' generate(), in its order: repeat penalty, temperature, top-k, top-p, min-p, draw;
+behind the repeat penalty are OpenAI's presence penalty, frequency penalty and biases. docs/wire.md has them to the
+letter.
 
 A choice depends on the logits, the options with their seed, the position and the tokens before it, and on nothing else.
 Probabilities are float64. The exponential function may differ in its last bit from one processor to another, so another
@@ -26,6 +27,11 @@ class Sampler:
     def __init__(self, sampling: Sampling, vocab_size: int, began: int = 0):
         self.sampling = sampling
         self._seen = Seen(vocab_size, sampling.repeat_penalty) if sampling.repeat_penalty != 1.0 else None
+        self._answered = None
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            self._answered = Answered(vocab_size, began, sampling.presence_penalty, sampling.frequency_penalty)
+        self._biased = np.array([token for token, _ in sampling.logit_bias], np.int64)
+        self._biases = np.array([bias for _, bias in sampling.logit_bias], np.float32)
 
     def follow(self, ids: Sequence[int], position: int) -> None:
         """Have the text be ids[:position].
@@ -33,13 +39,15 @@ class Sampler:
         A token stays what it was: of `ids` only those after the last call's text are read, or none where the text
         becomes shorter again.
         """
-        if self._seen is not None:
-            self._seen.follow(ids, min(position, len(ids)))
+        for text in (self._seen, self._answered):
+            if text is not None:
+                text.follow(ids, min(position, len(ids)))
 
     def append(self, token: int) -> None:
         """Have the text be one token longer."""
-        if self._seen is not None:
-            self._seen.append(token)
+        for text in (self._seen, self._answered):
+            if text is not None:
+                text.append(token)
 
     def choose(self, logits: Array, position: int) -> int:
         """Return the token id for `position`, from float32 logits [vocab_size].
@@ -48,6 +56,13 @@ class Sampler:
         """
         if self._seen is not None:
             logits = self._seen.penalize(logits)
+        if self._answered is not None:
+            logits = self._answered.penalize(logits)
+        if len(self._biased):
+            biased = scratch(3, len(logits), np.float32)
+            np.copyto(biased, logits)
+            biased[self._biased] += self._biases
+            logits = biased
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise ModelError(f"the logits at position {position} are not finite: a shard or a board is broken")
@@ -97,12 +112,45 @@ class Seen:
         return penalized
 
 
-def sample(logits: Array, history: Sequence[int], sampling: Sampling, position: int) -> int:
-    """Return the token id for `position`, from float32 logits [vocab_size] and the text so far: a `Sampler` for once.
+class Answered:
+    """The tokens of an answer that began at position `began`, for OpenAI's penalties: a logit loses `presence` if its
+    token occurs, and `frequency` as often as it does. `_losses` float32 [vocab_size] are both."""
+
+    def __init__(self, vocab_size: int, began: int, presence: float, frequency: float):
+        self._began, self._presence, self._frequency = began, presence, frequency
+        self._losses = np.zeros(vocab_size, np.float32)
+        self._counts: dict[int, int] = {}
+        self._ids: list[int] = []
+
+    def follow(self, ids: Sequence[int], count: int) -> None:
+        """Have the text be ids[:count]; see `Sampler.follow`."""
+        while len(self._ids) > max(0, count - self._began):
+            self._count(self._ids.pop(), -1)
+        for i in range(self._began + len(self._ids), count):
+            self.append(ids[i])
+
+    def append(self, token: int) -> None:
+        """Have the text be one token longer."""
+        self._ids.append(token)
+        self._count(token, 1)
+
+    def penalize(self, logits: Array) -> Array:
+        """Return penalized logits, which are valid until the thread's next call."""
+        penalized: Array = np.subtract(logits, self._losses, out=scratch(2, len(logits), np.float32))
+        return penalized
+
+    def _count(self, token: int, more: int) -> None:
+        count = self._counts[token] = self._counts.get(token, 0) + more
+        self._losses[token] = self._presence + self._frequency * count if count else 0.0
+
+
+def sample(logits: Array, history: Sequence[int], sampling: Sampling, position: int, began: int = 0) -> int:
+    """Return the token id for `position`, from float32 logits [vocab_size] and the text so far, of which the answer
+    `began` at that position: a `Sampler` for once.
 
     Raises ModelError when the logits hold NaN or nothing finite.
     """
-    sampler = Sampler(sampling, len(logits))
+    sampler = Sampler(sampling, len(logits), began)
     sampler.follow(history, len(history))
     return sampler.choose(logits, position)
 

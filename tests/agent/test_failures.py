@@ -175,20 +175,6 @@ def test_a_plan_that_the_model_can_not_hold_leaves_the_running_one(tmp_path):
     assert [c.token for c in run(go())] == generate(PROMPT, 10)
 
 
-def test_a_trace_whose_answer_would_be_huge_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgellm.agent.checks.MAX_STEP_BYTES", 10 * 3 * HIDDEN * 4 - 1)
-
-    async def go():
-        async with Boards(tmp_path, 2) as boards:
-            plan = await boards.form((0, 3, 6))
-            board = await BoardClient("b0", *boards.addresses["b0"]).connect()
-            with pytest.raises(BoardError, match="480 bytes to answer, at most 479"):
-                await board.ask(m.Trace(plan.epoch, 0, 10, bytes(40)), m.Traced, 5.0)
-            board.close()
-
-    run(go())
-
-
 def test_middle_boards_want_the_prompt_too(tmp_path):
     async def go():
         async with Boards(tmp_path, 3) as boards:

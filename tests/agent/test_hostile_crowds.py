@@ -307,11 +307,12 @@ def test_a_manager_that_reads_no_logits_blocks_nobody_and_takes_no_memory(tmp_pa
             section = at.boards.sections["b1"]
             section.forward = _wider(section.forward, wide)
             at.gate.set()
-            greedy = {"plan": at.plan.digest, "max_tokens": 1500, "eos": [], "logits": True}
+            greedy = {"plan": at.plan.digest, "max_tokens": 1500, "eos": [], "logits": True, "slot": 1}
             for agent in (at.last, at.first):
                 sleeper = await Stranger.dial(agent, MANAGER, m.Open(1, 77, greedy, tuple(PROMPT)))
                 assert isinstance(await sleeper.next(), m.Opened)
                 sleeper.writer.transport.pause_reading()
+            sleeper.send(m.Start(1, 77))
             stage = at.last.stage
             await until(lambda: stage._sequences[77].owner.congested)
             for _ in range(3):

@@ -57,7 +57,7 @@ def test_close_and_token_for_another_manager_s_sequence_change_nothing(tmp_path)
     run(go())
 
 
-GOOD = {"sampling": {}, "max_tokens": 3, "eos": []}
+GOOD = {"sampling": {}, "max_tokens": 3, "eos": [], "slot": 1}
 OPENS = {
     "eos is a number": ({**GOOD, "eos": 5}, (1,), "eos"),
     "eos is null": ({**GOOD, "eos": None}, (1,), "eos"),

@@ -19,6 +19,7 @@ from edgellm.manager.client import ClusterClient
 from edgellm.plan import Plan, Section
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
+from edgellm.wire import messages as m
 from tests.certificates import ensure
 from tests.fakes import ask, assign, connect_all, run
 from tests.tiny import CONTEXT, environment, split_tiny
@@ -205,8 +206,11 @@ def test_sigterm_lets_a_running_answer_end_and_takes_no_new_one(cluster, expecte
                 async with asyncio.timeout(4):
                     while not (await cluster.status("pi1")).draining:
                         await asyncio.sleep(0.02)
-                with pytest.raises(BoardError, match="board pi1 .* is stopping and takes no new prompts"):
-                    await ask(client, PROMPT)
+                (_, board), events = client.boards, asyncio.Queue()
+                board.subscribe(7, events)
+                board.send(m.Open(client.plan.epoch, 7, {"plan": client.plan.digest, "slot": 1}, (1,)))
+                async with asyncio.timeout(4):
+                    assert (await events.get())[1].reason == "board pi1 is stopping and takes no new prompts"
                 assert pi1.popen.poll() is None
             finally:
                 pi0.signal(signal.SIGCONT)

@@ -220,8 +220,7 @@ def test_boards_that_hold_different_lengths_begin_at_the_least(tmp_path):
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 await answer(cluster, PROMPT, 5)
                 for i, kept in ((0, 9), (1, 4), (2, 7)):
-                    slots = boards.agents[i].stage.engine._free._free
-                    (slot,) = [s for s in slots if s.ids]
+                    (slot,) = [s for s in boards.agents[i].stage.engine._slots.free() if s.ids]
                     del slot.ids[kept:]
                 stats = {}
                 said = [c.token for c in await answer(cluster, PROMPT, 10, stats=stats)]
@@ -266,15 +265,18 @@ def test_a_manager_that_claims_too_much_is_told_of_the_gap(tmp_path):
             plan = await boards.form((0, 3, 6), context=256)
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 await answer(cluster, PROMPT, 5)
-                for slot in boards.agents[1].stage.engine._free._free:
-                    slot.ids.clear()
+                for slot in boards.agents[1].stage.engine._slots.free():
+                    slot.forget()
                 events = asyncio.Queue()
                 options = {"plan": plan.digest, "max_tokens": 3, "reuse": 99}
-                for board in reversed(cluster.boards):
-                    board.subscribe(7, events)
-                    board.send(m.Open(1, 7, options, tuple(PROMPT)))
-                found = []
+                found, first = [], cluster.boards[0]
                 async with asyncio.timeout(DEADLINE_S):
+                    for board in cluster.boards:
+                        board.subscribe(7, events)
+                        board.send(m.Open(1, 7, options, tuple(PROMPT)))
+                        found.append((await events.get())[1])
+                        options["slot"] = found[-1].slot
+                    first.send(m.Start(1, 7, found[0].reused))
                     while not found or not isinstance(found[-1], m.Failed):
                         found.append((await events.get())[1])
                 return [type(f).__name__ for f in found], found[-1].reason

@@ -1,5 +1,7 @@
 """Sampling: greedy, filters, penalty; and the same (seed, position) always gives the same token."""
 
+import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 import edgellm.model.sampler
 from edgellm.errors import ModelError, UsageError
 from edgellm.model.draw import Ranking
-from edgellm.model.sampler import Sampler, _uniform, sample
+from edgellm.model.sampler import Sampler, _uniform, logprobs, sample
 from edgellm.sampling import Sampling
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.3, 0.15], np.float32))
@@ -269,3 +271,106 @@ def test_top_k_keeps_the_lowest_ids_of_equal_scores():
     equal = np.zeros(100, np.float32)
     chosen = {sample(equal, (), Sampling(temperature=1.0, top_k=3, seed=2), p) for p in range(200)}
     assert chosen == {0, 1, 2}
+
+
+# OpenAI's penalties and biases
+
+
+def test_presence_and_frequency_penalties_are_for_tokens_of_the_answer_only():
+    logits = np.array([1.0, 0.9, 0.5, 0.0], np.float32)
+    text = [0, 0, 0, 1, 1, 2]  # the answer began at 3
+    for options, expected in (
+        ({"presence_penalty": 0.3}, 0),  # 1, 0.6, 0.2, 0
+        ({"presence_penalty": -0.3}, 1),  # 1, 1.2, 0.8, 0
+        ({"frequency_penalty": -0.6}, 1),  # 1, 2.1, 1.1, 0
+        ({"presence_penalty": -0.2, "frequency_penalty": 0.2}, 0),  # 1, 0.7, 0.5, 0
+        ({"presence_penalty": 2.0, "logit_bias": {0: -1.0, 3: 0.25}}, 3),
+    ):
+        assert sample(logits, text, Sampling(**options), 6, began=3) == expected
+    assert sample(logits, text, Sampling(presence_penalty=2.0), 6, began=6) == 0
+    assert sample(logits, text, Sampling(presence_penalty=2.0), 6, began=0) == 3
+
+
+@pytest.mark.parametrize("repeat_penalty", [1.0, 1.3])
+def test_penalties_and_biases_are_those_of_a_plain_reference_whatever_comes_again(repeat_penalty):
+    rng = np.random.default_rng(7)
+    began, bias = 5, {3: 2.5, 11: -100.0, 12: 100.0 / 64}
+    sampling = Sampling(
+        presence_penalty=0.7, frequency_penalty=-0.4, logit_bias=bias, repeat_penalty=repeat_penalty
+    )  # fmt: skip
+    text = [int(i) for i in rng.integers(0, 20, 40)]
+    sampler = Sampler(sampling, 20, began)
+    for position in [*range(5, 40), 12, 13, 6, 39, 5, 20, 0, 3, 40]:  # a step may be repeated
+        logits = rng.normal(0, 3, 20).astype(np.float32)
+        mu, answer = logits.copy(), text[began:position]
+        for i in range(20):
+            if i in text[:position]:
+                mu[i] = mu[i] / np.float32(repeat_penalty) if mu[i] > 0 else mu[i] * np.float32(repeat_penalty)
+            mu[i] -= np.float32(-0.4 * answer.count(i) + 0.7 * (answer.count(i) > 0))
+            mu[i] += np.float32(bias.get(i, 0.0))
+        sampler.follow(text, position)
+        kept = logits.copy()
+        assert sampler.choose(logits, position) == int(mu.argmax())
+        assert np.array_equal(logits, kept)
+
+
+def test_a_draft_that_was_accepted_is_penalized_at_once():
+    sampler = Sampler(Sampling(presence_penalty=1.5), 4)
+    logits, chosen = np.array([4.0, 3.0, 2.0, -1.0], np.float32), []
+    sampler.follow([], 0)
+    for position in range(3):
+        chosen.append(sampler.choose(logits, position))
+        sampler.append(chosen[-1])
+    assert chosen == [0, 1, 0]
+
+
+def test_a_bias_forbids_and_forces():
+    logits = np.array([30.0, 3.0, 2.0, -30.0], np.float32)
+    assert sample(logits, [], Sampling(logit_bias={0: -100}), 0) == 1
+    assert sample(logits, [], Sampling(logit_bias=[(3, 100)]), 0) == 3
+    assert {sample(logits, [], Sampling(temperature=1.0, seed=s, logit_bias={3: 100}), 0) for s in range(50)} == {3}
+
+
+@pytest.mark.parametrize(
+    "bias, said",
+    [
+        ({5: 101}, "logit-bias of token 5 is 101, expected a number from -100 to 100"),
+        ({5: float("nan")}, "logit-bias of token 5 is nan"),
+        ({-1: 1}, "a token id of logit-bias is -1, expected a whole number from 0"),
+        ({"5": 1}, "a token id of logit-bias is '5'"),
+        ([[5, 1], [5, 2]], "logit-bias has token 5 twice"),
+        ([5], "logit-bias has 5, expected a token id and a bias"),
+        (5, "logit-bias is 5, expected pairs"),
+        ("51", "logit-bias is '51', expected pairs"),
+        ({i: 1 for i in range(301)}, "logit-bias has over 300 tokens"),
+    ],
+)
+def test_a_bias_that_makes_no_sense_is_refused(bias, said):
+    with pytest.raises(UsageError, match=said):
+        Sampling(logit_bias=bias)
+
+
+def test_biases_survive_the_wire():
+    sampling = Sampling(logit_bias={9: 1, 4: -2.5}, presence_penalty=0.5)
+    assert sampling.to_wire() == {"logit_bias": ((4, -2.5), (9, 1.0)), "presence_penalty": 0.5}
+    assert Sampling.from_dict(json.loads(json.dumps(sampling.to_wire()))) == sampling
+
+
+# Probabilities that are told
+
+
+def test_logprobs_are_those_of_the_logits_as_they_are():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 4, 1000).astype(np.float32).round(1)  # with many equal ones
+    exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+    order = np.lexsort((np.arange(1000), -logits))
+    for count in (1, 5, 20):
+        ids, values = logprobs(logits, 123, count)
+        assert ids == (123, *order[:count])
+        assert np.allclose(values, exact[list(ids)], rtol=0, atol=1e-12) and max(values) <= 0
+
+
+def test_logprobs_of_few_tokens_and_of_one_that_is_certain():
+    assert logprobs(np.array([0.0, 0.0], np.float32), 1, 20) == ((1, 0, 1), (-math.log(2),) * 3)
+    ids, values = logprobs(np.array([0.0, -np.inf, 200.0], np.float32), 1, 2)
+    assert ids == (1, 2, 0) and values == (-np.inf, 0.0, -200.0)
