@@ -32,8 +32,10 @@ class HeldSlot:
         if long != self.long:
             self.forget()
             self.long = long
-        elif self.ids[position : position + len(ids)] != ids_of(ids[: max(0, len(self.ids) - position)]):
-            del self.ids[position:]
+        elif position < len(self.ids):
+            there = self.ids[position : position + len(ids)]
+            if there != ids_of(ids[: len(there)]):
+                del self.ids[position:]
 
     def computed(self, position: int, ids: Sequence[int]) -> None:
         """Record that these tokens were computed at `position`. Behind a gap, they don't count."""

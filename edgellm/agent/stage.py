@@ -76,6 +76,8 @@ class Stage:
             freed=lambda: self._soon(self._serve), died=lambda error: self._soon(self._engine_died, error),
         )  # fmt: skip
         self._stopped = False
+        self._swept_s = self.loop.time()
+        self._watched_s = 0.0  # a clock that stands while this process does, because nothing arrives then
         self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
 
     @property
@@ -129,7 +131,7 @@ class Stage:
         sequence.started = True
         if message.speculate and self.engine.batches:
             sequence.drafter = Drafter(sequence.ids)
-        sequence.progress.begin(self.loop.time(), len(sequence.ids))
+        sequence.progress.begin(self._watched_s, len(sequence.ids))
         self._feed(sequence, message.reuse)
 
     def trace(self, peer: Peer, message: m.Trace, x: np.ndarray) -> None:
@@ -373,6 +375,8 @@ class Stage:
     def _sweep(self) -> None:
         """Notice what nobody else would: waits that are over, slots that nobody uses, steps that were lost."""
         now_s = self.loop.time()
+        self._watched_s += min(now_s - self._swept_s, 2 * _SWEEP_S)
+        self._swept_s = now_s
         self._door.sweep(now_s)
         for sequence in list(self._sequences.values()) if self.is_first else ():
             if not sequence.started:
@@ -382,7 +386,7 @@ class Stage:
                 continue
             seq_id, known = sequence.seq_id, len(sequence.ids)
             computed, busy = self.engine.steps_of(seq_id), self.engine.has_work(seq_id)
-            if sequence.progress.is_stuck(now_s, known, computed, busy):
+            if sequence.progress.is_stuck(self._watched_s, known, computed, busy):
                 reason = f"no token came back to board {self.board} for {STALL_TIMEOUT_S:g} s: a step was lost"
                 self._fail(sequence, "link", reason)
         self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)

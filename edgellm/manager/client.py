@@ -225,6 +225,8 @@ class ClusterClient:
         getter = asyncio.ensure_future(events.get())
         losses = {b.lost for b in self.boards}
         waited: set[asyncio.Future[Any]] = {getter, *losses}
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
         try:
             while True:
                 wait_s = PING_EVERY_S if timeout_s is None else timeout_s
@@ -233,7 +235,8 @@ class ClusterClient:
                     return getter.result()
                 if timeout_s is not None or any(lost.done() for lost in losses):
                     return None
-                if all(board.idle_s > STALL_TIMEOUT_S for board in self.boards):
+                # Boards may have been idle for long before this sequence gave them work.
+                if min(clock() - began_s, *(board.idle_s for board in self.boards)) > STALL_TIMEOUT_S:
                     raise BoardError(f"the answer stalled: no board has had work for {STALL_TIMEOUT_S:g} s. Ask again.")
         finally:
             getter.cancel()
