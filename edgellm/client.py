@@ -193,7 +193,8 @@ class AsyncClient:
         encode = asyncio.get_running_loop().run_in_executor
         ids = await encode(self._encoder, self.asker.encode, question, self._session.plan.context)
         answer.prompt_tokens = len(ids)
-        async with aclosing(self.asker.stream(question, ids, self._session, answer)) as deltas:
+        queued = on_queue or (lambda position: None)
+        async with aclosing(self.asker.stream(question, ids, self._session, answer, queued)) as deltas:
             async for delta in deltas:
                 if self._every_s is None and len(answer.tokens) == 1:
                     self._session.keeper.look()

@@ -2,7 +2,7 @@
 
 import reprlib
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -176,10 +176,11 @@ class Asker:
         return self.tokenizer.encode_text(content)
 
     async def stream(
-        self, question: Question, ids: list[int], session: Session, answer: Answer
-    ) -> AsyncGenerator[Delta, None]:
+        self, question: Question, ids: list[int], session: Session, answer: Answer,
+        queued: Callable[[int], None] = lambda position: None,
+    ) -> AsyncGenerator[Delta, None]:  # fmt: skip
         """Yield the answer as it arrives, and fill `answer`. If this is closed or cancelled, the boards stop, and
-        `answer` keeps what has arrived.
+        `answer` keeps what has arrived. `queued(position)` is called when the question moves in the line for a slot.
 
         Raises BoardError naming a board that is busy, or that the cluster can't continue without.
         """
@@ -195,7 +196,7 @@ class Asker:
 
         tokens = session.generate(
             ids, sampling=question.sampling, max_tokens=question.max_tokens, eos=self.eos_token_ids, stats=stats,
-            speculate=question.speculate, served=plans.append,
+            speculate=question.speculate, queued=queued, served=plans.append,
         )  # fmt: skip
         try:
             finish = ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from edgellm.config import PING_EVERY_S, PONG_TIMEOUT_S, STALL_TIMEOUT_S, WAIT_S
-from edgellm.errors import AnswerError, BoardError, BusyError
+from edgellm.errors import AnswerError, BoardError, BusyError, LinkError
 from edgellm.manager.board import ANSWER_TIMEOUT_S, BoardClient, Events
 from edgellm.manager.connections import Connections
 from edgellm.plan import Plan
@@ -302,6 +302,8 @@ def _opened(board: BoardClient, message: m.Message) -> m.Opened:
     if isinstance(message, m.Failed):
         if m.FAILURES[message.code] == "busy":
             raise BusyError(f"board {board.name} is busy: {message.reason}", board.name)
+        if m.FAILURES[message.code] == "link" and message.board:
+            raise LinkError(str(board.error(message.reason)), board.name, message.board)
         kind = AnswerError if m.FAILURES[message.code] in ("error", "unknown") else BoardError
         raise kind(str(board.error(message.reason)), board.name)
     if not isinstance(message, m.Opened):
