@@ -217,7 +217,7 @@ class Boards:
         agent = self.agents[i]
         links = [link for link in (agent.stage._next, agent.stage._first) if link] if agent.stage else []
         greeted, strangers = agent.connections.peers, agent.connections.strangers
-        for peer in [*greeted, *strangers, *(link._peer for link in links if link._peer)]:
+        for peer in [*greeted, *strangers, *(link.peer for link in links if link.peer)]:
             if peer._transport is not None:  # it is only being made
                 peer._transport.abort()
 

@@ -186,8 +186,8 @@ def _is_manager(peer: Peer) -> bool:
 
 def _who(peer: Peer) -> str:
     """Return whose connection this is: what shares are counted by."""
-    hello = peer.protocol.peer
-    return _host(peer) if hello is None else f"{hello.role} {hello.name}"
+    identity = peer.identity
+    return _host(peer) if identity is None else str(identity)
 
 
 def _host(peer: Peer) -> str:

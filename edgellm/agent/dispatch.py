@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from edgellm.agent import checks, report
-from edgellm.agent.holding import Holding
+from edgellm.agent.holding import Holding, epoch_of
 from edgellm.agent.reaching import Reaching
 from edgellm.agent.stage import Stage
 from edgellm.errors import BusyError, EdgellmError
@@ -33,13 +34,18 @@ class Dispatcher:
         for task in self._tasks:
             task.cancel()
 
+    def tidy(self) -> None:
+        """Give up what has drained. Call it now and then."""
+        if self._holding.drained:
+            self._run(self._holding.tidy())
+
     def message(self, peer: Peer, message: object) -> None:
         """Act on a message, or refuse it."""
         match message:
             case m.Claim() | m.Assign() | m.Commit() | m.Reach() if not (peer.identity and peer.identity.admin):
                 self._refuse_planning(peer, message)
             case m.Ping():
-                peer.send(report.pong(self._holding.stage, message.number))
+                peer.send(report.pong(self._holding.stages, message.number))
             case m.AskStatus():
                 peer.send(m.Status(self._status().to_dict(), message.request))
             case m.Claim():
@@ -47,10 +53,7 @@ class Dispatcher:
             case m.Assign() | m.Commit() if self._changes >= _MAX_CHANGES:
                 peer.refuse(f"{_MAX_CHANGES} changes of the plan are already waiting")
             case m.Assign() | m.Commit():
-                self._changes += 1  # counted when it arrives
-                task = asyncio.create_task(self._change(peer, message))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._begin_change(peer, message)
             case m.Reach():
                 self._reaching.asked(peer, message)
             case m.Open() if self._holding.closed:
@@ -70,16 +73,11 @@ class Dispatcher:
         peer.send(answer({"error": error, "epoch": self._holding.epoch}, message.request))
 
     def _to_stage(self, peer: Peer, message: _OfSequence) -> None:
-        stage = self._holding.stage
-        if stage is None or message.epoch != stage.epoch:
-            held = "no section" if stage is None else f"epoch {stage.epoch}"
-            reason = f"board {self._board} holds {held}, not epoch {message.epoch}"
-            if isinstance(message, m.Open | m.Start):
-                self._fail(peer, message, "epoch", reason)
-            elif isinstance(message, m.Close):
-                peer.send(m.Closed(message.epoch, message.seq_id, {}))
-            else:
-                peer.refuse(reason)
+        stage = self._holding.stage_of(message.epoch)
+        if isinstance(message, m.Open) and stage is not self._holding.stage:
+            stage = None  # one that drains takes no new sequences
+        if stage is None:
+            self._of_another_epoch(peer, message)
             return
         try:
             match message:
@@ -100,6 +98,22 @@ class Dispatcher:
                     stage.trace(peer, message, checks.parse_trace(stage, message))
         except EdgellmError as e:
             peer.refuse(str(e))
+
+    def _of_another_epoch(self, peer: Peer, message: _OfSequence) -> None:
+        """Answer a manager. Drop what a board sends: it hasn't moved on yet, or has done so already; the manager of
+        that sequence knows, and the link is needed for others."""
+        current = self._holding.stage
+        held = "no section" if current is None else f"epoch {current.epoch}"
+        reason = f"board {self._board} holds {held}, not epoch {message.epoch}"
+        match message:
+            case m.Open() | m.Start():
+                self._fail(peer, message, "epoch", reason)
+            case m.Close():
+                peer.send(m.Closed(message.epoch, message.seq_id, {}))
+            case m.Hidden() | m.Tokens():
+                log.debug("dropped %s from %s: %s", type(message).__name__, peer.name, reason)
+            case _:
+                peer.refuse(reason)
 
     def _open(self, stage: Stage, peer: Peer, message: m.Open) -> None:
         if message.options.get("plan") != stage.plan.digest:
@@ -130,6 +144,25 @@ class Dispatcher:
                 log.info("%s (%s) claims this board for epoch %d", peer.name, peer.address, content["epoch"])
         return {"error": error, "epoch": self._holding.epoch}
 
+    def _begin_change(self, peer: Peer, message: m.Assign | m.Commit) -> None:
+        """Assign or commit, behind those that came before; at once if it is to be refused, because only who has the
+        claim may make others wait."""
+        assign = isinstance(message, m.Assign)
+        try:
+            self._holding.check_claim(peer, epoch_of(message.content) if assign else message.content.get("epoch"))
+        except EdgellmError as e:
+            log.info("refused %s of %s (%s): %s", type(message).__name__, peer.identity, peer.address, e)
+            content = {"error": str(e), "epoch": self._holding.epoch}
+            peer.send(m.Assigned(content, message.request) if assign else m.Committed(content, message.request))
+            return
+        self._changes += 1  # counted when it arrives
+        self._run(self._change(peer, message))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _change(self, peer: Peer, message: m.Assign | m.Commit) -> None:
         done: dict = {}
         error = None
@@ -137,7 +170,7 @@ class Dispatcher:
             if isinstance(message, m.Assign):
                 done = await self._holding.prepare(peer, message.content)
             else:
-                done = await self._holding.commit(peer, message.content.get("epoch"))
+                done = await self._holding.commit(peer, message.content)
                 log.info("%s (%s) has committed epoch %d", peer.name, peer.address, message.content["epoch"])
         except EdgellmError as e:
             error = str(e)

@@ -1,28 +1,36 @@
-"""What this board holds: its stage of a plan and, while a manager changes the plan, the next stage."""
+"""What this board holds: its stage of a plan; while a manager changes the plan, the next stage; and after a change that
+drains, the one before, until its sequences have ended."""
 
 import asyncio
 import contextlib
 import logging
 import reprlib
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgellm.agent import measure
+from edgellm.agent.link import Links
 from edgellm.agent.stage import Stage
-from edgellm.errors import BoardError, ClaimError, ManifestError, PlanError
+from edgellm.errors import BoardError, ClaimError, EdgellmError, ManifestError, PlanError
 from edgellm.model.protocols import Section, Slot
 from edgellm.plan import Plan, SectionNeed, check_lengths, section_need
-from edgellm.shards.manifest import Manifest
-from edgellm.wire.addresses import Address, parse_address
+from edgellm.plan.needs import usable_bytes
+from edgellm.shards.manifest import Manifest, Shard
+from edgellm.wire.addresses import Address
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.peer import Peer
+from edgellm.wire.signed import unverified
+from edgellm.wire.status import LoadError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Load = Callable[[Manifest, Path, int, int], Section[Any]]
+_MAX_EPOCH = (1 << 32) - 1
+_MAX_JUMP = 1 << 20  # of an epoch above the one before: nobody changes a plan a million times unseen
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,13 @@ class _Loaded:
 
 @dataclass
 class _Next:
-    """The next stage. `loaded` is None until the switch if there is no room beside the old section."""
+    """The next stage. `tag` is its signed plan. `loaded` is None until the switch if there is no room beside the old
+    section. With `drains`, it may be switched to while the old section goes on."""
 
     plan: Plan
     addresses: dict[str, Address]
+    tag: dict[str, Any]
+    drains: bool = False
     loaded: _Loaded | None = None
     loaded_bytes: int = 0
 
@@ -46,18 +57,23 @@ class _Next:
 class Holding:
     """A board's epoch and stage, changed by one manager at a time: claim, prepare, commit.
 
-    `load(manifest, folder, start, end)` gives a section; `tls` are the credentials for links to other boards.
+    `load(manifest, folder, start, end)` gives a section; `tls` are the credentials for links to other boards. A stage
+    that is `draining` has sequences of an older epoch, which go on to their end.
     """
 
     def __init__(self, board: str, manifest: Manifest, folder: Path, load: Load, *,
                  ram_bytes: int | None = None, tls: Credentials | None = None):  # fmt: skip
         self.board, self.manifest, self.folder = board, manifest, folder
         self.epoch: int | None = None  # of the last plan that was committed; without a section there may be no stage
+        self.committed: dict[str, Any] | None = None  # that plan, as an admin signed it
         self.stage: Stage | None = None
-        self.closed = False  # draining: no new plans
-        self._load, self._ram_bytes, self._tls = load, ram_bytes, tls
+        self.draining: Stage | None = None
+        self.closed = False  # stopping: no new plans
+        self.links = Links(board, tls)
+        self._load, self._ram_bytes = load, ram_bytes
         self._loaded: _Loaded | None = None
-        self._leaving: Stage | None = None
+        self._load_error: tuple[int, int, str, float] | None = None  # section, reason, when
+        self._leaving: list[Stage] = []
         self._claim: tuple[Peer, int] | None = None
         self._next: _Next | None = None
         self._changing = asyncio.Lock()
@@ -70,7 +86,34 @@ class Holding:
     @property
     def step_s(self) -> float:
         """How long the running step has taken so far, be it of a stage that is being given up."""
-        return max((s.engine.step_s for s in (self.stage, self._leaving) if s is not None), default=0.0)
+        return max((s.engine.step_s for s in (*self.stages, *self._leaving)), default=0.0)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages that compute: the plan's, and one that drains."""
+        return [stage for stage in (self.stage, self.draining) if stage is not None]
+
+    @property
+    def running(self) -> int:
+        """How many sequences hold a slot."""
+        return sum(stage.running for stage in self.stages)
+
+    @property
+    def drained(self) -> bool:
+        """Whether a stage that drained can be given up."""
+        return self.draining is not None and not self.draining.running and not self._changing.locked()
+
+    @property
+    def load_error(self) -> LoadError | None:
+        """The last load that failed, unless that section was loaded since."""
+        if self._load_error is None:
+            return None
+        start, end, reason, at_s = self._load_error
+        return LoadError(start, end, reason, round(time.monotonic() - at_s, 1))
+
+    def stage_of(self, epoch: int) -> Stage | None:
+        """Return the stage of this epoch: the plan's, or the one that drains."""
+        return next((stage for stage in self.stages if stage.epoch == epoch), None)
 
     @property
     def alive(self) -> bool:
@@ -80,16 +123,13 @@ class Holding:
     def offer_bytes(self) -> int:
         """Return the RAM for a section, as if this agent held none: its KV counts as free, as its mapped shards already
         do."""
-        free = measure.free_ram_bytes()
-        if self.stage is not None:
-            free += self._need(self.stage.plan).kv
+        free = measure.free_ram_bytes() + sum(self._need(stage.plan).kv for stage in self.stages)
         return min(free, self._ram_bytes) if self._ram_bytes else free
 
     def holds_for(self, peer: Peer) -> bool:
         """Return whether something would be lost with this manager: its claim, or its answers."""
-        return (self._claim is not None and self._claim[0] is peer) or (
-            self.stage is not None and self.stage.has_owner(peer)
-        )
+        claims = self._claim is not None and self._claim[0] is peer
+        return claims or any(stage.has_owner(peer) for stage in self.stages)
 
     def claim(self, peer: Peer, content: dict) -> None:
         """Let `peer` change the plan. Raises ClaimError if another does, or if it is wrong about what we hold."""
@@ -106,6 +146,13 @@ class Holding:
             held = "no plan" if self.epoch is None else f"epoch {self.epoch}"
             there = "no plan" if replaces is None else f"epoch {replaces}"
             raise ClaimError(f"board {self.board} holds {held}; it was claimed for epoch {epoch} in place of {there}")
+        if epoch > _MAX_EPOCH or (self.epoch is not None and epoch > self.epoch + _MAX_JUMP):
+            held = f"epoch {self.epoch}" if self.epoch is not None else "no plan"
+            most = _MAX_EPOCH if self.epoch is None else min(_MAX_EPOCH, self.epoch + _MAX_JUMP)
+            raise ClaimError(
+                f"board {self.board} holds {held} and takes epochs up to {most}; it was claimed for epoch {epoch}. "
+                "Somebody has told this manager a wrong epoch: 'edgellm status' shows each board's."
+            )
         self._claim, self._next = (peer, epoch), None
 
     def release(self, peer: Peer) -> None:
@@ -113,49 +160,77 @@ class Holding:
         if self._claim is not None and self._claim[0] is peer:
             self._claim = self._next = None
 
+    def check_claim(self, peer: Peer, epoch: object) -> None:
+        """Raise ClaimError unless `peer` may give this board the plan of `epoch`."""
+        self._check_open()
+        if self._claim is None or self._claim[0] is not peer or self._claim[1] != epoch:
+            raise ClaimError(f"board {self.board} was not claimed for epoch {reprlib.repr(epoch)} on this connection")
+
     async def prepare(self, peer: Peer, content: dict) -> dict:
         """Load the section of the plan in `content` beside the running one if there is room; else it is loaded by
-        `commit`. Returns {"beside", "loaded_bytes"}. Raises EdgellmError if it can't be served here."""
+        `commit`. With "drain" in it, there is room if both can compute at once.
+
+        Returns {"beside", "loaded_bytes"}. Raises EdgellmError if it can't be served here.
+        """
         async with self._changing:
-            asked = content.get("plan")
-            self._check_claim(peer, asked.get("epoch") if isinstance(asked, dict) else None)
+            self.check_claim(peer, epoch_of(content))
             self._next = None
-            plan, addresses = self._parse(content)
-            coming = _Next(plan, addresses)
+            plan, addresses, tag = self._parse(content)
+            drains = content.get("drain") is True
+            self._check_drained(drains)
+            coming = _Next(plan, addresses, tag, drains)
             beside = True
-            if self.board in plan.boards and not self._is_held(plan):
+            if self.board in plan.boards and not (self._is_held(plan) and not drains):
                 coming.loaded_bytes = self._bytes_to_load(plan)
                 self._check_fit(plan)
-                beside = self._room_beside(plan)
+                beside = self._room_to_drain(plan) if drains else self._room_beside(plan)
                 if beside:
                     coming.loaded = await self._fill(plan)
-                    self._check_claim(peer, plan.epoch)
+                    self.check_claim(peer, plan.epoch)
             self._next = coming
             return {"beside": beside, "loaded_bytes": coming.loaded_bytes}
 
-    async def commit(self, peer: Peer, epoch) -> dict:
-        """Switch to the prepared stage, and end the claim. Running sequences end with code epoch.
+    async def commit(self, peer: Peer, content: dict) -> dict:
+        """Switch to the prepared stage of the epoch in `content`, and end the claim. With "drain" in it, running
+        sequences go on to their end on the old stage; otherwise they end with code epoch.
 
         Returns {"loaded_bytes"}. Raises EdgellmError if nothing of that epoch was prepared, or loading it fails; then
         the board holds the new epoch without a section.
         """
         async with self._changing:
-            self._check_claim(peer, epoch)
+            epoch, drain = content.get("epoch"), content.get("drain") is True
+            self.check_claim(peer, epoch)
             coming = self._next
             if coming is None:
                 raise ClaimError(f"board {self.board} has not prepared epoch {epoch}")
+            if drain and not (coming.drains and (coming.loaded or self.board not in coming.plan.boards)):
+                raise ClaimError(
+                    f"board {self.board} has not prepared epoch {epoch} beside the answers that run, so they can't go "
+                    "on when it switches"
+                )
+            self._check_drained(drain)
             self._next = None
             try:
-                await self._switch(coming)
+                await self._switch(coming, drain)
             finally:  # claimed until it is done, so that other managers wait
                 self.release(peer)
             return {"loaded_bytes": coming.loaded_bytes}
 
-    async def _switch(self, coming: _Next) -> None:
+    async def _switch(self, coming: _Next, drain: bool) -> None:
         plan = coming.plan
-        loaded = self._loaded if self._is_held(plan) else coming.loaded
-        self.epoch = plan.epoch  # before the first await: from now on no claim may rely on the old one
-        await self._leave(plan.epoch)
+        loaded = coming.loaded or (self._loaded if self._is_held(plan) else None)
+        # Before the first await: from now on no claim may rely on the old one.
+        self.epoch, self.committed = plan.epoch, coming.tag
+        stage, self.stage, self._loaded = self.stage, None, None
+        reason = f"board {self.board} has moved on to epoch {plan.epoch}"
+        if drain and stage is not None and stage.running:
+            before, self.draining = self.draining, stage
+            stage.drain(reason)
+            log.info("epoch %d goes on with its %d sequences until they end", stage.epoch, stage.running)
+            await self._leave([before], reason)
+        else:
+            before, self.draining = self.draining, None
+            await self._leave([stage, before], reason)
         if self.board not in plan.boards:
             log.info("holds no section, epoch %d", plan.epoch)
             return
@@ -165,30 +240,42 @@ class Holding:
         own = plan.section_of(self.board)
         self.stage = Stage(
             plan, self.board, coming.addresses, loaded.section, loaded.slots, self.manifest.rope_switch_len,
-            tls=self._tls,
+            links=self.links,
         )  # fmt: skip
         self._loaded = loaded
         log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
 
+    async def tidy(self) -> None:
+        """Give up a draining stage whose sequences have ended. Call it now and then."""
+        if not self.drained:
+            return
+        async with self._changing:
+            stage, self.draining = self.draining, None
+            if stage is not None:
+                log.info("epoch %d has ended: its last sequence is done", stage.epoch)
+                await self._leave([stage], f"board {self.board} has moved on to epoch {self.epoch}")
+
     def stop(self, reason: str) -> None:
-        """End the stage and its sequences."""
+        """End the stages and their sequences."""
         self.closed = True
-        if self.stage is not None:
-            self.stage.stop(reason, "draining")
-            self.stage = None
+        for stage in self.stages:
+            stage.stop(reason, "draining")
+        self.stage = self.draining = None
 
     def _check_open(self) -> None:
         if self.closed:
             raise BoardError(f"board {self.board} is stopping and takes no section", self.board)
 
-    def _check_claim(self, peer: Peer, epoch) -> None:
-        self._check_open()
-        if self._claim is None or self._claim[0] is not peer or self._claim[1] != epoch:
-            raise ClaimError(f"board {self.board} was not claimed for epoch {reprlib.repr(epoch)} on this connection")
+    def _check_drained(self, drains: bool) -> None:
+        """Raise ClaimError if a stage is to drain while another one does: there is room for one."""
+        if drains and self.draining is not None and self.draining.running:
+            raise ClaimError(
+                f"board {self.board} still has {self.draining.running} answers of epoch {self.draining.epoch} to "
+                "finish: a further change that lets answers go on has to wait for them"
+            )
 
-    def _parse(self, content: dict) -> tuple[Plan, dict[str, tuple[str, int]]]:
-        plan = Plan.from_dict(content.get("plan"))
-        addresses = content.get("addresses")
+    def _parse(self, content: dict) -> tuple[Plan, dict[str, Address], dict[str, Any]]:
+        plan, addresses, tag = unverified(content)
         if content.get("board") != self.board:
             other = reprlib.repr(content.get("board"))
             raise PlanError(f"this is board {self.board}, the plan was sent for {other}")
@@ -198,16 +285,7 @@ class Holding:
                 f"the plan is for {plan.model} ({plan.manifest_sha256[:12]}…). Push the same shards to every board."
             )
         check_lengths(self.manifest, plan.settings)
-        if not isinstance(addresses, dict):
-            raise PlanError("the plan came without addresses")
-        parsed = {}
-        for board in plan.boards:
-            address = parse_address(addresses.get(board))
-            if address is None:
-                other = reprlib.repr(addresses.get(board))
-                raise PlanError(f"the plan came with address {other} for board {board}, expected [host, port]")
-            parsed[board] = address
-        return plan, parsed
+        return plan, addresses, tag
 
     def _need(self, plan: Plan) -> SectionNeed:
         own = plan.section_of(self.board)
@@ -222,14 +300,15 @@ class Holding:
         kv = [(p.context, p.slots, p.kv_dtype) for p in (now, then)]
         return own == other and kv[0] == kv[1]
 
-    def _new_shards(self, plan: Plan) -> list:
-        """Return the shards of the plan's section that the running one doesn't have."""
-        own = plan.section_of(self.board)
-        held = set()
-        if self.stage is not None:
-            now = self.stage.plan.section_of(self.board)
-            held = {s.name for s in self.manifest.section_shards(now.start, now.end)}
-        return [s for s in self.manifest.section_shards(own.start, own.end) if s.name not in held]
+    def _shards(self, plans: Iterable[Plan]) -> dict[str, Shard]:
+        """Return the shards of this board's sections in these plans, by name."""
+        sections = [plan.section_of(self.board) for plan in plans]
+        return {s.name: s for own in sections for s in self.manifest.section_shards(own.start, own.end)}
+
+    def _new_shards(self, plan: Plan) -> list[Shard]:
+        """Return the shards of the plan's section that no running one has."""
+        held = self._shards(stage.plan for stage in self.stages)
+        return [s for name, s in self._shards([plan]).items() if name not in held]
 
     def _bytes_to_load(self, plan: Plan) -> int:
         return sum(s.bytes for s in self._new_shards(plan))
@@ -249,6 +328,13 @@ class Holding:
         need = self._need(plan)
         return need.kv + need.activations + sum(s.ram_bytes for s in self._new_shards(plan)) < measure.free_ram_bytes()
 
+    def _room_to_drain(self, plan: Plan) -> bool:
+        """Return whether the section can compute beside the running ones: the weights of all of them have to stay in
+        memory, though mapped files count as free."""
+        need, plans = self._need(plan), [*(stage.plan for stage in self.stages), plan]
+        weights = sum(s.ram_bytes for s in self._shards(plans).values())
+        return need.kv + need.activations + weights < usable_bytes(measure.free_ram_bytes())
+
     async def _fill(self, plan: Plan) -> _Loaded:
         """Load this board's section of a plan, with slots."""
         own = plan.section_of(self.board)
@@ -258,17 +344,34 @@ class Holding:
             section = self._load(self.manifest, self.folder, own.start, own.end)
             return _Loaded(section, [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)])
 
-        return await in_own_thread(load)
+        try:
+            loaded = await in_own_thread(load)
+        except Exception as e:  # a model's code may raise anything
+            reason = str(e) if isinstance(e, EdgellmError) else f"{type(e).__name__}: {e}"
+            self._load_error = own.start, own.end, reason, time.monotonic()
+            raise
+        failed = self._load_error
+        if failed is not None and own.start <= failed[0] and failed[1] <= own.end:
+            self._load_error = None
+        return loaded
 
-    async def _leave(self, epoch: int) -> None:
-        """Give up the running stage, and wait for its running step, because the next section may need the memory."""
-        stage, self.stage, self._loaded = self.stage, None, None
-        if stage is not None:
-            self._leaving = stage
-            stage.stop(f"board {self.board} has moved on to epoch {epoch}")
+    async def _leave(self, stages: list[Stage | None], reason: str) -> None:
+        """Give up these stages, and wait for their running steps, because the next section may need the memory."""
+        while stages:
+            stage = stages.pop()
+            if stage is None:
+                continue
+            self._leaving.append(stage)
+            stage.stop(reason)
             await asyncio.to_thread(stage.engine.join)
             stage.let_go()
-            self._leaving = None
+            self._leaving.remove(stage)
+
+
+def epoch_of(content: dict) -> object:
+    """Return the epoch that an Assign says it is for; None for one that says none."""
+    plan = content.get("plan")
+    return plan.get("epoch") if isinstance(plan, dict) else None
 
 
 async def in_own_thread(function: Callable[..., T], *args: object) -> T:

@@ -8,7 +8,8 @@ import psutil
 
 from edgellm.errors import ManifestError
 from edgellm.shards.manifest import Manifest, Shard
-from edgellm.wire.status import ShardsHere
+from edgellm.shards.verified import verified
+from edgellm.wire.status import MAX_DAMAGED, ShardsHere
 
 log = logging.getLogger(__name__)
 _DECODE_STEPS, _DECODE_S = (5, 21), 0.4  # at least, at most; seconds after which the minimum is enough
@@ -39,20 +40,27 @@ def disk_free_bytes(folder: Path) -> int:
 
 
 def shards_here(manifest: Manifest, folder: Path) -> ShardsHere:
-    """Return which shards lie in `folder`, by name and size."""
+    """Return which shards lie in `folder`, by name and size. Those that were hashed and found wrong aren't among them,
+    and are named as damaged."""
+    damaged: list[str] = []
 
     def here(shard: Shard) -> bool:
         try:
-            return (folder / shard.name).stat().st_size == shard.bytes
+            found = (folder / shard.name).stat()
         except OSError:
             return False
+        if found.st_size == shard.bytes and verified.is_wrong(found, shard.sha256):
+            damaged.append(shard.name)
+            return False
+        return found.st_size == shard.bytes
 
     runs: list[tuple[int, int]] = []
     for i in range(manifest.num_layers):
         if here(manifest.layer(i)):
             start = runs.pop()[0] if runs and runs[-1][1] == i else i
             runs.append((start, i + 1))
-    return ShardsHere(here(manifest.embedding), tuple(runs), here(manifest.head))
+    embedding, head = here(manifest.embedding), here(manifest.head)
+    return ShardsHere(embedding, tuple(runs), head, tuple(damaged[:MAX_DAMAGED]))
 
 
 def timed_layers(manifest: Manifest, folder: Path) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """What a board reports: its status, what it did for a sequence, and that it is alive."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from edgellm import __version__
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
     from edgellm.agent.stage import Stage
 
 
-def pong(stage: "Stage | None", number: int) -> m.Pong:
-    """Return the answer to ping `number`: how many steps this board has computed, and how many wait."""
-    if stage is None:
-        return m.Pong(number, 0, 0)
-    return m.Pong(number, stage.engine.steps, stage.engine.waiting)
+def pong(stages: Iterable["Stage"], number: int) -> m.Pong:
+    """Return the answer to ping `number`: how many steps this board's stages have computed, and how many wait."""
+    engines = [stage.engine for stage in stages]
+    return m.Pong(number, sum(e.steps for e in engines), sum(e.waiting for e in engines))
 
 
 def board_status(options: AgentOptions, holding: "Holding", layer_s: float, head_s: float) -> BoardStatus:
@@ -43,6 +43,10 @@ def board_status(options: AgentOptions, holding: "Holding", layer_s: float, head
         capacity=Capacity(name, holding.offer_bytes(), layer_s, head_s, measure.hop_s(), options.threads or 1),
         compute=Compute(options.threads, options.cores, options.kernels),
         section=None if stage is None else _section_status(stage),
+        committed=holding.committed,
+        draining_sequences=0 if holding.draining is None else holding.draining.running,
+        load_error=holding.load_error,
+        links=holding.links.status(),
     )
 
 

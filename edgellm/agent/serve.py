@@ -132,6 +132,7 @@ class Agent:
             if self.holding.alive and self.holding.step_s < STEP_TIMEOUT_S:
                 systemd.watchdog()
             self.connections.sweep()
+            self.dispatcher.tidy()
             journal.sparing.sum_up()
             self._refuse_revoked()
 
@@ -147,13 +148,13 @@ class Agent:
 
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self.options.drain_s
-        while self.stage is not None and self.stage.running and asyncio.get_running_loop().time() < deadline:
+        while self.holding.running and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
 
     def _lost(self, peer: Peer) -> None:
         self.holding.release(peer)
-        if self.stage is not None:
-            self.stage.manager_lost(peer)
+        for stage in self.holding.stages:
+            stage.manager_lost(peer)
 
     def _status(self) -> BoardStatus:
         return report.board_status(self.options, self.holding, self._layer_s, self._head_s)
@@ -168,16 +169,17 @@ class Agent:
 
     def _largest(self, sender: m.Hello, message: type[m.Message]) -> int:
         """Return the largest body, in bytes, that `sender` may need for such a message now."""
-        stage = self.stage
+        stages = self.holding.stages
         token_bytes = 4 * (self.manifest.hidden_size + 1)  # its id, and its hidden state
         if message is m.Hidden:
-            before = stage is not None and sender.name == stage.hidden_from
-            most = token_bytes * max(stage.plan.chunk, MAX_CHOICES) if before and stage else 0
+            plans = [stage.plan for stage in stages if sender.name == stage.hidden_from]
+            most = token_bytes * max((max(plan.chunk, MAX_CHOICES) for plan in plans), default=0)
             return m.Hidden.OVERHEAD + max(_SMALL_BYTES, most)
+        context = max((stage.plan.context for stage in stages), default=0)
         if message is m.Trace:
-            return m.Hidden.OVERHEAD + max(_SMALL_BYTES, token_bytes * stage.plan.context if stage else 0)
+            return m.Trace.OVERHEAD + max(_SMALL_BYTES, token_bytes * context)
         if message is m.Open:
-            return m.Open.OPTIONS_LIMIT + max(_SMALL_BYTES, 4 * stage.plan.context if stage else 0)
+            return m.Open.OPTIONS_LIMIT + max(_SMALL_BYTES, 4 * context)
         return message.LIMIT
 
 

@@ -19,7 +19,7 @@ from edgellm.agent.admission import Ended, Granting, Taking
 from edgellm.agent.chooser import Chooser
 from edgellm.agent.draft import Drafter
 from edgellm.agent.engine import Engine
-from edgellm.agent.link import Link
+from edgellm.agent.link import Link, Links
 from edgellm.agent.sequence import Sequence
 from edgellm.agent.steps import Outcome, Step
 from edgellm.agent.trace import Traces
@@ -29,7 +29,6 @@ from edgellm.model.protocols import Section, Slot
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address
-from edgellm.wire.credentials import Credentials
 from edgellm.wire.peer import Peer
 from edgellm.wire.status import SequenceStats
 
@@ -39,14 +38,14 @@ _MAX_WAITING_BYTES = 64 << 20  # hidden states that may wait here before a board
 
 
 class Stage:
-    """`section` with its KV `slots` under `plan` on board `board`. `addresses` gives (host, port) by board; `tls` is
-    the credentials for dialling them. `hidden_from` and `tokens_from` name the boards that may send those; None:
+    """`section` with its KV `slots` under `plan` on board `board`. `addresses` gives (host, port) by board, and
+    `links` is what it reaches them with. `hidden_from` and `tokens_from` name the boards that may send those; None:
     nobody.
     """
 
     def __init__(
         self, plan: Plan, board: str, addresses: dict[str, Address], section: Section[Any], slots: list[Slot],
-        rope_switch_len: int | None = None, *, tls: Credentials | None = None,
+        rope_switch_len: int | None = None, *, links: Links,
     ):  # fmt: skip
         self.plan, self.board, self.section, self.addresses = plan, board, section, addresses
         self.epoch = plan.epoch
@@ -60,10 +59,7 @@ class Stage:
         self._paused: set[Peer] = set()
 
         def link_to(other: str) -> Link:
-            def failed(reason: str) -> None:
-                self._fail_all("link", reason, other)
-
-            return Link(other, *addresses[other], m.Hello("board", board), failed, tls=tls)
+            return links.to(other, addresses[other], lambda board, reason: self._fail_all("link", reason, board))
 
         after = plan.next_board(board)
         self._next = link_to(after) if after is not None else None  # takes hidden states
@@ -89,6 +85,10 @@ class Stage:
     def link_sent_bytes(self) -> int:
         """Bytes sent to other boards so far."""
         return sum(link.sent_bytes for link in self._links)
+
+    def drain(self, reason: str) -> None:
+        """Let the sequences that have a slot go on to their end; whoever waits for one is told `reason`."""
+        self.turn_away("epoch", reason)
 
     def stop(self, reason: str, code: str = "epoch") -> None:
         """End every sequence with `reason`, hang up, and have the engine end after its running step."""

@@ -1,4 +1,5 @@
-"""Remembers files whose SHA-256 matched, by their identity in the file system, so that none is hashed twice.
+"""Remembers files whose SHA-256 matched, by their identity in the file system, so that none is hashed twice; and those
+whose SHA-256 differed, so that nobody counts on them.
 
 A file counts as changed if its inode, its size, or the time of any change (ctime, which can't be set) differs. A record
 counts until the machine restarts, so that damage while it was off is found by hashing.
@@ -28,6 +29,7 @@ class Verified:
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}  # identity of a file: its SHA-256
+        self._wrong: dict[str, str] = {}  # identity of a file: the SHA-256 that was expected of it
         self._path: Path | None = None
         self._new = False
 
@@ -41,11 +43,21 @@ class Verified:
             np.frombuffer(mapping, np.uint8)[:: mmap.PAGESIZE].max()  # no step is to wait for the disk
             return expected
         found = hashlib.sha256(mapping).hexdigest()
+        self._wrong.pop(identity, None)
+        if found != expected and _identity(os.fstat(file.fileno())) == identity:
+            self._wrong[identity] = expected
+            for oldest in list(self._wrong)[:-_MOST_FILES]:
+                del self._wrong[oldest]
         settled = time.time_ns() - before.st_ctime_ns >= _SETTLED_NS
         if found == expected and settled and _identity(os.fstat(file.fileno())) == identity:
             self._known[identity] = found
             self._new = True
         return found
+
+    def is_wrong(self, file: os.stat_result, expected: str) -> bool:
+        """Return whether the file with these attributes had another SHA-256 when it was hashed last; whoever asks for
+        `sha256` again has it hashed again, because the card may have misread it."""
+        return self._wrong.get(_identity(file)) == expected
 
     def keep_in(self, folder: Path, name: str) -> None:
         """Know what agents have written down in `folder` since the machine started, because they may take each other's

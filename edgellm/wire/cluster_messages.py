@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 from edgellm.errors import RemoteProtocolError
 from edgellm.wire.body import KB, MB, check_size, cut, json_of, object_of, unpack
+from edgellm.wire.printable import printable
 
 MAGIC = b"EDGE"
 VERSION = 4  # the newest that this edgellm speaks
@@ -68,7 +69,7 @@ class Refuse:
 
     @classmethod
     def decode(cls, body: bytes) -> "Refuse":
-        return cls(body.decode(errors="replace"))
+        return cls(printable(body.decode(errors="replace")))
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,10 @@ class _JsonMessage:
     def decode(cls, body: bytes) -> Self:
         name = cls.__name__.lower()
         (request,) = unpack(name, _REQUEST, body)
-        return cls(object_of(name, body[_REQUEST.size :]), request)
+        content = object_of(name, body[_REQUEST.size :])
+        if isinstance(error := content.get("error"), str):  # it goes to logs and terminals
+            content["error"] = printable(error)
+        return cls(content, request)
 
 
 @dataclass(frozen=True)

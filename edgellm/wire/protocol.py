@@ -47,9 +47,8 @@ class Protocol:
 
     `peer` is the other side's hello, once it has come; then `version` is the newest that both sides speak.
     `limit(sender's hello, message)` is the largest body in bytes that the sender may need for such a message now; never
-    more than the message's own limit counts. The order of
-    messages within a sequence, and of those that change a plan, is kept by the two sides themselves (docs/wire.md, "One
-    answer" and "Changing the plan").
+    more than the message's own limit counts. The order of messages within a sequence, and of those that change a plan,
+    is kept by the two sides themselves (docs/wire.md, "One answer" and "Changing the plan").
     """
 
     def __init__(self, me: m.Hello, dials: bool, limit: Callable[[m.Hello, type[m.Message]], int] = _largest):

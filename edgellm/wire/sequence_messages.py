@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from edgellm.errors import RemoteProtocolError
 from edgellm.limits import MAX_CHOICES, MAX_FRAME_BYTES, MAX_LOGPROBS
 from edgellm.wire.body import KB, MB, check_size, cut, json_of, object_of, text_of, unpack
+from edgellm.wire.printable import printable
 
 # Finish reasons, as numbered in TOKENS.
 FINISH = ("", "eos", "length", "context")
@@ -280,8 +281,8 @@ class Failed:
         at = _FAILED.size + board_bytes
         if at > len(body):
             raise RemoteProtocolError(f"failed: {len(body)} bytes, expected at least {at}")
-        board = text_of("failed", body[_FAILED.size : at])
-        return cls(epoch, seq_id, code, text_of("failed", body[at:]), board)
+        board = printable(text_of("failed", body[_FAILED.size : at]))
+        return cls(epoch, seq_id, code, printable(text_of("failed", body[at:])), board)
 
 
 _LOGITS = struct.Struct(">IQI")

@@ -73,6 +73,19 @@ def sign(plan: Plan, addresses: Mapping[str, Address], identity_folder: Path | N
     return {**content, "certificate": pem, "signature": base64.b64encode(signature).decode()}
 
 
+def unverified(content: Mapping[str, Any]) -> tuple[Plan, dict[str, Address], dict[str, Any]]:
+    """Return the plan, the addresses and the whole of a signed plan in an Assign, well-formed but not verified: for a
+    board, which reports it to managers. Raises PlanError for anything else."""
+    plan = Plan.from_dict(content.get("plan"))
+    addresses = _parse_addresses(content.get("addresses"), plan, PlanError)
+    tag: dict[str, Any] = {"plan": plan.to_dict(), "addresses": {b: list(a) for b, a in addresses.items()}}
+    for name, most in (("certificate", _MAX_CERTIFICATE_CHARS), ("signature", _MAX_SIGNATURE_CHARS)):
+        value = tag[name] = content.get(name)
+        if value is not None and not (isinstance(value, str) and len(value) <= most and value.isascii()):
+            raise PlanError(f"the plan of epoch {plan.epoch} came with {reprlib.repr(value)} as its {name}")
+    return plan, addresses, tag
+
+
 class Trust:
     """Tells plans that a manager of this cluster made from all others, by the CA in `identity_folder`.
 

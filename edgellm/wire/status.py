@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from edgellm.errors import PlanError
-from edgellm.plan.types import Capacity, Plan
+from edgellm.errors import DIAL_CODES, PlanError
+from edgellm.plan.types import BOARD_NAME, Capacity, Plan
 from edgellm.wire.addresses import Address, parse_address
 from edgellm.wire.printable import printable
 
@@ -19,6 +19,9 @@ _MAX_EPOCH = (1 << 32) - 1
 _MAX_TEXT = 60  # characters of a text that is shown
 _MAX_CORES = 64
 _MAX_RANGES = 4096  # of layers: no model has more
+_MAX_LINKS = 64
+_MAX_REASON = 300  # characters
+MAX_DAMAGED = 16  # names of damaged files in a report
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -93,11 +96,13 @@ class SectionStatus:
 
 @dataclass(frozen=True)
 class ShardsHere:
-    """Which shard files of the right size lie on a board's disk; `layers` are ranges [start, end)."""
+    """Which shard files of the right size lie on a board's disk; `layers` are ranges [start, end). `damaged` are names
+    of files whose SHA-256 differs, which don't count: a few of them, if there are many."""
 
     embedding: bool = False
     layers: tuple[tuple[int, int], ...] = ()
     head: bool = False
+    damaged: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, content: object) -> "ShardsHere":
@@ -108,7 +113,11 @@ class ShardsHere:
             if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)):
                 break
             layers.append((pair[0], pair[1]))
-        return cls(said.get("embedding") is True, tuple(layers), said.get("head") is True)
+        names = said.get("damaged")
+        damaged = (_text(name) for name in (names[:MAX_DAMAGED] if isinstance(names, list) else ()))
+        return cls(
+            said.get("embedding") is True, tuple(layers), said.get("head") is True, tuple(n for n in damaged if n)
+        )
 
     def has(self, start: int, end: int, num_layers: int) -> bool:
         """Return whether all shards of the section [start, end) of a model are here."""
@@ -117,10 +126,57 @@ class ShardsHere:
 
 
 @dataclass(frozen=True)
+class LinkStatus:
+    """A board's connection to another one that it dials: `code` is "ok", "lost" (it ended), or one of DIAL_CODES (it
+    could not be made), `reason` a part of a sentence, and `age_s` how long ago that was. `hop_s` is what a message and
+    its answer take, halved."""
+
+    code: str
+    reason: str = ""
+    hop_s: float | None = None
+    age_s: float | None = None
+
+    @property
+    def broken(self) -> bool:
+        """Whether the board could not be dialled."""
+        return self.code in DIAL_CODES
+
+    @classmethod
+    def from_dict(cls, content: object) -> "LinkStatus | None":
+        """Parse JSON; None for what isn't well-formed."""
+        said = _object(content)
+        code, reason = said.get("code"), said.get("reason")
+        if not isinstance(code, str) or code not in ("ok", "lost", *DIAL_CODES):
+            return None
+        shown = printable(reason, _MAX_REASON) if isinstance(reason, str) else ""
+        return cls(code, shown, _seconds(said.get("hop_s")), _seconds(said.get("age_s")))
+
+
+@dataclass(frozen=True)
+class LoadError:
+    """The last load of a section [start, end) that failed, and how long ago."""
+
+    start: int
+    end: int
+    reason: str
+    age_s: float | None = None
+
+    @classmethod
+    def from_dict(cls, content: object) -> "LoadError | None":
+        """Parse JSON; None for what isn't well-formed."""
+        said = _object(content)
+        start, end, reason = _count(said.get("start")), _count(said.get("end")), said.get("reason")
+        if start is None or end is None or not isinstance(reason, str):
+            return None
+        return cls(start, end, printable(reason, _MAX_REASON), _seconds(said.get("age_s")))
+
+
+@dataclass(frozen=True)
 class BoardStatus:
     """A board's report (docs/wire.md, Status). None: missing, or not readable.
 
-    `plan` is what it serves, None without a section, and `addresses` are those of its boards, as received.
+    `plan` is what it serves, None without a section, and `addresses` are those of its boards, as received. `committed`
+    is the last plan that was committed here, with its tag, as JSON: whether to believe it is for wire/signed.py to say.
     `faults` are sentences, with "board NAME" in front, on what no agent would say of its plan, epoch or capacity.
     """
 
@@ -139,6 +195,10 @@ class BoardStatus:
     capacity: Capacity | None = None
     compute: Compute = field(default_factory=Compute)
     section: SectionStatus | None = None
+    committed: Mapping[str, Any] | None = None
+    draining_sequences: int = 0  # of an older plan, which go on to their end
+    load_error: LoadError | None = None
+    links: Mapping[str, LinkStatus] = field(default_factory=dict)
     faults: tuple[str, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,6 +253,10 @@ class BoardStatus:
             capacity=capacity,
             compute=Compute.from_dict(said.get("compute")),
             section=None if said.get("section") is None else SectionStatus.from_dict(said["section"]),
+            committed=said["committed"] if isinstance(said.get("committed"), dict) else None,
+            draining_sequences=_count(said.get("draining_sequences")) or 0,
+            load_error=LoadError.from_dict(said.get("load_error")),
+            links=_links(said.get("links")),
             faults=tuple(faults),
         )
 
@@ -234,6 +298,14 @@ class SequenceStats:
             accepted_tokens=_count(said.get("accepted_tokens")) or 0,
             sent_bytes=_count(said.get("sent_bytes")) or 0,
         )
+
+
+def _links(value: object) -> dict[str, LinkStatus]:
+    found = {}
+    for board, told in list(_object(value).items())[:_MAX_LINKS]:
+        if BOARD_NAME.match(board) and (link := LinkStatus.from_dict(told)) is not None:
+            found[board] = link
+    return found
 
 
 def _object(value: object) -> dict[str, Any]:

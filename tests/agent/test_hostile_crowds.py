@@ -79,7 +79,7 @@ def test_a_manager_has_its_share_of_connections_and_its_oldest_idle_one_gives_wa
             mine[0].send(m.Claim({"replaces": 1, "epoch": 2}))
             assert (await mine[0].next()).content["error"] is None
             (sixth,) = await crowd(at.last, manager("anna"), 1)
-            said = "5 connections of manager anna are open already, and this was the oldest idle one"
+            said = "5 connections of admin anna are open already, and this was the oldest idle one"
             assert await mine[1].refused() == said
             # Another one isn't concerned; and neither is who has something to lose.
             (other,) = await crowd(at.last, manager("ben"), 1)
@@ -96,7 +96,7 @@ def test_who_holds_something_on_all_its_connections_gets_no_further_one(tmp_path
     async def go():
         async with mid_answer(tmp_path) as at:  # whose manager is called edgellm
             stranger = await Stranger.dial(at.last, manager("edgellm"), m.Ping(1))
-            assert await stranger.refused() == "1 connections of manager edgellm are open already"
+            assert await stranger.refused() == "1 connections of admin edgellm are open already"
 
     run(go())
 
@@ -254,7 +254,7 @@ def test_peers_that_fell_silent_are_let_go_and_an_idle_cluster_still_answers(tmp
                 assert [c.token for c in await ask(cluster, PROMPT)] == generate(PROMPT, 10)
                 strangers = [await Stranger.dial(boards.agents[1], hello) for hello in (MANAGER, BOARD)]
                 assert [await s.refused() for s in strangers] == ["silent for 1 s", "silent for 1.2 s"]
-                await until(lambda: boards.agents[0].stage._next._peer is None)  # the boards' own link, too
+                await until(lambda: boards.agents[0].stage._next.peer is None)  # the boards' own link, too
                 assert [c.token for c in await ask(cluster, PROMPT)] == generate(PROMPT, 10)
             await Stranger.hang_up()
 

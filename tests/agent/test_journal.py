@@ -106,7 +106,7 @@ def test_an_agent_says_little_of_a_peer_that_has_much_to_be_said_of(tmp_path, wr
             await Stranger.hang_up()
 
     run(go())
-    for who in ("manager", "board"):
+    for who in ("admin", "board"):
         assert text().count("of mallory") == 40
         clock[0] = 60.0
         sparing.sum_up()

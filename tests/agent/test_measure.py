@@ -90,7 +90,7 @@ def split_of(folder, there, layer_bytes: int = 100) -> SimpleNamespace:
         (folder / name).touch()
 
     def shard(name: str, ram_bytes: int):
-        return SimpleNamespace(name=name, bytes=0, ram_bytes=ram_bytes)
+        return SimpleNamespace(name=name, bytes=0, ram_bytes=ram_bytes, sha256="")
 
     return SimpleNamespace(
         num_layers=4, model="m", embedding=shard("embedding", 2000), head=shard("head", 20 * layer_bytes),

@@ -93,7 +93,7 @@ def form(cuts: tuple[int, ...], epoch: int, **kwargs) -> Happening:
 
 async def cut_between_boards(boards: Boards) -> None:
     """The manager's own connections stay."""
-    boards.agents[0].stage._next._peer._transport.abort()
+    boards.agents[0].stage._next.peer._transport.abort()
 
 
 async def hang(boards: Boards) -> None:

@@ -216,7 +216,7 @@ def test_the_answer_is_the_same_whenever_it_happens(tmp_path, monkeypatch, progr
 
         async def unless_there_is_none(boards):
             stage = boards.agents[0].stage
-            if what is not cut_between_boards or (stage and stage._next and stage._next._peer):
+            if what is not cut_between_boards or (stage and stage._next and stage._next.peer):
                 await what(boards)
 
         return another_plan if isinstance(what, tuple) else unless_there_is_none

@@ -84,6 +84,33 @@ def test_a_byte_that_was_flipped_behind_its_times_is_found(hashing, shard):
     assert hashing.count == 3  # what was wrong is looked at again
 
 
+def test_a_file_that_was_wrong_is_known_as_such_until_it_changes(hashing, shard):
+    path, entry = shard
+    mapped.map_checked(path, entry)
+    assert not mapped.verified.is_wrong(path.stat(), entry.sha256)
+    flip_byte(path)
+    with pytest.raises(ManifestError, match="SHA-256"):
+        mapped.map_checked(path, entry)
+    assert mapped.verified.is_wrong(path.stat(), entry.sha256)
+    assert not mapped.verified.is_wrong(path.stat(), "0" * 64)  # by another manifest nothing is known of it
+    (good := path.with_name("pushed")).write_bytes(GOOD)
+    os.replace(good, path)
+    assert not mapped.verified.is_wrong(path.stat(), entry.sha256)
+    mapped.map_checked(path, entry)
+
+
+def test_a_file_that_was_misread_once_counts_again_when_it_is_read_well(hashing, shard, monkeypatch):
+    path, entry = shard
+    plain = hashing.sha256
+    monkeypatch.setattr(hashing, "sha256", lambda data: hashlib.sha256(b"what a bad card gives"))
+    with pytest.raises(ManifestError, match="SHA-256"):
+        mapped.map_checked(path, entry)
+    assert mapped.verified.is_wrong(path.stat(), entry.sha256)
+    monkeypatch.setattr(hashing, "sha256", plain)
+    mapped.map_checked(path, entry)
+    assert not mapped.verified.is_wrong(path.stat(), entry.sha256)
+
+
 def test_another_file_of_that_name_is_hashed(hashing, shard, tmp_path):
     mapped.map_checked(*shard)
     other = tmp_path / "other"
