@@ -175,7 +175,7 @@ def test_bytes_of_a_decoded_token():
     hidden = m.encode(m.Hidden(1, 2, 3, 4, 1, (1,), bytes(4 * 576)))
     overhead, token = re.search(r"`4 \* hidden_size \+ (\d+)` bytes:.*?Tokens of (\d+) bytes", WIRE, re.S).groups()
     assert len(hidden) - 4 * 576 == int(overhead) and len(m.encode(m.Tokens(1, 2, 3, 0, (4,)))) == int(token)
-    assert f"(hidden_size + 1) * max(chunk, context) + {m.Hidden.OVERHEAD}`" in WIRE
+    assert f"(hidden_size + 1) * max(chunk, 16) + {m.Hidden.OVERHEAD}`" in WIRE
 
 
 def test_sampling_fields_defaults_and_ranges():
@@ -266,7 +266,7 @@ def test_json_fields_of_plans_boards_and_answers(tmp_path):
     assert names(WIRE, "field of compute") == set(told["compute"]) == {f.name for f in fields(Compute)}
     assert names(WIRE, "field of section") == set(told["section"]) == {f.name for f in fields(SectionStatus)}
     assert names(WIRE, "field of health") == set(told["health"]) == {f.name for f in fields(Health)}
-    assert set(told["shards"]) == {"embedding", "layers", "head"} and told["shards"]["layers"] == [[0, 6]]
+    assert set(told["shards"]) == {"embedding", "layers", "head", "damaged"} and told["shards"]["layers"] == [[0, 6]]
     assert names(WIRE, "stat") == set(stats)
 
 

@@ -62,6 +62,10 @@ class Granting:
                 self._leave(sequence.seq_id)
         self._tell()
 
+    def has_owner(self, owner: Peer) -> bool:
+        """Return whether a sequence of this manager stands in line."""
+        return any(sequence.owner is owner for sequence in self._waiting.values())
+
     def turn_away(self, code: str, reason: str) -> None:
         """Refuse all that stand in line."""
         for seq_id in list(self._waiting):
@@ -124,6 +128,10 @@ class Taking:
         for wanted in list(self._wanted.values()):
             if wanted.sequence.owner is owner and seq_id in (None, wanted.sequence.seq_id):
                 del self._wanted[wanted.sequence.seq_id]
+
+    def has_owner(self, owner: Peer) -> bool:
+        """Return whether a sequence of this manager waits."""
+        return any(wanted.sequence.owner is owner for wanted in self._wanted.values())
 
     def turn_away(self, code: str, reason: str) -> None:
         """Refuse all that wait."""

@@ -101,7 +101,7 @@ class Holding:
     @property
     def drained(self) -> bool:
         """Whether a stage that drained can be given up."""
-        return self.draining is not None and not self.draining.running and not self._changing.locked()
+        return self.draining is not None and not self._still_drains and not self._changing.locked()
 
     @property
     def load_error(self) -> LoadError | None:
@@ -168,7 +168,7 @@ class Holding:
 
     async def prepare(self, peer: Peer, content: dict) -> dict:
         """Load the section of the plan in `content` beside the running one if there is room; else it is loaded by
-        `commit`. With "drain" in it, there is room if both can compute at once.
+        `commit`. With "drain" in it, there is room if both can compute at once, and no other one drains.
 
         Returns {"beside", "loaded_bytes"}. Raises EdgellmError if it can't be served here.
         """
@@ -177,16 +177,16 @@ class Holding:
             self._next = None
             plan, addresses, tag = self._parse(content)
             drains = content.get("drain") is True
-            self._check_drained(drains)
-            coming = _Next(plan, addresses, tag, drains)
-            beside = True
-            if self.board in plan.boards and not (self._is_held(plan) and not drains):
+            coming = _Next(plan, addresses, tag)
+            beside = not (drains and self._still_drains)  # there is room for one that drains
+            if self.board in plan.boards and (drains or not self._is_held(plan)):
                 coming.loaded_bytes = self._bytes_to_load(plan)
                 self._check_fit(plan)
-                beside = self._room_to_drain(plan) if drains else self._room_beside(plan)
+                beside = beside and (self._room_to_drain(plan) if drains else self._room_beside(plan))
                 if beside:
                     coming.loaded = await self._fill(plan)
                     self.check_claim(peer, plan.epoch)
+            coming.drains = drains and beside
             self._next = coming
             return {"beside": beside, "loaded_bytes": coming.loaded_bytes}
 
@@ -203,12 +203,11 @@ class Holding:
             coming = self._next
             if coming is None:
                 raise ClaimError(f"board {self.board} has not prepared epoch {epoch}")
-            if drain and not (coming.drains and (coming.loaded or self.board not in coming.plan.boards)):
+            if drain and not (coming.drains and not self._still_drains):
                 raise ClaimError(
                     f"board {self.board} has not prepared epoch {epoch} beside the answers that run, so they can't go "
                     "on when it switches"
                 )
-            self._check_drained(drain)
             self._next = None
             try:
                 await self._switch(coming, drain)
@@ -266,13 +265,9 @@ class Holding:
         if self.closed:
             raise BoardError(f"board {self.board} is stopping and takes no section", self.board)
 
-    def _check_drained(self, drains: bool) -> None:
-        """Raise ClaimError if a stage is to drain while another one does: there is room for one."""
-        if drains and self.draining is not None and self.draining.running:
-            raise ClaimError(
-                f"board {self.board} still has {self.draining.running} answers of epoch {self.draining.epoch} to "
-                "finish: a further change that lets answers go on has to wait for them"
-            )
+    @property
+    def _still_drains(self) -> bool:
+        return self.draining is not None and self.draining.running > 0
 
     def _parse(self, content: dict) -> tuple[Plan, dict[str, Address], dict[str, Any]]:
         plan, addresses, tag = unverified(content)

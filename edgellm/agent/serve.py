@@ -175,10 +175,11 @@ class Agent:
             plans = [stage.plan for stage in stages if sender.name == stage.hidden_from]
             most = token_bytes * max((max(plan.chunk, MAX_CHOICES) for plan in plans), default=0)
             return m.Hidden.OVERHEAD + max(_SMALL_BYTES, most)
-        context = max((stage.plan.context for stage in stages), default=0)
         if message is m.Trace:
-            return m.Trace.OVERHEAD + max(_SMALL_BYTES, token_bytes * context)
+            chunk = max((stage.plan.chunk for stage in stages), default=0)
+            return m.Trace.OVERHEAD + max(_SMALL_BYTES, token_bytes * chunk)
         if message is m.Open:
+            context = max((stage.plan.context for stage in stages), default=0)
             return m.Open.OPTIONS_LIMIT + max(_SMALL_BYTES, 4 * context)
         return message.LIMIT
 

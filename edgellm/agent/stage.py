@@ -158,8 +158,8 @@ class Stage:
         peer.send(m.Closed(self.epoch, seq_id, {} if stats is None else stats.to_dict()))
 
     def has_owner(self, peer: Peer) -> bool:
-        """Return whether a manager has sequences here."""
-        return any(s.owner is peer for s in self._sequences.values())
+        """Return whether a manager has sequences here, or in line."""
+        return any(s.owner is peer for s in self._sequences.values()) or self._door.has_owner(peer)
 
     def manager_lost(self, peer: Peer) -> None:
         """Free what the manager's sequences hold here."""

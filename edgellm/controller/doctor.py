@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 from edgellm.config import AGENT_BYTES, DEFAULT_PORT
+from edgellm.controller.remembered import Failure
 from edgellm.manager.pairs import HERE
 from edgellm.plan import headroom_bytes
 
@@ -32,7 +33,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a board; None: not known. `*_error` is a reason where something failed, else None.
+    """What is known of a board (`failures`: what its agent remembers); None: not known. `*_error` is a reason where something failed, else None.
 
     `port` is the agent's. `reached_by` are the boards that reach it, and `pairs` is what keeps it and other boards from
     reaching each other, as (what, todo).
@@ -80,6 +81,7 @@ class Facts:
     needed: frozenset[str] = frozenset()
     files: dict[str, int] | None = None
     sums: dict[str, str] | None = None
+    failures: tuple[Failure, ...] = ()
     certificate_error: str | None = None
     certificate_days: float | None = None
     ca_days: float | None = None
@@ -101,7 +103,8 @@ def diagnose(facts: Facts) -> list[Finding]:
     found = []
     for about, rule in _RULES:
         found += [Finding(facts.board, about, what, todo) for what, todo in rule(facts)]
-    return found
+    wrong = {f.about for f in found}  # which says more of the same files
+    return found + [Finding(facts.board, *f) for f in facts.failures if f.about != "shards" or "shards" not in wrong]
 
 
 def summary(facts: Facts) -> str:
@@ -135,7 +138,7 @@ def summary(facts: Facts) -> str:
 def report(facts: Facts, findings: list[Finding]) -> dict:
     """Return a board's findings and facts for JSON; of its files, how many were there and how many were read."""
     known = asdict(facts)
-    for name in ("board", "manifest", "needed", "files", "sums", "pairs"):
+    for name in ("board", "manifest", "needed", "files", "sums", "pairs", "failures"):
         del known[name]
     return {
         "board": facts.board,

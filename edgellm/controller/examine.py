@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from edgellm import __version__
 from edgellm.controller import pairs as between
 from edgellm.controller.doctor import HERE, Facts
+from edgellm.controller.remembered import failures
 from edgellm.controller.script import QUICK_SCRIPT, SCRIPT, parse
 from edgellm.controller.ssh import run_script
 from edgellm.controller.status import Word, ask_boards, describe
@@ -77,11 +78,19 @@ async def examine(
             by_wire = _by_wire(board, words[board.name], rows[board.name], cluster, manifest)
             elsewhere = any(row["path"] == "native" for name, row in rows.items() if name != board.name)
             facts.append(replace(by_wire, tcp_error=tcp.get(board.name), native_elsewhere=elsewhere, **await task))
-        return _with_pairs(facts, await trying)
+        pairs = await trying
+        facts = [_with_failures(f, words[f.board], pairs) if f.board in words else f for f in facts]
+        return _with_pairs(facts, pairs)
     finally:
         for task in (asked, *tasks):
             task.cancel()
         trying.cancel()
+
+
+def _with_failures(facts: Facts, word: Word, pairs: list[Pair]) -> Facts:
+    """Return the facts with what the board's agent says has failed."""
+    found = failures(word.status, between.tried_by(pairs, facts.board)) if word.status is not None else []
+    return replace(facts, failures=tuple(found))
 
 
 def _with_pairs(facts: list[Facts], pairs: list[Pair]) -> list[Facts]:

@@ -100,6 +100,11 @@ def reached_by(pairs: Iterable[Pair], board: str) -> list[str]:
     return [p.dialler for p in pairs if p.board == board and p.dialler != HERE and p.code == "ok"]
 
 
+def tried_by(pairs: Iterable[Pair], board: str) -> list[str]:
+    """Return the boards of which this one has just found out whether it reaches them."""
+    return [p.board for p in pairs if p.dialler == board and p.outcome is not None]
+
+
 def untried(pairs: Iterable[Pair]) -> dict[str, str]:
     """Return the boards that answer, but can't say whom they reach, and why."""
     return {p.dialler: p.unknown for p in pairs if p.outcome is None and p.unknown != "it can't be asked"}

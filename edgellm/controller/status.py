@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.controller.pairs import from_here, reached_by, troubles, untried
+from edgellm.controller.pairs import from_here, reached_by, tried_by, troubles, untried
+from edgellm.controller.remembered import failures
 from edgellm.errors import EdgellmError
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.connections import Connections
@@ -95,7 +96,7 @@ def describe(
     order = {name: i for i, name in enumerate(plan.boards)}
     rows.sort(key=lambda row: order.get(row["board"], len(order)))
     _mark_ready(rows, plan, words, manifest)
-    notes = [*_notes(cluster, plan, words, rows), *_pair_notes(pairs)]
+    notes = [*_notes(cluster, plan, words, rows), *_pair_notes(pairs), *_remembered(words, pairs)]
     _break_links(plan, rows, pairs)
     return {
         "model": plan.model,
@@ -123,6 +124,15 @@ def _pair_notes(pairs: Sequence[Pair]) -> list[str]:
     notes = [t.sentence for t in troubles(pairs)]
     notes += [t.sentence for board, t in from_here(pairs).items() if reached_by(pairs, board)]
     return notes + [f"whether {board} reaches the others is not known: {why}" for board, why in untried(pairs).items()]
+
+
+def _remembered(words: Mapping[str, Word], pairs: Sequence[Pair]) -> list[str]:
+    """Return what boards say has failed lately."""
+    return [
+        f"{name}: {what}. {todo}"
+        for name, word in words.items() if word.status is not None
+        for _, what, todo in failures(word.status, tried_by(pairs, name))
+    ]  # fmt: skip
 
 
 def _break_links(plan: Plan, rows: list[dict], pairs: Sequence[Pair]) -> None:

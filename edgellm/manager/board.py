@@ -16,6 +16,7 @@ from edgellm.wire.status import BoardStatus
 
 ANSWER_TIMEOUT_S = 30.0
 _MAX_REQUEST = (1 << 32) - 1
+_MAX_UNREAD = 1 << 17  # messages of one sequence: more than an answer has tokens
 _Question = m.AskStatus | m.Claim | m.Assign | m.Commit | m.Reach | m.Trace
 _Answer = TypeVar("_Answer", m.Status, m.Claimed, m.Assigned, m.Committed, m.Reached, m.Traced)
 _T = TypeVar("_T")
@@ -26,7 +27,8 @@ Events = asyncio.Queue[tuple["BoardClient", m.Message]]  # messages of one seque
 class BoardClient:
     """The connection to a board of this name at HOST:PORT, over TLS if there are credentials.
 
-    `lost` is done, with the error to raise, once the connection has ended or the board has stopped answering.
+    `lost` is done, with the error to raise, once the connection has ended or the board has stopped answering. What
+    nobody asked for is dropped.
     """
 
     def __init__(self, name: str, host: str, port: int, tls: Credentials | None = None):
@@ -36,7 +38,8 @@ class BoardClient:
         self.lost: asyncio.Future[BoardError] = asyncio.get_running_loop().create_future()
         self._requests = 0  # the number of the last question
         self._answers: dict[int, asyncio.Queue[m.Message]] = {}  # to questions, by their number
-        self._pongs: asyncio.Queue[m.Pong] = asyncio.Queue()
+        self._pinged = 0  # the number of the last ping
+        self._pong: asyncio.Future[m.Pong] | None = None  # its answer
         self._sequences: dict[int, Events] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._idle_since_s: float | None = None
@@ -72,7 +75,7 @@ class BoardClient:
     ) -> AsyncGenerator[_Answer, None]:
         """Send `question` and yield its `count` answers, each within `timeout_s`. Raises BoardError as `ask` does."""
         self._requests = self._requests % _MAX_REQUEST + 1
-        number, queue = self._requests, asyncio.Queue[m.Message]()
+        number, queue = self._requests, asyncio.Queue[m.Message](count)
         self._answers[number] = queue
         try:
             self.send(replace(question, request=number))
@@ -123,12 +126,18 @@ class BoardClient:
             self.peer.close()
 
     def _message(self, peer: Peer, message: m.Message) -> None:
+        if isinstance(message, m.Pong):
+            if message.number == self._pinged and self._pong is not None and not self._pong.done():
+                self._pong.set_result(message)
+            return
         seq_id: int | None = getattr(message, "seq_id", None)
-        if seq_id is not None and seq_id in self._sequences:
-            self._sequences[seq_id].put_nowait((self, message))
-        elif isinstance(message, m.Pong):
-            self._pongs.put_nowait(message)
-        elif (answers := self._answers.get(getattr(message, "request", 0))) is not None:
+        if seq_id is not None:
+            events = self._sequences.get(seq_id)
+            if events is not None and events.qsize() < _MAX_UNREAD:
+                events.put_nowait((self, message))
+            elif events is not None:
+                peer.refuse(f"{_MAX_UNREAD} messages of one sequence lie unread")
+        elif (answers := self._answers.get(getattr(message, "request", 0))) is not None and not answers.full():
             answers.put_nowait(message)
 
     def _lost(self, peer: Peer, reason: str) -> None:
@@ -141,14 +150,10 @@ class BoardClient:
     async def _watch(self) -> None:
         """Ping. Give up on a board that answers no ping, or that has work and finishes no step."""
         clock = asyncio.get_running_loop().time
-        number, steps, progress_s = 0, -1, clock()
+        steps, progress_s = -1, clock()
         while True:
-            number += 1
-            self.send(m.Ping(number))
-            try:
-                async with asyncio.timeout(PONG_TIMEOUT_S):
-                    pong = await self._pongs.get()
-            except TimeoutError:
+            pong = await self._ping()
+            if pong is None:
                 self._give_up(f"has not answered for {PONG_TIMEOUT_S:g} s")
                 return
             if pong.steps != steps or pong.waiting:
@@ -161,3 +166,20 @@ class BoardClient:
                 self._give_up(f"has work but has finished no step for {STEP_TIMEOUT_S:g} s")
                 return
             await asyncio.sleep(PING_EVERY_S)
+
+    async def _ping(self) -> m.Pong | None:
+        """Return the answer to a ping; None if nothing at all comes from the board for a while, or no answer though it
+        had time for a step. As long as bytes come, the pong may stand behind them."""
+        assert self.peer is not None
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        self._pinged += 1
+        self._pong = asyncio.get_running_loop().create_future()
+        self.send(m.Ping(self._pinged))
+        while not self._pong.done():
+            heard_s = max(began_s, self.peer.last_heard_s)
+            left_s = min(heard_s + PONG_TIMEOUT_S, began_s + STEP_TIMEOUT_S) - clock()
+            if left_s <= 0:
+                return None
+            await asyncio.wait({self._pong}, timeout=left_s)
+        return self._pong.result()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from edgellm.config import FRAME_TIMEOUT_S, HELLO_TIMEOUT_S, WRITE_TIMEOUT_S
 from edgellm.errors import LocalProtocolError, RemoteProtocolError
@@ -192,15 +192,6 @@ class Peer(asyncio.Protocol):
     async def drain(self) -> None:
         """Wait until the peer has read enough to write more."""
         await self._can_write.wait()
-
-    async def send_bulk(self, messages: Iterable[Message]) -> None:
-        """Write messages one at a time, each once the peer has read enough of those before, so that what is sent
-        meanwhile, such as a pong, waits for a few at most. Ends early on a lost connection."""
-        for message in messages:
-            await self.drain()
-            if self.lost is not None:
-                return
-            self.send(message)
 
     def pause_reading(self) -> None:
         """Read nothing from the peer until `resume_reading`."""

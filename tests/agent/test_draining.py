@@ -147,8 +147,10 @@ def test_a_second_one_waits_for_the_first(on_board):
             answer = await Answer(cluster).begin()
             await move(manager, plan_of(boards, epoch=2, slots=3))
             assert await manager.claim(2, 3) is None
-            said = (await manager.board.ask(with_drain(manager.assign(third)), m.Assigned)).content["error"]
-            assert "still has 1 answers of epoch 1 to finish" in said
+            said = (await manager.board.ask(with_drain(manager.assign(third)), m.Assigned)).content
+            assert (said["error"], said["beside"]) == (None, False)
+            said = (await manager.board.ask(m.Commit({"epoch": 3, "drain": True}), m.Committed)).content
+            assert "has not prepared epoch 3 beside the answers that run" in said["error"] and said["epoch"] == 2
             await answer.end()
             await until(lambda: holding.draining is None)
         assert (await move(manager, third, replaces=2))["error"] is None
