@@ -107,7 +107,7 @@ def test_an_answer_that_must_outgrow_a_smaller_context_says_so(tmp_path):
             async def another_context(boards):
                 await boards.form((0, 3, 5, 6), epoch=2, context=20)
 
-            longer = "board b0 .*: a prompt of (2[1-9]|[3-9][0-9]) tokens; a slot takes 1 to 20"
+            longer = "board b[012] .*: a prompt of (2[1-9]|[3-9][0-9]) tokens; a slot takes 1 to 20"
             with pytest.raises(AnswerError, match=longer):
                 await answered(boards, {9: another_context}, 100)
 
@@ -244,47 +244,50 @@ def test_boards_that_are_all_lost_before_the_first_token_are_waited_for(tmp_path
 # Busy boards, and what can't be computed
 
 
-def test_a_full_board_is_waited_for_at_the_start(tmp_path):
-    async def go():
-        async with Boards(tmp_path, 2) as boards:
-            plan, others = await boards.form((0, 3, 6), context=256, slots=1), []
-
-            async def ask_too(boards):
-                others.append(asyncio.create_task(asked(boards, plan, {}, 10)))
-
-            got = await asked(boards, plan, {3: ask_too}, 200)
-            return got, await others[0]
-
-    got, other = run(go())
-    assert got.tokens == generate(PROMPT, 200) and other.tokens == generate(PROMPT, 10) and other.told == []
-
-
-def test_a_full_board_is_waited_for_in_a_replay(tmp_path):
+def test_a_question_that_finds_no_slot_stands_in_line_and_is_an_error_only_if_it_won_t_wait(tmp_path):
     async def go():
         async with Boards(tmp_path, 2) as boards:
             plan = await boards.form((0, 3, 6), context=256, slots=1)
-            opened = 0
+            places, waiting = [], []
 
-            async def others_come_first(boards):
-                """Three tries find the slot taken."""
-                stage = boards.agents[1].stage
-                really = stage.engine.open
+            async def ask_too(boards):
+                async with Session(boards.manifest, plan, boards.addresses) as session:
+                    stream = session.generate(PROMPT, sampling=GREEDY, max_tokens=9, eos=(), wait_s=0)
+                    with pytest.raises(BusyError, match="board b0 is busy: "):
+                        await anext(stream)
+                waiting.append(asyncio.create_task(wait()))
+                await until(lambda: places)
 
-                def open_(*args, **kwargs):
-                    nonlocal opened
-                    opened += 1
-                    if opened < 4:
-                        raise BusyError("all 1 slots are taken; ask again when an answer has ended")
-                    return really(*args, **kwargs)
+            async def wait():
+                async with Session(boards.manifest, plan, boards.addresses) as session:
+                    stream = session.generate(PROMPT, sampling=GREEDY, max_tokens=9, eos=(), queued=places.append)
+                    return [chosen.token async for chosen in stream]
 
-                stage.engine.open = open_
-                boards.cut(0)
+            first = await asked(boards, plan, {3: ask_too}, 200)
+            return first.tokens, await waiting[0], places
 
-            return await asked(boards, plan, {3: others_come_first}, 100), opened
+    assert run(go()) == (generate(PROMPT, 200), generate(PROMPT, 9), [1])
 
-    got, opened = run(go())
-    assert got.tokens == generate(PROMPT, 100) and opened == 4
-    assert sum("is busy" in text for text in got.told) == 1
+
+def test_a_slot_is_waited_for_in_a_replay(tmp_path):
+    """While an answer is replayed, another one takes the only slot; the first one stands in line."""
+
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6), context=256, slots=1)
+            others = []
+
+            async def another_comes_first(boards):
+                others.append(asyncio.create_task(asked(boards, plan, {}, 50)))
+                await until(lambda: boards.agents[0].stage._door._waiting)
+                boards.cut(1)
+
+            first = await asked(boards, plan, {3: another_comes_first}, 100)
+            return first, (await others[0]).tokens
+
+    first, other = run(go())
+    assert first.tokens == generate(PROMPT, 100) and other == generate(PROMPT, 50)
+    assert not any("busy" in text for text in first.told)
 
 
 def test_a_step_that_can_not_be_computed_is_not_tried_again(tmp_path):
