@@ -54,12 +54,12 @@ def make_plan(
     )  # fmt: skip
 
 
-def next_token(ids: list[int], sampling: Sampling = GREEDY, switch: int | None = None) -> int:
-    """What the fake model answers to `ids`; `switch` is its `rope_switch_len`."""
+def next_token(ids: list[int], sampling: Sampling = GREEDY, switch: int | None = None, began: int = 0) -> int:
+    """What the fake model answers to `ids`, of which the answer `began` there; `switch` is its `rope_switch_len`."""
     each = sum(range(LAYERS)) + (7 * LAYERS if switch is not None and len(ids) > switch else 0)
     logits = np.zeros(VOCAB, np.float32)
     logits[(sum((i + 1) * (k + 1) for k, i in enumerate(ids)) + len(ids) * each) % VOCAB] = 1.0
-    return sample(logits, ids, sampling, len(ids))
+    return sample(logits, ids, sampling, len(ids), began)
 
 
 def generate(ids: list[int], count: int, sampling: Sampling = GREEDY, switch: int | None = None) -> list[int]:
@@ -67,7 +67,7 @@ def generate(ids: list[int], count: int, sampling: Sampling = GREEDY, switch: in
     ids = list(ids)
     start = len(ids)
     for _ in range(count):
-        ids.append(next_token(ids, sampling, switch))
+        ids.append(next_token(ids, sampling, switch, start))
     return ids[start:]
 
 

@@ -1,20 +1,21 @@
 """Agents of the fake model on loopback: the answer crosses splits, and nothing a peer does disturbs it."""
 
 import asyncio
+import math
 import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from edgellm.errors import BoardError, BusyError
+from edgellm.errors import AnswerError, BoardError, BusyError
 from edgellm.manager.board import BoardClient
 from edgellm.manager.client import ClusterClient
 from edgellm.plan import Section
 from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from tests.agent.hostile import BEFORE, Stranger, until
-from tests.fakes import HIDDEN, Boards, ask, assign, connect_all, generate, make_manifest, make_plan, run
+from tests.fakes import HIDDEN, VOCAB, Boards, ask, assign, connect_all, generate, make_manifest, make_plan, run
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90, 33, 2, 11, 64, 7]  # longer than a chunk of 5
 
@@ -255,6 +256,37 @@ def test_a_plan_for_other_shards_or_another_board_is_refused(tmp_path):
                 plan = replace(plan, sections=(Section("b7", 0, 6),))
                 await assign(plan, {"b7": boards.addresses["b0"]}, [client])
             client.close()
+
+    run(go())
+
+
+def test_logprobs_come_with_each_token_and_are_those_of_the_logits(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6))
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+                sampling = Sampling(presence_penalty=1.5)
+                stream = cluster.generate(PROMPT, sampling=sampling, max_tokens=12, eos=(), logprobs=2, logits=True)
+                return [c async for c in stream]
+
+    chosen = run(go())
+    assert [c.token for c in chosen] == generate(PROMPT, 12, Sampling(presence_penalty=1.5))
+    total = math.log(math.e + VOCAB - 1)  # of a logit of 1, and zeros
+    for c in chosen:
+        logits = np.frombuffer(c.logits, "<f4")
+        best = int(logits.argmax())
+        assert [token for token, _ in c.logprobs] == [c.token, best, int(best == 0)]
+        assert [p for _, p in c.logprobs] == pytest.approx([float(logits[c.token]) - total, 1 - total, -total])
+
+
+def test_a_bias_of_a_token_that_the_model_has_not_is_refused(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 1) as boards:
+            plan = await boards.form((0, 6))
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+                stream = cluster.generate(PROMPT, sampling=Sampling(logit_bias={97: 1}), max_tokens=2, eos=())
+                with pytest.raises(AnswerError, match="logit-bias of token 97; the vocabulary has 97"):
+                    await anext(stream)
 
     run(go())
 

@@ -35,7 +35,7 @@ def parrot(ids: list[int], count: int, sampling=GREEDY, switch=None, chance=2, e
     for _ in range(count):
         each = sum(range(6)) + (7 * 6 if switch is not None and len(ids) > switch else 0)
         logits = parrot_logits(ids, len(ids) * each, chance)
-        ids.append(sample(logits, ids, sampling, len(ids)))
+        ids.append(sample(logits, ids, sampling, len(ids), start))
         if ids[-1] in eos:
             break
     return ids[start:]
@@ -60,7 +60,8 @@ async def answer(cluster, prompt, count, sampling=GREEDY, stats=None, **kwargs):
 SAMPLINGS = [
     GREEDY, Sampling(repeat_penalty=1.3), Sampling(temperature=0.3, seed=7), Sampling(temperature=1.5, seed=8),
     Sampling(temperature=0.9, top_k=20, top_p=0.9, seed=9), Sampling(temperature=0.5, repeat_penalty=1.7, seed=10),
-    Sampling(temperature=0.7, min_p=0.1, seed=11),
+    Sampling(temperature=0.7, min_p=0.1, seed=11), Sampling(presence_penalty=1.5, frequency_penalty=0.2),
+    Sampling(temperature=0.4, seed=12, frequency_penalty=-0.5, logit_bias={5: 1.0, 17: -1.0}),
 ]  # fmt: skip
 
 
@@ -219,6 +220,7 @@ def test_boards_that_hold_different_lengths_begin_at_the_least(tmp_path):
             plan = await boards.form((0, 1, 4, 6), context=256)
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 await answer(cluster, PROMPT, 5)
+                await until(lambda: [a.stage.engine.free_slots for a in boards.agents] == [2, 2, 2])
                 for i, kept in ((0, 9), (1, 4), (2, 7)):
                     (slot,) = [s for s in boards.agents[i].stage.engine._slots.free() if s.ids]
                     del slot.ids[kept:]
@@ -265,6 +267,7 @@ def test_a_manager_that_claims_too_much_is_told_of_the_gap(tmp_path):
             plan = await boards.form((0, 3, 6), context=256)
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 await answer(cluster, PROMPT, 5)
+                await until(lambda: [a.stage.engine.free_slots for a in boards.agents] == [2, 2])
                 for slot in boards.agents[1].stage.engine._slots.free():
                     slot.forget()
                 events = asyncio.Queue()
