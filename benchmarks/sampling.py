@@ -28,6 +28,10 @@ OPTIONS = {
     "temperature 1, top-p 0.95": {"temperature": 1.0, "top_p": 0.95},
     "temperature 0.7, top-p 0.8, top-k 20": {"temperature": 0.7, "top_p": 0.8, "top_k": 20},
     "temperature 1, min-p 0.05": {"temperature": 1.0, "min_p": 0.05},
+    "temperature 0.8, penalties, biases": {
+        "temperature": 0.8, "presence_penalty": 0.5, "frequency_penalty": 0.5,
+        "logit_bias": {token: 1.0 for token in range(300)},
+    },
 }
 TEXTS = (100, 30000)  # tokens, for the repeat penalty
 _ROUNDS, _COLD_BYTES = 60, 64 << 20

@@ -141,9 +141,11 @@ class Taking:
     def sweep(self, now_s: float) -> None:
         """End those that sleep in a slot which the first board has given to another, and refuse who waits in vain."""
         for seq_id, wanted in list(self._wanted.items()):
-            holder = self._stage.engine.holder_of(wanted.sequence.slot)
-            steps = self._stage.engine.steps_of(holder) if holder is not None else 0
-            if (holder, steps) != (wanted.holder, wanted.steps):
+            engine = self._stage.engine
+            holder = engine.holder_of(wanted.sequence.slot)
+            steps = engine.steps_of(holder) if holder is not None else 0
+            busy = holder is not None and engine.has_work(holder)
+            if busy or (holder, steps) != (wanted.holder, wanted.steps):
                 wanted.holder, wanted.steps, wanted.quiet_since_s = holder, steps, now_s
             if now_s >= wanted.deadline_s:
                 if self._wanted.pop(seq_id, None) is not None:

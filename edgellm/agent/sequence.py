@@ -61,6 +61,7 @@ class Sequence:
     slot: int = 0
     reused: int = 0  # computing may begin here
     opened_s: float = 0.0
+    used: bool = False  # started, or traced
     started: bool = False  # on the first board
     traced: m.Trace | None = None  # the piece that is being traced, without its data
     drafter: Drafter | None = None

@@ -128,7 +128,7 @@ class Stage:
             reason = f"a start at position {message.reuse}; the slot holds {sequence.reused} tokens"
             self._fail(sequence, "error", reason)
             return
-        sequence.started = True
+        sequence.started = sequence.used = True
         if message.speculate and self.engine.batches:
             sequence.drafter = Drafter(sequence.ids)
         sequence.progress.begin(self._watched_s, len(sequence.ids))
@@ -142,8 +142,7 @@ class Stage:
             raise UsageError(f"trace of sequence {message.seq_id:x}, which isn't open for it")
         if sequence.traced is not None:
             raise UsageError(f"two pieces of a trace of sequence {message.seq_id:x} at once")
-        sequence.traced = replace(message, data=b"")
-        sequence.opened_s = self.loop.time()
+        sequence.traced, sequence.used = replace(message, data=b""), True
         long = self._is_long(message.pass_len)
         self._submit(Step(message.seq_id, x, message.position, message.pass_len, 0, (), long, trace=True))
 
@@ -379,10 +378,10 @@ class Stage:
         self._swept_s = now_s
         self._door.sweep(now_s)
         for sequence in list(self._sequences.values()) if self.is_first else ():
+            if not sequence.used and now_s - sequence.opened_s > START_TIMEOUT_S:
+                reason = f"a slot was held for {START_TIMEOUT_S:g} s without a start or a trace"
+                self._fail(sequence, "error", reason)
             if not sequence.started:
-                if now_s - sequence.opened_s > START_TIMEOUT_S:
-                    reason = f"a slot was held for {START_TIMEOUT_S:g} s without a start or a trace"
-                    self._fail(sequence, "error", reason)
                 continue
             seq_id, known = sequence.seq_id, len(sequence.ids)
             computed, busy = self.engine.steps_of(seq_id), self.engine.has_work(seq_id)
