@@ -5,6 +5,8 @@ run could not go on. They come however the run ended: a task of the playbook cou
 playbook once a play has lost all its boards.
 """
 
+from pathlib import Path
+
 from ansible.plugins.callback import CallbackBase
 from ansible.plugins.loader import filter_loader
 
@@ -48,6 +50,22 @@ def left_out(boards: dict[str, dict], lost: list[str], said: dict[str, str]) -> 
     return found
 
 
+def revoked(step: dict) -> list[str]:
+    """Return what has been revoked, and what comes next, from the answer of `edgellm controller revoke`."""
+    who = " and ".join(step["who"])
+    lines = [f"The certificates of {who} {'are' if step['changed'] else 'were already'} revoked."]
+    for board in step["boards"]:
+        lines.append(f"Remove the line of {board} from the inventory if it is gone, or the next deploy adds it again.")
+    return lines
+
+
+def issued(step: dict) -> list[str]:
+    """Return what to do with an identity, from the answer of `edgellm controller manager`."""
+    may = "ask and plan" if step["admin"] else "ask"
+    file = step["file"]
+    return [f"{file} lets {step['name']} {may}. Move it to that machine, and run there: edgellm join {Path(file).name}"]
+
+
 def ending(boards: dict[str, dict], lost: list[str], said: dict[str, str], problem: str, playbook: str) -> list[str]:
     """Return the last lines of a run: what each board holds, who is left out, and why the run could not go on."""
     sentences = left_out(boards, lost, said)
@@ -65,6 +83,12 @@ def ending(boards: dict[str, dict], lost: list[str], said: dict[str, str], probl
         sentences.append(f"{RESET_AGAIN} To let {' and '.join(unable)} go, add -e without={','.join(unable)}.")
     if playbook == "remove" and not problem and not sentences and lines:
         lines.insert(0, "Its agent is stopped. Remove the board's line from the inventory, or the next deploy adds it.")
+    answers = [(host.get("_identity_step") or {}).get("answers") or {} for host in boards.values()]
+    step = next((a["step"] for a in answers if "step" in a), None)
+    if playbook == "revoke" and step and not problem:
+        lines = [*revoked(step), *lines]
+    if playbook == "manager" and step and not problem:
+        lines = issued(step)
     if not problem and not lines and boards and all(host.get("preflight_reason") for host in boards.values()):
         problem = "No board is left to form a cluster with."
     told = [s for s in dict.fromkeys(sentences) if s not in problem]

@@ -6,9 +6,10 @@ import json
 import re
 from pathlib import Path
 
-IDENTITY = {"ca.pem": "root edgellm 0640", "cert.pem": "root edgellm 0640", "key.pem": "edgellm edgellm 0600"}
+IDENTITY = {"ca.pem": "root edgellm 0640", "crl.pem": "root edgellm 0640", "cert.pem": "root edgellm 0640",
+            "revoked.json": "root edgellm 0640", "key.pem": "edgellm edgellm 0600"}  # fmt: skip
 # Where the steps on this machine leave why the run can't go on, in the order in which it counts.
-PROBLEMS = ("form_problem", "upgrade_problem", "_model_command", "_cluster_fit", "_cluster_form")
+PROBLEMS = ("form_problem", "upgrade_problem", "_model_command", "_cluster_fit", "_identity_step", "_cluster_form")
 
 
 def differences(found: dict, wanted: dict) -> list[str]:

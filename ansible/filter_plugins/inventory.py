@@ -12,7 +12,9 @@ from ansible.plugins.inventory import detect_range, expand_hostname_range
 BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 # One value for the whole cluster; the others may differ from board to board.
 CLUSTER_WIDE = tuple(
-    f"edgellm_{v}" for v in ("model", "quantize", "objective", "context", "slots", "chunk", "kv_dtype", "path")
+    f"edgellm_{v}" for v in (
+        "model", "quantize", "objective", "context", "slots", "chunk", "kv_dtype", "path", "ca", "manager",
+    )
 )
 # What argument_specs can't express.
 TYPES = {"int": "whole number", "str": "text"}
@@ -23,6 +25,8 @@ FORMS = {
     "edgellm_cores": (r"\d{1,4}(-\d{1,4})?(\s*,\s*\d{1,4}(-\d{1,4})?)*", "cores, such as 4-7 or 0,2"),
     "edgellm_ram": (r"\d+(\.\d+)?\s*([KMGT]i?)?B", "a size, such as 3GB"),
     "edgellm_model": (r"[^\s'\"].*", "a model"),
+    "edgellm_ca": (r"[/~].*", "an absolute path"),
+    "edgellm_manager": (BOARD_NAME.pattern, "a name of letters, digits, '.', '_' and '-'"),
 }
 CONNECTION = ("host", "port", "user", "ssh_private_key_file", "ssh_common_args", "ssh_extra_args", "host_key_checking",
               "python_interpreter")  # fmt: skip

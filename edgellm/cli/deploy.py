@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,10 +24,12 @@ _OPTIONS = [
 ]  # fmt: skip
 # How Ansible asks for passwords.
 PROMPTS = {"ssh": r"SSH password:\s*$", "sudo": r"BECOME password.*:\s*$"}
-_CHECK = click.option("--check", is_flag=True, help="Show what would be done, and change nothing on any board.")
+CHECK = click.option("--check", is_flag=True, help="Show what would be done, and change nothing on any board.")
 
 
-def _with_options(*more):
+def with_options(*more):
+    """Return what adds the options of every playbook to a command, after `more`."""
+
     def add(command):
         for option in reversed([*more, *_OPTIONS]):
             command = option(command)
@@ -36,7 +39,7 @@ def _with_options(*more):
 
 
 @click.command()
-@_with_options(_CHECK)
+@with_options(CHECK)
 @click.option("--sample", is_flag=True, help="Print an inventory to begin with, every variable explained.")
 def deploy(sample, **options):
     """Turn the boards of an inventory into a cluster that answers.
@@ -56,11 +59,11 @@ def deploy(sample, **options):
 
         click.echo((project() / "inventory.ini").read_text(), nl=False)
         return
-    _play("deploy", "deploy.yml", **options)
+    play("deploy", "deploy.yml", **options)
 
 
 @click.command()
-@_with_options(_CHECK)
+@with_options(CHECK)
 def upgrade(**options):
     """Upgrade the boards to this edgellm's version, one at a time.
 
@@ -70,12 +73,12 @@ def upgrade(**options):
     Examples:
       edgellm upgrade
     """
-    _play("upgrade", "playbooks/upgrade.yml", **options)
+    play("upgrade", "playbooks/upgrade.yml", **options)
 
 
 @click.command()
 @click.argument("name")
-@_with_options(_CHECK)
+@with_options(CHECK)
 def model(name, inventory, **options):
     """Let the cluster answer with another model.
 
@@ -86,14 +89,14 @@ def model(name, inventory, **options):
     Examples:
       edgellm model ./Qwen3-4B-Q4_0.gguf
     """
-    _play("model", "playbooks/model.yml", {"edgellm_model": name}, inventory=inventory, **options)
+    play("model", "playbooks/model.yml", {"edgellm_model": name}, inventory=inventory, **options)
     if not options["check"] and f"edgellm_model={name}" not in inventory.read_text(errors="replace").splitlines():
         note(f"Set edgellm_model={name} in {inventory} too, or the next deploy goes back to its model.")
 
 
 @click.command()
 @click.argument("board")
-@_with_options(_CHECK)
+@with_options(CHECK)
 def remove(board, **options):
     """Take a board out of the cluster, and stop its agent.
 
@@ -101,11 +104,11 @@ def remove(board, **options):
     Examples:
       edgellm remove pi4
     """
-    _play("remove", "playbooks/remove.yml", {"board": board}, **options)
+    play("remove", "playbooks/remove.yml", {"board": board}, **options)
 
 
 @click.command()
-@_with_options(_CHECK)
+@with_options(CHECK)
 @click.option("--yes", is_flag=True, help="Don't ask.")
 def reset(yes, **options):
     """Remove edgellm from the boards, and the cluster from this machine.
@@ -121,11 +124,11 @@ def reset(yes, **options):
         if not sys.stdin.isatty():
             raise UsageError("reset removes edgellm, its models and its certificates. Say so with --yes.")
         click.confirm("Remove edgellm, its models and its certificates from the boards?", abort=True, err=True)
-    _play("reset", "playbooks/reset.yml", **options)
+    play("reset", "playbooks/reset.yml", **options)
 
 
-def _play(
-    title: str, playbook: str, variables: dict[str, str] | None = None, *, inventory: Path, limit: str | None,
+def play(
+    title: str, playbook: str, variables: dict[str, Any] | None = None, *, inventory: Path, limit: str | None,
     check: bool, ask_pass: bool, ask_become_pass: bool, extra_vars: tuple[str, ...], as_json: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Run a playbook and show how it goes; exit with 1 if it fails."""

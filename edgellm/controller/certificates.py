@@ -84,22 +84,24 @@ def issue(
     """Make another manager's identity in the folder `into`, with a new key. Raises ClusterError."""
     if identity.name is not None:
         _check_name(identity.name, "a manager's name")
-    with _opened(Path(ca).absolute(), Path(manager).absolute(), now) as (authority, work):
+    with _opened(Path(ca).absolute(), Path(manager).absolute(), now, must_be_there=True) as (authority, work):
         _ensure_leaf(into, identity, authority, work)
 
 
-def revoke(ca: Path | str, manager: Path | str, who: str, *, now: datetime | None = None) -> Revoked:
+def revoke(
+    ca: Path | str, manager: Path | str, who: str, *, missing_ok: bool = False, now: datetime | None = None
+) -> Revoked:
     """Revoke every certificate of `who`: a name, or board:NAME or manager:NAME where both have it.
 
     This machine's own identity, if it is that one, gets a new key at once. Raises ClusterError if there is none of that
-    name, or a board and a manager.
+    name, unless `missing_ok`, or a board and a manager.
     """
     kind, _, name = who.rpartition(":")
     ca, manager = Path(ca).absolute(), Path(manager).absolute()
     with _opened(ca, manager, now, must_be_there=True) as (authority, work):
         found = [one for one in authority.issued if one.name == name and kind in ("", one.identity.role)]
         roles = {one.identity.role for one in found}
-        if not found:
+        if not found and not missing_ok:
             known = sorted({one.name for one in authority.issued if one.revoked is None})
             raise ClusterError(f"nobody called {who!r} has a certificate. Those who have one: {', '.join(known)}.")
         if len(roles) > 1:

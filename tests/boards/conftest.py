@@ -28,6 +28,7 @@ ORDER = (
     "test_deploy",
     "test_python",
     "test_hostile",
+    "test_identities",
     "test_pairs",
     "test_loss",
     "test_rebalance",

@@ -2,7 +2,7 @@
 
 import click
 
-from edgellm.cli.controller.certificates import certificates, revoke
+from edgellm.cli.controller.certificates import certificates, manager, revoke
 from edgellm.cli.controller.cluster import canary, fit, form
 from edgellm.cli.controller.model import model
 from edgellm.cli.controller.python import python
@@ -22,5 +22,5 @@ def controller():
     """
 
 
-for command in (model, certificates, revoke, wheelhouse, python, fit, form, canary, remember, steps):
+for command in (model, certificates, manager, revoke, wheelhouse, python, fit, form, canary, remember, steps):
     controller.add_command(command)

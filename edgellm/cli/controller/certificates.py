@@ -51,10 +51,48 @@ def certificates(boards, name, ca, manager):
     click.echo(json.dumps(answer))
 
 
+@click.command("manager")
+@click.argument("name")
+@click.option("--admin", is_flag=True, help="An identity that may also plan.")
+@click.option("--to", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE",
+              help="The file to write.")  # fmt: skip
+@click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
+              help="Cluster file.  [default: the user's config folder]")  # fmt: skip
+@_with_folders
+def manager(name, admin, to, cluster, ca, manager):
+    """Make an identity for another machine, as one file.
+
+    Prints a JSON object: changed, name, admin, and file.
+
+    \b
+    Examples:
+      edgellm controller manager anna --to anna.edgellm
+    """
+    import tempfile
+
+    from edgellm.controller.certificates import issue
+    from edgellm.errors import UsageError
+    from edgellm.files import write_atomically
+    from edgellm.manager.cluster_file import default_path
+    from edgellm.manager.identity_file import pack
+    from edgellm.wire.credentials import Identity
+
+    cluster = cluster or default_path()
+    if to.exists():
+        raise UsageError(f"{to} is there already. Remove it, or name another file with --to.")
+    if not cluster.exists():
+        raise UsageError(f"there is no cluster file at {cluster}. Deploy first.")
+    with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
+        issue(*_folders(ca, manager), Identity("manager", name, admin), Path(folder) / "identity")
+        write_atomically(to, pack(Path(folder) / "identity", cluster), 0o600)
+    click.echo(json.dumps({"changed": True, "name": name, "admin": admin, "file": str(to)}))
+
+
 @click.command()
 @click.argument("name")
+@click.option("--missing-ok", is_flag=True, help="Succeed if nobody of this name has a certificate.")
 @_with_folders
-def revoke(name, ca, manager):
+def revoke(name, missing_ok, ca, manager):
     """Revoke every certificate of a board or of a manager.
 
     Prints a JSON object: changed, who (for example ["board pi2"]), boards (the names of boards among them), and admin:
@@ -67,7 +105,7 @@ def revoke(name, ca, manager):
     """
     from edgellm.controller.certificates import revoke as revoke_certificates
 
-    done = revoke_certificates(*_folders(ca, manager), name)
+    done = revoke_certificates(*_folders(ca, manager), name, missing_ok=missing_ok)
     answer = {
         "changed": done.changed, "who": [str(one) for one in done.identities],
         "boards": [one.name for one in done.identities if one.role == "board"],

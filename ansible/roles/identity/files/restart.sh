@@ -1,0 +1,2 @@
+# Restarts the agent if it runs. Runs as root.
+systemctl try-restart edgellm-agent.service

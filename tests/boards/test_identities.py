@@ -1,0 +1,112 @@
+"""Who may ask, who may plan, and who may not any more: askers, the revoked, and a controller that takes over."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.boards.conftest import MAX_TOKENS, PROMPT, new_controller
+from tests.boards.harness import PORT, Controller
+
+REVOKED = "it has been revoked"
+
+
+def probe(controller: Controller, board, folder) -> dict:
+    """What an agent answers to whoever has the certificate in a folder."""
+    said = controller.python("-m", "tests.boards.probe", "tls", board.host, PORT, folder)
+    return json.loads(said.text)
+
+
+def join(controller: Controller, name: str, *options: str) -> Controller:
+    """Another machine, with an identity of that name from the controller."""
+    file = controller.home / f"{name}.edgellm"
+    file.unlink(missing_ok=True)
+    controller.ansible("playbooks/manager.yml", "-e", f"manager={name}", "-e", f"to={file}", *options).good()
+    there = new_controller(name)
+    there.edgellm("join", file, "--force")
+    assert not (there.config / "ca").exists()
+    return there
+
+
+def test_an_asker_asks_and_does_not_plan_and_is_revoked_in_mid_answer(cluster, controller, reference):
+    anna = join(controller, "anna")
+    assert anna.ask(PROMPT, MAX_TOKENS)["tokens"] == reference["tokens"]
+    before = controller.epoch()
+    planned = anna.edgellm("rebalance", check=False)
+    assert planned.rc != 0 and controller.epoch() == before
+    first = next(b for b in cluster.boards if b.name == min(controller.plan(), key=lambda b: controller.plan()[b]))
+    assert "anna asks: sequence" in first.journal()
+
+    cluster.slow("20%")
+    asking = anna.asking(PROMPT, MAX_TOKENS)
+    try:
+        asking.tokens(3)
+        played = controller.ansible("playbooks/revoke.yml", "-e", "name=anna").good()
+        assert played.changed(*cluster.boards) == {b.name: 1 for b in cluster.boards}
+        assert asking.wait(60) != 0
+    finally:
+        cluster.slow("")
+    assert "the certificate of manager anna has been revoked" in first.journal()
+    refused = anna.edgellm("ask", "Hi", "--max-tokens", 2, check=False)
+    assert refused.rc != 0 and REVOKED in refused.errors
+    assert controller.ask(PROMPT, MAX_TOKENS)["tokens"] == reference["tokens"]
+    again = controller.ansible("playbooks/revoke.yml", "-e", "name=anna").good()
+    assert again.changed(*cluster.boards) == {b.name: 0 for b in cluster.boards}
+    assert controller.deploy().good().changed(*cluster.boards) == {b.name: 0 for b in cluster.boards}
+
+
+def test_a_removed_board_s_key_is_refused_and_the_board_comes_back_with_another(cluster, controller, tmp_path):
+    board, neighbour = cluster.boards[2], cluster.boards[0]
+    stolen = tmp_path / "stolen"
+    shutil.copytree(controller.config / "ca/boards" / board.name, stolen)
+    assert probe(controller, neighbour, stolen)["refused"].startswith("") and not _revoked(controller, neighbour, stolen)
+    controller.ansible("playbooks/remove.yml", "-e", f"board={board.name}").good()
+    assert _revoked(controller, neighbour, stolen) and board.name not in controller.plan()
+    controller.deploy().good()  # its line is still there
+    assert board.name in controller.plan() and cluster.answers()
+    assert _revoked(controller, neighbour, stolen)
+    assert (stolen / "key.pem").read_bytes() != (controller.config / "ca/boards" / board.name / "key.pem").read_bytes()
+
+
+def _revoked(controller: Controller, board, folder) -> bool:
+    return "certificate revoked" in probe(controller, board, folder)["refused"].lower()
+
+
+@pytest.mark.timeout(1500)
+def test_a_second_controller_takes_over_with_a_copy_of_the_ca_and_the_inventory(cluster, controller, reference):
+    heir = new_controller("heir")
+    shutil.rmtree(heir.config, ignore_errors=True)
+    shutil.copytree(controller.config / "ca", heir.config / "ca")
+    heir.inventory(cluster.boards, edgellm_objective="throughput", edgellm_threads=1, edgellm_manager="heir")
+    played = heir.deploy().good()
+    assert played.touched(*cluster.boards) == {b.name: 0 for b in cluster.boards}  # no board got another key
+    assert heir.ask(PROMPT, MAX_TOKENS)["tokens"] == reference["tokens"]
+    before = _name(controller)
+    heir.ansible("playbooks/revoke.yml", "-e", f"name={before}").good()
+    refused = controller.edgellm("ask", "Hi", "--max-tokens", 2, check=False)
+    assert refused.rc != 0 and REVOKED in refused.errors
+    assert heir.ask(PROMPT, MAX_TOKENS)["tokens"] == reference["tokens"]
+    # And back again: the first machine gets the CA with all that was issued and revoked since, and a new key.
+    shutil.rmtree(controller.config / "ca")
+    shutil.copytree(heir.config / "ca", controller.config / "ca")
+    controller.deploy().good()
+    assert controller.ask(PROMPT, MAX_TOKENS)["tokens"] == reference["tokens"]
+
+
+def _name(controller: Controller) -> str:
+    """The controller's name as a manager."""
+    issued = json.loads((controller.config / "ca/issued.json").read_text())["issued"]
+    return next(one["uri"] for one in issued if one["uri"].startswith("edgellm:admin:")).rpartition(":")[2]
+
+
+@pytest.mark.boards_all
+def test_a_lost_ca_is_replaced_by_deploying_to_all_boards(cluster, controller, reference, tmp_path):
+    shutil.copytree(controller.config / "tls/manager", tmp_path / "before")
+    shutil.rmtree(controller.config / "ca")
+    played = controller.deploy()
+    assert played.rc != 0 and "there is no folder" in played.text and "asking goes on" in played.text
+    assert controller.ask(PROMPT, MAX_TOKENS)["tokens"] == reference["tokens"]
+    shutil.rmtree(controller.config / "tls/manager")
+    controller.deploy().good()
+    assert controller.ask(PROMPT, MAX_TOKENS)["tokens"] == reference["tokens"]
+    assert "unknown ca" in probe(controller, cluster.boards[0], tmp_path / "before")["refused"].lower()
