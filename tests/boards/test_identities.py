@@ -40,7 +40,7 @@ def test_an_asker_asks_and_does_not_plan_and_is_revoked_in_mid_answer(cluster, c
     cluster.slow("20%")
     asking = anna.asking(PROMPT, MAX_TOKENS)
     try:
-        asking.tokens(3)
+        asking.after(3)
         played = controller.ansible("playbooks/revoke.yml", "-e", "name=anna").good()
         assert played.changed(*cluster.boards) == {b.name: 1 for b in cluster.boards}
         assert asking.wait(60) != 0
@@ -59,7 +59,7 @@ def test_a_removed_board_s_key_is_refused_and_the_board_comes_back_with_another(
     board, neighbour = cluster.boards[2], cluster.boards[0]
     stolen = tmp_path / "stolen"
     shutil.copytree(controller.config / "ca/boards" / board.name, stolen)
-    assert probe(controller, neighbour, stolen)["refused"].startswith("") and not _revoked(controller, neighbour, stolen)
+    assert not _revoked(controller, neighbour, stolen)
     controller.ansible("playbooks/remove.yml", "-e", f"board={board.name}").good()
     assert _revoked(controller, neighbour, stolen) and board.name not in controller.plan()
     controller.deploy().good()  # its line is still there
