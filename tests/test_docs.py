@@ -1,5 +1,6 @@
 """What docs/ says about bytes, numbers and names is what the code does."""
 
+import base64
 import importlib
 import json
 import re
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgellm.checkpoint.shard import Entry, make_plan
 from edgellm.checkpoint.tensors import stored_bytes, stored_shape
@@ -18,16 +21,17 @@ from edgellm.kernels.library import GROUP, GROUP_BYTES, TILE
 from edgellm.manager.client import ClusterClient
 from edgellm.manager.pairs import try_pairs
 from edgellm.model.generic.packed import pack, unpack
-from edgellm.plan import Capacity, Plan
+from edgellm.plan import Capacity, Plan, Section
 from edgellm.sampling import MAX_BIASES, Sampling
 from edgellm.shards import tiles
 from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
 from edgellm.shards.tiles import BLOCK_BYTES
-from edgellm.wire import credentials, listener, protocol, reach, sequence_messages
+from edgellm.wire import credentials, listener, protocol, reach, sequence_messages, signed
 from edgellm.wire import messages as m
 from edgellm.wire.frames import FrameReader
 from edgellm.wire.peer import Peer
 from edgellm.wire.status import BoardStatus, Compute, Health, SectionStatus
+from tests.certificates import make_cluster
 from tests.fakes import Boards, ask, connect_all, run
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -315,6 +319,32 @@ def test_identities_and_the_alert_of_tls():
     files = (*credentials.FILES, credentials.CRL_FILE, credentials.REVOKED_FILE)
     assert all(f"`{name}`" in WIRE for name in files)
     assert f"protocol_version (`{listener._NO_TLS_ALERT.hex(' ')}`)" in WIRE
+
+
+def test_a_plan_signed_as_the_page_says_is_believed(tmp_path):
+    """By hand, from the page alone."""
+    folder = make_cluster(tmp_path, ["pi1"])
+    addresses = {"pi1": ["10.0.0.1", 7710]}
+    plan = Plan(3, "m", "ab" * 32, 4, "latency", 128, 2, 32, "float16", (Section("pi1", 0, 4),)).to_dict()
+    text = json.dumps({"addresses": addresses, "plan": plan}, sort_keys=True, separators=(",", ":"))
+    key = serialization.load_pem_private_key((folder / "manager/key.pem").read_bytes(), None)
+    assert "`edgellm plan 4`, a line feed," in WIRE and "ECDSA P-256" in WIRE and "at most 64. Without TLS" in WIRE
+    signature = base64.b64encode(key.sign(b"edgellm plan 4\n" + text.encode(), ec.ECDSA(hashes.SHA256()))).decode()
+    certificate = (folder / "manager/cert.pem").read_text()
+    content = {"plan": plan, "addresses": addresses, "certificate": certificate, "signature": signature}
+    assert signed.Trust(folder / "boards/pi1").plan(content)[0].epoch == 3
+    assert signed.MAX_BOARDS == 64
+
+
+# docs/security.md
+
+
+def test_every_way_out_is_tested_by_a_test_that_exists():
+    page = (DOCS / "security.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert len(named) >= 12
+    for path, test in named:
+        assert f"def {test}(" in (DOCS.parent / path).read_text(), f"{path}::{test}"
 
 
 # docs/shards.md

@@ -76,3 +76,35 @@ def test_a_board_whose_line_is_gone_is_named_if_its_agent_may_still_run():
     [*_, last] = told({"pi1": FORMED, "pi4": {"retire_reason": OFF}})
     assert last.startswith(OFF) and "no longer in the inventory" in last
     assert last.endswith("sudo systemctl disable --now edgellm-agent")
+
+
+def step(**answer) -> dict:
+    return {"_identity_step": {"answers": {"step": answer}, "problem": ""}}
+
+
+def test_what_was_revoked_is_said_and_what_to_do_with_a_board_s_line():
+    boards = {"pi1": {**FORMED, **step(changed=True, who=["board pi9"], boards=["pi9"], admin=False)}}
+    lines = told(boards, playbook="revoke")
+    assert lines[:2] == [
+        "The certificates of board pi9 are revoked.",
+        "Remove the line of pi9 from the inventory if it is gone, or the next deploy adds it again.",
+    ]
+    assert lines[-1].startswith("ready: ")
+    again = {"pi1": step(changed=False, who=["manager anna"], boards=[], admin=False)}
+    assert told(again, playbook="revoke") == ["The certificates of manager anna were already revoked."]
+
+
+def test_a_board_that_does_not_know_yet_is_named_after_what_was_revoked():
+    reason = "board pi2 can't be reached. It still accepts what has been revoked; its next deploy tells it."
+    done = step(changed=True, who=["manager anna"], boards=[], admin=False)
+    assert told({"pi1": done, "pi2": {**done, "preflight_reason": reason}}, playbook="revoke") == [
+        "The certificates of manager anna are revoked.", reason,
+    ]  # fmt: skip
+
+
+def test_an_identity_s_file_is_said_with_what_to_do_with_it():
+    boards = {"pi1": step(changed=True, name="anna", admin=False, file="/home/me/anna.edgellm")}
+    (line,) = told(boards, playbook="manager")
+    assert line == (
+        "/home/me/anna.edgellm lets anna ask. Move it to that machine, and run there: edgellm join anna.edgellm"
+    )
