@@ -33,10 +33,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a board (`failures`: what its agent remembers); None: not known. `*_error` is a reason where something failed, else None.
+    """What is known of a board; None: not known. `*_error` is a reason where something failed, else None.
 
     `port` is the agent's. `reached_by` are the boards that reach it, and `pairs` is what keeps it and other boards from
-    reaching each other, as (what, todo).
+    reaching each other, as (what, todo). `failures` are those that its agent remembers.
 
     `idle` is why a board of the plan doesn't serve it, though its agent answers; `ready` is whether all it takes is a
     question, at which it loads its section. `path` and `kernels` are how it computes, `native_elsewhere` whether
