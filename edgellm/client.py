@@ -20,7 +20,7 @@ from edgellm.config import DEFAULT_MAX_TOKENS, PATIENCE_S
 from edgellm.errors import ClusterError, DeadlineError, UsageError
 from edgellm.manager.answer import Answer, Asker, Delta, Question
 from edgellm.manager.cluster_file import ClusterFile, find
-from edgellm.manager.keeper import SURVEY_EVERY_S
+from edgellm.manager.keeper import SURVEY_EVERY_S, Tag
 from edgellm.manager.session import Session
 from edgellm.plan import Plan
 from edgellm.wire.addresses import Address
@@ -208,9 +208,9 @@ class AsyncClient:
             self._session.close()
             self._encoder.shutdown(wait=False, cancel_futures=True)
 
-    def _adopted(self, plan: Plan, addresses: dict[str, Address]) -> None:
+    def _adopted(self, plan: Plan, addresses: dict[str, Address], tag: Tag | None) -> None:
         try:
-            self._file = self._file.with_plan(plan, addresses)
+            self._file = self._file.with_plan(plan, addresses, tag)
             self._file.write_if_newer(self.path)
             self._stamp = _stamp(self.path)
         except ClusterError as e:  # answers go on without it

@@ -25,6 +25,7 @@ from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest, Shard
 from edgellm.wire.credentials import client_credentials
 from edgellm.wire.dial import connect
+from edgellm.wire.signed import sign
 
 VOCAB, HIDDEN, LAYERS = 97, 4, 6
 GREEDY = Sampling()
@@ -185,7 +186,8 @@ class Boards:
         """Have the boards take the sections between `cuts`."""
         plan = make_plan(self.manifest, cuts, **settings)
         async with Connections(self.client_tls) as connections:
-            await assign(plan, self.addresses, await connections.to_all(self.addresses))
+            boards = await connections.to_all(self.addresses)
+            await assign(plan, self.addresses, boards, self.tls and self.tls / "manager")
         return plan
 
     @property
@@ -278,9 +280,12 @@ async def connect_all(addresses: dict[str, tuple[str, int]]) -> list[BoardClient
     return await Connections().to_all(addresses)
 
 
-async def assign(plan: Plan, addresses: dict[str, tuple[str, int]], boards: list[BoardClient]) -> dict[str, int]:
+async def assign(
+    plan: Plan, addresses: dict[str, tuple[str, int]], boards: list[BoardClient], identity: Path | None = None
+) -> dict[str, int]:
     """Have connected boards take a plan, whatever they hold. The bytes of shards that each loaded."""
-    return await give(plan, addresses, boards, {b.name: (await b.status()).epoch for b in boards})
+    signed = sign(plan, {b: addresses[b] for b in plan.boards}, identity)
+    return await give(plan, signed, boards, {b.name: (await b.status()).epoch for b in boards})
 
 
 async def ask(cluster: ClusterClient, prompt: list[int], max_tokens: int = 10, eos=(), **kwargs) -> list:

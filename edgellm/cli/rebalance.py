@@ -63,5 +63,5 @@ async def _rebalance(file, path, manifest, dry_run):
             if outcome.move is None:
                 raise ClaimError("another manager is giving the boards a plan. Try again once it has finished.")
             move, loaded = outcome.move, outcome.loaded_bytes
-            file.with_plan(outcome.plan, fleet.addresses).write_if_newer(path)
+            file.with_plan(outcome.plan, fleet.addresses, fleet.tag_of(outcome.plan)).write_if_newer(path)
         return move, current, capacities, loaded

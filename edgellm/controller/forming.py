@@ -67,9 +67,10 @@ async def _form(request: Request, path: Path, tell: Callable[[str], None], dry_r
             if between.troubles(pairs):  # perhaps an agent was just starting
                 pairs = await try_pairs(request.addresses, request.client_tls())
         missing = {name: fleet.missing[name] for name in sorted(fleet.missing)}
+        tag = fleet.tag_of(outcome.plan)
     plan = outcome.plan
     new = ClusterFile.make(request.model_dir, request.addresses, plan, tls=request.tls,
-                           ssh={b.name: b.ssh for b in request.boards if b.ssh})  # fmt: skip
+                           ssh={b.name: b.ssh for b in request.boards if b.ssh}, tag=tag)  # fmt: skip
     same_file = file is not None and _same(file, new, path)
     if not dry_run and not same_file:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,7 @@ def _file_at(path: Path) -> ClusterFile | None:
 
 def _same(old: ClusterFile, new: ClusterFile, path: Path) -> bool:
     """Whether two cluster files for `path` say the same, whenever they were made."""
-    places = [(f.model_dir_path(path), f.tls_path(path), f.boards, f.plan) for f in (old, new)]
+    places = [(f.model_dir_path(path), f.tls_path(path), f.boards, f.plan, f.tag) for f in (old, new)]
     return places[0] == places[1]
 
 

@@ -2,7 +2,8 @@
 
 Format 2, a JSON object: `format`, `model` (its name), `model_dir` (the folder with manifest.json and the tokenizer
 files), `tls` (the folder with the manager's certificate, or null; both relative to the cluster file where they lie near
-it), `boards` (name, host, port, and `ssh`: how to log in there, or null), `plan`, `created` (ISO time).
+it), `boards` (name, host, port, and `ssh`: how to log in there, or null), `plan`, `tag` (the plan's `certificate` and
+`signature`; only with TLS), `created` (ISO time).
 """
 
 import json
@@ -78,6 +79,7 @@ class ClusterFile:
     boards: tuple[Board, ...]
     plan: Plan
     tls: str | None = None
+    tag: dict[str, str] | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
@@ -89,6 +91,11 @@ class ClusterFile:
                 continue
             if not (isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value):
                 raise ClusterError(f"{name} is {reprlib.repr(value)}, expected a folder")
+        if self.tag is not None:
+            for name, most in (("certificate", 8192), ("signature", 256)):
+                value = self.tag.get(name)
+                if not (isinstance(value, str) and value.isascii() and 0 < len(value) <= most):
+                    raise ClusterError(f"tag: {name} is {reprlib.repr(value)}, expected a text of up to {most} letters")
         names = [b.name for b in self.boards]
         for name in names:
             if names.count(name) > 1:
@@ -109,12 +116,12 @@ class ClusterFile:
     @classmethod
     def make(
         cls, model_dir: Path | str, addresses: dict[str, Address], plan: Plan, *, tls: Path | str | None = None,
-        ssh: dict[str, SshAccess] | None = None,
+        ssh: dict[str, SshAccess] | None = None, tag: dict[str, str] | None = None,
     ) -> "ClusterFile":  # fmt: skip
         """Return a cluster made now; `addresses` are host and port by board name."""
         boards = tuple(Board(name, host, port, (ssh or {}).get(name)) for name, (host, port) in addresses.items())
         folder = None if tls is None else str(Path(tls).absolute())
-        return cls(plan.model, str(Path(model_dir).absolute()), boards, plan, folder)
+        return cls(plan.model, str(Path(model_dir).absolute()), boards, plan, folder, tag)
 
     def addresses(self) -> dict[str, Address]:
         """Return host and port by board name."""
@@ -138,14 +145,16 @@ class ClusterFile:
         folder = self.tls_path(path)
         return None if folder is None else client_credentials(folder)
 
-    def with_plan(self, plan: Plan, addresses: dict[str, Address]) -> "ClusterFile":
+    def with_plan(
+        self, plan: Plan, addresses: dict[str, Address], tag: dict[str, str] | None = None
+    ) -> "ClusterFile":
         """Return the same cluster under another plan, with its boards where `addresses` has them, and those it adds."""
         known = {b.name for b in self.boards}
         there = {b.name: addresses.get(b.name, (b.host, b.port)) for b in self.boards}
         boards = [replace(b, host=there[b.name][0], port=there[b.name][1]) for b in self.boards]
         boards += [Board(name, *addresses[name]) for name in addresses if name not in known]
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return replace(self, boards=tuple(boards), plan=plan, created=now)
+        return replace(self, boards=tuple(boards), plan=plan, tag=tag, created=now)
 
     @classmethod
     def read(cls, path: Path | str) -> "ClusterFile":
@@ -200,6 +209,7 @@ class ClusterFile:
             "tls": self.tls,
             "boards": [asdict(b) for b in self.boards],
             "plan": self.plan.to_dict(),
+            **({} if self.tag is None else {"tag": dict(self.tag)}),
             "created": self.created,
         }
 
@@ -210,9 +220,13 @@ class ClusterFile:
             raise ClusterError("it is not a JSON object")
         if content.get("format") != FORMAT:
             raise ClusterError(f"format is {reprlib.repr(content.get('format'))}, this edgellm reads {FORMAT}")
-        _check_keys(content, _FIELDS, "it")
+        _check_keys({"tag": None, **content}, {*_FIELDS, "tag"}, "it")
         if not isinstance(content["boards"], list):
             raise ClusterError("boards is not a list")
+        if (tag := content.get("tag")) is not None:
+            if not isinstance(tag, dict):
+                raise ClusterError(f"tag is {reprlib.repr(tag)}, expected an object or null")
+            _check_keys(tag, {"certificate", "signature"}, "tag")
         for board in content["boards"]:
             if not isinstance(board, dict):
                 raise ClusterError(f"boards: {reprlib.repr(board)} is not an object")
@@ -229,6 +243,7 @@ class ClusterFile:
             ),
             plan=Plan.from_dict(content["plan"]),
             tls=content["tls"],
+            tag=tag,
             created=content["created"],
         )
 

@@ -61,8 +61,8 @@ class Failures:
     # Ways between boards
 
     def way_failed(self, pair: Pair, why: str, now_s: float, *, certain: bool = False) -> None:
-        """Remember that `pair[0]` couldn't reach `pair[1]`. It counts at once if it is `certain`, because the board
-        dialled in vain; else from the second time in a row on. All answers that one cut has ended are one time."""
+        """Remember that `pair[0]` couldn't reach `pair[1]`. It counts at once if it is `certain`, because the board has
+        just dialled in vain; else from the second time in a row on. All answers that one cut has ended are one time."""
         tries = self._ways.setdefault(pair, _Tries(last_s=-_LONGEST_WAIT_S))
         if now_s - tries.last_s >= _ONE_CUT_S:
             tries.failed(why, now_s)
@@ -73,6 +73,10 @@ class Failures:
         """Forget failures of these ways: an answer went over them."""
         for pair in pairs:
             self._ways.pop(pair, None)
+
+    def suspected(self, now_s: float) -> set[Pair]:
+        """Return the ways that failed once, a moment ago."""
+        return {p for p, t in self._ways.items() if t.count < _BELIEVED and now_s - t.last_s < _FIRST_WAIT_S}
 
     def broken(self, now_s: float) -> dict[Pair, str]:
         """Return the ways not to be used now, and why."""

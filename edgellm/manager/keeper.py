@@ -7,9 +7,11 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Set
+from dataclasses import replace
 from typing import Any
 
 from edgellm.errors import BoardError, ClaimError, EdgellmError, LinkError, LoadError, PlanError
+from edgellm.manager.connections import all_of
 from edgellm.manager.failures import Failures
 from edgellm.manager.rebalance import Avoid, describe, propose, serving_plan, settle
 from edgellm.manager.survey import Fleet, newest_plan
@@ -23,27 +25,32 @@ from edgellm.wire.credentials import Credentials
 SURVEY_EVERY_S = 10.0  # of a client that stays
 _WEIGH_EVERY_S = 60.0  # the same boards: a search for a better plan takes this process a while
 _SURVEY_LIMIT_S = 1.0  # that `finish` waits for a survey
+_RECENT_S = 600.0  # for which a load that failed keeps a board from being given a section that it needn't have
 _MAX_TOLD = 256
 
 Tell = Callable[[str], None]
-Adopted = Callable[[Plan, dict[str, Address]], None]
+Tag = dict[str, str]  # a plan's certificate and signature
+Adopted = Callable[[Plan, dict[str, Address], Tag | None], None]
 
 
 class Keeper:
     """`plan` and `addresses` are what is known of the cluster, at first before any board was asked.
 
-    `tell(text)` is called for events that a person may want to know; `adopted(plan, addresses)` when another plan than
-    the known one serves, or the same one at other addresses. With `every_s`, boards are surveyed that often once it is
-    started, each time after `refresh()`; without, on trouble and when `look` is called.
+    `tell(text)` is called for events that a person may want to know. `adopted(plan, addresses, tag)` is called when
+    another plan than the known one serves, or the same one at other addresses; `tag` proves it to others, None without
+    TLS. With `every_s`, boards are surveyed that often once the keeper is started, each time after `refresh()`; without,
+    on trouble and when `look` is called.
     """
 
     def __init__(
         self, manifest: Manifest, plan: Plan, addresses: Mapping[str, Address], *, tls: Credentials | None = None,
-        tell: Tell = lambda text: None, adopted: Adopted = lambda plan, addresses: None,
-        every_s: float | None = None, may_plan: bool = True, refresh: Callable[[], None] = lambda: None,
+        tell: Tell = lambda text: None, adopted: Adopted = lambda plan, addresses, tag: None,
+        every_s: float | None = None, refresh: Callable[[], None] = lambda: None,
     ):  # fmt: skip
         self.plan = plan
-        self._may_plan, self._refresh = may_plan, refresh
+        self._refresh = refresh
+        self._who = None if tls is None else tls.identity
+        self._may_plan = tls is None or (self._who is not None and self._who.admin)
         self._fleet = Fleet(manifest, addresses, tls)
         self._tell, self._adopted, self._every_s = tell, adopted, every_s
         self._known_addresses = dict(self._fleet.addresses)
@@ -122,6 +129,7 @@ class Keeper:
     async def _mend(self, lost: Collection[str]) -> None:
         """Have a plan that stands."""
         await self._survey(self.plan.boards, lost)
+        await self._try_ways()
         if self._adopt_what_serves():
             return  # an optional change that is under way goes on
         if self._moving is not None:
@@ -131,7 +139,7 @@ class Keeper:
             await self._survey(self.plan.boards, lost)
         if not self._may_plan and not self.alone:
             missing = "; ".join(self.missing.values()) or "no plan stands"
-            raise BoardError(f"{missing}. This identity may ask, but not plan: an admin must change the plan.")
+            raise BoardError(f"{missing}. {self._who} may ask, but not plan: an admin must change the plan.")
         await self._check_it_sees_enough()
         for _ in range(len(self._fleet.reports) + 1):  # boards that can't load are left out, one by one
             try:
@@ -184,6 +192,22 @@ class Keeper:
                 f"{board}.", board,
             )  # fmt: skip
 
+    async def _try_ways(self) -> None:
+        """Have boards dial those that they say they couldn't reach, or that an answer couldn't get to."""
+        reports, now_s = self._fleet.reports, _clock_s()
+        said = {(a, b) for a, r in reports.items() for b, link in r.links.items() if link.broken}
+        pairs = {(a, b) for a, b in said | self._failures.suspected(now_s) if a in reports and b in reports}
+        pairs -= self._failures.broken(now_s).keys()
+        tries = {a: {b: self._fleet.addresses[b] for x, b in pairs if x == a} for a, _ in pairs}
+        if not tries or not self._may_plan:
+            return
+        reached = dict(zip(tries, await all_of(self._fleet.reached_by(a, tries[a]) for a in tries), strict=True))
+        for a, b in pairs:
+            if b not in reached[a]:
+                link = reports[a].links.get(b)
+                why = link.reason if link is not None and link.broken else "it can't reach it now"
+                self._failures.way_failed((a, b), f"board {a} can't reach board {b}: {why}", now_s, certain=True)
+
     def _load_failed(self, error: LoadError) -> None:
         assert error.board is not None
         self._failures.load_failed(error.board, error.section, str(error), _clock_s())
@@ -217,7 +241,7 @@ class Keeper:
         if self.alone:
             return
         if not self._adopt_what_serves():
-            if self._every_s is not None and (self._mending is None or self._mending.done()):
+            if self._every_s is not None and self._may_plan and (self._mending is None or self._mending.done()):
                 self._mending = _task(self._mend([]))  # before anybody asks
             return
         try:
@@ -237,9 +261,14 @@ class Keeper:
     async def _better(self) -> Move | None:
         """Return a move that is worth it, and that may begin now."""
         fleet, now_s = self._fleet, _clock_s()
-        reports, avoid = fleet.reports, self._avoid()
-        if not self._may_plan or any(r.claimed for r in reports.values()) or (self._wants_idle and not self._idle()):
+        reports = fleet.reports
+        at_work = any(r.claimed or r.draining for r in reports.values())
+        if not self._may_plan or at_work or (self._wants_idle and not self._idle()):
             return None
+        await self._try_ways()
+        avoid = self._avoid()
+        recently = {b: e.reason for b, r in reports.items() if (e := r.load_error) and (e.age_s or 0) < _RECENT_S}
+        avoid = replace(avoid, loads={**recently, **avoid.loads})  # also those that failed under another manager
         spare = {b for b in reports if b not in self.plan.boards and b not in avoid.loads}
         unsteady = {b for b in spare if self._failures.steady_in_s(b, reports[b].up_s, now_s) > 0}
         if not spare - unsteady and self._every_s is None:
@@ -293,6 +322,8 @@ class Keeper:
             if restarted or (board in needed and board not in reports):
                 self._failures.lost(board, now_s)
         self._met.update(reports)
+        for text in self._fleet.liars.values():
+            self._tell_once(text)
 
     def _adopt_what_serves(self) -> bool:
         """Follow the plan that stands. Return whether there is one."""
@@ -306,7 +337,7 @@ class Keeper:
         addresses = self._fleet.addresses
         if plan != self.plan or any(addresses[b] != self._known_addresses.get(b) for b in plan.boards):
             self.plan, self._known_addresses = plan, dict(addresses)
-            self._adopted(plan, dict(addresses))
+            self._adopted(plan, dict(addresses), self._fleet.tag_of(plan))
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told and len(self._told) < _MAX_TOLD:

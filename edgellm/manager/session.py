@@ -33,7 +33,7 @@ class Session:
     def __init__(
         self, manifest: Manifest, plan: Plan, addresses: Mapping[str, Address], *, tls: Credentials | None = None,
         patience_s: float = PATIENCE_S, tell: Tell = lambda text: None,
-        adopted: Adopted = lambda plan, addresses: None, every_s: float | None = None,
+        adopted: Adopted = lambda plan, addresses, tag: None, every_s: float | None = None,
         refresh: Callable[[], None] = lambda: None,
     ):  # fmt: skip
         self.keeper = Keeper(

@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from edgellm.errors import BoardError, EdgellmError
+from edgellm.errors import BoardError, EdgellmError, TagError
 from edgellm.manager.board import BoardClient
 from edgellm.manager.connections import Connections
 from edgellm.plan import Capacity, Plan
@@ -13,7 +14,8 @@ from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address, is_loopback
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.reach import MAX_DIALS, REACH_TIMEOUT_S, outcomes_of, reach_content
-from edgellm.wire.status import BoardStatus, ShardsHere
+from edgellm.wire.signed import Trust, sign
+from edgellm.wire.status import BoardStatus, LinkStatus, LoadError, ShardsHere
 
 MAX_BOARDS = 64  # that are asked; boards that others tell of don't count beyond it
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer: a board that is well takes milliseconds
@@ -23,8 +25,9 @@ _GRACE_S = 0.5  # for boards that aren't needed
 
 @dataclass(frozen=True)
 class Report:
-    """The part of a board's status from which plans are made. `plan` is what it serves, None without a section;
-    `shards` the names of the shard files on its disk.
+    """The part of a board's status from which plans are made. `epoch` and `addresses` are those of the last plan that
+    was committed there, `tag` is its proof. `plan` is that plan if the board serves it, None without a section.
+    `shards` are the names of the shard files on its disk.
     """
 
     board: str
@@ -34,8 +37,12 @@ class Report:
     addresses: Mapping[str, Address]
     claimed: bool
     shards: frozenset[str]
+    tag: Mapping[str, Any] | None = None
     idle: bool = True  # all its slots are free
+    draining: bool = False  # it still has answers of the plan before
     up_s: float | None = None
+    links: Mapping[str, LinkStatus] = field(default_factory=dict)
+    load_error: LoadError | None = None
 
     @property
     def held(self) -> tuple[int, int] | None:
@@ -46,9 +53,9 @@ class Report:
         return own.start, own.end
 
     @classmethod
-    def of(cls, status: BoardStatus, manifest: Manifest) -> "Report":
+    def of(cls, status: BoardStatus, manifest: Manifest, trust: Trust) -> "Report":
         """Return the report in a status. Raises BoardError for what no agent would say, a board that is stopping, or
-        one that has another model."""
+        one that has another model; TagError for a plan or an epoch that no admin of this cluster made."""
         board = status.name
         if status.manifest_sha256 != manifest.sha256:
             model = status.model or "unknown"
@@ -57,16 +64,17 @@ class Report:
             raise BoardError(f"board {board} is stopping", board)
         if status.faults:
             raise BoardError(status.faults[0], board)
-        plan = status.plan
-        if plan is not None and (plan.manifest_sha256, plan.num_layers) != (manifest.sha256, manifest.num_layers):
+        committed, addresses = _committed(status, trust)
+        if committed and (committed.manifest_sha256, committed.num_layers) != (manifest.sha256, manifest.num_layers):
             raise BoardError(f"board {board} reports a plan that isn't of its model", board)
         if status.capacity is None:
             raise BoardError(f"board {board} reports no capacity", board)
         section = status.section
-        idle = section is None or section.free_slots == section.slots
+        idle = (section is None or section.free_slots == section.slots) and not status.draining_sequences
         return cls(
-            board, status.capacity, status.epoch, plan, status.addresses, status.claimed,
-            _names(status.shards, manifest), idle, status.health.uptime_s,
+            board, status.capacity, status.epoch, status.plan, addresses, status.claimed,
+            _names(status.shards, manifest), status.committed, idle, status.draining_sequences > 0,
+            status.health.uptime_s, status.links, status.load_error,
         )  # fmt: skip
 
 
@@ -94,12 +102,33 @@ def _age(plan: Plan) -> tuple[int, str]:
     return plan.epoch, plan.digest
 
 
+def _committed(status: BoardStatus, trust: Trust) -> tuple[Plan | None, dict[str, Address]]:
+    """Return the last plan that was committed on a board, and its addresses. A board is believed only for what it
+    measures: raises TagError unless an admin has signed all that it says of plans."""
+    board = status.name
+    try:
+        if status.committed is None:
+            if status.epoch is not None or status.plan is not None:
+                raise TagError(f"it reports epoch {status.epoch} without the plan")
+            return None, {}
+        plan, addresses = trust.plan(status.committed)
+        if status.epoch != plan.epoch or status.plan not in (None, plan):
+            raise TagError(f"it reports epoch {status.epoch}; what was signed is another plan, of epoch {plan.epoch}")
+        return plan, addresses
+    except TagError as e:
+        raise TagError(
+            f"board {board} reports a plan that no admin of this cluster made ({e}). It is left out: deploy to it "
+            "again, or remove it.", board,
+        ) from None  # fmt: skip
+
+
 @dataclass
 class _Found:
     """What a survey has found so far."""
 
     reports: dict[str, Report] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    liars: dict[str, str] = field(default_factory=dict)
     addresses: dict[str, Address] = field(default_factory=dict)
 
 
@@ -116,7 +145,11 @@ class Fleet:
         self._shared_ram, self._strangers = shared_ram, strangers
         self.reports: dict[str, Report] = {}
         self.missing: dict[str, str] = {}  # why a board has no report
+        self.liars: dict[str, str] = {}  # of these, boards that report what no admin of the cluster signed
         self._connections = Connections(tls)
+        self._folder = None if tls is None else tls.folder
+        self._trust: Trust | None = None
+        self._signed: dict[str, dict[str, Any]] = {}  # by digest, plans that were signed here
 
     async def __aenter__(self) -> "Fleet":
         return self
@@ -132,6 +165,22 @@ class Fleet:
         """Return the connections to these boards, all of which have a report. Raises BoardError if one is gone."""
         return [self._connections[b] for b in boards]
 
+    async def sign(self, plan: Plan) -> dict[str, Any]:
+        """Return a plan with the addresses of its boards, signed by this manager. Raises ClusterError if it may not
+        plan."""
+        addresses = {b: self.addresses[b] for b in plan.boards}
+        signed = await asyncio.to_thread(sign, plan, addresses, self._folder)
+        self._signed = {plan.digest: signed}
+        return signed
+
+    def tag_of(self, plan: Plan) -> dict[str, str] | None:
+        """Return certificate and signature of a plan that was signed here or reported by a board; None without TLS."""
+        reported = [r.tag for r in self.reports.values() if r.plan == plan and r.tag is not None]
+        for content in (*reported, *(s for digest, s in self._signed.items() if digest == plan.digest)):
+            if content["certificate"] is not None:
+                return {name: content[name] for name in ("certificate", "signature")}
+        return None
+
     def drop(self, board: str) -> None:
         """Hang up on a board; the next survey dials it again."""
         self._connections.drop(board)
@@ -142,14 +191,14 @@ class Fleet:
         were `lost` just now get less time.
 
         Boards of which others tell are asked too, and those that don't answer are tried where others have them; in one
-        further round, so that no answer leads on and on.
+        further round, so that no answer leads on and on. Raises ClusterError if this manager can't check signed plans.
         """
         found = _Found()
         await self._ask_all(self.addresses, needed, lost, found)
         if elsewhere := self._elsewhere(found):
             await self._ask_all(elsewhere, None if needed is None else {*needed} & elsewhere.keys(), lost, found)
         self.addresses.update(found.addresses)
-        self.reports, self.missing = found.reports, found.missing
+        self.reports, self.missing, self.liars = found.reports, found.missing, found.liars
         self._share_ram()
 
     def _elsewhere(self, found: "_Found") -> dict[str, Address]:
@@ -168,7 +217,10 @@ class Fleet:
         self, addresses: Mapping[str, Address], needed: Collection[str] | None, lost: Collection[str], found: "_Found"
     ) -> None:
         """Ask these boards, and add what comes of it to `found`."""
-        tasks = {name: asyncio.create_task(self._ask(name, at, name in lost)) for name, at in addresses.items()}
+        if self._trust is None:  # not before it is needed, because it imports cryptography
+            self._trust = await asyncio.to_thread(Trust, self._folder)
+        trust = self._trust
+        tasks = {name: asyncio.create_task(self._ask(name, at, name in lost, trust)) for name, at in addresses.items()}
         try:
             wanted = [t for name, t in tasks.items() if needed is None or name in needed]
             if wanted:
@@ -186,6 +238,8 @@ class Fleet:
                 found.missing.setdefault(name, f"board {name} does not answer")
             elif isinstance(error := task.exception(), EdgellmError):
                 found.missing.setdefault(name, str(error))
+                if isinstance(error, TagError):
+                    found.liars[name] = str(error)
             elif error is not None:
                 raise error
             else:
@@ -202,12 +256,12 @@ class Fleet:
             return set()
         return {b for b, outcome in outcomes_of(answer.content, addresses).items() if outcome and outcome.ok}
 
-    async def _ask(self, name: str, address: Address, lost: bool) -> Report:
+    async def _ask(self, name: str, address: Address, lost: bool, trust: Trust) -> Report:
         lost = lost or name in self.missing or self._connections.lost(name)
         timeout_s = _LOST_TIMEOUT_S if lost else _REACH_TIMEOUT_S
         client = await self._connections.to(name, address, timeout_s)
         try:
-            return Report.of(await client.status(timeout_s), self.manifest)
+            return Report.of(await client.status(timeout_s), self.manifest, trust)
         except BoardError:
             self.drop(name)
             raise

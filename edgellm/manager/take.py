@@ -4,6 +4,7 @@ The order of the messages, Claim → Assign → Commit on every board, is decide
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Set
+from typing import Any
 
 from edgellm.config import BOARD_SILENCE_S
 from edgellm.errors import ClaimError, LoadError
@@ -12,7 +13,6 @@ from edgellm.manager.connections import all_of
 from edgellm.manager.survey import Fleet
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
-from edgellm.wire.addresses import Address
 
 _CLAIM_TIMEOUT_S = 10.0
 LOAD_TIMEOUT_S = max(900.0, BOARD_SILENCE_S)  # reading and hashing a section from a slow card
@@ -24,19 +24,20 @@ MayCommit = Callable[[Set[str]], Awaitable[bool]]
 async def take(fleet: Fleet, plan: Plan, may_commit: MayCommit | None = None) -> dict[str, int] | None:
     """Give the surveyed boards `plan` as `give` does; those without a section in it give up what they hold."""
     epochs = {b: r.epoch for b, r in fleet.reports.items() if b in plan.boards or r.plan is not None}
-    addresses = {b: fleet.addresses[b] for b in plan.boards}
-    return await give(plan, addresses, fleet.clients(epochs), epochs, may_commit)
+    boards = fleet.clients(epochs)
+    return await give(plan, await fleet.sign(plan), boards, epochs, may_commit)
 
 
 async def give(
-    plan: Plan, addresses: Mapping[str, Address], boards: list[BoardClient], epochs: Mapping[str, int | None],
+    plan: Plan, signed: Mapping[str, Any], boards: list[BoardClient], epochs: Mapping[str, int | None],
     may_commit: MayCommit | None = None,
 ) -> dict[str, int] | None:  # fmt: skip
-    """Give `plan` to connected boards, which hold `epochs`. Return the bytes of shards that each board loaded.
+    """Give `plan`, as it was `signed` with the addresses of its boards, to connected boards, which hold `epochs`.
+    Return the bytes of shards that each board loaded.
 
     `may_commit(boards)` is asked once all are prepared, with the boards that have no room for the new section beside
-    the old one. If it says no, the claims are returned, and so is None; if yes, answers that run may end where they
-    are. Without it, the change is needed, and running answers begin again on the new sections.
+    the old one. If it says no, the claims are returned, and so is None; if yes, and there are no such boards, answers
+    that run end where they are. Without it, the change is needed, and running answers begin again on the new sections.
 
     Raises ClaimError if another manager is changing a board's plan, or has changed it; BoardError with the reason of
     the first board that can't load its section.
@@ -56,13 +57,14 @@ async def give(
                 board.send(m.Claim({"replaces": None, "epoch": None}))
         raise
     try:
-        prepared = await all_of(_prepare(b, plan, addresses) for b in boards)
+        drain = may_commit is not None
+        prepared = await all_of(_prepare(b, plan, signed, drain) for b in boards)
         in_place = {b.name for b, (_, beside) in zip(boards, prepared, strict=True) if not beside}
         if may_commit is not None and not await may_commit(in_place):
             for board in boards:
                 board.send(m.Claim({"replaces": None, "epoch": None}))
             return None
-        committed = await all_of(_commit(b, plan) for b in boards)
+        committed = await all_of(_commit(b, plan, drain and not in_place) for b in boards)
     except BaseException:
         for board in boards:  # frees the claims; and no late answer is taken for the next one
             board.close()
@@ -70,15 +72,15 @@ async def give(
     return {b.name: c or p for b, (p, _), c in zip(boards, prepared, committed, strict=True)}
 
 
-async def _prepare(board: BoardClient, plan: Plan, addresses: Mapping[str, Address]) -> tuple[int, bool]:
+async def _prepare(board: BoardClient, plan: Plan, signed: Mapping[str, Any], drain: bool) -> tuple[int, bool]:
     """Return the bytes that the board has loaded or will load, and whether it has done so beside the old section."""
-    content = {"plan": plan.to_dict(), "addresses": dict(addresses), "board": board.name}
+    content = {**signed, "board": board.name, "drain": drain}
     answer = await board.ask(m.Assign(content), m.Assigned, LOAD_TIMEOUT_S)
     return _loaded_bytes(board, answer, plan), answer.content.get("beside") is True
 
 
-async def _commit(board: BoardClient, plan: Plan) -> int:
-    answer = await board.ask(m.Commit({"epoch": plan.epoch}), m.Committed, LOAD_TIMEOUT_S)
+async def _commit(board: BoardClient, plan: Plan, drain: bool) -> int:
+    answer = await board.ask(m.Commit({"epoch": plan.epoch, "drain": drain}), m.Committed, LOAD_TIMEOUT_S)
     return _loaded_bytes(board, answer, plan)
 
 

@@ -30,7 +30,7 @@ async def asked(
     got = got or Asked()
     async with Session(
         boards.manifest, plan, boards.addresses, tls=boards.client_tls, patience_s=patience_s, tell=got.told.append,
-        adopted=lambda plan, addresses: got.adopted.append(plan),
+        adopted=lambda plan, addresses, tag: got.adopted.append(plan),
     ) as session:  # fmt: skip
         if 0 in at:
             await at[0](boards)

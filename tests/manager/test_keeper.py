@@ -209,7 +209,8 @@ def test_a_board_that_has_moved_is_found_where_its_neighbours_have_it(tmp_path):
             stale = {**boards.addresses, "b1": ("127.0.0.1", 9)}
             async with Manager(boards, plan, stale) as manager:
                 answer = await manager.ask()
-                return answer, manager.session.plan, len(boards.loads), manager.adopted, [(plan, boards.addresses)]
+                expected = [(plan, boards.addresses, None)]
+                return answer, manager.session.plan, len(boards.loads), manager.adopted, expected
 
     answer, plan, loads, adopted, expected = run(go())
     assert answer == generate(PROMPT, 10) and plan.epoch == 1 and loads == 2, "nobody took another plan"
@@ -295,7 +296,7 @@ def test_a_board_that_joins_is_in_the_plan_after_the_next_question_and_answers_g
     first, second, manager = run(go())
     plan = manager.session.plan
     assert first == second == generate(PROMPT, 100) and set(plan.boards) == {"b0", "b1", "b2"} and plan.epoch == 2
-    assert [p for p, _ in manager.adopted] == [plan]
+    assert [p for p, *_ in manager.adopted] == [plan]
     assert manager.told == ["epoch 2: " + ", ".join(f"{s.board} {s}" for s in plan.sections)]
 
 

@@ -96,7 +96,7 @@ def test_epochs_rise_above_what_the_cluster_file_knows_though_the_boards_have_fo
                 await boards.start(i)
             adopted = []
             async with Session(
-                boards.manifest, newest, boards.addresses, adopted=lambda plan, _: adopted.append(plan)
+                boards.manifest, newest, boards.addresses, adopted=lambda plan, *_: adopted.append(plan)
             ) as session:
                 stream = session.generate(PROMPT, sampling=Sampling(), max_tokens=20, eos=())
                 assert [c.token async for c in stream] == generate(PROMPT, 20)

@@ -343,7 +343,7 @@ def test_boards_that_the_cluster_file_does_not_know_are_found(tmp_path):
             ) as session:
                 stream = session.generate(PROMPT, sampling=GREEDY, max_tokens=20, eos=())
                 assert [c.token async for c in stream] == generate(PROMPT, 20)
-            return adopted, [(new, boards.addresses)]
+            return adopted, [(new, boards.addresses, None)]
 
     adopted, expected = run(go())
     assert adopted == expected

@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.errors import EdgellmError
+from edgellm.errors import EdgellmError, TagError
 from edgellm.manager.survey import Fleet, Report, newest_plan, standing_plan
 from edgellm.plan import Capacity, Plan, Section
 from edgellm.shards.manifest import Manifest
 from edgellm.wire import messages as m
+from edgellm.wire.signed import Trust, sign
 from edgellm.wire.status import BoardStatus
+from tests.certificates import make_cluster
 from tests.fakes import Boards, make_manifest, make_plan, run
 
 
@@ -30,8 +32,9 @@ def capacity(board: str) -> dict:
 def status_of(manifest: Manifest, board: str = "b0", **changes) -> dict:
     """What an agent says that serves the first half of a plan of epoch 3."""
     plan = make_plan(manifest, (0, 3, 6), epoch=3)
+    committed = sign(plan, {"b0": ("10.0.0.1", 7710), "b1": ("10.0.0.2", 7710)}, None)
     return {
-        "manifest_sha256": manifest.sha256, "model": "fake", "draining": False, "epoch": 3, "claimed": False,
+        "committed": committed, "manifest_sha256": manifest.sha256, "model": "fake", "draining": False, "epoch": 3, "claimed": False,
         "plan": plan.to_dict(), "addresses": {"b0": ["10.0.0.1", 7710], "b1": ["10.0.0.2", 7710]},
         "shards": {"embedding": True, "layers": [[0, 2], [4, 6]], "head": True}, "capacity": capacity(board), **changes,
     }  # fmt: skip
@@ -39,7 +42,7 @@ def status_of(manifest: Manifest, board: str = "b0", **changes) -> dict:
 
 def report_of(board: str, content: dict, manifest: Manifest) -> Report:
     """What the manager makes of a board's words."""
-    return Report.of(BoardStatus.from_dict(board, content), manifest)
+    return Report.of(BoardStatus.from_dict(board, content), manifest, Trust(None))
 
 
 # Parsing
@@ -52,7 +55,8 @@ def test_a_status_is_parsed(manifest):
     assert report.addresses == {"b0": ("10.0.0.1", 7710), "b1": ("10.0.0.2", 7710)}
     layers = {f"layer-{i:04}.safetensors" for i in (0, 1, 4, 5)}
     assert report.shards == layers | {"embedding.safetensors", "head.safetensors"}
-    empty = report_of("b0", status_of(manifest, plan=None, addresses=None, epoch=None, claimed=True), manifest)
+    nothing = {"plan": None, "addresses": None, "epoch": None, "committed": None}
+    empty = report_of("b0", status_of(manifest, **nothing, claimed=True), manifest)
     assert (empty.epoch, empty.held, empty.plan, empty.addresses, empty.claimed) == (None, None, None, {}, True)
     left = report_of("b0", status_of(manifest, plan=None, addresses=None), manifest)
     assert (left.epoch, left.plan) == (3, None)  # a board that a plan left out, or whose load failed at the commit
@@ -92,29 +96,54 @@ def test_a_plan_that_is_another_board_s_or_another_model_s_is_refused(manifest):
         report_of("b7", status_of(manifest, "b7"), manifest)
     plan = status_of(manifest)["plan"]
     longer = {**plan, "num_layers": 7, "sections": [*plan["sections"], {"board": "b9", "start": 6, "end": 7}]}
+    places = {b: ("10.0.0.9", 7710) for b in ("b0", "b1", "b9")}
     for other in ({**plan, "manifest_sha256": "f" * 64}, longer):
         with pytest.raises(EdgellmError, match="board b0 reports a plan that isn't of its model"):
-            report_of("b0", status_of(manifest, plan=other), manifest)
+            committed = sign(Plan.from_dict(other), places, None)
+            report_of("b0", status_of(manifest, plan=other, committed=committed), manifest)
 
 
 @pytest.mark.parametrize(
-    ("addresses", "found"),
+    ("changes", "why"),
     [
-        (None, {}), (5, {}), ([], {}), ([["b0", ["10.0.0.1", 1]]], {}), ({}, {}), ("b0", {}),
-        ({"b0": None, "b1": ["10.0.0.2", 7710]}, {"b1": ("10.0.0.2", 7710)}),
-        ({"b0": ["10.0.0.1", 0], "b1": ["10.0.0.2", 65536]}, {}),
-        ({"b0": ["10.0.0.1", True], "b1": ["10.0.0.2", 1.5]}, {}),
-        ({"b0": ["10.0.0.1"], "b1": ["10.0.0.2", 1, 2]}, {}),
-        ({"b0": [5, 5], "b1": [None, 7710]}, {}),
-        ({"b0": ["a b", 1], "b1": ["-oProxyCommand=x", 1]}, {}),
-        ({"b0": ["\ud800", 1], "b1": ["x" * 300, 1]}, {}),
-        ({"b0": ["fe80::1%eth0", 1], "b1": ["pi.local", 1]}, {"b0": ("fe80::1%eth0", 1), "b1": ("pi.local", 1)}),
-        ({"b9": ["10.0.0.9", 7710], "../x": ["10.0.0.9", 7710]}, {}),  # not of its plan
-        ({f"b{i}": ["10.0.0.9", 7710] for i in range(2, 20_000)}, {}),
+        ({"committed": None}, "it reports epoch 3 without the plan"),
+        ({"committed": None, "plan": None}, "it reports epoch 3 without the plan"),
+        ({"committed": {}}, "a signed plan lacks"),
+        ({"committed": 5}, "it reports epoch 3 without the plan"),
+        ({"plan": None, "epoch": 4}, "it reports epoch 4; what was signed is another plan, of epoch 3"),
+        ({"plan": "another"}, "it reports epoch 3; what was signed is another plan, of epoch 3"),
     ],
-)  # fmt: skip
-def test_addresses_are_taken_where_they_are_ones(manifest, addresses, found):
-    assert report_of("b0", status_of(manifest, addresses=addresses), manifest).addresses == found
+)
+def test_a_plan_or_an_epoch_that_nobody_signed_is_a_lie(manifest, changes, why):
+    if changes.get("plan") == "another":
+        changes = {"plan": make_plan(manifest, (0, 4, 6), epoch=3).to_dict()}
+    with pytest.raises(TagError) as e:
+        report_of("b0", status_of(manifest, **changes), manifest)
+    assert str(e.value).startswith("board b0 reports a plan that no admin of this cluster made (") and why in str(e.value)
+    assert e.value.board == "b0"
+
+
+def test_with_tls_only_what_an_admin_signed_counts(manifest, tmp_path):
+    tls, other = (make_cluster(tmp_path / name, ["b0", "b1"]) for name in ("ours", "theirs"))
+    plan, places = make_plan(manifest, (0, 3, 6), epoch=3), {"b0": ("10.0.0.1", 7710), "b1": ("10.0.0.2", 7710)}
+    trust = Trust(tls / "manager")
+
+    def said(committed: dict) -> Report:
+        status = BoardStatus.from_dict("b0", status_of(manifest, committed=committed))
+        return Report.of(status, manifest, trust)
+
+    ours = sign(plan, places, tls / "manager")
+    assert said(ours).addresses == places and said(ours).tag == ours
+    moved = {**ours, "addresses": {**ours["addresses"], "b1": ["10.6.6.6", 7710]}}
+    for lie in (sign(plan, places, None), sign(plan, places, other / "manager"), moved):
+        with pytest.raises(TagError, match="board b0 reports a plan that no admin of this cluster made"):
+            said(lie)
+
+
+@pytest.mark.parametrize("addresses", [None, 5, [], {"b1": ["10.6.6.6", 1]}, {"b7": ["10.6.6.6", 1]}])
+def test_addresses_are_those_that_were_signed_whatever_else_a_board_says(manifest, addresses):
+    report = report_of("b0", status_of(manifest, addresses=addresses), manifest)
+    assert report.addresses == {"b0": ("10.0.0.1", 7710), "b1": ("10.0.0.2", 7710)}
 
 
 @pytest.mark.parametrize(
@@ -140,12 +169,15 @@ _JSON = st.recursive(
 
 
 @given(
-    st.sampled_from(["manifest_sha256", "draining", "epoch", "plan", "addresses", "claimed", "shards", "capacity"]),
+    st.sampled_from([
+        "manifest_sha256", "draining", "epoch", "plan", "addresses", "claimed", "shards", "capacity", "committed",
+        "links", "load_error", "section", "health", "draining_sequences",
+    ]),
     _JSON, st.booleans(),
 )  # fmt: skip
 def test_any_json_is_parsed_or_refused(manifest, field, value, inside):
     status = status_of(manifest)
-    if inside and isinstance(status[field], dict):
+    if inside and isinstance(status.get(field), dict):
         for key in status[field]:
             status[field] = {**status[field], key: value}
     else:
