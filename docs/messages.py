@@ -31,6 +31,7 @@ SECTIONS = {
     "edgellm/controller/wheel": "This machine can't get the boards' wheels",
     "edgellm/controller/model.py": "The model can't be used",
     "edgellm/controller/certificates.py": "The certificates on this machine are wrong",
+    "edgellm/controller/authority.py": "The certificates on this machine are wrong",
     "edgellm/controller/forming.py": "The boards don't answer together",
 }
 _NAMES = {"board", "place", "boards", "inventory_hostname", "name", "names", "', '.join(boards)"}

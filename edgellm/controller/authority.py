@@ -173,14 +173,14 @@ class Authority:
     def _ensure_certificate(self) -> x509.Certificate:
         path, now = self.folder / "ca.pem", self.now
         if path.exists():
-            keep = f"If you can't restore it, remove it and deploy: it is remade from {path.with_suffix('.key')}, and "
+            key_path = self.folder / "ca.key"
+            keep = f"If you can't restore it, remove it and deploy: it is remade from {key_path}, and boards trust it."
             try:
                 certificate = x509.load_pem_x509_certificate(read(path))
             except ValueError:
-                raise ClusterError(f"CA of the cluster: {path} is damaged. {keep}boards trust it.") from None
+                raise ClusterError(f"CA of the cluster: {path} is damaged. {keep}") from None
             if certificate.public_key() != self.key.public_key():
-                other = self.folder / "ca.key"
-                raise ClusterError(f"CA of the cluster: {path} and {other} belong to different CAs. {self._again()}")
+                raise ClusterError(f"CA of the cluster: {path} and {key_path} belong to different CAs. {self._again()}")
             if certificate.not_valid_before_utc > now:
                 raise ClusterError(
                     f"CA of the cluster: {path} is valid from {certificate.not_valid_before_utc:%Y-%m-%d}, this "
