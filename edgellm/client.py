@@ -33,7 +33,9 @@ FINISH_S = 30.0  # that a client for one question waits at its end for boards th
 Message = Mapping[str, Any]
 Tell = Callable[[str], None]
 _T = TypeVar("_T")
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
+_SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
+)  # fmt: skip
 
 
 class Options(TypedDict, total=False):
@@ -45,6 +47,9 @@ class Options(TypedDict, total=False):
     top_k: int
     min_p: float
     repeat_penalty: float
+    presence_penalty: float  # these three are OpenAI's
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]  # token id → what to add to its logit
     seed: int  # the same seed gives the same answer; random by default
     stop: Sequence[str]  # the answer ends before the first of these texts
     speculate: bool  # draft tokens and verify them: the same answer, faster

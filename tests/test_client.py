@@ -13,6 +13,7 @@ import edgellm
 from edgellm.client import AsyncClient, Client, Options
 from edgellm.errors import BoardError, DeadlineError, UsageError
 from edgellm.manager.cluster_file import ClusterFile
+from edgellm.sampling import Sampling
 from tests.cli.commands import CONTEXT, VOCAB, Cluster, answer_to, ids_of
 from tests.fakes import Boards, generate, run, until
 from tests.tiny import environment, wait_until, write_tokenizer
@@ -95,9 +96,12 @@ def test_options_are_those_of_ask(cluster):
             whole = answer_to("Why?", 60)
             stopped = await client.generate("Why?", max_tokens=60, stop=[whole[20:22]]).read()
             one, other = [await client.generate("Why?", temperature=1.0, seed=7, max_tokens=9).read() for _ in "ab"]
-            return whole, stopped, one, other
+            penalties = {"presence_penalty": 1.5, "frequency_penalty": 0.5, "logit_bias": {5: 1.5}}
+            penalized = await client.generate("Why?", max_tokens=30, **penalties).read()
+            return whole, stopped, one, other, penalized.tokens, penalties
 
-    whole, stopped, one, other = run(go())
+    whole, stopped, one, other, penalized, penalties = run(go())
+    assert penalized == generate(ids_of("Why?"), 30, Sampling(**penalties)) != generate(ids_of("Why?"), 30)
     assert (stopped.text, stopped.finish) == (whole[: whole.index(whole[20:22])], "stop")
     assert one.tokens == other.tokens and (one.sampling.temperature, one.sampling.seed) == (1.0, 7)
 

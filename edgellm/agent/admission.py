@@ -156,10 +156,10 @@ class Taking:
                 self._stage.end(holder)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Ended:
     owner: Peer
-    slot: int
+    slot: int | None  # None: another sequence has it by now
     stats: SequenceStats
 
 
@@ -172,13 +172,19 @@ class Ended:
     @property
     def slots(self) -> set[int]:
         """Slots that other boards may not have free yet."""
-        return {ended.slot for ended in self._ended.values()}
+        return {ended.slot for ended in self._ended.values() if ended.slot is not None}
 
     def add(self, sequence: Sequence, stats: SequenceStats) -> None:
         """Keep what was done for a sequence; what was kept for longest goes if it is too much."""
         self._ended[sequence.seq_id] = _Ended(sequence.owner, sequence.slot, stats)
         while len(self._ended) > _MAX_ENDED:
             del self._ended[next(iter(self._ended))]
+
+    def taken(self, slot: int) -> None:
+        """Record that another sequence has a slot."""
+        for ended in self._ended.values():
+            if ended.slot == slot:
+                ended.slot = None
 
     def take(self, owner: Peer, seq_id: int) -> SequenceStats | None:
         """Return and forget what was done for a sequence of this manager; None if it isn't here."""

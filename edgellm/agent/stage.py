@@ -181,6 +181,7 @@ class Stage:
         sequence.slot, sequence.reused = self.engine.open(
             seq_id, ids, sequence.reuse, self._is_long(len(ids)), number=number, avoid=self._ended.slots
         )
+        self._ended.taken(sequence.slot)
         sequence.opened_s = self.loop.time()
         self._sequences[seq_id] = sequence
         for link in self._links:
@@ -373,6 +374,7 @@ class Stage:
 
     def _sweep(self) -> None:
         """Notice what nobody else would: waits that are over, slots that nobody uses, steps that were lost."""
+        self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
         now_s = self.loop.time()
         self._watched_s += min(now_s - self._swept_s, 2 * _SWEEP_S)
         self._swept_s = now_s
@@ -388,4 +390,3 @@ class Stage:
             if sequence.progress.is_stuck(self._watched_s, known, computed, busy):
                 reason = f"no token came back to board {self.board} for {STALL_TIMEOUT_S:g} s: a step was lost"
                 self._fail(sequence, "link", reason)
-        self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
