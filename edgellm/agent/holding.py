@@ -118,7 +118,7 @@ class Holding:
     @property
     def alive(self) -> bool:
         """Whether the thread that computes still runs, where there is a section."""
-        return self.stage is None or self.stage.engine.alive
+        return all(stage.engine.alive for stage in self.stages)
 
     def offer_bytes(self) -> int:
         """Return the RAM for a section, as if this agent held none: its KV counts as free, as its mapped shards already

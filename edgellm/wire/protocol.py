@@ -6,7 +6,6 @@
         ...
 """
 
-import contextlib
 import enum
 import itertools
 from collections.abc import Callable, Generator
@@ -108,12 +107,14 @@ class Protocol:
 
     def _messages(self, frames: Generator[tuple[int, bytes], None, None], most: int | None) -> list[m.Message]:
         received: list[m.Message] = []
-        with contextlib.closing(frames):
+        try:
             for type_, body in itertools.islice(frames, most):
                 message = m.BY_TYPE[type_].decode(body)
                 if self.state is State.GREETING:
                     self._greet(message)
                 received.append(message)
+        finally:
+            frames.close()
         return received
 
     def send(self, message: m.Message) -> None:
