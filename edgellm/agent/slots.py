@@ -39,7 +39,9 @@ class HeldSlot:
 
     def computed(self, position: int, ids: Sequence[int]) -> None:
         """Record that these tokens were computed at `position`. Behind a gap, they don't count."""
-        if position <= len(self.ids) < position + len(ids):
+        if position == len(self.ids):
+            self.ids.extend(ids)
+        elif position < len(self.ids) < position + len(ids):
             self.ids[position:] = ids_of(ids)
 
     def forget(self) -> None:
