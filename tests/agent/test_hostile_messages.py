@@ -7,12 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgellm.errors import BoardError
 from edgellm.plan import Plan
 from edgellm.shards.manifest import Manifest
 from edgellm.wire import messages as m
 from tests.agent.hostile import BEFORE, DEADLINE_S, MANAGER, Stranger, mid_answer, until
-from tests.fakes import HIDDEN, Boards, assign, connect_all, make_manifest, make_plan, run
+from tests.fakes import HIDDEN, Boards, connect_all, make_manifest, make_plan, run
 
 pytestmark = pytest.mark.usefixtures("logged")
 
@@ -231,11 +230,16 @@ def test_a_plan_with_an_address_that_can_not_be_one_fails_its_sequences_and_noth
             for epoch, host in enumerate(hosts, 2):
                 plan = make_plan(boards.manifest, (0, 3, 6), epoch=epoch)
                 (client,) = await connect_all({"b1": boards.addresses["b1"]})
-                try:
-                    await assign(plan, {"b0": (host, 1), "b1": boards.addresses["b1"]}, [client])
-                except BoardError as e:
-                    assert host != "x.invalid" and "came with address" in str(e)
+                held = boards.agents[1].holding.epoch
+                await client.ask(m.Claim({"replaces": held, "epoch": epoch}), m.Claimed)
+                addresses = {"b0": (host, 1), "b1": boards.addresses["b1"]}
+                content = {"plan": plan.to_dict(), "addresses": addresses, "board": "b1"}
+                if error := (await client.ask(m.Assign(content), m.Assigned)).content["error"]:
+                    assert host != "x.invalid" and "came with address" in error
+                    client.close()
+                    await until(lambda: not boards.agents[1].holding.claimed)
                     continue
+                await client.ask(m.Commit({"epoch": epoch}), m.Committed)
                 queue = asyncio.Queue()
                 client.subscribe(epoch, queue)
                 client.send(m.Open(epoch, epoch, {**GOOD, "plan": plan.digest}, (1,)))

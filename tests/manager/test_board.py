@@ -66,6 +66,8 @@ def pong(peer, message):
 
 
 def test_a_board_whose_pong_stands_behind_its_layers_is_alive(monkeypatch):
+    monkeypatch.setattr(board_module, "PONG_TIMEOUT_S", 0.5)
+
     async def go():
         waiting = []
 
@@ -75,10 +77,10 @@ def test_a_board_whose_pong_stands_behind_its_layers_is_alive(monkeypatch):
         async with Board.listening(behind) as board:
             asked = asyncio.create_task(board.client.ask(m.Trace(1, 0, 1, bytes(4)), m.Traced, 10.0))
             await until(lambda: waiting)
-            data = m.encode(m.Traced(1, 0, 1, bytes(40_000), 0, 1))
-            await board.dribble(data, 0.02)  # 0.8 s, four times as long as a pong may take
+            data = m.encode(m.Traced(1, 0, 1, bytes(80_000), 0, 1))
+            await board.dribble(data, 0.02)  # 1.6 s, three times as long as a pong may take
             assert not board.client.lost.done()
-            assert len((await asked).data) == 40_000
+            assert len((await asked).data) == 80_000
             for ping in waiting:
                 board.peers[0].send(m.Pong(ping.number, 0, 0))
             board.answers = pong
