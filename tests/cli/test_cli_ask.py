@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -292,3 +293,48 @@ def test_a_control_token_can_be_what_stop_names(own):
     for stop, shown in ((control, whole[:at]), (whole[at - 2 : at + 1], whole[: at - 2])):
         answer = json.loads(call(*asked, "--stop", stop).stdout)
         assert (answer["text"], answer["finish_reason"]) == (shown, "stop")
+
+
+# A better plan
+
+
+def test_a_board_that_came_back_is_in_the_plan_after_the_next_question(own):
+    own.call(own.boards.stop(1))
+    result = call("ask", "Why?", "--cluster", own.file, "--max-tokens", 20)
+    assert (result.exit_code, result.stdout) == (0, answer_to("Why?", 20) + "\n"), result.stderr
+    assert result.stderr == "epoch 2: b0 layers 0-6\n" and ClusterFile.read(own.file).plan.boards == ("b0",)
+    own.call(own.boards.start(1))
+    result = call("ask", "Why?", "--cluster", own.file, "--max-tokens", 20)
+    assert (result.exit_code, result.stdout) == (0, answer_to("Why?", 20) + "\n"), result.stderr
+    plan = ClusterFile.read(own.file).plan
+    assert plan.epoch == 3 and set(plan.boards) == {"b0", "b1"} and result.stderr.startswith("epoch 3: ")
+
+
+def test_the_answer_is_printed_before_boards_that_load_are_waited_for_and_ctrl_c_leaves_at_once(own, home):
+    own.call(own.boards.stop(1))
+    assert call("ask", "Why?", "--cluster", own.file, "--max-tokens", 2).exit_code == 0
+    own.call(own.boards.start(1))
+    loading, go_on = threading.Event(), threading.Event()
+    load = own.boards.agents[1].holding._load
+
+    def slowly(*args):
+        loading.set()
+        assert go_on.wait(20)
+        return load(*args)
+
+    own.boards.agents[1].holding._load = slowly
+    process = start(own, home, "--max-tokens", "20", "--json")
+    try:
+        line = process.stdout.readline()
+        assert json.loads(line)["text"] == answer_to("Why?", 20) and loading.wait(20)
+        notes = [process.stderr.readline().decode() for _ in range(2)]
+        assert notes[0].startswith("epoch 3: ")
+        assert notes[1] == "boards are loading a better plan; waiting for up to 30 s …\n" and process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 0, "the answer was complete"
+    finally:
+        go_on.set()
+        process.kill()
+        process.communicate()
+    assert ClusterFile.read(own.file).plan.epoch == 2
+    assert wait_until(lambda: not any(a.holding.claimed for a in own.boards.agents))

@@ -437,3 +437,33 @@ def test_a_plan_from_before_the_known_one_never_stands_again(tmp_path):
 
     answer, plan = run(go())
     assert answer == generate(PROMPT, 10) and plan.epoch == 9
+
+
+def test_an_answer_that_runs_while_boards_take_a_better_plan_is_not_interrupted(tmp_path):
+    gate = threading.Event()
+    gate.set()
+
+    async def go():
+        async with Boards(tmp_path, 3, head_s=0.001, gates={"b1": gate}) as boards:
+            plan = await boards.form((0, 3, 6), context=256)
+            async with Manager(boards, plan) as manager:
+                served, tokens = [], []
+                stream = manager.session.generate(
+                    PROMPT, sampling=GREEDY, max_tokens=100, eos=(), served=served.append
+                )  # fmt: skip
+                async for chosen in stream:
+                    tokens.append(chosen.token)
+                    if len(tokens) == 3:
+                        gate.clear()
+                        manager.keeper.look()
+                        await until(lambda: manager.session.plan != plan)
+                        assert {a.holding.epoch for a in boards.agents} == {2}
+                        gate.set()
+                later = await manager.ask()
+                await until(lambda: all(not (a.holding.draining and a.holding.draining.running) for a in boards.agents))
+                return tokens, later, served, plan, manager.told
+
+    tokens, later, served, plan, told = run(go())
+    assert tokens == generate(PROMPT, 100) and later == generate(PROMPT, 10)
+    assert served == [plan], "it went on where it was"
+    assert len(told) == 1 and told[0].startswith("epoch 2: ")
