@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.agent.load import load_section
+from edgellm.agent.pace import Pace
 from edgellm.agent.serve import Agent, AgentOptions
 from edgellm.errors import DialError, ManifestError
 from edgellm.manager.board import BoardClient
@@ -146,21 +147,42 @@ class FakeSection:
         return (x + each).astype(np.float32)
 
 
+class FakePace(Pace):
+    """What steps are said to take: `layer_s` a token and layer, which a test may change. None: nothing."""
+
+    layer_s: float | None = None
+
+    def section(self, layers, has_head):
+        section = super().section(layers, has_head)
+        computed = section.computed
+
+        def told(steps, took_s, now_s):
+            if self.layer_s is not None:
+                computed(steps, self.layer_s * layers * sum(len(step.x) for step in steps), now_s)
+
+        section.computed = told
+        return section
+
+
 class Boards:
     """Agents on loopback, in this event loop. Use as `async with Boards(tmp_path, 3) as boards`.
 
     They serve the fake model, which is written to `folder`; or, with `real`, the split model that is there. `tls` is
     a folder with the cluster's certificates. `stored` has by board the layers (start, end) whose shards lie on its
     disk, the ends of the model with the first and the last one; the others have all. `broken` boards can't load. Each
-    takes 1 ms for a layer and `head_s` for the head, or so it says.
+    takes 1 ms for a layer and `head_s` for the head, or so it says; `start_s` has other boards' times for a layer.
+    `paces` has by board what its steps are said to take.
     """
 
     def __init__(
         self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None, real: bool = False,
         tls: Path | None = None, stored: dict[str, tuple[int, int]] | None = None, head_s: float = 0.002,
+        start_s: dict[str, float] | None = None,
     ):  # fmt: skip
         self.folder, self.count, self.gates, self.real = folder, count, gates or {}, real
         self.stored, self.head_s = stored or {}, head_s
+        self.start_s = start_s or {}
+        self.paces: dict[str, FakePace] = {}
         if not real:
             (manifest or make_manifest()).write(folder)
         self.manifest = Manifest.read(folder)
@@ -235,7 +257,10 @@ class Boards:
             tls=self.tls and self.tls / "boards" / name, kernels="dotprod",
         )  # fmt: skip
         load = load_section if self.real else self._loader(name)
-        agent = Agent(options, load, lambda manifest, folder: (0.001, self.head_s))
+        start_s, pace = self.start_s.get(name, 0.001), FakePace()
+        pace.layer_s = self.paces[name].layer_s if name in self.paces else None
+        self.paces[name] = pace
+        agent = Agent(options, load, lambda manifest, folder: (start_s, self.head_s), pace=pace)
         listening, i = asyncio.Event(), int(name[1:])
         task = asyncio.create_task(agent.run(lambda _: listening.set()))
         # In the order of names, whoever is up first.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.agent.pace import SectionPace
 from edgellm.agent.scheduler import Scheduler
 from edgellm.agent.slots import HeldSlot, Slots, choose_slot, held_of, ids_of
 from edgellm.agent.steps import Outcome, Stats, Step
@@ -39,7 +40,8 @@ class Engine:
 
     The thread calls `deliver(outcomes)` with the outcomes of steps that ran together, and asks `congested()` whether
     results can't be sent on just now. `freed()` is called, in any thread, whenever a slot has become free;
-    `died(error)` by the thread if it ends by itself. `chunk` and `groups` are the scheduler's.
+    `died(error)` by the thread if it ends by itself. `chunk` and `groups` are the scheduler's;
+    `pace` is told what steps took.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Engine:
         *,
         freed: Callable[[], None] = lambda: None,
         died: Callable[[Exception], None] = lambda error: None,
+        pace: SectionPace | None = None,
     ):
         self.steps = 0  # computed so far
         self.total = Stats()  # of all sequences
         self.batches = bool(section.batches)
         self.num_slots = len(slots)
         self._deliver, self._congested, self._freed, self._died = deliver, congested, freed, died
+        self._pace = pace
         self._reuses = section.reuses
         self._slots = Slots(slots)
         self._held: dict[int, _Held] = {}
@@ -234,6 +238,8 @@ class Engine:
             held.stats.add(step, took_s / len(batch))
             self.total.add(step, took_s / len(batch))
             self.steps += 1
+        if self._pace is not None:
+            self._pace.computed([step for step, _ in batch], took_s, ended_s)
         freed = False
         with self._changed:
             self._scheduler.done([step for step, _ in batch], ended_s, took_s)

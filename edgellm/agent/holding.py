@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 
 from edgellm.agent import measure
 from edgellm.agent.link import Links
+from edgellm.agent.pace import Pace
 from edgellm.agent.stage import Stage
 from edgellm.errors import BoardError, ClaimError, EdgellmError, ManifestError, PlanError
 from edgellm.model.protocols import Section, Slot
 from edgellm.plan import Plan, SectionNeed, check_lengths, section_need
+from edgellm.plan.costs import mean_layers
 from edgellm.plan.needs import usable_bytes
 from edgellm.shards.manifest import Manifest, Shard
 from edgellm.wire.addresses import Address
@@ -62,7 +64,8 @@ class Holding:
     """
 
     def __init__(self, board: str, manifest: Manifest, folder: Path, load: Load, *,
-                 ram_bytes: int | None = None, tls: Credentials | None = None):  # fmt: skip
+                 ram_bytes: int | None = None, tls: Credentials | None = None,
+                 pace: Pace | None = None):  # fmt: skip
         self.board, self.manifest, self.folder = board, manifest, folder
         self.epoch: int | None = None  # of the last plan that was committed; without a section there may be no stage
         self.committed: dict[str, Any] | None = None  # that plan, as an admin signed it
@@ -70,6 +73,7 @@ class Holding:
         self.draining: Stage | None = None
         self.closed = False  # stopping: no new plans
         self.links = Links(board, tls)
+        self.pace = pace or Pace()
         self._load, self._ram_bytes = load, ram_bytes
         self._loaded: _Loaded | None = None
         self._load_error: tuple[int, int, str, float] | None = None  # section, reason, when
@@ -240,6 +244,7 @@ class Holding:
         self.stage = Stage(
             plan, self.board, coming.addresses, loaded.section, loaded.slots, self.manifest.rope_switch_len,
             links=self.links,
+            pace=self.pace.section(mean_layers(self.manifest, own.start, own.end), own.end == plan.num_layers),
         )  # fmt: skip
         self._loaded = loaded
         log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)

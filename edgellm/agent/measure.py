@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 
 from edgellm.errors import ManifestError
+from edgellm.plan.costs import mean_layers
 from edgellm.shards.manifest import Manifest, Shard
 from edgellm.shards.verified import verified
 from edgellm.wire.status import MAX_DAMAGED, ShardsHere
@@ -86,7 +87,7 @@ def timed_layers(manifest: Manifest, folder: Path) -> tuple[int, int]:
 
 
 def load_timed(manifest: Manifest, folder: Path, path: str = "auto"):
-    """Return the section of `timed_layers`, loaded by way of `path`, and how many layers it has.
+    """Return the section of `timed_layers`, loaded by way of `path`, and to how many layers of mean size it amounts.
 
     If one of them is corrupt, it is a single layer that isn't: a corrupt shard matters when it is to be served. Raises
     ManifestError if no layer is here, or all are corrupt.
@@ -98,7 +99,8 @@ def load_timed(manifest: Manifest, folder: Path, path: str = "auto"):
     tries = [(start, end), *((i, i + 1) for i in sorted(here, key=lambda i: abs(i - start)))]
     for first, last in tries:
         try:
-            return load_section(manifest, folder, first, last, without_ends=True, path=path), last - first
+            section = load_section(manifest, folder, first, last, without_ends=True, path=path)
+            return section, mean_layers(manifest, first, last)
         except ManifestError as e:
             error = e
             log.warning("layers %d-%d are not timed: %s", first, last, e)
@@ -106,7 +108,8 @@ def load_timed(manifest: Manifest, folder: Path, path: str = "auto"):
 
 
 def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tuple[float, float]:
-    """Return the seconds to decode one token through one layer and through the head, with the kernels in use.
+    """Return the seconds to decode one token through a layer of mean size and through the head, with the kernels in
+    use.
 
     Times `timed_layers`, and the head behind the last layer. If its shard is missing, the time is scaled by bytes:
     too much for a small model, whose layers take more than their bytes do. Raises ManifestError if no layer is here, or
@@ -123,7 +126,9 @@ def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tupl
             return layer_s, max(0.0, _decode_s(section, True) - _decode_s(section, False))
         except ManifestError as e:  # no matter unless this board is to hold it
             log.warning("the head is not timed: %s", e)
-    return layer_s, layer_s * manifest.head.ram_bytes / max(1, manifest.layer(here.layers[0][0]).ram_bytes)
+    first = here.layers[0][0]
+    of_mean_size = manifest.layer(first).ram_bytes / mean_layers(manifest, first, first + 1)
+    return layer_s, layer_s * manifest.head.ram_bytes / max(1, of_mean_size)
 
 
 def _decode_s(section, want_logits: bool) -> float:

@@ -24,8 +24,8 @@ def pong(stages: Iterable["Stage"], number: int) -> m.Pong:
     return m.Pong(number, sum(e.steps for e in engines), sum(e.waiting for e in engines))
 
 
-def board_status(options: AgentOptions, holding: "Holding", layer_s: float, head_s: float) -> BoardStatus:
-    """Return what the board offers and holds; a token takes `layer_s` seconds per layer, and `head_s` for the head."""
+def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
+    """Return what the board offers and holds."""
     name, manifest, stage = options.name, holding.manifest, holding.stage
     return BoardStatus(
         name=name,
@@ -40,7 +40,7 @@ def board_status(options: AgentOptions, holding: "Holding", layer_s: float, head
         shards=measure.shards_here(manifest, options.shards),
         disk_free_bytes=measure.disk_free_bytes(options.shards),
         health=health(options.host),
-        capacity=Capacity(name, holding.offer_bytes(), layer_s, head_s, measure.hop_s(), options.threads or 1),
+        capacity=_capacity(options, holding),
         compute=Compute(options.threads, options.cores, options.kernels),
         section=None if stage is None else _section_status(stage),
         committed=holding.committed,
@@ -48,6 +48,14 @@ def board_status(options: AgentOptions, holding: "Holding", layer_s: float, head
         load_error=holding.load_error,
         links=holding.links.status(),
     )
+
+
+def _capacity(options: AgentOptions, holding: "Holding") -> Capacity:
+    now = holding.pace.now()
+    return Capacity(
+        options.name, holding.offer_bytes(), now.layer_s, now.head_s, measure.hop_s(), options.threads or 1,
+        now.batch_layer_s, now.prefill_layer_s,
+    )  # fmt: skip
 
 
 def sequence_stats(sequence: Sequence, done: Stats, path: str) -> SequenceStats:
@@ -68,4 +76,6 @@ def _section_status(stage: "Stage") -> SectionStatus:
         sent_bytes=stage.link_sent_bytes,
         decode_steps=engine.total.decode_steps,
         decode_s=engine.total.decode_s,
+        predicted_s=None if stage.pace is None else stage.pace.predicted_s,
+        token_s=None if stage.pace is None else stage.pace.token_s(),
     )

@@ -16,6 +16,7 @@ from edgellm.agent.dispatch import Dispatcher
 from edgellm.agent.holding import Holding, in_own_thread
 from edgellm.agent.load import load_section
 from edgellm.agent.options import AgentOptions
+from edgellm.agent.pace import Pace, Speed
 from edgellm.agent.reaching import Reaching
 from edgellm.agent.stage import Stage
 from edgellm.agent.tune import state_folder, take_cores
@@ -39,11 +40,12 @@ _SMALL_BYTES = 64 << 10  # what a sender may always send: no plan is needed, and
 
 class Agent:
     """One board. `run()` returns when it has been told to stop and running answers have ended. `take_cores` decides
-    which cores compute; None changes nothing."""
+    which cores compute; None changes nothing. `pace` is told what steps take."""
 
     def __init__(
-        self, options: AgentOptions, load=load_section, measure_decode=measure.measure_decode, take_cores=None
-    ):
+        self, options: AgentOptions, load=load_section, measure_decode=measure.measure_decode, take_cores=None,
+        pace: Pace | None = None,
+    ):  # fmt: skip
         self.options = options
         self._measure_decode, self._take_cores = measure_decode, take_cores
         self.manifest = Manifest.read(options.shards)
@@ -51,14 +53,13 @@ class Agent:
         self._server_tls = server_credentials(options.tls) if options.tls else None
         self._client_tls = client_tls = client_credentials(options.tls) if options.tls else None
         self.holding = Holding(
-            options.name, self.manifest, options.shards, load, ram_bytes=options.ram_bytes, tls=client_tls
+            options.name, self.manifest, options.shards, load, ram_bytes=options.ram_bytes, tls=client_tls, pace=pace
         )
         reaching = Reaching(options.name, client_tls)
         self.dispatcher = Dispatcher(options.name, self.holding, reaching, self._status)
         self.connections = Connections(
             options.name, self.dispatcher.message, self._lost, self._largest, self._busy, self._place_of
         )
-        self._layer_s = self._head_s = 0.0
         self._stop = asyncio.Event()
 
     async def run(self, ready=lambda agent: None) -> None:
@@ -72,8 +73,8 @@ class Agent:
             await server.start_serving()
             log.info(
                 "%s: %s, %.2f ms a layer, offers %.2f GB, listens on %s:%d",
-                self.options.name, self.manifest.model, self._layer_s * 1e3, self.holding.offer_bytes() / 1e9,
-                self.options.host, self.port,
+                self.options.name, self.manifest.model, self.holding.pace.start.layer_s * 1e3,
+                self.holding.offer_bytes() / 1e9, self.options.host, self.port,
             )  # fmt: skip
             ready(self)
             systemd.ready()
@@ -123,7 +124,7 @@ class Agent:
             choice = await in_own_thread(self._take_cores, self.manifest, told.shards, told.threads, told.cores)
             kernels = library.target()
             self.options = dataclasses.replace(told, threads=choice.threads, cores=choice.cores, kernels=kernels)
-        self._layer_s, self._head_s = await in_own_thread(self._measure_decode, self.manifest, told.shards)
+        self.holding.pace.start = Speed(*await in_own_thread(self._measure_decode, self.manifest, told.shards))
 
     async def _sweep(self) -> None:
         while True:
@@ -157,7 +158,7 @@ class Agent:
             stage.manager_lost(peer)
 
     def _status(self) -> BoardStatus:
-        return report.board_status(self.options, self.holding, self._layer_s, self._head_s)
+        return report.board_status(self.options, self.holding)
 
     def _busy(self, peer: Peer) -> bool:
         return self.holding.holds_for(peer)

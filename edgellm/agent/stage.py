@@ -20,6 +20,7 @@ from edgellm.agent.chooser import Chooser
 from edgellm.agent.draft import Drafter
 from edgellm.agent.engine import Engine
 from edgellm.agent.link import Link, Links
+from edgellm.agent.pace import SectionPace
 from edgellm.agent.sequence import Sequence
 from edgellm.agent.steps import Outcome, Step
 from edgellm.agent.trace import Traces
@@ -45,8 +46,9 @@ class Stage:
 
     def __init__(
         self, plan: Plan, board: str, addresses: dict[str, Address], section: Section[Any], slots: list[Slot],
-        rope_switch_len: int | None = None, *, links: Links,
+        rope_switch_len: int | None = None, *, links: Links, pace: SectionPace | None = None,
     ):  # fmt: skip
+        self.pace = pace
         self.plan, self.board, self.section, self.addresses = plan, board, section, addresses
         self.epoch = plan.epoch
         own = plan.section_of(board)
@@ -70,6 +72,7 @@ class Stage:
         self.engine = Engine(
             section, slots, self._deliver, self._congested, groups, plan.chunk,
             freed=lambda: self._soon(self._serve), died=lambda error: self._soon(self._engine_died, error),
+            pace=pace,
         )  # fmt: skip
         self._stopped = False
         self._swept_s = self.loop.time()

@@ -13,7 +13,7 @@ from edgellm.errors import ManifestError, UsageError
 
 _REFRESH_S = 2.0
 _PAIRS_EVERY_S = 30.0  # with --watch: handshakes between all boards take some of their time
-_NUMBERS = {"layers", "RAM GB", "KV", "°C", "Mb/s", "ms/token", "epoch"}
+_NUMBERS = {"layers", "RAM GB", "KV", "°C", "Mb/s", "ms/token (plan)", "epoch"}
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red")
 
 cluster_option = click.option(
@@ -136,8 +136,8 @@ def _rendered(content: dict):
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in (
-        "board", "address", "layers", "path", "RAM GB", "KV", "°C", "throttled", "Mb/s", "ms/token", "version", "epoch",
-        "state",
+        "board", "address", "layers", "path", "RAM GB", "KV", "°C", "throttled", "Mb/s", "ms/token (plan)", "version",
+        "epoch", "state",
     ):  # fmt: skip
         table.add_column(header, justify="right" if header in _NUMBERS else "left", overflow="fold")
     for row in content["boards"]:
@@ -145,12 +145,22 @@ def _rendered(content: dict):
         cells = [row["board"], row["address"], *_measures(row), Text(row["state"], style=style)]
         table.add_row(*(c if isinstance(c, Text) else Text(c) for c in cells))
     speed = f", about {content['tokens_per_s']:.3g} tokens/s" if content["tokens_per_s"] else ""
+    if content["predicted_tokens_per_s"]:
+        speed += f", {content['predicted_tokens_per_s']:.3g} predicted"
     lines = [
         f"{content['model']}: {content['num_layers']} layers, {content['slots']} slots of {content['context']} tokens, "
         f"{content['objective']}, epoch {content['epoch']}{speed}",
         *(f"! {n}" for n in content["notes"]),
     ]
     return Group(table, *(Text(line) for line in lines))
+
+
+def _token_ms(row: dict) -> str:
+    """Return what a token takes on a board, and what its plan was made for."""
+    measured, planned = row["measured_ms_per_token"], row["predicted_ms_per_token"]
+    measured = row["decode_ms_per_token"] if measured is None else measured
+    shown = "–" if measured is None else f"{measured:.1f}"
+    return shown if planned is None else f"{shown} ({planned:.1f})"
 
 
 def _measures(row: dict) -> list:
@@ -169,7 +179,7 @@ def _measures(row: dict) -> list:
         shown(row["temperature_c"], "{:.0f}"),
         flags[row["throttled"]] + (", undervoltage" if row["undervoltage"] else ""),
         shown(row["link_mbit"]),
-        shown(row["decode_ms_per_token"], "{:.1f}"),
+        _token_ms(row),
         shown(row["version"]),
         shown(row["epoch"]),
     ]

@@ -113,11 +113,11 @@ def _held_back(request: Request, manifest: Manifest, capacities: Sequence[Capaci
 
     needs = Needs(manifest, request.settings)
     low, high = 0, 1 + max((most[c.board].ram_bytes - c.ram_bytes) // _STEP_BYTES for c in bound)
-    if not fits(needs, kinds(raised(high))):
+    if not fits(needs, kinds(raised(high), needs)):
         return []
     while low + 1 < high:  # the fewest steps with which it fits
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(needs, kinds(raised(middle))) else (middle, high)
+        low, high = (low, middle) if fits(needs, kinds(raised(middle), needs)) else (middle, high)
     enough = {c.board: c.ram_bytes for c in raised(high)}
     told = []
     for c in bound:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgellm.controller import predicted
 from edgellm.controller.pairs import from_here, reached_by, tried_by, troubles, untried
 from edgellm.controller.remembered import failures
 from edgellm.errors import EdgellmError
@@ -97,6 +98,8 @@ def describe(
     rows.sort(key=lambda row: order.get(row["board"], len(order)))
     _mark_ready(rows, plan, words, manifest)
     notes = [*_notes(cluster, plan, words, rows), *_pair_notes(pairs), *_remembered(words, pairs)]
+    notes += predicted.notes(plan, [word.status for word in words.values() if word.status], manifest)
+    stages = [row for row in rows if row["in_plan"]]
     _break_links(plan, rows, pairs)
     return {
         "model": plan.model,
@@ -108,7 +111,8 @@ def describe(
         "cluster_file_epoch": cluster.plan.epoch,
         "serving": all(row["serving"] for row in rows if row["in_plan"]),
         "ready": all(row["serving"] or row["ready"] for row in rows if row["in_plan"]),
-        "tokens_per_s": _tokens_per_s(plan, rows),
+        "tokens_per_s": predicted.tokens_per_s(stages, "measured_ms_per_token", "decode_ms_per_token"),
+        "predicted_tokens_per_s": predicted.tokens_per_s(stages, "predicted_ms_per_token"),
         "notes": notes,
         "pairs": [
             {"from": p.dialler, "to": p.board, "address": f"{p.address[0]}:{p.address[1]}",
@@ -185,6 +189,7 @@ def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifes
         "link_mbit": health.link_mbit,
         "uptime_s": health.uptime_s,
         "decode_ms_per_token": round(decode_s / steps * 1e3, 3) if steps and decode_s is not None else None,
+        **predicted.columns(section),
         "hop_s": capacity.hop_s if capacity else None,
         "kernels": compute.kernels,
         "cores": None if compute.cores is None else list(compute.cores),
@@ -274,14 +279,3 @@ def _notes(cluster: ClusterFile, plan: Plan, words: dict[str, Word], rows: list[
     if len(versions) > 1:
         notes.append(f"the boards run different versions ({', '.join(sorted(versions))}): upgrade them all")
     return notes
-
-
-def _tokens_per_s(plan: Plan, rows: list[dict]) -> float | None:
-    """Return the rate of one answer at a time, from what each board has measured while decoding; None before all have.
-    """
-    stages = [row for row in rows if row["in_plan"]]
-    if any(row["decode_ms_per_token"] is None for row in stages) or len(stages) != len(plan.boards):
-        return None
-    hops_s = sum(row["hop_s"] or 0.0 for row in stages) if len(stages) > 1 else 0.0
-    token_s = sum(row["decode_ms_per_token"] for row in stages) / 1e3 + hops_s
-    return round(1 / token_s, 2) if token_s > 0 else None

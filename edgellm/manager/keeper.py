@@ -271,9 +271,10 @@ class Keeper:
         avoid = replace(avoid, loads={**recently, **avoid.loads})  # also those that failed under another manager
         spare = {b for b in reports if b not in self.plan.boards and b not in avoid.loads}
         unsteady = {b for b in spare if self._failures.steady_in_s(b, reports[b].up_s, now_s) > 0}
-        if not spare - unsteady and self._every_s is None:
+        off = {b for b in self.plan.boards if b in reports and reports[b].is_off}
+        if not spare - unsteady and not off and self._every_s is None:
             return None
-        what = self.plan.digest, frozenset(spare - unsteady)
+        what = self.plan.digest, frozenset(spare - unsteady), frozenset(off)
         if self._weighed is not None and self._weighed[0] == what and not self._wants_idle:
             if now_s - self._weighed[1] < _WEIGH_EVERY_S:
                 return None

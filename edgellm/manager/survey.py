@@ -43,6 +43,7 @@ class Report:
     up_s: float | None = None
     links: Mapping[str, LinkStatus] = field(default_factory=dict)
     load_error: LoadError | None = None
+    is_off: bool = False  # its steps take something else than the plan was made with
 
     @property
     def held(self) -> tuple[int, int] | None:
@@ -73,8 +74,8 @@ class Report:
         idle = (section is None or section.free_slots == section.slots) and not status.draining_sequences
         return cls(
             board, status.capacity, status.epoch, status.plan, addresses, status.claimed,
-            _names(status.shards, manifest), status.committed, idle, status.draining_sequences > 0,
-            status.health.uptime_s, status.links, status.load_error,
+            shard_names(status.shards, manifest), status.committed, idle, status.draining_sequences > 0,
+            status.health.uptime_s, status.links, status.load_error, section is not None and section.is_off,
         )  # fmt: skip
 
 
@@ -279,7 +280,7 @@ class Fleet:
                 self.reports[name] = replace(report, capacity=replace(report.capacity, ram_bytes=ram_bytes))
 
 
-def _names(shards: ShardsHere, manifest: Manifest) -> frozenset[str]:
+def shard_names(shards: ShardsHere, manifest: Manifest) -> frozenset[str]:
     """Return the names of the shard files that a board says it has."""
     names = {manifest.layer(i).name for start, end in shards.layers[: manifest.num_layers]
              for i in range(max(0, start), min(end, manifest.num_layers))}  # fmt: skip

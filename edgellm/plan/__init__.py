@@ -2,6 +2,7 @@
 
 types.py      Capacity, Settings, Section, Plan: values, validated where they enter
 needs.py      what a section needs in RAM, and what a board leaves to use
+costs.py      what layers, tokens and groups of answers cost on a board
 fleet.py      boards as the searches count them, in integers
 search.py     the exact search over boards, orders and cuts
 make.py       make_plan, check_plan

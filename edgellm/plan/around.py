@@ -97,19 +97,20 @@ class _Judge:
     ):  # fmt: skip
         self._manifest, self._capacities, self._settings, self._held = manifest, capacities, settings, held or {}
         self._needs = Needs(manifest, settings)
-        self._kinds = {c.board: k for c, k in zip(capacities, kinds(capacities, manifest, shards), strict=True)}
+        self._kinds = {c.board: k for c, k in zip(capacities, kinds(capacities, self._needs, shards), strict=True)}
         self._index = {c.board: i for i, c in enumerate(capacities)}
 
     def figure_ns(self, plan: Plan) -> int:
         """Return what the objective compares: the slowest stage, or all together."""
-        times = self._times(plan)
-        return max(times) if plan.objective == "throughput" else sum(times)
+        alone = len(plan.sections) == 1
+        turns = [self._kinds[s.board].turn.of(s.start, s.end, alone) for s in plan.sections]
+        return max(turns) if plan.objective == "throughput" else self._token_ns(plan)
 
     def move(self, plan: Plan, why: str) -> Move:
         """Return the move to a plan that was chosen because of `why`."""
         moved = {s.board: to_load(self._manifest, s, self._held.get(s.board)) for s in plan.sections}
         moved_bytes = sum(s.bytes for loads in moved.values() for s in loads)
-        token_s = sum(self._times(plan)) / 1e9
+        token_s = self._token_ns(plan) / 1e9
         load = f"{size(moved_bytes)} to load" if moved_bytes else "nothing to load"
         return Move(
             plan=plan, changed=True, reason=f"{why}; {load}, a token takes {ms(token_s)}", gain=None,
@@ -136,8 +137,6 @@ class _Judge:
         stored = kind.stored is None or kind.stored[cut.start] >= cut.end
         return stored and self._needs.total(cut.start, cut.end) <= kind.usable_bytes
 
-    def _times(self, plan: Plan) -> list[int]:
-        return [
-            self._kinds[s.board].stage_ns(s.num_layers, s.end == plan.num_layers, len(plan.sections) == 1)
-            for s in plan.sections
-        ]
+    def _token_ns(self, plan: Plan) -> int:
+        alone = len(plan.sections) == 1
+        return sum(self._kinds[s.board].token.of(s.start, s.end, alone) for s in plan.sections)

@@ -1,16 +1,18 @@
 """Explains a plan and a move: who gets what, how fast it is, which boards aren't used and why, what would not fit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgellm.errors import PlanError
+from edgellm.plan.costs import group_size
 from edgellm.plan.fleet import Kind, kinds
 from edgellm.plan.make import check_request
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
 from edgellm.plan.rebalance import Move
 from edgellm.plan.search import ALIKE, is_exact, token_ns_using_all
 from edgellm.plan.short import largest_context, largest_slots
-from edgellm.plan.types import Capacity, Plan, Section
+from edgellm.plan.types import Capacity, Plan, Section, Settings
 from edgellm.plan.words import ms, size
 from edgellm.shards.manifest import Manifest
 
@@ -21,7 +23,7 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
     """Return the plan in numbers, for --json: bytes in `_bytes`, seconds in `_s`. Raises PlanError if a capacity is
     missing."""
     check_request(manifest, capacities, plan.settings)
-    by_name = {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities), strict=True)}
+    by_name = _by_name(manifest, capacities, plan.settings)
     if missing := [b for b in plan.boards if b not in by_name]:
         raise PlanError(f"the plan uses board {missing[0]}, whose capacity isn't given. Add it.")
     needs = Needs(manifest, plan.settings)
@@ -30,7 +32,7 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         capacity, kind = by_name[section.board]
         need = needs.of(section.start, section.end)
         usable = usable_bytes(capacity.ram_bytes)
-        time = kind.stage_ns(section.num_layers, section.end == plan.num_layers, alone=len(plan.sections) == 1)
+        alone = len(plan.sections) == 1
         sections.append(
             {
                 "board": section.board,
@@ -43,11 +45,13 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
                 "kv_bytes": need.kv,
                 "activations_bytes": need.activations,
                 "free_bytes": usable - need.total,
-                "stage_s": time / 1e9,
+                "stage_s": kind.token.of(section.start, section.end, alone) / 1e9,
+                "turn_s": kind.turn.of(section.start, section.end, alone) / 1e9,
             }
         )
     token_s = sum(s["stage_s"] for s in sections)
-    slowest = max(sections, key=lambda s: s["stage_s"])
+    slowest = max(sections, key=lambda s: s["turn_s"])
+    group = group_size(plan.slots, len(capacities), plan.num_layers)
     unused = [c for c in capacities if c.board not in plan.boards]
     return {
         "model": plan.model,
@@ -59,9 +63,10 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         "token_s": token_s,
         "tokens_per_s": _rate(token_s),
         "slowest_board": slowest["board"],
-        "slowest_stage_s": slowest["stage_s"],
-        "pipelined_tokens_per_s": _rate(slowest["stage_s"]),
-        "unused": [{"board": c.board, "why": _why_unused(plan, needs, by_name, c, slowest["stage_s"])} for c in unused],
+        "group": group,
+        "slowest_stage_s": slowest["turn_s"],
+        "pipelined_tokens_per_s": group * _rate(slowest["turn_s"]),
+        "unused": [{"board": c.board, "why": _why_unused(plan, needs, by_name, c, slowest["turn_s"])} for c in unused],
         "would_not_fit": _would_not_fit(plan, manifest, capacities, needs),
     }
 
@@ -81,8 +86,8 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         *_table(rows),
         "",
         f"one answer:   {facts['tokens_per_s']:.1f} tokens/s, {ms(facts['token_s'])} a token (predicted)",
-        f"many at once: {facts['pipelined_tokens_per_s']:.1f} tokens/s together; the slowest stage is "
-        f"{facts['slowest_board']} with {ms(facts['slowest_stage_s'])}",
+        f"many at once: {facts['pipelined_tokens_per_s']:.1f} tokens/s together, with as many of prompts; the slowest "
+        f"stage is {facts['slowest_board']}: {ms(facts['slowest_stage_s'])} for a token of {_answers(facts['group'])}",
         *(f"not used:     {u['board']}: {u['why']}" for u in facts["unused"]),
         *(f"wouldn't fit: {text}" for text in facts["would_not_fit"]),
     ]
@@ -94,7 +99,8 @@ def explain_move_dict(
 ) -> dict[str, Any]:
     """Return a move in numbers, for --json; what isn't known of the current plan is None. The arguments are
     next_plan's."""
-    by_name = {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities), strict=True)}
+    by_name = _by_name(manifest, capacities, move.plan.settings)
+    group = group_size(move.plan.slots, len(capacities), move.plan.num_layers)
     file_bytes = {s.name: s.bytes for s in manifest.shards}
     old = {s.board: s for s in current.sections} if current else {}
     new = {s.board: s for s in move.plan.sections}
@@ -110,10 +116,10 @@ def explain_move_dict(
                 "load_bytes": sum(file_bytes[name] for name in loads),
             }
         )
-    slowest = max(_stage_times(move.plan, by_name)) / 1e9
+    slowest = max(_turns(move.plan, by_name)) / 1e9
     slowest_before = None
     if current and move.token_s_before is not None:
-        slowest_before = max(_stage_times(current, by_name)) / 1e9
+        slowest_before = max(_turns(current, by_name)) / 1e9
     return {
         "changed": move.changed,
         "reason": move.reason,
@@ -128,10 +134,11 @@ def explain_move_dict(
         "token_s": move.token_s,
         "tokens_per_s_before": None if move.token_s_before is None else _rate(move.token_s_before),
         "tokens_per_s": _rate(move.token_s),
+        "group": group,
         "slowest_stage_s_before": slowest_before,
         "slowest_stage_s": slowest,
-        "pipelined_tokens_per_s_before": None if slowest_before is None else _rate(slowest_before),
-        "pipelined_tokens_per_s": _rate(slowest),
+        "pipelined_tokens_per_s_before": None if slowest_before is None else group * _rate(slowest_before),
+        "pipelined_tokens_per_s": group * _rate(slowest),
     }
 
 
@@ -178,6 +185,18 @@ def _speeds(before: float | None, after: float, changed: bool) -> str:
     return now if before is None or not changed else f"{before:.1f} tokens/s now, {now} next"
 
 
+def _answers(count: int) -> str:
+    return "one answer" if count == 1 else f"{count} answers"
+
+
+def _by_name(
+    manifest: Manifest, capacities: Sequence[Capacity], settings: Settings
+) -> dict[str, tuple[Capacity, Kind]]:
+    """Return each board's capacity, and its times: turns too, whatever the plan's objective is."""
+    needs = Needs(manifest, replace(settings, objective="throughput"))
+    return {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities, needs), strict=True)}
+
+
 def _why_unused(
     plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kind]], unused: Capacity, slowest_s: float
 ) -> str:
@@ -189,12 +208,12 @@ def _why_unused(
             f"the smallest layer needs {size(smallest)} (an offer of {size(offer_for(smallest))})"
         )
     boards = [*(by_name[b][1] for b in plan.boards), kind]
-    now_ns = sum(_stage_times(plan, by_name))
+    now_ns = sum(_times(plan, by_name))
     exact = is_exact(needs, boards)
     after = token_ns_using_all(needs, boards) if exact else None
     if plan.objective == "throughput":
-        one_layer = kind.stage_ns(1, False)
-        if one_layer > max(_stage_times(plan, by_name)):
+        one_layer = kind.turn.of(0, 1)
+        if one_layer > max(_turns(plan, by_name)):
             return (
                 f"one layer and a hop take {ms(one_layer / 1e9)} there, more than the slowest stage's "
                 f"{ms(slowest_s)}"
@@ -215,9 +234,14 @@ def _why_unused(
     return f"adding {name} wouldn't make a token faster than {ms(now_ns / 1e9)}"
 
 
-def _stage_times(plan: Plan, by_name: dict[str, tuple[Capacity, Kind]]) -> list[int]:
+def _times(plan: Plan, by_name: dict[str, tuple[Capacity, Kind]]) -> list[int]:
     alone = len(plan.sections) == 1
-    return [by_name[s.board][1].stage_ns(s.num_layers, s.end == plan.num_layers, alone) for s in plan.sections]
+    return [by_name[s.board][1].token.of(s.start, s.end, alone) for s in plan.sections]
+
+
+def _turns(plan: Plan, by_name: dict[str, tuple[Capacity, Kind]]) -> list[int]:
+    alone = len(plan.sections) == 1
+    return [by_name[s.board][1].turn.of(s.start, s.end, alone) for s in plan.sections]
 
 
 def _would_not_fit(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity], needs: Needs) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, count
 from typing import NamedTuple
 
-from edgellm.plan.fleet import INFINITE, NS, Choices, Fleet, Kind, Price, cheapest, reach, time_price
+from edgellm.plan.fleet import INFINITE, NS, Choices, Fleet, Kind, Price, cheapest, reach, time_price, turns_of
 from edgellm.plan.needs import Needs
 from edgellm.plan.search import Cut
 from edgellm.shards.manifest import Manifest
@@ -29,7 +29,8 @@ _BYTE = 1 << 96  # bytes count above all time: 4096 stages of an hour a layer ar
 
 
 class Cost(NamedTuple):
-    """What plans are compared by: bytes to load, the objective's figure, a token's time, both in ns, and stages."""
+    """What plans are compared by: bytes to load, the objective's figure (the longest turn, or a token's time), a
+    token's time, both in ns, and stages."""
 
     load_bytes: int
     figure_ns: int
@@ -59,19 +60,21 @@ class Fewest:
 
     def cost(self, cuts: Sequence[Cut]) -> Cost:
         """Return what a plan costs."""
-        times = [self._boards[c.board].stage_ns(c.end - c.start, c.end == self._n, len(cuts) == 1) for c in cuts]
-        figure = max(times) if self._objective == "throughput" else sum(times)
-        return Cost(sum(self._loads[c.board].of(c.start, c.end) for c in cuts), figure, sum(times), len(cuts))
+        alone = len(cuts) == 1
+        token = sum(self._boards[c.board].token.of(c.start, c.end, alone) for c in cuts)
+        longest = max(self._boards[c.board].turn.of(c.start, c.end, alone) for c in cuts)
+        figure = longest if self._objective == "throughput" else token
+        return Cost(sum(self._loads[c.board].of(c.start, c.end) for c in cuts), figure, token, len(cuts))
 
     def cuts(self, limit_ns: int, best_ns: int = 0) -> list[Cut] | None:
         """Return the plan of the least cost whose figure is at most `limit_ns`, as evenly cut as that allows; None if
         it finds none. `best_ns`: no plan's figure is less."""
         self._kinds, self._members, self._choices = _choices(self._needs, self._boards)
-        self._prices = [_price(load_price(self._manifest, k.holds), time_price(k, self._n)) for k in self._kinds]
+        self._prices = [_price(load_price(self._manifest, k.holds), time_price(k)) for k in self._kinds]
         found = [
             [Cut(index, 0, self._n)]
             for index, board in enumerate(self._boards)
-            if self._reaches[index][0] == self._n and board.stage_ns(self._n, True, alone=True) <= limit_ns
+            if self._reaches[index][0] == self._n and board.turn.of(0, self._n, alone=True) <= limit_ns
         ]
         latency = self._objective == "latency"
         cuts = self._several(limit_ns) if latency else self._several_least_slow(limit_ns, best_ns)
@@ -84,7 +87,7 @@ class Fewest:
         if (best := self._several(limit_ns)) is None:
             return None
         fewest, slowest, _, _ = self.cost(best)
-        times = sorted(time for time in self._stage_times() if best_ns <= time < slowest)
+        times = sorted(time for time in turns_of(self._kinds) if best_ns <= time < slowest)
         low, high = 0, len(times)  # times[high:] are slow enough
         while low < high:
             middle = (low + high) // 2
@@ -94,10 +97,6 @@ class Fewest:
             else:
                 low = middle + 1
         return best
-
-    def _stage_times(self) -> set[int]:
-        layers = range(1, self._n + 1)
-        return {kind.stage_ns(m, head) for kind in self._kinds for m in layers for head in (False, True)}
 
     def _several(self, limit_ns: int) -> list[Cut] | None:
         """Return the cheapest plan of several stages: of all of them together (latency) or of each, `limit_ns` at most.
@@ -226,7 +225,7 @@ class Fewest:
                 yield Cut(a.board, a.start, cut), Cut(b.board, cut, b.end)
 
     def _squares(self, cuts: Sequence[Cut]) -> int:
-        return sum(self._boards[c.board].stage_ns(c.end - c.start, c.end == self._n) ** 2 for c in cuts)
+        return sum(self._boards[c.board].token.of(c.start, c.end) ** 2 for c in cuts)
 
 
 def load_price(manifest: Manifest, holds: tuple[int, int] | None) -> Price:

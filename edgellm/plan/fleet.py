@@ -5,10 +5,11 @@ Boards of one kind (same numbers) are interchangeable; a state of a search is ho
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
-from itertools import product
+from itertools import combinations, product
 from math import prod
 from typing import NamedTuple
 
+from edgellm.plan.costs import group_size, layer_sums, load_of
 from edgellm.plan.needs import Needs, usable_bytes
 from edgellm.plan.types import Capacity
 from edgellm.shards.manifest import Manifest
@@ -23,23 +24,34 @@ _SHARDS_PERCENT = 100  # from here on boards with different shards on their disk
 Choices = list[list[tuple[int, int]]]  # by state: (kind that is put in front, state of what follows it)
 
 
-class Kind(NamedTuple):
-    """A board in integers: bytes it may use, and its times for a layer, for the head, for a hop.
+class Times(NamedTuple):
+    """What sections take on a board in ns, as sums of prefixes: `layers[end] - layers[start]`, and the head's time if
+    it has the head, and a hop's unless it is the only section."""
 
-    `stored` has for every start the furthest end of a section whose shards lie on the board's disk; None: any shard can
-    be brought to it. `holds` is the section that it has loaded; only the search for few bytes looks at that.
+    layers: tuple[int, ...]
+    head: int
+    hop: int
+
+    def of(self, start: int, end: int, alone: bool = False) -> int:
+        """Return the time of section [start, end), the hop out of it included unless it is the only one."""
+        layers = self.layers
+        return layers[end] - layers[start] + (end == len(layers) - 1) * self.head + (not alone) * self.hop
+
+
+class Kind(NamedTuple):
+    """A board in integers: bytes it may use, and what sections take.
+
+    `token` is the time of one token that is decoded alone, `turn` what "throughput" compares: how long a group of
+    answers keeps the board busy (costs.py). For "latency" it is the same as `token`. `stored` has for every start the
+    furthest end of a section whose shards lie on the board's disk; None: any shard can be brought to it. `holds` is the
+    section that it has loaded; only the search for few bytes looks at that.
     """
 
     usable_bytes: int
-    layer_ns: int
-    head_ns: int
-    hop_ns: int
+    token: Times
+    turn: Times
     stored: tuple[int, ...] | None = None
     holds: tuple[int, int] | None = None
-
-    def stage_ns(self, num_layers: int, has_head: bool, alone: bool = False) -> int:
-        """Return a token's time at this board, the hop out of it included unless it is the only stage."""
-        return num_layers * self.layer_ns + has_head * self.head_ns + (not alone) * self.hop_ns
 
 
 class Fleet(NamedTuple):
@@ -88,17 +100,25 @@ class Fleet(NamedTuple):
 
 
 def kinds(
-    capacities: Sequence[Capacity], manifest: Manifest | None = None, shards: Mapping[str, Set[str]] | None = None
+    capacities: Sequence[Capacity], needs: Needs, shards: Mapping[str, Set[str]] | None = None
 ) -> list[Kind]:
-    """Return the capacities as the search counts them. With the `manifest` and `shards`, the names of the shard files
-    on each board's disk, a board gets only sections whose shards it has."""
-    return [
-        Kind(
-            usable_bytes(c.ram_bytes), round(c.layer_s * 1e9), round(c.head_s * 1e9), round(c.hop_s * 1e9),
-            stored=None if manifest is None or shards is None else stored(manifest, shards.get(c.board, frozenset())),
-        )  # fmt: skip
-        for c in capacities
-    ]
+    """Return the capacities as the search counts them for this model and these settings. With `shards`, the names of
+    the shard files on each board's disk, a board gets only sections whose shards it has."""
+    manifest, settings = needs.manifest, needs.settings
+    loads = [load_of(c, capacities) for c in capacities]
+    group = group_size(settings.slots, len(capacities), manifest.num_layers)
+    found = []
+    for capacity, load in zip(capacities, loads, strict=True):
+        hop = round(capacity.hop_s * 1e9)
+
+        def times(layer_s: float, head_s: float, hop: int = hop) -> Times:
+            return Times(tuple(layer_sums(manifest, round(layer_s * 1e9))), round(head_s * 1e9), hop)
+
+        token = times(capacity.layer_s, capacity.head_s)
+        turn = times(load.turn_layer_s(group), load.turn_head_s(group)) if settings.objective == "throughput" else token
+        there = None if shards is None else stored(manifest, shards.get(capacity.board, frozenset()))
+        found.append(Kind(usable_bytes(capacity.ram_bytes), token, turn, there))
+    return found
 
 
 def stored(manifest: Manifest, names: Set[str]) -> tuple[int, ...]:
@@ -119,13 +139,12 @@ def stored(manifest: Manifest, names: Set[str]) -> tuple[int, ...]:
 
 
 def _alike(boards: Sequence[Kind], indices: list[int], percent: int) -> list[list[int]]:
-    """Group boards: equal ones for 0 per cent, else those near the first of their group in RAM and layer time."""
+    """Group boards: equal ones for 0 per cent, else those near the first of their group in RAM and time."""
     groups: list[list[int]] = []
     for i in indices:
         for group in groups:
             a, b = boards[group[0]], boards[i]
-            near = percent and _near(a.usable_bytes, b.usable_bytes, percent) and _near(a.layer_ns, b.layer_ns, percent)
-            if a == b or (near and (a.stored == b.stored or percent > _SHARDS_PERCENT)):
+            if a == b or (percent and _are_near(a, b, percent) and (a.stored == b.stored or percent > _SHARDS_PERCENT)):
                 group.append(i)
                 break
         else:
@@ -133,8 +152,9 @@ def _alike(boards: Sequence[Kind], indices: list[int], percent: int) -> list[lis
     return groups
 
 
-def _near(a: int, b: int, percent: int) -> bool:
-    return 100 * abs(a - b) <= percent * min(a, b) or percent > 1_000_000
+def _are_near(a: Kind, b: Kind, percent: int) -> bool:
+    pairs = zip(*((k.usable_bytes, k.token.layers[-1], k.turn.layers[-1]) for k in (a, b)), strict=True)
+    return percent > 1_000_000 or all(100 * abs(x - y) <= percent * min(x, y) for x, y in pairs)
 
 
 def _weakest(boards: list[Kind]) -> Kind:
@@ -143,11 +163,25 @@ def _weakest(boards: list[Kind]) -> Kind:
     stored = [b.stored for b in boards if b.stored is not None]
     return Kind(
         min(b.usable_bytes for b in boards),
-        max(b.layer_ns for b in boards),
-        max(b.head_ns for b in boards),
-        max(b.hop_ns for b in boards),
+        _slowest([b.token for b in boards]),
+        _slowest([b.turn for b in boards]),
         stored=tuple(map(min, *stored)) if len(stored) > 1 else stored[0] if stored else None,
     )
+
+
+def _slowest(times: list[Times]) -> Times:
+    # All are the same multiples of a layer's time, so the last sum tells which are the largest.
+    return Times(max((t.layers for t in times), key=max), max(t.head for t in times), max(t.hop for t in times))
+
+
+def turns_of(kinds_: Sequence[Kind]) -> set[int]:
+    """Return every turn that a section among several may take on these kinds, in ns."""
+    turns = set()
+    for kind in kinds_:
+        layers, head, hop = kind.turn
+        between = {b - a for a, b in combinations(layers[:-1], 2)}
+        turns |= {ns + hop for ns in between} | {layers[-1] - ns + head + hop for ns in layers[:-1]}
+    return turns
 
 
 def _holds_a_layer(needs: Needs, board: Kind) -> bool:
@@ -155,8 +189,8 @@ def _holds_a_layer(needs: Needs, board: Kind) -> bool:
 
 
 def reach(needs: Needs, board: Kind, limit: int | None) -> list[int]:
-    """Return for every start the furthest end that the board holds (within `limit` ns a stage); the start itself if
-    none.
+    """Return for every start the furthest end that the board holds (in a turn of `limit` ns at most); the start itself
+    if none.
 
     Every end in between fits too, and a later start never reaches less far.
     """
@@ -167,7 +201,7 @@ def reach(needs: Needs, board: Kind, limit: int | None) -> list[int]:
         end = max(end, start)
         stored = n if board.stored is None else board.stored[start]
         while end < stored and needs.total(start, end + 1) <= board.usable_bytes:
-            if limit is not None and board.stage_ns(end + 1 - start, end + 1 == n) > limit:
+            if limit is not None and board.turn.of(start, end + 1) > limit:
                 break
             end += 1
         ends.append(end)
@@ -189,10 +223,10 @@ class Price(NamedTuple):
         return self.layers[end] - self.layers[start] + self.stage + (not start) * self.first + (end == n) * self.last
 
 
-def time_price(kind: Kind, num_layers: int) -> Price:
-    """Return time as a cost: in units of a nanosecond / NS, the hop included."""
-    layer = kind.layer_ns * NS
-    return Price([i * layer for i in range(num_layers + 1)], kind.hop_ns * NS + STAGE, 0, kind.head_ns * NS)
+def time_price(kind: Kind) -> Price:
+    """Return a token's time as a cost: in units of a nanosecond / NS, the hop included."""
+    token = kind.token
+    return Price([ns * NS for ns in token.layers], token.hop * NS + STAGE, 0, token.head * NS)
 
 
 def cheapest(

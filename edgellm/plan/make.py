@@ -20,7 +20,8 @@ def make_plan(manifest: Manifest, capacities: Sequence[Capacity], settings: Sett
     `settings.objective` says what is best: the fastest single token, or the smallest slowest stage.
     """
     check_request(manifest, capacities, settings)
-    cuts = search(Needs(manifest, settings), kinds(capacities), settings.objective)
+    needs = Needs(manifest, settings)
+    cuts = search(needs, kinds(capacities, needs), settings.objective)
     if cuts is None:
         raise too_large(manifest, capacities, settings)
     return plan_of(cuts, manifest, capacities, settings, epoch)

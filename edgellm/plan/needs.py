@@ -46,6 +46,7 @@ class Needs:
     """
 
     def __init__(self, manifest: Manifest, settings: Settings):
+        self.manifest, self.settings = manifest, settings
         self.num_layers = manifest.num_layers
         shards = manifest.shards[1:-1]
         self._weights = [0, *accumulate(s.ram_bytes for s in shards)]

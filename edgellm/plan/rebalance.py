@@ -73,7 +73,8 @@ def next_plan(
     if held is None:
         held = {s.board: (s.start, s.end) for s in same.sections} if same else {}
     held = {board: there for board, there in held.items() if there and 0 <= there[0] < there[1] <= manifest.num_layers}
-    needs, boards = Needs(manifest, settings), kinds(capacities, manifest, shards)
+    needs = Needs(manifest, settings)
+    boards = kinds(capacities, needs, shards)
     fewest = Fewest(
         manifest,
         needs,
@@ -213,7 +214,8 @@ def _nothing_fits(
     manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, shards: Mapping[str, Set[str]] | None
 ) -> PlanError:
     """Return why nothing fits: too little RAM, or only shards that aren't where they are needed."""
-    if shards is None or not fits(Needs(manifest, settings), kinds(capacities)):
+    needs = Needs(manifest, settings)
+    if shards is None or not fits(needs, kinds(capacities, needs)):
         return too_large(manifest, capacities, settings)
     lacks = []
     for capacity in capacities:

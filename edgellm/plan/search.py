@@ -9,7 +9,7 @@ yet may not be the best.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from edgellm.plan.fleet import INFINITE, NS, STAGE, Fleet, Kind, cheapest, reach, time_price
+from edgellm.plan.fleet import INFINITE, NS, STAGE, Fleet, Kind, cheapest, reach, time_price, turns_of
 from edgellm.plan.needs import Needs
 
 ALIKE = 50  # plans are as fast as each other if they differ by a fiftieth, which is less than measurements vary
@@ -29,9 +29,9 @@ def search(needs: Needs, boards: Sequence[Kind], objective: str) -> list[Cut] | 
     """Return the best sections in pipeline order, or None if none fit.
 
     "latency" minimises the time of one token through all stages, then the number of boards. "throughput" minimises the
-    slowest stage, then the time of one token, then the number of boards. Of plans that are alike in this (ALIKE), the
-    one wins whose fullest board is least full: a small board isn't filled beside an idle large one. Then boards listed
-    earlier come first, and layers are spread as evenly as all this allows.
+    longest turn of a stage (costs.py), then the time of one token, then the number of boards. Of plans that are alike
+    in this (ALIKE), the one wins whose fullest board is least full: a small board isn't filled beside an idle large
+    one. Then boards listed earlier come first, and layers are spread as evenly as all this allows.
     """
     best = fastest(needs, boards, objective)
     if best is None or Fleet.of(needs, boards).num_states > MAX_ROOM_STATES:
@@ -44,7 +44,7 @@ def _roomiest(needs: Needs, boards: Sequence[Kind], objective: str, best: list[C
 
     Boards of which only a share may be used bound the fullness, so each step is a search over such boards.
     """
-    figures = _figures(needs, boards, objective, best)
+    figures = _figures(boards, objective, best)
     limits = [figure + figure // ALIKE for figure in figures]
     stages, high = len(best), _fullness(needs, boards, best)
     low = max(0, FULLNESS_STEPS * needs.total(0, needs.num_layers) // max(1, sum(b.usable_bytes for b in boards)) - 1)
@@ -52,7 +52,7 @@ def _roomiest(needs: Needs, boards: Sequence[Kind], objective: str, best: list[C
         middle = (low + high) // 2
         shares = [b._replace(usable_bytes=b.usable_bytes * middle // FULLNESS_STEPS) for b in boards]
         cuts = fastest(needs, shares, objective, slowest_ns=limits[0], most_stages=stages)
-        found = limits if cuts is None else _figures(needs, boards, objective, cuts)
+        found = limits if cuts is None else _figures(boards, objective, cuts)
         if cuts is not None and all(figure <= limit for figure, limit in zip(found, limits, strict=True)):
             best, high = cuts, _fullness(needs, boards, cuts)
         else:
@@ -60,11 +60,12 @@ def _roomiest(needs: Needs, boards: Sequence[Kind], objective: str, best: list[C
     return best
 
 
-def _figures(needs: Needs, boards: Sequence[Kind], objective: str, cuts: Sequence[Cut]) -> tuple[int, int]:
+def _figures(boards: Sequence[Kind], objective: str, cuts: Sequence[Cut]) -> tuple[int, int]:
     """Return what plans are compared by first, and a token's time, in ns."""
-    n, alone = needs.num_layers, len(cuts) == 1
-    times = [boards[c.board].stage_ns(c.end - c.start, c.end == n, alone) for c in cuts]
-    return max(times) if objective == "throughput" else sum(times), sum(times)
+    alone = len(cuts) == 1
+    token = sum(boards[c.board].token.of(c.start, c.end, alone) for c in cuts)
+    longest = max(boards[c.board].turn.of(c.start, c.end, alone) for c in cuts)
+    return longest if objective == "throughput" else token, token
 
 
 def _fullness(needs: Needs, boards: Sequence[Kind], cuts: Sequence[Cut]) -> int:
@@ -77,23 +78,23 @@ def fastest(
 ) -> list[Cut] | None:
     """Return the fastest sections, however full the boards get; None if none fit.
 
-    With `slowest_ns`, the "throughput" of any slowest stage up to that is good enough.
+    With `slowest_ns`, the "throughput" of any turns up to that is good enough.
     """
     n = needs.num_layers
     fleet = Fleet.of(needs, boards)
-    alone = [
-        (board.stage_ns(n, True, alone=True), index)
-        for index, board in enumerate(boards)
-        if reach(needs, board, None)[0] == n
-    ]
-    limit = None
-    if objective == "throughput":
-        limit = _slowest_stage(needs, fleet) if slowest_ns is None else slowest_ns
-        if alone and (limit is None or min(alone)[0] <= limit):
-            return [Cut(min(alone)[1], 0, n)]
+    alone = [(board, index) for index, board in enumerate(boards) if reach(needs, board, None)[0] == n]
+    limit = slowest_ns if objective == "throughput" else None
+    if objective == "throughput" and slowest_ns is None:
+        turns = [board.turn.of(0, n, alone=True) for board, _ in alone]
+        several = _longest_turn(needs, fleet)
+        limit = min([*turns, *([] if several is None else [several])], default=None)
+    if limit is not None:
+        alone = [(board, index) for board, index in alone if board.turn.of(0, n, alone=True) <= limit]
     order, cost = _cheapest_order(needs, fleet, limit, most_stages or needs.num_layers)
-    if alone and objective == "latency" and (order is None or min(alone)[0] * NS + STAGE <= cost):
-        return [Cut(min(alone)[1], 0, n)]
+    if alone:
+        token, index = min((board.token.of(0, n, alone=True), index) for board, index in alone)
+        if order is None or token * NS + STAGE <= cost:
+            return [Cut(index, 0, n)]
     if order is None and fleet.is_coarse and slowest_ns is None:
         order = _largest_first(needs, boards)
     if order is None:
@@ -137,15 +138,9 @@ def _covers_all(needs: Needs, fleet: Fleet, limit: int | None) -> bool:
     return False
 
 
-def _slowest_stage(needs: Needs, fleet: Fleet) -> int | None:
-    """Return the smallest possible time of the slowest of several stages in ns; None if nothing fits."""
-    distinct = {
-        kind.stage_ns(layers, has_head)
-        for kind in fleet.kinds
-        for layers in range(1, needs.num_layers + 1)
-        for has_head in (False, True)
-    }
-    times = sorted(distinct)
+def _longest_turn(needs: Needs, fleet: Fleet) -> int | None:
+    """Return the smallest possible longest turn of several stages in ns; None if nothing fits."""
+    times = sorted(turns_of(fleet.kinds))
     if not times or not _covers_all(needs, fleet, times[-1]):
         return None
     low, high = 0, len(times) - 1
@@ -163,7 +158,7 @@ def _cheapest(needs: Needs, fleet: Fleet, limit: int | None) -> list[list[int]]:
     included."""
     n = needs.num_layers
     reaches = [reach(needs, kind, limit) for kind in fleet.kinds]
-    return cheapest(n, fleet.choices(), reaches, [time_price(kind, n) for kind in fleet.kinds])
+    return cheapest(n, fleet.choices(), reaches, [time_price(kind) for kind in fleet.kinds])
 
 
 def _cheapest_order(needs: Needs, fleet: Fleet, limit: int | None, most: int) -> tuple[list[int] | None, int]:
@@ -190,7 +185,7 @@ def _cheapest_order(needs: Needs, fleet: Fleet, limit: int | None, most: int) ->
                     continue
                 before = state - fleet.strides[k]
                 for end in range(start + 1, reaches[k][start] + 1):
-                    stage = kind.stage_ns(end - start, end == n) * NS + STAGE
+                    stage = kind.token.of(start, end) * NS + STAGE
                     if costs[state][start] == stage + costs[before][end]:
                         following.setdefault(k, set()).add((before, end))
         k = min(following, key=lambda k: fleet.members[k][taken[k]])
@@ -215,7 +210,7 @@ def _even_cuts(needs: Needs, boards: Sequence[Kind], order: list[int], limit: in
             options = []
             for end in range(start + 1, ends[start] + 1):
                 if (rest := best[end]) is not None:
-                    stage = boards[index].stage_ns(end - start, end == n)
+                    stage = boards[index].token.of(start, end)
                     options.append((rest[0] + stage, rest[1] + stage * stage, -end))
             if options:
                 total, squares, end = min(options)

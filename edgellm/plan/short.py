@@ -19,14 +19,14 @@ _INT4, _INT8, _16_BIT, _32_BIT = 20 / 32, 34 / 32, 2.0, 4.0
 
 def largest_slots(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, most: int) -> int:
     """Return the most slots, up to `most`, with which the model fits at this context; 0 if none do."""
-    boards = kinds(capacities)
+    boards = kinds(capacities, Needs(manifest, settings))
     return _largest(0, most, lambda slots: fits(Needs(manifest, replace(settings, slots=slots)), boards))
 
 
 def largest_context(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, most: int) -> int:
     """Return the longest context, a multiple of CONTEXT_STEP up to `most`, that fits with these slots; 0 if none does.
     """
-    boards = kinds(capacities)
+    boards = kinds(capacities, Needs(manifest, settings))
 
     def ok(steps: int) -> bool:
         return fits(Needs(manifest, replace(settings, context=steps * CONTEXT_STEP)), boards)
@@ -112,7 +112,8 @@ def lower_bits(manifest: Manifest, capacities: Sequence[Capacity], settings: Set
             else replace(s, ram_bytes=round(s.ram_bytes * min(1, ends_after / ends)))
             for s in manifest.shards
         )
-        if fits(Needs(replace(manifest, shards=smaller), settings), kinds(capacities)):
+        needs = Needs(replace(manifest, shards=smaller), settings)
+        if fits(needs, kinds(capacities, needs)):
             now, then = (size(sum(s.ram_bytes for s in shards)) for shards in (manifest.shards, smaller))
             return quantization, f"about {then} of weights instead of {now}"
     return None
@@ -138,11 +139,12 @@ def _too_few(needs: Needs, boards: list[Kind], extra: list[Kind], more: int) -> 
 
 def more_boards(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings) -> list[str]:
     """Return how many more boards like one of these it would take: "with 1 more board like pi2 (0.32 GB)"."""
-    needs, boards = Needs(manifest, settings), kinds(capacities)
+    needs = Needs(manifest, settings)
+    boards = kinds(capacities, needs)
     most = manifest.num_layers  # a board holds a layer at least
     by_size = sorted(capacities, key=lambda c: c.ram_bytes)
     for like in (by_size[(len(by_size) - 1) // 2], by_size[-1]):  # the median; if that is too small, the largest
-        extra = kinds([like])
+        extra = kinds([like], needs)
         few = _largest(-1, most, partial(_too_few, needs, boards, extra))
         if few < most:
             more = few + 1

@@ -29,8 +29,10 @@ _MAX_EPOCH = (1 << 32) - 1  # what a frame can carry
 class Capacity:
     """What a board's agent measured.
 
-    `ram_bytes` is offered for weights, KV and activations (the agent's own runtime is already subtracted); `layer_s`
-    decodes one token through one layer, `head_s` through the head; `hop_s` is a hop out of this board.
+    `ram_bytes` is offered for weights, KV and activations (the agent's own runtime is already subtracted). Seconds:
+    `layer_s` decodes one token through a layer of mean size, `head_s` through the head; `hop_s` is a hop out of this
+    board. `batch_layer_s` is what each further token of a batch adds a layer, `prefill_layer_s` what a prompt token
+    takes a layer in a chunk; None: not measured yet.
     """
 
     board: str
@@ -39,6 +41,8 @@ class Capacity:
     head_s: float
     hop_s: float
     cores: int = 1
+    batch_layer_s: float | None = None
+    prefill_layer_s: float | None = None
 
     def __post_init__(self) -> None:
         _check_board(self.board, "capacity: board")
@@ -46,6 +50,9 @@ class Capacity:
         _check_int(self.ram_bytes, 0, _MAX_BYTES, f"{what}: ram_bytes")
         for name in ("layer_s", "head_s", "hop_s"):
             _check_seconds(getattr(self, name), f"{what}: {name}")
+        for name in ("batch_layer_s", "prefill_layer_s"):
+            if getattr(self, name) is not None:
+                _check_seconds(getattr(self, name), f"{what}: {name}")
         if self.layer_s == 0:
             raise PlanError(f"{what}: layer_s is 0, expected more. Let its agent measure again.")
         _check_int(self.cores, 1, 4096, f"{what}: cores")

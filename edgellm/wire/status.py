@@ -22,6 +22,7 @@ _MAX_RANGES = 4096  # of layers: no model has more
 _MAX_LINKS = 64
 _MAX_REASON = 300  # characters
 MAX_DAMAGED = 16  # names of damaged files in a report
+OFF = 1.2  # times as long or as short, from which on a prediction counts as wrong
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -75,6 +76,8 @@ class SectionStatus:
     sent_bytes: int | None = None  # to other boards
     decode_steps: int | None = None
     decode_s: float | None = None
+    predicted_s: float | None = None  # of one token alone, when the plan was made
+    token_s: float | None = None  # the same as the last steps tell
 
     @classmethod
     def from_dict(cls, content: object) -> "SectionStatus":
@@ -91,7 +94,16 @@ class SectionStatus:
             sent_bytes=_count(said.get("sent_bytes")),
             decode_steps=_count(said.get("decode_steps")),
             decode_s=_seconds(said.get("decode_s")),
+            predicted_s=_seconds(said.get("predicted_s")),
+            token_s=_seconds(said.get("token_s")),
         )
+
+    @property
+    def is_off(self) -> bool:
+        """Whether a token takes something else than the plan was made with: a fifth more, or less."""
+        if not self.predicted_s or not self.token_s:
+            return False
+        return max(self.token_s, self.predicted_s) > OFF * min(self.token_s, self.predicted_s)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def said(name: str, serves=None, **changes) -> Word:
         "addresses": {b: list(ADDRESSES[b]) for b in serves.boards} if serves else None,
         "disk_free_bytes": 5_000_000_000,
         "capacity": {"board": name, "ram_bytes": 2_000_000_000, "layer_s": 0.01, "head_s": 0.0, "hop_s": 0.001,
-                     "cores": 4},
+                     "cores": 4, "batch_layer_s": None, "prefill_layer_s": None},
         "compute": {"threads": 4, "cores": [4, 5, 6, 7], "kernels": "dotprod"},
         "section": None,
         "health": {"temperature_c": 51.5, "throttled": False, "undervoltage": None, "link_mbit": 1000,
@@ -72,6 +72,7 @@ def test_a_cluster_that_serves():
         "ram_offered_bytes": 2_000_000_000, "ram_free_bytes": first["ram_free_bytes"],
         "disk_free_bytes": 5_000_000_000, "slots": 4, "free_slots": 3, "temperature_c": 51.5, "throttled": False,
         "undervoltage": None, "link_mbit": 1000, "uptime_s": 100.5, "decode_ms_per_token": 24.0, "hop_s": 0.001,
+        "predicted_ms_per_token": None, "measured_ms_per_token": None,
         "kernels": "dotprod", "cores": [4, 5, 6, 7], "version": "0.1.0", "epoch": 1,
     }  # fmt: skip
     assert 1_990_000_000 < first["ram_free_bytes"] < 2_000_000_000
@@ -308,3 +309,43 @@ def test_over_tls_with_certificates(tmp_path):
 
     good, without = run(go())
     assert good["b0"].error is None and without["b0"].status is None and without["b0"].error
+
+
+def paced(name, plan, predicted_s, token_s, layer_s) -> Word:
+    """What a board says whose steps tell how fast it is."""
+    own = plan.section_of(name)
+    section = {
+        "epoch": plan.epoch, "start": own.start, "end": own.end, "path": "generic", "slots": 4, "free_slots": 4,
+        "decode_steps": 50, "decode_s": 9.0, "predicted_s": predicted_s, "token_s": token_s,
+    }  # fmt: skip
+    capacity = Capacity(name, 2_000_000_000, layer_s, 0.0, 0.001)
+    shards = {"embedding": True, "layers": [[0, 6]], "head": True}
+    return said(name, plan, section=section, capacity=capacity.to_dict(), shards=shards)
+
+
+def test_what_the_plan_predicted_is_told_beside_what_is_measured():
+    plan = plan_of((0, 1, 6))
+    words = {"b0": paced("b0", plan, 0.030, 0.010, 0.010), "b1": paced("b1", plan, 0.050, 0.051, 0.0102)}
+    content = describe(cluster_of(plan, 2), words, MANIFEST)
+    assert content["notes"] == [
+        "b0 takes 10 ms a token, and the plan was made for 30 ms: it was probably busy when it was measured; "
+        "with b0 layers 0-3, b1 layers 3-6 39% would be saved. The boards get that plan when they are idle, or by "
+        "'edgellm rebalance'"
+    ]
+    assert [row["predicted_ms_per_token"] for row in content["boards"]] == [30, 50]
+    assert [row["measured_ms_per_token"] for row in content["boards"]] == [10, 51]
+    assert content["tokens_per_s"] == pytest.approx(1 / 0.063, abs=0.01)
+    assert content["predicted_tokens_per_s"] == pytest.approx(1 / 0.082, abs=0.01)
+
+
+def test_a_board_that_is_slower_than_predicted_and_no_better_plan():
+    plan = plan_of((0, 3, 6))
+    words = {"b0": paced("b0", plan, 0.030, 0.039, 0.013), "b1": paced("b1", plan, 0.030, 0.037, 0.0125)}
+    notes = describe(cluster_of(plan, 2), words, MANIFEST)["notes"]
+    assert notes == [
+        "b0 takes 39 ms a token, and the plan was made for 30 ms: heat or other work slows it",
+        "b1 takes 37 ms a token, and the plan was made for 30 ms: heat or other work slows it; no other plan would be "
+        "a tenth faster",
+    ]
+    words = {"b0": paced("b0", plan, 0.030, 0.035, 0.0117), "b1": paced("b1", plan, 0.030, None, 0.010)}
+    assert describe(cluster_of(plan, 2), words, MANIFEST)["notes"] == []

@@ -42,11 +42,15 @@ def make_manifest():
 @pytest.fixture(scope="session")
 def make_boards():
     def make(*offers) -> list[Capacity]:
-        """Boards pi1, pi2, … from (usable megabytes, ms a layer, ms for the head, ms a hop); the last two may lack."""
+        """Boards pi1, pi2, … from (usable megabytes, ms a layer, ms for the head, ms a hop, ms a layer for each further
+        token of a batch and for a prompt token). The last four may lack: no time."""
         boards = []
         for i, offer in enumerate(offers, 1):
-            usable, layer, head, hop = (*offer, *(0, 0)[: 4 - len(offer)])
-            boards.append(Capacity(f"pi{i}", HEADROOM + round(usable * MB), layer / 1e3, head / 1e3, hop / 1e3))
+            usable, layer, head, hop, batch, prefill = (*offer, *[0] * (6 - len(offer)))
+            seconds = [ms / 1e3 for ms in (layer, head, hop)]
+            offered = HEADROOM + round(usable * MB)
+            board = Capacity(f"pi{i}", offered, *seconds, batch_layer_s=batch / 1e3, prefill_layer_s=prefill / 1e3)
+            boards.append(board)
         return boards
 
     return make

@@ -45,7 +45,7 @@ def test_sections_are_told_in_bytes_and_seconds(make_manifest, make_boards):
     assert facts["tokens_per_s"] == pytest.approx(1 / 0.022)
     assert facts["pipelined_tokens_per_s"] == pytest.approx(1 / 0.015)
     assert "45.5 tokens/s, 22 ms a token" in text
-    assert "66.7 tokens/s together; the slowest stage is pi2 with 15 ms" in text
+    assert "66.7 tokens/s together, with as many of prompts; the slowest stage is pi2: 15 ms for a token" in text
     assert "0-3 (3)" in text
 
 

@@ -27,6 +27,7 @@ from edgellm.plan.fleet import kinds
 from edgellm.plan.needs import Needs
 from edgellm.plan.rebalance import SLACK
 from edgellm.plan.search import ALIKE
+from tests.plan.prices import token_ns, turn_ns
 
 MB = 10**6
 LATENCY = Settings(16, chunk=1)
@@ -194,7 +195,7 @@ def problems(draw):
     layers = draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
     n = len(layers)
     shape = {name: draw(st.integers(0, 9)) for name in ("embedding", "head")}
-    board = st.tuples(st.integers(8, 60), st.integers(1, 40), st.integers(0, 9), st.integers(0, 9))
+    board = st.tuples(st.integers(8, 60), st.integers(1, 40), *[st.integers(0, 9)] * 4)
     boards = draw(st.lists(board, min_size=1, max_size=4))
     ranges = [(a, b) for a in range(n) for b in range(a + 1, n + 1)]
     held = [draw(st.none() | st.sampled_from(ranges)) for _ in boards]
@@ -205,19 +206,19 @@ def problems(draw):
     edges = [0, *inner, n]
     if current is not None:
         current = [(f"pi{i + 1}", a, b) for i, a, b in zip(current, edges, edges[1:], strict=False)]
-    return layers, shape, boards, held, disks, current, draw(st.sampled_from((LATENCY, THROUGHPUT)))
+    request = st.sampled_from((LATENCY, THROUGHPUT, replace(THROUGHPUT, slots=4)))
+    return layers, shape, boards, held, disks, current, draw(request)
 
 
 def price(parts, boards, held, manifest, request):
     """(bytes, objective's figure, a token's time, stages) of (index of board, start, end) in order; times in ns."""
-    stages, load = [], 0
-    for stage, (i, start, end) in enumerate(parts):
-        times = ((end - start) * boards[i].layer_s, boards[i].head_s * (stage == len(parts) - 1))
-        stages.append(round(1e9 * (sum(times) + boards[i].hop_s * (len(parts) > 1))))
+    load, alone = 0, len(parts) == 1
+    token = sum(token_ns(manifest, boards[i], a, b, alone) for i, a, b in parts)
+    turns = [turn_ns(manifest, boards[i], request, len(boards), a, b, alone) for i, a, b in parts]
+    for i, start, end in parts:
         there = names(manifest, *held[i]) if held[i] else ()
         load += sum(s.bytes for s in manifest.section_shards(start, end) if s.name not in there)
-    figure = max(stages) if request.objective == "throughput" else sum(stages)
-    return load, figure, sum(stages), len(stages)
+    return load, max(turns) if request.objective == "throughput" else token, token, len(parts)
 
 
 def every_plan(manifest, boards, disks, request):
@@ -341,7 +342,7 @@ def test_fewest_bytes_within_any_time_equal_trying_everything(make_manifest, mak
     layers, shape, offers, held, disks, _, request = problem
     manifest, boards = make_manifest(layers, **shape), make_boards(*offers)
     shards = {b.board: names(manifest, *disk) for b, disk in zip(boards, disks, strict=True)}
-    kinds_ = [k._replace(holds=h) for k, h in zip(kinds(boards, manifest, shards), held, strict=True)]
+    kinds_ = [k._replace(holds=h) for k, h in zip(kinds(boards, Needs(manifest, request), shards), held, strict=True)]
     search = Fewest(manifest, Needs(manifest, request), kinds_, request.objective)
     prices = [price(parts, boards, held, manifest, request) for parts in every_plan(manifest, boards, disks, request)]
     limit = int(slack * min((figure for _, figure, _, _ in prices), default=1))

@@ -1,0 +1,64 @@
+"""A plan that a disturbed start made: noticed by the boards' own steps, mended once, and then left alone."""
+
+import random
+
+import pytest
+
+from edgellm.manager.rebalance import propose, settle
+from edgellm.manager.session import Session
+from edgellm.manager.survey import Fleet
+from edgellm.plan import Settings
+from tests.fakes import GREEDY, Boards, make_manifest, run
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+PROMPT = [5, 17, 3]
+SETTINGS = Settings(64, 2, 8, objective="throughput")
+
+
+async def answered(session: Session, count: int) -> list[int]:
+    stream = session.generate(list(PROMPT), sampling=GREEDY, max_tokens=count, eos=(), speculate=False)
+    return [chosen.token async for chosen in stream]
+
+
+def cuts(plan) -> list[tuple[str, int]]:
+    return sorted((s.board, s.num_layers) for s in plan.sections)
+
+
+def test_a_plan_of_a_disturbed_start_is_mended_once_and_then_stays(tmp_path):
+    """b0 was busy when it measured itself: three times as slow as it is."""
+    noise = random.Random(1)
+
+    async def go():
+        async with Boards(tmp_path, 2, make_manifest(32), start_s={"b0": 0.003}, head_s=0.0) as boards:
+            async with Fleet(boards.manifest, boards.addresses) as fleet:
+                await fleet.survey()
+                plan = (await settle(fleet, SETTINGS, grow=True)).plan
+                disturbed = cuts(plan)
+                for pace in boards.paces.values():
+                    pace.layer_s = 0.001
+                told: list[str] = []
+                async with Session(boards.manifest, plan, boards.addresses, tell=told.append) as session:
+                    whole = [len(await answered(session, 40)) == 40]
+                    await fleet.survey()
+                    off = {b: r.is_off for b, r in fleet.reports.items()}
+                    keeper = session.keeper
+                    keeper.look()
+                    await keeper.finish(20, told.append)
+                    mended, moves = keeper.plan, []
+                    for _ in range(20):
+                        for pace in boards.paces.values():
+                            pace.layer_s = 0.001 * noise.uniform(0.92, 1.08)
+                        whole.append(len(await answered(session, 40)) == 40)
+                        await fleet.survey()
+                        moves.append((await propose(fleet, SETTINGS, mended)).changed)
+                        keeper.look()
+                        await keeper.finish(20, told.append)
+                    return disturbed, off, mended, moves, keeper.plan, whole
+
+    disturbed, off, mended, moves, at_the_end, whole = run(go(), 60)
+    assert disturbed == [("b0", 8), ("b1", 24)]
+    assert off == {"b0": True, "b1": False}
+    assert cuts(mended) == [("b0", 16), ("b1", 16)] and mended.epoch == 2
+    assert moves == [False] * 20 and at_the_end == mended
+    assert all(whole)
