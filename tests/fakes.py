@@ -171,17 +171,17 @@ class Boards:
     a folder with the cluster's certificates. `stored` has by board the layers (start, end) whose shards lie on its
     disk, the ends of the model with the first and the last one; the others have all. `broken` boards can't load. Each
     takes 1 ms for a layer and `head_s` for the head, or so it says; `start_s` has other boards' times for a layer.
-    `paces` has by board what its steps are said to take.
+    `paces` has by board what its steps are said to take, and `hops` says that links are measured.
     """
 
     def __init__(
         self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None, real: bool = False,
         tls: Path | None = None, stored: dict[str, tuple[int, int]] | None = None, head_s: float = 0.002,
-        start_s: dict[str, float] | None = None,
+        start_s: dict[str, float] | None = None, hops: bool = False,
     ):  # fmt: skip
         self.folder, self.count, self.gates, self.real = folder, count, gates or {}, real
         self.stored, self.head_s = stored or {}, head_s
-        self.start_s = start_s or {}
+        self.start_s, self.hops = start_s or {}, hops
         self.paces: dict[str, FakePace] = {}
         if not real:
             (manifest or make_manifest()).write(folder)
@@ -261,6 +261,7 @@ class Boards:
         pace.layer_s = self.paces[name].layer_s if name in self.paces else None
         self.paces[name] = pace
         agent = Agent(options, load, lambda manifest, folder: (start_s, self.head_s), pace=pace)
+        agent.holding.links.measures = self.hops
         listening, i = asyncio.Event(), int(name[1:])
         task = asyncio.create_task(agent.run(lambda _: listening.set()))
         # In the order of names, whoever is up first.

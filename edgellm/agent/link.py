@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from edgellm.agent.echo import Echo
 from edgellm.errors import DialError
 from edgellm.wire.addresses import Address
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.dial import connect
-from edgellm.wire.messages import Hello, Message
+from edgellm.wire.messages import Hello, Message, Ping, Pong
 from edgellm.wire.peer import Peer
 from edgellm.wire.status import LinkStatus
 
@@ -28,6 +29,7 @@ class Links:
         self._me, self._tls = Hello("board", board), tls
         self._lines: dict[tuple[str, Address], _Line] = {}
         self._states: dict[str, tuple[str, str, float]] = {}  # code, reason, since when
+        self.measures = True  # how long hops take
 
     def to(self, board: str, address: Address, on_failed: Callable[[str, str], None]) -> "Link":
         """Return a link to `board`. When its connection fails, `on_failed(board, reason)` is called, because recent
@@ -47,9 +49,15 @@ class Links:
             if board not in used and (code in ("ok", "lost") or now_s - since_s > _REMEMBERED_S):
                 del self._states[board]
         return {
-            board: LinkStatus(code, reason, None, round(now_s - since_s, 1))
+            board: LinkStatus(code, reason, self.hop_s(board), round(now_s - since_s, 1))
             for board, (code, reason, since_s) in self._states.items()
         }
+
+    def hop_s(self, board: str | None = None) -> float | None:
+        """Return the seconds of a hop to a board, or the longest to those that this one dials; None: not known yet."""
+        hops = [line.echo.hop_s for (name, _), line in self._lines.items() if board in (None, name)]
+        known = [hop_s for hop_s in hops if hop_s is not None]
+        return max(known, default=None)
 
     def happened(self, board: str, code: str, reason: str = "") -> None:
         """Remember what came of dialling a board, or of its connection."""
@@ -114,6 +122,7 @@ class _Line:
     tls: Credentials | None
     peer: Peer | None = None
     links: list[Link] = field(default_factory=list)
+    echo: Echo = field(default_factory=Echo)
     waiting: list[tuple[Link, tuple[Message, ...]]] = field(default_factory=list)
     _dialling: asyncio.Task[None] | None = None
     _closed: bool = False
@@ -124,6 +133,7 @@ class _Line:
 
     def send(self, link: Link, messages: tuple[Message, ...]) -> None:
         if self.peer is not None:
+            self._ping(self.peer)
             before = self.peer.sent_bytes
             self.peer.send(*messages)
             link.sent_bytes += (self.peer.sent_bytes if self.peer is not None else before) - before
@@ -148,7 +158,7 @@ class _Line:
     async def _dial(self) -> None:
         try:
             peer = await connect(
-                *self.address, self.me, _ignore, self._lost, board=self.board, tls=self.tls
+                *self.address, self.me, self._heard, self._lost, board=self.board, tls=self.tls
             )
         except DialError as e:
             self._dialling = None
@@ -159,9 +169,23 @@ class _Line:
         self._dialling = None
         self.peer = peer
         self.owner.happened(self.board, "ok")
+        self.echo.restart()
+        self._ping(peer)
         waiting, self.waiting = self.waiting, []
         for link, messages in waiting:
             self.send(link, messages)
+
+    def _ping(self, peer: Peer) -> None:
+        """Measure the way now and then: before what is sent, which the pong would wait for."""
+        number = self.echo.next(time.perf_counter()) if self.owner.measures else None
+        if number is not None:
+            peer.send(Ping(number))
+
+    def _heard(self, peer: Peer, message: Message) -> None:
+        """Take a pong: a listening board sends nothing else on this connection."""
+        if isinstance(message, Pong):
+            self.echo.came(message.number, time.perf_counter())
+            self._ping(peer)
 
     def _lost(self, peer: Peer, reason: str) -> None:
         if peer is self.peer:
@@ -176,7 +200,3 @@ class _Line:
         log.warning("link lost: %s", reason)
         for link in list(self.links):
             link.on_failed(self.board, reason)
-
-
-def _ignore(peer: Peer, message: Message) -> None:
-    """Ignore a message, because a listening board sends nothing on this connection."""

@@ -17,7 +17,8 @@ _DECODE_STEPS, _DECODE_S = (5, 21), 0.4  # at least, at most; seconds after whic
 _ALIKE = 1.05  # the minimum is also enough if this many were nearly as fast as the fastest: nothing disturbed them
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _MOST_CACHE_BYTES = 32 << 20
-_HOP_S = 0.0005  # a hop on a wired LAN with our framing; the planner's only guess
+_HOP_S = 0.0005  # a hop on a wired LAN with our framing, before one was measured
+_MOST_HOP_S = 1.0  # believed
 _OWN_CGROUPS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -157,9 +158,12 @@ def _cache_bytes() -> int:
     return min(max(found, default=0), _MOST_CACHE_BYTES)
 
 
-def hop_s() -> float:
-    """Estimate the seconds from a step's end here to its beginning on the next board."""
-    return _HOP_S
+def hop_s(measured_s: float | None, link_mbit: int | None, token_bytes: int) -> float:
+    """Return the seconds from a step's end here to its beginning on the next board, for one token: what a small message
+    was measured to take, and the token's bytes at the speed that the network interface negotiated."""
+    if measured_s is None:
+        return _HOP_S
+    return min(measured_s, _MOST_HOP_S) + (token_bytes * 8 / (link_mbit * 1e6) if link_mbit else 0.0)
 
 
 def _cgroup_limits():

@@ -27,6 +27,7 @@ def pong(stages: Iterable["Stage"], number: int) -> m.Pong:
 def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
     """Return what the board offers and holds."""
     name, manifest, stage = options.name, holding.manifest, holding.stage
+    condition = health(options.host)
     return BoardStatus(
         name=name,
         version=__version__,
@@ -39,8 +40,8 @@ def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
         addresses={} if stage is None else stage.addresses,
         shards=measure.shards_here(manifest, options.shards),
         disk_free_bytes=measure.disk_free_bytes(options.shards),
-        health=health(options.host),
-        capacity=_capacity(options, holding),
+        health=condition,
+        capacity=_capacity(options, holding, condition.link_mbit),
         compute=Compute(options.threads, options.cores, options.kernels),
         section=None if stage is None else _section_status(stage),
         committed=holding.committed,
@@ -50,10 +51,11 @@ def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
     )
 
 
-def _capacity(options: AgentOptions, holding: "Holding") -> Capacity:
+def _capacity(options: AgentOptions, holding: "Holding", link_mbit: int | None) -> Capacity:
     now = holding.pace.now()
+    hop_s = measure.hop_s(holding.links.hop_s(), link_mbit, 4 * (holding.manifest.hidden_size + 1))
     return Capacity(
-        options.name, holding.offer_bytes(), now.layer_s, now.head_s, measure.hop_s(), options.threads or 1,
+        options.name, holding.offer_bytes(), now.layer_s, now.head_s, hop_s, options.threads or 1,
         now.batch_layer_s, now.prefill_layer_s,
     )  # fmt: skip
 
