@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edgellm.controller import wheelhouse
+
 ROOT = Path(__file__).parent.parent
 CMAKE = shutil.which("cmake") or pytest.importorskip("cmake").CMAKE_BIN_DIR + "/cmake"
 TOP = {"ansible.cfg", "constraints.txt", "deploy.yml", "inventory.ini", "pyproject.toml"}
@@ -33,3 +35,14 @@ def test_the_wheel_carries_the_playbooks(tmp_path):
 @pytest.mark.parametrize("define", ["-DEDGELLM_PLAYBOOKS=OFF", "-DSKBUILD_STATE=editable"])
 def test_neither_a_boards_wheel_nor_an_editable_install_has_them(tmp_path, define):
     assert installed(tmp_path, define) == set()
+
+
+@pytest.mark.parametrize("generic", [False, True])
+def test_managers_sign_and_check_plans_and_boards_need_nothing_for_it(generic):
+    """What boards install is resolved from these requirements."""
+    wanted, _ = wheelhouse._project(ROOT, generic)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert not [one for one in wanted if one.startswith("cryptography")]
+    assert [one.startswith("cryptography>=") for one in extras["manager"]] == [True]
+    assert "edgellm[manager]" in extras["controller"]
+    assert "-e '.[manager]'" in (ROOT / "Makefile").read_text()
