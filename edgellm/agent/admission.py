@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.agent.door import Door
 from edgellm.agent.sequence import Sequence
+from edgellm.agent.slots import Ids, ids_of
 from edgellm.config import SLOT_TIMEOUT_S
 from edgellm.errors import BusyError
 from edgellm.wire import messages as m
@@ -21,16 +22,56 @@ _MAX_ENDED = 256  # answers that their managers haven't closed yet
 _ASLEEP_S = 3.0  # a sequence without a step for this long, while its slot is wanted, counts as ended
 
 
-class Granting:
-    """The first board's side: a sequence gets the slot that saves most, or stands in line."""
+class _Line:
+    """Sequences that wait on the board of `stage`. Their prompts are kept as arrays, which take a tenth of a list's
+    memory."""
 
     def __init__(self, stage: "Stage"):
         self._stage = stage
         self._door = Door()
-        self._waiting: dict[int, Sequence] = {}
+        self._waiting: dict[int, tuple[Sequence, Ids]] = {}
 
     def __contains__(self, seq_id: int) -> bool:
         return seq_id in self._waiting
+
+    def forget(self, owner: Peer, seq_id: int | None = None) -> None:
+        """Take the sequences of `owner`, or this one, out of the line."""
+        for sequence, _ in list(self._waiting.values()):
+            if sequence.owner is owner and seq_id in (None, sequence.seq_id):
+                self._leave(sequence.seq_id)
+        self._moved()
+
+    def turn_away(self, code: str, reason: str) -> None:
+        """Refuse all that wait."""
+        for seq_id in list(self._waiting):
+            self._stage.refuse(self._leave(seq_id), code, reason)
+
+    def _enter(self, sequence: Sequence, wait_s: float) -> None:
+        """Put a sequence at the end of the line. Raises BusyError if that is full."""
+        deadline_s = self._stage.loop.time() + wait_s
+        self._door.enter(sequence.seq_id, sequence.owner.identity, len(sequence.ids), deadline_s)
+        self._waiting[sequence.seq_id] = sequence, ids_of(sequence.ids)
+        sequence.ids = []
+
+    def _leave(self, seq_id: int) -> Sequence:
+        self._door.leave(seq_id)
+        sequence, ids = self._waiting.pop(seq_id)
+        sequence.ids = ids.tolist()
+        return sequence
+
+    def _admit(self, seq_id: int) -> None:
+        sequence = self._leave(seq_id)
+        try:
+            self._stage.admit(sequence)
+        except BusyError as e:
+            self._stage.refuse(sequence, "busy", str(e))
+
+    def _moved(self) -> None:
+        """Tell those who want to know that they stand elsewhere in the line."""
+
+
+class Granting(_Line):
+    """The first board's side: a sequence gets the slot that saves most, or stands in line."""
 
     def ask(self, sequence: Sequence) -> None:
         """Admit the sequence now, or put it in line. Raises BusyError if it may not wait."""
@@ -40,36 +81,14 @@ class Granting:
             return
         if sequence.wait_s <= 0:
             raise BusyError(f"all {engine.num_slots} slots are taken; ask again when an answer has ended")
-        deadline_s = self._stage.loop.time() + sequence.wait_s
-        self._door.enter(sequence.seq_id, sequence.owner.identity, len(sequence.ids), deadline_s)
-        self._waiting[sequence.seq_id] = sequence
-        self._tell()
+        self._enter(sequence, sequence.wait_s)
+        self._moved()
 
     def serve(self) -> None:
         """Admit those who are next, while slots are free."""
         while self._stage.engine.free_slots and (seq_id := self._door.next()) is not None:
-            sequence = self._leave(seq_id)
-            try:
-                self._stage.admit(sequence)
-            except BusyError as e:
-                self._stage.refuse(sequence, "busy", str(e))
-        self._tell()
-
-    def forget(self, owner: Peer, seq_id: int | None = None) -> None:
-        """Take the sequences of `owner`, or this one, out of the line."""
-        for sequence in list(self._waiting.values()):
-            if sequence.owner is owner and seq_id in (None, sequence.seq_id):
-                self._leave(sequence.seq_id)
-        self._tell()
-
-    def has_owner(self, owner: Peer) -> bool:
-        """Return whether a sequence of this manager stands in line."""
-        return any(sequence.owner is owner for sequence in self._waiting.values())
-
-    def turn_away(self, code: str, reason: str) -> None:
-        """Refuse all that stand in line."""
-        for seq_id in list(self._waiting):
-            self._stage.refuse(self._leave(seq_id), code, reason)
+            self._admit(seq_id)
+        self._moved()
 
     def sweep(self, now_s: float) -> None:
         """Refuse those that have waited for as long as they wanted to."""
@@ -77,83 +96,61 @@ class Granting:
             sequence = self._leave(seq_id)
             slots = self._stage.engine.num_slots
             self._stage.refuse(sequence, "busy", f"none of {slots} slots became free within {sequence.wait_s:g} s")
-        self._tell()
+        self._moved()
 
-    def _leave(self, seq_id: int) -> Sequence:
-        self._door.leave(seq_id)
-        return self._waiting.pop(seq_id)
-
-    def _tell(self) -> None:
+    def _moved(self) -> None:
         for seq_id, position in self._door.moved():
-            self._waiting[seq_id].owner.send(m.Queued(self._stage.epoch, seq_id, position))
+            sequence, _ = self._waiting[seq_id]
+            sequence.owner.send(m.Queued(self._stage.epoch, seq_id, position))
 
 
 @dataclass
-class _Wanted:
-    """A sequence that waits for its slot. `holder` is who has it, and had computed `steps` when last looked at."""
+class _Holder:
+    """Who has a slot that is wanted, how much had been computed for it, and since when that hasn't changed."""
 
-    sequence: Sequence
-    deadline_s: float
-    quiet_since_s: float
-    holder: int | None = None
-    steps: int = 0
+    seq_id: int | None = None
+    computed: int = 0
+    quiet_since_s: float = 0.0
 
 
-class Taking:
+class Taking(_Line):
     """The side of the boards behind the first: a sequence takes the slot that the first board chose. If another still
     has it there, that one has ended: the Close of its manager is on the way, or its manager sleeps."""
 
     def __init__(self, stage: "Stage"):
-        self._stage = stage
-        self._wanted: dict[int, _Wanted] = {}
-
-    def __contains__(self, seq_id: int) -> bool:
-        return seq_id in self._wanted
+        super().__init__(stage)
+        self._holders: dict[int, _Holder] = {}  # by slot
 
     def ask(self, sequence: Sequence) -> None:
-        """Admit the sequence now, or when its slot is free."""
-        now_s = self._stage.loop.time()
-        self._wanted[sequence.seq_id] = _Wanted(sequence, now_s + SLOT_TIMEOUT_S, now_s)
+        """Admit the sequence now, or when its slot is free. Raises BusyError if too many wait."""
+        self._enter(sequence, SLOT_TIMEOUT_S)
         self.serve()
 
     def serve(self) -> None:
         """Admit those whose slot is free, in order."""
-        for seq_id, wanted in list(self._wanted.items()):
-            if self._stage.engine.is_free(wanted.sequence.slot):
-                del self._wanted[seq_id]
-                self._stage.admit(wanted.sequence)
-
-    def forget(self, owner: Peer, seq_id: int | None = None) -> None:
-        """Forget the sequences of `owner`, or this one."""
-        for wanted in list(self._wanted.values()):
-            if wanted.sequence.owner is owner and seq_id in (None, wanted.sequence.seq_id):
-                del self._wanted[wanted.sequence.seq_id]
-
-    def has_owner(self, owner: Peer) -> bool:
-        """Return whether a sequence of this manager waits."""
-        return any(wanted.sequence.owner is owner for wanted in self._wanted.values())
-
-    def turn_away(self, code: str, reason: str) -> None:
-        """Refuse all that wait."""
-        for seq_id in list(self._wanted):
-            self._stage.refuse(self._wanted.pop(seq_id).sequence, code, reason)
+        for seq_id, (sequence, _) in list(self._waiting.items()):
+            if self._stage.engine.is_free(sequence.slot):
+                self._admit(seq_id)
 
     def sweep(self, now_s: float) -> None:
         """End those that sleep in a slot which the first board has given to another, and refuse who waits in vain."""
-        for seq_id, wanted in list(self._wanted.items()):
+        for seq_id in self._door.late(now_s):
+            sequence = self._leave(seq_id)
+            reason = f"slot {sequence.slot} is taken by another answer for over {SLOT_TIMEOUT_S:g} s"
+            self._stage.refuse(sequence, "busy", reason)
+        wanted = {sequence.slot for sequence, _ in self._waiting.values()}
+        self._holders = {slot: self._holders.get(slot) or _Holder(quiet_since_s=now_s) for slot in wanted}
+        for slot, before in self._holders.items():
             engine = self._stage.engine
-            holder = engine.holder_of(wanted.sequence.slot)
-            steps = engine.steps_of(holder) if holder is not None else 0
-            busy = holder is not None and engine.has_work(holder)
-            if busy or (holder, steps) != (wanted.holder, wanted.steps):
-                wanted.holder, wanted.steps, wanted.quiet_since_s = holder, steps, now_s
-            if now_s >= wanted.deadline_s:
-                if self._wanted.pop(seq_id, None) is not None:
-                    reason = f"slot {wanted.sequence.slot} is taken by another answer for over {SLOT_TIMEOUT_S:g} s"
-                    self._stage.refuse(wanted.sequence, "busy", reason)
-            elif holder is not None and now_s - wanted.quiet_since_s >= _ASLEEP_S:
-                log.info("sequence %x has ended: its slot belongs to sequence %x by now", holder, seq_id)
-                self._stage.end(holder)
+            seq_id = engine.holder_of(slot)
+            if seq_id is None:  # its running step is about to end
+                continue
+            computed = engine.steps_of(seq_id)
+            if engine.has_work(seq_id) or (before.seq_id, before.computed) != (seq_id, computed):
+                self._holders[slot] = _Holder(seq_id, computed, now_s)
+            elif now_s - before.quiet_since_s >= _ASLEEP_S:
+                log.info("sequence %x has ended: its slot %d is given to another", seq_id, slot)
+                self._stage.end(seq_id)
 
 
 @dataclass

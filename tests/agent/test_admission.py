@@ -301,6 +301,32 @@ async def anext_failure(manager, seq_id):
                 return message
 
 
+def test_who_wants_a_taken_slot_again_and_again_takes_a_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.agent.door.MAX_LINE", 40)
+
+    async def go():
+        async with managers(tmp_path, 2, slots=1) as (boards, manager, greedy):
+            manager.subscribe(1, 2)
+            manager.open("b1", 1, slot=0)
+            await manager.next(m.Opened, 1)
+            greedy.subscribe(*range(100, 200))
+            for seq_id in range(100, 200):
+                greedy.open("b1", seq_id, slot=0)
+            failed = await anext_failure(greedy, 140)
+            waiting = boards.agents[1].stage._door._waiting
+            lists = sum(len(sequence.ids) for sequence, _ in waiting.values())
+            for seq_id in range(100, 140):
+                greedy.close(seq_id, "b1")
+            await until(lambda: not waiting)
+            manager.close(1, "b1")
+            manager.open("b1", 2, slot=0)
+            await manager.next(m.Opened, 2)
+            return failed.reason, lists
+
+    reason, lists = run(go())
+    assert "40 prompts of 280 tokens wait already" in reason and lists == 0
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
