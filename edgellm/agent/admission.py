@@ -41,6 +41,10 @@ class _Line:
                 self._leave(sequence.seq_id)
         self._moved()
 
+    def has_owner(self, owner: Peer) -> bool:
+        """Return whether a sequence of this manager waits."""
+        return any(sequence.owner is owner for sequence, _ in self._waiting.values())
+
     def turn_away(self, code: str, reason: str) -> None:
         """Refuse all that wait."""
         for seq_id in list(self._waiting):
@@ -142,15 +146,15 @@ class Taking(_Line):
         self._holders = {slot: self._holders.get(slot) or _Holder(quiet_since_s=now_s) for slot in wanted}
         for slot, before in self._holders.items():
             engine = self._stage.engine
-            seq_id = engine.holder_of(slot)
-            if seq_id is None:  # its running step is about to end
+            holder = engine.holder_of(slot)
+            if holder is None:  # its running step is about to end
                 continue
-            computed = engine.steps_of(seq_id)
-            if engine.has_work(seq_id) or (before.seq_id, before.computed) != (seq_id, computed):
-                self._holders[slot] = _Holder(seq_id, computed, now_s)
+            computed = engine.steps_of(holder)
+            if engine.has_work(holder) or (before.seq_id, before.computed) != (holder, computed):
+                self._holders[slot] = _Holder(holder, computed, now_s)
             elif now_s - before.quiet_since_s >= _ASLEEP_S:
-                log.info("sequence %x has ended: its slot %d is given to another", seq_id, slot)
-                self._stage.end(seq_id)
+                log.info("sequence %x has ended: its slot %d is given to another", holder, slot)
+                self._stage.end(holder)
 
 
 @dataclass
