@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgellm.agent.echo import Echo
-from edgellm.errors import DialError
+from edgellm.errors import BoardError, DialError
 from edgellm.wire.addresses import Address
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.dial import connect
@@ -160,10 +160,11 @@ class _Line:
             peer = await connect(
                 *self.address, self.me, self._heard, self._lost, board=self.board, tls=self.tls
             )
-        except DialError as e:
+        except BoardError as e:
             self._dialling = None
             if not self._closed:
-                self.owner.happened(self.board, e.code, e.reason)
+                code, reason = (e.code, e.reason) if isinstance(e, DialError) else ("rejected", str(e))
+                self.owner.happened(self.board, code, reason)
                 self._fail(str(e))
             return
         self._dialling = None
