@@ -2,26 +2,24 @@
 drains, the one before, until its sequences have ended."""
 
 import asyncio
-import contextlib
 import logging
 import reprlib
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from edgellm.agent import measure
 from edgellm.agent.link import Links
 from edgellm.agent.pace import Pace
+from edgellm.agent.room import Room
 from edgellm.agent.stage import Stage
+from edgellm.agent.threads import in_own_thread
 from edgellm.errors import BoardError, ClaimError, EdgellmError, ManifestError, PlanError
 from edgellm.model.protocols import Section, Slot
-from edgellm.plan import Plan, SectionNeed, check_lengths, section_need
+from edgellm.plan import Plan, check_lengths
 from edgellm.plan.costs import mean_layers
-from edgellm.plan.needs import usable_bytes
-from edgellm.shards.manifest import Manifest, Shard
+from edgellm.shards.manifest import Manifest
 from edgellm.wire.addresses import Address
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.peer import Peer
@@ -29,7 +27,6 @@ from edgellm.wire.signed import unverified
 from edgellm.wire.status import LoadError
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 Load = Callable[[Manifest, Path, int, int], Section[Any]]
 _MAX_EPOCH = (1 << 32) - 1
 _MAX_JUMP = 1 << 20  # of an epoch above the one before: nobody changes a plan a million times unseen
@@ -74,7 +71,8 @@ class Holding:
         self.closed = False  # stopping: no new plans
         self.links = Links(board, tls)
         self.pace = pace or Pace()
-        self._load, self._ram_bytes = load, ram_bytes
+        self.room = Room(board, manifest, ram_bytes)
+        self._load = load
         self._loaded: _Loaded | None = None
         self._load_error: tuple[int, int, str, float] | None = None  # section, reason, when
         self._leaving: list[Stage] = []
@@ -96,6 +94,10 @@ class Holding:
     def stages(self) -> list[Stage]:
         """The stages that compute: the plan's, and one that drains."""
         return [stage for stage in (self.stage, self.draining) if stage is not None]
+
+    @property
+    def _plans(self) -> list[Plan]:
+        return [stage.plan for stage in self.stages]
 
     @property
     def running(self) -> int:
@@ -127,8 +129,7 @@ class Holding:
     def offer_bytes(self) -> int:
         """Return the RAM for a section, as if this agent held none: its KV counts as free, as its mapped shards already
         do."""
-        free = measure.free_ram_bytes() + sum(self._need(stage.plan).kv for stage in self.stages)
-        return min(free, self._ram_bytes) if self._ram_bytes else free
+        return self.room.offer_bytes(self._plans)
 
     def holds_for(self, peer: Peer) -> bool:
         """Return whether something would be lost with this manager: its claim, or its answers."""
@@ -184,9 +185,10 @@ class Holding:
             coming = _Next(plan, addresses, tag)
             beside = not (drains and self._still_drains)  # there is room for one that drains
             if self.board in plan.boards and (drains or not self._is_held(plan)):
-                coming.loaded_bytes = self._bytes_to_load(plan)
-                self._check_fit(plan)
-                beside = beside and (self._room_to_drain(plan) if drains else self._room_beside(plan))
+                coming.loaded_bytes = self.room.bytes_to_load(plan, self._plans)
+                self.room.check(plan, self.offer_bytes())
+                fits = self.room.is_to_drain if drains else self.room.is_beside
+                beside = beside and fits(plan, self._plans)
                 if beside:
                     coming.loaded = await self._fill(plan)
                     self.check_claim(peer, plan.epoch)
@@ -287,10 +289,6 @@ class Holding:
         check_lengths(self.manifest, plan.settings)
         return plan, addresses, tag
 
-    def _need(self, plan: Plan) -> SectionNeed:
-        own = plan.section_of(self.board)
-        return section_need(self.manifest, plan.settings, own.start, own.end)
-
     def _is_held(self, plan: Plan) -> bool:
         """Return whether the running section, with its KV slots, is just what `plan` asks for."""
         if self.stage is None or self.board not in plan.boards:
@@ -299,41 +297,6 @@ class Holding:
         own, other = now.section_of(self.board), then.section_of(self.board)
         kv = [(p.context, p.slots, p.kv_dtype) for p in (now, then)]
         return own == other and kv[0] == kv[1]
-
-    def _shards(self, plans: Iterable[Plan]) -> dict[str, Shard]:
-        """Return the shards of this board's sections in these plans, by name."""
-        sections = [plan.section_of(self.board) for plan in plans]
-        return {s.name: s for own in sections for s in self.manifest.section_shards(own.start, own.end)}
-
-    def _new_shards(self, plan: Plan) -> list[Shard]:
-        """Return the shards of the plan's section that no running one has."""
-        held = self._shards(stage.plan for stage in self.stages)
-        return [s for name, s in self._shards([plan]).items() if name not in held]
-
-    def _bytes_to_load(self, plan: Plan) -> int:
-        return sum(s.bytes for s in self._new_shards(plan))
-
-    def _check_fit(self, plan: Plan) -> None:
-        own, need, offer = plan.section_of(self.board), self._need(plan), self.offer_bytes()
-        if need.total > offer:
-            raise PlanError(
-                f"board {self.board} offers {offer / 1e9:.2f} GB now; layers {own.start}-{own.end} need "
-                f"{need.total / 1e9:.2f} GB. Plan again."
-            )
-
-    def _room_beside(self, plan: Plan) -> bool:
-        """Return whether KV and new shards fit beside the running section; shards of both are mapped once."""
-        if self.stage is None:
-            return True
-        need = self._need(plan)
-        return need.kv + need.activations + sum(s.ram_bytes for s in self._new_shards(plan)) < measure.free_ram_bytes()
-
-    def _room_to_drain(self, plan: Plan) -> bool:
-        """Return whether the section can compute beside the running ones: the weights of all of them have to stay in
-        memory, though mapped files count as free."""
-        need, plans = self._need(plan), [*(stage.plan for stage in self.stages), plan]
-        weights = sum(s.ram_bytes for s in self._shards(plans).values())
-        return need.kv + need.activations + weights < usable_bytes(measure.free_ram_bytes())
 
     async def _fill(self, plan: Plan) -> _Loaded:
         """Load this board's section of a plan, with slots."""
@@ -372,30 +335,3 @@ def epoch_of(content: dict) -> object:
     """Return the epoch that an Assign says it is for; None for one that says none."""
     plan = content.get("plan")
     return plan.get("epoch") if isinstance(plan, dict) else None
-
-
-async def in_own_thread(function: Callable[..., T], *args: object) -> T:
-    """Return `function(*args)`, run in a thread that ends with it.
-
-    OpenMP keeps a team of helpers for each thread that has computed, as long as that thread lives, and makes all teams
-    wait less eagerly once together they are more than the cores: a pool's idle thread would slow every step.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(put: Callable[..., None], value: object) -> None:
-        if not done.cancelled():
-            put(value)
-
-    def run() -> None:
-        put: Callable[..., None]
-        value: object
-        try:
-            put, value = done.set_result, function(*args)
-        except BaseException as e:
-            put, value = done.set_exception, e
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, put, value)
-
-    threading.Thread(target=run, name="work", daemon=True).start()
-    return await done

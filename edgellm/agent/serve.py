@@ -13,12 +13,13 @@ import sys
 from edgellm.agent import journal, measure, report, systemd
 from edgellm.agent.connections import Connections
 from edgellm.agent.dispatch import Dispatcher
-from edgellm.agent.holding import Holding, in_own_thread
+from edgellm.agent.holding import Holding
 from edgellm.agent.load import load_section
 from edgellm.agent.options import AgentOptions
 from edgellm.agent.pace import Pace, Speed
 from edgellm.agent.reaching import Reaching
 from edgellm.agent.stage import Stage
+from edgellm.agent.threads import in_own_thread
 from edgellm.agent.tune import state_folder, take_cores
 from edgellm.config import STEP_TIMEOUT_S
 from edgellm.errors import BoardError

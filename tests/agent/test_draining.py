@@ -187,12 +187,13 @@ def test_the_weights_of_both_count_though_mapped_files_are_free(on_board, monkey
 
     async def go(boards, holding, manager):
         await manager.take(plan_of(boards, (0, 3, 6)))
-        need = holding._need(plan_of(boards, (0, 2, 6)))
+        plan = plan_of(boards, (0, 2, 6))
+        need = holding.room.need(plan)
         room = need.kv + need.activations + 3 * (1 << 20) + 8
         found = {}
         for free in (room, room + 1):
-            monkeypatch.setattr("edgellm.agent.holding.usable_bytes", lambda free_bytes, usable=free: usable)
-            found[free] = holding._room_to_drain(plan_of(boards, (0, 2, 6)))
+            monkeypatch.setattr("edgellm.agent.room.usable_bytes", lambda free_bytes, usable=free: usable)
+            found[free] = holding.room.is_to_drain(plan, [holding.stage.plan])
         assert found == {room: False, room + 1: True}
 
     on_board(go, manifest=make_manifest(ram_bytes=1 << 20), count=2)

@@ -227,7 +227,7 @@ def test_a_load_that_fails_beside_leaves_the_running_section(on_board):
 def test_a_load_that_fails_at_the_commit_leaves_an_epoch_without_a_section(on_board, monkeypatch):
     async def go(boards, holding, manager):
         await manager.take(plan_of(boards))
-        monkeypatch.setattr(holding, "_room_beside", lambda plan: False)
+        monkeypatch.setattr(holding.room, "is_beside", lambda plan, held: False)
         boards.broken.add("b0")
         assert await manager.claim(1, 2) is None
         assert (await manager.prepare(plan_of(boards, epoch=2, slots=3)))["beside"] is False

@@ -181,7 +181,7 @@ def test_a_limit_that_is_raised_counts_though_the_agents_offer_too_little_now(li
 
     async def go(boards, ask):
         for agent in boards.agents:
-            agent.holding._ram_bytes = 400_000_000
+            agent.holding.room.ram_bytes = 400_000_000
         before = await ask()
         both = await ask(board(4, ram=1), board(4, ram=1))
         await boards.stop(1)

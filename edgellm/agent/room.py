@@ -1,0 +1,61 @@
+"""How much of a board's RAM sections need, and whether another one fits beside those that compute. Pure, but for the
+question how much is free."""
+
+from collections.abc import Iterable, Sequence
+
+from edgellm.agent import measure
+from edgellm.errors import PlanError
+from edgellm.plan import Plan, SectionNeed, section_need, usable_bytes
+from edgellm.shards.manifest import Manifest, Shard
+
+
+class Room:
+    """The RAM of `board` for sections of a model, at most `ram_bytes` if the owner says so. `held` are the plans whose
+    sections compute here now."""
+
+    def __init__(self, board: str, manifest: Manifest, ram_bytes: int | None):
+        self._board, self._manifest, self.ram_bytes = board, manifest, ram_bytes
+
+    def offer_bytes(self, held: Iterable[Plan]) -> int:
+        """Return the RAM for a section, as if there were none: their KV counts as free, as mapped shards already do."""
+        free = measure.free_ram_bytes() + sum(self.need(plan).kv for plan in held)
+        return min(free, self.ram_bytes) if self.ram_bytes else free
+
+    def need(self, plan: Plan) -> SectionNeed:
+        """Return what this board's section of `plan` needs."""
+        own = plan.section_of(self._board)
+        return section_need(self._manifest, plan.settings, own.start, own.end)
+
+    def bytes_to_load(self, plan: Plan, held: Iterable[Plan]) -> int:
+        """Return the bytes of shards that no section has mapped yet."""
+        return sum(s.bytes for s in self._new_shards(plan, held))
+
+    def check(self, plan: Plan, offer_bytes: int) -> None:
+        """Raise PlanError, with both numbers, if the section of `plan` needs more than is offered."""
+        own, need = plan.section_of(self._board), self.need(plan)
+        if need.total > offer_bytes:
+            raise PlanError(
+                f"board {self._board} offers {offer_bytes / 1e9:.2f} GB now; layers {own.start}-{own.end} need "
+                f"{need.total / 1e9:.2f} GB. Plan again."
+            )
+
+    def is_beside(self, plan: Plan, held: Sequence[Plan]) -> bool:
+        """Return whether KV and new shards fit beside what is held, until that is given up; shards are mapped once."""
+        need, new = self.need(plan), self._new_shards(plan, held)
+        return not held or need.kv + need.activations + sum(s.ram_bytes for s in new) < measure.free_ram_bytes()
+
+    def is_to_drain(self, plan: Plan, held: Sequence[Plan]) -> bool:
+        """Return whether the section can compute beside what is held: the weights of all of them have to stay in
+        memory, though mapped files count as free."""
+        need = self.need(plan)
+        weights = sum(s.ram_bytes for s in self._shards([*held, plan]).values())
+        return need.kv + need.activations + weights < usable_bytes(measure.free_ram_bytes())
+
+    def _shards(self, plans: Iterable[Plan]) -> dict[str, Shard]:
+        """Return the shards of this board's sections in these plans, by name."""
+        sections = [plan.section_of(self._board) for plan in plans]
+        return {s.name: s for own in sections for s in self._manifest.section_shards(own.start, own.end)}
+
+    def _new_shards(self, plan: Plan, held: Iterable[Plan]) -> list[Shard]:
+        there = self._shards(held)
+        return [s for name, s in self._shards([plan]).items() if name not in there]
