@@ -36,6 +36,13 @@ PROMPT = [5, 17, 3, 42, 8, 1, 90]
         (5, True, 6, "claim of epoch 6, replacing True"),
         (5, 5, True, "claim of epoch True"),
         (5, [5], {}, "claim of epoch {}, replacing [5]"),
+        (5, 5, 5 + (1 << 20), None),
+        (5, 5, 6 + (1 << 20), "holds epoch 5 and takes epochs up to 1048581; it was claimed for epoch 1048582"),
+        (5, 5, (1 << 32) - 1, "takes epochs up to 1048581; it was claimed for epoch 4294967295. Somebody has told"),
+        (None, None, (1 << 32) - 1, None),  # a restart may follow any number of changes
+        (None, None, 1 << 32, "holds no plan and takes epochs up to 4294967295"),
+        ((1 << 32) - 2, (1 << 32) - 2, (1 << 32) - 1, None),
+        ((1 << 32) - 1, (1 << 32) - 1, 1 << 32, "takes epochs up to 4294967295"),
     ],
 )
 def test_a_claim_counts_only_if_it_knows_what_is_held_and_is_above(on_board, held, replaces, epoch, error):

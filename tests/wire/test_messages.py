@@ -143,3 +143,25 @@ def _hidden(position: int, count: int, pass_len: int, logits: int, size: int) ->
 def test_bad_bodies_say_what_is_wrong(kind, body, reason):
     with pytest.raises(RemoteProtocolError, match=reason):
         kind.decode(body)
+
+
+ESCAPES = "\x1b[2J\x1b]0;title\x07\x1b]52;c;cm0=\x07\n[sudo] password for me: "
+SHOWN = "[2J]0;title]52;c;cm0= [sudo] password for me: "
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (m.Refuse(ESCAPES), lambda x: x.reason),
+        (m.Failed(1, 2, 3, ESCAPES, "pi\x1b[2J"), lambda x: x.reason),
+        (m.Claimed({"error": ESCAPES}), lambda x: x.content["error"]),
+        (m.Assigned({"error": ESCAPES}), lambda x: x.content["error"]),
+        (m.Committed({"error": ESCAPES}), lambda x: x.content["error"]),
+        (m.Reached({"error": ESCAPES}), lambda x: x.content["error"]),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_sentences_carry_nothing_that_a_terminal_or_a_log_would_obey(message, text):
+    decoded = type(message).decode(message.encode())
+    assert text(decoded) == SHOWN
+    assert getattr(decoded, "board", "").isprintable()
