@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from edgellm import __version__
 from edgellm.controller import pairs as between
 from edgellm.controller.doctor import HERE, Facts
-from edgellm.controller.remembered import failures
+from edgellm.controller.remembered import Failure, failures
 from edgellm.controller.script import QUICK_SCRIPT, SCRIPT, parse
 from edgellm.controller.ssh import run_script
 from edgellm.controller.status import Word, ask_boards, describe
@@ -90,7 +90,11 @@ async def examine(
 def _with_failures(facts: Facts, word: Word, pairs: list[Pair]) -> Facts:
     """Return the facts with what the board's agent says has failed."""
     found = failures(word.status, between.tried_by(pairs, facts.board)) if word.status is not None else []
-    return replace(facts, failures=tuple(found))
+    if word.lie:
+        what = "it reports a plan that no admin of this cluster made, so it is left out"
+        todo = f"Deploy to it again. If it lies again, somebody else has it: 'edgellm revoke {facts.board}'."
+        found.append(Failure("plan", what, todo))
+    return replace(facts, failures=tuple(found), idle=None if word.lie else facts.idle)
 
 
 def _with_pairs(facts: list[Facts], pairs: list[Pair]) -> list[Facts]:

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgellm.controller import predicted
 from edgellm.controller.pairs import from_here, reached_by, tried_by, troubles, untried
 from edgellm.controller.remembered import failures
-from edgellm.errors import EdgellmError
+from edgellm.errors import EdgellmError, TagError
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.connections import Connections
 from edgellm.manager.pairs import HERE, Pair
+from edgellm.manager.survey import committed_of
 from edgellm.plan import Plan, section_need
 from edgellm.plan.around import links
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
@@ -19,6 +20,7 @@ from edgellm.shards.manifest import Manifest
 from edgellm.wire.addresses import Address
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.printable import printable
+from edgellm.wire.signed import Trust
 from edgellm.wire.status import BoardStatus, SectionStatus
 
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer
@@ -28,30 +30,48 @@ _MAX_STRANGERS = 64
 
 @dataclass(frozen=True)
 class Word:
-    """A board's answer: its status, or why there is none."""
+    """A board's answer: its status, or why there is none. `lie` is a sentence on a plan that it reports and that no
+    admin of the cluster made; then the status has no plan. `others` are the boards of which it tells, proven."""
 
     host: str
     port: int
     status: BoardStatus | None = None
     error: str | None = None
+    lie: str | None = None
+    others: Mapping[str, Address] = field(default_factory=dict)
 
 
 async def ask_boards(
     addresses: Mapping[str, Address], tls: Credentials | None = None,
     waits: Callable[[list[str]], None] = lambda boards: None,
 ) -> dict[str, Word]:  # fmt: skip
-    """Ask all boards at once; then the boards that only they know, from a plan newer than ours.
+    """Ask all boards at once; then the boards that only they know, from a plan newer than ours that an admin signed.
 
-    `waits` is told which boards are slow to answer. Takes a few seconds at most, and raises nothing for a board.
+    `waits` is told which boards are slow to answer. Takes a few seconds at most, and raises nothing for a board;
+    ClusterError if plans can't be checked here.
     """
+    trust = Trust(None if tls is None else tls.folder)
     async with Connections(tls) as connections:
-        words = await _ask_all(addresses, connections, waits)
+        words = {b: _believed(word, trust) for b, word in (await _ask_all(addresses, connections, waits)).items()}
         strangers: dict[str, Address] = {}
         for word in words.values():
-            for board, address in word.status.addresses.items() if word.status else ():
+            for board, address in word.others.items():
                 if board not in words and len(strangers) < _MAX_STRANGERS:
                     strangers[board] = address
-        return {**words, **await _ask_all(strangers, connections, waits)} if strangers else words
+        more = await _ask_all(strangers, connections, waits) if strangers else {}
+        return {**words, **{b: _believed(word, trust) for b, word in more.items()}}
+
+
+def _believed(word: Word, trust: Trust) -> Word:
+    """Return what of a board's answer is to be believed: what it measures, and plans that an admin signed."""
+    if word.status is None:
+        return word
+    try:
+        _, others = committed_of(word.status, trust)
+        return replace(word, others=others)
+    except TagError as e:
+        status = replace(word.status, plan=None, addresses={}, epoch=None, committed=None, section=None)
+        return replace(word, status=status, lie=str(e))
 
 
 async def _ask_all(
@@ -97,7 +117,8 @@ def describe(
     order = {name: i for i, name in enumerate(plan.boards)}
     rows.sort(key=lambda row: order.get(row["board"], len(order)))
     _mark_ready(rows, plan, words, manifest)
-    notes = [*_notes(cluster, plan, words, rows), *_pair_notes(pairs), *_remembered(words, pairs)]
+    notes = [word.lie for word in words.values() if word.lie]
+    notes += [*_notes(cluster, plan, words, rows), *_pair_notes(pairs), *_remembered(words, pairs)]
     notes += predicted.notes(plan, [word.status for word in words.values() if word.status], manifest)
     stages = [row for row in rows if row["in_plan"]]
     _break_links(plan, rows, pairs)
@@ -211,7 +232,9 @@ def _mark_ready(rows: list[dict[str, Any]], plan: Plan, words: dict[str, Word], 
 def _could_load(word: Word | None, plan: Plan, manifest: Manifest) -> bool:
     """Return whether a board holds no section, and could hold that of the plan: it has the shards and the RAM."""
     said = word.status if word else None
-    if said is None or said.capacity is None or said.draining or said.claimed or said.plan is not None:
+    if word is None or said is None or word.lie or said.capacity is None:
+        return False
+    if said.draining or said.claimed or said.plan is not None:
         return False
     if not said.manifest_sha256 == plan.manifest_sha256 == manifest.sha256:
         return False
@@ -225,6 +248,8 @@ def _state(name: str, word: Word, plan: Plan, offered: int | None, manifest: Man
     said = word.status
     if said is None:
         return f"unreachable: {word.error}"
+    if word.lie:
+        return "not believed"
     if said.draining:
         return "stopping"
     if said.manifest_sha256 != plan.manifest_sha256:

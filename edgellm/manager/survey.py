@@ -65,7 +65,7 @@ class Report:
             raise BoardError(f"board {board} is stopping", board)
         if status.faults:
             raise BoardError(status.faults[0], board)
-        committed, addresses = _committed(status, trust)
+        committed, addresses = committed_of(status, trust)
         if committed and (committed.manifest_sha256, committed.num_layers) != (manifest.sha256, manifest.num_layers):
             raise BoardError(f"board {board} reports a plan that isn't of its model", board)
         if status.capacity is None:
@@ -103,7 +103,7 @@ def _age(plan: Plan) -> tuple[int, str]:
     return plan.epoch, plan.digest
 
 
-def _committed(status: BoardStatus, trust: Trust) -> tuple[Plan | None, dict[str, Address]]:
+def committed_of(status: BoardStatus, trust: Trust) -> tuple[Plan | None, dict[str, Address]]:
     """Return the last plan that was committed on a board, and its addresses. A board is believed only for what it
     measures: raises TagError unless an admin has signed all that it says of plans."""
     board = status.name

@@ -2,11 +2,13 @@
 
 from edgellm.controller.doctor import Facts, diagnose
 from edgellm.controller.remembered import failures
-from edgellm.controller.status import describe
+from edgellm.controller.status import ask_boards, describe
 from edgellm.manager.pairs import Pair
 from edgellm.wire.reach import Outcome
 from edgellm.wire.status import BoardStatus
+from tests.certificates import make_cluster
 from tests.controller.test_status import ADDRESSES, cluster_of, plan_of, said
+from tests.fakes import Boards, make_plan, run
 
 DAMAGED = {"shards": {"embedding": True, "layers": [[0, 2]], "head": True, "damaged": ["layer-0002.safetensors"]}}
 BY_SHARD = "/srv/layer-0002.safetensors: SHA-256 is 12, the manifest says 34; push it again"
@@ -61,6 +63,32 @@ def test_status_says_what_boards_remember():
     pair = Pair("b1", "b0", ADDRESSES["b0"], Outcome("ok"))
     content = describe(cluster_of(plan, 2), words, pairs=[pair])
     assert not any("could not reach" in n for n in content["notes"])
+
+
+def test_a_plan_that_nobody_signed_is_named_and_not_followed(tmp_path):
+    """Neither its plan counts, nor whom it tells of."""
+    tls = make_cluster(tmp_path / "tls", ["b0", "b1"])
+
+    async def go():
+        async with Boards(tmp_path, 2, tls=tls) as boards:
+            plan = await boards.form((0, 3, 6))
+            honest = await ask_boards(boards.addresses, boards.client_tls)
+            evil = make_plan(boards.manifest, (0, 3, 6), epoch=plan.epoch + 1)
+            holding = boards.agents[1].holding
+            holding.epoch, holding.stage.plan = evil.epoch, evil
+            holding.stage.addresses["b9"] = ("192.0.2.1", 9)
+            holding.committed = {**holding.committed, "plan": evil.to_dict()}
+            asked: list[str] = []
+            lying = await ask_boards(boards.addresses, boards.client_tls, asked.extend)
+            return plan, honest, lying, asked
+
+    plan, honest, lying, asked = run(go())
+    content = describe(cluster_of(plan, 2), honest)
+    assert content["serving"] and not content["notes"]
+    content = describe(cluster_of(plan, 2), lying)
+    assert [row["state"] for row in content["boards"]] == ["serving", "not believed"] and content["epoch"] == plan.epoch
+    assert content["notes"][0].startswith("board b1 reports a plan that no admin of this cluster made (")
+    assert lying.keys() == {"b0", "b1"} and not content["ready"]
 
 
 def test_doctor_says_it_too_unless_it_has_read_the_shards_itself():
