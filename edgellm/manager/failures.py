@@ -50,6 +50,10 @@ class Failures:
         tries.failed(why, now_s)
         self._loads[board] = (section, tries)
 
+    def has_seen(self, board: str) -> bool:
+        """Return whether a load of `board` failed before these eyes, with none since that worked."""
+        return board in self._loads
+
     def load_worked(self, board: str) -> None:
         """Forget that a load of `board` failed."""
         self._loads.pop(board, None)

@@ -38,8 +38,8 @@ class Keeper:
 
     `tell(text)` is called for events that a person may want to know. `adopted(plan, addresses, tag)` is called when
     another plan than the known one serves, or the same one at other addresses; `tag` proves it to others, None without
-    TLS. With `every_s`, boards are surveyed that often once the keeper is started, each time after `refresh()`; without,
-    on trouble and when `look` is called.
+    TLS. With `every_s`, boards are surveyed that often once the keeper is started, each time after `refresh()`;
+    without, on trouble and when `look` is called.
     """
 
     def __init__(
@@ -267,7 +267,10 @@ class Keeper:
             return None
         await self._try_ways()
         avoid = self._avoid()
-        recently = {b: e.reason for b, r in reports.items() if (e := r.load_error) and (e.age_s or 0) < _RECENT_S}
+        recently = {
+            b: f"board {b}: {e.reason}" for b, r in reports.items()
+            if (e := r.load_error) is not None and (e.age_s or 0.0) < _RECENT_S and not self._failures.has_seen(b)
+        }  # fmt: skip
         avoid = replace(avoid, loads={**recently, **avoid.loads})  # also those that failed under another manager
         spare = {b for b in reports if b not in self.plan.boards and b not in avoid.loads}
         unsteady = {b for b in spare if self._failures.steady_in_s(b, reports[b].up_s, now_s) > 0}

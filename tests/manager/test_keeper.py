@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from edgellm.errors import BoardError, LinkError, PlanError
+from edgellm.errors import BoardError, DialError, LinkError, PlanError
 from edgellm.manager.keeper import Keeper
 from edgellm.manager.session import Session
 from edgellm.manager.survey import Fleet
 from edgellm.plan.around import links
+from edgellm.wire.credentials import Identity
 from tests.fakes import GREEDY, Boards, block, generate, make_plan, run, until
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -173,7 +174,7 @@ def test_two_boards_that_can_t_reach_each_other_are_planned_around(tmp_path, mon
 
             async def cut(host, port, me, *args, **kwargs):
                 if me.name == "b0" and port == boards.agents[1].port:
-                    raise BoardError("board b1: no route to host", "b1")
+                    raise DialError("board b1: no route to host", "b1", "unreachable", "no route to host")
                 return await connect(host, port, me, *args, **kwargs)
 
             monkeypatch.setattr(link, "connect", cut)
@@ -265,11 +266,12 @@ def test_one_that_may_only_ask_says_so_and_follows_the_next_plan(tmp_path):
     async def go():
         async with Boards(tmp_path, 3) as boards:
             plan = await boards.form((0, 3, 6))
-            keeper = Keeper(boards.manifest, plan, boards.addresses, may_plan=False)
+            keeper = Keeper(boards.manifest, plan, boards.addresses)
+            keeper._may_plan, keeper._who = False, Identity("manager", "anna")
             try:
                 assert await keeper.after(plan, BoardError("lost", "b1")) == plan
                 await boards.stop(1)
-                with pytest.raises(BoardError, match="board b1 .*may ask, but not plan"):
+                with pytest.raises(BoardError, match="board b1 .*manager anna may ask, but not plan"):
                     await keeper.after(plan, BoardError("lost", "b1"))
                 async with Manager(boards, plan) as admin:
                     await admin.ask()
@@ -363,7 +365,7 @@ def test_where_there_is_no_room_beside_the_old_section_a_better_plan_waits_until
         async with Boards(tmp_path, 3, head_s=0.001, gates={"b1": gate}) as boards:
             plan = await boards.form((0, 3, 6), context=256)
             for agent in boards.agents:
-                monkeypatch.setattr(agent.holding.room, "is_to_drain", lambda plan, held: False)
+                monkeypatch.setattr(agent.holding, "_room_to_drain", lambda plan: False)
             async with Manager(boards, plan) as manager:
                 answer = asyncio.create_task(manager.ask(count=100))
                 await until(lambda: boards.agents[1].stage.engine.steps > 3)

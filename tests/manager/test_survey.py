@@ -34,8 +34,8 @@ def status_of(manifest: Manifest, board: str = "b0", **changes) -> dict:
     plan = make_plan(manifest, (0, 3, 6), epoch=3)
     committed = sign(plan, {"b0": ("10.0.0.1", 7710), "b1": ("10.0.0.2", 7710)}, None)
     return {
-        "committed": committed, "manifest_sha256": manifest.sha256, "model": "fake", "draining": False, "epoch": 3, "claimed": False,
-        "plan": plan.to_dict(), "addresses": {"b0": ["10.0.0.1", 7710], "b1": ["10.0.0.2", 7710]},
+        "committed": committed, "manifest_sha256": manifest.sha256, "model": "fake", "draining": False, "epoch": 3,
+        "claimed": False, "plan": plan.to_dict(), "addresses": {"b0": ["10.0.0.1", 7710], "b1": ["10.0.0.2", 7710]},
         "shards": {"embedding": True, "layers": [[0, 2], [4, 6]], "head": True}, "capacity": capacity(board), **changes,
     }  # fmt: skip
 
@@ -119,7 +119,8 @@ def test_a_plan_or_an_epoch_that_nobody_signed_is_a_lie(manifest, changes, why):
         changes = {"plan": make_plan(manifest, (0, 4, 6), epoch=3).to_dict()}
     with pytest.raises(TagError) as e:
         report_of("b0", status_of(manifest, **changes), manifest)
-    assert str(e.value).startswith("board b0 reports a plan that no admin of this cluster made (") and why in str(e.value)
+    said = str(e.value)
+    assert said.startswith("board b0 reports a plan that no admin of this cluster made (") and why in said
     assert e.value.board == "b0"
 
 
