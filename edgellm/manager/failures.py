@@ -14,6 +14,8 @@ _LONGEST_WAIT_S = 600.0
 _FORGOTTEN_S = 3600.0  # a board that wasn't lost for this long has never been lost
 _FLAPS = 3  # losses from which on a board isn't even counted on when the plan must change
 _ONE_CUT_S = 1.0  # within which a way fails once, for however many answers
+_ODD_S = 20.0  # a manager claims all boards that hold a section within moments; what doesn't fit that isn't one
+_REFUSALS = 4  # in a row, by a board that says that nobody has claimed it
 _BELIEVED = 2  # failures in a row after which a way counts as broken: one may be a cable that was just plugged in
 
 
@@ -40,6 +42,8 @@ class Failures:
         self._loads: dict[str, tuple[tuple[int, int], _Tries]] = {}
         self._ways: dict[Pair, _Tries] = {}
         self._losses: dict[str, _Tries] = {}
+        self._odd_claims: dict[str, float] = {}  # since when
+        self._refusals: dict[str, _Tries] = {}
 
     # Loads
 
@@ -86,6 +90,30 @@ class Failures:
         """Return the ways not to be used now, and why."""
         believed = {pair: tries for pair, tries in self._ways.items() if tries.count >= _BELIEVED}
         return {pair: tries.why for pair, tries in believed.items() if now_s < tries.again_s()}
+
+    # Claims
+
+    def claimed_alone(self, boards: Collection[str], now_s: float) -> None:
+        """Remember that of all boards only these say that a manager is changing their plan, though others hold a
+        section too."""
+        self._odd_claims = {board: self._odd_claims.get(board, now_s) for board in boards}
+
+    def claim_refused(self, board: str, now_s: float) -> None:
+        """Remember that a board refused a claim, though it says that no manager is changing its plan."""
+        self._refusals.setdefault(board, _Tries()).failed("", now_s)
+
+    def claims_worked(self) -> None:
+        """Forget refused claims: boards have taken a plan."""
+        self._refusals.clear()
+
+    def unwilling(self, now_s: float) -> dict[str, str]:
+        """Return, by board, why no plan is to be made with it: it would keep the others from changing theirs."""
+        alone = [board for board, since_s in self._odd_claims.items() if now_s - since_s >= _ODD_S]
+        refusing = [b for b, t in self._refusals.items() if t.count >= _REFUSALS and now_s < t.again_s()]
+        return {
+            **{b: f"board {b} says that a manager is changing its plan, but no other board does" for b in alone},
+            **{b: f"board {b} refuses every change of its plan" for b in refusing},
+        }
 
     # Boards that come and go
 

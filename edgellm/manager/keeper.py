@@ -155,7 +155,7 @@ class Keeper:
         if not fleet.reports:
             raise BoardError("; ".join(fleet.missing.values()) or "the cluster has no boards")
         flapping = self._failures.flapping({b: r.up_s for b, r in fleet.reports.items()}, _clock_s())
-        less = Avoid(avoid.loads, avoid.pairs, {b: f"board {b} comes and goes" for b in flapping})
+        less = replace(avoid, boards={**avoid.boards, **{b: f"board {b} comes and goes" for b in flapping}})
         try:
             try:
                 outcome = await settle(fleet, None, self.plan, grow=False, tell=self._tell, avoid=less)
@@ -163,11 +163,16 @@ class Keeper:
                 if not flapping:
                     raise
                 outcome = await settle(fleet, None, self.plan, grow=False, tell=self._tell, avoid=avoid)
+        except ClaimError as e:
+            if e.board is not None and not fleet.reports[e.board].claimed:
+                self._failures.claim_refused(e.board, _clock_s())
+            raise
         except PlanError as e:
             if not fleet.missing:
                 raise
             without = "; ".join(fleet.missing.values())
             raise PlanError(f"{without}. Without: {e}", f"{without}. Without: {e.brief}") from None
+        self._failures.claims_worked()
         self._adopt(outcome.plan)
 
     async def _check_it_sees_enough(self) -> None:
@@ -179,7 +184,8 @@ class Keeper:
             return
         unseen = [b for b in newest.boards if b not in fleet.reports]
         askers = [b for b in newest.boards if b in fleet.reports and fleet.reports[b].plan == newest]
-        if not unseen or self._met & set(unseen) or len(unseen) + len(askers) < len(newest.boards):
+        never_met = unseen and not self._met & set(unseen) and fleet.unreached.issuperset(unseen)
+        if not never_met or not askers or len(unseen) + len(askers) < len(newest.boards):
             return
         asker = next((a for a, b in links(newest) if a in askers and b in unseen), askers[0])
         places = fleet.reports[asker].addresses
@@ -215,7 +221,10 @@ class Keeper:
 
     def _avoid(self) -> Avoid:
         now_s = _clock_s()
-        return Avoid(self._failures.cannot_load(now_s), self._failures.broken(now_s))
+        unwilling = {b: why for b, why in self._failures.unwilling(now_s).items() if b in self._fleet.reports}
+        for text in unwilling.values():
+            self._tell_once(f"{text}; it is left out")
+        return Avoid(self._failures.cannot_load(now_s), self._failures.broken(now_s), unwilling)
 
     # Growing
 
@@ -281,8 +290,8 @@ class Keeper:
         if self._weighed is not None and self._weighed[0] == what and not self._wants_idle:
             if now_s - self._weighed[1] < _WEIGH_EVERY_S:
                 return None
-        left_out = {b: f"board {b} has just come" for b in unsteady}
-        move = await propose(fleet, self.plan.settings, self.plan, avoid=Avoid(avoid.loads, avoid.pairs, left_out))
+        avoid = replace(avoid, boards={**avoid.boards, **{b: f"board {b} has just come" for b in unsteady}})
+        move = await propose(fleet, self.plan.settings, self.plan, avoid=avoid)
         self._weighed, self._wants_idle = (what, now_s), False
         return move if move.changed else None
 
@@ -298,7 +307,7 @@ class Keeper:
 
         self._tell(describe(move.plan))
         try:
-            if await take(self._fleet, move.plan, may_commit) is not None:
+            if await take(self._fleet, move.plan, may_commit, self._failures.unwilling(_clock_s())) is not None:
                 self._adopt(move.plan)
         finally:
             self._committing = False
@@ -326,6 +335,9 @@ class Keeper:
             if restarted or (board in needed and board not in reports):
                 self._failures.lost(board, now_s)
         self._met.update(reports)
+        claimed = {b for b, r in reports.items() if r.claimed}
+        others = any(r.plan is not None for b, r in reports.items() if b not in claimed)
+        self._failures.claimed_alone(claimed if others else (), now_s)
         for text in self._fleet.liars.values():
             self._tell_once(text)
 

@@ -93,11 +93,12 @@ async def settle(
         places = {b: fleet.addresses[b] for b in standing.boards}
         if standing.settings != settings or any(reports[b].addresses != places for b in standing.boards):
             standing = None  # not what was requested; or a board has a new address, which its neighbours must learn
-    if standing is not None and (not grow or any(r.claimed for r in reports.values())):
+    claimed = sorted(b for b, r in reports.items() if r.claimed and b not in avoid.boards)
+    if standing is not None and (not grow or claimed):
         return Outcome(standing, None, False, {})
     if not reports:
         raise BoardError("no board answers: " + "; ".join(fleet.missing.values()))
-    if claimed := sorted(r.board for r in reports.values() if r.claimed):
+    if claimed:
         raise ClaimError(f"another manager is giving board {claimed[0]} a plan")
     current = standing or newest_plan(reports) or fallback
     if settings is None:
@@ -112,7 +113,7 @@ async def settle(
         reason = "the same sections again, because a board has come back without its own"
         move = replace(move, plan=plan, changed=True, reason=reason)
     tell(describe(move.plan))
-    loaded = await take(fleet, move.plan, None if standing is None else _in_any_case)
+    loaded = await take(fleet, move.plan, None if standing is None else _in_any_case, avoid.boards)
     assert loaded is not None, "nobody could say no"
     return Outcome(move.plan, move, True, loaded)
 

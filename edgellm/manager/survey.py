@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edgellm.errors import BoardError, EdgellmError, TagError
+from edgellm.errors import BoardError, DialError, EdgellmError, TagError
 from edgellm.manager.board import BoardClient
 from edgellm.manager.connections import Connections
 from edgellm.plan import Capacity, Plan
@@ -130,6 +130,7 @@ class _Found:
     reports: dict[str, Report] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     liars: dict[str, str] = field(default_factory=dict)
+    unreached: set[str] = field(default_factory=set)
     addresses: dict[str, Address] = field(default_factory=dict)
 
 
@@ -147,6 +148,7 @@ class Fleet:
         self.reports: dict[str, Report] = {}
         self.missing: dict[str, str] = {}  # why a board has no report
         self.liars: dict[str, str] = {}  # of these, boards that report what no admin of the cluster signed
+        self.unreached: set[str] = set()  # and boards that couldn't even be dialled
         self._connections = Connections(tls)
         self._folder = None if tls is None else tls.folder
         self._trust: Trust | None = None
@@ -200,6 +202,7 @@ class Fleet:
             await self._ask_all(elsewhere, None if needed is None else {*needed} & elsewhere.keys(), lost, found)
         self.addresses.update(found.addresses)
         self.reports, self.missing, self.liars = found.reports, found.missing, found.liars
+        self.unreached = found.unreached
         self._share_ram()
 
     def _elsewhere(self, found: "_Found") -> dict[str, Address]:
@@ -237,14 +240,18 @@ class Fleet:
             found.addresses.setdefault(name, addresses[name])
             if task.cancelled():
                 found.missing.setdefault(name, f"board {name} does not answer")
+                found.unreached.add(name)
             elif isinstance(error := task.exception(), EdgellmError):
                 found.missing.setdefault(name, str(error))
+                if isinstance(error, DialError):
+                    found.unreached.add(name)
                 if isinstance(error, TagError):
                     found.liars[name] = str(error)
             elif error is not None:
                 raise error
             else:
                 found.missing.pop(name, None)
+                found.unreached.discard(name)
                 found.reports[name], found.addresses[name] = task.result(), addresses[name]
 
     async def reached_by(self, asker: str, addresses: Mapping[str, Address]) -> set[str]:

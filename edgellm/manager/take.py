@@ -3,7 +3,7 @@
 The order of the messages, Claim → Assign → Commit on every board, is decided here and nowhere else.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Set
 from typing import Any
 
 from edgellm.config import BOARD_SILENCE_S
@@ -21,9 +21,13 @@ LOAD_TIMEOUT_S = max(900.0, BOARD_SILENCE_S)  # reading and hashing a section fr
 MayCommit = Callable[[Set[str]], Awaitable[bool]]
 
 
-async def take(fleet: Fleet, plan: Plan, may_commit: MayCommit | None = None) -> dict[str, int] | None:
-    """Give the surveyed boards `plan` as `give` does; those without a section in it give up what they hold."""
-    epochs = {b: r.epoch for b, r in fleet.reports.items() if b in plan.boards or r.plan is not None}
+async def take(
+    fleet: Fleet, plan: Plan, may_commit: MayCommit | None = None, without: Collection[str] = ()
+) -> dict[str, int] | None:
+    """Give the surveyed boards `plan` as `give` does; those without a section in it give up what they hold, except for
+    boards that are to be done `without`."""
+    there = {b: r for b, r in fleet.reports.items() if b in plan.boards or (r.plan is not None and b not in without)}
+    epochs = {b: r.epoch for b, r in there.items()}
     boards = fleet.clients(epochs)
     return await give(plan, await fleet.sign(plan), boards, epochs, may_commit)
 

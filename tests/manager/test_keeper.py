@@ -225,7 +225,7 @@ def test_a_manager_that_sees_less_than_the_boards_changes_nothing(tmp_path, monk
 
     async def blind(fleet, name, *args):
         if name == "b1" and fleet.missing is not None and blinded:
-            raise BoardError("board b1: no route to host", "b1")
+            raise DialError("board b1: no route to host", "b1", "unreachable", "no route to host")
         return await dial(fleet, name, *args)
 
     blinded = True

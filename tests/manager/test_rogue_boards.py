@@ -9,7 +9,7 @@ import pytest
 
 from edgellm.agent.link import Links
 from edgellm.agent.stage import Stage
-from edgellm.errors import EdgellmError
+from edgellm.errors import ClaimError, EdgellmError
 from edgellm.manager.survey import MAX_BOARDS, Fleet
 from edgellm.plan import Plan, Section
 from edgellm.wire.signed import sign
@@ -179,3 +179,29 @@ def test_whatever_a_board_says_nothing_but_a_board_error_comes_of_it(boards_of, 
                     assert await manager.ask() == generate(PROMPT, 10)
 
     run(go(), 60)
+
+
+@pytest.mark.parametrize("kind", ["says it is claimed", "refuses claims"])
+def test_a_board_that_lets_nobody_change_the_plan_is_left_out(boards_of, monkeypatch, kind):
+    monkeypatch.setattr("edgellm.manager.failures._ODD_S", 0.05)
+
+    async def go():
+        async with boards_of(3) as boards:
+            plan = await boards.form((0, 2, 4, 6))
+            holding = boards.agents[1].holding
+            if kind == "refuses claims":
+
+                def refuse(peer, content):
+                    raise ClaimError("board b1 holds epoch 7")
+
+                holding.claim = refuse
+            else:
+                holding._claim = ("nobody", 9)
+            await boards.stop(2)
+            async with Manager(boards, plan) as manager:
+                return await manager.ask(), manager
+
+    answer, manager = run(go())
+    assert answer == generate(PROMPT, 10) and manager.session.plan.boards == ("b0",)
+    (named,) = [t for t in manager.told if t.endswith("; it is left out")]
+    assert named.startswith("board b1 ")

@@ -62,3 +62,27 @@ def test_a_board_that_flaps_is_named_until_it_has_been_up_for_a_while():
         assert failures.flapping(up, 10.0 * i) == ({"b1"} if i == 2 else set())
     assert failures.flapping({**up, "b1": 90.0}, 20.0 + 79.0) == {"b1"}
     assert failures.flapping({**up, "b1": 90.0}, 20.0 + 80.0) == set()
+
+
+def test_a_board_that_says_it_is_claimed_while_no_other_one_is_is_left_out_after_a_while():
+    failures = Failures()
+    failures.claimed_alone({"b1"}, 100.0)
+    failures.claimed_alone({"b1"}, 119.0)
+    assert failures.unwilling(119.0) == {}
+    failures.claimed_alone({"b1", "b2"}, 120.0)
+    assert list(failures.unwilling(120.0)) == ["b1"]
+    failures.claimed_alone(set(), 121.0)
+    assert failures.unwilling(200.0) == {}
+
+
+def test_a_board_that_refuses_claim_after_claim_is_left_out_for_a_while():
+    failures = Failures()
+    for now_s in (0.0, 1.0, 2.0):
+        failures.claim_refused("b1", now_s)
+    assert failures.unwilling(2.0) == {}
+    failures.claim_refused("b1", 3.0)
+    assert failures.unwilling(3.0) == {"b1": "board b1 refuses every change of its plan"}
+    assert failures.unwilling(3.0 + 40.0) == {}
+    failures.claim_refused("b1", 50.0)
+    failures.claims_worked()
+    assert failures.unwilling(50.0) == {}
