@@ -83,7 +83,7 @@ def _ask_cluster(path: Path, question, options, wait, as_json, verbose, *, embed
     if not embedded:
         _tell_who_answers(path)
     question = client.asker.with_options(question, options, question.sampling.seed)
-    stream = client.answer(question)
+    stream = client.answer(question, {"on_queue": lambda position: note(_place_in_line(position))})
     answer, ended = stream.answer, False
 
     def show(text):
@@ -149,6 +149,10 @@ def _prompt(text: str | None) -> str:
         except UnicodeDecodeError as e:
             raise UsageError(f"stdin is not UTF-8 text (byte {e.start})") from None
     return utf8_text(text, "the prompt")
+
+
+def _place_in_line(position: int) -> str:
+    return f"all slots are taken; this question is {'next' if position == 1 else f'number {position} in line'}"
 
 
 def _spoken(sampling: Sampling, authors: Sampling) -> str:

@@ -295,6 +295,21 @@ def test_a_control_token_can_be_what_stop_names(own):
         assert (answer["text"], answer["finish_reason"]) == (shown, "stop")
 
 
+# In company
+
+
+def test_a_question_that_finds_no_slot_says_where_it_stands_in_line(slow, home):
+    others = [start(slow, home, "--max-tokens", "60") for _ in range(2)]
+    try:
+        assert wait_until(lambda: slow.free_slots() == [0, 0])
+        result = call("ask", "Why?", "--cluster", slow.file, "--max-tokens", 5)
+    finally:
+        for process in others:
+            process.communicate(timeout=20)
+    assert (result.exit_code, result.stdout) == (0, answer_to("Why?", 5) + "\n")
+    assert result.stderr == "all slots are taken; this question is next\n"
+
+
 # A better plan
 
 
