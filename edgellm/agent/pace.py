@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from edgellm.agent.steps import Step
 from edgellm.limits import MAX_CHOICES
+from edgellm.plan.costs import GUESSED_BATCH
 
 _KEPT = 65  # steps of a kind
 _AGE_S = 600.0  # a step that is older than this, compared with the newest one, doesn't count
 _LEAST, _LEAST_CHUNKS = 16, 3  # steps of a kind, and chunks of prompts, before their median counts
 _WARM_UP = 3  # steps after a load, which read weights from the disk
 _BELIEVED = 16  # times as slow, or as fast, as at the start
-_GUESSED_SHARE = 1 / 3  # of a token alone, that a further one of a batch takes: as in plan/costs.py
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Pace:
             return before
         layer_s, head_s = before.layer_s, before.head_s
         known = before.batch_layer_s is not None and before.layer_s > 0
-        share = before.batch_layer_s / before.layer_s if known and before.batch_layer_s is not None else _GUESSED_SHARE
+        share = before.batch_layer_s / before.layer_s if known and before.batch_layer_s is not None else GUESSED_BATCH
         token_s = section.token_s() or section.token_s_by_batches(share)
         start_s = section.layers * self.start.layer_s + section.has_head * self.start.head_s
         if token_s is not None and start_s > 0:

@@ -17,7 +17,7 @@ from edgellm.shards.manifest import Manifest
 PROMPT_TOKENS = 1  # computed for each token that is answered; see docs/decisions.md
 MAX_GROUP = 16  # answers that a board computes together: agent/scheduler.py
 # Guesses for boards that have not computed yet, as shares of a layer's time for one token alone.
-_GUESSED_PREFILL, _GUESSED_BATCH = 1 / 8, 1 / 3
+GUESSED_PREFILL, GUESSED_BATCH = 1 / 8, 1 / 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def load_of(capacity: Capacity, others: Sequence[Capacity]) -> Load:
         known = [getattr(c, name) / c.layer_s for c in others if getattr(c, name) is not None]
         return capacity.layer_s * min(1.0, statistics.median_low(known) if known else guess)
 
-    batch_s, prefill_s = seconds("batch_layer_s", _GUESSED_BATCH), seconds("prefill_layer_s", _GUESSED_PREFILL)
+    batch_s, prefill_s = seconds("batch_layer_s", GUESSED_BATCH), seconds("prefill_layer_s", GUESSED_PREFILL)
     return Load(capacity.layer_s, capacity.head_s, batch_s, prefill_s)
 
 

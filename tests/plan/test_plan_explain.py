@@ -49,6 +49,16 @@ def test_sections_are_told_in_bytes_and_seconds(make_manifest, make_boards):
     assert "0-3 (3)" in text
 
 
+def test_many_answers_are_told_by_turns(make_manifest, make_boards):
+    boards = make_boards((450, 2, 4, 1, 1, 0.5), (450, 3, 9, 1, 1, 0.5))
+    facts, text = explained(make_manifest([100] * 6, embedding=50), boards, slots=4)
+    # Two answers a group. pi2: 3 + 1 + 2 * 0.5 ms for each of 2 layers; pi1: 4 ms for each of 4, and a half more head.
+    assert [s["turn_s"] for s in facts["sections"]] == [pytest.approx(0.011), pytest.approx(0.023)]
+    assert facts["pipelined_tokens_per_s"] == pytest.approx(2 / 0.023)
+    assert "87.0 tokens/s together, with as many of prompts" in text
+    assert "the slowest stage is pi1: 23 ms for a token of 2 answers" in text
+
+
 @pytest.mark.parametrize(
     ("objective", "offers", "why"),
     [

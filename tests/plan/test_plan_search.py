@@ -1,6 +1,7 @@
 """The search: tables of offers and sections, and equality with trying everything."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations, permutations
 
@@ -90,6 +91,39 @@ def test_layers_may_differ_in_size_and_kv(make_manifest, make_boards):
     manifest = make_manifest([30, 1, 1, 1, 1, 1], kv=[0, 0, 0, 0, 0, 25_000])
     plan = make_plan(manifest, make_boards((31.1, 1), (15, 2)), Settings(100, chunk=1), 1)
     assert [(s.board, s.start, s.end) for s in plan.sections] == [("pi1", 0, 2), ("pi2", 2, 6)]
+
+
+def test_layers_cost_what_their_bytes_do(make_manifest, make_boards):
+    manifest = make_manifest([20] * 4 + [10] * 8)
+    plan = make_plan(manifest, make_boards((400, 5), (400, 5)), Settings(16, chunk=1, objective="throughput"), 1)
+    assert [s.num_layers for s in plan.sections] == [4, 8]
+    facts = explain_dict(plan, manifest, make_boards((400, 5), (400, 5)))
+    assert [s["stage_s"] for s in facts["sections"]] == [pytest.approx(0.030)] * 2  # 12 layers of mean size: 60 ms
+
+
+# (slots, ms for a further token and for a prompt's on pi1, on pi2): layers of pi1. A token alone takes 4 ms on both.
+TURNS = [
+    (1, (0, 0), (0, 0), 6),
+    (1, (0, 2), (0, 0), 5),  # 6 ms a layer with a prompt's token, and 4
+    (2, (4, 0), (0, 0), 6),  # a group is one answer: nothing runs together
+    (4, (4, 0), (0, 0), 4),  # two answers: 8 ms a layer, and 4
+    (8, (0, 1), (0, 4), 9),  # four, with as many prompt tokens: 8 ms a layer, and 20
+    (8, (None, None), (0, 4), 6),  # what isn't measured is as on the others
+    (8, (None, None), (None, None), 6),
+]
+
+
+@pytest.mark.parametrize(("slots", "first", "second", "layers"), TURNS)
+def test_throughput_counts_batches_and_prompts(make_manifest, make_boards, slots, first, second, layers):
+    seconds = [[None if ms is None else ms / 1e3 for ms in more] for more in (first, second)]
+    boards = [
+        replace(board, batch_layer_s=batch_s, prefill_layer_s=prefill_s)
+        for board, (batch_s, prefill_s) in zip(make_boards((400, 4), (400, 4)), seconds, strict=True)
+    ]
+    request = Settings(16, slots, chunk=1, objective="throughput")
+    plan = make_plan(make_manifest([10] * 12), boards, request, 1)
+    assert plan.section_of("pi1").num_layers == layers
+    assert make_plan(make_manifest([10] * 12), boards, replace(request, objective="latency"), 1).boards == ("pi1",)
 
 
 def test_many_boards_of_one_kind_are_searched_exactly(make_manifest, make_boards):
@@ -220,6 +254,8 @@ def test_measured_times_of_any_size_give_a_sound_plan(make_manifest, data):
             max(data.draw(seconds), 1e-12),
             data.draw(seconds),
             data.draw(seconds),
+            batch_layer_s=data.draw(st.none() | seconds),
+            prefill_layer_s=data.draw(st.none() | seconds),
         )
         for i in range(data.draw(st.integers(1, 5)))
     ]
