@@ -45,7 +45,8 @@ def load_of(capacity: Capacity, others: Sequence[Capacity]) -> Load:
     others that have, because they compute the same model. No token costs more than one alone."""
 
     def seconds(name: str, guess: float) -> float:
-        if (told := getattr(capacity, name)) is not None:
+        told: float | None = getattr(capacity, name)
+        if told is not None:
             return min(told, capacity.layer_s)
         known = [getattr(c, name) / c.layer_s for c in others if getattr(c, name) is not None]
         return capacity.layer_s * min(1.0, statistics.median_low(known) if known else guess)

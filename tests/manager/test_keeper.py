@@ -365,7 +365,7 @@ def test_where_there_is_no_room_beside_the_old_section_a_better_plan_waits_until
         async with Boards(tmp_path, 3, head_s=0.001, gates={"b1": gate}) as boards:
             plan = await boards.form((0, 3, 6), context=256)
             for agent in boards.agents:
-                monkeypatch.setattr(agent.holding, "_room_to_drain", lambda plan: False)
+                monkeypatch.setattr(agent.holding.room, "is_to_drain", lambda plan, held: False)
             async with Manager(boards, plan) as manager:
                 answer = asyncio.create_task(manager.ask(count=100))
                 await until(lambda: boards.agents[1].stage.engine.steps > 3)
