@@ -153,8 +153,7 @@ class Taking(_Line):
             if engine.has_work(holder) or (before.seq_id, before.computed) != (holder, computed):
                 self._holders[slot] = _Holder(holder, computed, now_s)
             elif now_s - before.quiet_since_s >= _ASLEEP_S:
-                log.info("sequence %x has ended: its slot %d is given to another", holder, slot)
-                self._stage.end(holder)
+                self._stage.evict(holder)
 
 
 @dataclass

@@ -206,6 +206,14 @@ class Stage:
         if stats is not None:
             self._ended.add(sequence, stats)
 
+    def evict(self, seq_id: int) -> None:
+        """End a sequence whose slot the first board has given to another. Its manager is told, in case that it still
+        waits for an answer."""
+        sequence = self._sequences[seq_id]
+        self.end(seq_id)
+        log.info("sequence %x has ended: its slot %d belongs to another", seq_id, sequence.slot)
+        self.refuse(sequence, "epoch", f"slot {sequence.slot} was given to another sequence")
+
     # From other boards
 
     def hidden(self, peer: Peer, message: m.Hidden) -> None:
