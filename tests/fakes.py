@@ -257,10 +257,10 @@ class Boards:
             tls=self.tls and self.tls / "boards" / name, kernels="dotprod",
         )  # fmt: skip
         load = load_section if self.real else self._loader(name)
-        start_s, pace = self.start_s.get(name, 0.001), FakePace()
+        pace = FakePace()
         pace.layer_s = self.paces[name].layer_s if name in self.paces else None
         self.paces[name] = pace
-        agent = Agent(options, load, lambda manifest, folder: (start_s, self.head_s), pace=pace)
+        agent = Agent(options, load, lambda *_: (self.start_s.get(name, 0.001), self.head_s), pace=pace)
         agent.holding.links.measures = self.hops
         listening, i = asyncio.Event(), int(name[1:])
         task = asyncio.create_task(agent.run(lambda _: listening.set()))

@@ -106,6 +106,16 @@ class Pace:
         self._before: Speed | None = None
         self._section: SectionPace | None = None
 
+    @property
+    def served(self) -> bool:
+        """Whether any section's steps could tell."""
+        return self._section is not None
+
+    def timed_again(self, again: Speed) -> None:
+        """Take the faster of two measurements without a section: whatever disturbs one makes it slower."""
+        start = self.start
+        self.start = Speed(min(start.layer_s, again.layer_s), min(start.head_s, again.head_s))
+
     def section(self, layers: float, has_head: bool) -> SectionPace:
         """Return where the steps of a section that is served from now on are recorded."""
         self._before = now = self.now()

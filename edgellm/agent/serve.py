@@ -22,7 +22,7 @@ from edgellm.agent.stage import Stage
 from edgellm.agent.threads import in_own_thread
 from edgellm.agent.tune import state_folder, take_cores
 from edgellm.config import STEP_TIMEOUT_S
-from edgellm.errors import BoardError
+from edgellm.errors import BoardError, EdgellmError
 from edgellm.kernels import library
 from edgellm.limits import MAX_CHOICES
 from edgellm.shards.manifest import Manifest
@@ -35,6 +35,7 @@ from edgellm.wire.status import BoardStatus
 
 log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
+_TIME_AGAIN_S, _TIMES_AGAIN = 120.0, 5
 _SWITCH_S = 0.0005  # the longest that a finished step waits for the event loop's thread; Python's default is 5 ms
 _SMALL_BYTES = 64 << 10  # what a sender may always send: no plan is needed, and nothing is lost by it
 
@@ -68,7 +69,7 @@ class Agent:
         the shards or the address can't be used."""
         server = await self._listen()
         self.port = server.sockets[0].getsockname()[1]
-        sweeping = None
+        tasks: list[asyncio.Task[None]] = []
         try:
             await self._measure()
             await server.start_serving()
@@ -79,13 +80,13 @@ class Agent:
             )  # fmt: skip
             ready(self)
             systemd.ready()
-            sweeping = asyncio.create_task(self._sweep())
+            tasks = [asyncio.create_task(self._sweep()), asyncio.create_task(self._time_again())]
             await self._stop.wait()
             systemd.stopping()
             await self._drain()
         finally:
-            if sweeping is not None:
-                sweeping.cancel()
+            for task in tasks:
+                task.cancel()
             self.dispatcher.close()
             server.close()
             self.holding.stop(f"board {self.options.name} is stopping")
@@ -125,7 +126,22 @@ class Agent:
             choice = await in_own_thread(self._take_cores, self.manifest, told.shards, told.threads, told.cores)
             kernels = library.target()
             self.options = dataclasses.replace(told, threads=choice.threads, cores=choice.cores, kernels=kernels)
-        self.holding.pace.start = Speed(*await in_own_thread(self._measure_decode, self.manifest, told.shards))
+        self.holding.pace.start = await self._time()
+
+    async def _time(self) -> Speed:
+        return Speed(*await in_own_thread(self._measure_decode, self.manifest, self.options.shards))
+
+    async def _time_again(self) -> None:
+        """Measure a few times more while no plan has a section for this board: its steps can't tell, and if it was busy
+        at its start, no plan would ever have one."""
+        for _ in range(_TIMES_AGAIN):
+            await asyncio.sleep(_TIME_AGAIN_S)
+            if self.holding.pace.served:
+                return
+            try:
+                self.holding.pace.timed_again(await self._time())
+            except EdgellmError as e:  # shards may be about to be replaced
+                log.warning("the decode time was not measured again: %s", e)
 
     async def _sweep(self) -> None:
         while True:

@@ -8,7 +8,7 @@ from edgellm.manager.rebalance import propose, settle
 from edgellm.manager.session import Session
 from edgellm.manager.survey import Fleet
 from edgellm.plan import Settings
-from tests.fakes import GREEDY, Boards, make_manifest, run
+from tests.fakes import GREEDY, Boards, make_manifest, run, until
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -62,3 +62,24 @@ def test_a_plan_of_a_disturbed_start_is_mended_once_and_then_stays(tmp_path):
     assert cuts(mended) == [("b0", 16), ("b1", 16)] and mended.epoch == 2
     assert moves == [False] * 20 and at_the_end == mended
     assert all(whole)
+
+
+def test_a_spare_board_that_was_busy_at_its_start_is_measured_again(tmp_path, monkeypatch):
+    """It computes no steps that could tell, and no plan would ever have it."""
+    monkeypatch.setattr("edgellm.agent.serve._TIME_AGAIN_S", 0.01)
+    monkeypatch.setattr("edgellm.agent.serve._TIMES_AGAIN", 10**6)
+
+    async def go():
+        async with Boards(tmp_path, 2, make_manifest(32), start_s={"b1": 9.0}, head_s=0.0) as boards:
+            async with Fleet(boards.manifest, boards.addresses) as fleet:
+                await fleet.survey()
+                plan = (await settle(fleet, SETTINGS, grow=True)).plan
+                boards.start_s["b1"] = 0.001
+                await until(lambda: boards.paces["b1"].start.layer_s == 0.001)
+                boards.start_s["b1"] = 2.0  # the next disturbance changes nothing
+                await fleet.survey()
+                return plan, (await propose(fleet, SETTINGS, plan)).plan, fleet.reports["b1"].capacity.layer_s
+
+    before, after, layer_s = run(go())
+    assert (cuts(before), cuts(after)) == ([("b0", 32)], [("b0", 16), ("b1", 16)])
+    assert layer_s == 0.001
