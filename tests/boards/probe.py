@@ -1,7 +1,8 @@
 """Peers that have no business with an agent; a program of its own, run on the boards' network: KIND HOST PORT [FOLDER].
 
 Prints one JSON object. `tls`: with the certificate in FOLDER, if one is given; `plain`: the wire without TLS; `scan`:
-every port from 1 to 10000; `idle`: 1000 connections held until stdin ends.
+every port from 1 to 10000; `idle`: 1000 connections held until stdin ends; `claim`: as the manager with the identity in
+FOLDER, claims the board NAME, whose name comes after it, for the next epoch, and returns the claim.
 """
 
 import asyncio
@@ -12,7 +13,9 @@ import sys
 import warnings
 from pathlib import Path
 
+from edgellm.manager.board import BoardClient
 from edgellm.wire import messages as m
+from edgellm.wire.credentials import client_credentials
 
 CONNECTIONS = 1000
 PORTS = range(1, 10001)
@@ -82,6 +85,15 @@ async def idle(host: str, port: int) -> dict:
     return {"held": held}
 
 
+async def claim(host: str, port: int, folder: str, board: str) -> dict:
+    """Try to change the plan: why not?"""
+    client = await BoardClient(board, host, port, client_credentials(folder)).connect()
+    epoch = (await client.status()).epoch or 0
+    answer = await client.ask(m.Claim({"replaces": epoch, "epoch": epoch + 1}), m.Claimed)
+    client.close()
+    return {"error": answer.content["error"]}
+
+
 def main() -> None:
     kind, host, port, *folder = sys.argv[1:]
     match kind:
@@ -91,6 +103,8 @@ def main() -> None:
             answer = plain(host, int(port))
         case "scan":
             answer = asyncio.run(scan(host))
+        case "claim":
+            answer = asyncio.run(claim(host, int(port), *folder))
         case "idle":
             answer = asyncio.run(idle(host, int(port)))
     print(json.dumps(answer))
