@@ -252,20 +252,20 @@ class Engine:
         if freed:
             self._freed()
         if due:
-            self._hand_over(due)
+            try:
+                self._deliver(due)
+            except Exception as e:
+                self._deliver_failure(due, e)
         with self._changed:
             self._running = 0
 
-    def _hand_over(self, outcomes: list[Outcome]) -> None:
-        """Deliver outcomes; if that fails, deliver the failure, which ends these sequences and nothing else."""
+    def _deliver_failure(self, outcomes: list[Outcome], error: Exception) -> None:
+        """Deliver that these outcomes could not be delivered, which ends their sequences and nothing else."""
+        log.error("results could not be delivered", exc_info=error)
         try:
-            self._deliver(outcomes)
-        except Exception as e:
-            log.exception("results could not be delivered")
-            try:
-                self._deliver([Outcome(outcome.step, error=e) for outcome in outcomes])
-            except Exception:  # the event loop has ended, or worse: there is nobody to tell
-                log.exception("nor could that be")
+            self._deliver([Outcome(outcome.step, error=error) for outcome in outcomes])
+        except Exception:  # the event loop has ended, or worse: there is nobody to tell
+            log.exception("nor could that be")
 
 
 def _forward(section: Section[Any], batch: list[tuple[Step, _Held]]) -> list[Outcome]:
@@ -276,7 +276,10 @@ def _forward(section: Section[Any], batch: list[tuple[Step, _Held]]) -> list[Out
                 held.slot.forget()
             else:
                 held.slot.begin(step.position, step.ids, step.long)
-        results = _results(section, [step for step, _ in batch])
+        steps = [step for step, _ in batch]
+        results = [_trace(section, steps[0])] if steps[0].trace else section.forward_many(steps)
+        if len(results) != len(steps):
+            raise RuntimeError(f"the section gave {len(results)} results for {len(steps)} steps")
     except Exception as e:  # a model's code may raise anything, which must end sequences but not the agent
         if len(batch) > 1:
             log.warning("a batch of %d steps failed (%s); they run one by one", len(batch), e)
@@ -290,12 +293,6 @@ def _forward(section: Section[Any], batch: list[tuple[Step, _Held]]) -> list[Out
     return [Outcome(step, result) for (step, _), result in zip(batch, results, strict=True)]
 
 
-def _results(section: Section[Any], steps: list[Step]) -> list[np.ndarray | None]:
-    """Have the section compute these steps, or the one that is a trace."""
-    if steps[0].trace:
-        (step,) = steps
-        return [section.trace(step.x, step.position, step.slot, step.pass_len)]
-    results = section.forward_many(steps)
-    if len(results) != len(steps):
-        raise RuntimeError(f"the section gave {len(results)} results for {len(steps)} steps")
-    return results
+def _trace(section: Section[Any], step: Step) -> np.ndarray:
+    """Return what each layer makes of a step, which is a trace and so alone in its batch."""
+    return section.trace(step.x, step.position, step.slot, step.pass_len)

@@ -223,7 +223,10 @@ async def _compare_layers(
                 layers = await held.trace(
                     board, (section.start, section.end), start, len(sequence), end - start, whole[start:end].tobytes()
                 )
+                size = 4 * (end - start) * manifest.hidden_size
                 for rows, data in zip(given, layers, strict=True):
+                    if len(data) != size:
+                        raise board.error(f"traced {len(data)} bytes for {end - start} tokens, expected {size}")
                     rows.append(np.frombuffer(data, "<f4").reshape(end - start, manifest.hidden_size))
             for layer, rows in enumerate(given, section.start):
                 difference = _difference(np.concatenate(rows), outputs[layer])
