@@ -196,7 +196,7 @@ class Asker:
 
         tokens = session.generate(
             ids, sampling=question.sampling, max_tokens=question.max_tokens, eos=self.eos_token_ids, stats=stats,
-            speculate=question.speculate, queued=queued, served=plans.append,
+            speculate=question.speculate, queued=queued, served=plans.append, ended=lambda: stop.found,
         )  # fmt: skip
         try:
             finish = ""

@@ -72,7 +72,7 @@ class ClusterClient:
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...], logits: bool = False,
         logprobs: int = 0, stats: dict[str, SequenceStats] | None = None, speculate: bool = True, reuse: bool = True,
         began: int | None = None, wait_s: float = WAIT_S, queued: Callable[[int], None] = lambda position: None,
-        tell: Callable[[str], None] = lambda text: None,
+        tell: Callable[[str], None] = lambda text: None, ended: Callable[[], bool] = lambda: False,
     ) -> AsyncGenerator[Chosen, None]:  # fmt: skip
         """Stream the answer to the prompt `ids`, token by token; the last one has a finish reason.
 
@@ -82,8 +82,9 @@ class ClusterClient:
         and `max_tokens` are those of the whole answer.
 
         Where no slot is free the sequence stands in line for up to `wait_s`; `queued(position)` is called whenever it
-        moves, 1 is next. Leaving the iteration early stops the boards' work. `stats`, if given, is then filled
-        with what each board reports, which takes a moment; without it, or cancelled, nothing is waited for.
+        moves, 1 is next. Leaving the iteration early, or cancelling it, stops the boards' work and waits for nothing.
+        Once the answer has ended, `stats`, if given, is filled with what each board reports, which takes a moment;
+        `ended()` tells whether an answer that is left early has ended all the same, by a judgement of the caller's.
         `tell(text)` is called when a board says what is not its business.
 
         Raises BusyError when no slot becomes free, AnswerError when a board can't compute this, BoardError when one is
@@ -98,12 +99,15 @@ class ClusterClient:
             slots = await self._open(sequence, ids, options, wait_s, queued)
             speculate = speculate and slots.batches
             self.boards[0].send(m.Start(self.plan.epoch, sequence.seq_id, slots.reuse, speculate))
+            finish = ""
             try:
                 async with aclosing(self._tokens(sequence, len(ids), tell)) as tokens:
                     async for chosen in tokens:
+                        finish = chosen.finish
                         yield chosen
-            except GeneratorExit:  # the caller has what it wants
-                await self._close(sequence, stats)
+            except GeneratorExit:
+                if finish or ended():
+                    await self._close(sequence, stats)
                 raise
             await self._close(sequence, stats)
         finally:

@@ -66,6 +66,7 @@ class Session:
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...],
         stats: dict[str, SequenceStats] | None = None, speculate: bool = True, wait_s: float = WAIT_S,
         queued: Callable[[int], None] = lambda position: None, served: Callable[[Plan], None] = lambda plan: None,
+        ended: Callable[[], bool] = lambda: False,
     ) -> AsyncGenerator[Chosen, None]:  # fmt: skip
         """Stream an answer as `ClusterClient.generate` does, but a board that is lost, hangs, restarts or gets another
         section costs only time. `served(plan)` is called with each plan that is asked.
@@ -96,7 +97,7 @@ class Session:
                 served(plan)
                 tokens = ClusterClient(plan, boards).generate(
                     ids + done, sampling=sampling, max_tokens=max_tokens, eos=eos, stats=stats, speculate=speculate,
-                    began=len(ids), wait_s=wait_s, queued=queued, tell=self._tell,
+                    began=len(ids), wait_s=wait_s, queued=queued, tell=self._tell, ended=ended,
                 )  # fmt: skip
                 async with aclosing(tokens):
                     async for chosen in tokens:

@@ -519,15 +519,33 @@ def test_leaving_waits_for_no_board(tmp_path):
             plan = await boards.form((0, 3, 6), context=4096, slots=1)
             boards.agents[1].stage.close = lambda peer, message: None
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
-                stream = cluster.generate([1, 2, 3], sampling=Sampling(), max_tokens=2000, eos=())
+                stats = {}
+                stream = cluster.generate([1, 2, 3], sampling=Sampling(), max_tokens=2000, eos=(), stats=stats)
                 await anext(stream)
                 leaving = asyncio.ensure_future(stream.aclose())
                 for _ in range(5):  # a few turns of the loop, and no answer of any board
                     await asyncio.sleep(0)
                 assert leaving.done()
                 await until(lambda: boards.agents[0].stage.engine.free_slots == 1)
+                assert stats == {}
 
     run(go())
+
+
+def test_an_answer_that_has_ended_for_who_asked_has_its_stats(tmp_path):
+    async def go():
+        async with Boards(tmp_path, 2) as boards:
+            plan = await boards.form((0, 3, 6), context=4096, slots=1)
+            async with ClusterClient.dial(plan, boards.addresses) as cluster:
+                stats = {}
+                stream = cluster.generate(
+                    [1, 2, 3], sampling=Sampling(), max_tokens=2000, eos=(), stats=stats, ended=lambda: True
+                )  # fmt: skip
+                await anext(stream)
+                await stream.aclose()
+                return {board: told.prefill_tokens for board, told in stats.items()}
+
+    assert run(go()) == {"b0": 3, "b1": 3}
 
 
 def test_a_board_that_cannot_compute_says_so_and_systemd_is_left_to_restart_it(tmp_path, monkeypatch):
