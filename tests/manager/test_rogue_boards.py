@@ -126,6 +126,7 @@ def test_strangers_are_asked_only_where_a_signed_plan_has_them_and_not_too_many(
         return ask(fleet, name, address, *args)
 
     monkeypatch.setattr(Fleet, "_ask", noted)
+    monkeypatch.setattr("edgellm.manager.survey._REACH_TIMEOUT_S", 10.0)
 
     async def go():
         async with boards_of(2) as boards:
