@@ -77,4 +77,4 @@ def revoke(name, **options):
       edgellm revoke pi2
       edgellm revoke anna
     """
-    play("revoke", "playbooks/revoke.yml", {"name": name}, **options)
+    play("revoke", "playbooks/revoke.yml", {"revoke": name}, **options)

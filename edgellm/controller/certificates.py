@@ -23,7 +23,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgellm.controller.authority import Authority, Issued, Work, has, key_pem, read, read_key, uris
+from edgellm.controller.authority import Authority, Work, has, key_pem, read, read_key, uris
 from edgellm.errors import ClusterError
 from edgellm.files import locked
 from edgellm.plan import BOARD_NAME
@@ -109,12 +109,6 @@ def revoke(
         fresh = authority.revoke(found)
         _ensure_leaf(manager, _own(manager, None), authority, work)
     return Revoked(bool(fresh), tuple({one.uri: one.identity for one in found}.values()))
-
-
-def issued(ca: Path | str, manager: Path | str) -> list[Issued]:
-    """Return every certificate that the CA has issued, the oldest first. Raises ClusterError."""
-    with _opened(Path(ca).absolute(), Path(manager).absolute(), None, must_be_there=True) as (authority, _):
-        return list(authority.issued)
 
 
 def default_name() -> str:

@@ -2,7 +2,8 @@
 
 Prints one JSON object. `tls`: with the certificate in FOLDER, if one is given; `plain`: the wire without TLS; `scan`:
 every port from 1 to 10000; `idle`: 1000 connections held until stdin ends; `claim`: as the manager with the identity in
-FOLDER, claims the board NAME, whose name comes after it, for the next epoch, and returns the claim.
+FOLDER, claims the board whose name comes after it for the next epoch, and gives the claim back; `stand`: holds a
+connection, and says how it ended.
 """
 
 import asyncio
@@ -94,6 +95,14 @@ async def claim(host: str, port: int, folder: str, board: str) -> dict:
     return {"error": answer.content["error"]}
 
 
+async def stand(host: str, port: int, folder: str, board: str) -> dict:
+    """Hold a connection, with pings, until it ends."""
+    client = await BoardClient(board, host, port, client_credentials(folder)).connect()
+    print(json.dumps({"stands": True}), flush=True)
+    async with asyncio.timeout(300):
+        return {"ended": str(await client.lost)}
+
+
 def main() -> None:
     kind, host, port, *folder = sys.argv[1:]
     match kind:
@@ -105,6 +114,8 @@ def main() -> None:
             answer = asyncio.run(scan(host))
         case "claim":
             answer = asyncio.run(claim(host, int(port), *folder))
+        case "stand":
+            answer = asyncio.run(stand(host, int(port), *folder))
         case "idle":
             answer = asyncio.run(idle(host, int(port)))
     print(json.dumps(answer))

@@ -10,10 +10,10 @@ from cryptography import x509
 
 from edgellm.cli import main
 from edgellm.controller import certificates
-from edgellm.controller.certificates import issue, issued, revoke
+from edgellm.controller.certificates import issue, revoke
 from edgellm.errors import ClusterError, TagError
 from edgellm.plan import Plan, Section
-from edgellm.wire.credentials import Identity, client_credentials, read_revoked, server_credentials
+from edgellm.wire.credentials import Identity, client_credentials, identity_of, read_revoked, server_credentials
 from edgellm.wire.signed import Trust, sign
 from edgellm.wire.tls import Channel
 from tests.certificates import ensure
@@ -36,6 +36,11 @@ def folder(tmp_path) -> Path:
 
 def serial(folder: Path) -> int:
     return x509.load_pem_x509_certificate((folder / "cert.pem").read_bytes()).serial_number
+
+
+def issued(ca: Path) -> list[dict]:
+    """The CA's record."""
+    return json.loads((ca / "issued.json").read_text())["issued"]
 
 
 def handshake(dials: Path, listens: Path) -> list[str | None]:
@@ -168,7 +173,7 @@ def test_a_damaged_record_is_an_error_and_is_not_forgotten(folder, text):
 
 
 def test_every_certificate_is_on_record_before_anybody_has_it(folder):
-    known = {int(one.serial, 16): one.identity for one in issued(folder, folder / "manager")}
+    known = {int(one["serial"], 16): identity_of([one["uri"]]) for one in issued(folder)}
     held = {serial(p): who for p, who in (
         (folder / "manager", Identity("manager", "pc", admin=True)), (folder / "boards/pi1", Identity("board", "pi1")),
         (folder / "boards/pi2", Identity("board", "pi2")), (folder / "anna", ANNA), (folder / "ben", BEN),
