@@ -13,6 +13,7 @@ from typing import Any
 from edgellm.agent.link import Links
 from edgellm.agent.pace import Pace
 from edgellm.agent.room import Room
+from edgellm.agent.settled import Settled
 from edgellm.agent.stage import Stage
 from edgellm.agent.threads import in_own_thread
 from edgellm.errors import BoardError, ClaimError, EdgellmError, ManifestError, PlanError
@@ -71,6 +72,7 @@ class Holding:
         self.closed = False  # stopping: no new plans
         self.links = Links(board, tls)
         self.pace = pace or Pace()
+        self.settled = Settled()
         self.room = Room(board, manifest, ram_bytes)
         self._load = load
         self._loaded: _Loaded | None = None

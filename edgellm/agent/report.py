@@ -1,7 +1,8 @@
 """What a board reports: its status, what it did for a sequence, and that it is alive."""
 
+import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgellm import __version__
 from edgellm.agent import measure
@@ -54,10 +55,10 @@ def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
 def _capacity(options: AgentOptions, holding: "Holding", link_mbit: int | None) -> Capacity:
     now = holding.pace.now()
     hop_s = measure.hop_s(holding.links.hop_s(), link_mbit, 4 * (holding.manifest.hidden_size + 1))
-    return Capacity(
-        options.name, holding.offer_bytes(), now.layer_s, now.head_s, hop_s, options.threads or 1,
-        now.batch_layer_s, now.prefill_layer_s,
-    )  # fmt: skip
+    times = {"layer_s": now.layer_s, "head_s": now.head_s, "hop_s": hop_s}
+    shares = {"batch_layer_s": now.batch_layer_s, "prefill_layer_s": now.prefill_layer_s}
+    told: dict[str, Any] = holding.settled.look({**times, **shares}, time.monotonic())
+    return Capacity(options.name, holding.offer_bytes(), cores=options.threads or 1, **told)
 
 
 def sequence_stats(sequence: Sequence, done: Stats, path: str) -> SequenceStats:

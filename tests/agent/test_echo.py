@@ -52,7 +52,9 @@ def test_a_hop_is_a_message_and_the_bytes_of_a_token(measured_s, link_mbit, expe
     assert hop_s(measured_s, link_mbit, 16_250) == pytest.approx(expected_s)
 
 
-def test_boards_measure_the_links_that_they_dial(tmp_path):
+def test_boards_measure_the_links_that_they_dial(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.agent.settled.HOLD_S", 0.0)
+
     async def go():
         async with Boards(tmp_path, 2, hops=True) as boards:
             await boards.form((0, 3, 6))

@@ -25,7 +25,13 @@ def cuts(plan) -> list[tuple[str, int]]:
     return sorted((s.board, s.num_layers) for s in plan.sections)
 
 
-def test_a_plan_of_a_disturbed_start_is_mended_once_and_then_stays(tmp_path):
+@pytest.fixture
+def at_once(monkeypatch):
+    """A board's times count as soon as they differ."""
+    monkeypatch.setattr("edgellm.agent.settled.HOLD_S", 0.0)
+
+
+def test_a_plan_of_a_disturbed_start_is_mended_once_and_then_stays(tmp_path, at_once):
     """b0 was busy when it measured itself: three times as slow as it is."""
     noise = random.Random(1)
 
@@ -64,7 +70,7 @@ def test_a_plan_of_a_disturbed_start_is_mended_once_and_then_stays(tmp_path):
     assert all(whole)
 
 
-def test_a_spare_board_that_was_busy_at_its_start_is_measured_again(tmp_path, monkeypatch):
+def test_a_spare_board_that_was_busy_at_its_start_is_measured_again(tmp_path, monkeypatch, at_once):
     """It computes no steps that could tell, and no plan would ever have it."""
     monkeypatch.setattr("edgellm.agent.serve._TIME_AGAIN_S", 0.01)
     monkeypatch.setattr("edgellm.agent.serve._TIMES_AGAIN", 10**6)
