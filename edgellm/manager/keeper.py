@@ -24,7 +24,7 @@ from edgellm.wire.credentials import Credentials
 
 SURVEY_EVERY_S = 10.0  # of a client that stays
 _WEIGH_EVERY_S = 60.0  # the same boards: a search for a better plan takes this process a while
-_SURVEY_LIMIT_S = 1.0  # that `finish` waits for a survey
+_SURVEY_LIMIT_S = 2.0  # that `finish` waits for a survey
 _RECENT_S = 600.0  # for which a load that failed keeps a board from being given a section that it needn't have
 _MAX_TOLD = 256
 
