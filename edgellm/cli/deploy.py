@@ -129,7 +129,8 @@ def reset(yes, **options):
 
 def play(
     title: str, playbook: str, variables: dict[str, Any] | None = None, *, inventory: Path, limit: str | None,
-    check: bool, ask_pass: bool, ask_become_pass: bool, extra_vars: tuple[str, ...], as_json: bool, verbose: bool,
+    ask_pass: bool, ask_become_pass: bool, extra_vars: tuple[str, ...], as_json: bool, verbose: bool,
+    check: bool = False,
 ) -> None:  # fmt: skip
     """Run a playbook and show how it goes; exit with 1 if it fails."""
     from edgellm.cli.page import Events, Page

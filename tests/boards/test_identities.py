@@ -37,7 +37,8 @@ def join(controller: Controller, name: str, *options: str) -> Controller:
     """Another machine, with an identity of that name from the controller."""
     file = controller.home / f"{name}.edgellm"
     file.unlink(missing_ok=True)
-    controller.ansible("playbooks/manager.yml", "-e", f"manager={name}", "-e", f"to={file}", *options).good()
+    said = controller.edgellm("manager", name, "--to", file, "-i", controller.inventory_path, *options)
+    assert f"lets {name} ask" in said.errors
     there = new_controller(name)
     there.edgellm("join", file, "--force")
     assert not (there.config / "ca").exists()

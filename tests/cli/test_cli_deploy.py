@@ -44,7 +44,8 @@ def test_the_sample_is_the_repositorys_inventory():
     assert call("deploy", "--sample").stdout == (project() / "inventory.ini").read_text()
 
 
-@pytest.mark.parametrize("command", [["deploy"], ["upgrade"], ["model", "x"], ["remove", "pi1"], ["reset", "--yes"]])
+@pytest.mark.parametrize("command", [["deploy"], ["upgrade"], ["model", "x"], ["remove", "pi1"], ["reset", "--yes"],
+                                     ["manager", "anna"], ["revoke", "pi1"]])  # fmt: skip
 def test_without_an_inventory_the_way_to_get_one_is_said(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "there is no inventory.ini. Get one with 'edgellm deploy --sample > inventory.ini'" in fails(2, *command)
@@ -58,6 +59,9 @@ def test_without_an_inventory_the_way_to_get_one_is_said(command, tmp_path, monk
         (["upgrade"], "playbooks/upgrade.yml", []),
         (["model", "a b.gguf"], "playbooks/model.yml", ["-e", '{"edgellm_model": "a b.gguf"}']),
         (["remove", "pi1"], "playbooks/remove.yml", ["-e", '{"board": "pi1"}']),
+        (["revoke", "pi1", "--check"], "playbooks/revoke.yml", ["-e", '{"revoke": "pi1"}', "--check"]),
+        (["manager", "a", "--admin", "--to", "/x/y"], "playbooks/manager.yml",
+         ["-e", '{"manager": "a", "admin": true, "to": "/x/y"}']),
         (["reset", "--yes"], "playbooks/reset.yml", []),
     ],
 )  # fmt: skip
@@ -65,6 +69,12 @@ def test_what_ansible_is_called_with(ansible, tmp_path, command, played, more):
     assert call(*command).exit_code == 0
     assert ansible.calls == [(played, ["-i", str(tmp_path / "inventory.ini"), *more], {})]
     assert (project() / played).is_file()
+
+
+def test_an_identity_s_file_is_in_the_folder_where_the_command_was_started(ansible, tmp_path):
+    call("manager", "anna")
+    told = json.loads(ansible.arguments[ansible.arguments.index("-e") + 1])
+    assert told == {"manager": "anna", "admin": False, "to": str(tmp_path / "anna.edgellm")}
 
 
 def test_passwords_are_asked_for_and_are_no_arguments(ansible, monkeypatch):
