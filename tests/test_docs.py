@@ -28,6 +28,7 @@ from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Sh
 from edgellm.shards.tiles import BLOCK_BYTES
 from edgellm.wire import credentials, listener, protocol, reach, sequence_messages, signed
 from edgellm.wire import messages as m
+from edgellm.wire.asking import State
 from edgellm.wire.frames import FrameReader
 from edgellm.wire.peer import Peer
 from edgellm.wire.status import BoardStatus, Compute, Health, SectionStatus
@@ -151,6 +152,10 @@ def test_field_names_are_the_dataclasses_own():
 def test_finish_reasons_and_failure_codes():
     assert [(int(r["finish"]), r["name"]) for r in table(WIRE, "finish", "name")] == list(enumerate(m.FINISH))
     assert [(int(r["code"]), r["name"]) for r in table(WIRE, "code", "name")] == list(enumerate(m.FAILURES))
+
+
+def test_states_of_an_answer():
+    assert [(r["state"], r["meaning"]) for r in table(WIRE, "state", "meaning")] == [(s.name, s.value) for s in State]
 
 
 def test_outcomes_of_a_dial():

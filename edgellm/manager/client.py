@@ -6,16 +6,17 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from edgellm.config import PING_EVERY_S, PONG_TIMEOUT_S, STALL_TIMEOUT_S, WAIT_S
-from edgellm.errors import AnswerError, BoardError, BusyError, LinkError
+from edgellm.errors import AnswerError, BoardError, BusyError, LinkError, LocalProtocolError, RemoteProtocolError
 from edgellm.manager.board import ANSWER_TIMEOUT_S, BoardClient, Events
 from edgellm.manager.connections import Connections
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
 from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address
+from edgellm.wire.asking import Asking, Done, Event, Failure, InLine, Sends, State, Stray, Token
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.status import SequenceStats
 
@@ -34,22 +35,6 @@ class Chosen:
     at_s: float
     logits: bytes | None = field(default=None, repr=False)
     logprobs: tuple[tuple[int, float], ...] = field(default=(), repr=False)
-
-
-@dataclass
-class _Sequence:
-    """A sequence on the boards: its id, and what they say about it."""
-
-    seq_id: int
-    events: Events = field(default_factory=asyncio.Queue)
-    closed: bool = False
-
-
-class _Slots(NamedTuple):
-    """What the boards said when they opened a sequence: where computing may begin, and whether all verify drafts."""
-
-    reuse: int
-    batches: bool
 
 
 class ClusterClient:
@@ -94,114 +79,87 @@ class ClusterClient:
             "sampling": sampling.to_wire(), "max_tokens": max_tokens, "eos": list(eos), "logits": logits,
             "logprobs": logprobs, "began": len(ids) if began is None else began, "reuse": len(ids) if reuse else 0,
         }  # fmt: skip
-        sequence = self._begin()
-        try:
-            slots = await self._open(sequence, ids, options, wait_s, queued)
-            speculate = speculate and slots.batches
-            self.boards[0].send(m.Start(self.plan.epoch, sequence.seq_id, slots.reuse, speculate))
-            finish = ""
+        async with self._asking(ids, options) as (asking, events):
+            await self._open(asking, events, wait_s, queued)
+            self._send(asking.start(speculate))
             try:
-                async with aclosing(self._tokens(sequence, len(ids), tell)) as tokens:
+                async with aclosing(self._tokens(asking, events, tell)) as tokens:
                     async for chosen in tokens:
-                        finish = chosen.finish
                         yield chosen
             except GeneratorExit:
-                if finish or ended():
-                    await self._close(sequence, stats)
+                if asking.state is State.ENDED or ended():
+                    await self._close(asking, events, stats)
                 raise
-            await self._close(sequence, stats)
-        finally:
-            self._end(sequence)
+            await self._close(asking, events, stats)
 
     @contextlib.asynccontextmanager
     async def hold(self, ids: list[int], wait_s: float = WAIT_S) -> AsyncIterator["Held"]:
         """Hold a slot on every board for the sequence `ids`, to trace it. Raises as `generate` does."""
-        sequence = self._begin()
+        async with self._asking(ids, {"max_tokens": 1}) as (asking, events):
+            await self._open(asking, events, wait_s, lambda position: None)
+            yield Held(self, asking.seq_id, events)
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, ids: list[int], options: dict[str, Any]) -> AsyncIterator[tuple[Asking, Events]]:
+        """Have a new sequence, of which the boards' messages are kept; at the end all boards close it."""
+        events: Events = asyncio.Queue()
+        options = {**options, "plan": self.plan.digest}
+        asking = Asking(self.plan.epoch, secrets.randbits(64), self.plan.boards, ids, options)
+        for board in self.boards:
+            board.subscribe(asking.seq_id, events)
         try:
-            await self._open(sequence, ids, {"max_tokens": 1}, wait_s, lambda position: None)
-            yield Held(self, sequence)
+            yield asking, events
         finally:
-            self._end(sequence)
-
-    def _begin(self) -> _Sequence:
-        """Return a new sequence, of which the boards' messages are kept."""
-        sequence = _Sequence(secrets.randbits(64))
-        for board in self.boards:
-            board.subscribe(sequence.seq_id, sequence.events)
-        return sequence
-
-    def _end(self, sequence: _Sequence) -> None:
-        """Have all boards close a sequence, and wait for nothing."""
-        self._send_close(sequence)
-        for board in self.boards:
-            board.unsubscribe(sequence.seq_id)
-
-    def _send_close(self, sequence: _Sequence) -> None:
-        if not sequence.closed:
-            sequence.closed = True
+            self._send(asking.close())
             for board in self.boards:
-                with contextlib.suppress(Exception):  # it may be lost at this very moment
-                    board.send(m.Close(self.plan.epoch, sequence.seq_id))
+                board.unsubscribe(asking.seq_id)
+
+    def _send(self, sends: Sends) -> None:
+        boards = dict(zip(self.plan.boards, self.boards, strict=True))
+        for name, message in sends:
+            with contextlib.suppress(LocalProtocolError):  # the board may be lost at this very moment
+                boards[name].send(message)
+
+    async def _happened(self, asking: Asking, events: Events, timeout_s: float | None) -> list[Event]:
+        """Wait for the boards' next message, send what is due then, and return what has happened. Raises what a failure
+        means."""
+        board, message = await self._event(events, timeout_s)
+        try:
+            sends, happened = asking.receive(board.name, message)
+        except RemoteProtocolError as e:
+            raise board.error(str(e)) from None
+        self._send(sends)
+        for event in happened:
+            if isinstance(event, Failure):
+                raise _error(board, event)
+        return happened
 
     async def _open(
-        self, sequence: _Sequence, ids: list[int], options: dict[str, Any], wait_s: float,
-        queued: Callable[[int], None],
-    ) -> _Slots:  # fmt: skip
+        self, asking: Asking, events: Events, wait_s: float, queued: Callable[[int], None]
+    ) -> None:
         """Take a slot on the first board, in its turn, then the same slot on all others."""
-        first, others, seq_id, events = self.boards[0], self.boards[1:], sequence.seq_id, sequence.events
-        options = {**options, "plan": self.plan.digest}
-        first.send(m.Open(self.plan.epoch, seq_id, {**options, "wait_s": wait_s}, tuple(ids)))
-        opened, timeout_s = None, ANSWER_TIMEOUT_S
-        while opened is None:
-            board, message = await self._event(events, timeout_s)
-            if isinstance(message, m.Queued) and board is first:
-                timeout_s = wait_s + ANSWER_TIMEOUT_S  # the board itself keeps the time
-                queued(message.position)
-            elif isinstance(message, m.Failed) or board is first:
-                opened = _opened(board, message)
-        reuse, batches = opened.reused, opened.batches
-        waited = set(others)
-        for board in others:
-            board.send(m.Open(self.plan.epoch, seq_id, {**options, "reuse": reuse, "slot": opened.slot}, tuple(ids)))
-        while waited:
-            board, message = await self._event(events, ANSWER_TIMEOUT_S)
-            if isinstance(message, m.Failed) or board in waited:
-                answer = _opened(board, message)
-                waited.discard(board)
-                reuse, batches = min(reuse, answer.reused), batches and answer.batches
-        return _Slots(reuse, batches)
+        self._send(asking.open(wait_s))
+        while asking.state is not State.OPEN:
+            # In line, the board itself keeps the time.
+            timeout_s = ANSWER_TIMEOUT_S + (wait_s if asking.state is State.IN_LINE else 0)
+            for event in await self._happened(asking, events, timeout_s):
+                if isinstance(event, InLine):
+                    queued(event.position)
 
     async def _tokens(
-        self, sequence: _Sequence, expected: int, tell: Callable[[str], None]
+        self, asking: Asking, events: Events, tell: Callable[[str], None]
     ) -> AsyncGenerator[Chosen, None]:
-        """Stream the tokens from position `expected` on. They count only from the last board."""
+        """Stream the tokens of a sequence that has started."""
         clock = asyncio.get_running_loop().time
-        logits: dict[int, bytes] = {}
-        logprobs: dict[int, tuple[tuple[int, float], ...]] = {}
-        told: set[BoardClient] = set()
-        while True:
-            board, message = await self._event(sequence.events, None)
-            if isinstance(message, m.Failed):
-                _opened(board, message)
-            if board is not self.boards[-1]:
-                if isinstance(message, m.Tokens | m.Logits | m.Logprobs) and board not in told:
-                    told.add(board)
+        while asking.state is State.STARTED:
+            happened = await self._happened(asking, events, None)
+            now_s = clock()
+            for event in happened:
+                if isinstance(event, Token):
+                    yield Chosen(event.position, event.token, event.finish, now_s, event.logits, event.logprobs)
+                elif isinstance(event, Stray):
                     last = self.boards[-1].name
-                    tell(f"board {board.name} sends tokens, which only board {last} may choose; they are ignored")
-                continue
-            match message:
-                case m.Logits() if expected <= message.position < expected + m.MAX_CHOICES:
-                    logits[message.position] = message.data
-                case m.Logprobs() if expected <= message.position < expected + m.MAX_CHOICES:
-                    logprobs[message.position] = tuple(zip(message.ids, message.logprobs, strict=True))
-                case m.Tokens() if message.position <= expected:
-                    now, end = clock(), message.position + len(message.ids)
-                    for token in message.ids[expected - message.position :]:
-                        finish = m.FINISH[message.finish] if expected == end - 1 else ""
-                        at, expected = expected, expected + 1
-                        yield Chosen(at, token, finish, now, logits.pop(at, None), logprobs.pop(at, ()))
-                    if message.finish and expected == end:
-                        return
+                    tell(f"board {event.board} sends tokens, which only board {last} may choose; they are ignored")
 
     async def _event(self, events: Events, timeout_s: float | None) -> tuple[BoardClient, m.Message]:
         """Return the next message of a sequence from any board. Raises the BoardError of the first board that is lost.
@@ -245,26 +203,23 @@ class ClusterClient:
         finally:
             getter.cancel()
 
-    async def _close(self, sequence: _Sequence, stats: dict[str, SequenceStats] | None) -> None:
+    async def _close(self, asking: Asking, events: Events, stats: dict[str, SequenceStats] | None) -> None:
         """Close a sequence on all boards; if there are `stats` to fill, wait a moment for what those did for it."""
-        self._send_close(sequence)
-        waited = set(self.boards)
+        self._send(asking.close())
         with contextlib.suppress(TimeoutError, BoardError):
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                while waited and stats is not None:
-                    board, message = await self._event(sequence.events, _CLOSE_TIMEOUT_S)
-                    if isinstance(message, m.Closed) and board in waited:
-                        waited.remove(board)
-                        told = SequenceStats.from_dict(message.stats)
-                        if told is not None:
-                            stats[board.name] = told
+                while stats is not None and not asking.closed_by_all:
+                    for event in await self._happened(asking, events, _CLOSE_TIMEOUT_S):
+                        told = SequenceStats.from_dict(event.stats) if isinstance(event, Done) else None
+                        if told is not None and isinstance(event, Done):
+                            stats[event.board] = told
 
 
 class Held:
     """A sequence that holds a slot on every board of `cluster`, for traces."""
 
-    def __init__(self, cluster: ClusterClient, sequence: _Sequence):
-        self._cluster, self._sequence = cluster, sequence
+    def __init__(self, cluster: ClusterClient, seq_id: int, events: Events):
+        self._cluster, self._seq_id, self._events = cluster, seq_id, events
 
     async def trace(
         self, board: BoardClient, layers: tuple[int, int], position: int, pass_len: int, count: int, data: bytes,
@@ -273,14 +228,16 @@ class Held:
         of a sequence of `pass_len`: float32 [count, hidden_size] each. `data` is what its section takes. Raises
         BoardError if it can't."""
         start, end = layers
-        epoch, seq_id = self._cluster.plan.epoch, self._sequence.seq_id
-        piece = m.Trace(epoch, start, count, data, seq_id, position, pass_len)
+        piece = m.Trace(self._cluster.plan.epoch, start, count, data, self._seq_id, position, pass_len)
         answers = asyncio.ensure_future(self._answers(board, piece, end - start))
-        failure = asyncio.ensure_future(self._sequence.events.get())
+        failure = asyncio.ensure_future(self._events.get())
         try:
             await asyncio.wait((answers, failure), return_when=asyncio.FIRST_COMPLETED)
             if not answers.done():
-                _opened(*failure.result())
+                failed, said = failure.result()
+                if isinstance(said, m.Failed):
+                    raise _error(failed, Failure(failed.name, m.FAILURES[said.code], said.reason, said.board))
+                raise failed.error(f"answered a trace with {type(said).__name__.lower()}")
             return await answers
         finally:
             answers.cancel()
@@ -301,15 +258,12 @@ def _is_link_failure(message: m.Message) -> bool:
     return isinstance(message, m.Failed) and m.FAILURES[message.code] == "link"
 
 
-def _opened(board: BoardClient, message: m.Message) -> m.Opened:
-    """Return the message. Raises what a Failed means, and BoardError for any other."""
-    if isinstance(message, m.Failed):
-        if m.FAILURES[message.code] == "busy":
-            raise BusyError(f"board {board.name} is busy: {message.reason}", board.name)
-        if m.FAILURES[message.code] == "link" and message.board:
-            raise LinkError(str(board.error(message.reason)), board.name, message.board)
-        kind = AnswerError if m.FAILURES[message.code] in ("error", "unknown") else BoardError
-        raise kind(str(board.error(message.reason)), board.name)
-    if not isinstance(message, m.Opened):
-        raise BoardError(str(board.error(f"answered an open with {type(message).__name__.lower()}")), board.name)
-    return message
+def _error(board: BoardClient, failure: Failure) -> BoardError:
+    """Return what a failure means."""
+    if failure.code == "busy":
+        return BusyError(f"board {board.name} is busy: {failure.reason}", board.name)
+    text = str(board.error(failure.reason))
+    if failure.code == "link" and failure.other:
+        return LinkError(text, board.name, failure.other)
+    kind = AnswerError if failure.code in ("error", "unknown") else BoardError
+    return kind(text, board.name)

@@ -163,7 +163,9 @@ def test_drafts_at_a_board_that_can_not_verify_are_refused(tmp_path):
             boards.agents[1].stage.engine.batches = False
             stranger = await Stranger.dial(boards.agents[1], BEFORE)
             stranger.send(m.Hidden(1, 9, 0, 2, 2, (1, 2), bytes(2 * HIDDEN * 4)))
-            return await stranger.refused()
+            reason = await stranger.refused()
+            await Stranger.hang_up()
+            return reason
 
     assert run(go()) == "hidden states of 1 drafts; board b1 can't verify any"
 
