@@ -13,7 +13,8 @@ from tests.model.families import CONFIGS, random_model
 pytestmark = pytest.mark.native
 
 
-def test_steps_of_real_sections_are_measured(tmp_path):
+def test_steps_of_real_sections_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.agent.settled.HOLD_S", 0.0)
     random_model(CONFIGS["smollm"]()).save_pretrained(tmp_path / "checkpoint")
     split(open_source(str(tmp_path / "checkpoint")), tmp_path / "split", "int4")
 
