@@ -301,6 +301,17 @@ def block(monkeypatch, *ways: str) -> set[str]:
     return closed
 
 
+def claim(holding) -> None:
+    """Have a manager of which nothing else is heard claim a board."""
+    change = {"replaces": holding.epoch, "epoch": (holding.epoch or 0) + 1}
+    holding._change.claim("another manager", change, holding.epoch)
+
+
+def unclaim(holding) -> None:
+    """Have that manager return its claim."""
+    assert holding._change.end("another manager")
+
+
 async def connect_all(addresses: dict[str, tuple[str, int]]) -> list[BoardClient]:
     """Connections to these boards, for the caller to close; BoardError if one can't be reached."""
     return await Connections().to_all(addresses)

@@ -26,7 +26,7 @@ from edgellm.sampling import MAX_BIASES, Sampling
 from edgellm.shards import tiles
 from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
 from edgellm.shards.tiles import BLOCK_BYTES
-from edgellm.wire import credentials, listener, protocol, reach, sequence_messages, signed
+from edgellm.wire import changing, credentials, listener, protocol, reach, sequence_messages, signed
 from edgellm.wire import messages as m
 from edgellm.wire.asking import State
 from edgellm.wire.frames import FrameReader
@@ -154,8 +154,10 @@ def test_finish_reasons_and_failure_codes():
     assert [(int(r["code"]), r["name"]) for r in table(WIRE, "code", "name")] == list(enumerate(m.FAILURES))
 
 
-def test_states_of_an_answer():
+def test_states_of_an_answer_and_of_a_change():
     assert [(r["state"], r["meaning"]) for r in table(WIRE, "state", "meaning")] == [(s.name, s.value) for s in State]
+    change = [(r["state of a change"], r["meaning"]) for r in table(WIRE, "state of a change")]
+    assert change == [(s.name, s.value) for s in changing.State]
 
 
 def test_outcomes_of_a_dial():

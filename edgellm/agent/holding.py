@@ -22,6 +22,7 @@ from edgellm.plan import Plan, check_lengths
 from edgellm.plan.costs import mean_layers
 from edgellm.shards.manifest import Manifest
 from edgellm.wire.addresses import Address
+from edgellm.wire.changing import Changing, State
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.peer import Peer
 from edgellm.wire.signed import unverified
@@ -29,8 +30,6 @@ from edgellm.wire.status import LoadError
 
 log = logging.getLogger(__name__)
 Load = Callable[[Manifest, Path, int, int], Section[Any]]
-_MAX_EPOCH = (1 << 32) - 1
-_MAX_JUMP = 1 << 20  # of an epoch above the one before: nobody changes a plan a million times unseen
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,14 @@ class Holding:
         self._loaded: _Loaded | None = None
         self._load_error: tuple[int, int, str, float] | None = None  # section, reason, when
         self._leaving: list[Stage] = []
-        self._claim: tuple[Peer, int] | None = None
+        self._change = Changing(board)
         self._next: _Next | None = None
         self._changing = asyncio.Lock()
 
     @property
     def claimed(self) -> bool:
         """Whether a manager is changing the plan."""
-        return self._claim is not None
+        return self._change.state is not State.FREE
 
     @property
     def step_s(self) -> float:
@@ -135,43 +134,26 @@ class Holding:
 
     def holds_for(self, peer: Peer) -> bool:
         """Return whether something would be lost with this manager: its claim, or its answers."""
-        claims = self._claim is not None and self._claim[0] is peer
-        return claims or any(stage.has_owner(peer) for stage in self.stages)
+        return self._change.has(peer) or any(stage.has_owner(peer) for stage in self.stages)
 
     def claim(self, peer: Peer, content: dict) -> None:
         """Let `peer` change the plan. Raises ClaimError if another does, or if it is wrong about what we hold."""
-        epoch, replaces = content.get("epoch"), content.get("replaces")
-        if epoch is None:
+        if content.get("epoch") is None:
             self.release(peer)
             return
         self._check_open()
-        if type(epoch) is not int or type(replaces) not in (int, type(None)):
-            raise PlanError(f"claim of epoch {reprlib.repr(epoch)}, replacing {reprlib.repr(replaces)}")
-        if self._claim is not None and self._claim[0] is not peer:
-            raise ClaimError(f"another manager is giving board {self.board} the plan of epoch {self._claim[1]}")
-        if replaces != self.epoch or (self.epoch is not None and epoch <= self.epoch):
-            held = "no plan" if self.epoch is None else f"epoch {self.epoch}"
-            there = "no plan" if replaces is None else f"epoch {replaces}"
-            raise ClaimError(f"board {self.board} holds {held}; it was claimed for epoch {epoch} in place of {there}")
-        if epoch > _MAX_EPOCH or (self.epoch is not None and epoch > self.epoch + _MAX_JUMP):
-            held = f"epoch {self.epoch}" if self.epoch is not None else "no plan"
-            most = _MAX_EPOCH if self.epoch is None else min(_MAX_EPOCH, self.epoch + _MAX_JUMP)
-            raise ClaimError(
-                f"board {self.board} holds {held} and takes epochs up to {most}; it was claimed for epoch {epoch}. "
-                "Somebody has told this manager a wrong epoch: 'edgellm status' shows each board's."
-            )
-        self._claim, self._next = (peer, epoch), None
+        self._change.claim(peer, content, self.epoch)
+        self._next = None
 
     def release(self, peer: Peer) -> None:
         """End the claim of `peer`, which returned it or is gone; drop what it had prepared."""
-        if self._claim is not None and self._claim[0] is peer:
-            self._claim = self._next = None
+        if self._change.end(peer):
+            self._next = None
 
     def check_claim(self, peer: Peer, epoch: object) -> None:
         """Raise ClaimError unless `peer` may give this board the plan of `epoch`."""
         self._check_open()
-        if self._claim is None or self._claim[0] is not peer or self._claim[1] != epoch:
-            raise ClaimError(f"board {self.board} was not claimed for epoch {reprlib.repr(epoch)} on this connection")
+        self._change.check(peer, epoch)
 
     async def prepare(self, peer: Peer, content: dict) -> dict:
         """Load the section of the plan in `content` beside the running one if there is room; else it is loaded by
@@ -180,7 +162,8 @@ class Holding:
         Returns {"beside", "loaded_bytes"}. Raises EdgellmError if it can't be served here.
         """
         async with self._changing:
-            self.check_claim(peer, epoch_of(content))
+            self._check_open()
+            self._change.assign(peer, epoch_of(content))
             self._next = None
             plan, addresses, tag = self._parse(content)
             drains = content.get("drain") is True
@@ -193,7 +176,8 @@ class Holding:
                 beside = beside and fits(plan, self._plans)
                 if beside:
                     coming.loaded = await self._fill(plan)
-                    self.check_claim(peer, plan.epoch)
+                    self._check_open()
+            self._change.prepared(peer, plan.epoch)
             coming.drains = drains and beside
             self._next = coming
             return {"beside": beside, "loaded_bytes": coming.loaded_bytes}
@@ -209,13 +193,13 @@ class Holding:
             epoch, drain = content.get("epoch"), content.get("drain") is True
             self.check_claim(peer, epoch)
             coming = self._next
-            if coming is None:
-                raise ClaimError(f"board {self.board} has not prepared epoch {epoch}")
-            if drain and not (coming.drains and not self._still_drains):
+            if drain and coming is not None and not (coming.drains and not self._still_drains):
                 raise ClaimError(
                     f"board {self.board} has not prepared epoch {epoch} beside the answers that run, so they can't go "
                     "on when it switches"
                 )
+            self._change.commit(peer, epoch)
+            assert coming is not None, "what is prepared is here"
             self._next = None
             try:
                 await self._switch(coming, drain)

@@ -214,7 +214,7 @@ def test_claim_and_commit_with_any_json_are_answered_with_a_sentence(tmp_path):
                     assert isinstance(got, answer) and got.content["epoch"] == 1, (content, got)
                     assert len(got.content["error"] or "") < 2000, got
                     assert got.content["error"] or message is m.Claim, (content, got)
-                    assert holding.claimed is (holding._claim is not None and type(holding._claim[1]) is int)
+                    assert not holding.claimed or type(holding._change._epoch) is int
             assert holding.stage is stage
             await Stranger.hang_up()
             await until(lambda: not holding.claimed)

@@ -4,6 +4,7 @@ import json
 
 from edgellm.manager.cluster_file import ClusterFile
 from tests.cli.commands import CONTEXT, answer_to, call, fails
+from tests.fakes import claim, unclaim
 
 
 def test_rebalance_says_what_would_move_and_then_moves_it(own):
@@ -29,9 +30,9 @@ def test_rebalance_says_what_would_move_and_then_moves_it(own):
 
 
 def test_rebalance_names_boards_that_do_not_answer_and_waits_for_no_other_manager(own):
-    own.boards.agents[1].holding._claim = ("another manager", 9)
+    claim(own.boards.agents[1].holding)
     assert "another manager is giving the boards a plan. Try again" in fails(1, "rebalance", "--cluster", own.file)
-    own.boards.agents[1].holding._claim = None
+    unclaim(own.boards.agents[1].holding)
     own.call(own.boards.stop(1))
     result = call("rebalance", "--cluster", own.file, "--dry-run")
     assert result.exit_code == 0 and "board b1 is gone" in result.stdout

@@ -15,7 +15,7 @@ from edgellm.manager.survey import Fleet
 from edgellm.sampling import Sampling
 from tests.certificates import make_cluster
 from tests.controller.asked import LARGE, SETTINGS, request_of
-from tests.fakes import Boards, generate, make_manifest, run, until
+from tests.fakes import Boards, claim, generate, make_manifest, run, unclaim, until
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90]
 
@@ -195,10 +195,10 @@ def test_another_manager_is_waited_for(deploy, monkeypatch):
 
     async def go(boards, deploy):
         holding = boards.agents[1].holding
-        holding._claim = ("another manager", 7)
+        claim(holding)
         forming = asyncio.create_task(deploy.form())
         await until(lambda: len(surveys) > 1)  # tried twice
-        holding._claim = None
+        unclaim(holding)
         return await forming, deploy.told
 
     done, told = deploy(go)

@@ -14,7 +14,7 @@ from edgellm.manager.survey import MAX_BOARDS, Fleet
 from edgellm.plan import Plan, Section
 from edgellm.wire.signed import sign
 from tests.certificates import make_cluster
-from tests.fakes import VOCAB, Boards, FakeSection, generate, run
+from tests.fakes import VOCAB, Boards, FakeSection, claim, generate, run
 from tests.manager.test_keeper import PROMPT, Manager
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -197,7 +197,7 @@ def test_a_board_that_lets_nobody_change_the_plan_is_left_out(boards_of, monkeyp
 
                 holding.claim = refuse
             else:
-                holding._claim = ("nobody", 9)
+                claim(holding)
             await boards.stop(2)
             async with Manager(boards, plan) as manager:
                 return await manager.ask(), manager

@@ -8,7 +8,7 @@ import pytest
 from edgellm.errors import AnswerError, BoardError, BusyError, PlanError
 from edgellm.manager.answer import Answer, Asker, Question
 from edgellm.manager.session import Session
-from tests.fakes import GREEDY, VOCAB, Boards, generate, make_manifest, make_plan, run, until
+from tests.fakes import GREEDY, VOCAB, Boards, claim, generate, make_manifest, make_plan, run, unclaim, until
 from tests.manager.asking import PROMPT, Asked, asked, cut, form, restart, stop
 from tests.tiny import write_tokenizer
 
@@ -318,14 +318,14 @@ def test_a_plan_that_another_manager_is_committing_is_waited_for_even_beyond_the
             plan = await boards.form((0, 3, 6), context=256)
             await boards.stop(1)
             await boards.start(1)  # nothing stands now
-            boards.agents[0].holding._claim = ("another manager", 5)
+            claim(boards.agents[0].holding)
             answer = asyncio.create_task(asked(boards, plan, {}, 50, patience_s=60))
             await until(lambda: len(surveys) > 1)
             hours.pass_by(61)
             tried = len(surveys)
             await until(lambda: len(surveys) > tried + 1)
             assert not answer.done()
-            boards.agents[0].holding._claim = None
+            unclaim(boards.agents[0].holding)
             return await answer
 
     got = run(go())
