@@ -107,7 +107,7 @@ def example(message: type) -> tuple[dict, bytes]:
 @pytest.mark.parametrize("message", m.MESSAGES, ids=lambda x: x.__name__)
 def test_the_hex_examples_are_these_messages(message):
     content, raw = example(message)
-    ((type_, body),) = FrameReader(lambda type_: m.BY_TYPE[type_].LIMIT).feed(raw)
+    ((type_, body),) = FrameReader(lambda type_, size: m.BY_TYPE[type_].LIMIT).feed(raw)
     decoded = m.BY_TYPE[type_].decode(body)
     assert type(decoded) is message
     plain = {k: v.hex() if isinstance(v, bytes) else list(v) if isinstance(v, tuple) else v

@@ -42,6 +42,8 @@ class Dispatcher:
     def message(self, peer: Peer, message: object) -> None:
         """Act on a message, or refuse it."""
         match message:
+            case m.Hidden() | m.Tokens():
+                self._to_stage(peer, message)
             case m.Claim() | m.Assign() | m.Commit() | m.Reach() if not (peer.identity and peer.identity.admin):
                 self._refuse_planning(peer, message)
             case m.Ping():
@@ -58,7 +60,7 @@ class Dispatcher:
                 self._reaching.asked(peer, message)
             case m.Open() if self._holding.closed:
                 self._fail(peer, message, "draining", f"board {self._board} is stopping and takes no new prompts")
-            case m.Open() | m.Start() | m.Close() | m.Hidden() | m.Tokens() | m.Trace():
+            case m.Open() | m.Start() | m.Close() | m.Trace():
                 self._to_stage(peer, message)
 
     def _refuse_planning(self, peer: Peer, message: m.Claim | m.Assign | m.Commit | m.Reach) -> None:
@@ -81,6 +83,12 @@ class Dispatcher:
             return
         try:
             match message:
+                case m.Hidden():
+                    checks.check_hidden(stage, peer.name, message)
+                    stage.hidden(peer, message)
+                case m.Tokens():
+                    checks.check_tokens(stage, peer.name, message)
+                    stage.tokens(message)
                 case m.Open():
                     self._open(stage, peer, message)
                 case m.Start():
@@ -88,12 +96,6 @@ class Dispatcher:
                     stage.start(peer, message)
                 case m.Close():
                     stage.close(peer, message)
-                case m.Hidden():
-                    checks.check_hidden(stage, peer.name, message)
-                    stage.hidden(peer, message)
-                case m.Tokens():
-                    checks.check_tokens(stage, peer.name, message)
-                    stage.tokens(message)
                 case m.Trace():
                     stage.trace(peer, message, checks.parse_trace(stage, message))
         except EdgellmError as e:

@@ -120,7 +120,9 @@ class Holding:
 
     def stage_of(self, epoch: int) -> Stage | None:
         """Return the stage of this epoch: the plan's, or the one that drains."""
-        return next((stage for stage in self.stages if stage.epoch == epoch), None)
+        if self.stage is not None and self.stage.epoch == epoch:
+            return self.stage
+        return self.draining if self.draining is not None and self.draining.epoch == epoch else None
 
     @property
     def alive(self) -> bool:

@@ -31,13 +31,13 @@ from edgellm.wire import messages as m
 from edgellm.wire.credentials import client_credentials, server_credentials
 from edgellm.wire.listener import Listener, listen
 from edgellm.wire.peer import Peer
+from edgellm.wire.protocol import SMALL_BYTES
 from edgellm.wire.status import BoardStatus
 
 log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
 _TIME_AGAIN_S, _TIMES_AGAIN = 120.0, 5
 _SWITCH_S = 0.0005  # the longest that a finished step waits for the event loop's thread; Python's default is 5 ms
-_SMALL_BYTES = 64 << 10  # what a sender may always send: no plan is needed, and nothing is lost by it
 
 
 class Agent:
@@ -192,13 +192,13 @@ class Agent:
         if message is m.Hidden:
             plans = [stage.plan for stage in stages if sender.name == stage.hidden_from]
             most = token_bytes * max((max(plan.chunk, MAX_CHOICES) for plan in plans), default=0)
-            return m.Hidden.OVERHEAD + max(_SMALL_BYTES, most)
+            return m.Hidden.OVERHEAD + max(SMALL_BYTES, most)
         if message is m.Trace:
             chunk = max((stage.plan.chunk for stage in stages), default=0)
-            return m.Trace.OVERHEAD + max(_SMALL_BYTES, token_bytes * chunk)
+            return m.Trace.OVERHEAD + max(SMALL_BYTES, token_bytes * chunk)
         if message is m.Open:
             context = max((stage.plan.context for stage in stages), default=0)
-            return m.Open.OPTIONS_LIMIT + max(_SMALL_BYTES, 4 * context)
+            return m.Open.OPTIONS_LIMIT + max(SMALL_BYTES, 4 * context)
         return message.LIMIT
 
 

@@ -127,8 +127,10 @@ class Asking:
     def receive(self, board: str, message: m.Message) -> tuple[Sends, list[Event]]:
         """Take a board's message; return what to send now, and what has happened. Raises RemoteProtocolError for an
         answer to Open that is none."""
-        if (getattr(message, "epoch", None), getattr(message, "seq_id", None)) != (self._epoch, self.seq_id):
+        if getattr(message, "seq_id", None) != self.seq_id or getattr(message, "epoch", None) != self._epoch:
             return [], []
+        if self.state is State.STARTED and not isinstance(message, m.Failed):
+            return [], self._token(board, message)
         if self.state is State.CLOSED:
             return [], self._closed(board, message)
         if isinstance(message, m.Failed):
@@ -139,7 +141,7 @@ class Asking:
         if self.state is State.RESERVING:
             self._reserving(board, message)
             return [], []
-        return [], self._token(board, message) if self.state is State.STARTED else []
+        return [], []
 
     # Inside
 

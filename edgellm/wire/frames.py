@@ -17,10 +17,10 @@ def encode_frame(type_: int, body: bytes | bytearray | memoryview) -> bytes:
 
 
 class FrameReader:
-    """Cuts a byte stream into (type, body). `limit_of(type)` gives the largest body allowed, or raises
-    RemoteProtocolError for a type that isn't; it is asked before room for the body is made."""
+    """Cuts a byte stream into (type, body). `limit_of(type, size)` gives the largest body allowed, in view of one of
+    `size` bytes, or raises RemoteProtocolError for a type that isn't; it is asked before room for the body is made."""
 
-    def __init__(self, limit_of: Callable[[int], int]):
+    def __init__(self, limit_of: Callable[[int, int], int]):
         self._limit_of = limit_of
         self._buffer = bytearray()
         self._need = PREFIX.size
@@ -65,7 +65,7 @@ class FrameReader:
     def _check(self, length: int, type_: int) -> None:
         if length < 1:
             raise RemoteProtocolError("a frame of length 0; the shortest is 1 byte")
-        limit = self._limit_of(type_)
+        limit = self._limit_of(type_, length - 1)
         if length - 1 > limit:
             raise RemoteProtocolError(f"a frame of type {type_} with {length - 1} bytes, at most {limit} are allowed")
 

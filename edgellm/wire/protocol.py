@@ -29,6 +29,9 @@ _FROM_DIALLING_BOARD: _Messages = (m.Refuse, m.Ping, m.Hidden, m.Tokens)
 _FROM_LISTENING_BOARD: _Messages = (m.Refuse, m.Pong)
 
 
+SMALL_BYTES = 64 << 10  # of a body that whoever may send such a message may always send
+
+
 class State(enum.Enum):
     """How far a connection is."""
 
@@ -45,9 +48,9 @@ class Protocol:
     """One connection. `me` is this side's hello; `dials` is True on the side that opened the connection.
 
     `peer` is the other side's hello, once it has come; then `version` is the newest that both sides speak.
-    `limit(sender's hello, message)` is the largest body in bytes that the sender may need for such a message now; never
-    more than the message's own limit counts. The order of messages within a sequence, and of those that change a plan,
-    is kept by the two sides themselves (docs/wire.md, "One answer" and "Changing the plan").
+    `limit(sender's hello, message)` is the largest body in bytes that the sender may need for such a message now, if
+    that may be more than SMALL_BYTES; never more than the message's own limit counts. The order of messages within a
+    sequence, and of those that change a plan, is kept by asking.py, changing.py and the boards.
     """
 
     def __init__(self, me: m.Hello, dials: bool, limit: Callable[[m.Hello, type[m.Message]], int] = _largest):
@@ -57,6 +60,8 @@ class Protocol:
         self._me, self.dials, self._limit = me, dials, limit
         self._reader = FrameReader(self._limit_of)
         self._out: list[bytes] = []
+        self._takes: _Messages = (m.Hello, m.Refuse) if dials else (m.Hello,)
+        self._sends: frozenset[type[m.Message]] = frozenset()
         if dials:
             self._out.append(m.encode(me))
 
@@ -124,7 +129,7 @@ class Protocol:
             raise LocalProtocolError(f"{name} on a closed connection")
         if self.peer is None:
             raise LocalProtocolError(f"{name} before the peer's hello")
-        if type(message) not in _allowed(self._me.role, self.peer.role, not self.dials):
+        if type(message) not in self._sends:
             raise LocalProtocolError(f"a {self._me.role} does not send {name} to a {self.peer.role}")
         self._out.append(m.encode(message))
 
@@ -146,19 +151,19 @@ class Protocol:
             raise RemoteProtocolError(f"hello from a {message.role} where a board is to listen")
         self.peer, self.state = message, State.OPEN
         self.version = min(self._me.version, message.version)
+        self._takes = _allowed(message.role, self._me.role, self.dials)
+        self._sends = frozenset(_allowed(self._me.role, message.role, not self.dials))
         if not self.dials:
             self._out.append(m.encode(self._me))
 
-    def _limit_of(self, type_: int) -> int:
-        if self.peer is None:
-            allowed: _Messages = (m.Hello, m.Refuse) if self.dials else (m.Hello,)
-        else:
-            allowed = _allowed(self.peer.role, self._me.role, self.dials)
+    def _limit_of(self, type_: int, size: int) -> int:
         message = m.BY_TYPE.get(type_)
-        if message is None or message not in allowed:
+        if message is None or message not in self._takes:
             state = "before a hello" if self.peer is None else f"from a {self.peer.role}"
             raise RemoteProtocolError(f"a frame of type {type_} {state} is not part of this protocol")
-        return message.LIMIT if self.peer is None else min(message.LIMIT, self._limit(self.peer, message))
+        if self.peer is None or size <= SMALL_BYTES:  # most are, and steps come by the thousand
+            return message.LIMIT
+        return min(message.LIMIT, self._limit(self.peer, message))
 
 
 def _allowed(sender: str, receiver: str, sender_listens: bool) -> _Messages:

@@ -28,7 +28,7 @@ class Stranger:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self.reader, self.writer = reader, writer
-        self._frames = FrameReader(lambda type_: 1 << 30)
+        self._frames = FrameReader(lambda type_, size: 1 << 30)
         self._got: list = []
 
     @classmethod

@@ -9,7 +9,7 @@ from edgellm.wire.frames import FrameReader, encode_frame
 
 
 def reader(limit=100):
-    return FrameReader(lambda type_: limit)
+    return FrameReader(lambda type_, size: limit)
 
 
 def test_a_frame_is_length_type_body():
