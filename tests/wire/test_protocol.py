@@ -4,7 +4,7 @@ import pytest
 
 from edgellm.errors import LocalProtocolError, RemoteProtocolError
 from edgellm.wire import messages as m
-from edgellm.wire.protocol import Protocol
+from edgellm.wire.protocol import SMALL_BYTES, Protocol
 
 OPEN = m.Open(1, 2, {}, ())
 HIDDEN = m.Hidden(1, 2, 0, 1, 1, (1,), bytes(4))
@@ -125,10 +125,20 @@ def test_a_second_hello_is_refused():
 
 def test_step_frames_are_bounded_by_what_the_plan_allows():
     dialler, listener = pair("board")
-    listener._limit = lambda sender, message: {m.Hidden: 28 + 68}[message] if sender.name == "a" else 0
-    listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, (1,), bytes(64))))
-    with pytest.raises(RemoteProtocolError, match="at most"):
-        listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, (1,), bytes(68))))
+    most = SMALL_BYTES + 64
+    listener._limit = lambda sender, message: {m.Hidden: most}[message] if sender.name == "a" else 0
+    fits = m.Hidden(1, 2, 0, 1, 1, (1,), bytes(most - 32))
+    assert len(fits.encode()) == most and listener.receive_data(m.encode(fits)) == [fits]
+    with pytest.raises(RemoteProtocolError, match=f"{most + 4} bytes, at most {most} are allowed"):
+        listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, (1,), bytes(most - 28))))
+
+
+def test_a_small_frame_is_taken_from_whoever_may_send_it():
+    dialler, listener = pair("board")
+    listener._limit = lambda sender, message: SMALL_BYTES
+    listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, (1,), bytes(SMALL_BYTES - 32))))
+    with pytest.raises(RemoteProtocolError, match=f"at most {SMALL_BYTES} are allowed"):
+        listener.receive_data(m.encode(m.Hidden(1, 2, 0, 1, 1, (1,), bytes(SMALL_BYTES - 28))))
 
 
 def test_the_end_of_the_stream_inside_a_frame_is_an_error():
