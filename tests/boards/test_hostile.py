@@ -63,12 +63,12 @@ def probe(controller, kind: str, *args: object) -> dict:
 
 
 def test_a_peer_without_a_valid_certificate_is_refused(cluster, controller, steady, tmp_path):
-    board, tls = cluster.boards[0], controller.config / "tls"
+    board, ca = cluster.boards[0], controller.config / "ca"
     cases = {
         "certificate required": None,
         "unknown ca": identity(tmp_path / "other", ca=None, days=(-1, 100)),
-        "expired": identity(tmp_path / "expired", ca=tls, days=(-100, -1)),
-        "certificate": identity(tmp_path / "not yet", ca=tls, days=(2, 100)),
+        "expired": identity(tmp_path / "expired", ca=ca, days=(-100, -1)),
+        "certificate": identity(tmp_path / "not yet", ca=ca, days=(2, 100)),
     }
     for why, folder in cases.items():
         for _ in range(5):
@@ -78,7 +78,7 @@ def test_a_peer_without_a_valid_certificate_is_refused(cluster, controller, stea
 
 
 def test_the_probe_would_be_heard_with_a_valid_certificate(cluster, controller, tmp_path):
-    good = identity(tmp_path / "id", ca=controller.config / "tls", days=(-1, 100))
+    good = identity(tmp_path / "id", ca=controller.config / "ca", days=(-1, 100))
     assert probe(controller, "tls", cluster.boards[0].host, PORT, good)["received"] >= 500
 
 
