@@ -18,6 +18,7 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 from edgellm.config import DEFAULT_MAX_TOKENS, PATIENCE_S
 from edgellm.errors import ClusterError, DeadlineError, UsageError
+from edgellm.files import stamp_of
 from edgellm.manager.answer import Answer, Asker, Delta, Question
 from edgellm.manager.cluster_file import ClusterFile, find
 from edgellm.manager.keeper import SURVEY_EVERY_S, Tag
@@ -137,7 +138,7 @@ class AsyncClient:
         self.asker.check(self._file.plan)
         self._every_s, self._tell = survey_every_s, tell
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="edgellm-encode")
-        self._stamp = _stamp(path)
+        self._stamp = stamp_of(path)
         self._session = Session(
             self.asker.manifest, self._file.plan, self._file.addresses(), tls=self._file.client_tls(path),
             patience_s=patience_s, tell=tell, adopted=self._adopted, every_s=survey_every_s, refresh=self._refresh,
@@ -217,13 +218,13 @@ class AsyncClient:
         try:
             self._file = self._file.with_plan(plan, addresses, tag)
             self._file.write_if_newer(self.path)
-            self._stamp = _stamp(self.path)
+            self._stamp = stamp_of(self.path)
         except ClusterError as e:  # answers go on without it
             self._tell(str(e))
 
     def _refresh(self) -> None:
         """Take over what another program has written into the cluster file."""
-        stamp = _stamp(self.path)
+        stamp = stamp_of(self.path)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -337,11 +338,3 @@ class Client:
         self._thread.join()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0
-    return found.st_ino, found.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Files that a power loss never leaves half written, their SHA-256s, and locks on folders."""
+"""Files that a power loss never leaves half written, their SHA-256s and stamps, and locks on folders."""
 
 import fcntl
 import hashlib
@@ -47,6 +47,16 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is replaced or written: its inode, and when it was modified, in nanoseconds.
+    (0, 0) for one that isn't there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
 
 
 @contextmanager

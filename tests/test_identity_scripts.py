@@ -89,6 +89,15 @@ def test_a_list_is_put_into_place_once(board):
     assert board.push("revocations.sh", lists).stdout == b""
 
 
+@pytest.mark.parametrize("script", ["identity.sh", "revocations.sh"])
+def test_a_key_that_a_power_loss_has_left_half_way_goes_with_the_next_push(board, script):
+    board.push("identity.sh", FILES)
+    (board.tls / ".new.a1b2c3").mkdir()
+    (board.tls / ".new.a1b2c3/key.pem").write_text("a key\n")
+    board.push(script, FILES if script == "identity.sh" else {name: FILES[name] for name in LISTS})
+    assert board.there == FILES
+
+
 def test_a_board_without_certificates_is_left_alone(board):
     assert board.push("revocations.sh", dict.fromkeys(LISTS, "x")).stdout == b"" and board.there == {}
     board.tls.rmdir()

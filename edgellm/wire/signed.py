@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import ClusterError, PlanError, TagError
+from edgellm.files import stamp_of
 from edgellm.plan import BOARD_NAME, Plan
 from edgellm.wire.addresses import Address, parse_address
 from edgellm.wire.credentials import (
@@ -130,6 +131,7 @@ class Trust:
         return plan, addresses
 
     def _check(self, epoch: int, signed: bytes, certificate: object, signature: object) -> None:
+        from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -151,7 +153,7 @@ class Trust:
             raise TagError(f"{what} comes with a certificate that can't be read ({type(e).__name__})") from None
         try:
             shown.verify_directly_issued_by(self._ca)
-        except Exception:
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             raise TagError(f"{what} is signed by someone whom this cluster's CA doesn't know") from None
         if signer is None or not signer.admin:
             raise TagError(f"{what} is signed by {signer or 'nobody in particular'}, expected an admin")
@@ -161,7 +163,7 @@ class Trust:
             raise TagError(f"{what} is signed by {signer}, whose certificate has been revoked")
         try:
             key.verify(raw, signed, ec.ECDSA(hashes.SHA256()))
-        except Exception:
+        except InvalidSignature:
             raise TagError(f"{what} is not what {signer} signed") from None
 
     def _refresh(self) -> None:
@@ -169,7 +171,7 @@ class Trust:
         if self._folder is None:
             return
         ca, crl, revoked = (self._folder / name for name in (FILES[0], CRL_FILE, REVOKED_FILE))
-        stamps = [_stamp(path) for path in (ca, crl, revoked)]
+        stamps = [stamp_of(path) for path in (ca, crl, revoked)]
         if stamps == self._stamps:
             return
         try:
@@ -244,14 +246,6 @@ def _identity(certificate: "x509.Certificate") -> Identity | None:
         return None
     names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return identity_of(names.get_values_for_type(x509.UniformResourceIdentifier))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0
-    return found.st_ino, found.st_mtime_ns
 
 
 def _read(path: Path) -> bytes:

@@ -4,6 +4,7 @@
 # revoked, its plan may be of an admin who doesn't count any more: then the agent starts anew, without a plan. Runs as root.
 set -eu
 umask 077
+rm -rf /etc/edgellm/tls/.new.*  # what a power loss has left
 new=$(mktemp -d /etc/edgellm/tls/.new.XXXXXX)
 trap 'rm -rf "$new"' EXIT
 tar -xf - -C "$new"

@@ -6,6 +6,7 @@ if ! cd /etc/edgellm/tls 2>/dev/null || ! [ -e cert.pem ]; then
   cat >/dev/null
   exit 0
 fi
+rm -rf /etc/edgellm/tls/.new.*  # what a power loss has left
 new=$(mktemp -d /etc/edgellm/tls/.new.XXXXXX)
 trap 'rm -rf "$new"' EXIT
 tar -xf - -C "$new"
