@@ -26,7 +26,7 @@ from edgellm.sampling import MAX_BIASES, Sampling
 from edgellm.shards import tiles
 from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
 from edgellm.shards.tiles import BLOCK_BYTES
-from edgellm.wire import changing, credentials, listener, protocol, reach, sequence_messages, signed
+from edgellm.wire import changing, credentials, listener, protocol, reach, sequence_messages, signed, trace_messages
 from edgellm.wire import messages as m
 from edgellm.wire.asking import State
 from edgellm.wire.frames import FrameReader
@@ -130,7 +130,8 @@ def test_field_tables_have_no_gaps_and_the_sizes_of_the_structs(message):
     sizes = {
         m.Open: s._OPEN, m.Queued: s._QUEUED, m.Opened: s._OPENED, m.Start: s._START, m.Close: s._SEQUENCE,
         m.Closed: s._SEQUENCE, m.Hidden: s._HIDDEN, m.Tokens: s._TOKENS, m.Failed: s._FAILED, m.Logits: s._LOGITS,
-        m.Logprobs: s._LOGPROBS, m.Trace: s._TRACE, m.Traced: s._TRACED,
+        m.Logprobs: s._LOGPROBS, m.Trace: trace_messages._TRACE,
+        m.Traced: trace_messages._TRACED,
     }  # fmt: skip
     fixed = sum(int(r["size"]) for r in rows if r["size"].isdigit())
     if message in sizes:

@@ -40,9 +40,8 @@ from edgellm.wire.sequence_messages import (
     Queued,
     Start,
     Tokens,
-    Trace,
-    Traced,
 )
+from edgellm.wire.trace_messages import Trace, Traced
 
 __all__ = [
     "FAILURES", "FINISH", "MAGIC", "MAX_CHOICES", "OLDEST", "VERSION", "BY_TYPE", "MESSAGES", "Message", "encode",
