@@ -77,7 +77,7 @@ wheels: .venv/ready
 # Sets the versions that boards and make install to the newest that pyproject.toml allows. The tests then say whether they
 # work. torch stays at the versions that pyproject.toml pins, one for each machine.
 constraints: .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report .venv/report.json '.[generic,manager]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report .venv/report.json '.[generic,serving]'
 	$(BIN)/python -m edgellm.controller.constraints .venv/report.json
 
 .venv/controller: .venv/ready

@@ -13,7 +13,8 @@ from edgellm.errors import EdgellmError, UsageError
 EXTRAS = {
     "torch": "convert", "transformers": "convert", "gguf": "convert", "sentencepiece": "convert", "google": "convert",
     "cryptography": "controller", "paramiko": "controller", "ansible": "controller",
-    "ansible_runner": "controller",
+    "ansible_runner": "controller", "starlette": "serving", "uvicorn": "serving", "prometheus_client": "serving",
+    "msgspec": "serving",
 }  # fmt: skip
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
