@@ -24,6 +24,7 @@ from edgellm.manager.cluster_file import ClusterFile, find
 from edgellm.manager.keeper import SURVEY_EVERY_S, Tag
 from edgellm.manager.session import Session
 from edgellm.plan import Plan
+from edgellm.structure import Constraint
 from edgellm.wire.addresses import Address
 
 __all__ = ["Answer", "AnswerStream", "AsyncClient", "BlockingStream", "Client", "Delta", "Options", "Question"]
@@ -53,10 +54,16 @@ class Options(TypedDict, total=False):
     logit_bias: Mapping[int, float]  # token id → what to add to its logit
     seed: int  # the same seed gives the same answer; random by default
     stop: Sequence[str]  # the answer ends before the first of these texts
+    tools: Sequence[Mapping[str, Any]]  # that the model may call, as OpenAI describes them
+    template: Mapping[str, Any]  # further variables of the chat template, such as enable_thinking
+    constraint: Constraint  # what the answer must match
+    logprobs: int  # of each token, and of so many likeliest ones in its place
+    cache: str  # only questions with the same name share what boards keep of prompts
     speculate: bool  # draft tokens and verify them: the same answer, faster
     first_token_timeout_s: float
     timeout_s: float  # for the whole answer
     on_queue: Callable[[int], None]  # called with the position in the line for a slot, 1 is next, whenever it changes
+    on_progress: Callable[[int, int], None]  # called with how many of the prompt's tokens are computed, and of how many
 
 
 class AnswerStream:
@@ -172,18 +179,22 @@ class AsyncClient:
         return self._answer(options, prompt=prompt, raw=True)
 
     def answer(self, question: Question, options: Options | None = None) -> AnswerStream:
-        """Return the answer to a question as it is; of `options`, only timeouts and `on_queue` count."""
+        """Return the answer to a question as it is; of `options`, only timeouts, `on_queue` and `on_progress`
+        count."""
         given = options or {}
         answer = Answer(0, question.sampling)
         limits = given.get("first_token_timeout_s"), given.get("timeout_s")
-        return AnswerStream(self._deltas(question, answer, given.get("on_queue")), answer, limits)
+        deltas = self._deltas(question, answer, given.get("on_queue"), given.get("on_progress"))
+        return AnswerStream(deltas, answer, limits)
 
     def _answer(self, options: Options, **what: Any) -> AnswerStream:
         if unknown := sorted(options.keys() - Options.__annotations__.keys()):
             raise UsageError(f"there is no option {unknown[0]!r}. There are {', '.join(Options.__annotations__)}.")
         question = Question(
             **what, max_tokens=options.get("max_tokens", DEFAULT_MAX_TOKENS), stop=tuple(options.get("stop", ())),
-            speculate=options.get("speculate", True),
+            speculate=options.get("speculate", True), tools=tuple(options.get("tools", ())),
+            template=options.get("template", {}), constraint=options.get("constraint"),
+            logprobs=options.get("logprobs"), cache=options.get("cache", ""),
         )  # fmt: skip
         given: dict[str, Any] = dict(options)
         sampling = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
@@ -192,7 +203,8 @@ class AsyncClient:
         return self.answer(self.asker.with_options(question, sampling, seed), options)
 
     async def _deltas(
-        self, question: Question, answer: Answer, on_queue: Callable[[int], None] | None
+        self, question: Question, answer: Answer, on_queue: Callable[[int], None] | None,
+        on_progress: Callable[[int, int], None] | None,
     ) -> AsyncGenerator[Delta, None]:
         self._session.keeper.start()
         # In a thread, one at a time: a template may take a while, and other answers go on.
@@ -200,7 +212,7 @@ class AsyncClient:
         ids = await encode(self._encoder, self.asker.encode, question, self._session.plan.context)
         answer.prompt_tokens = len(ids)
         queued = on_queue or (lambda position: None)
-        async with aclosing(self.asker.stream(question, ids, self._session, answer, queued)) as deltas:
+        async with aclosing(self.asker.stream(question, ids, self._session, answer, queued, on_progress)) as deltas:
             async for delta in deltas:
                 if self._every_s is None and len(answer.tokens) == 1:
                     self._session.keeper.look()

@@ -72,6 +72,23 @@ def test_deltas_are_the_answer_piece_by_piece_and_the_last_one_says_why_it_ended
     assert [s["board"] for s in answer.stages] == ["b0", "b1"]
 
 
+def test_progress_is_told_while_a_prompt_is_computed_and_logprobs_come_with_each_token(slow):
+    told: list[tuple[int, int]] = []
+
+    async def go():
+        async with AsyncClient(slow.file) as client:
+            stream = client.chat(
+                user("Why? " * 200), max_tokens=2, logprobs=0, cache="mine", on_progress=lambda *at: told.append(at)
+            )
+            return [delta async for delta in stream], stream.answer
+
+    deltas, answer = run(go())
+    assert told and all(0 < count < answer.prompt_tokens == whole for count, whole in told)
+    assert told == sorted(told)
+    assert [len(d.logprobs) for d in deltas] == [1, 1, 0]
+    assert [d.logprobs[0][0] for d in deltas[:2]] == answer.tokens
+
+
 def test_a_thread_gets_the_same_deltas_and_many_threads_may_ask_at_once(cluster):
     answers: dict[int, str] = {}
     with Client(cluster.file) as client:

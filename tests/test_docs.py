@@ -26,7 +26,17 @@ from edgellm.sampling import MAX_BIASES, Sampling
 from edgellm.shards import tiles
 from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
 from edgellm.shards.tiles import BLOCK_BYTES
-from edgellm.wire import changing, credentials, listener, protocol, reach, sequence_messages, signed, trace_messages
+from edgellm.wire import (
+    answer_messages,
+    changing,
+    credentials,
+    listener,
+    protocol,
+    reach,
+    sequence_messages,
+    signed,
+    trace_messages,
+)
 from edgellm.wire import messages as m
 from edgellm.wire.asking import State
 from edgellm.wire.frames import FrameReader
@@ -126,11 +136,11 @@ def test_field_tables_have_no_gaps_and_the_sizes_of_the_structs(message):
         bits = re.match(r"u(\d+)", row["type"])
         assert not fixed or not bits or int(bits[1]) == 8 * int(row["size"]), row
         at = at + int(row["size"]) if fixed and at is not None else None
-    s = sequence_messages
+    s, a = sequence_messages, answer_messages
     sizes = {
         m.Open: s._OPEN, m.Queued: s._QUEUED, m.Opened: s._OPENED, m.Start: s._START, m.Close: s._SEQUENCE,
-        m.Closed: s._SEQUENCE, m.Hidden: s._HIDDEN, m.Tokens: s._TOKENS, m.Failed: s._FAILED, m.Logits: s._LOGITS,
-        m.Logprobs: s._LOGPROBS, m.Trace: trace_messages._TRACE,
+        m.Closed: s._SEQUENCE, m.Hidden: s._HIDDEN, m.Tokens: a._TOKENS, m.Failed: s._FAILED, m.Logits: a._LOGITS,
+        m.Logprobs: a._LOGPROBS, m.Prefilled: a._PREFILLED, m.Embedded: a._EMBEDDED, m.Trace: trace_messages._TRACE,
         m.Traced: trace_messages._TRACED,
     }  # fmt: skip
     fixed = sum(int(r["size"]) for r in rows if r["size"].isdigit())
@@ -143,7 +153,7 @@ def test_field_tables_have_no_gaps_and_the_sizes_of_the_structs(message):
 def test_field_names_are_the_dataclasses_own():
     for message in (
         m.Ping, m.Pong, m.Open, m.Queued, m.Opened, m.Start, m.Hidden, m.Tokens, m.Failed, m.Logits, m.Logprobs,
-        m.Trace, m.Traced,
+        m.Trace, m.Traced, m.Prefilled, m.Embedded,
     ):  # fmt: skip
         listed = [r["field"] for r in table(section(message), "offset")]
         own = {f.name for f in fields(message)}
@@ -309,7 +319,7 @@ def test_json_fields_of_claims_and_commits_and_the_options_of_an_open(tmp_path, 
     seen[m.Assign] |= {"certificate", "signature", "drain"}
     for message in (m.Claim, m.Claimed, m.Assigned, m.Commit, m.Committed):
         assert names(WIRE, f"field of {message.__name__.lower()}") == seen[message], message
-    coming = {"began", "logprobs", "slot", "wait_s"}
+    coming = {"began", "logprobs", "slot", "wait_s", "constraint", "cache", "progress", "pool"}
     assert names(WIRE, "option") == seen[m.Open] | coming
     for message in (m.Reach, m.Reached):
         assert names(WIRE, f"field of {message.__name__.lower()}") == seen[message], message

@@ -7,8 +7,9 @@ import numpy as np
 
 from edgellm.agent.sequence import Sequence
 from edgellm.errors import RemoteProtocolError, UsageError
-from edgellm.limits import MAX_LOGPROBS, MAX_STEP_BYTES, MAX_WAIT_S
+from edgellm.limits import MAX_CACHE_NAME, MAX_LOGPROBS, MAX_STEP_BYTES, MAX_WAIT_S
 from edgellm.sampling import Sampling
+from edgellm.structure import POOLS, Constraint
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer
 
@@ -42,6 +43,10 @@ def parse_open(stage: "Stage", peer: Peer, message: m.Open) -> Sequence:
         message.seq_id, peer, list(message.ids), length, began, max_tokens, frozenset(eos), sampling,
         logits=options.get("logits") is True,
         logprobs=_whole(options, "logprobs", 0, MAX_LOGPROBS, default=0),
+        constraint=Constraint.from_wire(options["constraint"]) if "constraint" in options else None,
+        pool=_one_of(options, "pool", POOLS),
+        cache=_name(options, "cache", MAX_CACHE_NAME),
+        tells_progress=options.get("progress") is True,
         reuse=_whole(options, "reuse", 0, default=0),
         wait_s=_seconds(options, "wait_s"),
         slot=0 if stage.is_first else _whole(options, "slot", 0, stage.plan.slots - 1),
@@ -54,6 +59,22 @@ def _whole(options: dict[str, Any], name: str, low: int, high: int | None = None
     if type(value) is not int or value < low or (high is not None and value > high):
         expected = f"a number from {low}" if high is None else f"a number from {low} to {high}"
         raise UsageError(f"open: {name} is {reprlib.repr(value)}, expected {expected}")
+    return value
+
+
+def _one_of(options: dict[str, Any], name: str, values: tuple[str, ...]) -> str:
+    """Return an option that is one of some words, "" by default. Raises UsageError for anything else."""
+    value = options.get(name, "")
+    if value != "" and value not in values:
+        raise UsageError(f"open: {name} is {reprlib.repr(value)}, expected one of {', '.join(values)}")
+    return str(value)
+
+
+def _name(options: dict[str, Any], name: str, most: int) -> str:
+    """Return an option that is a text of at most `most` letters, "" by default. Raises UsageError for anything else."""
+    value = options.get(name, "")
+    if not isinstance(value, str) or len(value) > most:
+        raise UsageError(f"open: {name} is {reprlib.repr(value)}, expected a text of at most {most} letters")
     return value
 
 

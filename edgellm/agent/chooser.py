@@ -9,6 +9,8 @@ from edgellm.agent.steps import Outcome
 from edgellm.model.sampler import Sampler, logprobs
 from edgellm.wire import messages as m
 
+_TELL_S = 0.3  # between two reports of a prompt's progress
+
 if TYPE_CHECKING:
     from edgellm.agent.stage import Stage
 
@@ -47,6 +49,13 @@ class Chooser:
         task = asyncio.create_task(wait())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def prefilled(self, sequence: Sequence, position: int, now_s: float) -> None:
+        """Tell a manager that wants to know, now and then, how much of the prompt is computed."""
+        if sequence.tells_progress and now_s - sequence.told_s >= _TELL_S and not sequence.owner.congested:
+            sequence.told_s = now_s
+            count = min(position, sequence.prompt_len)
+            sequence.owner.send(m.Prefilled(self._stage.epoch, sequence.seq_id, count))
 
     def _send(self, sequence: Sequence, outcome: Outcome) -> None:
         """Send the chosen tokens to the first board and to the manager, up to the answer's end."""

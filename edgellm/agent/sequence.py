@@ -9,6 +9,7 @@ from edgellm.agent.draft import Drafter
 from edgellm.config import STALL_TIMEOUT_S
 from edgellm.model.sampler import Sampler
 from edgellm.sampling import Sampling
+from edgellm.structure import Constraint
 from edgellm.wire import messages as m
 from edgellm.wire.peer import Peer
 
@@ -56,6 +57,11 @@ class Sequence:
     sampling: Sampling
     logits: bool = False
     logprobs: int = 0  # of so many likeliest tokens, beside the one that is chosen
+    constraint: Constraint | None = None  # what the answer must match
+    pool: str = ""  # how to make an embedding of the prompt, in place of an answer
+    cache: str = ""  # whose prefixes it may reuse
+    tells_progress: bool = False
+    told_s: float = 0.0  # when the manager was told last
     reuse: int = 0  # at most this many tokens of the prompt
     wait_s: float = 0.0
     slot: int = 0

@@ -335,7 +335,7 @@ class Stage:
             if outcome.error is not None:
                 self._fail(sequence, "error", f"{type(outcome.error).__name__}: {outcome.error}")
             elif result is None:
-                pass  # a chunk in mid-prompt
+                self._chooser.prefilled(sequence, step.end, self.loop.time())  # a chunk in mid-prompt
             elif step.trace:
                 self._traces.send(sequence, result)
             elif not self.is_last:

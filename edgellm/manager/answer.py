@@ -10,10 +10,12 @@ from typing import Any
 
 from edgellm.config import DEFAULT_MAX_TOKENS
 from edgellm.errors import BoardError, ClusterError, ManifestError, UsageError
+from edgellm.limits import MAX_CACHE_NAME, MAX_LOGPROBS
 from edgellm.manager.session import Session
 from edgellm.plan import Plan, Section
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
+from edgellm.structure import Constraint
 from edgellm.text.json_file import read_json
 from edgellm.text.stops import StopStrings
 from edgellm.text.tokenizer import Tokenizer
@@ -33,6 +35,11 @@ class Question:
     stop: tuple[str, ...] = ()
     speculate: bool = True
     messages: tuple[Mapping[str, Any], ...] = ()  # each with a role and a content; in place of prompt and system
+    tools: tuple[Mapping[str, Any], ...] = ()  # that the model may call, as its chat template takes them
+    template: Mapping[str, Any] = field(default_factory=dict)  # further variables of the template
+    constraint: Constraint | None = None  # what the answer must match
+    logprobs: int | None = None  # of each token, and of so many likeliest ones in its place
+    cache: str = ""  # only questions with the same name share what boards keep of prompts
 
     def __post_init__(self) -> None:
         for message in self.messages:
@@ -42,6 +49,10 @@ class Question:
             raise UsageError("the prompt is empty. Ask something: edgellm ask \"Why is the sky blue?\"")
         if self.max_tokens < 1:
             raise UsageError(f"max-tokens is {self.max_tokens}, expected at least 1")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise UsageError(f"logprobs is {self.logprobs}, expected 0 to {MAX_LOGPROBS}")
+        if len(self.cache) > MAX_CACHE_NAME:
+            raise UsageError(f"cache is a name of {len(self.cache)} letters, at most {MAX_CACHE_NAME}")
         if self.raw and self.system is not None:
             raise UsageError("--system needs the chat template, and --raw leaves it out. Use one of them.")
 
@@ -49,11 +60,13 @@ class Question:
 @dataclass(frozen=True)
 class Delta:
     """A piece of an answer: a token, and the text that it completes, which may be none. The last one has no token, but
-    a finish reason (eos, length, context, stop)."""
+    a finish reason (eos, length, context, stop). `logprobs`, where asked for, are (token id, natural logarithm of its
+    probability), first of this token, then of the likeliest."""
 
     text: str
     token: int | None = None
     finish_reason: str | None = None
+    logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass
@@ -148,12 +161,13 @@ class Asker:
         Control tokens in the prompt are text, except in a raw one.
         """
         if question.messages:
-            ids = self._encode_messages([dict(m) for m in question.messages])
+            ids = self._encode_messages(question)
         elif question.raw:
             ids = self.tokenizer.encode(question.prompt)
         elif self.tokenizer.has_template:
             messages = [{"role": "system", "content": question.system}] if question.system is not None else []
-            ids = self.tokenizer.encode_chat([*messages, {"role": "user", "content": question.prompt}])
+            messages.append({"role": "user", "content": question.prompt})
+            ids = self.tokenizer.encode_chat(messages, tools=_plain(question.tools), variables=question.template)
         elif question.system is not None:
             raise UsageError(f"{self.manifest.model} has no chat template. Leave out --system.")
         else:
@@ -167,9 +181,10 @@ class Asker:
             )
         return ids
 
-    def _encode_messages(self, messages: list[dict[str, Any]]) -> list[int]:
+    def _encode_messages(self, question: Question) -> list[int]:
+        messages = [dict(m) for m in question.messages]
         if self.tokenizer.has_template:
-            return self.tokenizer.encode_chat(messages)
+            return self.tokenizer.encode_chat(messages, tools=_plain(question.tools), variables=question.template)
         content = messages[0].get("content")
         if len(messages) > 1 or messages[0]["role"] != "user" or not isinstance(content, str):
             raise UsageError(f"{self.manifest.model} has no chat template. Send one user message, with a text.")
@@ -177,10 +192,11 @@ class Asker:
 
     async def stream(
         self, question: Question, ids: list[int], session: Session, answer: Answer,
-        queued: Callable[[int], None] = lambda position: None,
+        queued: Callable[[int], None] = lambda position: None, progress: Callable[[int, int], None] | None = None,
     ) -> AsyncGenerator[Delta, None]:  # fmt: skip
         """Yield the answer as it arrives, and fill `answer`. If this is closed or cancelled, the boards stop, and
-        `answer` keeps what has arrived. `queued(position)` is called when the question moves in the line for a slot.
+        `answer` keeps what has arrived. `queued(position)` is called when the question moves in the line for a slot,
+        and `progress(count, all)` now and then while the boards compute the prompt's tokens.
 
         Raises BoardError naming a board that is busy, or that the cluster can't continue without.
         """
@@ -194,9 +210,17 @@ class Asker:
             pieces.append(text)
             return text
 
+        def computed(count: int) -> None:
+            if progress is not None and not answer.tokens:  # a replay's prompt holds some of the answer
+                progress(min(count, len(ids)), len(ids))
+
+        likeliest = 0 if question.logprobs is None else max(1, question.logprobs)  # to a board, 0 means none at all
+        shown_logprobs = 0 if question.logprobs is None else 1 + question.logprobs
         tokens = session.generate(
             ids, sampling=question.sampling, max_tokens=question.max_tokens, eos=self.eos_token_ids, stats=stats,
-            speculate=question.speculate, queued=queued, served=plans.append, ended=lambda: stop.found,
+            speculate=question.speculate, logprobs=likeliest, constraint=question.constraint,
+            cache=question.cache, queued=queued, progress=None if progress is None else computed,
+            served=plans.append, ended=lambda: stop.found,
         )  # fmt: skip
         try:
             finish = ""
@@ -216,7 +240,7 @@ class Asker:
                     elif chosen.finish != "eos":
                         text = stop.feed(stream.feed(chosen.token))
                     finish = chosen.finish
-                    yield Delta(shown(text), chosen.token)
+                    yield Delta(shown(text), chosen.token, logprobs=chosen.logprobs[:shown_logprobs])
                     if stop.found:
                         break
             rest = shown(stop.feed(stream.flush()) + stop.flush())
@@ -231,6 +255,10 @@ class Asker:
             answer.reused_tokens = min((t.reused_tokens for _, t in told), default=0)
             answer.reused_tokens = min(answer.reused_tokens, answer.prompt_tokens)
             answer.stages = [_stage(section, t, answer.accepted_tokens) for section, t in told]
+
+
+def _plain(tools: tuple[Mapping[str, Any], ...]) -> list[dict[str, Any]] | None:
+    return [dict(tool) for tool in tools] or None
 
 
 def _stage(section: Section, stats: SequenceStats, accepted: int) -> dict[str, Any]:

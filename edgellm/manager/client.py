@@ -14,9 +14,10 @@ from edgellm.manager.board import ANSWER_TIMEOUT_S, BoardClient, Events
 from edgellm.manager.connections import Connections
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
+from edgellm.structure import Constraint
 from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address
-from edgellm.wire.asking import Asking, Done, Event, Failure, InLine, Sends, State, Stray, Token
+from edgellm.wire.asking import Asking, Computed, Done, Event, Failure, InLine, Sends, State, Stray, Token
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.status import SequenceStats
 
@@ -55,22 +56,26 @@ class ClusterClient:
 
     async def generate(
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...], logits: bool = False,
-        logprobs: int = 0, stats: dict[str, SequenceStats] | None = None, speculate: bool = True, reuse: bool = True,
+        logprobs: int = 0, constraint: Constraint | None = None, cache: str = "",
+        stats: dict[str, SequenceStats] | None = None, speculate: bool = True, reuse: bool = True,
         began: int | None = None, wait_s: float = WAIT_S, queued: Callable[[int], None] = lambda position: None,
-        tell: Callable[[str], None] = lambda text: None, ended: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], None] | None = None, tell: Callable[[str], None] = lambda text: None,
+        ended: Callable[[], bool] = lambda: False,
     ) -> AsyncGenerator[Chosen, None]:  # fmt: skip
         """Stream the answer to the prompt `ids`, token by token; the last one has a finish reason.
 
         With `speculate`, boards that can do so draft the next tokens and verify them, which changes only the time; with
-        `reuse`, the part of the prompt that their slots hold isn't computed again. `logprobs` asks for the
-        probabilities of so many likeliest tokens. If `ids` end with a part of the answer, it `began` at this position,
-        and `max_tokens` are those of the whole answer.
+        `reuse`, the part of the prompt that they hold isn't computed again, and only questions of the same `cache`
+        share such parts. `logprobs` asks for the probabilities of so many likeliest tokens, and the answer matches
+        `constraint`. If `ids` end with a part of the answer, it `began` at this position, and `max_tokens` are those of
+        the whole answer.
 
         Where no slot is free the sequence stands in line for up to `wait_s`; `queued(position)` is called whenever it
-        moves, 1 is next. Leaving the iteration early, or cancelling it, stops the boards' work and waits for nothing.
-        Once the answer has ended, `stats`, if given, is filled with what each board reports, which takes a moment;
-        `ended()` tells whether an answer that is left early has ended all the same, by a judgement of the caller's.
-        `tell(text)` is called when a board says what is not its business.
+        moves, 1 is next. `progress(count)` is called now and then while the prompt is computed: `count` tokens of it
+        are. Leaving the iteration early, or cancelling it, stops the boards' work and waits for nothing. Once the
+        answer has ended, `stats`, if given, is filled with what each board reports, which takes a moment; `ended()`
+        tells whether an answer that is left early has ended all the same, by a judgement of the caller's. `tell(text)`
+        is called when a board says what is not its business.
 
         Raises BusyError when no slot becomes free, AnswerError when a board can't compute this, BoardError when one is
         lost, hangs, or has moved on to another plan: always naming it.
@@ -78,12 +83,17 @@ class ClusterClient:
         options = {
             "sampling": sampling.to_wire(), "max_tokens": max_tokens, "eos": list(eos), "logits": logits,
             "logprobs": logprobs, "began": len(ids) if began is None else began, "reuse": len(ids) if reuse else 0,
+            "cache": cache, "progress": progress is not None,
         }  # fmt: skip
+        if constraint is not None:
+            options["constraint"] = constraint.to_wire()
         async with self._asking(ids, options) as (asking, events):
             await self._open(asking, events, wait_s, queued)
             self._send(asking.start(speculate))
+            if progress is not None and asking.reuse:
+                progress(asking.reuse)
             try:
-                async with aclosing(self._tokens(asking, events, tell)) as tokens:
+                async with aclosing(self._tokens(asking, events, tell, progress)) as tokens:
                     async for chosen in tokens:
                         yield chosen
             except GeneratorExit:
@@ -147,7 +157,7 @@ class ClusterClient:
                     queued(event.position)
 
     async def _tokens(
-        self, asking: Asking, events: Events, tell: Callable[[str], None]
+        self, asking: Asking, events: Events, tell: Callable[[str], None], progress: Callable[[int], None] | None
     ) -> AsyncGenerator[Chosen, None]:
         """Stream the tokens of a sequence that has started."""
         clock = asyncio.get_running_loop().time
@@ -157,6 +167,8 @@ class ClusterClient:
             for event in happened:
                 if isinstance(event, Token):
                     yield Chosen(event.position, event.token, event.finish, now_s, event.logits, event.logprobs)
+                elif isinstance(event, Computed) and progress is not None:
+                    progress(event.position)
                 elif isinstance(event, Stray):
                     last = self.boards[-1].name
                     tell(f"board {event.board} sends tokens, which only board {last} may choose; they are ignored")

@@ -14,6 +14,7 @@ from edgellm.manager.take import LOAD_TIMEOUT_S
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
+from edgellm.structure import Constraint
 from edgellm.wire.addresses import Address
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.status import SequenceStats
@@ -64,9 +65,10 @@ class Session:
 
     async def generate(
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...],
-        stats: dict[str, SequenceStats] | None = None, speculate: bool = True, wait_s: float = WAIT_S,
-        queued: Callable[[int], None] = lambda position: None, served: Callable[[Plan], None] = lambda plan: None,
-        ended: Callable[[], bool] = lambda: False,
+        stats: dict[str, SequenceStats] | None = None, speculate: bool = True, logprobs: int = 0,
+        constraint: Constraint | None = None, cache: str = "", wait_s: float = WAIT_S,
+        queued: Callable[[int], None] = lambda position: None, progress: Callable[[int], None] | None = None,
+        served: Callable[[Plan], None] = lambda plan: None, ended: Callable[[], bool] = lambda: False,
     ) -> AsyncGenerator[Chosen, None]:  # fmt: skip
         """Stream an answer as `ClusterClient.generate` does, but a board that is lost, hangs, restarts or gets another
         section costs only time. `served(plan)` is called with each plan that is asked.
@@ -97,7 +99,8 @@ class Session:
                 served(plan)
                 tokens = ClusterClient(plan, boards).generate(
                     ids + done, sampling=sampling, max_tokens=max_tokens, eos=eos, stats=stats, speculate=speculate,
-                    began=len(ids), wait_s=wait_s, queued=queued, tell=self._tell, ended=ended,
+                    logprobs=logprobs, constraint=constraint, cache=cache, began=len(ids), wait_s=wait_s,
+                    queued=queued, progress=progress, tell=self._tell, ended=ended,
                 )  # fmt: skip
                 async with aclosing(tokens):
                     async for chosen in tokens:

@@ -1,6 +1,7 @@
 """Text and chats to token ids, by the files in a split model's folder; imports neither torch nor numpy."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 _BRACKETED = re.compile(r"[<\[{(|｜].+[>\]})|｜]\Z", re.DOTALL)
 # One that looks like this controls something whatever its file says; converters to GGUF call it a control token.
 _CONTROL = re.compile(r"<[|｜].+[|｜]>\Z", re.DOTALL)
+_OURS = ("messages", "tools", "documents", "add_generation_prompt")  # variables of a template that no caller sets
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names that clients use; templates read the first
 
 
@@ -79,21 +81,25 @@ class Tokenizer:
         *,
         tools: list[dict[str, Any]] | None = None,
         documents: list[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the token ids of a chat, and of the beginning of the assistant's next message.
 
-        Each message has a `role` of ROLES and a `content`, of what JSON has. The ids are those of transformers'
+        Each message has a `role` of ROLES and a `content`, of what JSON has; `variables` are further ones of the
+        template, such as enable_thinking. The ids are those of transformers'
         apply_chat_template, except that control tokens in messages, tools and documents are text. Raises UsageError for
         a chat that the template refuses, ManifestError if the template fails.
         """
         assert self._template is not None, "has_template says whether there is one"
         messages = [_plain_message(m) for m in messages]
-        users = [messages, tools, documents]
+        given = {k: v for k, v in (variables or {}).items() if k not in _OURS and k not in self._named}
+        users = [messages, tools, documents, given]
         markers = Markers.absent_from([self._template.source, *texts_of(users), *self._named.values()])
         words = frozenset(w for w in self._words if w in self._template.source)
         marking, spoken = Marking(self._control | words, markers), Marking(self._control, markers)
         rendered = _whole(self._template.render(
             {
+                **{name: marking.mark(value) for name, value in given.items()},
                 "messages": [_marked_message(m, spoken if m["role"] == "assistant" else marking) for m in messages],
                 "tools": marking.mark(tools),
                 "documents": marking.mark(documents),

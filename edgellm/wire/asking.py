@@ -50,6 +50,20 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """The prompt's first `position` tokens are computed."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class Vector:
+    """The prompt's embedding, float32 bytes, in place of tokens."""
+
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Failure:
     """A board can't go on with the sequence. `other` is the board that it can't reach, if that is why."""
 
@@ -74,7 +88,8 @@ class Done:
     stats: Mapping[str, Any]
 
 
-Event = InLine | Token | Failure | Stray | Done
+_FROM_LAST = m.Tokens | m.Logits | m.Logprobs | m.Prefilled | m.Embedded
+Event = InLine | Computed | Token | Vector | Failure | Stray | Done
 Sends = list[tuple[str, m.Message]]
 
 
@@ -175,12 +190,17 @@ class Asking:
 
     def _token(self, board: str, message: m.Message) -> list[Event]:
         if board != self._boards[-1]:
-            if board in self._strays or not isinstance(message, m.Tokens | m.Logits | m.Logprobs):
+            if board in self._strays or not isinstance(message, _FROM_LAST):
                 return []
             self._strays.add(board)
             return [Stray(board)]
         found: list[Event] = []
         match message:
+            case m.Prefilled() if message.position <= len(self._ids):
+                found.append(Computed(message.position))
+            case m.Embedded():
+                self.state = State.ENDED
+                found.append(Vector(message.data))
             case m.Logits() if self._is_near(message.position):
                 self._logits[message.position] = message.data
             case m.Logprobs() if self._is_near(message.position):

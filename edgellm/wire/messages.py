@@ -5,6 +5,7 @@ RemoteProtocolError for every body that isn't exactly what the message allows.
 """
 
 from edgellm.limits import MAX_CHOICES
+from edgellm.wire.answer_messages import FINISH, Embedded, Logits, Logprobs, Prefilled, Tokens
 from edgellm.wire.body import Message
 from edgellm.wire.cluster_messages import (
     MAGIC,
@@ -28,18 +29,14 @@ from edgellm.wire.cluster_messages import (
 from edgellm.wire.frames import encode_frame
 from edgellm.wire.sequence_messages import (
     FAILURES,
-    FINISH,
     Close,
     Closed,
     Failed,
     Hidden,
-    Logits,
-    Logprobs,
     Open,
     Opened,
     Queued,
     Start,
-    Tokens,
 )
 from edgellm.wire.trace_messages import Trace, Traced
 
@@ -47,13 +44,13 @@ __all__ = [
     "FAILURES", "FINISH", "MAGIC", "MAX_CHOICES", "OLDEST", "VERSION", "BY_TYPE", "MESSAGES", "Message", "encode",
     "Hello", "Refuse", "Ping", "Pong", "AskStatus", "Status", "Assign", "Assigned", "Claim", "Claimed", "Commit",
     "Committed", "Reach", "Reached", "Open", "Queued", "Opened", "Start", "Close", "Hidden", "Tokens", "Closed",
-    "Failed", "Logits", "Logprobs", "Trace", "Traced",
+    "Failed", "Logits", "Logprobs", "Trace", "Traced", "Prefilled", "Embedded",
 ]  # fmt: skip
 
 MESSAGES: tuple[type[Message], ...] = (
     Hello, Refuse, Ping, Pong, AskStatus, Status, Assign, Assigned, Open, Opened, Hidden, Tokens, Close, Closed,
     Failed, Logits, Trace, Traced, Claim, Claimed, Commit, Committed, Reach, Reached, Start,
-    Queued, Logprobs,
+    Queued, Logprobs, Prefilled, Embedded,
 )  # fmt: skip
 BY_TYPE = {m.TYPE: m for m in MESSAGES}
 

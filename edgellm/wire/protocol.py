@@ -23,7 +23,7 @@ _FROM_MANAGER: _Messages = (
 )  # fmt: skip
 _FROM_BOARD_TO_MANAGER: _Messages = (
     m.Refuse, m.Pong, m.Status, m.Claimed, m.Assigned, m.Committed, m.Reached, m.Queued, m.Opened, m.Tokens, m.Closed,
-    m.Failed, m.Logits, m.Logprobs, m.Traced,
+    m.Failed, m.Logits, m.Logprobs, m.Prefilled, m.Embedded, m.Traced,
 )  # fmt: skip
 _FROM_DIALLING_BOARD: _Messages = (m.Refuse, m.Ping, m.Hidden, m.Tokens)
 _FROM_LISTENING_BOARD: _Messages = (m.Refuse, m.Pong)

@@ -1,16 +1,14 @@
-"""Messages of one sequence: its slot, its hidden states, its tokens and its end (docs/wire.md)."""
+"""Messages of one sequence: its slot, its hidden states and its end (docs/wire.md)."""
 
 import struct
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from edgellm.errors import RemoteProtocolError
-from edgellm.limits import MAX_CHOICES, MAX_FRAME_BYTES, MAX_LOGPROBS
+from edgellm.limits import MAX_CHOICES, MAX_FRAME_BYTES
 from edgellm.wire.body import KB, MB, check_size, cut, json_of, object_of, text_of, unpack
 from edgellm.wire.printable import printable
 
-# Finish reasons, as numbered in TOKENS.
-FINISH = ("", "eos", "length", "context")
 # Why a sequence failed, as numbered in FAILED.
 FAILURES = ("error", "busy", "epoch", "draining", "link", "unknown")
 
@@ -24,9 +22,10 @@ class Open:
 
     `ids` are the prompt's token ids. `options`: `plan` (its digest), `sampling`, `max_tokens`, `eos` (token ids that
     end the answer), `began` (the position where the answer began, if `ids` hold some of it already), `logits` (true:
-    the last board also sends its logits), `logprobs` (of so many likeliest tokens), `reuse` (at most so many tokens of
-    the prompt need not be computed where the slot holds them), `wait_s` (for a slot, on the first board), `slot` (which
-    one, on the others).
+    the last board also sends its logits), `logprobs` (of so many likeliest tokens), `constraint` (what the answer must
+    match), `pool` (an embedding in place of an answer), `progress` (true: the last board tells how far the prompt is),
+    `cache` (whose prefixes may be reused), `reuse` (at most so many tokens of the prompt need not be computed where the
+    slot holds them), `wait_s` (for a slot, on the first board), `slot` (which one, on the others).
     """
 
     TYPE: ClassVar[int] = 10
@@ -202,37 +201,6 @@ class Hidden:
         return cls(epoch, seq_id, position, pass_len, logits, ids, body[_HIDDEN.size + 4 * count :])
 
 
-_TOKENS = struct.Struct(">IQIB")
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Tokens from `position` on, as one step chose them, from the last board to the first and to the manager.
-    `finish` indexes FINISH and is the last one's."""
-
-    TYPE: ClassVar[int] = 13
-    LIMIT: ClassVar[int] = _TOKENS.size + 4 * MAX_CHOICES
-    epoch: int
-    seq_id: int
-    position: int
-    finish: int
-    ids: tuple[int, ...]
-
-    def encode(self) -> bytes:
-        head = _TOKENS.pack(self.epoch, self.seq_id, self.position, self.finish)
-        return head + struct.pack(f"<{len(self.ids)}I", *self.ids)
-
-    @classmethod
-    def decode(cls, body: bytes) -> "Tokens":
-        epoch, seq_id, position, finish = unpack("tokens", _TOKENS, body)
-        size = len(body) - _TOKENS.size
-        if size < 4 or size % 4 or size > 4 * MAX_CHOICES:
-            raise RemoteProtocolError(f"tokens: {size} bytes of ids, expected those of 1 to {MAX_CHOICES}")
-        if finish >= len(FINISH):
-            raise RemoteProtocolError(f"tokens: finish {finish}, the highest is {len(FINISH) - 1}")
-        return cls(epoch, seq_id, position, finish, struct.unpack_from(f"<{size // 4}I", body, _TOKENS.size))
-
-
 @dataclass(frozen=True)
 class Closed:
     """Answer to close: the slot is free. `stats`: what this board did for the sequence (docs/wire.md)."""
@@ -283,65 +251,3 @@ class Failed:
             raise RemoteProtocolError(f"failed: {len(body)} bytes, expected at least {at}")
         board = printable(text_of("failed", body[_FAILED.size : at]))
         return cls(epoch, seq_id, code, printable(text_of("failed", body[at:])), board)
-
-
-_LOGITS = struct.Struct(">IQI")
-
-
-@dataclass(frozen=True)
-class Logits:
-    """The logits from which the token at `position` was chosen: float32 [vocab_size]. Sent before the token, when asked
-    for.
-    """
-
-    TYPE: ClassVar[int] = 17
-    LIMIT: ClassVar[int] = 8 * MB
-    epoch: int
-    seq_id: int
-    position: int
-    data: bytes = field(repr=False)
-
-    def encode(self) -> bytes:
-        return _LOGITS.pack(self.epoch, self.seq_id, self.position) + self.data
-
-    @classmethod
-    def decode(cls, body: bytes) -> "Logits":
-        epoch, seq_id, position = unpack("logits", _LOGITS, body)
-        data = body[_LOGITS.size :]
-        if not data or len(data) % 4:
-            raise RemoteProtocolError(f"logits: {len(data)} bytes, expected a multiple of 4")
-        return cls(epoch, seq_id, position, data)
-
-
-_LOGPROBS = struct.Struct(">IQI")
-
-
-@dataclass(frozen=True)
-class Logprobs:
-    """Natural logarithms of probabilities at `position`, before any penalty: first of the token that was chosen, then
-    of the likeliest ones, highest first. Sent before the token, when asked for."""
-
-    TYPE: ClassVar[int] = 28
-    LIMIT: ClassVar[int] = _LOGPROBS.size + 8 * (1 + MAX_LOGPROBS)
-    epoch: int
-    seq_id: int
-    position: int
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-
-    def encode(self) -> bytes:
-        head, count = _LOGPROBS.pack(self.epoch, self.seq_id, self.position), len(self.ids)
-        return head + struct.pack(f"<{count}I", *self.ids) + struct.pack(f"<{count}f", *self.logprobs)
-
-    @classmethod
-    def decode(cls, body: bytes) -> "Logprobs":
-        epoch, seq_id, position = unpack("logprobs", _LOGPROBS, body)
-        size = len(body) - _LOGPROBS.size
-        if size < 8 or size % 8 or size > 8 * (1 + MAX_LOGPROBS):
-            raise RemoteProtocolError(f"logprobs: {size} bytes, expected 8 for each of 1 to {1 + MAX_LOGPROBS} tokens")
-        count = size // 8
-        ids = struct.unpack_from(f"<{count}I", body, _LOGPROBS.size)
-        logprobs = struct.unpack_from(f"<{count}f", body, _LOGPROBS.size + 4 * count)
-        if not all(value <= 0 for value in logprobs):  # NaN neither
-            raise RemoteProtocolError("logprobs: a value that is no logarithm of a probability")
-        return cls(epoch, seq_id, position, ids, logprobs)

@@ -340,6 +340,13 @@ def test_who_wants_a_taken_slot_again_and_again_takes_a_bounded_memory(tmp_path,
         ({"slot": 0, "began": 8}, "began is 8, expected a number from 1 to 7"),
         ({"slot": 0, "began": 2}, "max_tokens is 5, and the answer has 5 tokens already"),
         ({"slot": 0, "logprobs": 21}, "logprobs is 21, expected a number from 0 to 20"),
+        ({"slot": 0, "cache": 7}, "cache is 7, expected a text of at most 64 letters"),
+        ({"slot": 0, "cache": "x" * 65}, "expected a text of at most 64 letters"),
+        ({"slot": 0, "pool": "last"}, "pool is 'last', expected one of mean"),
+        ({"slot": 0, "constraint": "json"}, "constraint is 'json', expected an object with kind and source"),
+        ({"slot": 0, "constraint": {"kind": "xml", "source": "a"}}, "kind is 'xml', expected one of json, json_schema"),
+        ({"slot": 0, "constraint": {"kind": "regex", "source": ""}}, "regex has the source '', expected a text"),
+        ({"slot": 0, "constraint": {"kind": "regex", "source": "a" * 49153}}, "regex of 49153 bytes, at most 49152"),
     ],
 )
 def test_an_open_that_makes_no_sense_is_refused(tmp_path, options, said):

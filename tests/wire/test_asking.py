@@ -6,7 +6,7 @@ import pytest
 
 from edgellm.errors import LocalProtocolError, RemoteProtocolError
 from edgellm.wire import messages as m
-from edgellm.wire.asking import Asking, Done, Failure, InLine, State, Stray, Token
+from edgellm.wire.asking import Asking, Computed, Done, Failure, InLine, State, Stray, Token, Vector
 
 BOARDS = ("a", "b", "c")
 OPENED = m.Opened(1, 2, 3, True, slot=5)
@@ -130,6 +130,19 @@ def test_logits_and_logprobs_come_with_their_token_and_no_others_are_kept():
     (token,) = asking.receive("c", m.Tokens(1, 2, 4, 0, (1,)))[1]
     assert (token.logits, token.logprobs) == (b"\0\0\x80?", ((1, -0.5), (9, -1.0)))
     assert not asking._logits and not asking._logprobs
+
+
+def test_the_last_board_tells_how_far_the_prompt_is():
+    asking = started()
+    assert asking.receive("c", m.Prefilled(1, 2, 2)) == ([], [Computed(2)])
+    assert asking.receive("c", m.Prefilled(1, 2, 5)) == ([], [])  # beyond the prompt
+    assert asking.receive("a", m.Prefilled(1, 2, 2)) == ([], [Stray("a")])
+
+
+def test_an_embedding_ends_the_sequence_as_a_last_token_does():
+    asking = started()
+    assert asking.receive("c", m.Embedded(1, 2, b"\0\0\x80?")) == ([], [Vector(b"\0\0\x80?")])
+    assert asking.state is State.ENDED
 
 
 @pytest.mark.parametrize("how_far", ["opening", "in line", "reserving", "started"])

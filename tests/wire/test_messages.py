@@ -51,6 +51,8 @@ LITERAL = [
         m.Logprobs(1, 2, 3, (4, 5), (-1.0, 0.0)),
         b"\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\x04\0\0\0\x05\0\0\0\0\0\x80\xbf\0\0\0\0",
     ),
+    (m.Prefilled(1, 2, 3), b"\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\x03"),
+    (m.Embedded(1, 2, b"\0\0\x80?"), b"\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\x80?"),
     (
         m.Trace(1, 2, 1, b"\0\0\x80?", 3, 4, 5, 9),
         b"\0\0\0\x09\0\0\0\x01\0\0\0\0\0\0\0\x03\0\0\0\x02\0\0\0\x04\0\0\0\x05\0\0\0\x01\0\0\x80?",
@@ -133,6 +135,9 @@ def _hidden(position: int, count: int, pass_len: int, logits: int, size: int) ->
         (m.Tokens, b"\0" * 16 + b"\x09" + bytes(4), "finish 9"),
         (m.Failed, b"\0" * 12 + b"\x20\0", "code 32"),
         (m.Failed, b"\0" * 13 + b"\x04pi3", "17 bytes, expected at least 18"),
+        (m.Prefilled, bytes(17), "17 bytes, expected 16"),
+        (m.Embedded, bytes(12), "0 bytes, expected a multiple of 4"),
+        (m.Embedded, bytes(12 + 6), "6 bytes, expected a multiple of 4"),
         (m.Logprobs, bytes(16), "0 bytes, expected 8 for each of 1 to 21 tokens"),
         (m.Logprobs, bytes(16 + 8 * 22), "176 bytes, expected 8 for each"),
         (m.Logprobs, bytes(16 + 4) + b"\0\0\x80?", "no logarithm of a probability"),
