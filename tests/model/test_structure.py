@@ -1,7 +1,6 @@
 """Structures: names and shapes, sizes that the plan counts on, and models that are refused with a reason."""
 
-import time
-
+import psutil
 import pytest
 import transformers as hf
 from families import CONFIGS
@@ -80,11 +79,11 @@ def test_phi3s_own_config_file_names_its_switch():
         assert (trace(config).rope_switch_len, trace(config).max_seq_len) == (4096, 131072)
 
 
-def test_a_full_size_model_is_traced_without_memory_in_a_moment():
+def test_a_full_size_model_is_traced_without_its_memory():
     trace(CONFIGS["phi3"]())  # imports the family
-    began = time.perf_counter()
+    before = psutil.Process().memory_info().rss
     s = trace(hf.Phi3Config())
-    assert time.perf_counter() - began < 2
+    assert psutil.Process().memory_info().rss - before < 1 << 30  # it has 15 GB of weights
     assert s.num_layers == 32 and s.kv_elements_per_token[0] == 2 * 3072
 
 
