@@ -6,11 +6,15 @@ QUIET = --quiet
 PIP = $(BIN)/pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask install controller test quick test-boards test-boards-all test-arm lint bench vocabularies constraints messages wheels clean
+.PHONY: ask serve install controller test quick test-boards test-boards-all test-arm lint bench vocabularies constraints messages wheels clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
 	$(BIN)/edgellm ask "$$PROMPT"
+
+# The HTTP APIs, from two agents on this machine or the cluster that the user has.
+serve: .venv/serving
+	$(BIN)/edgellm serve $(SERVE)
 
 # Installs the command edgellm into .venv, and shows how far that is.
 install controller: QUIET =
@@ -79,6 +83,10 @@ wheels: .venv/ready
 constraints: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --report .venv/report.json '.[generic,serving]'
 	$(BIN)/python -m edgellm.controller.constraints .venv/report.json
+
+.venv/serving: .venv/ready
+	$(PIP) -e '.[serving]'
+	@touch $@
 
 .venv/controller: .venv/ready
 	$(PIP) -e '.[controller,convert]'

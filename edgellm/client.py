@@ -62,6 +62,7 @@ class Options(TypedDict, total=False):
     speculate: bool  # draft tokens and verify them: the same answer, faster
     first_token_timeout_s: float
     timeout_s: float  # for the whole answer
+    on_prompt: Callable[[int], None]  # called once with the count of the prompt's tokens, before a board is asked
     on_queue: Callable[[int], None]  # called with the position in the line for a slot, 1 is next, whenever it changes
     on_progress: Callable[[int, int], None]  # called with how many of the prompt's tokens are computed, and of how many
 
@@ -179,13 +180,11 @@ class AsyncClient:
         return self._answer(options, prompt=prompt, raw=True)
 
     def answer(self, question: Question, options: Options | None = None) -> AnswerStream:
-        """Return the answer to a question as it is; of `options`, only timeouts, `on_queue` and `on_progress`
-        count."""
+        """Return the answer to a question as it is; of `options`, only timeouts and what is to be called count."""
         given = options or {}
         answer = Answer(0, question.sampling)
         limits = given.get("first_token_timeout_s"), given.get("timeout_s")
-        deltas = self._deltas(question, answer, given.get("on_queue"), given.get("on_progress"))
-        return AnswerStream(deltas, answer, limits)
+        return AnswerStream(self._deltas(question, answer, given), answer, limits)
 
     def _answer(self, options: Options, **what: Any) -> AnswerStream:
         if unknown := sorted(options.keys() - Options.__annotations__.keys()):
@@ -202,16 +201,15 @@ class AsyncClient:
         seed = secrets.randbits(31) if seed is None else seed
         return self.answer(self.asker.with_options(question, sampling, seed), options)
 
-    async def _deltas(
-        self, question: Question, answer: Answer, on_queue: Callable[[int], None] | None,
-        on_progress: Callable[[int, int], None] | None,
-    ) -> AsyncGenerator[Delta, None]:
+    async def _deltas(self, question: Question, answer: Answer, options: Options) -> AsyncGenerator[Delta, None]:
         self._session.keeper.start()
         # In a thread, one at a time: a template may take a while, and other answers go on.
         encode = asyncio.get_running_loop().run_in_executor
         ids = await encode(self._encoder, self.asker.encode, question, self._session.plan.context)
         answer.prompt_tokens = len(ids)
-        queued = on_queue or (lambda position: None)
+        if told := options.get("on_prompt"):
+            told(len(ids))
+        queued, on_progress = options.get("on_queue", lambda position: None), options.get("on_progress")
         async with aclosing(self.asker.stream(question, ids, self._session, answer, queued, on_progress)) as deltas:
             async for delta in deltas:
                 if self._every_s is None and len(answer.tokens) == 1:

@@ -2,6 +2,7 @@
 
     EdgellmError
     ├── UsageError          the caller's arguments are wrong (exit 2)
+    │   └── ContextError    a prompt that is longer than a slot
     ├── CheckpointError     a source that can't be read or split
     │   └── ManifestError   a manifest or shard that is damaged or doesn't match
     ├── ModelError          an architecture that can't run in sections
@@ -35,6 +36,10 @@ class UsageError(EdgellmError):
     """The caller's arguments are wrong."""
 
     exit_code = 2
+
+
+class ContextError(UsageError):
+    """A prompt is longer than a slot."""
 
 
 class CheckpointError(EdgellmError):

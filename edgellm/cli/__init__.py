@@ -14,6 +14,7 @@ from edgellm.cli.identities import join, manager, revoke
 from edgellm.cli.local import local
 from edgellm.cli.models import plan, split, verify
 from edgellm.cli.rebalance import rebalance
+from edgellm.cli.serve import serve
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -25,6 +26,7 @@ def main():
     Examples:
       edgellm ask "Why is the sky blue?"
       edgellm deploy --sample > inventory.ini && nano inventory.ini && edgellm deploy
+      edgellm serve
       edgellm local up && edgellm ask "And at night?"
       edgellm split ./Phi-3-mini-4k-instruct --out phi3 --quantize int8
       edgellm plan --manifest phi3 --board pi1=3.1GB,pi2=3.1GB --explain
@@ -32,8 +34,8 @@ def main():
 
 
 COMMANDS = (
-    ask, deploy, upgrade, model, remove, reset, manager, join, revoke, status, doctor, logs, rebalance, local, split,
-    plan, verify, agent, bench, controller,
+    ask, serve, deploy, upgrade, model, remove, reset, manager, join, revoke, status, doctor, logs, rebalance, local,
+    split, plan, verify, agent, bench, controller,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

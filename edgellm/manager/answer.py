@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.config import DEFAULT_MAX_TOKENS
-from edgellm.errors import BoardError, ClusterError, ManifestError, UsageError
+from edgellm.errors import BoardError, ClusterError, ContextError, ManifestError, UsageError
 from edgellm.limits import MAX_CACHE_NAME, MAX_LOGPROBS
 from edgellm.manager.session import Session
 from edgellm.plan import Plan, Section
@@ -156,7 +156,7 @@ class Asker:
         return replace(question, sampling=replace(self.sampling, **options, seed=seed))  # type: ignore[arg-type]
 
     def encode(self, question: Question, context: int) -> list[int]:
-        """Return the prompt's token ids. Raises UsageError if they don't fit in a slot of `context` tokens.
+        """Return the prompt's token ids. Raises ContextError if they don't fit in a slot of `context` tokens.
 
         Control tokens in the prompt are text, except in a raw one.
         """
@@ -175,7 +175,7 @@ class Asker:
         if not ids:
             raise UsageError("the prompt has no tokens. Ask something.")
         if len(ids) > context:
-            raise UsageError(
+            raise ContextError(
                 f"the prompt has {len(ids)} tokens, a slot of this cluster holds {context}. "
                 "Shorten it, or plan the cluster with a larger --context."
             )

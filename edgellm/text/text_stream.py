@@ -50,6 +50,20 @@ def make_joiner(tokenizer: tokenizers.Tokenizer) -> Callable[[], Joiner]:
     return lambda: _ByteJoiner(tokenizer, special, steps)
 
 
+def make_speller(tokenizer: tokenizers.Tokenizer) -> Callable[[int], bytes]:
+    """Return what tells the bytes of a single token, as in the middle of a text; none for an unknown id."""
+    decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else None
+    steps = _steps(decoder)
+
+    def spell(token: int) -> bytes:
+        text = tokenizer.id_to_token(token)
+        if text is None:
+            return b""
+        return text.encode() if steps is None else steps.to_bytes(text, False)
+
+    return spell
+
+
 class _Steps:
     """What a decoder does with the text of each token."""
 

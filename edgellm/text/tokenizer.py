@@ -1,7 +1,7 @@
 """Text and chats to token ids, by the files in a split model's folder; imports neither torch nor numpy."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from edgellm.errors import ClusterError, ManifestError, UsageError
 from edgellm.text.chat_template import ChatTemplate, find_template, named_tokens
 from edgellm.text.control_tokens import Markers, Marking, rename_tokens, texts_of
 from edgellm.text.json_file import read_json
-from edgellm.text.text_stream import TextStream, make_joiner
+from edgellm.text.text_stream import TextStream, make_joiner, make_speller
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # An added token that isn't special controls something if the template writes it, and it looks like that: not "user".
@@ -51,6 +51,7 @@ class Tokenizer:
         self._words = frozenset(t.content for t in added.values() if not t.special and _BRACKETED.match(t.content))
         self._renamed: tuple[Any, tokenizers.Tokenizer] | None = None
         self._joiner = make_joiner(self._tokenizer)
+        self._spell: Callable[[int], bytes] = make_speller(self._tokenizer)
 
     @property
     def has_template(self) -> bool:
@@ -60,6 +61,12 @@ class Tokenizer:
     def special_token(self, token: int) -> str | None:
         """Return the text of a control token, which decoding leaves out; None for any other token."""
         return self._special.get(token)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one token's text, which may be part of a character; of a control token, its name."""
+        if (special := self._special.get(token)) is not None:
+            return special.encode()
+        return self._spell(token)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a plain text, control tokens included, with what the model puts around every text."""

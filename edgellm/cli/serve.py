@@ -1,0 +1,179 @@
+"""`edgellm serve`: the HTTP APIs, for clients of language models."""
+
+import contextlib
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from edgellm import config
+from edgellm.cli.group import make_settings, verbose_option
+from edgellm.cli.models import default_model
+from edgellm.console import Progress, note
+from edgellm.errors import UsageError
+
+DEFAULT_PORT = 8080
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
+              help="Where to listen; beyond this machine it needs an API key.")  # fmt: skip
+@click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True,
+              help="0 takes any that is free.")  # fmt: skip
+@click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
+              help="Cluster file.  [default: $EDGELLM_CLUSTER, ./cluster.json, the user's config folder]")  # fmt: skip
+@click.option("--tls-cert", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              help="Serve HTTPS with this certificate chain.")  # fmt: skip
+@click.option("--tls-key", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              help="The key of --tls-cert.")  # fmt: skip
+@click.option("--allow-origin", multiple=True, metavar="ORIGIN",
+              help="Let pages of this origin ask, such as https://chat.example; * is any (repeatable).")  # fmt: skip
+@click.option("--allow-host", multiple=True, metavar="NAME",
+              help="Answer to this host name too (repeatable).")  # fmt: skip
+@click.option("--new-key", metavar="NAME", help="Make an API key of this name, print it once, and end.")
+@click.option("--no-history", is_flag=True, help="Keep no conversations.")
+@click.option("--json-log", is_flag=True, help="Write the access log as JSON lines.")
+@verbose_option
+def serve(host, port, cluster, tls_cert, tls_key, allow_origin, allow_host, new_key, no_history, json_log, verbose):
+    """Answer the clients of OpenAI, Ollama and Anthropic over HTTP, and a person's browser.
+
+    Without a cluster file, serve starts two agents on this machine with the built-in model, and stops them when it
+    ends. Beyond this machine it needs an API key, which --new-key makes.
+
+    \b
+    Examples:
+      edgellm serve
+      edgellm serve --new-key kitchen
+      edgellm serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
+    """
+    from edgellm.manager.cluster_file import find
+    from edgellm.server.app import Settings
+    from edgellm.server.keys import Keys
+
+    keys_path = _config_dir() / "api-keys.json"
+    keys = Keys(keys_path)
+    if new_key is not None:
+        click.echo(keys.make(new_key))
+        note(f"the key {new_key!r} is shown only now; its SHA-256 is in {keys_path}")
+        return
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key need each other. Give both.")
+    if not _is_loopback(host) and not len(keys):
+        raise UsageError(f"{host} can be reached from other machines, and there is no API key in {keys_path}. "
+                         "Make one: edgellm serve --new-key NAME")  # fmt: skip
+    settings = Settings(
+        keys_path, frozenset(h.casefold() for h in (*allow_host, host)), frozenset(allow_origin),
+        state=_state_dir(), history=not no_history, json_log=json_log,
+    )  # fmt: skip
+    with _listen(host, port) as listener:
+        path = find(str(cluster) if cluster else None)
+        with contextlib.nullcontext(path) if path is not None else _embedded() as path:
+            _run(path, settings, listener, tls_cert, tls_key, bool(len(keys)))
+
+
+def _run(path: Path, settings, listener: socket.socket, cert: Path | None, key: Path | None, keyed: bool) -> None:
+    import logging
+
+    import uvicorn
+
+    from edgellm.server.app import make_app
+    from edgellm.server.models import OneModel
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("edgellm").setLevel(logging.INFO)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    url = f"{'https' if cert else 'http'}://{'localhost' if _is_any(host) else shown}:{port}"
+
+    class Announcing(uvicorn.Server):
+        async def startup(self, sockets=None):
+            await super().startup(sockets)
+            if self.started:
+                _announce(url, keyed)
+
+    configuration = uvicorn.Config(
+        make_app(OneModel(path, note), settings), log_level="warning", access_log=False, server_header=False,
+        ssl_certfile=cert, ssl_keyfile=key, timeout_graceful_shutdown=1, timeout_keep_alive=30, ws="none",
+        lifespan="on", h11_max_incomplete_event_size=64 << 10,
+    )  # fmt: skip
+    Announcing(configuration).run([listener])
+
+
+def _announce(url: str, keyed: bool) -> None:
+    bearer = " -H 'Authorization: Bearer YOUR-KEY'" if keyed else ""
+    message = '{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
+    note(f"open {url}/")
+    note(f"or ask: curl{bearer} {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{message}'")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises UsageError if the address can't be taken."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as e:
+        raise UsageError(f"--host {host}: {e.strerror or e}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(256)
+    except OSError as e:
+        listener.close()
+        raise UsageError(f"can't listen on {host}:{port}: {e.strerror or e}. Give another --port.") from None
+    return listener
+
+
+@contextlib.contextmanager
+def _embedded() -> Iterator[Path]:
+    """Have two agents on this machine answer with the built-in model; the cluster file for them."""
+    import asyncio
+    import tempfile
+
+    from edgellm.manager import local
+    from edgellm.manager.cluster_file import FILE_NAME, ClusterFile
+    from edgellm.shards.manifest import Manifest
+
+    note(f"no cluster file: this machine ({socket.gethostname()}) answers, with the built-in {config.DEFAULT_MODEL} "
+         "on two agents")  # fmt: skip
+    model_dir = default_model()
+    manifest = Manifest.read(model_dir)
+    settings = make_settings(manifest, None, config.DEFAULT_SLOTS, config.DEFAULT_CHUNK, "float16", "throughput")
+    with (
+        local.LocalAgents(model_dir, 2, local.state_dir() / "serve") as agents,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        with Progress() as progress:
+            progress("starting two agents")
+            addresses = agents.start()
+            made = asyncio.run(local.form_cluster(manifest, addresses, settings))
+        file = Path(folder) / FILE_NAME
+        ClusterFile.make(model_dir, addresses, made).write(file)
+        yield file
+
+
+def _config_dir() -> Path:
+    from edgellm.manager.cluster_file import default_path
+
+    return Path(os.environ["EDGELLM_CONFIG"]) if "EDGELLM_CONFIG" in os.environ else default_path().parent
+
+
+def _state_dir() -> Path:
+    from edgellm.manager.local import state_dir
+
+    return Path(os.environ["EDGELLM_STATE"]) if "EDGELLM_STATE" in os.environ else state_dir()
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_any(host: str) -> bool:
+    return ipaddress.ip_address(host).is_unspecified

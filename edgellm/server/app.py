@@ -1,0 +1,88 @@
+"""The server as an ASGI application: the routes of all dialects behind the guard."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from edgellm.server import openai_chat, openai_models
+from edgellm.server.access import AccessLog
+from edgellm.server.errors import ApiError, api_of, respond
+from edgellm.server.guard import Guard, Limits
+from edgellm.server.keys import Keys
+from edgellm.server.models import Models
+from edgellm.server.sse import report
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the owner wants it. `state` is the folder for what the server keeps; None keeps nothing."""
+
+    keys: Path
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+    state: Path | None = None
+    history: bool = True
+    json_log: bool = False
+    share_cache: bool = False  # reuse what boards keep of prompts across keys
+
+
+@dataclass
+class Server:
+    """What routes need."""
+
+    models: Models
+    settings: Settings
+    keys: Keys
+
+
+def make_app(models: Models, settings: Settings) -> Starlette:
+    """Return the application. It opens `models` when it starts, and closes them when it ends.
+
+    Raises UsageError for a file of keys that can't be read.
+    """
+    server = Server(models, settings, Keys(settings.keys))
+    routes: list[BaseRoute] = []
+    for dialect in (openai_chat, openai_models):
+        routes += dialect.routes(server)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
+        async with models:
+            yield
+
+    guard = Middleware(
+        Guard, keys=server.keys, limits=settings.limits, hosts=settings.hosts, origins=settings.origins
+    )  # fmt: skip
+    app = Starlette(
+        routes=routes, lifespan=lifespan, middleware=[Middleware(AccessLog, as_json=settings.json_log), guard],
+        exception_handlers={HTTPException: _refused, ApiError: _failed, Exception: _failed},
+    )  # fmt: skip
+    app.state.server = server
+    return app
+
+
+async def _refused(request: Request, e: Exception) -> Response:
+    """Answer what no route takes."""
+    assert isinstance(e, HTTPException)
+    if e.status_code == 405:
+        error = ApiError(f"{request.url.path} doesn't take {request.method}", 405, code="method_not_allowed")
+    else:
+        error = ApiError(f"there is nothing at {request.url.path}", e.status_code, code="not_found")
+    response = respond(api_of(request.url.path), error)
+    for name, value in (e.headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+async def _failed(request: Request, e: Exception) -> Response:
+    report(e)
+    return respond(api_of(request.url.path), e)

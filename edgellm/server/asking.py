@@ -1,0 +1,292 @@
+"""What any API asks, and what happens while it is answered: the middle between the dialects and edgellm.AsyncClient."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgellm.client import AnswerStream, AsyncClient, Delta, Options
+from edgellm.manager.answer import Answer
+from edgellm.server.models import Models
+from edgellm.structure import Constraint
+
+WAITING_S = 10.0  # nothing for this long: a client is told that the answer goes on
+_ACCEPTED_S = 1.0  # a question that boards refuse is refused by then, as long as none of them is lost
+_MOST_AHEAD = 64  # events that wait for their reader; then the boards' tokens wait, which take 8 bytes each
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question of any API. `messages` have OpenAI's shape, with texts as contents; `prompt`, in their place, is
+    continued without a chat template. `key` is the name of the API key that asks, "" for none."""
+
+    model: str = ""  # "" is the default
+    messages: tuple[Mapping[str, Any], ...] = ()
+    prompt: str | None = None
+    options: Options = field(default_factory=Options)
+    tools: tuple[Mapping[str, Any], ...] = ()  # {"type": "function", "function": {…}}
+    tool_choice: str = "auto"  # auto, none, required, or the name of a function
+    parallel: bool = True
+    format: Constraint | None = None
+    think: bool | str | None = None  # whether to reason first, or how much
+    template: Mapping[str, Any] = field(default_factory=dict)  # further variables of the chat template
+    keep_alive_s: float | None = None  # how long the model stays when nobody asks
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The question makes sense, and its prompt has so many tokens. The first event of every answer."""
+
+    prompt_tokens: int
+    model: str
+
+
+@dataclass(frozen=True)
+class Queued:
+    """All slots are taken; position 1 is next. `eta_s` is an estimate, None if nothing is known yet."""
+
+    position: int
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """So many of the prompt's tokens are computed."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Nothing has happened for a while, and the answer goes on."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token's text, its bytes, and the natural logarithm of its probability; and the likeliest ones in its place."""
+
+    token: str
+    data: bytes
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of the answer, which may be empty where there are logprobs."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """A piece of what the model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolBegin:
+    """The model begins to call a tool; calls are numbered from 0."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class ToolArguments:
+    """A piece of a call's arguments, which are JSON."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolEnd:
+    """A call is complete."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of the prompt, of those that needed no computing, and of the answer with its reasoning."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds: until the model was there, in line for a slot, from asking to the first token and to the last."""
+
+    load_s: float = 0.0
+    queue_s: float = 0.0
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+    drafts: int = 0
+    accepted_drafts: int = 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The answer is complete: stop, length or tool_calls. The last event."""
+
+    reason: str
+    usage: Usage
+    timings: Timings
+
+
+Event = Accepted | Queued | Progress | Waiting | Text | Reasoning | ToolBegin | ToolArguments | ToolEnd | Ended
+
+
+async def answer(models: Models, ask: Ask) -> AsyncGenerator[Event, None]:
+    """Yield what happens until the answer is complete. Leaving the iteration ends the answer on the boards at once.
+
+    Raises UnknownModel or Loading of server/models.py, UsageError for what makes no sense, and the errors of
+    AsyncClient.
+    """
+    began_s = time.perf_counter()
+    async with models.use(ask.model, ask.keep_alive_s) as (name, client):
+        happening = _Happening(name, client, ask, time.perf_counter() - began_s)
+        task = asyncio.create_task(happening.follow())
+        try:
+            async with aclosing(happening.events(task)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def primed(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """Yield the same events, the first one once the answer is under way: what refuses it is raised before."""
+    accepted: Accepted | None = None
+    begun = False
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Accepted):
+                accepted = event
+            elif accepted is not None:
+                if not begun:
+                    begun = True
+                    yield accepted
+                yield event
+
+
+class _Happening:
+    """One answer, followed by a task of its own, so that positions and progress come between tokens."""
+
+    def __init__(self, name: str, client: AsyncClient, ask: Ask, load_s: float):
+        self._name, self._client, self._ask, self._load_s = name, client, ask, load_s
+        self._events: deque[Event] = deque()
+        self._came, self._taken = asyncio.Event(), asyncio.Event()
+        self._queued_s: float | None = None  # when it began to stand in line
+        self._queue_s = 0.0
+
+    async def events(self, task: asyncio.Task[None]) -> AsyncGenerator[Event, None]:
+        """Yield the events of `follow`, which `task` runs, and raise what it raises."""
+        task.add_done_callback(lambda _: self._came.set())
+        patience_s = _ACCEPTED_S
+        while True:
+            while self._events:
+                yield self._events.popleft()
+                self._taken.set()
+            if task.done():
+                task.result()
+                return
+            self._came.clear()
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self._came.wait()
+            except TimeoutError:
+                patience_s = WAITING_S
+                yield Waiting()
+
+    async def follow(self) -> None:
+        """Ask, and turn deltas into events."""
+        stream = self._stream()
+        async with stream:
+            async for delta in stream:
+                if self._queued_s is not None:
+                    self._queue_s, self._queued_s = time.perf_counter() - self._queued_s, None
+                for event in self._of(delta, stream.answer):
+                    self._add(event)
+                while len(self._events) >= _MOST_AHEAD:
+                    self._taken.clear()
+                    await self._taken.wait()
+
+    def _stream(self) -> AnswerStream:
+        ask = self._ask
+        options: Options = {**ask.options, "cache": ask.key, "on_prompt": self._accepted, "on_queue": self._in_line,
+                            "on_progress": self._computed}  # fmt: skip
+        if ask.template:
+            options["template"] = ask.template
+        if ask.format is not None:
+            options["constraint"] = ask.format
+        if ask.tools and ask.tool_choice != "none":
+            options["tools"] = ask.tools
+        if "max_tokens" not in options:  # as much as fits
+            options["max_tokens"] = self._client.plan.context
+        if ask.prompt is not None:
+            return self._client.generate(ask.prompt, **options)
+        return self._client.chat(ask.messages, **options)
+
+    def _of(self, delta: Delta, answer: Answer) -> list[Event]:
+        events: list[Event] = []
+        if delta.text or delta.logprobs:
+            events.append(Text(delta.text, self._logprobs(delta)))
+        if delta.finish_reason is not None:
+            reason = "stop" if delta.finish_reason in ("eos", "stop") else "length"
+            events.append(Ended(reason, self._usage(answer), self._timings(answer)))
+        return events
+
+    def _logprobs(self, delta: Delta) -> tuple[TokenLogprob, ...]:
+        if not delta.logprobs:
+            return ()
+        spelled = [self._spelled(token, logprob) for token, logprob in delta.logprobs]
+        first = spelled[0]
+        return (TokenLogprob(first.token, first.data, first.logprob, tuple(spelled[1:])),)
+
+    def _spelled(self, token: int, logprob: float) -> TokenLogprob:
+        data = self._client.asker.tokenizer.token_bytes(token)
+        return TokenLogprob(data.decode(errors="replace"), data, logprob)
+
+    def _usage(self, answer: Answer) -> Usage:
+        return Usage(answer.prompt_tokens, answer.reused_tokens, len(answer.tokens))
+
+    def _timings(self, answer: Answer) -> Timings:
+        return Timings(
+            self._load_s, self._queue_s, answer.first_token_s or 0.0, answer.total_s, answer.draft_tokens,
+            answer.accepted_tokens,
+        )  # fmt: skip
+
+    def _accepted(self, count: int) -> None:
+        self._add(Accepted(count, self._name))
+
+    def _in_line(self, position: int) -> None:
+        if self._queued_s is None:
+            self._queued_s = time.perf_counter()
+        self._add_latest(Queued(position))
+
+    def _computed(self, done: int, total: int) -> None:
+        self._add_latest(Progress(done, total))
+
+    def _add_latest(self, event: Event) -> None:
+        """Add an event in place of one of its kind that nobody has read."""
+        if self._events and type(self._events[-1]) is type(event):
+            self._events.pop()
+        self._add(event)
+
+    def _add(self, event: Event) -> None:
+        self._events.append(event)
+        self._came.set()
