@@ -75,7 +75,9 @@ def serve(host, port, cluster, tls_cert, tls_key, allow_origin, allow_host, new_
 
 
 def _run(path: Path, settings, listener: socket.socket, cert: Path | None, key: Path | None, keyed: bool) -> None:
+    import asyncio
     import logging
+    import signal
 
     import uvicorn
 
@@ -88,18 +90,26 @@ def _run(path: Path, settings, listener: socket.socket, cert: Path | None, key: 
     shown = f"[{host}]" if ":" in host else host
     url = f"{'https' if cert else 'http'}://{'localhost' if _is_any(host) else shown}:{port}"
 
-    class Announcing(uvicorn.Server):
+    class Server(uvicorn.Server):
         async def startup(self, sockets=None):
             await super().startup(sockets)
             if self.started:
                 _announce(url, keyed)
+
+        @contextlib.contextmanager
+        def capture_signals(self):
+            """End in good order on Ctrl-C and SIGTERM; uvicorn would raise the signal again at the end."""
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self.handle_exit, number, None)
+            yield
 
     configuration = uvicorn.Config(
         make_app(OneModel(path, note), settings), log_level="warning", access_log=False, server_header=False,
         ssl_certfile=cert, ssl_keyfile=key, timeout_graceful_shutdown=1, timeout_keep_alive=30, ws="none",
         lifespan="on", h11_max_incomplete_event_size=64 << 10,
     )  # fmt: skip
-    Announcing(configuration).run([listener])
+    asyncio.run(Server(configuration).serve([listener]))
 
 
 def _announce(url: str, keyed: bool) -> None:

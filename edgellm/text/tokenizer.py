@@ -1,7 +1,7 @@
 """Text and chats to token ids, by the files in a split model's folder; imports neither torch nor numpy."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,13 @@ class Tokenizer:
         self._tokenizer.no_truncation()  # what training left there; old splits may still have it
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
-        self._special = {i: t.content for i, t in added.items() if t.special and t.content}
+        self._special: dict[int, str] = {i: t.content for i, t in added.items() if t.special and t.content}
         controls = [t.content for t in added.values() if t.special or _CONTROL.match(t.content)]
         self._control = frozenset(filter(None, controls))
         self._words = frozenset(t.content for t in added.values() if not t.special and _BRACKETED.match(t.content))
         self._renamed: tuple[Any, tokenizers.Tokenizer] | None = None
         self._joiner = make_joiner(self._tokenizer)
-        self._spell: Callable[[int], bytes] = make_speller(self._tokenizer)
+        self._spell = make_speller(self._tokenizer)
 
     @property
     def has_template(self) -> bool:
