@@ -17,6 +17,8 @@
     │   ├── LinkError       a board that can't reach another one
     │   └── AnswerError     a board that can't compute this answer; asking again won't help
     ├── DeadlineError       an answer that took longer than the caller allowed (also a TimeoutError)
+    ├── ConversationError   a conversation that can't be kept, read or changed
+    │   └── NoConversationError  one that the asker doesn't have
     ├── WheelhouseError     wheels or a Python for the boards that can't be resolved, fetched or built
     └── ProtocolError
         ├── LocalProtocolError    we misused the wire
@@ -121,6 +123,14 @@ class AnswerError(BoardError):
 
 class DeadlineError(EdgellmError, TimeoutError):
     """An answer took longer than the caller allowed."""
+
+
+class ConversationError(EdgellmError):
+    """A conversation can't be kept, read or changed."""
+
+
+class NoConversationError(ConversationError):
+    """There is no such conversation, or it is another asker's."""
 
 
 class WheelhouseError(EdgellmError):

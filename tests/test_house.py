@@ -32,7 +32,8 @@ BELOW = {
     "agent": GROUND | {"model", "kernels", "shards", "plan", "wire"},
     "manager": GROUND | {"shards", "plan", "wire", "text"},
     "client.py": GROUND | {"manager", "plan", "wire"},
-    "server": GROUND | {"client.py", "manager", "plan", "wire", "text", "shards"},
+    "conversations.py": GROUND,
+    "server": GROUND | {"client.py", "controller", "conversations.py", "manager", "plan", "wire", "text", "shards"},
     "check": GROUND | {"model", "kernels", "shards", "plan", "wire", "manager", "text"},
     "controller": GROUND | {"manager", "checkpoint", "shards", "plan", "wire", "check", "text"},
 }
