@@ -14,7 +14,7 @@ MAX_SOURCE_BYTES = 48 << 10  # an Open's options hold it
 @dataclass(frozen=True)
 class Constraint:
     """`source` is a JSON schema as text, a regular expression (Rust's regex syntax), or a grammar in llguidance's Lark;
-    for kind "json" it is empty. Raises UsageError for another kind, or too long a source."""
+    for kind "json", any JSON object, it is empty. Raises UsageError for another kind, or too long a source."""
 
     kind: str
     source: str = ""

@@ -29,7 +29,7 @@ BELOW = {
     "model": GROUND | {"kernels", "shards"},
     "text": GROUND,
     "checkpoint": GROUND | {"kernels", "shards", "model", "text"},
-    "agent": GROUND | {"model", "kernels", "shards", "plan", "wire"},
+    "agent": GROUND | {"model", "kernels", "shards", "plan", "wire", "text"},
     "manager": GROUND | {"shards", "plan", "wire", "text"},
     "client.py": GROUND | {"manager", "plan", "wire"},
     "conversations.py": GROUND,

@@ -35,6 +35,9 @@ def parse_open(stage: "Stage", peer: Peer, message: m.Open) -> Sequence:
     eos = options.get("eos", [])
     if not isinstance(eos, list) or any(type(i) is not int for i in eos):
         raise UsageError(f"open: eos is {reprlib.repr(eos)}, expected a list of token ids")
+    constraint = Constraint.from_wire(options["constraint"]) if "constraint" in options else None
+    if constraint is not None and not any(0 <= i < vocab_size for i in eos):
+        raise UsageError("open: a constraint without eos, the tokens that end the answer")
     began = _whole(options, "began", 1, length, default=length)
     max_tokens = _whole(options, "max_tokens", 1)
     if max_tokens <= length - began:
@@ -43,7 +46,7 @@ def parse_open(stage: "Stage", peer: Peer, message: m.Open) -> Sequence:
         message.seq_id, peer, list(message.ids), length, began, max_tokens, frozenset(eos), sampling,
         logits=options.get("logits") is True,
         logprobs=_whole(options, "logprobs", 0, MAX_LOGPROBS, default=0),
-        constraint=Constraint.from_wire(options["constraint"]) if "constraint" in options else None,
+        constraint=constraint,
         pool=_one_of(options, "pool", POOLS),
         cache=_name(options, "cache", MAX_CACHE_NAME),
         tells_progress=options.get("progress") is True,

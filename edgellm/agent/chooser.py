@@ -3,8 +3,9 @@
 import asyncio
 from typing import TYPE_CHECKING
 
+from edgellm.agent.constraint import Grammars
 from edgellm.agent.link import Link
-from edgellm.agent.sequence import Sequence, choose
+from edgellm.agent.sequence import Sequence, agreed, choose
 from edgellm.agent.steps import Outcome
 from edgellm.model.sampler import Sampler, logprobs
 from edgellm.wire import messages as m
@@ -16,20 +17,57 @@ if TYPE_CHECKING:
 
 
 class Chooser:
-    """Chooses for the sequences of `stage`; `first` is the link to the first board, None if this is the first."""
+    """Chooses for the sequences of `stage`; `first` is the link to the first board, None if this is the first.
+    `grammars` compiles constraints."""
 
-    def __init__(self, stage: "Stage", first: Link | None):
-        self._stage, self._first = stage, first
+    def __init__(self, stage: "Stage", first: Link | None, grammars: Grammars | None):
+        self._stage, self._first, self._grammars = stage, first, grammars
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def constrain(self, sequence: Sequence) -> None:
+        """Begin to compile a sequence's constraint, if it has one, while the boards compute its prompt."""
+        if sequence.constraint is None:
+            return
+        assert self._grammars is not None, "a plan's stage has it"
+        vocab_size = self._stage.section.vocab_size
+        matching = sequence.matching = self._grammars.match(sequence.constraint, sequence.eos, vocab_size)
+        ids, began = tuple(sequence.ids), sequence.began
+
+        def compile() -> None:
+            try:
+                with matching.lock:
+                    matching.follow(ids, began, len(ids))
+            except Exception as e:
+                self._stage.fail_soon(sequence, e)
+
+        self._grammars.submit(compile)
+
+    def choose_apart(self, sequence: Sequence, outcome: Outcome) -> None:
+        """Do the same as `choose` in a thread that may wait for a constraint, and then hand the outcome to the loop."""
+        assert self._grammars is not None and sequence.matching is not None
+        matching = sequence.matching
+
+        def choose() -> None:
+            try:
+                with matching.lock:
+                    self.choose(sequence, outcome)
+            except Exception as e:
+                outcome.error = e
+            self._stage.computed_soon([outcome])
+
+        self._grammars.submit(choose)
 
     def choose(self, sequence: Sequence, outcome: Outcome) -> None:
         """Set the tokens that a step chooses. Runs in the engine's thread; raises ModelError for logits that aren't
-        finite."""
+        finite, UsageError for an answer that its constraint doesn't allow to go on."""
         logits, step = outcome.result, outcome.step
         assert logits is not None
         if sequence.sampler is None:
             sequence.sampler = Sampler(sequence.sampling, self._stage.section.vocab_size, sequence.began)
-        outcome.chosen = choose(sequence.sampler, sequence.ids, logits, step.ids, step.end)
+        forces = not (sequence.logits or sequence.logprobs)  # each token with its row
+        outcome.chosen = choose(
+            sequence.sampler, sequence.ids, logits, step.ids, step.end, sequence.matching, sequence.began, forces
+        )
         if sequence.logprobs:
             rows = zip(logits, outcome.chosen, strict=False)
             outcome.logprobs = [logprobs(row, token, sequence.logprobs) for row, token in rows]
@@ -66,7 +104,7 @@ class Chooser:
             return
         ids, finish = sequence.end_with(position, outcome.chosen, self._stage.plan.context)
         sequence.ended = bool(finish)
-        sequence.accepted += len(ids) - 1
+        sequence.accepted += agreed(outcome.step.ids[len(outcome.step.ids) - len(logits) + 1 :], ids)
         message = m.Tokens(epoch, seq_id, position, m.FINISH.index(finish), tuple(ids))
         if self._first is None:
             self._stage.loop.call_soon(self._stage.tokens, message)

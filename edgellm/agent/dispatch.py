@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -35,7 +36,8 @@ class Dispatcher:
             task.cancel()
 
     def tidy(self) -> None:
-        """Give up what has drained. Call it now and then."""
+        """Give up what has drained, and what no constraint needs any more. Call it now and then."""
+        self._holding.grammars.sweep(time.monotonic())
         if self._holding.drained:
             self._run(self._holding.tidy())
 

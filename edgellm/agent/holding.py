@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgellm.agent.constraint import Grammars
 from edgellm.agent.link import Links
 from edgellm.agent.pace import Pace
 from edgellm.agent.room import Room
@@ -73,6 +74,7 @@ class Holding:
         self.pace = pace or Pace()
         self.settled = Settled()
         self.room = Room(board, manifest, ram_bytes)
+        self.grammars = Grammars(manifest, folder)
         self._load = load
         self._loaded: _Loaded | None = None
         self._load_error: tuple[int, int, str, float] | None = None  # section, reason, when
@@ -235,6 +237,7 @@ class Holding:
             plan, self.board, coming.addresses, loaded.section, loaded.slots, self.manifest.rope_switch_len,
             links=self.links,
             pace=self.pace.section(mean_layers(self.manifest, own.start, own.end), own.end == plan.num_layers),
+            grammars=self.grammars,
         )  # fmt: skip
         self._loaded = loaded
         log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
@@ -255,6 +258,7 @@ class Holding:
         for stage in self.stages:
             stage.stop(reason, "draining")
         self.stage = self.draining = None
+        self.grammars.close()
 
     def _check_open(self) -> None:
         if self.closed:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edgellm.agent.constraint import Matching
 from edgellm.agent.draft import Drafter
 from edgellm.config import STALL_TIMEOUT_S
 from edgellm.model.sampler import Sampler
@@ -76,14 +77,16 @@ class Sequence:
     accepted: int = 0  # drafts that were chosen, as the last board knows
     ended: bool = False
     sampler: Sampler | None = None  # on the last board
+    matching: Matching | None = None  # there, for a constraint
     progress: Progress = field(default_factory=Progress)
 
-    def most_drafts(self, context: int, rope_switch_len: int | None, running: int) -> int:
-        """Return how many drafts the next step may carry: within the answer, a slot of `context` tokens and one set of
-        rotary factors, and so that the steps of `running` sequences together stay as small as one alone may be."""
+    def most_drafts(self, context: int, rope_switch_len: int | None, running: int, count: int) -> int:
+        """Return how many drafts the next step may carry behind `count` tokens: within the answer, a slot of `context`
+        tokens and one set of rotary factors, and so that the steps of `running` sequences together stay as small as one
+        alone may be."""
         length = len(self.ids)
         most = min(
-            m.MAX_CHOICES // max(1, running) - 1,
+            m.MAX_CHOICES // max(1, running) - count,
             self.max_tokens - (length - self.began) - 1,
             context - length,
         )
@@ -107,22 +110,45 @@ class Sequence:
         return "context" if position >= context else ""
 
 
-def choose(sampler: Sampler, text: Ids[int], logits: np.ndarray, ids: Ids[int], end: int) -> list[int]:
+def choose(
+    sampler: Sampler, text: Ids[int], logits: np.ndarray, ids: Ids[int], end: int, matching: Matching | None = None,
+    began: int = 0, forces: bool = True,
+) -> list[int]:  # fmt: skip
     """Return the tokens that a step chooses, from `logits` [choices, vocab_size] after each of its last tokens.
 
     `ids` are the step's tokens, `end` is the position after them, and `text` the sequence at least up to the first
-    choice's position. A row counts as long as the drafts before it were chosen. Raises ModelError for logits that are
-    not finite.
+    choice's position. A row counts as long as the drafts before it were chosen. With `matching`, the constraint of an
+    answer that `began` there, a token that it forces is taken whatever the logits are, and with `forces` also behind
+    the last row, up to MAX_CHOICES in all. Raises ModelError for logits that are not finite, and what `matching` does.
     """
     drafts = ids[len(ids) - len(logits) + 1 :]
     chosen: list[int] = []
     position = end - len(drafts)
     sampler.follow(text, position)
+    if matching is not None:
+        matching.follow(text, began, position)
     for row, draft in zip(logits, (*drafts, None), strict=True):
-        token = sampler.choose(row, position)
+        token = None if matching is None else matching.forced()
+        if token is None:
+            token = sampler.choose(row, position, None if matching is None else matching.allowed())
         chosen.append(token)
+        if matching is not None:
+            matching.append(token)
         if token != draft:
             break
         sampler.append(token)
         position += 1
+    if matching is not None and forces:
+        while len(chosen) < m.MAX_CHOICES and not matching.ended and (token := matching.forced()) is not None:
+            chosen.append(token)
+            matching.append(token)
     return chosen
+
+
+def agreed(drafts: Ids[int], chosen: Ids[int]) -> int:
+    """Return how many of the `drafts` were chosen; the last token that is chosen never counts, because nothing has been
+    computed behind it."""
+    count, most = 0, min(len(drafts), len(chosen) - 1)
+    while count < most and drafts[count] == chosen[count]:
+        count += 1
+    return count

@@ -17,11 +17,12 @@ import numpy as np
 from edgellm.agent import report
 from edgellm.agent.admission import Ended, Granting, Taking
 from edgellm.agent.chooser import Chooser
+from edgellm.agent.constraint import Grammars
 from edgellm.agent.draft import Drafter
 from edgellm.agent.engine import Engine
 from edgellm.agent.link import Link, Links
 from edgellm.agent.pace import SectionPace
-from edgellm.agent.sequence import Sequence
+from edgellm.agent.sequence import Sequence, agreed
 from edgellm.agent.steps import Outcome, Step
 from edgellm.agent.trace import Traces
 from edgellm.config import STALL_TIMEOUT_S, START_TIMEOUT_S
@@ -47,6 +48,7 @@ class Stage:
     def __init__(
         self, plan: Plan, board: str, addresses: dict[str, Address], section: Section[Any], slots: list[Slot],
         rope_switch_len: int | None = None, *, links: Links, pace: SectionPace | None = None,
+        grammars: Grammars | None = None,
     ):  # fmt: skip
         self.pace = pace
         self.plan, self.board, self.section, self.addresses = plan, board, section, addresses
@@ -66,7 +68,7 @@ class Stage:
         after = plan.next_board(board)
         self._next = link_to(after) if after is not None else None  # takes hidden states
         self._first = link_to(plan.boards[0]) if self.is_last and not self.is_first else None  # takes tokens
-        self._chooser, self._traces, self._ended = Chooser(self, self._first), Traces(self), Ended()
+        self._chooser, self._traces, self._ended = Chooser(self, self._first, grammars), Traces(self), Ended()
         self._door: Granting | Taking = Granting(self) if self.is_first else Taking(self)
         groups = len(plan.boards) if self.is_first else 0
         self.engine = Engine(
@@ -187,6 +189,8 @@ class Stage:
         self._ended.taken(sequence.slot)
         sequence.opened_s = self.loop.time()
         self._sequences[seq_id] = sequence
+        if self.is_last:
+            self._chooser.constrain(sequence)
         for link in self._links:
             link.ensure()
         sequence.owner.send(m.Opened(self.epoch, seq_id, sequence.reused, self.engine.batches, sequence.slot))
@@ -248,13 +252,29 @@ class Stage:
             return
         sequence.ids += fresh
         crossed = not self._is_long(known) and self._is_long(len(sequence.ids))
+        computed = agreed(sequence.drafts, fresh)
         if sequence.drafter is not None:
-            sequence.drafter.learn(len(sequence.drafts), len(fresh) - 1)
+            sequence.drafter.learn(len(sequence.drafts), computed)
             sequence.drafter.extend(fresh)
         if crossed:
             self._feed(sequence, 0)
         else:
-            self._go_on(sequence)
+            self._go_on(sequence, known + computed)
+
+    # From other threads
+
+    def computed_soon(self, outcomes: list[Outcome]) -> None:
+        """Have the loop take outcomes, with what was chosen from them."""
+        self._soon(self._computed, outcomes)
+
+    def fail_soon(self, sequence: Sequence, error: Exception) -> None:
+        """Have the loop end a sequence, if it is still open."""
+
+        def fail() -> None:
+            if self.holds(sequence):
+                self._fail(sequence, "error", _told(error))
+
+        self._soon(fail)
 
     # Inside
 
@@ -280,14 +300,13 @@ class Stage:
         sequence.drafts = ()
         self._submit_ids(sequence, start, sequence.ids[start:], 1)
 
-    def _go_on(self, sequence: Sequence) -> None:
-        """Queue the last token, and drafts behind it."""
-        sequence.drafts = ()
+    def _go_on(self, sequence: Sequence, start: int) -> None:
+        """Queue ids[start:], the last token and those that a constraint has forced before it, and drafts behind it."""
+        ids, sequence.drafts = sequence.ids[start:], ()
         if sequence.drafter is not None:
-            most = sequence.most_drafts(self.plan.context, self._rope_switch_len, len(self._sequences))
+            most = sequence.most_drafts(self.plan.context, self._rope_switch_len, len(self._sequences), len(ids))
             sequence.drafts = sequence.drafter.propose(most)
-        ids = (sequence.ids[-1], *sequence.drafts)
-        self._submit_ids(sequence, len(sequence.ids) - 1, ids, len(ids))
+        self._submit_ids(sequence, start, (*ids, *sequence.drafts), 1 + len(sequence.drafts))
 
     def _submit_ids(self, sequence: Sequence, position: int, ids: Ids[int], logits: int) -> None:
         x, end = np.asarray(ids, dtype=np.int64), position + len(ids)
@@ -312,6 +331,9 @@ class Stage:
         for outcome in outcomes:
             sequence = self._sequences.get(outcome.step.seq_id)
             if outcome.result is not None and sequence is not None and not outcome.step.trace:
+                if sequence.matching is not None:  # the engine goes on meanwhile
+                    self._chooser.choose_apart(sequence, outcome)
+                    continue
                 try:
                     self._chooser.choose(sequence, outcome)
                 except Exception as e:  # NaN, or anything else: it ends this sequence
@@ -333,7 +355,7 @@ class Stage:
             if sequence is None:
                 continue
             if outcome.error is not None:
-                self._fail(sequence, "error", f"{type(outcome.error).__name__}: {outcome.error}")
+                self._fail(sequence, "error", _told(outcome.error))
             elif result is None:
                 self._chooser.prefilled(sequence, step.end, self.loop.time())  # a chunk in mid-prompt
             elif step.trace:
@@ -365,6 +387,8 @@ class Stage:
         sequence = self._sequences.pop(seq_id, None)
         stats = self.engine.close(seq_id)
         self._relieve()
+        if sequence is not None and sequence.matching is not None:
+            sequence.matching.close()
         if sequence is None or stats is None:
             return None
         return report.sequence_stats(sequence, stats, self.section.path)
@@ -401,3 +425,8 @@ class Stage:
             if sequence.progress.is_stuck(self._watched_s, known, computed, busy):
                 reason = f"no token came back to board {self.board} for {STALL_TIMEOUT_S:g} s: a step was lost"
                 self._fail(sequence, "link", reason)
+
+
+def _told(error: Exception) -> str:
+    """Return what a manager is told of an error."""
+    return str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"

@@ -49,10 +49,11 @@ class Sampler:
             if text is not None:
                 text.append(token)
 
-    def choose(self, logits: Array, position: int) -> int:
-        """Return the token id for `position`, from float32 logits [vocab_size].
+    def choose(self, logits: Array, position: int, allowed: Array | None = None) -> int:
+        """Return the token id for `position`, from float32 logits [vocab_size]; with `allowed`, bool [vocab_size], one
+        of these tokens, as if there were no others.
 
-        Raises ModelError when the logits hold NaN or nothing finite.
+        Raises ModelError when the logits hold NaN or nothing finite, or nothing is allowed.
         """
         if self._seen is not None:
             logits = self._seen.penalize(logits)
@@ -63,12 +64,18 @@ class Sampler:
             np.copyto(biased, logits)
             biased[self._biased] += self._biases
             logits = biased
+        ids = None
+        if allowed is not None:
+            ids = np.flatnonzero(allowed)
+            if not len(ids):
+                raise ModelError(f"no token may come at position {position}")
+            logits = logits[ids]
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise ModelError(f"the logits at position {position} are not finite: a shard or a board is broken")
-        if self.sampling.temperature == 0.0:
-            return best
-        return draw(logits, float(logits[best]), self.sampling, _uniform(self.sampling.seed, position))
+        if self.sampling.temperature != 0.0:
+            best = draw(logits, float(logits[best]), self.sampling, _uniform(self.sampling.seed, position))
+        return best if ids is None else int(ids[best])
 
 
 class Seen:
