@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import secrets
+import struct
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from edgellm.manager.keeper import SURVEY_EVERY_S, Tag
 from edgellm.manager.session import Session
 from edgellm.plan import Plan
 from edgellm.structure import Constraint
+from edgellm.text.grammars import check
 from edgellm.wire.addresses import Address
 
 __all__ = ["Answer", "AnswerStream", "AsyncClient", "BlockingStream", "Client", "Delta", "Options", "Question"]
@@ -186,6 +188,34 @@ class AsyncClient:
         limits = given.get("first_token_timeout_s"), given.get("timeout_s")
         return AnswerStream(self._deltas(question, answer, given), answer, limits)
 
+    async def embed(self, texts: Sequence[str]) -> list[tuple[list[float], int]]:
+        """Return for each text its embedding, [hidden_size], and how many tokens it has.
+
+        An embedding is the mean over the text's tokens of the model's last hidden state. Raises UsageError for a text
+        that has none, or too many for a slot, and what an answer raises.
+        """
+        self._session.keeper.start()
+        encode, context = asyncio.get_running_loop().run_in_executor, self._session.plan.context
+        tokens: list[list[int]] = []
+        for i, text in enumerate(texts):
+            try:
+                tokens.append(await encode(self._encoder, self.asker.encode_text, text, context))
+            except UsageError as e:
+                raise UsageError(f"text {i}: {e}") from None
+        turns = asyncio.Semaphore(self._session.plan.slots)
+
+        async def embed(ids: list[int]) -> tuple[list[float], int]:
+            async with turns:
+                data = await self._session.embed(ids)
+                return list(struct.unpack(f"<{len(data) // 4}f", data)), len(ids)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(embed(ids)) for ids in tokens]
+        except BaseExceptionGroup as e:
+            raise e.exceptions[0] from None
+        return [task.result() for task in tasks]
+
     def _answer(self, options: Options, **what: Any) -> AnswerStream:
         if unknown := sorted(options.keys() - Options.__annotations__.keys()):
             raise UsageError(f"there is no option {unknown[0]!r}. There are {', '.join(Options.__annotations__)}.")
@@ -204,6 +234,8 @@ class AsyncClient:
     async def _deltas(self, question: Question, answer: Answer, options: Options) -> AsyncGenerator[Delta, None]:
         self._session.keeper.start()
         # In a thread, one at a time: a template may take a while, and other answers go on.
+        if question.constraint is not None:
+            await asyncio.to_thread(check, question.constraint)
         encode = asyncio.get_running_loop().run_in_executor
         ids = await encode(self._encoder, self.asker.encode, question, self._session.plan.context)
         answer.prompt_tokens = len(ids)
@@ -318,6 +350,10 @@ class Client:
     def generate(self, prompt: str, **options: Unpack[Options]) -> BlockingStream:
         """Return how the model continues `prompt`, as AsyncClient.generate does."""
         return BlockingStream(self, self._client.generate(prompt, **options))
+
+    def embed(self, texts: Sequence[str]) -> list[tuple[list[float], int]]:
+        """Return the embeddings of texts, as AsyncClient.embed does."""
+        return self._run(self._client.embed(texts))
 
     def close(self) -> None:
         """End all answers, and hang up on every board."""

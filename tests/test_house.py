@@ -31,7 +31,7 @@ BELOW = {
     "checkpoint": GROUND | {"kernels", "shards", "model", "text"},
     "agent": GROUND | {"model", "kernels", "shards", "plan", "wire", "text"},
     "manager": GROUND | {"shards", "plan", "wire", "text"},
-    "client.py": GROUND | {"manager", "plan", "wire"},
+    "client.py": GROUND | {"manager", "plan", "wire", "text"},
     "conversations.py": GROUND,
     "server": GROUND | {"client.py", "controller", "conversations.py", "manager", "plan", "wire", "text", "shards"},
     "check": GROUND | {"model", "kernels", "shards", "plan", "wire", "manager", "text"},

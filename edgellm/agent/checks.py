@@ -38,6 +38,7 @@ def parse_open(stage: "Stage", peer: Peer, message: m.Open) -> Sequence:
     constraint = Constraint.from_wire(options["constraint"]) if "constraint" in options else None
     if constraint is not None and not any(0 <= i < vocab_size for i in eos):
         raise UsageError("open: a constraint without eos, the tokens that end the answer")
+    pool = _one_of(options, "pool", POOLS)
     began = _whole(options, "began", 1, length, default=length)
     max_tokens = _whole(options, "max_tokens", 1)
     if max_tokens <= length - began:
@@ -47,10 +48,10 @@ def parse_open(stage: "Stage", peer: Peer, message: m.Open) -> Sequence:
         logits=options.get("logits") is True,
         logprobs=_whole(options, "logprobs", 0, MAX_LOGPROBS, default=0),
         constraint=constraint,
-        pool=_one_of(options, "pool", POOLS),
+        pool=pool,
         cache=_name(options, "cache", MAX_CACHE_NAME),
         tells_progress=options.get("progress") is True,
-        reuse=_whole(options, "reuse", 0, default=0),
+        reuse=0 if pool else _whole(options, "reuse", 0, default=0),  # an embedding takes every token
         wait_s=_seconds(options, "wait_s"),
         slot=0 if stage.is_first else _whole(options, "slot", 0, stage.plan.slots - 1),
     )  # fmt: skip

@@ -277,7 +277,7 @@ def _forward(section: Section[Any], batch: list[tuple[Step, _Held]]) -> list[Out
             else:
                 held.slot.begin(step.position, step.ids, step.long)
         steps = [step for step, _ in batch]
-        results = [_trace(section, steps[0])] if steps[0].trace else section.forward_many(steps)
+        results = [_alone(section, steps[0])] if steps[0].alone else section.forward_many(steps)
         if len(results) != len(steps):
             raise RuntimeError(f"the section gave {len(results)} results for {len(steps)} steps")
     except Exception as e:  # a model's code may raise anything, which must end sequences but not the agent
@@ -293,6 +293,7 @@ def _forward(section: Section[Any], batch: list[tuple[Step, _Held]]) -> list[Out
     return [Outcome(step, result) for (step, _), result in zip(batch, results, strict=True)]
 
 
-def _trace(section: Section[Any], step: Step) -> np.ndarray:
-    """Return what each layer makes of a step, which is a trace and so alone in its batch."""
-    return section.trace(step.x, step.position, step.slot, step.pass_len)
+def _alone(section: Section[Any], step: Step) -> np.ndarray:
+    """Return what a step gives that is alone in its batch: what each layer makes of it, or what the head would take."""
+    compute = section.trace if step.trace else section.embed
+    return compute(step.x, step.position, step.slot, step.pass_len)

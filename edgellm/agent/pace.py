@@ -66,7 +66,7 @@ class SectionPace:
         first = steps[0]
         if self._cold:
             self._cold -= 1
-        elif first.trace:
+        elif first.alone:
             pass
         elif first.end == first.pass_len and (tokens := sum([len(step.x) for step in steps])) <= MAX_CHOICES:
             (self._alone if tokens == 1 else self._together).add(tokens, took_s, now_s)

@@ -128,7 +128,7 @@ class Scheduler:
             if queue is not None and not queue.steps:
                 queue.left_s = now_s
         alone = steps[0]
-        short = len(alone.x) <= _SHORT_TOKENS and alone.end == alone.pass_len and not alone.trace
+        short = len(alone.x) <= _SHORT_TOKENS and alone.end == alone.pass_len and not alone.alone
         if len(steps) > 1 or short:
             self._batch_s = took_s
 
@@ -146,7 +146,7 @@ class Scheduler:
 
     def _is_short(self, queue: _Queue) -> bool:
         step = queue.steps[0]
-        if step.trace:  # of any size, alone
+        if step.alone:  # of any size
             return False
         return step.end == step.pass_len and queue.left <= _SHORT_TOKENS and self._chunk_of(queue) == queue.left
 

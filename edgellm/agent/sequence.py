@@ -78,6 +78,7 @@ class Sequence:
     ended: bool = False
     sampler: Sampler | None = None  # on the last board
     matching: Matching | None = None  # there, for a constraint
+    pooled: np.ndarray | None = None  # there, for an embedding: the sum over the tokens so far, in float64
     progress: Progress = field(default_factory=Progress)
 
     def most_drafts(self, context: int, rope_switch_len: int | None, running: int, count: int) -> int:

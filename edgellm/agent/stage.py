@@ -134,7 +134,7 @@ class Stage:
             self._fail(sequence, "error", reason)
             return
         sequence.started = sequence.used = True
-        if message.speculate and self.engine.batches:
+        if message.speculate and self.engine.batches and not sequence.pool:
             sequence.drafter = Drafter(sequence.ids)
         sequence.progress.begin(self._watched_s, len(sequence.ids))
         self._feed(sequence, message.reuse)
@@ -225,9 +225,10 @@ class Stage:
         # Not copied: NumPy would let go of the GIL, and the engine begin without the steps that came along.
         x = np.frombuffer(message.data, "<f4").reshape(len(message.ids), -1).astype(np.float32, copy=False)
         long = self._is_long(message.pass_len)
-        self._submit(
-            Step(message.seq_id, x, message.position, message.pass_len, message.logits, message.ids, long)
-        )
+        self._submit(Step(
+            message.seq_id, x, message.position, message.pass_len, message.logits, message.ids, long,
+            pool=self._pools(message.seq_id),
+        ))  # fmt: skip
         if self.engine.waiting_bytes > _MAX_WAITING_BYTES and peer not in self._paused:
             self._paused.add(peer)
             peer.pause_reading()
@@ -295,10 +296,15 @@ class Stage:
         """Return whether a pass of this length has the long rotary factors (LongRoPE)."""
         return self._rope_switch_len is not None and pass_len > self._rope_switch_len
 
+    def _pools(self, seq_id: int) -> bool:
+        """Return whether an embedding is made here of a sequence's steps."""
+        sequence = self._sequences.get(seq_id)
+        return self.is_last and sequence is not None and bool(sequence.pool)
+
     def _feed(self, sequence: Sequence, start: int) -> None:
         """Queue ids[start:]; a token is to be chosen after the last of them."""
         sequence.drafts = ()
-        self._submit_ids(sequence, start, sequence.ids[start:], 1)
+        self._submit_ids(sequence, start, sequence.ids[start:], 0 if sequence.pool else 1)
 
     def _go_on(self, sequence: Sequence, start: int) -> None:
         """Queue ids[start:], the last token and those that a constraint has forced before it, and drafts behind it."""
@@ -310,7 +316,8 @@ class Stage:
 
     def _submit_ids(self, sequence: Sequence, position: int, ids: Ids[int], logits: int) -> None:
         x, end = np.asarray(ids, dtype=np.int64), position + len(ids)
-        self._submit(Step(sequence.seq_id, x, position, end, logits, ids, self._is_long(end)))
+        pool = self._pools(sequence.seq_id)
+        self._submit(Step(sequence.seq_id, x, position, end, logits, ids, self._is_long(end), pool=pool))
 
     def _submit(self, step: Step) -> None:
         try:
@@ -330,7 +337,7 @@ class Stage:
             return
         for outcome in outcomes:
             sequence = self._sequences.get(outcome.step.seq_id)
-            if outcome.result is not None and sequence is not None and not outcome.step.trace:
+            if outcome.result is not None and sequence is not None and not outcome.step.alone:
                 if sequence.matching is not None:  # the engine goes on meanwhile
                     self._chooser.choose_apart(sequence, outcome)
                     continue
@@ -360,6 +367,8 @@ class Stage:
                 self._chooser.prefilled(sequence, step.end, self.loop.time())  # a chunk in mid-prompt
             elif step.trace:
                 self._traces.send(sequence, result)
+            elif step.pool:
+                self._chooser.pooled(sequence, step, result)
             elif not self.is_last:
                 computed.append((sequence, step, result))
             else:

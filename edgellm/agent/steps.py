@@ -15,7 +15,8 @@ class Step:
     `x` is what the section takes: int64 [tokens] in the first section, else float32 [tokens, hidden_size]. `ids` are
     the tokens at these positions. The pass that the step belongs to ends at `pass_len` tokens. The last board chooses
     a token after each of the last `logits` tokens. `long` says that the pass has the long rotary factors, `trace` that
-    what each layer gives is asked for. The engine sets `slot`, the section's KV slot of this sequence.
+    what each layer gives is asked for, `pool` that what the head would take is. The engine sets `slot`, the section's
+    KV slot of this sequence.
     """
 
     seq_id: int
@@ -26,6 +27,7 @@ class Step:
     ids: Sequence[int] = field(repr=False)
     long: bool = False
     trace: bool = False
+    pool: bool = False
     slot: Any = field(default=None, repr=False)
 
     @property
@@ -35,7 +37,12 @@ class Step:
     @property
     def is_decode(self) -> bool:
         """Whether this is one token with the drafts behind it, somewhere behind the first position."""
-        return self.position > 0 and len(self.x) == max(1, self.logits) and not self.trace
+        return self.position > 0 and len(self.x) == max(1, self.logits) and not self.alone
+
+    @property
+    def alone(self) -> bool:
+        """Whether it's computed without others, because it asks for something else than they do."""
+        return self.trace or self.pool
 
     def part(self, start: int, end: int) -> "Step":
         """Return tokens [start, end) of this step as a step. Only the part with the last token has logits, so it must
@@ -43,7 +50,7 @@ class Step:
         logits = self.logits if end == len(self.x) else 0
         return Step(
             self.seq_id, self.x[start:end], self.position + start, self.pass_len, logits, self.ids[start:end],
-            self.long, self.trace, self.slot,
+            self.long, self.trace, self.pool, self.slot,
         )  # fmt: skip
 
 

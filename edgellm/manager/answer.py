@@ -190,6 +190,16 @@ class Asker:
             raise UsageError(f"{self.manifest.model} has no chat template. Send one user message, with a text.")
         return self.tokenizer.encode_text(content)
 
+    def encode_text(self, text: str, context: int) -> list[int]:
+        """Return a text's token ids, for its embedding. Raises UsageError if it has none, or too many for a slot of
+        `context` tokens."""
+        ids = self.tokenizer.encode_text(text)
+        if not ids:
+            raise UsageError("a text without tokens has no embedding")
+        if len(ids) > context:
+            raise UsageError(f"the text has {len(ids)} tokens, a slot of this cluster holds {context}. Shorten it.")
+        return ids
+
     async def stream(
         self, question: Question, ids: list[int], session: Session, answer: Answer,
         queued: Callable[[int], None] = lambda position: None, progress: Callable[[int, int], None] | None = None,

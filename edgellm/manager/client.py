@@ -17,7 +17,7 @@ from edgellm.sampling import Sampling
 from edgellm.structure import Constraint
 from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address
-from edgellm.wire.asking import Asking, Computed, Done, Event, Failure, InLine, Sends, State, Stray, Token
+from edgellm.wire.asking import Asking, Computed, Done, Event, Failure, InLine, Sends, State, Stray, Token, Vector
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.status import SequenceStats
 
@@ -36,6 +36,7 @@ class Chosen:
     at_s: float
     logits: bytes | None = field(default=None, repr=False)
     logprobs: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+    vector: bytes | None = field(default=None, repr=False)  # an embedding, float32, in place of a token
 
 
 class ClusterClient:
@@ -56,7 +57,7 @@ class ClusterClient:
 
     async def generate(
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...], logits: bool = False,
-        logprobs: int = 0, constraint: Constraint | None = None, cache: str = "",
+        logprobs: int = 0, constraint: Constraint | None = None, pool: str = "", cache: str = "",
         stats: dict[str, SequenceStats] | None = None, speculate: bool = True, reuse: bool = True,
         began: int | None = None, wait_s: float = WAIT_S, queued: Callable[[int], None] = lambda position: None,
         progress: Callable[[int], None] | None = None, tell: Callable[[str], None] = lambda text: None,
@@ -67,8 +68,9 @@ class ClusterClient:
         With `speculate`, boards that can do so draft the next tokens and verify them, which changes only the time; with
         `reuse`, the part of the prompt that they hold isn't computed again, and only questions of the same `cache`
         share such parts. `logprobs` asks for the probabilities of so many likeliest tokens, and the answer matches
-        `constraint`. If `ids` end with a part of the answer, it `began` at this position, and `max_tokens` are those of
-        the whole answer.
+        `constraint`. With `pool`, the prompt's embedding comes in place of an answer: one `Chosen` with a `vector`. If
+        `ids` end with a part of the answer, it `began` at this position, and `max_tokens` are those of the whole
+        answer.
 
         Where no slot is free the sequence stands in line for up to `wait_s`; `queued(position)` is called whenever it
         moves, 1 is next. `progress(count)` is called now and then while the prompt is computed: `count` tokens of it
@@ -87,6 +89,8 @@ class ClusterClient:
         }  # fmt: skip
         if constraint is not None:
             options["constraint"] = constraint.to_wire()
+        if pool:
+            options["pool"] = pool
         async with self._asking(ids, options) as (asking, events):
             await self._open(asking, events, wait_s, queued)
             self._send(asking.start(speculate))
@@ -167,6 +171,8 @@ class ClusterClient:
             for event in happened:
                 if isinstance(event, Token):
                     yield Chosen(event.position, event.token, event.finish, now_s, event.logits, event.logprobs)
+                elif isinstance(event, Vector):
+                    yield Chosen(0, 0, "embedded", now_s, vector=event.data)
                 elif isinstance(event, Computed) and progress is not None:
                     progress(event.position)
                 elif isinstance(event, Stray):

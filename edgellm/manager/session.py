@@ -66,7 +66,7 @@ class Session:
     async def generate(
         self, ids: list[int], *, sampling: Sampling, max_tokens: int, eos: tuple[int, ...],
         stats: dict[str, SequenceStats] | None = None, speculate: bool = True, logprobs: int = 0,
-        constraint: Constraint | None = None, cache: str = "", wait_s: float = WAIT_S,
+        constraint: Constraint | None = None, pool: str = "", cache: str = "", wait_s: float = WAIT_S,
         queued: Callable[[int], None] = lambda position: None, progress: Callable[[int], None] | None = None,
         served: Callable[[Plan], None] = lambda plan: None, ended: Callable[[], bool] = lambda: False,
     ) -> AsyncGenerator[Chosen, None]:  # fmt: skip
@@ -99,7 +99,7 @@ class Session:
                 served(plan)
                 tokens = ClusterClient(plan, boards).generate(
                     ids + done, sampling=sampling, max_tokens=max_tokens, eos=eos, stats=stats, speculate=speculate,
-                    logprobs=logprobs, constraint=constraint, cache=cache, began=len(ids), wait_s=wait_s,
+                    logprobs=logprobs, constraint=constraint, pool=pool, cache=cache, began=len(ids), wait_s=wait_s,
                     queued=queued, progress=progress, tell=self._tell, ended=ended,
                 )  # fmt: skip
                 async with aclosing(tokens):
@@ -132,6 +132,16 @@ class Session:
             if not at_once:  # else the keeper is asked first
                 await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
             attempt += 1
+
+    async def embed(self, ids: list[int]) -> bytes:
+        """Return the embedding of a text, float32 [hidden_size]: the mean over its tokens of the last hidden state.
+        Raises as `generate` does."""
+        tokens = self.generate(ids, sampling=Sampling(), max_tokens=1, eos=(), speculate=False, pool="mean")
+        async with aclosing(tokens):
+            async for chosen in tokens:
+                if chosen.vector is not None:
+                    return chosen.vector
+        raise BoardError("the boards sent no embedding")
 
     def _go_on(self, trouble: _Trouble, stuck_s: float) -> None:
         """Raise `trouble` if patience has ended. Else report it once, not at each try nor in other words: what is wrong

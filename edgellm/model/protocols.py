@@ -86,5 +86,9 @@ class Section(Protocol[S]):
         """Run steps. Return a result for each: float32 [tokens, hidden_size]; from the last section float32
         [logits, vocab_size], or None where `logits` is 0. Raises ModelError for a step that doesn't fit."""
 
+    def embed(self, x: Array, position: int, slot: S, pass_len: int) -> Array:
+        """Run one step on the last section. Return what its head would take, float32 [tokens, hidden_size]: what the
+        last layer makes of each token, behind the final norm. Raises ModelError where a model has no such thing."""
+
     def trace(self, x: Array, position: int, slot: S, pass_len: int) -> Array:
         """Run one step without a result. Return what each layer makes of it, float32 [layers, tokens, hidden_size]."""

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from edgellm.errors import ModelError, UsageError
 from edgellm.structure import Constraint
 
-CPU_S = 5.0  # for one request, computing
+CPU_S = 3.0  # for one request, computing
 MEMORY_BYTES = 256 << 20  # for all grammars, beside the tokenizer
 _WALL_S = 30.0  # for an answer, however busy the machine is
 _WORKER = Path(__file__).with_name("grammar_worker.py")
 _NAMES = {"json": "JSON", "json_schema": "the JSON schema", "regex": "the regular expression", "lark": "the grammar"}
 _MAX_REASON = 200  # letters
+_MOST_CHECKED = 64
 
 
 class WorkerEnded(ModelError):
@@ -151,6 +152,7 @@ def too_much(constraint: Constraint) -> UsageError:
 
 _checking = GrammarProcess()
 _one_at_a_time = threading.Lock()
+_checked: dict[Constraint, UsageError | None] = {}  # the latest ones
 
 
 def check(constraint: Constraint) -> None:
@@ -159,11 +161,19 @@ def check(constraint: Constraint) -> None:
     It takes milliseconds, after the first time, and up to some seconds for a hostile constraint; not for an event loop.
     """
     with _one_at_a_time:
-        _checking.start()
-        try:
-            reply = _checking.send({"op": "check", **constraint.to_wire()}).result(_WALL_S)
-        except (WorkerEnded, TimeoutError):
-            _checking.close()
-            raise too_much(constraint) from None
-    if "error" in reply.fields:
-        raise refusal(constraint, reply.fields["error"])
+        if constraint not in _checked:
+            if len(_checked) >= _MOST_CHECKED:
+                _checked.pop(next(iter(_checked)))
+            _checked[constraint] = _why_not(constraint)
+        if (error := _checked[constraint]) is not None:
+            raise UsageError(str(error))
+
+
+def _why_not(constraint: Constraint) -> UsageError | None:
+    _checking.start()
+    try:
+        reply = _checking.send({"op": "check", **constraint.to_wire()}).result(_WALL_S)
+    except (WorkerEnded, TimeoutError):
+        _checking.close()
+        return too_much(constraint)
+    return refusal(constraint, reply.fields["error"]) if "error" in reply.fields else None

@@ -1,8 +1,9 @@
 """A generic section: consecutive layers of any decoder, run by transformers' own code over mapped shards."""
 
+import contextlib
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,40 @@ class GenericSection:
     def _forward(
         self, x: torch.Tensor, position: int, slot: KVSlot, pass_len: int, want_logits: bool
     ) -> torch.Tensor | None:
+        self._stop = not want_logits
+        try:
+            with self._pass(x, position, slot, pass_len) as inputs:
+                if want_logits:
+                    return self.model(**inputs, logits_to_keep=1).logits[0]
+                self.model.base_model(**inputs)
+        except _Done:
+            return None if self.is_last or self._hidden is None else self._hidden[0]
+        finally:
+            self._hidden = None
+        raise ModelError(f"{self.structure.model_type}: the forward pass ended before layer {self.end - 1}")
+
+    @torch.inference_mode()
+    def embed(self, x: Array, position: int, slot: KVSlot, pass_len: int) -> Array:
+        """Run one step on the last section as `forward` does. Return what its head would take, float32 [tokens,
+        hidden_size]. Raises ModelError too for a model that doesn't tell."""
+        if not self.is_last:
+            raise ModelError(f"section {self.start}-{self.end} isn't the last one, which embeddings come from")
+        self._stop = False
+        try:
+            with self._pass(torch.tensor(x), position, slot, pass_len) as inputs:
+                found = getattr(self.model.base_model(**inputs), "last_hidden_state", None)
+        finally:
+            self._hidden = None
+        if found is None or found.shape != (1, len(x), self.hidden_size):
+            raise ModelError(f"{self.structure.model_type} has no hidden states behind its last layer for embeddings")
+        return found[0].float().numpy()
+
+    @contextlib.contextmanager
+    def _pass(self, x: torch.Tensor, position: int, slot: KVSlot, pass_len: int) -> Iterator[dict[str, Any]]:
+        """Have a step's inputs for the model's forward, and count its tokens to the slot at the end."""
         tokens = self._check(x)
         slot.seek(position, tokens)
         self._pass_length.tokens = max(pass_len, position + tokens)
-        self._stop = not want_logits
         inputs: dict[str, Any] = {"past_key_values": slot, "use_cache": True}
         if self._takes_positions:
             inputs["position_ids"] = torch.arange(position, position + tokens).unsqueeze(0)
@@ -145,15 +176,9 @@ class GenericSection:
         else:
             self._hidden = inputs["inputs_embeds"] = x.unsqueeze(0)
         try:
-            if want_logits:
-                return self.model(**inputs, logits_to_keep=1).logits[0]
-            self.model.base_model(**inputs)
-        except _Done:
-            return None if self.is_last or self._hidden is None else self._hidden[0]
+            yield inputs
         finally:
             slot.filled = max(slot.filled, position + tokens)
-            self._hidden = None
-        raise ModelError(f"{self.structure.model_type}: the forward pass ended before layer {self.end - 1}")
 
     def trace(self, x: Array, position: int, slot: KVSlot, pass_len: int) -> Array:
         """Run one step as `forward` does. Return what each layer makes of it: float32 [layers, tokens, hidden_size]."""

@@ -21,6 +21,7 @@ class Loaded:
     spec: abi.Struct
     ram_bytes: int = 0
     kept: list = field(default_factory=list)
+    final_norm: tuple[np.ndarray, np.ndarray | None] | None = None  # weight and bias, where there is the head
 
 
 class _Tensors:
@@ -73,6 +74,8 @@ def load(
                 loaded.spec.position_embedding = abi.projection(positions)
         else:
             loaded.spec.final_norm = tensors.norm(spec.final_norm)
+            weight, bias = spec.final_norm.weight, spec.final_norm.bias
+            loaded.final_norm = tensors.vectors[weight.name], tensors.vectors[bias.name] if bias else None
             loaded.spec.head = abi.projection(tensors.weights[spec.head.name])
         loaded.ram_bytes += tensors.ram_bytes
         loaded.kept.append(tensors)

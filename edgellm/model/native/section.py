@@ -133,6 +133,23 @@ class NativeSection:
                 results += self._run_batch(batch)
         return results
 
+    def embed(self, x: Array, position: int, slot: NativeSlot, pass_len: int) -> Array:
+        """Run one step on the last section. Return what its head would take, float32 [tokens, hidden_size].
+
+        x, `position`, `slot` and `pass_len` as in `forward_many`. Raises ModelError if they are off.
+        """
+        tokens = self._check(x)
+        slot.check(position, tokens, slot.filled)
+        if not self.is_last or self._loaded.final_norm is None:
+            raise ModelError(f"section {self.start}-{self.end} isn't the last one, which embeddings come from")
+        x, out = np.ascontiguousarray(x), np.empty((tokens, self.hidden_size), np.float32)
+        for a in range(0, tokens, MOST_TOKENS):
+            b = min(tokens, a + MOST_TOKENS)
+            self._set_step(0, b - a, position + a, slot, max(pass_len, position + tokens), 0)
+            self._native.run(self._steps, 1, (0, self.end - self.start), x[a:b], out[a:b], None)
+        slot.filled = max(slot.filled, position + tokens)
+        return _normed(out, *self._loaded.final_norm, self.spec.eps)
+
     def trace(self, x: Array, position: int, slot: NativeSlot, pass_len: int) -> Array:
         """Run one step layer by layer. Return what each layer makes of it: float32 [layers, tokens, hidden_size].
 
@@ -219,6 +236,19 @@ class NativeSection:
         for which, (cos, sin) in enumerate(tables):
             self._native.set_rope(which, cos, sin)
         self._tables = tables
+
+
+def _normed(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
+    """Return LayerNorm of x [tokens, hidden_size] where there is a bias, else RMSNorm, as the kernels have them."""
+    exact = x.astype(np.float64)
+    if bias is not None:
+        exact -= exact.mean(axis=1, keepdims=True)
+    exact /= np.sqrt(np.square(exact).mean(axis=1, keepdims=True) + eps)
+    exact *= weight
+    if bias is not None:
+        exact += bias
+    normed: Array = exact.astype(np.float32)
+    return normed
 
 
 def _batches(steps: Sequence[Step[NativeSlot]]) -> list[list[Step[NativeSlot]]]:
