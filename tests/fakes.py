@@ -138,6 +138,12 @@ class FakeSection:
         logits[int(total) % VOCAB] = 1.0
         return logits
 
+    def embed(self, x, position, slot, pass_len):
+        assert self.is_last
+        self.forward(x, position, slot, pass_len, 0)
+        held = slot.held[position : position + len(x)]
+        return np.concatenate([held, np.zeros((len(x), HIDDEN - 2))], axis=1).astype(np.float32)
+
     def trace(self, x, position, slot, pass_len):
         self.forward(x, position, slot, pass_len, 0)
         if self.is_first:

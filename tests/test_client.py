@@ -15,6 +15,7 @@ from edgellm.client import AsyncClient, Client, Options
 from edgellm.errors import BoardError, ClaimError, DeadlineError, UsageError
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.sampling import Sampling
+from edgellm.structure import Constraint
 from tests.cli.commands import CONTEXT, VOCAB, Cluster, answer_to, ids_of
 from tests.fakes import Boards, generate, run, until
 from tests.tiny import environment, wait_until, write_tokenizer
@@ -87,6 +88,32 @@ def test_progress_is_told_while_a_prompt_is_computed_and_logprobs_come_with_each
     assert told == sorted(told)
     assert [len(d.logprobs) for d in deltas] == [1, 1, 0]
     assert [d.logprobs[0][0] for d in deltas[:2]] == answer.tokens
+
+
+def test_embeddings_come_in_order_with_their_tokens_and_a_text_without_any_is_refused(cluster):
+    async def go():
+        async with AsyncClient(cluster.file) as client:
+            found = await client.embed([f"Why {i}?" for i in range(5)])
+            with pytest.raises(UsageError, match="text 1: a text without tokens has no embedding"):
+                await client.embed(["Why?", ""])
+            with pytest.raises(UsageError, match=f"text 0: the text has {CONTEXT + 1} tokens, a slot of this cluster"):
+                await client.embed(["x" * (CONTEXT + 1)])
+            return found
+
+    found = run(go())
+    texts = [ids_of(f"Why {i}?") for i in range(5)]
+    assert [tokens for _, tokens in found] == [len(ids) for ids in texts]
+    assert [vector[0] for vector, _ in found] == [pytest.approx(sum(ids) / len(ids)) for ids in texts]
+    with Client(cluster.file) as client:
+        assert client.embed(["Why 3?"]) == [found[3]]
+
+
+def test_a_constraint_that_can_not_be_compiled_is_refused_before_a_board_works(cluster):
+    steps = [len(section.calls) for section in cluster.boards.sections.values()]
+    with Client(cluster.file) as client:
+        with pytest.raises(UsageError, match="the regular expression can't be compiled: unclosed group. Simplify it."):
+            client.chat(user("Why?"), constraint=Constraint("regex", "(")).read()
+    assert [len(section.calls) for section in cluster.boards.sections.values()] == steps
 
 
 def test_a_thread_gets_the_same_deltas_and_many_threads_may_ask_at_once(cluster):

@@ -1,5 +1,6 @@
 """What the next token of an answer may be, on the last board, where the answer must match a constraint."""
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -50,7 +51,8 @@ class Grammars:
 
     def submit(self, work: Callable[..., None], *args: object) -> None:
         """Have a thread that may wait for the process do some work, which raises nothing."""
-        self._threads.submit(work, *args)
+        with contextlib.suppress(RuntimeError):  # closed: the agent ends
+            self._threads.submit(work, *args)
 
     def forget(self, number: int) -> None:
         """Forget an answer. Doesn't wait."""
@@ -238,7 +240,7 @@ class Matching:
 
     def _unmatched(self, reply: Reply) -> UsageError:
         self._process = None
-        reason = " ".join(str(reply.fields["error"]).split())[:200].rstrip(".")
+        reason = " ".join(str(reply.fields["error"]).replace("<non-verbose/>", "").split())[:200].rstrip(".")
         return UsageError(f"the answer can't go on by its constraint ({self._constraint.kind}): {reason}")
 
 

@@ -14,6 +14,7 @@ in order on stdout: a line of JSON, in which `mask_bytes` says how many bytes of
 Any of them may have a list of ids to `forget` first.
 """
 
+import contextlib
 import json
 import signal
 import sys
@@ -122,6 +123,8 @@ def main(cpu_s: float, memory_bytes: int) -> None:
         for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
             resource.setrlimit(limit, (0, resource.getrlimit(limit)[1]))
         _limit_memory(resource, memory_bytes)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as f:
+        f.write("1000")  # if memory gets short, this process is the one to end
     worker = Worker()
     for line in sys.stdin.buffer:
         request = json.loads(line)

@@ -14,7 +14,7 @@ from edgellm.errors import ModelError, UsageError
 from edgellm.structure import Constraint
 
 CPU_S = 3.0  # for one request, computing
-MEMORY_BYTES = 256 << 20  # for all grammars, beside the tokenizer
+MEMORY_BYTES = 128 << 20  # for all grammars, beside the tokenizer
 _WALL_S = 30.0  # for an answer, however busy the machine is
 _WORKER = Path(__file__).with_name("grammar_worker.py")
 _NAMES = {"json": "JSON", "json_schema": "the JSON schema", "regex": "the regular expression", "lark": "the grammar"}

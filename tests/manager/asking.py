@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from edgellm.manager.session import Session
 from edgellm.plan import Plan
+from edgellm.structure import Constraint
 from edgellm.wire.status import SequenceStats
 from tests.fakes import GREEDY, Boards
 
@@ -24,7 +25,7 @@ class Asked:
 
 async def asked(
     boards: Boards, plan: Plan, at: dict[int, Happening], count: int, sampling=GREEDY, *, eos=(), patience_s=10.0,
-    got: Asked | None = None,
+    got: Asked | None = None, constraint: Constraint | None = None,
 ) -> Asked:  # fmt: skip
     """Ask, and after so many tokens have something happen. With `got`, what has come is there even after an error."""
     got = got or Asked()
@@ -34,7 +35,9 @@ async def asked(
     ) as session:  # fmt: skip
         if 0 in at:
             await at[0](boards)
-        stream = session.generate(PROMPT, sampling=sampling, max_tokens=count, eos=eos, stats=got.stats)
+        stream = session.generate(
+            PROMPT, sampling=sampling, max_tokens=count, eos=eos, stats=got.stats, constraint=constraint
+        )
         async for chosen in stream:
             got.tokens.append(chosen.token)
             assert chosen.position == len(PROMPT) + len(got.tokens) - 1 and not got.finish

@@ -11,6 +11,7 @@ from make_split import make_split, round_weights
 from native_sections import NativeRing, difference, load, reference_logits, rounded_inputs, step
 from test_families import prompt
 
+from edgellm.errors import ModelError
 from edgellm.kernels import library
 from edgellm.model.families.rotary import rotary_of
 from edgellm.model.generic.structure import trace
@@ -217,6 +218,20 @@ def test_trace_gives_every_layers_output(tmp_path):
     assert np.array_equal(whole, first[-1])
     again = trace(sections[1], np.asfortranarray(first[-1]), (0, 80))
     assert np.array_equal(again, second)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "phi3_longrope"])
+def test_embeddings_are_the_last_hidden_states_of_transformers(family, tmp_path):
+    model, (first, last) = sections_of(family, tmp_path, cuts=(0, 2, 5))
+    with torch.inference_mode():
+        expected = model.base_model(torch.tensor([IDS])).last_hidden_state[0].numpy()
+    x = first.forward(np.array(IDS), 0, first.new_slot(80, "float32"), 80, 0)
+    slot = last.new_slot(80, "float32")
+    got = np.concatenate([last.embed(x[a:b], a, slot, 80) for a, b in pairwise((0, 30, 31, 80))])
+    assert difference(got, expected) < 2e-5 and slot.filled == 80
+    assert np.array_equal(last.embed(x, 0, last.new_slot(80, "float32"), 80), got)
+    with pytest.raises(ModelError, match="section 0-2 isn't the last one, which embeddings come from"):
+        first.embed(np.array(IDS), 0, first.new_slot(80), 80)
 
 
 def test_half_precision_kv_takes_half_the_memory():

@@ -13,7 +13,7 @@ from tests.fakes import FakeSection, FakeSlot, make_manifest
 from tests.model.families import CONFIGS, random_model
 from tests.model.make_split import make_split
 
-METHODS = ("new_slot", "example", "forward", "forward_many", "trace")
+METHODS = ("new_slot", "example", "forward", "forward_many", "embed", "trace")
 
 
 @pytest.mark.parametrize("kind", [NativeSection, GenericSection, FakeSection])

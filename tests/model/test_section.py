@@ -109,6 +109,18 @@ def test_trace_gives_every_layers_output(llama, sections):
     assert np.allclose(whole, first[-1], rtol=1e-4, atol=1e-4)  # which computes half of it token by token
 
 
+def test_embeddings_are_the_last_hidden_states_of_transformers(llama, sections):
+    x = sections[0].forward(np.array(PROMPT), 0, sections[0].new_slot(32), 20, 0)
+    slot = sections[1].new_slot(32)
+    got = np.concatenate([sections[1].embed(x[a:b], a, slot, 20) for a, b in pairwise((0, 10, 20))])
+    with torch.inference_mode():
+        expected = llama[0].base_model(torch.tensor([PROMPT])).last_hidden_state[0].numpy()
+    assert np.allclose(got, expected, rtol=1e-3, atol=1e-3) and slot.filled == 20
+    assert sections[1].forward(x[19:], 19, slot, 20, 1).shape == (1, sections[1].vocab_size)
+    with pytest.raises(ModelError, match="section 0-2 isn't the last one, which embeddings come from"):
+        sections[0].embed(np.array(PROMPT), 0, sections[0].new_slot(32), 20)
+
+
 def test_half_precision_kv_takes_half_the_memory_and_says_much_the_same(sections):
     whole, half = Ring(sections), Ring(sections, kv_dtype="float16")
     assert half.slots[0].ram_bytes * 2 == whole.slots[0].ram_bytes == 2 * 2 * 2 * 96 * 16 * 4
