@@ -90,7 +90,9 @@ class DialError(BoardError):
 
 
 class BusyError(BoardError):
-    """A board has no free KV slot."""
+    """A board has no free KV slot; `eta_s` is in how many seconds one may be free, if that is known."""
+
+    eta_s: float | None = None
 
 
 class ClaimError(BoardError):

@@ -6,6 +6,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edgellm.server.errors import api_of, respond
 from edgellm.wire.printable import printable
 
 log = logging.getLogger("edgellm.access")
@@ -33,6 +34,11 @@ class AccessLog:
 
         try:
             await self._app(scope, receive, sending)
+        except Exception as e:  # a bug of ours
+            if status != 499:  # half an answer is out: the connection is cut
+                raise
+            log.error("%s %s failed", scope["method"], printable(path[:200]), exc_info=e)
+            await respond(api_of(path), e)(scope, receive, sending)
         finally:
             if path not in _QUIET or status >= 400:
                 self._tell(scope["method"], path, status, time.perf_counter() - began_s, state)

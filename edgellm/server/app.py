@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from edgellm.server import openai_chat, openai_models
+from edgellm.errors import EdgellmError
+from edgellm.server import openai_chat, openai_completions, openai_embeddings, openai_models, responses
 from edgellm.server.access import AccessLog
 from edgellm.server.errors import ApiError, api_of, respond
 from edgellm.server.guard import Guard, Limits
 from edgellm.server.keys import Keys
 from edgellm.server.models import Models
-from edgellm.server.sse import report
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def make_app(models: Models, settings: Settings) -> Starlette:
     """
     server = Server(models, settings, Keys(settings.keys))
     routes: list[BaseRoute] = []
-    for dialect in (openai_chat, openai_models):
+    for dialect in (openai_chat, openai_completions, openai_models, openai_embeddings, responses):
         routes += dialect.routes(server)
 
     @asynccontextmanager
@@ -64,7 +64,7 @@ def make_app(models: Models, settings: Settings) -> Starlette:
     )  # fmt: skip
     app = Starlette(
         routes=routes, lifespan=lifespan, middleware=[Middleware(AccessLog, as_json=settings.json_log), guard],
-        exception_handlers={HTTPException: _refused, ApiError: _failed, Exception: _failed},
+        exception_handlers={HTTPException: _refused, EdgellmError: _failed},
     )  # fmt: skip
     app.state.server = server
     return app
@@ -84,5 +84,4 @@ async def _refused(request: Request, e: Exception) -> Response:
 
 
 async def _failed(request: Request, e: Exception) -> Response:
-    report(e)
     return respond(api_of(request.url.path), e)

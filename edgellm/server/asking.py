@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgellm.client import AnswerStream, AsyncClient, Delta, Options
+from edgellm.errors import BusyError
 from edgellm.manager.answer import Answer
+from edgellm.server.line import Held, line_of
 from edgellm.server.models import Models
 from edgellm.structure import Constraint
 
@@ -190,8 +192,8 @@ class _Happening:
         self._name, self._client, self._ask, self._load_s = name, client, ask, load_s
         self._events: deque[Event] = deque()
         self._came, self._taken = asyncio.Event(), asyncio.Event()
-        self._queued_s: float | None = None  # when it began to stand in line
-        self._queue_s = 0.0
+        self._line = line_of(client)
+        self._held = Held(self._line)
 
     async def events(self, task: asyncio.Task[None]) -> AsyncGenerator[Event, None]:
         """Yield the events of `follow`, which `task` runs, and raise what it raises."""
@@ -214,16 +216,26 @@ class _Happening:
 
     async def follow(self) -> None:
         """Ask, and turn deltas into events."""
-        stream = self._stream()
-        async with stream:
-            async for delta in stream:
-                if self._queued_s is not None:
-                    self._queue_s, self._queued_s = time.perf_counter() - self._queued_s, None
-                for event in self._of(delta, stream.answer):
-                    self._add(event)
-                while len(self._events) >= _MOST_AHEAD:
-                    self._taken.clear()
-                    await self._taken.wait()
+        reason, stream = "length", self._stream()
+        answer = stream.answer
+        try:
+            async with stream:
+                async for delta in stream:
+                    self._held.served()
+                    if delta.text or delta.logprobs:
+                        self._add(Text(delta.text, self._logprobs(delta)))
+                    if delta.finish_reason in ("eos", "stop"):
+                        reason = "stop"
+                    while len(self._events) >= _MOST_AHEAD:
+                        self._taken.clear()
+                        await self._taken.wait()
+        except BusyError as e:
+            if e.eta_s is None:
+                e.eta_s = self._line.eta_s(self._line.waiting + 1, self._client.plan.slots)
+            raise
+        finally:
+            self._held.ended(bool(answer.tokens))
+        self._add(Ended(reason, self._usage(answer), self._timings(answer)))
 
     def _stream(self) -> AnswerStream:
         ask = self._ask
@@ -241,15 +253,6 @@ class _Happening:
             return self._client.generate(ask.prompt, **options)
         return self._client.chat(ask.messages, **options)
 
-    def _of(self, delta: Delta, answer: Answer) -> list[Event]:
-        events: list[Event] = []
-        if delta.text or delta.logprobs:
-            events.append(Text(delta.text, self._logprobs(delta)))
-        if delta.finish_reason is not None:
-            reason = "stop" if delta.finish_reason in ("eos", "stop") else "length"
-            events.append(Ended(reason, self._usage(answer), self._timings(answer)))
-        return events
-
     def _logprobs(self, delta: Delta) -> tuple[TokenLogprob, ...]:
         if not delta.logprobs:
             return ()
@@ -266,7 +269,7 @@ class _Happening:
 
     def _timings(self, answer: Answer) -> Timings:
         return Timings(
-            self._load_s, self._queue_s, answer.first_token_s or 0.0, answer.total_s, answer.draft_tokens,
+            self._load_s, self._held.queue_s, answer.first_token_s or 0.0, answer.total_s, answer.draft_tokens,
             answer.accepted_tokens,
         )  # fmt: skip
 
@@ -274,11 +277,11 @@ class _Happening:
         self._add(Accepted(count, self._name))
 
     def _in_line(self, position: int) -> None:
-        if self._queued_s is None:
-            self._queued_s = time.perf_counter()
-        self._add_latest(Queued(position))
+        self._held.queued()
+        self._add_latest(Queued(position, self._line.eta_s(position, self._client.plan.slots)))
 
     def _computed(self, done: int, total: int) -> None:
+        self._held.served()
         self._add_latest(Progress(done, total))
 
     def _add_latest(self, event: Event) -> None:

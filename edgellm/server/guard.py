@@ -39,7 +39,7 @@ class Limits:
     requests_per_key: int = 128  # at once, those in line for a slot included
     messages: int = 2000
     tools: int = 128
-    choices: int = 8
+    choices: int = 16  # answers to one request
 
 
 class Guard:

@@ -97,7 +97,7 @@ class _Reply:
                 if isinstance(happened, Accepted):
                     self._model = happened.model
                 choices[i].add(happened)
-        usage = total([choice.ended for choice in choices])
+        usage = total([choice.ended for choice in choices], len(choices))
         request.state.tokens = usage.prompt, usage.completion
         content = {
             **self._head, "object": "chat.completion", "model": self._model,
@@ -112,13 +112,13 @@ class _Reply:
             async for i, happened in events:
                 if isinstance(happened, Ended):
                     ended[i] = happened
-                    usage = total(ended)
+                    usage = total(ended, len(ended))
                     request.state.tokens = usage.prompt, usage.completion
                 if piece := self._piece(i, happened):
                     yield piece
         options = self._body.stream_options
         if options is not None and options.include_usage:
-            yield event({**self._chunk([]), "usage": usage_of(total(ended))})
+            yield event({**self._chunk([]), "usage": usage_of(total(ended, len(ended)))})
         yield DONE
 
     def _piece(self, i: int, happened: Event) -> bytes:
@@ -177,14 +177,17 @@ class _Reply:
         return told
 
 
-def total(ended: Sequence[Ended | None]) -> Usage:
-    """Return the usage of several answers to one prompt, which counts once."""
-    usages = [e.usage for e in ended if e is not None]
-    if not usages:
-        return Usage()
-    return Usage(
-        usages[0].prompt, usages[0].cached, sum(u.completion for u in usages), sum(u.reasoning for u in usages)
-    )  # fmt: skip
+def total(ended: Sequence[Ended | None], n: int) -> Usage:
+    """Return the usage of the answers that have ended; of `n` in a row, which have the same prompt, it counts once."""
+    usage = Usage()
+    for i in range(0, len(ended), n):
+        told = [e.usage for e in ended[i : i + n] if e is not None]
+        prompt, cached = (told[0].prompt, told[0].cached) if told else (0, 0)
+        completion, reasoning = sum(u.completion for u in told), sum(u.reasoning for u in told)
+        usage = Usage(
+            usage.prompt + prompt, usage.cached + cached, usage.completion + completion, usage.reasoning + reasoning
+        )  # fmt: skip
+    return usage
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

@@ -130,10 +130,21 @@ class ChatRequest(Sampled, kw_only=True):
 class CompletionRequest(Sampled, kw_only=True):
     """The body of /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str]
     suffix: str | None = None
     echo: bool | None = None
     best_of: int | None = None
     logprobs: int | None = None
+
+
+class EmbeddingRequest(Struct, kw_only=True):
+    """The body of /v1/embeddings."""
+
+    input: str | Annotated[list[str], Meta(min_length=1, max_length=256)]
+    model: str = ""
+    encoding_format: str | None = None
+    dimensions: int | None = None
+    user: str | None = None
+    keep_alive: float | str | None = None
 
 

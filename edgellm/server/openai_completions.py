@@ -1,0 +1,145 @@
+"""OpenAI's /v1/completions: how the model continues a text, without a chat template."""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from edgellm.server.asking import Accepted, Ask, Ended, Event, Progress, Queued, Text, TokenLogprob, Waiting
+from edgellm.server.fields import read, refuse
+from edgellm.server.guard import Limits
+from edgellm.server.openai_ask import choices_of, format_of, keep_alive_of, logprobs_of, sampled_options
+from edgellm.server.openai_chat import DONE, Choice, total, usage_of
+from edgellm.server.openai_types import CompletionRequest
+from edgellm.server.several import answers, copies
+from edgellm.server.sse import PING, Stream, comment, event, whole
+
+if TYPE_CHECKING:
+    from edgellm.server.app import Server
+
+
+def routes(server: "Server") -> list[Route]:
+    """Return the route of completions."""
+
+    async def complete(request: Request) -> Response:
+        body = await read(request, CompletionRequest)
+        reply = _Reply(body, request.state.key, server.settings.limits)
+        if body.stream:
+            return Stream(reply.pieces(server, request), "openai")
+        return await whole(request, reply.whole(server, request))
+
+    return [Route("/v1/completions", complete, methods=["POST"])]
+
+
+class _Reply:
+    """The reply to one request, with all its choices."""
+
+    def __init__(self, body: CompletionRequest, key: str, limits: Limits):
+        """Raises ApiError for a request that makes no sense."""
+        self._body = body
+        self._prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        self._n = choices_of(body.n, limits)
+        _check(body, self._prompts, self._n, limits)
+        options = sampled_options(body)
+        if "max_tokens" not in options:
+            options["max_tokens"] = 16  # as OpenAI's
+        if body.logprobs is not None:
+            options["logprobs"] = logprobs_of("logprobs", body.logprobs)
+        wanted, keep_alive_s = format_of(body.response_format), keep_alive_of(body.keep_alive)
+        self._asks: list[Ask] = []
+        for prompt in self._prompts:
+            ask = Ask(body.model, (), prompt, options, format=wanted, keep_alive_s=keep_alive_s, key=key)
+            self._asks += copies(ask, self._n)
+        self._head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time())}
+        self._model = body.model
+        self._lengths = [len(self._echo(i)) for i in range(len(self._asks))]  # of each choice's text, for logprobs
+
+    async def whole(self, server: "Server", request: Request) -> Response:
+        """Return the reply once it is complete."""
+        choices = [Choice() for _ in self._asks]
+        async with aclosing(answers(server.models, self._asks)) as events:
+            async for i, happened in events:
+                if isinstance(happened, Accepted):
+                    self._model = happened.model
+                choices[i].add(happened)
+        usage = total([choice.ended for choice in choices], self._n)
+        request.state.tokens = usage.prompt, usage.completion
+        told = [
+            self._choice(i, self._echo(i) + "".join(c.text), c.logprobs, c.ended.reason)
+            for i, c in enumerate(choices) if c.ended is not None
+        ]  # fmt: skip
+        content = {**self._head, "model": self._model, "choices": told, "usage": usage_of(usage)}
+        return Response(msgspec.json.encode(content), media_type="application/json")
+
+    async def pieces(self, server: "Server", request: Request) -> AsyncGenerator[bytes, None]:
+        """Yield the reply as server-sent events."""
+        ended: list[Ended | None] = [None] * len(self._asks)
+        async with aclosing(answers(server.models, self._asks)) as events:
+            async for i, happened in events:
+                if isinstance(happened, Ended):
+                    ended[i] = happened
+                    usage = total(ended, self._n)
+                    request.state.tokens = usage.prompt, usage.completion
+                if piece := self._piece(i, happened):
+                    yield piece
+        options = self._body.stream_options
+        if options is not None and options.include_usage:
+            yield event({**self._head, "model": self._model, "choices": [], "usage": usage_of(total(ended, self._n))})
+        yield DONE
+
+    def _piece(self, i: int, happened: Event) -> bytes:
+        if isinstance(happened, Accepted):
+            self._model = happened.model
+            echo = self._echo(i)
+            return self._chunk(self._choice(i, echo)) if echo else PING
+        if isinstance(happened, Text):
+            return self._chunk(self._choice(i, happened.text, happened.logprobs))
+        if isinstance(happened, Ended):
+            return self._chunk(self._choice(i, "", (), happened.reason))
+        if isinstance(happened, Queued):
+            return comment(f"in line, position {happened.position}")
+        if isinstance(happened, Progress):
+            return comment(f"prompt: {happened.done} of {happened.total} tokens")
+        return PING if isinstance(happened, Waiting) else b""
+
+    def _echo(self, i: int) -> str:
+        return self._prompts[i // self._n] if self._body.echo else ""
+
+    def _chunk(self, choice: dict[str, Any]) -> bytes:
+        return event({**self._head, "model": self._model, "choices": [choice]})
+
+    def _choice(
+        self, i: int, text: str, logprobs: list[TokenLogprob] | tuple[TokenLogprob, ...] = (),
+        reason: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        told = self._logprobs(i, logprobs) if logprobs else None
+        return {"index": i, "text": text, "logprobs": told, "finish_reason": reason}
+
+    def _logprobs(self, i: int, logprobs: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> dict[str, Any]:
+        offsets = []
+        for token in logprobs:
+            offsets.append(self._lengths[i])
+            self._lengths[i] += len(token.token)
+        return {
+            "tokens": [t.token for t in logprobs],
+            "token_logprobs": [t.logprob for t in logprobs],
+            "top_logprobs": [{o.token: o.logprob for o in (t, *t.top)} for t in logprobs],
+            "text_offset": offsets,
+        }
+
+
+def _check(body: CompletionRequest, prompts: list[str], n: int, limits: Limits) -> None:
+    if not prompts or not all(p.strip() for p in prompts):
+        raise refuse("prompt", "is empty, expected a text")
+    if len(prompts) * n > limits.choices:
+        raise refuse("prompt", f"{len(prompts)} prompts with n {n}, at most {limits.choices} answers at once")
+    if body.suffix:
+        raise refuse("suffix", "isn't supported: this model continues texts, and fills no gaps")
+    if body.best_of is not None and body.best_of != n:
+        raise refuse("best_of", f"is {body.best_of}, but n is {n}. Leave it out.")
