@@ -90,8 +90,10 @@ class DialError(BoardError):
 
 
 class BusyError(BoardError):
-    """A board has no free KV slot; `eta_s` is in how many seconds one may be free, if that is known."""
+    """A board has no free KV slot. Who asks may add what is known: the position that a question would have in line, and
+    in how many seconds it would get a slot."""
 
+    position: int | None = None
     eta_s: float | None = None
 
 

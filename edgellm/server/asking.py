@@ -230,8 +230,8 @@ class _Happening:
                         self._taken.clear()
                         await self._taken.wait()
         except BusyError as e:
-            if e.eta_s is None:
-                e.eta_s = self._line.eta_s(self._line.waiting + 1, self._client.plan.slots)
+            e.position = self._line.waiting + 1
+            e.eta_s = self._line.eta_s(e.position, self._client.plan.slots)
             raise
         finally:
             self._held.ended(bool(answer.tokens))

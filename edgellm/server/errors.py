@@ -54,7 +54,8 @@ def to_api_error(e: BaseException) -> ApiError:
         retry_s = e.eta_s if e.eta_s is not None else _BUSY_S
         return ApiError(text, 503, code="model_loading", retry_s=retry_s, more={"loading": loading})
     if isinstance(e, BusyError):
-        return ApiError(text, 503, code="busy", retry_s=_BUSY_S if e.eta_s is None else e.eta_s)
+        queue = {"position": e.position, "eta_seconds": e.eta_s}
+        return ApiError(text, 503, code="busy", retry_s=e.eta_s or _BUSY_S, more={"queue": queue})
     if isinstance(e, DeadlineError):
         return ApiError(text, 504, code="timeout")
     if isinstance(e, AnswerError):

@@ -18,20 +18,18 @@ from edgellm.server.asking import (
     Ended,
     Event,
     Progress,
-    Queued,
     Reasoning,
     Text,
     TokenLogprob,
     ToolArguments,
     ToolBegin,
     Usage,
-    Waiting,
 )
 from edgellm.server.fields import read
 from edgellm.server.openai_ask import chat_ask, choices_of
 from edgellm.server.openai_types import ChatRequest
 from edgellm.server.several import answers, copies
-from edgellm.server.sse import PING, Stream, comment, event, whole
+from edgellm.server.sse import Stream, event, quiet, whole
 
 if TYPE_CHECKING:
     from edgellm.server.app import Server
@@ -139,17 +137,9 @@ class _Reply:
             return self._delta(i, {"tool_calls": [call]})
         if isinstance(happened, Ended):  # alone, because some clients ignore the rest of its chunk
             return event(self._chunk([{"index": i, "delta": {}, "finish_reason": happened.reason}]))
-        if isinstance(happened, Queued):
-            return comment(f"in line, position {happened.position}")
-        if isinstance(happened, Progress):
-            return self._progress(happened)
-        return PING if isinstance(happened, Waiting) else b""
-
-    def _progress(self, happened: Progress) -> bytes:
-        if not self._body.return_progress:
-            return comment(f"prompt: {happened.done} of {happened.total} tokens")
-        progress = {"total": happened.total, "processed": happened.done}  # as llama-server tells it
-        return event({**self._chunk([]), "prompt_progress": progress})
+        if isinstance(happened, Progress) and self._body.return_progress:  # as llama-server tells it
+            return event({**self._chunk([]), "prompt_progress": {"total": happened.total, "processed": happened.done}})
+        return quiet(happened)
 
     def _delta(self, i: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> bytes:
         choice: dict[str, Any] = {"index": i, "delta": delta, "finish_reason": None}

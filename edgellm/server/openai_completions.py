@@ -11,14 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from edgellm.server.asking import Accepted, Ask, Ended, Event, Progress, Queued, Text, TokenLogprob, Waiting
+from edgellm.server.asking import Accepted, Ask, Ended, Event, Text, TokenLogprob
 from edgellm.server.fields import read, refuse
 from edgellm.server.guard import Limits
 from edgellm.server.openai_ask import choices_of, format_of, keep_alive_of, logprobs_of, sampled_options
 from edgellm.server.openai_chat import DONE, Choice, total, usage_of
 from edgellm.server.openai_types import CompletionRequest
 from edgellm.server.several import answers, copies
-from edgellm.server.sse import PING, Stream, comment, event, whole
+from edgellm.server.sse import PING, Stream, event, quiet, whole
 
 if TYPE_CHECKING:
     from edgellm.server.app import Server
@@ -102,11 +102,7 @@ class _Reply:
             return self._chunk(self._choice(i, happened.text, happened.logprobs))
         if isinstance(happened, Ended):
             return self._chunk(self._choice(i, "", (), happened.reason))
-        if isinstance(happened, Queued):
-            return comment(f"in line, position {happened.position}")
-        if isinstance(happened, Progress):
-            return comment(f"prompt: {happened.done} of {happened.total} tokens")
-        return PING if isinstance(happened, Waiting) else b""
+        return quiet(happened)
 
     def _echo(self, i: int) -> str:
         return self._prompts[i // self._n] if self._body.echo else ""

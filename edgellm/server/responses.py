@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from edgellm.server.asking import Accepted, Ask, Ended, Progress, Queued, Waiting, answer, primed
+from edgellm.server.asking import Accepted, Ask, Ended, answer, primed
 from edgellm.server.errors import ApiError
 from edgellm.server.fields import read
 from edgellm.server.responses_ask import responses_ask
 from edgellm.server.responses_items import Items, new_id
 from edgellm.server.responses_types import ResponsesRequest
-from edgellm.server.sse import PING, Stream, comment, event, whole
+from edgellm.server.sse import Stream, event, quiet, whole
 
 if TYPE_CHECKING:
     from edgellm.server.app import Server
@@ -69,12 +69,8 @@ class _Reply:
                     self._model = happened.model
                     yield self._event("response.created", response=self._response())
                     yield self._event("response.in_progress", response=self._response())
-                elif isinstance(happened, Queued):
-                    yield comment(f"in line, position {happened.position}")
-                elif isinstance(happened, Progress):
-                    yield comment(f"prompt: {happened.done} of {happened.total} tokens")
-                elif isinstance(happened, Waiting):
-                    yield PING
+                elif piece := quiet(happened):
+                    yield piece
                 elif isinstance(happened, Ended):
                     for name, fields in self._items.end():
                         yield self._event(name, **fields)

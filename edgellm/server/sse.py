@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from edgellm.errors import EdgellmError
+from edgellm.server.asking import Event, Progress, Queued, Waiting
 from edgellm.server.errors import ApiError, body_of, respond, to_api_error
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,16 @@ def event(content: Any, name: str | None = None) -> bytes:
 def comment(text: str) -> bytes:
     """Return a server-sent comment, which clients ignore and which keeps the connection."""
     return b": " + text.encode() + b"\n\n"
+
+
+def quiet(happened: Event) -> bytes:
+    """Return the comment that tells what happens before and between the pieces of an answer; nothing for the rest."""
+    if isinstance(happened, Queued):
+        eta = f", about {happened.eta_s:.0f} s" if happened.eta_s is not None else ""
+        return comment(f"in line, position {happened.position}{eta}")
+    if isinstance(happened, Progress):
+        return comment(f"prompt: {happened.done} of {happened.total} tokens")
+    return PING if isinstance(happened, Waiting) else b""
 
 
 def line(content: Any) -> bytes:
