@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from edgellm.client import AsyncClient, Tell
+from edgellm.config import PATIENCE_S
 from edgellm.errors import EdgellmError, UsageError
 
 
@@ -66,12 +67,13 @@ class Models(Protocol):
 class OneModel:
     """The model of a cluster file. See Models."""
 
-    def __init__(self, cluster: str | os.PathLike[str] | None, tell: Tell):
-        self._cluster, self._tell = cluster, tell
+    def __init__(self, cluster: str | os.PathLike[str] | None, tell: Tell, patience_s: float = PATIENCE_S):
+        """`tell` and `patience_s` are as AsyncClient has them."""
+        self._cluster, self._tell, self._patience_s = cluster, tell, patience_s
         self.clients: dict[str, AsyncClient] = {}
 
     async def __aenter__(self) -> Self:
-        client = AsyncClient(self._cluster, tell=self._tell)
+        client = AsyncClient(self._cluster, patience_s=self._patience_s, tell=self._tell)
         self.clients = {client.asker.manifest.model: client}
         return self
 

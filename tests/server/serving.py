@@ -21,12 +21,12 @@ TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 class Serving:
     """Two boards with two slots of the fake model, whose template writes contents alone; and a server for them."""
 
-    def __init__(self, folder: Path, **settings):
+    def __init__(self, folder: Path, patience_s: float = 20.0, **settings):
         self.cluster = Cluster(folder)
         (self.cluster.model_dir / "chat_template.jinja").write_text(TEMPLATE)
         self.settings = Settings(folder / "api-keys.json", **settings)
         self.told: list[str] = []
-        self.models = OneModel(self.cluster.file, self.told.append)
+        self.models = OneModel(self.cluster.file, self.told.append, patience_s)
         self.app = make_app(self.models, self.settings)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -61,6 +61,14 @@ class Serving:
         self._thread.join(20)
         self._listener.close()
         self.cluster.stop()
+
+    def wait(self, condition) -> None:
+        """Wait for a condition, and fail if it doesn't hold soon."""
+        asyncio.run(until(condition))
+
+    def wait_free(self) -> None:
+        """Wait until every slot is free."""
+        self.wait(lambda: self.cluster.free_slots() == [2, 2])
 
     def post(self, path: str, body, **headers) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()

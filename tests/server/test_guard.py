@@ -10,7 +10,6 @@ from edgellm.errors import UsageError
 from edgellm.server.guard import Limits, mended
 from edgellm.server.keys import Keys
 from tests.cli.commands import answer_to
-from tests.fakes import run, until
 from tests.server.serving import Serving, user
 
 CHAT = "/v1/chat/completions"
@@ -110,11 +109,7 @@ def test_one_key_may_not_take_everything(keyed):
             assert keyed.http.get("/v1/models", headers=bearer(keyed)).status_code == 200
     finally:
         keyed.cluster.pace.delay_s = 0.0
-
-    async def free():
-        await until(lambda: keyed.cluster.free_slots() == [2, 2])
-
-    run(free())
+    keyed.wait_free()
     told = keyed.post(CHAT, {"messages": user("Why?"), "max_tokens": 5}, **bearer(keyed, "desk")).json()
     assert told["choices"][0]["message"]["content"] == answer_to("Why?", 5)
 
@@ -133,15 +128,11 @@ def test_the_access_log_tells_who_and_how_much_but_no_word_of_a_prompt(keyed, ca
         keyed.post(CHAT, {"messages": user("SECRET"), "max_tokens": 5}, **bearer(keyed))
         keyed.post(CHAT, {"messages": user("SECRET")})
         keyed.http.get("/health")
-        run(until_lines(caplog, 2))
+        keyed.wait(lambda: sum(r.name == "edgellm.access" for r in caplog.records) >= 2)
     lines = [r.getMessage() for r in caplog.records if r.name == "edgellm.access"]
     assert lines[0].startswith(f"POST {CHAT} by kitchen: 200 in ") and lines[0].endswith(" ms, 6 + 5 tokens")
     assert lines[1].startswith(f"POST {CHAT} by anybody: 401 in ")
     assert "SECRET" not in caplog.text and keyed.made["kitchen"] not in caplog.text
-
-
-async def until_lines(caplog, count):
-    await until(lambda: sum(r.name == "edgellm.access" for r in caplog.records) >= count)
 
 
 def test_keys_are_kept_as_hashes_and_a_changed_file_is_read_again(tmp_path, monkeypatch):
