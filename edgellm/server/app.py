@@ -13,7 +13,15 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from edgellm.errors import EdgellmError
-from edgellm.server import openai_chat, openai_completions, openai_embeddings, openai_models, responses
+from edgellm.server import (
+    anthropic,
+    ollama,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_models,
+    responses,
+)
 from edgellm.server.access import AccessLog
 from edgellm.server.errors import ApiError, api_of, respond
 from edgellm.server.guard import Guard, Limits
@@ -51,7 +59,7 @@ def make_app(models: Models, settings: Settings) -> Starlette:
     """
     server = Server(models, settings, Keys(settings.keys))
     routes: list[BaseRoute] = []
-    for dialect in (openai_chat, openai_completions, openai_models, openai_embeddings, responses):
+    for dialect in (openai_chat, openai_completions, openai_models, openai_embeddings, responses, ollama, anthropic):
         routes += dialect.routes(server)
 
     @asynccontextmanager
