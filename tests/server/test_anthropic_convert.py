@@ -8,7 +8,17 @@ from edgellm.server.anthropic_answer import Answering
 from edgellm.server.anthropic_ask import question
 from edgellm.server.anthropic_fields import MessagesRequest
 from edgellm.server.asking import (
-    Accepted, Ended, Progress, Reasoning, Text, Timings, ToolArguments, ToolBegin, ToolEnd, Usage, Waiting,
+    Accepted,
+    Ended,
+    Progress,
+    Reasoning,
+    Text,
+    Timings,
+    ToolArguments,
+    ToolBegin,
+    ToolEnd,
+    Usage,
+    Waiting,
 )  # fmt: skip
 from edgellm.server.errors import ApiError
 from edgellm.server.fields import parse

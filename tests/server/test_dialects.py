@@ -1,0 +1,177 @@
+"""Ollama's and Anthropic's APIs over boards of the fake model, which answer with a text that is known."""
+
+import json
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from edgellm.errors import BoardError
+from edgellm.server.app import Settings, make_app
+from edgellm.server.models import OneModel
+from tests.cli.commands import Cluster, answer_to
+from tests.fakes import run
+
+CHAT = {"model": "fake:latest", "messages": [{"role": "user", "content": "Why?"}]}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.stop()
+
+
+@asynccontextmanager
+async def served(cluster, tmp_path, models=None):
+    """A client of the server."""
+    async with models or OneModel(cluster.file, lambda text: None) as open_models:
+        transport = httpx.ASGITransport(make_app(open_models, Settings(tmp_path / "api-keys.json")))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
+            yield client
+
+
+def ask(cluster, tmp_path, *requests, models=None):
+    """The responses to (path, body) each; without a body it is a GET."""
+
+    async def go():
+        async with served(cluster, tmp_path, models) as client:
+            return [
+                await (client.get(path) if body is None else client.post(path, json=body)) for path, body in requests
+            ]
+
+    return run(go())
+
+
+def contents(response) -> list[dict]:
+    """The objects of a stream of lines, or of events."""
+    if response.headers["content-type"].startswith("application/x-ndjson"):
+        return [json.loads(line) for line in response.text.splitlines()]
+    frames = [frame.split("\n") for frame in response.text.split("\n\n") if frame]
+    told = [json.loads(data.removeprefix("data: ")) for _, data in frames]
+    assert [name for name, _ in frames] == [f"event: {content['type']}" for content in told]
+    return told
+
+
+class Broken:
+    """A client whose boards are lost after the first token."""
+
+    def __init__(self, client):
+        self._client = client
+        self.asker, self.plan = client.asker, client.plan
+
+    def chat(self, messages, **options):
+        return _Broken(self._client.chat(messages, **options))
+
+
+class _Broken:
+    def __init__(self, stream):
+        self._stream, self.answer = stream, stream.answer
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *exc):
+        await self._stream.aclose()
+
+    async def __aiter__(self):
+        async for delta in self._stream:
+            yield delta
+            raise BoardError("board b1 is gone", "b1")
+
+
+class BrokenModels(OneModel):
+    async def __aenter__(self):
+        await super().__aenter__()
+        self._whole = dict(self.clients)
+        self.clients = {name: Broken(client) for name, client in self.clients.items()}
+        return self
+
+    async def __aexit__(self, *exc):
+        self.clients = self._whole
+        await super().__aexit__(*exc)
+
+
+def test_ollama_answers_line_by_line_or_at_once(cluster, tmp_path):
+    body = {**CHAT, "options": {"num_predict": 9, "num_ctx": 100_000}}
+    streamed, whole = ask(cluster, tmp_path, ("/api/chat", body), ("/api/chat", {**body, "stream": False}))
+    told = contents(streamed)
+    assert "".join(t["message"]["content"] for t in told) == answer_to("Why?", 9)
+    assert [t["done"] for t in told] == [False] * (len(told) - 1) + [True]
+    assert (told[-1]["done_reason"], told[-1]["prompt_eval_count"], told[-1]["eval_count"]) == ("length", 4, 9)
+    content = whole.json()
+    assert content["message"] == {"role": "assistant", "content": answer_to("Why?", 9)}
+    assert content["total_duration"] >= content["eval_duration"] > 0
+
+
+def test_ollama_generates_from_a_prompt_as_it_is(cluster, tmp_path):
+    body = {"model": "fake", "prompt": "Why?", "raw": True, "stream": False, "options": {"num_predict": 5}}
+    (whole,) = ask(cluster, tmp_path, ("/api/generate", body))
+    assert whole.json()["response"] == answer_to("Why?", 5)
+
+
+def test_ollama_loads_and_unloads_without_asking_a_board(cluster, tmp_path):
+    bodies = ({"model": "fake"}, {"model": "fake", "messages": [], "keep_alive": "0s"}, {"model": "fake", "prompt": ""})
+    paths = ("/api/chat", "/api/chat", "/api/generate")
+    told = [r.json() for r in ask(cluster, tmp_path, *zip(paths, bodies, strict=True))]
+    assert [t["done_reason"] for t in told] == ["load", "unload", "load"]
+    assert all(t["done"] for t in told) and told[2]["response"] == ""
+
+
+def test_ollama_knows_its_models_and_pulls_what_is_there(cluster, tmp_path):
+    version, tags, ps, show, pulled, unknown = ask(
+        cluster, tmp_path, ("/api/version", None), ("/api/tags", None), ("/api/ps", None),
+        ("/api/show", {"name": "fake"}), ("/api/pull", {"model": "fake:latest"}), ("/api/pull", {"model": "gone"}),
+    )  # fmt: skip
+    assert tuple(map(int, version.json()["version"].split("."))) >= (0, 6, 4)  # what VS Code needs
+    assert [m["model"] for m in tags.json()["models"]] == [m["model"] for m in ps.json()["models"]] == ["fake:latest"]
+    assert show.json()["model_info"]["fake.block_count"] == 6 and show.json()["capabilities"] == ["completion"]
+    assert contents(pulled)[-1] == {"status": "success"}
+    assert unknown.status_code == 400 and "'gone'" in unknown.json()["error"]
+
+
+def test_anthropic_answers_with_events_or_at_once(cluster, tmp_path):
+    body = {**CHAT, "max_tokens": 9}
+    streamed, whole, count = ask(
+        cluster, tmp_path, ("/v1/messages", {**body, "stream": True}), ("/v1/messages", body),
+        ("/v1/messages/count_tokens", CHAT),
+    )  # fmt: skip
+    told = contents(streamed)
+    assert (told[0]["type"], told[-1]["type"]) == ("message_start", "message_stop")
+    assert told[0]["message"]["usage"]["input_tokens"] == 4 == count.json()["input_tokens"]
+    texts = [t["delta"]["text"] for t in told if t["type"] == "content_block_delta"]
+    assert "".join(texts) == answer_to("Why?", 9)
+    message = whole.json()
+    assert message["content"] == [{"type": "text", "text": answer_to("Why?", 9)}]
+    assert message["stop_reason"] == "max_tokens" and message["usage"]["output_tokens"] == 9
+
+
+@pytest.mark.parametrize(("path", "body", "field"), [
+    ("/api/chat", {**CHAT, "messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
+    ("/api/chat", {**CHAT, "messages": CHAT["messages"] * 2001}, "messages"),
+    ("/api/embed", {"model": "fake", "input": 3}, "input"),
+    ("/v1/messages", {**CHAT, "max_tokens": "many"}, "max_tokens"),
+    ("/v1/messages", {**CHAT, "max_tokens": 1, "tools": [{"name": "f"}] * 129}, "tools"),
+    ("/v1/messages", {**CHAT, "max_tokens": 1, "messages": []}, "messages"),
+])  # fmt: skip
+def test_what_makes_no_sense_is_refused_in_the_shape_of_its_api(cluster, tmp_path, path, body, field):
+    (response,) = ask(cluster, tmp_path, (path, body))
+    assert response.status_code == 400
+    told = response.json()["error"]
+    if path.startswith("/v1"):
+        assert (response.json()["type"], told["type"]) == ("error", "invalid_request_error")
+        told = told["message"]
+    assert told.startswith(f"{field}: ")
+
+
+def test_a_stream_whose_boards_are_lost_ends_with_an_error(cluster, tmp_path):
+    models = BrokenModels(cluster.file, lambda text: None)
+    chat = ask(cluster, tmp_path, ("/api/chat", CHAT), models=models)[0]
+    assert contents(chat)[-1] == {"error": "board b1 is gone"}
+    assert not any(told.get("done") for told in contents(chat))
+    models = BrokenModels(cluster.file, lambda text: None)
+    body = {**CHAT, "max_tokens": 9, "stream": True}
+    told = contents(ask(cluster, tmp_path, ("/v1/messages", body), models=models)[0])
+    assert told[-1]["type"] == "error" and told[-1]["error"]["message"] == "board b1 is gone"
+    assert not any(t["type"] == "message_stop" for t in told)
+
