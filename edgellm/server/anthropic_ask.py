@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from edgellm.client import Options
 from edgellm.server.anthropic_fields import Block, CountRequest, Message, MessagesRequest, Tool
@@ -38,7 +38,7 @@ def _options(request: MessagesRequest) -> Options:
     options |= {name: value for name, value in given.items() if value is not None}
     if request.stop_sequences:
         options["stop"] = [stop for stop in request.stop_sequences if stop]
-    return Options(**options)
+    return cast(Options, options)
 
 
 def _tool_choice(request: CountRequest) -> str:

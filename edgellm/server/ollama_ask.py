@@ -5,7 +5,7 @@ import math
 import re
 import reprlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from edgellm.client import Options
 from edgellm.server.asking import Ask
@@ -127,7 +127,7 @@ def _options(request: ChatRequest | GenerateRequest) -> Options:
     options |= {name: value for name in _SAMPLING if (value := getattr(given, name)) is not None}
     if request.logprobs:
         options["logprobs"] = request.top_logprobs or 0
-    return Options(**options)
+    return cast(Options, options)
 
 
 def _format(value: dict[str, Any] | str | None) -> Constraint | None:
