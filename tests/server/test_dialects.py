@@ -146,6 +146,13 @@ def test_anthropic_answers_with_events_or_at_once(cluster, tmp_path):
     assert message["stop_reason"] == "max_tokens" and message["usage"]["output_tokens"] == 9
 
 
+def test_what_the_boards_held_of_a_prompt_is_told(cluster, tmp_path):
+    body = {"model": "fake", "messages": [{"role": "user", "content": "Once more?"}], "max_tokens": 2}
+    first, second = ask(cluster, tmp_path, ("/v1/messages", body), ("/v1/messages", body))
+    usages = [response.json()["usage"] for response in (first, second)]
+    assert [(u["input_tokens"], u["cache_read_input_tokens"]) for u in usages] == [(10, 0), (1, 9)]
+
+
 @pytest.mark.parametrize(("path", "body", "field"), [
     ("/api/chat", {**CHAT, "messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
     ("/api/chat", {**CHAT, "messages": CHAT["messages"] * 2001}, "messages"),
