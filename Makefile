@@ -6,7 +6,7 @@ QUIET = --quiet
 PIP = $(BIN)/pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask serve install controller test quick test-boards test-boards-all test-arm lint bench vocabularies constraints messages wheels clean
+.PHONY: ask serve install controller test quick test-boards test-boards-all test-arm test-clients lint bench vocabularies constraints messages wheels clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
@@ -52,6 +52,10 @@ test-arm: .venv/dev
 	$(if $(EDGELLM_BOARDS),tests/boards/lab install arm)
 	$(BIN)/python -m pytest tests/boards -m arm
 
+# Other people's clients, unchanged, against edgellm serve with the built-in model.
+test-clients: .venv/clients
+	$(BIN)/python -m pytest tests/clients -m clients --durations=10
+
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -86,6 +90,10 @@ constraints: .venv/ready
 
 .venv/serving: .venv/ready
 	$(PIP) -e '.[serving]'
+	@touch $@
+
+.venv/clients: .venv/dev
+	$(PIP) -e '.[clients]'
 	@touch $@
 
 .venv/controller: .venv/ready
