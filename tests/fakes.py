@@ -81,6 +81,14 @@ class FakeSlot:
     def __init__(self, max_seq_len: int):
         self.held, self.max_seq_len, self.filled = np.full((max_seq_len, 2), np.nan), max_seq_len, 0
 
+    def export(self, start, end):
+        return self.held[start:end].copy().reshape(-1).view(np.uint8)
+
+    def restore(self, start, end, page):
+        assert start <= self.filled
+        self.held[start:end] = page.view(np.float64).reshape(-1, 2)
+        self.filled = max(self.filled, end)
+
 
 class FakeSection:
     """Layers [start, end) of the fake model. `gate`, if given, is awaited (threading.Event) in each step.
@@ -90,6 +98,7 @@ class FakeSection:
 
     path, ram_bytes, hidden_size, vocab_size, batches = "fake", 0, HIDDEN, VOCAB, True
     reuses = True
+    page_layout = "fake"
 
     def __init__(self, manifest: Manifest, start: int, end: int, gate=None):
         self.start, self.end, self.gate = start, end, gate
@@ -177,17 +186,18 @@ class Boards:
     a folder with the cluster's certificates. `stored` has by board the layers (start, end) whose shards lie on its
     disk, the ends of the model with the first and the last one; the others have all. `broken` boards can't load. Each
     takes 1 ms for a layer and `head_s` for the head, or so it says; `start_s` has other boards' times for a layer.
-    `paces` has by board what its steps are said to take, and `hops` says that links are measured.
+    `paces` has by board what its steps are said to take, and `hops` says that links are measured. With
+    `cache_bytes`, they keep pages of prompts in folders under `folder`.
     """
 
     def __init__(
         self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None, real: bool = False,
         tls: Path | None = None, stored: dict[str, tuple[int, int]] | None = None, head_s: float = 0.002,
-        start_s: dict[str, float] | None = None, hops: bool = False,
+        start_s: dict[str, float] | None = None, hops: bool = False, cache_bytes: int = 0,
     ):  # fmt: skip
         self.folder, self.count, self.gates, self.real = folder, count, gates or {}, real
         self.stored, self.head_s = stored or {}, head_s
-        self.start_s, self.hops = start_s or {}, hops
+        self.start_s, self.hops, self.cache_bytes = start_s or {}, hops, cache_bytes
         self.paces: dict[str, FakePace] = {}
         if not real:
             (manifest or make_manifest()).write(folder)
@@ -261,6 +271,7 @@ class Boards:
         options = AgentOptions(
             folder, "127.0.0.1", port, name, 1, ram_bytes=1 << 30, drain_s=5.0,
             tls=self.tls and self.tls / "boards" / name, kernels="dotprod",
+            cache=self.folder / "cache" / name, cache_bytes=self.cache_bytes,
         )  # fmt: skip
         load = load_section if self.real else self._loader(name)
         pace = FakePace()

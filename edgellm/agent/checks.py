@@ -50,6 +50,7 @@ def parse_open(stage: "Stage", peer: Peer, message: m.Open) -> Sequence:
         constraint=constraint,
         pool=pool,
         cache=_name(options, "cache", MAX_CACHE_NAME),
+        keep=options.get("keep") is not False,
         tells_progress=options.get("progress") is True,
         reuse=0 if pool else _whole(options, "reuse", 0, default=0),  # an embedding takes every token
         wait_s=_seconds(options, "wait_s"),

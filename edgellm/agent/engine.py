@@ -31,6 +31,7 @@ class _Held:
     filled: int = 0
     begun: bool = False
     running: bool = False
+    lent: bool = False  # to whoever restores what it holds
     closed: bool = False
     stats: Stats = field(default_factory=Stats)
 
@@ -40,6 +41,7 @@ class Engine:
 
     The thread calls `deliver(outcomes)` with the outcomes of steps that ran together, and asks `congested()` whether
     results can't be sent on just now. `freed()` is called, in any thread, whenever a slot has become free;
+    `left(slot)`, in any thread, when a sequence has left one that it wants kept, just before others may have it;
     `died(error)` by the thread if it ends by itself. `chunk` and `groups` are the scheduler's;
     `pace` is told what steps took.
     """
@@ -54,6 +56,7 @@ class Engine:
         chunk: int = DEFAULT_CHUNK,
         *,
         freed: Callable[[], None] = lambda: None,
+        left: Callable[[HeldSlot], None] = lambda slot: None,
         died: Callable[[Exception], None] = lambda error: None,
         pace: SectionPace | None = None,
     ):
@@ -62,6 +65,7 @@ class Engine:
         self.batches = bool(section.batches)
         self.num_slots = len(slots)
         self._deliver, self._congested, self._freed, self._died = deliver, congested, freed, died
+        self._left = left
         self._pace = pace
         self._reuses = section.reuses
         self._slots = Slots(slots)
@@ -101,6 +105,11 @@ class Engine:
         """Bytes of token ids and hidden states that wait."""
         return self._scheduler.waiting_bytes
 
+    @property
+    def idle(self) -> bool:
+        """Whether no sequence is open."""
+        return not self._held
+
     def is_free(self, number: int) -> bool:
         """Return whether the slot of this number is free."""
         with self._changed:
@@ -116,20 +125,21 @@ class Engine:
         return stats.prefill_tokens + stats.decode_steps
 
     def has_work(self, seq_id: int) -> bool:
-        """Return whether a step of this sequence waits or runs here."""
+        """Return whether a step of this sequence waits or runs here, or its slot is being restored."""
         with self._changed:
             held = self._held.get(seq_id)
-            return held is not None and (held.running or self._scheduler.has(seq_id))
+            return held is not None and (held.running or held.lent or self._scheduler.has(seq_id))
 
     def open(
         self, seq_id: int, ids: Sequence[int] = (), reuse: int = 0, long: bool = False, *, number: int | None = None,
-        avoid: Collection[int] = (),
+        avoid: Collection[int] = (), cache: str = "", keep: bool = False,
     ) -> tuple[int, int]:  # fmt: skip
         """Reserve a slot; return its number, and how many of the first `ids`, at most `reuse`, it holds already.
 
         The slot is the one with this `number`, or the one that saves most, if possible none of `avoid`. Keys and values
-        count if they were computed in the regime of `long`. The sequence may begin there, or before. Raises BusyError
-        when the slot, or all, are taken, or the sequence is open already.
+        count if they were computed in the regime of `long`, and for a sequence of the same `cache`. The sequence may
+        begin there, or before. With `keep`, `left` is told when it leaves the slot. Raises BusyError when the slot, or
+        all, are taken, or the sequence is open already.
         """
         if seq_id in self._held:
             raise BusyError(f"sequence {seq_id:x} is open here already")
@@ -145,13 +155,36 @@ class Engine:
         reuse = reuse if self._reuses else 0
         wanted = ids_of(ids) if reuse else ids_of(())
         if number is None:
-            slot, reused = choose_slot(free, wanted, reuse, long, avoid)
+            slot, reused = choose_slot(free, wanted, reuse, long, avoid, cache)
         else:
-            slot, reused = free[0], held_of(free[0], wanted, reuse, long)
+            slot, reused = free[0], held_of(free[0], wanted, reuse, long, cache)
         with self._changed:
             self._slots.take(slot)
+            slot.give_to(cache, keep and self._reuses)
             self._held[seq_id] = _Held(slot, reused)
         return slot.number, reused
+
+    def lend(self, seq_id: int, long: bool) -> tuple[HeldSlot, Callable[[], bool]]:
+        """Lend the slot of a sequence that has no step yet, to store keys and values of the regime of `long` behind
+        those that it may reuse. Return it, and what to call, in any thread, when that is done: it returns whether the
+        sequence is still open. Until then the sequence takes no step, and nobody else gets the slot."""
+        held = self._held[seq_id]
+        with self._changed:
+            held.lent = True
+            held.slot.forget(held.filled)
+            held.slot.long = long
+
+        def done() -> bool:
+            with self._changed:
+                held.lent = False
+                held.filled = len(held.slot.ids)
+                if held.closed:
+                    self._give_back(held)
+            if held.closed:
+                self._freed()
+            return not held.closed
+
+        return held.slot, done
 
     def close(self, seq_id: int) -> Stats | None:
         """Drop the sequence's waiting steps and free its slot, at once or when its running step ends. Return its
@@ -162,9 +195,9 @@ class Engine:
                 return None
             held.closed = True
             self._scheduler.close(seq_id)
-            freed = not held.running
+            freed = not (held.running or held.lent)
             if freed:
-                self._slots.give_back(held.slot)
+                self._give_back(held)
             self._changed.notify()
         if freed:
             self._freed()
@@ -176,6 +209,8 @@ class Engine:
             held = self._held.get(step.seq_id)
             if held is None:
                 return False
+            if held.lent:
+                raise ValueError("a step before the sequence was opened")
             if step.position > held.filled:
                 raise ValueError(f"step at position {step.position}, expected at most {held.filled}")
             if not held.begun:
@@ -199,8 +234,16 @@ class Engine:
         with self._changed:
             for seq_id in self._held:
                 self._scheduler.close(seq_id)
+            for held in self._held.values():
+                held.slot.forget()
             self._slots.clear()
             self._held.clear()
+
+    def _give_back(self, held: _Held) -> None:
+        """Let others have the slot of a sequence that is closed."""
+        if held.slot.keeps:
+            self._left(held.slot)
+        self._slots.give_back(held.slot)
 
     # The engine's thread.
 
@@ -247,7 +290,7 @@ class Engine:
                 held.running = False
                 if held.closed:
                     freed = True
-                    self._slots.give_back(held.slot)
+                    self._give_back(held)
             due = [outcome for (_, held), outcome in zip(batch, outcomes, strict=True) if not held.closed]
         if freed:
             self._freed()

@@ -13,6 +13,8 @@ from typing import Any
 from edgellm.agent.constraint import Grammars
 from edgellm.agent.link import Links
 from edgellm.agent.pace import Pace
+from edgellm.agent.pages import Origin
+from edgellm.agent.prefix_cache import PrefixCache, Prefixes
 from edgellm.agent.room import Room
 from edgellm.agent.settled import Settled
 from edgellm.agent.stage import Stage
@@ -72,6 +74,7 @@ class Holding:
         self.closed = False  # stopping: no new plans
         self.links = Links(board, tls)
         self.pace = pace or Pace()
+        self.cache: PrefixCache | None = None  # pages of prompts on disk, once the agent has found them
         self.settled = Settled()
         self.room = Room(board, manifest, ram_bytes)
         self.grammars = Grammars(manifest, folder)
@@ -238,9 +241,20 @@ class Holding:
             links=self.links,
             pace=self.pace.section(mean_layers(self.manifest, own.start, own.end), own.end == plan.num_layers),
             grammars=self.grammars,
+            prefixes=self._prefixes(plan, loaded.section),
         )  # fmt: skip
         self._loaded = loaded
         log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
+
+    def _prefixes(self, plan: Plan, section: Section[Any]) -> Prefixes | None:
+        """Return which pages the slots of a section share; None for a section whose slots can't be exported."""
+        if self.cache is None:
+            return None
+        if not section.page_layout:
+            log.info("keeps no prompts of this section: its slots can't be exported")
+            return None
+        own, layout = plan.section_of(self.board), section.page_layout
+        return Prefixes(self.cache, Origin(self.manifest.sha256, own.start, own.end, plan.kv_dtype, layout))
 
     async def tidy(self) -> None:
         """Give up a draining stage whose sequences have ended. Call it now and then."""

@@ -8,7 +8,8 @@ from pathlib import Path
 class AgentOptions:
     """`ram_bytes` caps the offer; `threads` and `cores` are for computing (None: the fastest, as measured);
     `drain_s` is how long running answers may continue after SIGTERM; `tls` is the folder of this board's certificate
-    (None: plain TCP); `path` is load_section's; `kernels` names the instruction set of the native kernels, once the
+    (None: plain TCP); `path` is load_section's; pages of prompts take up to `cache_bytes` of the disk in the folder
+    `cache` (0, or None: there are none); `kernels` names the instruction set of the native kernels, once the
     agent has chosen its cores."""
 
     shards: Path
@@ -22,3 +23,5 @@ class AgentOptions:
     cores: tuple[int, ...] | None = None
     path: str = "auto"
     kernels: str = ""
+    cache: Path | None = None
+    cache_bytes: int = 0

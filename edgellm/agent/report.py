@@ -49,6 +49,7 @@ def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
         draining_sequences=0 if holding.draining is None else holding.draining.running,
         load_error=holding.load_error,
         links=holding.links.status(),
+        cache=None if holding.cache is None else holding.cache.status(),
     )
 
 

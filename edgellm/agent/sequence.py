@@ -61,6 +61,7 @@ class Sequence:
     constraint: Constraint | None = None  # what the answer must match
     pool: str = ""  # how to make an embedding of the prompt, in place of an answer
     cache: str = ""  # whose prefixes it may reuse
+    keep: bool = True  # on disk, what its slot holds at its end
     tells_progress: bool = False
     told_s: float = 0.0  # when the manager was told last
     reuse: int = 0  # at most this many tokens of the prompt

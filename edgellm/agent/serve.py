@@ -17,6 +17,8 @@ from edgellm.agent.holding import Holding
 from edgellm.agent.load import load_section
 from edgellm.agent.options import AgentOptions
 from edgellm.agent.pace import Pace, Speed
+from edgellm.agent.page_store import PageStore
+from edgellm.agent.prefix_cache import PrefixCache
 from edgellm.agent.reaching import Reaching
 from edgellm.agent.stage import Stage
 from edgellm.agent.threads import in_own_thread
@@ -37,6 +39,7 @@ from edgellm.wire.status import BoardStatus
 log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
 _TIME_AGAIN_S, _TIMES_AGAIN = 120.0, 5
+_FINISH_S = 5.0  # for what the last answers leave to be kept on disk
 _SWITCH_S = 0.0005  # the longest that a finished step waits for the event loop's thread; Python's default is 5 ms
 
 
@@ -54,6 +57,9 @@ class Agent:
         self.port = options.port  # the real one after listening, where 0 was asked for
         self._server_tls = server_credentials(options.tls) if options.tls else None
         self._client_tls = client_tls = client_credentials(options.tls) if options.tls else None
+        self.cache: PrefixCache | None = None
+        if options.cache is not None and options.cache_bytes > 0:
+            self.cache = PrefixCache(PageStore(options.cache, options.cache_bytes))
         self.holding = Holding(
             options.name, self.manifest, options.shards, load, ram_bytes=options.ram_bytes, tls=client_tls, pace=pace
         )
@@ -72,6 +78,8 @@ class Agent:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._measure()
+            if self.cache is not None and await in_own_thread(self.cache.start):
+                self.holding.cache = self.cache
             await server.start_serving()
             log.info(
                 "%s: %s, %.2f ms a layer, offers %.2f GB, listens on %s:%d",
@@ -91,6 +99,8 @@ class Agent:
             server.close()
             self.holding.stop(f"board {self.options.name} is stopping")
             self.connections.close()
+            if self.holding.cache is not None:
+                await in_own_thread(self.holding.cache.finish, _FINISH_S)
 
     def stop(self) -> None:
         """Take no new sequences, let running ones end, then return from `run`. A second call doesn't wait."""

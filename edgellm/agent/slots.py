@@ -19,12 +19,27 @@ def ids_of(ids: Iterable[int]) -> Ids:
 @dataclass(eq=False)
 class HeldSlot:
     """A section's slot `kv`, its `number`, and what it holds: keys and values of positions [0, len(ids)) are those of
-    the tokens `ids`, computed in passes with long rotary factors (LongRoPE) or without, never both."""
+    the tokens `ids`, computed in passes with long rotary factors (LongRoPE) or without, never both, and for sequences
+    of one `cache`. `keeps` says that its last sequence wants them kept.
+
+    `version` counts up whenever it stops holding something: before other keys and values are stored there. So another
+    thread can tell whether what it has copied was held all the while.
+    """
 
     kv: Slot
     number: int
     ids: Ids = field(default_factory=lambda: ids_of(()))
     long: bool = False
+    cache: str = ""
+    keeps: bool = False
+    version: int = 0
+
+    def give_to(self, cache: str, keeps: bool) -> None:
+        """Take a sequence of `cache`; what the slot holds for another one is forgotten."""
+        self.keeps = keeps
+        if cache != self.cache:
+            self.forget()
+            self.cache = cache
 
     def begin(self, position: int, ids: Sequence[int], long: bool) -> None:
         """Forget what the slot holds from `position` on, unless it was computed after just these tokens, which are
@@ -35,7 +50,7 @@ class HeldSlot:
         elif position < len(self.ids):
             there = self.ids[position : position + len(ids)]
             if there != ids_of(ids[: len(there)]):
-                del self.ids[position:]
+                self.forget(position)
 
     def computed(self, position: int, ids: Sequence[int]) -> None:
         """Record that these tokens were computed at `position`. Behind a gap, they don't count."""
@@ -44,9 +59,23 @@ class HeldSlot:
         elif position < len(self.ids) < position + len(ids):
             self.ids[position:] = ids_of(ids)
 
-    def forget(self) -> None:
-        """Count nothing that the slot holds any more."""
-        del self.ids[:]
+    def forget(self, position: int = 0) -> None:
+        """Count nothing that the slot holds from `position` on any more."""
+        self.version += 1
+        del self.ids[position:]
+
+    def restored(self, ids: Ids) -> None:
+        """Record that the slot holds these tokens: they were restored."""
+        self.ids = ids
+
+    def export(self, start: int, ids: Ids, cache: str, long: bool) -> np.ndarray | None:
+        """Return a copy of the keys and values from `start` to the end of `ids`, a multiple of 16, as uint8 [bytes];
+        None if the slot doesn't hold these tokens, or not until the copy was made. For any thread."""
+        version = self.version
+        if self.ids[: len(ids)] != ids or (self.cache, self.long) != (cache, long):
+            return None
+        copy = self.kv.export(start, len(ids))
+        return copy if self.version == version else None
 
 
 class Slots:
@@ -72,15 +101,17 @@ class Slots:
         self._free.append(slot)
 
     def clear(self) -> None:
-        """Release all slots."""
+        """Release all slots, whose memory others may use from now on."""
+        for slot in self._free:
+            slot.forget()
         self._free.clear()
 
 
 def choose_slot(
-    free: Sequence[HeldSlot], ids: Ids, most: int, long: bool = False, avoid: Collection[int] = ()
+    free: Sequence[HeldSlot], ids: Ids, most: int, long: bool = False, avoid: Collection[int] = (), cache: str = ""
 ) -> tuple[HeldSlot, int]:
-    """Choose one of the slots `free`, which aren't none, for a sequence that begins with `ids`. Return it, and how many
-    of these tokens, up to `most`, it already holds: never all, because the last one must be computed.
+    """Choose one of the slots `free`, which aren't none, for a sequence of `cache` that begins with `ids`. Return it,
+    and how many of these tokens, up to `most`, it already holds: never all, because the last one must be computed.
 
     The slot is the one that saves most: the tokens it shares, less an eighth of those that would be lost in it, because
     people usually ask about the last answer. In the slot that has been free for longest, nothing counts as lost. Slots
@@ -90,17 +121,19 @@ def choose_slot(
     most = min(most, len(ids) - 1)
     if most <= 0:
         return free[0], 0
-    shared = [common_prefix(slot.ids, ids) if slot.long == long else 0 for slot in free]
+    shared = [common_prefix(slot.ids, ids) if (slot.long, slot.cache) == (long, cache) else 0 for slot in free]
     saved = [n - (len(slot.ids) - n) / 8 for n, slot in zip(shared, free, strict=True)]
     saved[0] = shared[0]
     best = max(range(len(saved)), key=saved.__getitem__)  # the first of equal ones
     return free[best], min(most, shared[best])
 
 
-def held_of(slot: HeldSlot, ids: Ids, most: int, long: bool = False) -> int:
-    """Return how many tokens at the beginning of `ids`, up to `most` and never all, the slot already holds."""
+def held_of(slot: HeldSlot, ids: Ids, most: int, long: bool = False, cache: str = "") -> int:
+    """Return how many tokens at the beginning of `ids`, up to `most` and never all, the slot already holds for
+    sequences of `cache`."""
     most = min(most, len(ids) - 1)
-    return min(most, common_prefix(slot.ids, ids)) if most > 0 and slot.long == long else 0
+    same = (slot.long, slot.cache) == (long, cache)
+    return min(most, common_prefix(slot.ids, ids)) if most > 0 and same else 0
 
 
 def common_prefix(a: Ids, b: Ids) -> int:

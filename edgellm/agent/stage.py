@@ -22,7 +22,10 @@ from edgellm.agent.draft import Drafter
 from edgellm.agent.engine import Engine
 from edgellm.agent.link import Link, Links
 from edgellm.agent.pace import SectionPace
+from edgellm.agent.pages import PAGE_TOKENS
+from edgellm.agent.prefix_cache import Prefixes
 from edgellm.agent.sequence import Sequence, agreed
+from edgellm.agent.slots import HeldSlot, ids_of
 from edgellm.agent.steps import Outcome, Step
 from edgellm.agent.trace import Traces
 from edgellm.config import STALL_TIMEOUT_S, START_TIMEOUT_S
@@ -42,15 +45,15 @@ _MAX_WAITING_BYTES = 64 << 20  # hidden states that may wait here before a board
 class Stage:
     """`section` with its KV `slots` under `plan` on board `board`. `addresses` gives (host, port) by board, and
     `links` is what it reaches them with. `hidden_from` and `tokens_from` name the boards that may send those; None:
-    nobody.
+    nobody. `prefixes` are the pages of prompts that its slots are filled from and kept in; None: there are none.
     """
 
     def __init__(
         self, plan: Plan, board: str, addresses: dict[str, Address], section: Section[Any], slots: list[Slot],
         rope_switch_len: int | None = None, *, links: Links, pace: SectionPace | None = None,
-        grammars: Grammars | None = None,
+        grammars: Grammars | None = None, prefixes: Prefixes | None = None,
     ):  # fmt: skip
-        self.pace = pace
+        self.pace, self._prefixes = pace, prefixes
         self.plan, self.board, self.section, self.addresses = plan, board, section, addresses
         self.epoch = plan.epoch
         own = plan.section_of(board)
@@ -74,7 +77,7 @@ class Stage:
         self.engine = Engine(
             section, slots, self._deliver, self._congested, groups, plan.chunk,
             freed=lambda: self._soon(self._serve), died=lambda error: self._soon(self._engine_died, error),
-            pace=pace,
+            left=self._left, pace=pace,
         )  # fmt: skip
         self._stopped = False
         self._swept_s = self.loop.time()
@@ -184,15 +187,44 @@ class Stage:
         seq_id, ids = sequence.seq_id, sequence.ids
         number = None if self.is_first else sequence.slot
         sequence.slot, sequence.reused = self.engine.open(
-            seq_id, ids, sequence.reuse, self._is_long(len(ids)), number=number, avoid=self._ended.slots
-        )
+            seq_id, ids, sequence.reuse, self._is_long(len(ids)), number=number, avoid=self._ended.slots,
+            cache=sequence.cache, keep=sequence.keep,
+        )  # fmt: skip
         self._ended.taken(sequence.slot)
-        sequence.opened_s = self.loop.time()
         self._sequences[seq_id] = sequence
         if self.is_last:
             self._chooser.constrain(sequence)
         for link in self._links:
             link.ensure()
+        if not self._restores(sequence):
+            self._opened(sequence)
+
+    def _restores(self, sequence: Sequence) -> bool:
+        """Have the pages of its prompt put into the slot of a sequence, if that saves time; it is opened then."""
+        most, long = min(sequence.reuse, len(sequence.ids) - 1), self._is_long(len(sequence.ids))
+        if self._prefixes is None or most <= sequence.reused:
+            return False
+        ids, token_s = ids_of(sequence.ids[:most]), None if self.pace is None else self.pace.prompt_token_s()
+        keys = self._prefixes.find(ids, most, sequence.reused, sequence.cache, long, token_s)
+        if not keys:
+            return False
+        slot, give_back = self.engine.lend(sequence.seq_id, long)
+
+        def done(tokens: int) -> None:
+            if give_back():
+                self._soon(self._restored, sequence, tokens)
+
+        self._prefixes.cache.restore(slot, ids, sequence.reused // PAGE_TOKENS, keys, token_s, done)
+        return True
+
+    def _restored(self, sequence: Sequence, tokens: int) -> None:
+        if self.holds(sequence):
+            sequence.reused = tokens
+            self._opened(sequence)
+
+    def _opened(self, sequence: Sequence) -> None:
+        seq_id, ids = sequence.seq_id, sequence.ids
+        sequence.opened_s = self.loop.time()
         sequence.owner.send(m.Opened(self.epoch, seq_id, sequence.reused, self.engine.batches, sequence.slot))
         log.info(
             "%s asks: sequence %x in slot %d, %d tokens, %d of them held, epoch %d", sequence.owner.name, seq_id,
@@ -283,6 +315,11 @@ class Stage:
         """Have the event loop call a function, from any thread; nobody does once the loop has ended."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(function, *args)
+
+    def _left(self, slot: HeldSlot) -> None:
+        """Keep what a slot holds, now that its sequence has left it. Called in any thread."""
+        if self._prefixes is not None:
+            self._prefixes.save(slot, lambda: self.engine.idle)
 
     def _serve(self) -> None:
         if not self._stopped:

@@ -29,10 +29,17 @@ from edgellm.errors import UsageError
               help="After SIGTERM, let running answers continue for this long.")  # fmt: skip
 @click.option("--tls", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="FOLDER",
               help="Folder with this board's ca.pem, cert.pem and key.pem; required beyond loopback.")  # fmt: skip
+@click.option("--cache-gb", type=click.FloatRange(0, 1e6), default=0.0, show_default=True, metavar="GB",
+              help="Keep prompts on disk in up to this many GB, so that their beginnings needn't be computed again; 0: "
+                   "keep none.")  # fmt: skip
+@click.option("--cache", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+              help="Where to keep them, for this agent alone.  [default: in the agent's state folder]")  # fmt: skip
 @click.option("--announce", is_flag=True, hidden=True, help="Print the address as JSON once the agent listens.")
 @click.option("--until-eof", is_flag=True, hidden=True, help="Exit when stdin ends.")
 @verbose_option
-def agent(shards, listen, name, threads, cores, path, ram, drain_seconds, tls, announce, until_eof, verbose):
+def agent(
+    shards, listen, name, threads, cores, path, ram, drain_seconds, tls, cache_gb, cache, announce, until_eof, verbose
+):
     """Serve a section of a model from this machine.
 
     The agent measures its free RAM and finds the cores that decode fastest. It serves the section that a manager
@@ -49,6 +56,7 @@ def agent(shards, listen, name, threads, cores, path, ram, drain_seconds, tls, a
     from edgellm.agent import journal
     from edgellm.agent.cores import parse_list
     from edgellm.agent.serve import AgentOptions, serve
+    from edgellm.agent.tune import state_folder
     from edgellm.plan import BOARD_NAME, parse_size
 
     journal.begin(logging.DEBUG if verbose else logging.INFO)
@@ -63,7 +71,10 @@ def agent(shards, listen, name, threads, cores, path, ram, drain_seconds, tls, a
         )
     ram_bytes = parse_size(ram, "--ram") if ram else None
     wanted = parse_list(cores) if cores is not None else None
-    options = AgentOptions(shards, host, port, name, threads, ram_bytes, drain_seconds, tls, wanted, path)
+    options = AgentOptions(
+        shards, host, port, name, threads, ram_bytes, drain_seconds, tls, wanted, path,
+        cache=cache or state_folder() / "cache" / name, cache_bytes=int(cache_gb * 1e9),
+    )  # fmt: skip
 
     def ready(running):
         if announce:

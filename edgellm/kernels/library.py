@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.errors import EdgellmError
+from edgellm.files import sha256_of
 from edgellm.kernels.abi import NULL, codes, constants, ffi
 
 ENCODINGS = {name.lower(): code for name, code in codes("Encoding").items() if name != "ENCODINGS"}
@@ -176,11 +177,22 @@ def _candidates() -> list[Path]:
 
 
 @functools.cache
-def library() -> Any:
-    """The loaded library; EdgellmError if it isn't built, can't be loaded, or is of another version."""
+def digest() -> str:
+    """Return the SHA-256 of the library's file, in hex: another build may compute other bits."""
+    return sha256_of(_path())
+
+
+def _path() -> Path:
     path = next((path for path in _candidates() if path.is_file()), None)
     if path is None:
         raise EdgellmError(f"the native kernels ({_NAME}) are not built. Build them with: pip install -e .")
+    return path
+
+
+@functools.cache
+def library() -> Any:
+    """The loaded library; EdgellmError if it isn't built, can't be loaded, or is of another version."""
+    path = _path()
     try:
         lib: Any = ffi.dlopen(str(path))
         abi = lib.edgellm_abi()

@@ -85,7 +85,7 @@ class ClusterClient:
         options = {
             "sampling": sampling.to_wire(), "max_tokens": max_tokens, "eos": list(eos), "logits": logits,
             "logprobs": logprobs, "began": len(ids) if began is None else began, "reuse": len(ids) if reuse else 0,
-            "cache": cache, "progress": progress is not None,
+            "cache": cache, "keep": reuse, "progress": progress is not None,
         }  # fmt: skip
         if constraint is not None:
             options["constraint"] = constraint.to_wire()

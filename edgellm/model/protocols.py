@@ -23,6 +23,14 @@ class Slot(Protocol):
     filled: int
     ram_bytes: int
 
+    def export(self, start: int, end: int) -> Array:
+        """Return a copy of what is stored for positions [start, end), as uint8 [bytes], which don't depend on where the
+        slot ends. `start` and `end` are multiples of 16."""
+
+    def restore(self, start: int, end: int, page: Array) -> None:
+        """Store what another slot exported for these positions. Raises ModelError if it has another size, leaves a gap
+        or doesn't fit."""
+
 
 S = TypeVar("S", bound=Slot)
 S_co = TypeVar("S_co", bound=Slot, covariant=True)
@@ -71,6 +79,11 @@ class Section(Protocol[S]):
     @property
     def reuses(self) -> bool:
         """Whether keys and values depend only on the tokens up to them, so that another sequence may use them."""
+
+    @property
+    def page_layout(self) -> str:
+        """A name for the layout of what slots export, and for whatever their bits depend on besides the model: pages of
+        another layout can't be restored. "" if slots can't be exported."""
 
     def new_slot(self, max_seq_len: int, kv_dtype: str = ...) -> S:
         """Return memory for one sequence; kv_dtype is float16 or float32, and each kind has its own default. Raises

@@ -107,6 +107,25 @@ class SectionStatus:
 
 
 @dataclass(frozen=True)
+class CacheStatus:
+    """The pages of prompts that a board keeps on its disk. `hits` are sequences that took pages since the agent's
+    start, and `restored_tokens` what these needn't compute; bytes are counted by days, UTC."""
+
+    budget_bytes: int | None = None
+    pages: int | None = None
+    bytes: int | None = None
+    hits: int | None = None
+    restored_tokens: int | None = None
+    written_today_bytes: int | None = None
+
+    @classmethod
+    def from_dict(cls, content: object) -> "CacheStatus":
+        """Parse JSON; what isn't well-formed is None."""
+        said = _object(content)
+        return cls(**{name: _count(said.get(name)) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
 class ShardsHere:
     """Which shard files of the right size lie on a board's disk; `layers` are ranges [start, end). `damaged` are names
     of files whose SHA-256 differs, which don't count: a few of them, if there are many."""
@@ -211,6 +230,7 @@ class BoardStatus:
     draining_sequences: int = 0  # of an older plan, which go on to their end
     load_error: LoadError | None = None
     links: Mapping[str, LinkStatus] = field(default_factory=dict)
+    cache: CacheStatus | None = None  # None: it keeps no pages
     faults: tuple[str, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,6 +289,7 @@ class BoardStatus:
             draining_sequences=_count(said.get("draining_sequences")) or 0,
             load_error=LoadError.from_dict(said.get("load_error")),
             links=_links(said.get("links")),
+            cache=None if said.get("cache") is None else CacheStatus.from_dict(said["cache"]),
             faults=tuple(faults),
         )
 

@@ -2,10 +2,12 @@
 
 import weakref
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from edgellm.errors import ModelError
+from edgellm.model.protocols import Array
 
 KV_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -80,3 +82,31 @@ class KVSlot(Cache):
         if end > self.max_seq_len:
             raise ModelError(f"positions {position} to {end} don't fit a slot of {self.max_seq_len} tokens")
         self.position = position
+
+    def export(self, start: int, end: int) -> Array:
+        """Return a copy of the keys and values of positions [start, end), as uint8 [bytes]: of each layer the keys
+        [heads, tokens, dim], then the values."""
+        if not 0 <= start < end <= self.max_seq_len:
+            raise ModelError(f"a page of positions {start} to {end} in a slot of {self.max_seq_len} tokens")
+        parts = [part.contiguous().numpy() for part in self._parts(start, end)]
+        return np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
+
+    def restore(self, start: int, end: int, page: Array) -> None:
+        """Store what a slot of the same layers and number format exported. Raises ModelError if it has another size,
+        leaves a gap or doesn't fit."""
+        if not 0 <= start < end <= self.max_seq_len or start > self.filled:
+            raise ModelError(f"positions {start} to {end} can't follow {self.filled} in {self.max_seq_len} tokens")
+        parts = self._parts(start, end)
+        expected = sum(part.nbytes for part in parts)
+        if page.size != expected:
+            raise ModelError(f"a page of {page.size} bytes for positions {start} to {end}, expected {expected}")
+        at = 0
+        for part in parts:
+            stored = np.array(page[at : at + part.nbytes]).view(part.numpy().dtype).reshape(part.shape)
+            part.copy_(torch.from_numpy(stored))
+            at += part.nbytes
+        self.filled = max(self.filled, end)
+
+    def _parts(self, start: int, end: int) -> list[torch.Tensor]:
+        held = [layer for layer in self.layers if isinstance(layer, _Layer)]
+        return [kept[:, :, start:end] for layer in held for kept in (layer.keys, layer.values)]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgellm.errors import ManifestError, ModelError
+from edgellm.kernels import library
 from edgellm.model.families.find import find_spec
 from edgellm.model.families.spec import Spec
 from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, SectionHandle, new_steps
@@ -85,6 +86,7 @@ class NativeSection:
         self._loaded = load(spec, manifest, Path(folder), start, end, ends=not without_ends,
                             verify_sha256=verify_sha256, progress=progress)  # fmt: skip
         self.ram_bytes = self._loaded.ram_bytes
+        self.page_layout = f"native {library.digest()}"
         self._native = SectionHandle(self._loaded.spec)
         self._steps = new_steps()
         self._tables: list[tuple[np.ndarray, np.ndarray]] = []

@@ -8,6 +8,7 @@ from edgellm.errors import ModelError
 from edgellm.kernels.abi import constants, ffi
 from edgellm.kernels.library import ENCODINGS
 from edgellm.model.families.spec import Layer
+from edgellm.model.protocols import Array
 
 KV_BYTES = {"float16": 2, "float32": 4}
 _KEYS: int = constants.KEYS  # that lie side by side: the context is rounded up to a multiple
@@ -30,11 +31,13 @@ class NativeSlot:
         tokens = -(-max_seq_len // _KEYS) * _KEYS
         self.ram_bytes = sum(layer.kv_elements_per_token for layer in layers) * tokens * KV_BYTES[kv_dtype]
         # fill() touches every page, because promised memory must not turn out to be missing in mid-sequence.
-        self._memory = np.empty(self.ram_bytes + _LINE, np.uint8)
-        self._memory.fill(0)
-        start = self._memory.ctypes.data
-        self.address = ffi.cast("void *", start + -start % _LINE)  # as a step takes it
+        memory = np.empty(self.ram_bytes + _LINE, np.uint8)
+        memory.fill(0)
+        start = memory.ctypes.data
+        self._memory = memory[-start % _LINE :][: self.ram_bytes]
+        self.address = ffi.cast("void *", self._memory.ctypes.data)  # as a step takes it
         self.encoding = ENCODINGS["f16" if kv_dtype == "float16" else "f32"]
+        self._layers = [(layer.mixer.kv_heads, layer.mixer.head_dim * KV_BYTES[kv_dtype]) for layer in layers]
 
     def check(self, position: int, tokens: int, filled: int | None = None) -> int:
         """Return the end of `tokens` stored from `position` on, where `filled` (or as many as now) are stored before.
@@ -46,3 +49,40 @@ class NativeSlot:
         if end > self.max_seq_len:
             raise ModelError(f"positions {position} to {end} don't fit a slot of {self.max_seq_len} tokens")
         return end
+
+    def export(self, start: int, end: int) -> Array:
+        """Return a copy of the keys and values of positions [start, end), multiples of 16, as uint8 [bytes]: for each
+        layer the keys [kv_heads, tokens / 16, head_dim, 16], then the values [kv_heads, tokens, head_dim]."""
+        self._check_page(start, end)
+        return np.concatenate([part.reshape(-1) for part in self._parts(start, end)])
+
+    def restore(self, start: int, end: int, page: Array) -> None:
+        """Store what a slot of the same layers and number format exported. Raises ModelError if it has another size,
+        leaves a gap or doesn't fit."""
+        self._check_page(start, end)
+        self.check(start, end - start)
+        parts = self._parts(start, end)
+        expected = sum(part.size for part in parts)
+        if page.size != expected:
+            raise ModelError(f"a page of {page.size} bytes for positions {start} to {end}, expected {expected}")
+        at = 0
+        for part in parts:
+            part[...] = page[at : at + part.size].reshape(part.shape)
+            at += part.size
+        self.filled = max(self.filled, end)
+
+    def _parts(self, start: int, end: int) -> list[Array]:
+        """Return views of the bytes of positions [start, end): of each layer first its keys, then its values."""
+        parts: list[Array] = []
+        tokens = -(-self.max_seq_len // _KEYS) * _KEYS
+        at = 0
+        for heads, row_bytes in self._layers:  # a row is what one head stores of one token
+            for first, last, each in ((start // _KEYS, end // _KEYS, _KEYS), (start, end, 1)):
+                whole = self._memory[at : at + heads * tokens * row_bytes]
+                parts.append(whole.reshape(heads, tokens // each, each * row_bytes)[:, first:last])
+                at += whole.size
+        return parts
+
+    def _check_page(self, start: int, end: int) -> None:
+        if start % _KEYS or end % _KEYS or not 0 <= start < end <= self.max_seq_len:
+            raise ModelError(f"a page of positions {start} to {end} in a slot of {self.max_seq_len} tokens")

@@ -1,0 +1,227 @@
+"""Prompts outlive agents: what begins like an earlier question computes only what is new, with the same answer."""
+
+import pytest
+
+from edgellm.manager.client import ClusterClient
+from edgellm.manager.connections import Connections
+from tests.fakes import Boards, ask, generate, run, until
+
+PROMPT = [(7 * i) % 89 + 1 for i in range(200)]
+MB = 1 << 20
+
+
+class Kept:
+    """Two boards with a cache, and how they answer."""
+
+    def __init__(self, boards: Boards):
+        self.boards, self.epoch = boards, 0
+
+    async def form(self, cuts=(0, 3, 6)):
+        self.epoch += 1
+        self.plan = await self.boards.form(cuts, epoch=self.epoch, context=512, chunk=32)
+
+    async def ask(self, prompt, count=10, **options):
+        """Ask, check the answer, and return how many tokens each board reused."""
+        stats = {}
+        async with ClusterClient.dial(self.plan, self.boards.addresses) as cluster:
+            answer = await ask(cluster, prompt, count, stats=stats, **options)
+            assert [chosen.token for chosen in answer] == generate(prompt, count)
+        return [stats[board].reused_tokens for board in self.plan.boards]
+
+    async def quiet(self):
+        """Wait until all that is to be kept is."""
+        await until(lambda: all(agent.cache.is_quiet and agent.stage.engine.idle for agent in self.boards.agents))
+
+    async def restart(self, *which):
+        await self.quiet()
+        for i in which or range(self.boards.count):
+            await self.boards.stop(i)
+        for i in which or range(self.boards.count):
+            await self.boards.start(i)
+        await self.form()
+
+    async def status(self, i=0):
+        async with Connections() as connections:
+            boards = await connections.to_all(self.boards.addresses)
+            return (await boards[i].status()).cache
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Run `go(a Kept)` with two boards."""
+
+    def on_boards(go, cache_bytes=MB):
+        async def between():
+            async with Boards(tmp_path, 2, cache_bytes=cache_bytes) as boards:
+                made = Kept(boards)
+                await made.form()
+                return await go(made)
+
+        return run(between())
+
+    return on_boards
+
+
+def test_after_a_restart_of_all_boards_only_what_is_new_is_computed(kept):
+    async def go(cluster):
+        assert await cluster.ask(PROMPT) == [0, 0]
+        await cluster.restart()
+        assert await cluster.ask(PROMPT) == [192, 192]  # three pages of 64; the answer's end is no whole page
+        assert cluster.boards.sections["b0"].calls[0][:2] == (192, 8)
+        await cluster.restart()
+        assert await cluster.ask(PROMPT + generate(PROMPT, 10) + [5] * 60) == [192, 192]
+        await cluster.restart()
+        assert await cluster.ask(PROMPT + generate(PROMPT, 10) + [5] * 60) == [256, 256]
+        assert await cluster.ask(PROMPT[:100] + [3] * 30) == [100, 100]  # of a slot, which has more than the page
+        await cluster.restart()
+        assert await cluster.ask(PROMPT[:128]) == [64, 64]  # a token is left to compute
+        status = await cluster.status()
+        page = 64 * 16 + 88
+        assert (status.pages, status.bytes, status.hits, status.restored_tokens) == (5, 5 * page, 1, 64)
+        assert status.written_today_bytes == 5 * page and status.budget_bytes == MB
+
+    kept(go)
+
+
+def test_each_page_is_written_once(kept):
+    async def go(cluster):
+        await cluster.ask(PROMPT)
+        await cluster.quiet()
+        written = (await cluster.status()).written_today_bytes
+        for _ in range(3):
+            await cluster.ask(PROMPT)
+        await cluster.ask([9] * 50)
+        await cluster.quiet()
+        assert (await cluster.status()).written_today_bytes == written > 0
+
+    kept(go)
+
+
+def test_only_questions_with_the_same_cache_share_slots_and_pages(kept):
+    async def go(cluster):
+        assert await cluster.ask(PROMPT, cache="anna") == [0, 0]
+        assert await cluster.ask(PROMPT, cache="bert") == [0, 0]
+        assert await cluster.ask(PROMPT, cache="anna") == [199, 199]
+        await cluster.restart()
+        assert await cluster.ask(PROMPT) == [0, 0]
+        assert await cluster.ask(PROMPT, cache="carl") == [0, 0]
+        assert await cluster.ask(PROMPT, cache="bert") == [192, 192]
+        assert await cluster.ask(PROMPT, cache="anna") == [192, 192]
+
+    kept(go)
+
+
+def test_a_board_without_the_pages_has_all_compute(kept):
+    async def go(cluster):
+        await cluster.ask(PROMPT)
+        await cluster.quiet()
+        cluster.boards.cache_bytes = 0
+        await cluster.restart(1)
+        cluster.boards.agents[1].cache = cluster.boards.agents[0].cache
+        assert await cluster.ask(PROMPT) == [0, 0]
+
+    kept(go)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "foreign", "gone"])
+def test_a_damaged_page_is_computed_again_and_replaced(kept, damage, tmp_path):
+    async def go(cluster):
+        await cluster.ask(PROMPT)
+        await cluster.restart()
+        files = {path.name: path.read_bytes() for path in (tmp_path / "cache/b1").iterdir()}
+        assert len(files) == 3
+        first, second, _ = sorted((tmp_path / "cache/b1").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        content = first.read_bytes()
+        bad = {"cut": content[:-1], "bit": content[:500] + bytes([content[500] ^ 1]) + content[501:], "empty": b"",
+               "foreign": second.read_bytes()}  # fmt: skip
+        first.write_bytes(bad[damage]) if damage in bad else first.unlink()
+        assert await cluster.ask(PROMPT) == [0, 0]
+        await cluster.quiet()
+        assert {path.name: path.read_bytes() for path in (tmp_path / "cache/b1").iterdir()} == files
+        await cluster.restart()
+        assert await cluster.ask(PROMPT) == [192, 192]
+
+    kept(go)
+
+
+def test_without_reuse_nothing_is_kept_or_taken(kept):
+    async def go(cluster):
+        await cluster.ask(PROMPT, reuse=False)
+        await cluster.quiet()
+        assert (await cluster.status()).pages == 0
+        await cluster.ask(PROMPT)
+        await cluster.restart()
+        assert await cluster.ask(PROMPT, reuse=False) == [0, 0]
+
+    kept(go)
+
+
+def test_pages_of_other_layers_are_other_pages(kept):
+    async def go(cluster):
+        await cluster.ask(PROMPT)
+        await cluster.quiet()
+        await cluster.form((0, 2, 6))
+        assert await cluster.ask(PROMPT) == [0, 0]
+        await cluster.quiet()
+        await cluster.form((0, 3, 6))
+        assert await cluster.ask(PROMPT) == [192, 192]
+
+    kept(go)
+
+
+def test_a_question_that_is_given_up_while_its_pages_are_read_frees_its_slot(kept, monkeypatch):
+    import threading
+
+    async def go(cluster):
+        await cluster.ask(PROMPT)
+        await cluster.restart()
+        gate, reading = threading.Event(), threading.Event()
+        store = cluster.boards.agents[0].cache._store
+        read = store.read
+
+        def slowly(key):
+            reading.set()
+            assert gate.wait(20)
+            return read(key)
+
+        monkeypatch.setattr(store, "read", slowly)
+        import asyncio
+
+        asked = asyncio.ensure_future(cluster.ask(PROMPT))
+        await until(reading.is_set)
+        engine = cluster.boards.agents[0].stage.engine
+        assert engine.free_slots == 1
+        asked.cancel()
+        await until(lambda: engine.idle)
+        assert engine.free_slots == 1  # somebody still writes there
+        assert await cluster.ask([4] * 70) == [0, 0]  # others don't wait
+        gate.set()
+        await until(lambda: engine.free_slots == 2)
+        assert await cluster.ask(PROMPT) == [192, 192]
+
+    kept(go)
+
+
+def test_a_start_before_the_pages_are_there_ends_the_sequence(kept, monkeypatch):
+    import threading
+
+    from edgellm.wire import messages as m
+    from tests.agent.test_remembering import BoardEvents
+
+    async def go(cluster):
+        await cluster.ask(PROMPT)
+        await cluster.restart()
+        gate = threading.Event()
+        store = cluster.boards.agents[0].cache._store
+        monkeypatch.setattr(store, "read", lambda key: gate.wait(20) and None)
+        async with Connections() as connections:
+            board = (await connections.to_all(cluster.boards.addresses))[0]
+            async with BoardEvents(board, 7) as events:
+                options = {"plan": cluster.plan.digest, "max_tokens": 3, "reuse": 200}
+                board.send(m.Open(cluster.epoch, 7, options, tuple(PROMPT)))
+                board.send(m.Start(cluster.epoch, 7, 0, False))
+                assert "before the sequence was opened" in (await events.failed()).reason
+        gate.set()
+        await until(lambda: cluster.boards.agents[0].stage.engine.free_slots == 2)
+
+    kept(go)
