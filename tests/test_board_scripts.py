@@ -242,7 +242,7 @@ def test_a_command_that_is_not_done_in_time_is_no_dead_cable(result):
 SETTINGS = {
     "inventory_hostname": "pi1", "ansible_managed": "", "agent_start_seconds": 300, "edgellm_port": 7710,
     "edgellm_path": "auto", "edgellm_threads": "", "edgellm_cores": "", "edgellm_ram": "", "edgellm_memory_max": "90%",
-    "edgellm_drain_seconds": 60,
+    "edgellm_drain_seconds": 60, "edgellm_cache_gb": "0.5",
 }  # fmt: skip
 
 
@@ -252,3 +252,5 @@ def test_the_unit_listens_on_either_kind_of_address(address, listen):
     environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
     unit = environment.from_string(template).render(**SETTINGS, agent_address=address)
     assert f" --listen {listen} \\\n" in unit
+    assert " --drain-seconds 60 \\\n    --cache /var/lib/edgellm/cache --cache-gb 0.5\n" in unit
+    assert "\nStateDirectory=edgellm/agent edgellm/cache\n" in unit

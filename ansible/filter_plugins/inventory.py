@@ -24,6 +24,7 @@ FORMS = {
     "edgellm_memory_max": (r"\d+(\.\d+)?[KMGT%]?|infinity", "a size for systemd, such as 90% or 3G"),
     "edgellm_cores": (r"\d{1,4}(-\d{1,4})?(\s*,\s*\d{1,4}(-\d{1,4})?)*", "cores, such as 4-7 or 0,2"),
     "edgellm_ram": (r"\d+(\.\d+)?\s*([KMGT]i?)?B", "a size, such as 3GB"),
+    "edgellm_cache_gb": (r"\d{1,6}(\.\d{1,6})?", "a number of gigabytes, such as 1 or 0.5"),
     "edgellm_model": (r"[^\s'\"].*", "a model"),
     "edgellm_ca": (r"[/~].*", "an absolute path"),
     "edgellm_manager": (BOARD_NAME.pattern, "a name of letters, digits, '.', '_' and '-'"),

@@ -8,12 +8,14 @@ def checksums(files: list[dict]) -> str:
     return "".join(f"{f['sha256']}  {f['name']}\n" for f in files)
 
 
-def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb: int) -> dict:
+def push(
+    stdout: str, files: list[dict], least: list[str], board: str, spare_mb: int, cache_gb: float | str = 0
+) -> dict:
     """Return what to push to a board. `stdout` is `sha256sum --check` of `files` there, then the last line of `df -Pk`.
 
     {"names", "whole": those that are there already, "corrupt", "short": its disk is too small for all files,
     "disk_bytes" that it has for shards, "problem": a sentence if there is no room for `least`, "message"}. `spare_mb`
-    stay free. Corrupt files are replaced one by one, so they need room for one only.
+    stay free, and all files are pushed only if pages of prompts still have their `cache_gb` then. Corrupt files are replaced one by one, so they need room for one only.
     """
     whole = set(re.findall(r"^(\S+): OK$", stdout, re.M))
     corrupt = set(re.findall(r"^(\S+): FAILED$", stdout, re.M))
@@ -25,7 +27,9 @@ def push(stdout: str, files: list[dict], least: list[str], board: str, spare_mb:
         replaced = [f["bytes"] for f in some if f["name"] in corrupt]
         return sum(f["bytes"] for f in some if f["name"] not in corrupt) + max(replaced, default=0)
 
-    short, problem = room(lacking) > free_bytes, ""
+    cached = re.search(r"^edgellm_cache_kb=(\d+)$", stdout, re.M)
+    to_cache = max(0.0, float(cache_gb) * 10**9 - (int(cached[1]) * 1024 if cached else 0))
+    short, problem = bool(lacking) and room(lacking) + to_cache > free_bytes, ""
     chosen = needed if short else lacking
     if room(chosen) > free_bytes:
         problem = (

@@ -42,7 +42,8 @@ class PageStore:
         self._held = -1
 
     def open(self) -> bool:
-        """Find out which pages there are; return False if the folder can't be used, and say why in the log."""
+        """Find out which pages there are; return False if the folder can't be used, and say why in the log. With a
+        budget of 0 all pages are removed, and the store isn't used either."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._held = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
@@ -56,6 +57,9 @@ class PageStore:
         for _, key, size in sorted(found):
             for gone in self._index.add(key, size):
                 self._path(gone).unlink(missing_ok=True)
+        if not self.budget_bytes:
+            self.close()
+            return False
         log.info("%d pages of prompts, %.1f MB, in %s", len(self._index), self._index.bytes / 1e6, self.folder)
         return True
 

@@ -58,7 +58,7 @@ class Agent:
         self._server_tls = server_credentials(options.tls) if options.tls else None
         self._client_tls = client_tls = client_credentials(options.tls) if options.tls else None
         self.cache: PrefixCache | None = None
-        if options.cache is not None and options.cache_bytes > 0:
+        if options.cache is not None and (options.cache_bytes > 0 or options.cache.is_dir()):
             self.cache = PrefixCache(PageStore(options.cache, options.cache_bytes))
         self.holding = Holding(
             options.name, self.manifest, options.shards, load, ram_bytes=options.ram_bytes, tls=client_tls, pace=pace

@@ -34,10 +34,12 @@ def local():
 @click.option("--ram", metavar="SIZE", help="Let each agent offer at most this much RAM.")
 @click.option("--path", "how", type=click.Choice(["auto", "generic"]), default="auto", show_default=True,
               help="As for 'edgellm agent'.")  # fmt: skip
+@click.option("--cache-gb", type=click.FloatRange(0, 1e6), default=config.DEFAULT_CACHE_GB, show_default=True,
+              metavar="GB", help="Keep prompts on disk in up to this many GB together; 0: keep none.")  # fmt: skip
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Where to write the cluster file.  [default: the user's config folder]")  # fmt: skip
 @verbose_option
-def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how, cluster, verbose):
+def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how, cache_gb, cluster, verbose):
     """Start agents on loopback and keep them running, so that questions are answered without delay.
 
     \b
@@ -62,7 +64,7 @@ def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how,
     manifest = Manifest.read(model_dir)
     settings = make_settings(manifest, context, slots, chunk, kv_dtype, objective)
     ram_bytes = parse_size(ram, "--ram") if ram else None
-    limits = {"record": record, "ram_bytes": ram_bytes, "path": how}
+    limits = {"record": record, "ram_bytes": ram_bytes, "path": how, "cache_gb": cache_gb}
     with processes.LocalAgents(model_dir, count, processes.state_dir(), **limits) as agents:
         with Progress() as progress:
             progress(f"starting {count} agents")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from edgellm.config import DEFAULT_CACHE_GB
 from edgellm.errors import BoardError, ClusterError
 from edgellm.files import write_atomically
 from edgellm.manager.rebalance import settle
@@ -41,15 +42,18 @@ class LocalAgents:
     """Starts agents and ends them, at the latest at the end of the `with` block or when this process dies.
 
     With a `record` they may outlive this process: they are written down there as soon as they start. `prefix(name)`
-    gives words to put before an agent's command, to run it under a limit. `path` as `edgellm agent` has it.
+    gives words to put before an agent's command, to run it under a limit. `path` as `edgellm agent` has it. Together
+    they keep up to `cache_gb` of prompts, beside their logs.
     """
 
     def __init__(
         self, model_dir: Path, count: int, log_dir: Path, *, record: Path | None = None, ram_bytes: int | None = None,
         prefix: Callable[[str], list[str]] = lambda name: [], path: str = "auto",
+        cache_gb: float = DEFAULT_CACHE_GB,
     ):  # fmt: skip
         self._model_dir, self._count, self._log_dir = model_dir, count, log_dir
         self._record, self._ram_bytes, self._prefix, self._path = record, ram_bytes, prefix, path
+        self._cache_gb = cache_gb / count
         self._processes: list[subprocess.Popen[bytes]] = []
         self.agents: list[LocalAgent] = []
 
@@ -72,7 +76,8 @@ class LocalAgents:
             command = [
                 *prefix, sys.executable, "-m", "edgellm", "agent",
                 "--shards", str(self._model_dir), "--listen", "127.0.0.1:0", "--name", name, "--announce",
-                "--path", self._path,
+                "--path", self._path, "--cache", str(self._log_dir / "cache" / name),
+                "--cache-gb", f"{self._cache_gb:.6f}",
             ]  # fmt: skip
             if share and not prefix:
                 command += ["--cores", ",".join(map(str, share))]

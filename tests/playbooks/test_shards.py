@@ -17,14 +17,22 @@ FILES = [{"name": f"layer-000{i}.safetensors", "bytes": 100 * 10**6, "sha256": s
 DF = "/dev/x 1 1 {} 1% /\n"
 
 
-def pushed(stdout: str, free_mb: int, least=("layer-0002.safetensors",)) -> dict:
-    return shards.push(stdout + DF.format(free_mb * 10**6 // 1024 + 1), FILES, list(least), "pi1", 200)
+def pushed(stdout: str, free_mb: int, least=("layer-0002.safetensors",), cache_gb="0") -> dict:
+    return shards.push(stdout + DF.format(free_mb * 10**6 // 1024 + 1), FILES, list(least), "pi1", 200, cache_gb)
 
 
 def test_a_board_gets_what_it_lacks():
     push = pushed("layer-0000.safetensors: OK\nlayer-0001.safetensors: FAILED\n", 1000)
     assert push["names"] == [f["name"] for f in FILES[1:]] and push["corrupt"] == ["layer-0001.safetensors"]
     assert not push["short"] and not push["problem"]
+
+
+@pytest.mark.parametrize("cached_mb, short", [(0, True), (450, False)])
+def test_a_board_gets_all_shards_only_if_prompts_have_room_beside_them(cached_mb, short):
+    push = pushed(f"edgellm_cache_kb={cached_mb * 10**6 // 1024}\n", 700, cache_gb="0.5")
+    assert push["short"] is short and not push["problem"]
+    whole = "".join(f"{file['name']}: OK\n" for file in FILES)
+    assert not pushed(whole, 0, cache_gb=5)["short"]  # nothing is left to push
 
 
 def test_a_board_with_little_room_gets_what_it_needs():
