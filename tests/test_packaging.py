@@ -37,12 +37,20 @@ def test_neither_a_boards_wheel_nor_an_editable_install_has_them(tmp_path, defin
     assert installed(tmp_path, define) == set()
 
 
-@pytest.mark.parametrize("generic", [False, True])
-def test_managers_sign_and_check_plans_and_boards_need_nothing_for_it(generic):
+@pytest.mark.parametrize("extras", [[], ["generic"]])
+def test_managers_sign_and_check_plans_and_boards_need_nothing_for_it(extras):
     """What boards install is resolved from these requirements."""
-    wanted, _ = wheelhouse._project(ROOT, generic)
+    wanted, _ = wheelhouse._project(ROOT, extras)
+    assert not [one for one in wanted if one.startswith("starlette")]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert not [one for one in wanted if one.startswith("cryptography")]
     assert [one.startswith("cryptography>=") for one in extras["manager"]] == [True]
     assert "edgellm[manager]" in extras["controller"]
     assert "-e '.[manager]'" in (ROOT / "Makefile").read_text()
+
+
+def test_the_server_signs_and_checks_plans_as_a_manager_does():
+    wanted, _ = wheelhouse._project(ROOT, ["serving"])
+    names = {one.split(">")[0].split("=")[0] for one in wanted}
+    assert {"cryptography", "starlette", "uvicorn", "numpy"} <= names
+    assert not [one for one in wanted if one.startswith("edgellm")]

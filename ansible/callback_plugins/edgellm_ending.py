@@ -66,9 +66,34 @@ def issued(step: dict) -> list[str]:
     return [f"{file} lets {step['name']} {may}. Move it to that machine, and run there: edgellm join {Path(file).name}"]
 
 
-def ending(boards: dict[str, dict], lost: list[str], said: dict[str, str], problem: str, playbook: str) -> list[str]:
-    """Return the last lines of a run: what each board holds, who is left out, and why the run could not go on."""
+def serving(hosts: dict[str, dict]) -> list[str]:
+    """Return where the server answers and with which key, from the variables of all machines."""
+    told = next((host["server_told"] for host in hosts.values() if host.get("server_told")), {})
+    if "key_file" not in told:
+        return []
+    ca = f" --cacert {told['ca']}" if told["tls"] == "cluster" else ""
+    line = f"serving: {told['url']}/ with the API key in {told['key_file']}"
+    asks = f"""curl{ca} -H "Authorization: Bearer $(cat {told['key_file']})" {told['url']}/v1/models"""
+    return [line, f"serving: try {asks}"]
+
+
+def keys(step: dict, served: bool) -> list[str]:
+    """Return what became of an API key, from the answer of `edgellm controller key`."""
+    if step["file"] is None:
+        return [f"The API key {step['name']} is removed. Those that are left: {', '.join(step['keys'])}."]
+    told = f"The API key {step['name']} is in {step['file']}. An earlier one of this name is refused."
+    return [told if served else f"The API key {step['name']} is in {step['file']}. The next deploy tells the server."]
+
+
+def ending(
+    boards: dict[str, dict], lost: list[str], said: dict[str, str], problem: str, playbook: str,
+    servers: dict[str, dict] | None = None,
+) -> list[str]:  # fmt: skip
+    """Return the last lines of a run: what each board holds, where the server answers, who is left out, and why the run
+    could not go on. `servers` are the machines that serve, or did."""
     sentences = left_out(boards, lost, said)
+    servers = servers or {}
+    sentences += [reason for host in servers.values() if (reason := host.get("server_reason"))]
     missing: dict[str, str] = {}
     lines = []
     for host in boards.values():
@@ -89,6 +114,11 @@ def ending(boards: dict[str, dict], lost: list[str], said: dict[str, str], probl
         lines = [*revoked(step), *lines]
     if playbook == "manager" and step and not problem:
         lines = issued(step)
+    made = next((host["_server_key"] for host in boards.values() if host.get("_server_key")), {})
+    if playbook == "keys" and not problem and "key" in (made.get("answers") or {}):
+        lines = keys(made["answers"]["key"], any(host.get("server_told") for host in servers.values()))
+    elif not problem:
+        lines = [*lines, *serving(servers)]
     if not problem and not lines and boards and all(host.get("preflight_reason") for host in boards.values()):
         problem = "No board is left to form a cluster with."
     told = [s for s in dict.fromkeys(sentences) if s not in problem]
@@ -123,6 +153,11 @@ class CallbackModule(CallbackBase):
         inventory = self._variables._inventory
         hosts = {host.name: host for group in ("boards", "edgellm_removed")
                  for host in (inventory.groups[group].get_hosts() if group in inventory.groups else [])}  # fmt: skip
+        serving = {host.name: host for group in ("edgellm_serving", "edgellm_unserved")
+                   for host in (inventory.groups[group].get_hosts() if group in inventory.groups else [])}  # fmt: skip
+        servers = {
+            name: self._variables.get_vars(host=host, include_hostvars=False) for name, host in serving.items()
+        }
         boards = {name: self._variables.get_vars(host=host, include_hostvars=False) for name, host in hosts.items()}
         problem, names, without_reason = (
             filter_loader.get(f"edgellm_{name}").j2_function for name in ("problem", "names", "without_reason")
@@ -132,8 +167,8 @@ class CallbackModule(CallbackBase):
             if name in names(host.get("without")):
                 host.setdefault("preflight_reason", without_reason(name))
         said = {name: text for name, text in self._said.items() if stats.failures.get(name)}
-        lines = ending(boards, list(stats.dark), said, problems[0] if problems else "", self._playbook)
+        lines = ending(boards, list(stats.dark), said, problems[0] if problems else "", self._playbook, servers)
         if context.CLIARGS.get("check"):
-            lines = [line for line in lines if not line.startswith("ready: ") and " holds " not in line]
+            lines = [line for line in lines if not line.startswith(("ready: ", "serving: ")) and " holds " not in line]
         for line in lines:  # a board may have said part of it, and a terminal would obey control characters
             self._display.display("".join(c for c in line if c.isprintable()))

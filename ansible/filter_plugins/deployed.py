@@ -9,7 +9,8 @@ from pathlib import Path
 IDENTITY = {"ca.pem": "root edgellm 0640", "crl.pem": "root edgellm 0640", "cert.pem": "root edgellm 0640",
             "revoked.json": "root edgellm 0640", "key.pem": "edgellm edgellm 0600"}  # fmt: skip
 # Where the steps on this machine leave why the run can't go on, in the order in which it counts.
-PROBLEMS = ("form_problem", "upgrade_problem", "_model_command", "_cluster_fit", "_identity_step", "_cluster_form")
+PROBLEMS = ("form_problem", "upgrade_problem", "_model_command", "_cluster_fit", "_identity_step", "_cluster_form",
+            "_server_key")
 
 
 def differences(found: dict, wanted: dict) -> list[str]:
@@ -111,7 +112,7 @@ def failure(host, without="") -> str:
     """Return why the run fails on a board, from its variables: it is left out, or nothing can go on; "" otherwise."""
     if host["inventory_hostname"] in names(without):
         return ""
-    return str(host.get("preflight_reason") or host.get("reset_reason") or problem(host))
+    return str(host.get("preflight_reason") or host.get("reset_reason") or host.get("server_reason") or problem(host))
 
 
 class FilterModule:

@@ -13,12 +13,13 @@ BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 # One value for the whole cluster; the others may differ from board to board.
 CLUSTER_WIDE = tuple(
     f"edgellm_{v}" for v in (
-        "model", "quantize", "objective", "context", "slots", "chunk", "kv_dtype", "path", "ca", "manager",
+        "model", "quantize", "objective", "context", "slots", "chunk", "kv_dtype", "path", "ca", "manager", "server",
+        "server_address", "server_port", "server_tls",
     )
 )
 # What argument_specs can't express.
 TYPES = {"int": "whole number", "str": "text"}
-LIMITS = {"edgellm_port": (1, 65535), "edgellm_context": (1, 1 << 24), "edgellm_slots": (1, 1024),
+LIMITS = {"edgellm_port": (1, 65535), "edgellm_server_port": (1, 65535), "edgellm_context": (1, 1 << 24), "edgellm_slots": (1, 1024),
           "edgellm_chunk": (1, 8192), "edgellm_threads": (1, 1024), "edgellm_drain_seconds": (0, 3600)}  # fmt: skip
 FORMS = {
     "edgellm_memory_max": (r"\d+(\.\d+)?[KMGT%]?|infinity", "a size for systemd, such as 90% or 3G"),
@@ -27,6 +28,8 @@ FORMS = {
     "edgellm_cache_gb": (r"\d{1,6}(\.\d{1,6})?", "a number of gigabytes, such as 1 or 0.5"),
     "edgellm_model": (r"[^\s'\"].*", "a model"),
     "edgellm_ca": (r"[/~].*", "an absolute path"),
+    "edgellm_server_address": (r"[0-9A-Fa-f.:]+", "an IP address, such as 192.168.1.11 or 0.0.0.0"),
+    "edgellm_server_tls": (r"cluster|[/~].*", "cluster, or a folder's absolute path"),
     "edgellm_manager": (BOARD_NAME.pattern, "a name of letters, digits, '.', '_' and '-'"),
 }
 CONNECTION = ("host", "port", "user", "ssh_private_key_file", "ssh_common_args", "ssh_extra_args", "host_key_checking",
@@ -56,6 +59,12 @@ def inventory_problems(names, hostvars, options, sources) -> list[str]:
         if len(values) > 1:
             each = " and ".join(f"{value or 'unset'} on {name}" for value, name in sorted(values.items()))
             found.append(f"{variable} is {each}, but a cluster has one value. Set it once, under [boards:vars].")
+    server = str(hostvars[names[0]].get("edgellm_server") or "") if names else ""
+    if server and server not in names and server != "controller":
+        found.append(
+            f"edgellm_server is {server!r}, expected one of {', '.join(names)}, or controller, or nothing. Correct it in "
+            f"the inventory."
+        )
     return found or _places(names, hostvars)
 
 
@@ -218,11 +227,14 @@ CHANGES = {
     "wheels": "wheels were built or fetched",
     "certificates": "certificates were made or renewed",
     "form": "the cluster's plan or its cluster file has changed",
+    "server": "the server's identity, keys or certificate were made or renewed",
+    "key": "an API key was made or removed",
     "remember": "boards.json has changed: other boards, or other ways to reach them",
 }
 
 
-RESULTS = ("_model_command", "_python_command", "_wheelhouse_command", "_cluster_fit", "_cluster_form", "_cluster_gone")
+RESULTS = ("_model_command", "_python_command", "_wheelhouse_command", "_cluster_fit", "_cluster_form", "_cluster_gone",
+           "_server_command", "_server_key")
 
 
 def controller_changes(hosts) -> list[str]:

@@ -10,7 +10,7 @@ from edgellm.cli.cluster import doctor, logs, status
 from edgellm.cli.controller import controller
 from edgellm.cli.deploy import deploy, model, remove, reset, upgrade
 from edgellm.cli.group import CONTEXT, Group
-from edgellm.cli.identities import join, manager, revoke
+from edgellm.cli.identities import join, key, manager, revoke
 from edgellm.cli.local import local
 from edgellm.cli.models import plan, split, verify
 from edgellm.cli.rebalance import rebalance
@@ -34,7 +34,7 @@ def main():
 
 
 COMMANDS = (
-    ask, serve, deploy, upgrade, model, remove, reset, manager, join, revoke, status, doctor, logs, rebalance, local,
+    ask, serve, deploy, upgrade, model, remove, reset, manager, join, revoke, key, status, doctor, logs, rebalance, local,
     split, plan, verify, agent, bench, controller,
 )  # fmt: skip
 for command in COMMANDS:

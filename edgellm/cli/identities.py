@@ -1,4 +1,4 @@
-"""`edgellm manager`, `join` and `revoke`: who may ask the cluster, and who may not any more."""
+"""`edgellm manager`, `join`, `revoke` and `key`: who may ask the cluster, and who may not any more."""
 
 import json
 import os
@@ -78,3 +78,20 @@ def revoke(name, **options):
       edgellm revoke anna
     """
     play("revoke", "playbooks/revoke.yml", {"revoke": name}, **options)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--remove", "gone", is_flag=True, help="Remove the key: the server refuses it within seconds.")
+@with_options()
+def key(name, gone, **options):
+    """Make an API key for the server that deploy runs, in place of the one of this name.
+
+    The key is in the config folder, readable for you alone; its path is printed. The server knows only its SHA-256.
+
+    \b
+    Examples:
+      edgellm key kitchen
+      edgellm key kitchen --remove
+    """
+    play("key", "playbooks/keys.yml", {"key": name, "remove": gone}, **options)

@@ -104,23 +104,37 @@ class Authority:
 
     def sign(self, identity: Identity, public: ec.EllipticCurvePublicKey) -> x509.Certificate:
         """Return a certificate of this identity, on record before anybody has it."""
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.name or "manager")])
-        builder = _builder(name, self.certificate.subject, public, self.now, LEAF_DAYS)
         # Boards dial each other; nothing dials a manager.
         sides = [ExtendedKeyUsageOID.CLIENT_AUTH]
         sides += [ExtendedKeyUsageOID.SERVER_AUTH] if identity.role == "board" else []
+        named = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity.uri)])
+        certificate = self._sign(identity.name or "manager", named, sides, public)
+        self._record([*self.issued, Issued(f"{certificate.serial_number:x}", identity.uri, self.now.isoformat())])
+        return certificate
+
+    def sign_for_https(
+        self, named: x509.SubjectAlternativeName, public: ec.EllipticCurvePublicKey
+    ) -> x509.Certificate:
+        """Return a certificate for an HTTPS server of these names. It names nobody of the cluster, and is no client's,
+        so it opens nothing on boards, and isn't on record."""
+        return self._sign("edgellm serve", named, [ExtendedKeyUsageOID.SERVER_AUTH], public)
+
+    def _sign(
+        self, common: str, named: x509.SubjectAlternativeName, sides: list[x509.ObjectIdentifier],
+        public: ec.EllipticCurvePublicKey,
+    ) -> x509.Certificate:  # fmt: skip
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+        builder = _builder(name, self.certificate.subject, public, self.now, LEAF_DAYS)
         for extension, critical in (
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (_usage(digital_signature=True), True),
             (x509.ExtendedKeyUsage(sides), False),
-            (x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity.uri)]), False),
+            (named, False),
             (x509.SubjectKeyIdentifier.from_public_key(public), False),
             (self._key_id(), False),
         ):
             builder = builder.add_extension(extension, critical)
-        certificate = builder.sign(self.key, hashes.SHA256())
-        self._record([*self.issued, Issued(f"{certificate.serial_number:x}", identity.uri, self.now.isoformat())])
-        return certificate
+        return builder.sign(self.key, hashes.SHA256())
 
     def revoke(self, certificates: list[Issued]) -> list[Issued]:
         """Revoke certificates from `issued`; return those that weren't revoked before."""

@@ -88,6 +88,13 @@ def issue(
         _ensure_leaf(into, identity, authority, work)
 
 
+@contextlib.contextmanager
+def with_authority(ca: Path | str, manager: Path | str, now: datetime) -> Iterator[Authority]:
+    """Open the CA, which must be there, under its lock. Raises ClusterError."""
+    with _opened(Path(ca).absolute(), Path(manager).absolute(), now, must_be_there=True) as (authority, _):
+        yield authority
+
+
 def revoke(
     ca: Path | str, manager: Path | str, who: str, *, missing_ok: bool = False, now: datetime | None = None
 ) -> Revoked:

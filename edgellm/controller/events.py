@@ -34,10 +34,15 @@ STEPS: dict[str, tuple[str, bool] | None] = {
     "cluster/removed": None,
     "cluster/forget": ("files", True),
     "retire": ("agent stopped", False),
+    "server": ("server", False),
+    "server/choose": None,
+    "server/gone": ("server removed", False),
+    "server/forget": ("certificates", True),
+    "server/key": ("API key", True),
     "reset": ("removal", False),
 }
-_REASONS = ("preflight_reason", "reset_reason", "retire_reason")  # facts that leave a board out
-_HELD = re.compile(r"ready: |\S+ holds ")  # how lines of the ending begin that tell what is there
+_REASONS = ("preflight_reason", "reset_reason", "retire_reason", "server_reason")  # facts that leave a board out
+_HELD = re.compile(r"ready: |serving: |\S+ holds ")  # how lines of the ending begin that tell what is there
 _PUSHED = re.compile(r"(\S+): (\d{1,9}) of (\d{1,9}) MB")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_LINES = 200  # of output that belongs to no task

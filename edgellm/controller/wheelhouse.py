@@ -1,7 +1,8 @@
 """The wheelhouse of a kind of board: every wheel it needs, so that it needs neither a compiler nor internet.
 
     wheels/aarch64-py3.11/0.1.0-1f2e3d4c/      the folder's name is the wheelhouse's id; aarch64-py3.11-generic, too,
-                                               has torch and transformers for models without native sections
+                                               has torch and transformers for models without native sections, and
+                                               aarch64-py3.11-serving what `edgellm serve` needs
         *.whl                                  edgellm's own, its dependencies', and pip's
         requirements.txt                       all but pip, with hashes
         wheelhouse.json                        what it was made of
@@ -17,7 +18,7 @@ import re
 import shutil
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -73,7 +74,8 @@ class _Inputs:
 
 
 def make(
-    source: Path, machine: str, python: str, *, generic: bool = False, cache: Path | None = None,
+    source: Path, machine: str, python: str, *, generic: bool = False, serving: bool = False,
+    cache: Path | None = None,
     progress: Callable[[str], None] = lambda what: None, run: wheels.Run = wheels.run,
 ) -> Wheelhouse:  # fmt: skip
     """Return the wheelhouse of `source` for a machine and a Python ("3.11").
@@ -81,14 +83,15 @@ def make(
     `source` is a repository, from which edgellm's own wheel is built, or the folder of an installed edgellm's
     playbooks, in which case the package index has the wheel. Make the wheelhouse if it isn't there; resolve
     dependencies again only if pyproject.toml or constraints.txt changed them. With `generic` it has torch and
-    transformers. Raise UsageError for a target that edgellm doesn't run on, WheelhouseError for wheels that can't be
+    transformers, with `serving` what `edgellm serve` needs. Raise UsageError for a target that edgellm doesn't run on, WheelhouseError for wheels that can't be
     fetched or built; nothing half-made is left.
     """
     source, cache = Path(source).resolve(), cache or _cache_folder()
-    dependencies, least = _project(source, generic)
+    extras = [name for name, wanted in (("generic", generic), ("serving", serving)) if wanted]
+    dependencies, least = _project(source, extras)
     constraints = _constraints(source)
     target = _target(machine, python, least)
-    kind = cache / "wheels" / f"{target.machine}-py{target.python}{'-generic' if generic else ''}"
+    kind = cache / "wheels" / f"{target.machine}-py{target.python}{''.join(f'-{name}' for name in extras)}"
     try:
         kind.mkdir(parents=True, exist_ok=True)
         with alone_in(kind):
@@ -114,8 +117,8 @@ def _cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("edgellm"))
 
 
-def _project(source: Path, generic: bool) -> tuple[list[str], tuple[int, int]]:
-    """Return (dependencies, least Python) from edgellm's pyproject.toml."""
+def _project(source: Path, extras: Sequence[str]) -> tuple[list[str], tuple[int, int]]:
+    """Return (dependencies with those of `extras`, least Python) from edgellm's pyproject.toml."""
     path = source / "pyproject.toml"
     try:
         project = tomllib.loads(path.read_text())["project"]
@@ -124,12 +127,21 @@ def _project(source: Path, generic: bool) -> tuple[list[str], tuple[int, int]]:
         least = re.fullmatch(r">=(\d+)\.(\d+)", project["requires-python"])
         if least is None:
             raise ValueError(f"requires-python is {project['requires-python']}, expected >=MAJOR.MINOR")
-        extra = project["optional-dependencies"]["generic"] if generic else []
-        return [*project["dependencies"], *extra], (int(least[1]), int(least[2]))
+        return [*project["dependencies"], *_of_extras(project["optional-dependencies"], extras)], (int(least[1]), int(least[2]))
     except FileNotFoundError:
         raise UsageError(f"{source} has no pyproject.toml. Give the repository of edgellm with --source.") from None
     except (ValueError, KeyError, TypeError) as e:
         raise WheelhouseError(f"{path}: {e!r}; expected edgellm's own project") from None
+
+
+def _of_extras(known: Mapping[str, list[str]], extras: Sequence[str]) -> Iterator[str]:
+    """Yield the requirements of extras, and in place of "edgellm[NAME]" those of that extra."""
+    for name in extras:
+        for requirement in known[name]:
+            if own := re.fullmatch(r"edgellm\[([a-z,]+)\]", requirement):
+                yield from _of_extras(known, own[1].split(","))
+            else:
+                yield requirement
 
 
 def _constraints(source: Path) -> list[str]:

@@ -7,6 +7,7 @@ from edgellm.cli.controller.cluster import canary, fit, form
 from edgellm.cli.controller.model import model
 from edgellm.cli.controller.python import python
 from edgellm.cli.controller.remember import remember
+from edgellm.cli.controller.server import key, server
 from edgellm.cli.controller.steps import steps
 from edgellm.cli.controller.wheelhouse import wheelhouse
 
@@ -22,5 +23,5 @@ def controller():
     """
 
 
-for command in (model, certificates, manager, revoke, wheelhouse, python, fit, form, canary, remember, steps):
+for command in (model, certificates, manager, revoke, wheelhouse, python, fit, form, canary, remember, server, key, steps):
     controller.add_command(command)

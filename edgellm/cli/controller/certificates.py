@@ -13,13 +13,15 @@ _FOLDERS = [
 ]  # fmt: skip
 
 
-def _with_folders(command):
+def with_folders(command):
+    """Add the options that say where the CA and this machine's identity are."""
     for option in reversed(_FOLDERS):
         command = option(command)
     return command
 
 
-def _folders(ca: Path | None, manager: Path | None) -> tuple[Path, Path]:
+def folders(ca: Path | None, manager: Path | None) -> tuple[Path, Path]:
+    """Return the folders of the CA and of this machine's identity, where nothing else is said."""
     import platformdirs
 
     config = Path(platformdirs.user_config_dir("edgellm"))
@@ -30,7 +32,7 @@ def _folders(ca: Path | None, manager: Path | None) -> tuple[Path, Path]:
 @click.option("--board", "boards", multiple=True, metavar="NAME", help="A board that needs a certificate (repeatable).")
 @click.option("--name", metavar="NAME",
               help="This machine's name as a manager.  [default: as before, or USER-HOST]")  # fmt: skip
-@_with_folders
+@with_folders
 def certificates(boards, name, ca, manager):
     """Make or renew the cluster's CA, this machine's certificate and the boards'.
 
@@ -43,7 +45,7 @@ def certificates(boards, name, ca, manager):
     """
     from edgellm.controller.certificates import ensure
 
-    done = ensure(*_folders(ca, manager), list(boards), name=name)
+    done = ensure(*folders(ca, manager), list(boards), name=name)
     answer = {
         "changed": done.changed, "ca": str(done.ca), "manager": str(done.manager),
         "boards": {n: str(f) for n, f in done.boards.items()}, "made": list(done.made), "renewed": list(done.renewed),
@@ -58,7 +60,7 @@ def certificates(boards, name, ca, manager):
               help="The file to write.")  # fmt: skip
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Cluster file.  [default: the user's config folder]")  # fmt: skip
-@_with_folders
+@with_folders
 def manager(name, admin, to, cluster, ca, manager):
     """Make an identity for another machine, as one file.
 
@@ -83,7 +85,7 @@ def manager(name, admin, to, cluster, ca, manager):
     if not cluster.exists():
         raise UsageError(f"there is no cluster file at {cluster}. Deploy first.")
     with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
-        issue(*_folders(ca, manager), Identity("manager", name, admin), Path(folder) / "identity")
+        issue(*folders(ca, manager), Identity("manager", name, admin), Path(folder) / "identity")
         write_atomically(to, pack(Path(folder) / "identity", cluster), 0o600)
     click.echo(json.dumps({"changed": True, "name": name, "admin": admin, "file": str(to)}))
 
@@ -91,7 +93,7 @@ def manager(name, admin, to, cluster, ca, manager):
 @click.command()
 @click.argument("name")
 @click.option("--missing-ok", is_flag=True, help="Succeed if nobody of this name has a certificate.")
-@_with_folders
+@with_folders
 def revoke(name, missing_ok, ca, manager):
     """Revoke every certificate of a board or of a manager.
 
@@ -105,7 +107,7 @@ def revoke(name, missing_ok, ca, manager):
     """
     from edgellm.controller.certificates import revoke as revoke_certificates
 
-    done = revoke_certificates(*_folders(ca, manager), name, missing_ok=missing_ok)
+    done = revoke_certificates(*folders(ca, manager), name, missing_ok=missing_ok)
     answer = {
         "changed": done.changed, "who": [str(one) for one in done.identities],
         "boards": [one.name for one in done.identities if one.role == "board"],

@@ -15,8 +15,9 @@ from edgellm.console import Progress
 @click.option("--source", type=click.Path(path_type=Path), metavar="REPO",
               help="Repository of the edgellm to install, or installed playbooks.  [default: this one's]")  # fmt: skip
 @click.option("--generic", is_flag=True, help="Include torch and transformers, for models without native sections.")
+@click.option("--serving", is_flag=True, help="Include what 'edgellm serve' needs.")
 @verbose_option
-def wheelhouse(machine, python, source, generic, verbose):
+def wheelhouse(machine, python, source, generic, serving, verbose):
     """Make a folder with every wheel that a kind of board needs, so that boards need no compiler and no internet.
 
     Prints a JSON object: changed, folder, id, libraries, pip (the name of pip's wheel), wheels (their number), bytes,
@@ -31,5 +32,5 @@ def wheelhouse(machine, python, source, generic, verbose):
     from edgellm.controller.wheelhouse import make
 
     with Progress() as progress:
-        made = make(source or project(), machine, python, generic=generic, progress=progress)
+        made = make(source or project(), machine, python, generic=generic, serving=serving, progress=progress)
     click.echo(json.dumps(made.to_dict()))

@@ -10,7 +10,7 @@ prune /opt/edgellm/versions /opt/edgellm/current "$1"
 prune /var/lib/edgellm/models /var/lib/edgellm/model "$2"
 # Python that deploy brought goes with the last version that runs on it.
 for python in /opt/edgellm/python-*/; do
-  if [ -d "$python" ] && ! grep -qs "^home = ${python}bin" /opt/edgellm/versions/*/pyvenv.cfg; then
+  if [ -d "$python" ] && ! grep -qs "^home = ${python}bin" /opt/edgellm/versions/*/pyvenv.cfg /opt/edgellm/server/versions/*/pyvenv.cfg; then
     rm -rf "$python" && echo "$python"
   fi
 done

@@ -1,22 +1,26 @@
 # Removes everything that deploy has put on a board, and prints what; with "look" it only prints. Runs as root.
-unit=edgellm-agent.service
+units="edgellm-server.service edgellm-agent.service"
 gone() { echo "edgellm_gone=$1"; }
-if [ -e "/etc/systemd/system/$unit" ]; then
+for unit in $units; do
+  [ -e "/etc/systemd/system/$unit" ] || continue
   gone "$unit"
   [ "$1" = look ] || systemctl disable --quiet --now "$unit"
-fi
-for path in "/etc/systemd/system/$unit" /etc/edgellm /opt/edgellm /var/lib/edgellm /run/edgellm-agent; do
+done
+for path in /etc/systemd/system/edgellm-server.service /etc/systemd/system/edgellm-agent.service /etc/edgellm \
+  /opt/edgellm /var/lib/edgellm /var/lib/edgellm-server /run/edgellm-agent; do
   [ -e "$path" ] || continue
   gone "$path"
   [ "$1" = look ] || rm -rf "$path" || exit 1
 done
-[ "$1" = look ] || { systemctl daemon-reload; systemctl reset-failed "$unit" 2>/dev/null; }
-if id edgellm >/dev/null 2>&1; then
-  gone "user edgellm"
-  [ "$1" = look ] || userdel edgellm || exit 1
-fi
-if getent group edgellm >/dev/null; then
-  gone "group edgellm"
-  [ "$1" = look ] || groupdel edgellm || exit 1
-fi
+[ "$1" = look ] || { systemctl daemon-reload; systemctl reset-failed $units 2>/dev/null; }
+for name in edgellm-server edgellm; do
+  if id "$name" >/dev/null 2>&1; then
+    gone "user $name"
+    [ "$1" = look ] || userdel "$name" || exit 1
+  fi
+  if getent group "$name" >/dev/null; then
+    gone "group $name"
+    [ "$1" = look ] || groupdel "$name" || exit 1
+  fi
+done
 true
