@@ -29,6 +29,7 @@ ORDER = (
     "test_python",
     "test_hostile",
     "test_identities",
+    "test_server",
     "test_pairs",
     "test_loss",
     "test_rebalance",
