@@ -51,9 +51,10 @@ def serve(host, port, cluster, tls_cert, tls_key, allow_origin, allow_host, new_
     """
     from edgellm.manager.cluster_file import find
     from edgellm.server.app import Settings
-    from edgellm.server.keys import Keys
+    from edgellm.server.keys import FILE_NAME, Keys
+    from edgellm.server.listen import listen
 
-    keys_path = _config_dir() / "api-keys.json"
+    keys_path = _config_dir() / FILE_NAME
     keys = Keys(keys_path)
     if new_key is not None:
         click.echo(keys.make(new_key))
@@ -68,7 +69,7 @@ def serve(host, port, cluster, tls_cert, tls_key, allow_origin, allow_host, new_
         keys_path, frozenset(h.casefold() for h in (*allow_host, host)), frozenset(allow_origin),
         state=_state_dir(), history=not no_history, json_log=json_log,
     )  # fmt: skip
-    with _listen(host, port) as listener:
+    with listen(host, port) as listener:
         path = find(str(cluster) if cluster else None)
         with contextlib.nullcontext(path) if path is not None else _embedded() as path:
             _run(path, settings, listener, tls_cert, tls_key, bool(len(keys)))
@@ -117,23 +118,6 @@ def _announce(url: str, keyed: bool) -> None:
     message = '{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
     note(f"open {url}/")
     note(f"or ask: curl{bearer} {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{message}'")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises UsageError if the address can't be taken."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as e:
-        raise UsageError(f"--host {host}: {e.strerror or e}") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(256)
-    except OSError as e:
-        listener.close()
-        raise UsageError(f"can't listen on {host}:{port}: {e.strerror or e}. Give another --port.") from None
-    return listener
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from edgellm.server import (
     openai_completions,
     openai_embeddings,
     openai_models,
+    openapi,
     responses,
 )
 from edgellm.server.access import AccessLog
@@ -58,9 +59,9 @@ def make_app(models: Models, settings: Settings) -> Starlette:
     Raises UsageError for a file of keys that can't be read.
     """
     server = Server(models, settings, Keys(settings.keys))
-    routes: list[BaseRoute] = []
-    for dialect in (openai_chat, openai_completions, openai_models, openai_embeddings, responses, ollama, anthropic):
-        routes += dialect.routes(server)
+    dialects = (openai_chat, openai_completions, openai_models, openai_embeddings, responses, ollama, anthropic)
+    routes: list[BaseRoute] = [route for dialect in dialects for route in dialect.routes(server)]
+    routes += openapi.routes(operation for dialect in dialects for operation in getattr(dialect, "OPERATIONS", ()))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -92,4 +93,4 @@ async def _refused(request: Request, e: Exception) -> Response:
 
 
 async def _failed(request: Request, e: Exception) -> Response:
-    return respond(api_of(request.url.path), e)
+    return respond(api_of(request.url.path), e, request.url.path)

@@ -23,6 +23,7 @@ _TYPES = {
     429: ("rate_limit_error", "rate_limit_error"),
     503: ("server_error", "overloaded_error"),
 }
+_PROMPTS = {"/v1/completions": "prompt", "/v1/responses": "input", "/v1/embeddings": "input"}  # fields of prompts
 _OTHER = ("server_error", "api_error")
 
 
@@ -83,9 +84,11 @@ def body_of(api: str, error: ApiError) -> dict[str, Any]:
     return {"error": told}
 
 
-def respond(api: str, e: BaseException) -> Response:
-    """Return the response that refuses a request."""
+def respond(api: str, e: BaseException, path: str = "") -> Response:
+    """Return the response that refuses a request to `path`."""
     error = to_api_error(e)
+    if isinstance(e, ContextError):
+        error.param = _PROMPTS.get(path, error.param)
     headers = {}
     if error.retry_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_s)))

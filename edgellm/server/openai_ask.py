@@ -27,7 +27,7 @@ from edgellm.text.tokenizer import ROLES
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _SAMPLING = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "top_k", "repeat_penalty")
-_TEXTS = ("text", "input_text", "output_text")
+_TEXTS = ("text", "input_text", "output_text", "reasoning_text")
 
 
 def chat_ask(body: ChatRequest, key: str, limits: Limits) -> Ask:

@@ -26,15 +26,21 @@ from edgellm.server.asking import (
     Usage,
 )
 from edgellm.server.fields import read
+from edgellm.server.openai_answers import ChatCompletion, Error
 from edgellm.server.openai_ask import chat_ask, choices_of
 from edgellm.server.openai_types import ChatRequest
+from edgellm.server.openapi import Operation
 from edgellm.server.several import answers, copies
-from edgellm.server.sse import Stream, event, quiet, whole
+from edgellm.server.sse import SSE, Stream, event, quiet, whole
 
 if TYPE_CHECKING:
     from edgellm.server.app import Server
 
 DONE = b"data: [DONE]\n\n"
+
+OPERATIONS = [
+    Operation("POST", "/v1/chat/completions", "Answer a chat", ChatCompletion, Error, ChatRequest, SSE),
+]
 
 
 def routes(server: "Server") -> list[Route]:

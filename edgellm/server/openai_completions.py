@@ -14,14 +14,20 @@ from starlette.routing import Route
 from edgellm.server.asking import Accepted, Ask, Ended, Event, Text, TokenLogprob
 from edgellm.server.fields import read, refuse
 from edgellm.server.guard import Limits
+from edgellm.server.openai_answers import Completion, Error
 from edgellm.server.openai_ask import choices_of, format_of, keep_alive_of, logprobs_of, sampled_options
 from edgellm.server.openai_chat import DONE, Choice, total, usage_of
 from edgellm.server.openai_types import CompletionRequest
+from edgellm.server.openapi import Operation
 from edgellm.server.several import answers, copies
-from edgellm.server.sse import PING, Stream, event, quiet, whole
+from edgellm.server.sse import PING, SSE, Stream, event, quiet, whole
 
 if TYPE_CHECKING:
     from edgellm.server.app import Server
+
+OPERATIONS = [
+    Operation("POST", "/v1/completions", "Continue a text", Completion, Error, CompletionRequest, SSE),
+]
 
 
 def routes(server: "Server") -> list[Route]:

@@ -12,12 +12,18 @@ from starlette.routing import Route
 
 from edgellm.server.embedding import embed
 from edgellm.server.fields import read, refuse
+from edgellm.server.openai_answers import Embeddings, Error
 from edgellm.server.openai_ask import keep_alive_of
 from edgellm.server.openai_types import EmbeddingRequest
+from edgellm.server.openapi import Operation
 from edgellm.server.sse import whole
 
 if TYPE_CHECKING:
     from edgellm.server.app import Server
+
+OPERATIONS = [
+    Operation("POST", "/v1/embeddings", "Embed texts", Embeddings, Error, EmbeddingRequest),
+]
 
 
 def routes(server: "Server") -> list[Route]:

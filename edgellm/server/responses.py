@@ -13,13 +13,19 @@ from starlette.routing import Route
 from edgellm.server.asking import Accepted, Ask, Ended, answer, primed
 from edgellm.server.errors import ApiError
 from edgellm.server.fields import read
+from edgellm.server.openai_answers import Error, ResponseObject
+from edgellm.server.openapi import Operation
 from edgellm.server.responses_ask import responses_ask
 from edgellm.server.responses_items import Items, new_id
 from edgellm.server.responses_types import ResponsesRequest
-from edgellm.server.sse import Stream, event, quiet, whole
+from edgellm.server.sse import SSE, Stream, event, quiet, whole
 
 if TYPE_CHECKING:
     from edgellm.server.app import Server
+
+OPERATIONS = [
+    Operation("POST", "/v1/responses", "Answer, statelessly", ResponseObject, Error, ResponsesRequest, SSE),
+]
 
 
 def routes(server: "Server") -> list[Route]:
@@ -85,7 +91,7 @@ class _Reply:
         """Return the event that ends a stream early."""
         return self._event("response.failed", response=self._response(error=error))
 
-    def _event(self, name: str, **fields: Any) -> bytes:
+    def _event(self, name: str, /, **fields: Any) -> bytes:
         content = {"type": name, "sequence_number": self._sequence, **fields}
         self._sequence += 1
         return event(content, name)

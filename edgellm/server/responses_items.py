@@ -88,7 +88,7 @@ class Items:
         yield self._tell("response.content_part.added", content_index=0, part={**part})
         self._open["content"] = [part]
 
-    def _tell(self, name: str, **fields: Any) -> Told:
+    def _tell(self, name: str, /, **fields: Any) -> Told:
         assert self._open is not None
         return name, {"item_id": self._open["id"], "output_index": self._index, **fields}
 

@@ -89,7 +89,7 @@ class Stream(Response):
             except Exception as e:
                 report(e)
                 if not begun:
-                    await respond(self._api, e)(scope, receive, send)
+                    await respond(self._api, e, scope["path"])(scope, receive, send)
                     return
                 await _write(send, self._failed(to_api_error(e)))
             await _write(send, b"", more=False)

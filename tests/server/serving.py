@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import socket
 import threading
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import httpx
 import uvicorn
 
 from edgellm.server.app import Settings, make_app
+from edgellm.server.listen import listen
 from edgellm.server.models import OneModel
 from tests.cli.commands import Cluster
 from tests.fakes import until
@@ -28,7 +28,7 @@ class Serving:
         self.told: list[str] = []
         self.models = OneModel(self.cluster.file, self.told.append, patience_s)
         self.app = make_app(self.models, self.settings)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
         config = uvicorn.Config(
             self.app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=1, lifespan="on"

@@ -169,7 +169,7 @@ def test_models_are_listed(served):
     assert served.http.get("/models").json() == served.http.get("/v1/v1/models").json() == listed
     assert served.http.get("/v1/models/fake").json() == listed["data"][0]
     missing = served.http.get("/v1/models/other")
-    assert (missing.status_code, missing.json()["error"]["param"]) == (400, "model")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
     assert served.chat("Why?", max_tokens=2, model="FAKE:latest").json()["model"] == "fake"
 
 
