@@ -26,7 +26,7 @@ def get_weather(city: str) -> str:
 @pytest.fixture(scope="module")
 def openai_chat(served):
     return ChatOpenAI(model=MODEL, base_url=f"{served.url}/v1", api_key=served.key, temperature=0, timeout=60,
-                      max_retries=0, max_tokens=LENGTH)  # fmt: skip
+                      max_retries=0, max_tokens=LENGTH, stream_usage=True)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

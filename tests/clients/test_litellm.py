@@ -7,6 +7,9 @@ import pytest
 
 from tests.clients.asked import LENGTH, MODEL, PERSON, QUESTION, WEATHER, check_person, check_weather, user
 
+# pydantic warns of a class of LiteLLM's own.
+pytestmark = pytest.mark.filterwarnings("ignore:Items? .* on TypedDict class:UserWarning")
+
 
 @pytest.fixture(params=["openai", "ollama_chat", "anthropic"])
 def where(request, served):
