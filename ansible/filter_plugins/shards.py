@@ -15,7 +15,8 @@ def push(
 
     {"names", "whole": those that are there already, "corrupt", "short": its disk is too small for all files,
     "disk_bytes" that it has for shards, "problem": a sentence if there is no room for `least`, "message"}. `spare_mb`
-    stay free, and all files are pushed only if pages of prompts still have their `cache_gb` then. Corrupt files are replaced one by one, so they need room for one only.
+    stay free, and all files are pushed only if pages of prompts still have their `cache_gb` then. Corrupt files are
+    replaced one by one, so they need room for one only.
     """
     whole = set(re.findall(r"^(\S+): OK$", stdout, re.M))
     corrupt = set(re.findall(r"^(\S+): FAILED$", stdout, re.M))

@@ -30,7 +30,7 @@ _AFTER_ERROR_S = 600.0  # no writing for this long after the disk refused
 
 
 class PageStore:
-    """The pages in `folder`, at most `budget_bytes`. For several threads."""
+    """The pages in `folder`, at most `budget_bytes`. For several threads, of which one reads."""
 
     def __init__(self, folder: Path, budget_bytes: int):
         self.folder, self.budget_bytes = folder, budget_bytes
@@ -40,6 +40,7 @@ class PageStore:
         self._written: tuple[int, int] = (_today(), 0)  # day, bytes
         self._broken_until_s = 0.0
         self._held = -1
+        self._buffer = np.empty(0, np.uint8)
 
     def open(self) -> bool:
         """Find out which pages there are; return False if the folder can't be used, and say why in the log. With a
@@ -97,16 +98,26 @@ class PageStore:
                 if now_s - found.st_atime > _TOUCH_S:
                     os.utime(self._path(key), ns=(int(now_s * 1e9), found.st_mtime_ns))
 
+    def expect(self, key: bytes) -> None:
+        """Have the system begin to read a page."""
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError), open(self._path(key), "rb", buffering=0) as f:
+                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
     def read(self, key: bytes) -> np.ndarray | None:
-        """Return a page, uint8 [bytes]; None if there is none, or none that is whole."""
-        path = self._path(key)
+        """Return a page, uint8 [bytes], until the next one is read; None if there is none, or none that is whole."""
+        path, size = self._path(key), self.bytes_of([key])
+        if self._buffer.size <= size:  # a byte more, to notice a file that has grown
+            self._buffer = np.empty(size + 1, np.uint8)
+        count = 0
         try:
-            with open(path, "rb") as f:
-                content = f.read()
+            with open(path, "rb", buffering=0) as f:
+                while more := f.readinto(self._buffer[count : size + 1].data):
+                    count += more
                 _out_of_memory(f.fileno())
         except OSError:
-            content = b""
-        page = unpack(key, content)
+            count = 0
+        page = unpack(key, self._buffer[:count])
         if page is None:
             log.warning("%s is no whole page, and removed", path.name)
             self._remove(key)

@@ -57,12 +57,11 @@ def pack(key: bytes, payload: np.ndarray) -> bytes:
     return _HEADER.pack(_MAGIC, _FORMAT, KEYS_VALUES, PAGE_TOKENS, payload.size, key, check)
 
 
-def unpack(key: bytes, content: bytes) -> np.ndarray | None:
-    """Return what is in a page's file, uint8 [bytes]; None if it isn't the page of this key, whole and unchanged."""
-    if len(content) < HEADER_BYTES:
-        return None
-    payload = np.frombuffer(content, np.uint8, offset=HEADER_BYTES)
-    return payload if content[:HEADER_BYTES] == pack(key, payload) else None
+def unpack(key: bytes, content: np.ndarray) -> np.ndarray | None:
+    """Return what is in a page's file, uint8 [bytes], without a copy; None if it isn't the page of this key, whole and
+    unchanged."""
+    payload = content[HEADER_BYTES:]
+    return payload if content[:HEADER_BYTES].tobytes() == pack(key, payload) else None
 
 
 class Index:

@@ -19,6 +19,7 @@ _LONGEST_S = 10.0  # for restoring a sequence; what isn't read by then is comput
 _GRACE_S = 0.1  # that restoring may take longer than computing, before it's given up
 _BUSY_WAIT_S = 1.0  # a page waits so long for the board to be idle, then is written all the same
 _LOOK_S = 0.02  # between two looks whether the board is idle
+_AHEAD = 2  # pages that the disk reads while one is copied
 _MAX_JOBS = 64  # slots whose pages wait to be written
 
 
@@ -157,6 +158,8 @@ class PrefixCache:
                 if took_s > _LONGEST_S or (gained_s is not None and took_s > gained_s + _GRACE_S):
                     log.info("the rest of a prompt is computed: its pages take %.1f s to read", took_s)
                     break
+                for coming in job.keys[number + 1 : number + 1 + _AHEAD]:
+                    self._store.expect(coming)
                 page = self._store.read(key)
                 if page is None:
                     break
@@ -165,6 +168,7 @@ class PrefixCache:
                 tokens = max(tokens, end)
                 self._byte_s += (((time.monotonic() - began_s) - took_s) / page.size - self._byte_s) / 8
             job.slot.restored(job.ids[:tokens])
+            log.info("%d tokens from pages, in %.3f s", tokens - job.first * PAGE_TOKENS, time.monotonic() - began_s)
         finally:
             job.done(len(job.slot.ids))
         self._store.used(job.keys, max(0, tokens - job.first * PAGE_TOKENS))

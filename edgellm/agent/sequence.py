@@ -69,6 +69,8 @@ class Sequence:
     slot: int = 0
     reused: int = 0  # computing may begin here
     opened_s: float = 0.0
+    restoring: bool = False  # pages are being put into its slot
+    start: m.Start | None = None  # that came meanwhile
     used: bool = False  # started, or traced
     started: bool = False  # on the first board
     traced: m.Trace | None = None  # the piece that is being traced, without its data

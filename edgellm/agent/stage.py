@@ -136,11 +136,18 @@ class Stage:
             reason = f"a start at position {message.reuse}; the slot holds {sequence.reused} tokens"
             self._fail(sequence, "error", reason)
             return
-        sequence.started = sequence.used = True
+        sequence.used = True
+        if sequence.restoring:
+            sequence.start = message
+        else:
+            self._begin(sequence, message)
+
+    def _begin(self, sequence: Sequence, message: m.Start) -> None:
+        sequence.started = True
         if message.speculate and self.engine.batches and not sequence.pool:
             sequence.drafter = Drafter(sequence.ids)
         sequence.progress.begin(self._watched_s, len(sequence.ids))
-        self._feed(sequence, message.reuse)
+        self._feed(sequence, min(message.reuse, sequence.reused))
 
     def trace(self, peer: Peer, message: m.Trace, x: np.ndarray) -> None:
         """Queue a piece of a trace, which is answered by one `traced` a layer. Raises UsageError for a sequence that
@@ -196,31 +203,41 @@ class Stage:
             self._chooser.constrain(sequence)
         for link in self._links:
             link.ensure()
-        if not self._restores(sequence):
+        promised = self._restore(sequence)
+        if self.is_first:
+            sequence.reused = max(promised, sequence.reused)  # and if less is there at its start, it begins earlier
+        if self.is_first or not promised:
             self._opened(sequence)
 
-    def _restores(self, sequence: Sequence) -> bool:
-        """Have the pages of its prompt put into the slot of a sequence, if that saves time; it is opened then."""
+    def _restore(self, sequence: Sequence) -> int:
+        """Have the pages of its prompt put into the slot of a sequence, if that saves time; return how many tokens are
+        to be there then, 0 if none are read."""
         most, long = min(sequence.reuse, len(sequence.ids) - 1), self._is_long(len(sequence.ids))
         if self._prefixes is None or most <= sequence.reused:
-            return False
+            return 0
         ids, token_s = ids_of(sequence.ids[:most]), None if self.pace is None else self.pace.prompt_token_s()
         keys = self._prefixes.find(ids, most, sequence.reused, sequence.cache, long, token_s)
         if not keys:
-            return False
+            return 0
         slot, give_back = self.engine.lend(sequence.seq_id, long)
 
         def done(tokens: int) -> None:
             if give_back():
                 self._soon(self._restored, sequence, tokens)
 
+        sequence.restoring = True
         self._prefixes.cache.restore(slot, ids, sequence.reused // PAGE_TOKENS, keys, token_s, done)
-        return True
+        return len(keys) * PAGE_TOKENS
 
     def _restored(self, sequence: Sequence, tokens: int) -> None:
-        if self.holds(sequence):
-            sequence.reused = tokens
+        """Go on with a sequence whose slot holds so many tokens now."""
+        if not self.holds(sequence):
+            return
+        sequence.restoring, sequence.reused = False, tokens
+        if not self.is_first:
             self._opened(sequence)
+        elif sequence.start is not None:
+            self._begin(sequence, sequence.start)
 
     def _opened(self, sequence: Sequence) -> None:
         seq_id, ids = sequence.seq_id, sequence.ids

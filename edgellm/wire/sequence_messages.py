@@ -24,8 +24,9 @@ class Open:
     end the answer), `began` (the position where the answer began, if `ids` hold some of it already), `logits` (true:
     the last board also sends its logits), `logprobs` (of so many likeliest tokens), `constraint` (what the answer must
     match), `pool` (an embedding in place of an answer), `progress` (true: the last board tells how far the prompt is),
-    `cache` (whose prefixes may be reused), `reuse` (at most so many tokens of the prompt need not be computed where the
-    slot holds them), `wait_s` (for a slot, on the first board), `slot` (which one, on the others).
+    `cache` (whose prefixes may be reused), `keep` (false: nothing is kept on disk), `reuse` (at most so many tokens of
+    the prompt need not be computed where the slot holds them), `wait_s` (for a slot, on the first board), `slot` (which
+    one, on the others).
     """
 
     TYPE: ClassVar[int] = 10

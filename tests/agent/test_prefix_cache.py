@@ -1,10 +1,16 @@
 """Prompts outlive agents: what begins like an earlier question computes only what is new, with the same answer."""
 
+import asyncio
+import threading
+
+import numpy as np
 import pytest
 
+from edgellm.agent.engine import Engine
+from edgellm.agent.steps import Step
 from edgellm.manager.client import ClusterClient
 from edgellm.manager.connections import Connections
-from tests.fakes import Boards, ask, generate, run, until
+from tests.fakes import Boards, FakeSection, ask, generate, make_manifest, run, until
 
 PROMPT = [(7 * i) % 89 + 1 for i in range(200)]
 MB = 1 << 20
@@ -170,8 +176,6 @@ def test_pages_of_other_layers_are_other_pages(kept):
 
 
 def test_a_question_that_is_given_up_while_its_pages_are_read_frees_its_slot(kept, monkeypatch):
-    import threading
-
     async def go(cluster):
         await cluster.ask(PROMPT)
         await cluster.restart()
@@ -185,8 +189,6 @@ def test_a_question_that_is_given_up_while_its_pages_are_read_frees_its_slot(kep
             return read(key)
 
         monkeypatch.setattr(store, "read", slowly)
-        import asyncio
-
         asked = asyncio.ensure_future(cluster.ask(PROMPT))
         await until(reading.is_set)
         engine = cluster.boards.agents[0].stage.engine
@@ -202,26 +204,39 @@ def test_a_question_that_is_given_up_while_its_pages_are_read_frees_its_slot(kep
     kept(go)
 
 
-def test_a_start_before_the_pages_are_there_ends_the_sequence(kept, monkeypatch):
-    import threading
-
-    from edgellm.wire import messages as m
-    from tests.agent.test_remembering import BoardEvents
-
+@pytest.mark.parametrize("i", [0, 1])
+def test_pages_that_turn_out_to_be_gone_are_computed(kept, monkeypatch, i):
     async def go(cluster):
         await cluster.ask(PROMPT)
         await cluster.restart()
-        gate = threading.Event()
-        store = cluster.boards.agents[0].cache._store
-        monkeypatch.setattr(store, "read", lambda key: gate.wait(20) and None)
-        async with Connections() as connections:
-            board = (await connections.to_all(cluster.boards.addresses))[0]
-            async with BoardEvents(board, 7) as events:
-                options = {"plan": cluster.plan.digest, "max_tokens": 3, "reuse": 200}
-                board.send(m.Open(cluster.epoch, 7, options, tuple(PROMPT)))
-                board.send(m.Start(cluster.epoch, 7, 0, False))
-                assert "before the sequence was opened" in (await events.failed()).reason
-        gate.set()
-        await until(lambda: cluster.boards.agents[0].stage.engine.free_slots == 2)
+        started, store = threading.Event(), cluster.boards.agents[i].cache._store
+        stage = cluster.boards.agents[0].stage
+        start = stage.start
+        monkeypatch.setattr(stage, "start", lambda *args: (start(*args), started.set()))
+        # The first board says at once what it will have, and waits with the start; the other one must have it first.
+        monkeypatch.setattr(store, "read", lambda key: started.wait(20) and None if i == 0 else None)
+        assert await cluster.ask(PROMPT) == [0, 0]
+        assert started.is_set()
 
     kept(go)
+
+
+def test_a_step_before_the_pages_are_there_is_refused():
+    section = FakeSection(make_manifest(), 0, 6)
+    freed = []
+    engine = Engine(section, [section.new_slot(64)], lambda outcomes: None, freed=lambda: freed.append(1))
+    try:
+        engine.open(1)
+        slot, done = engine.lend(1, False)
+        with pytest.raises(ValueError, match="before the sequence was opened"):
+            engine.submit(Step(1, np.zeros(1, np.int64), 0, 1, 1, [0]))
+        engine.close(1)
+        assert engine.free_slots == 0 and not freed and engine.idle
+        assert done() is False and engine.free_slots == 1 and freed
+        slot.computed(0, [5, 6])
+        assert engine.open(2, [5, 6, 7], reuse=3) == (0, 2)
+        _, done = engine.lend(2, True)  # of another regime: nothing counts
+        assert done() is True and engine.submit(Step(2, np.zeros(1, np.int64), 0, 1, 1, [0]))
+    finally:
+        engine.stop()
+        engine.join()
