@@ -210,7 +210,7 @@ def _ask_embedded(_path, question, options, wait, as_json, verbose) -> int:
         with Progress() as progress:
             progress("starting two agents")
             addresses = agents.start()
-            made = asyncio.run(local.form_cluster(asker.manifest, addresses, settings))
+            made = asyncio.run(local.form_cluster(asker.manifest, addresses, settings, remembered=agents.plan_file))
         file = Path(folder) / FILE_NAME
         ClusterFile.make(model_dir, addresses, made).write(file)
         return _ask_cluster(file, question, options, wait, as_json, verbose, embedded=True)

@@ -69,7 +69,7 @@ def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how,
         with Progress() as progress:
             progress(f"starting {count} agents")
             addresses = agents.start()
-            made = asyncio.run(processes.form_cluster(manifest, addresses, settings))
+            made = asyncio.run(processes.form_cluster(manifest, addresses, settings, remembered=agents.plan_file))
         path.parent.mkdir(parents=True, exist_ok=True)
         ClusterFile.make(model_dir, addresses, made).write(path)
         agents.leave_running()

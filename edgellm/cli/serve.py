@@ -142,7 +142,7 @@ def _embedded() -> Iterator[Path]:
         with Progress() as progress:
             progress("starting two agents")
             addresses = agents.start()
-            made = asyncio.run(local.form_cluster(manifest, addresses, settings))
+            made = asyncio.run(local.form_cluster(manifest, addresses, settings, remembered=agents.plan_file))
         file = Path(folder) / FILE_NAME
         ClusterFile.make(model_dir, addresses, made).write(file)
         yield file

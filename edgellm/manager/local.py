@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from edgellm.config import DEFAULT_CACHE_GB
-from edgellm.errors import BoardError, ClusterError
+from edgellm.errors import BoardError, ClusterError, PlanError
 from edgellm.files import write_atomically
 from edgellm.manager.rebalance import settle
 from edgellm.manager.survey import Fleet
@@ -52,6 +52,7 @@ class LocalAgents:
         cache_gb: float = DEFAULT_CACHE_GB,
     ):  # fmt: skip
         self._model_dir, self._count, self._log_dir = model_dir, count, log_dir
+        self.plan_file = log_dir / "plan.json"  # for form_cluster
         self._record, self._ram_bytes, self._prefix, self._path = record, ram_bytes, prefix, path
         self._cache_gb = cache_gb / count
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -159,17 +160,32 @@ def share_cores(count: int) -> list[tuple[int, ...]]:
 
 
 async def form_cluster(
-    manifest: Manifest, addresses: dict[str, tuple[str, int]], settings: Settings, *, shared_ram: bool = True
-) -> Plan:
+    manifest: Manifest, addresses: dict[str, tuple[str, int]], settings: Settings, *, shared_ram: bool = True,
+    remembered: Path | None = None,
+) -> Plan:  # fmt: skip
     """Ask the agents what they offer, plan, and have them load their sections. Raises PlanError or BoardError.
 
-    With `shared_ram` the agents are processes that share this machine's RAM, and each may use its part of it.
+    With `shared_ram` the agents are processes that share this machine's RAM, and each may use its part of it. In the
+    file `remembered` is the plan that was made the last time: it stays unless another is worth it, because agents that
+    get other layers can't use the prompts that they keep.
     """
+    before = None if remembered is None else _plan_in(remembered)
     async with Fleet(manifest, addresses, shared_ram=shared_ram) as fleet:
         await fleet.survey()
         if fleet.missing:
             raise BoardError("; ".join(fleet.missing.values()))
-        return (await settle(fleet, settings, grow=True)).plan
+        plan = (await settle(fleet, settings, before, grow=True)).plan
+    if remembered is not None:
+        write_atomically(remembered, json.dumps(plan.to_dict()).encode())
+    return plan
+
+
+def _plan_in(path: Path) -> Plan | None:
+    """Return the plan in a file; None if there is none that can be read."""
+    try:
+        return Plan.from_dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError, PlanError):
+        return None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,10 @@ import pytest
 from edgellm.checkpoint.builtin import BUILTIN
 from edgellm.config import DEFAULT_MODEL
 from edgellm.errors import ClusterError
+from edgellm.manager import local
 from edgellm.manager.local import LocalAgent, end, recall, remember
+from edgellm.plan import Settings
+from tests.fakes import Boards, make_manifest, run
 from tests.tiny import agents_of, environment, split_tiny, wait_until
 
 pytestmark = pytest.mark.native
@@ -199,3 +202,21 @@ def test_embedded_agents_end_when_the_manager_is_killed(home, model_dir):
         process.kill()
         process.communicate()
     wait_until(lambda: not agents_of(model_dir), 60)
+
+
+def test_agents_that_start_again_get_the_layers_whose_prompts_they_keep(tmp_path):
+    file, settings = tmp_path / "plan.json", Settings(64, 2, 5, "float32", "throughput")
+
+    async def formed(remembered=file, **start_s):
+        async with Boards(tmp_path / "model", 2, make_manifest(40), start_s=start_s) as boards:
+            form = local.form_cluster(
+                boards.manifest, boards.addresses, settings, shared_ram=False, remembered=remembered
+            )
+            return (await form).sections
+
+    (tmp_path / "model").mkdir()
+    first = run(formed(b0=0.001, b1=0.001))
+    assert run(formed(None, b0=0.001, b1=0.00108)) != first == run(formed(b0=0.001, b1=0.00108))
+    assert run(formed(b0=0.001, b1=0.002)) != first  # worth it
+    file.write_bytes(b'{"epoch": 7')
+    assert run(formed(b0=0.001, b1=0.001)) == first
