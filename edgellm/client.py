@@ -11,7 +11,7 @@ import os
 import secrets
 import struct
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -60,6 +60,7 @@ class Options(TypedDict, total=False):
     template: Mapping[str, Any]  # further variables of the chat template, such as enable_thinking
     constraint: Constraint  # what the answer must match
     logprobs: int  # of each token, and of so many likeliest ones in its place
+    controls: Collection[str]  # control tokens whose texts are part of the answer's
     cache: str  # only questions with the same name share what boards keep of prompts
     speculate: bool  # draft tokens and verify them: the same answer, faster
     first_token_timeout_s: float
@@ -223,7 +224,8 @@ class AsyncClient:
             **what, max_tokens=options.get("max_tokens", DEFAULT_MAX_TOKENS), stop=tuple(options.get("stop", ())),
             speculate=options.get("speculate", True), tools=tuple(options.get("tools", ())),
             template=options.get("template", {}), constraint=options.get("constraint"),
-            logprobs=options.get("logprobs"), cache=options.get("cache", ""),
+            logprobs=options.get("logprobs"), controls=frozenset(options.get("controls", ())),
+            cache=options.get("cache", ""),
         )  # fmt: skip
         given: dict[str, Any] = dict(options)
         sampling = {name: given[name] for name in _SAMPLING if given.get(name) is not None}

@@ -39,6 +39,7 @@ class Question:
     template: Mapping[str, Any] = field(default_factory=dict)  # further variables of the template
     constraint: Constraint | None = None  # what the answer must match
     logprobs: int | None = None  # of each token, and of so many likeliest ones in its place
+    controls: frozenset[str] = frozenset()  # control tokens that are text of the answer, too
     cache: str = ""  # only questions with the same name share what boards keep of prompts
 
     def __post_init__(self) -> None:
@@ -247,6 +248,8 @@ class Asker:
                     text = ""
                     if control is not None and stop.mentions(control):
                         text = stop.feed(control, hidden=True)
+                    elif control is not None and control in question.controls and chosen.finish != "eos":
+                        text = stop.feed(stream.flush() + control)
                     elif chosen.finish != "eos":
                         text = stop.feed(stream.feed(chosen.token))
                     finish = chosen.finish

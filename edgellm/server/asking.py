@@ -14,7 +14,13 @@ from edgellm.manager.answer import Answer
 from edgellm.server.line import Held, line_of
 from edgellm.server.models import Models
 from edgellm.structure import Constraint
+from edgellm.text.prepared import Prepared, prepare
+from edgellm.text.tool_formats import Piece, Reasoning, Said, ToolArguments, ToolBegin, ToolEnd
 
+__all__ = [
+    "Accepted", "Ask", "Ended", "Event", "Progress", "Queued", "Reasoning", "Text", "Timings", "TokenLogprob",
+    "ToolArguments", "ToolBegin", "ToolEnd", "Usage", "Waiting", "answer", "primed",
+]  # fmt: skip
 WAITING_S = 10.0  # nothing for this long: a client is told that the answer goes on
 _ACCEPTED_S = 1.0  # a question that boards refuse is refused by then, as long as none of them is lost
 _MOST_AHEAD = 64  # events that wait for their reader; then the boards' tokens wait, which take 8 bytes each
@@ -84,37 +90,6 @@ class Text:
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reasoning:
-    """A piece of what the model thinks before it answers."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class ToolBegin:
-    """The model begins to call a tool; calls are numbered from 0."""
-
-    index: int
-    id: str
-    name: str
-
-
-@dataclass(frozen=True)
-class ToolArguments:
-    """A piece of a call's arguments, which are JSON."""
-
-    index: int
-    text: str
-
-
-@dataclass(frozen=True)
-class ToolEnd:
-    """A call is complete."""
-
-    index: int
 
 
 @dataclass(frozen=True)
@@ -194,6 +169,10 @@ class _Happening:
         self._came, self._taken = asyncio.Event(), asyncio.Event()
         self._line = line_of(client)
         self._held = Held(self._line)
+        self._prepared = Prepared(ask.messages, (), ask.template, ask.format)
+        self._logprobs_held: list[TokenLogprob] = []  # of tokens whose text hasn't come yet
+        self._reasons = False  # the last piece was reasoning
+        self._reasoning_tokens = 0
 
     async def events(self, task: asyncio.Task[None]) -> AsyncGenerator[Event, None]:
         """Yield the events of `follow`, which `task` runs, and raise what it raises."""
@@ -216,14 +195,16 @@ class _Happening:
 
     async def follow(self) -> None:
         """Ask, and turn deltas into events."""
+        if self._ask.prompt is None:
+            self._prepared = await asyncio.to_thread(self._prepare)
         reason, stream = "length", self._stream()
         answer = stream.answer
         try:
             async with stream:
                 async for delta in stream:
                     self._held.served()
-                    if delta.text or delta.logprobs:
-                        self._add(Text(delta.text, self._logprobs(delta)))
+                    for event in self._of(delta):
+                        self._add(event)
                     if delta.finish_reason in ("eos", "stop"):
                         reason = "stop"
                     while len(self._events) >= _MOST_AHEAD:
@@ -235,23 +216,53 @@ class _Happening:
             raise
         finally:
             self._held.ended(bool(answer.tokens))
+        parser = self._prepared.parser
+        if reason == "stop" and parser is not None and parser.calls:
+            reason = "tool_calls"
         self._add(Ended(reason, self._usage(answer), self._timings(answer)))
+
+    def _prepare(self) -> Prepared:
+        ask = self._ask
+        return prepare(
+            self._client.asker.tokenizer, ask.messages, tools=ask.tools, tool_choice=ask.tool_choice,
+            parallel=ask.parallel, wanted=ask.format, think=ask.think, template=ask.template,
+        )  # fmt: skip
 
     def _stream(self) -> AnswerStream:
         ask = self._ask
         options: Options = {**ask.options, "cache": ask.key, "on_prompt": self._accepted, "on_queue": self._in_line,
                             "on_progress": self._computed}  # fmt: skip
-        if ask.template:
-            options["template"] = ask.template
-        if ask.format is not None:
-            options["constraint"] = ask.format
-        if ask.tools and ask.tool_choice != "none":
-            options["tools"] = ask.tools
+        ready = self._prepared
+        if ready.template:
+            options["template"] = ready.template
+        if ready.constraint is not None:
+            options["constraint"] = ready.constraint
+        if ready.tools:
+            options["tools"] = ready.tools
+        if ready.controls:
+            options["controls"] = ready.controls
         if "max_tokens" not in options:  # as much as fits
             options["max_tokens"] = self._client.plan.context
         if ask.prompt is not None:
             return self._client.generate(ask.prompt, **options)
-        return self._client.chat(ask.messages, **options)
+        return self._client.chat(ready.messages, **options)
+
+    def _of(self, delta: Delta) -> list[Event]:
+        parser = self._prepared.parser
+        if parser is None:
+            return [Text(delta.text, self._logprobs(delta))] if delta.text or delta.logprobs else []
+        self._logprobs_held += self._logprobs(delta)
+        ended = delta.finish_reason is not None
+        events = [self._told(piece) for piece in parser.feed(delta.text) + (parser.end() if ended else [])]
+        if delta.token is not None and self._reasons:
+            self._reasoning_tokens += 1
+        return [*events, self._told(Said(""))] if ended and self._logprobs_held else events
+
+    def _told(self, piece: Piece) -> Event:
+        """Return a piece of the answer as an event. Only text has logprobs."""
+        self._reasons = isinstance(piece, Reasoning)
+        held, self._logprobs_held = tuple(self._logprobs_held), []
+        return Text(piece.text, held) if isinstance(piece, Said) else piece
 
     def _logprobs(self, delta: Delta) -> tuple[TokenLogprob, ...]:
         if not delta.logprobs:
@@ -265,7 +276,7 @@ class _Happening:
         return TokenLogprob(data.decode(errors="replace"), data, logprob)
 
     def _usage(self, answer: Answer) -> Usage:
-        return Usage(answer.prompt_tokens, answer.reused_tokens, len(answer.tokens))
+        return Usage(answer.prompt_tokens, answer.reused_tokens, len(answer.tokens), self._reasoning_tokens)
 
     def _timings(self, answer: Answer) -> Timings:
         return Timings(

@@ -1,5 +1,6 @@
 """Text and chats to token ids, by the files in a split model's folder; imports neither torch nor numpy."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ _BRACKETED = re.compile(r"[<\[{(|｜].+[>\]})|｜]\Z", re.DOTALL)
 # One that looks like this controls something whatever its file says; converters to GGUF call it a control token.
 _CONTROL = re.compile(r"<[|｜].+[|｜]>\Z", re.DOTALL)
 _OURS = ("messages", "tools", "documents", "add_generation_prompt")  # variables of a template that no caller sets
+_MOST_ENDS = 64  # of prompts that are remembered, one for each choice of variables
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names that clients use; templates read the first
 
 
@@ -50,6 +52,7 @@ class Tokenizer:
         self._control = frozenset(filter(None, controls))
         self._words = frozenset(t.content for t in added.values() if not t.special and _BRACKETED.match(t.content))
         self._renamed: tuple[Any, tokenizers.Tokenizer] | None = None
+        self._ends: dict[str, str] = {}
         self._joiner = make_joiner(self._tokenizer)
         self._spell = make_speller(self._tokenizer)
 
@@ -57,6 +60,15 @@ class Tokenizer:
     def has_template(self) -> bool:
         """True if the model says how a chat is to be written."""
         return self._template is not None
+
+    @property
+    def template(self) -> str:
+        """The source of the chat template, "" if there is none."""
+        return self._template.source if self._template is not None else ""
+
+    def control_id(self, text: str) -> int | None:
+        """Return the id of the control token with this text; None if there is none."""
+        return next((i for i, content in self._special.items() if content == text), None)
 
     def special_token(self, token: int) -> str | None:
         """Return the text of a control token, which decoding leaves out; None for any other token."""
@@ -120,6 +132,22 @@ class Tokenizer:
         library = self._renaming(self._control | words, markers)
         ids: list[int] = library.encode(marking.swap(rendered), add_special_tokens=False).ids
         return ids
+
+    def prompt_end(self, variables: Mapping[str, Any] | None = None) -> str:
+        """Return what the template writes behind the last user's message. Raises as encode_chat does."""
+        assert self._template is not None, "has_template says whether there is one"
+        given = {k: v for k, v in (variables or {}).items() if k not in _OURS and k not in self._named}
+        key = json.dumps(given, sort_keys=True)
+        if key not in self._ends:
+            said = "Why is the sky blue?"
+            rendered = self._template.render({
+                **given, "messages": [{"role": "user", "content": said}], "tools": None, "documents": None,
+                "add_generation_prompt": True, **self._named,
+            })  # fmt: skip
+            if len(self._ends) >= _MOST_ENDS:
+                self._ends.clear()
+            self._ends[key] = rendered.rpartition(said)[2]
+        return self._ends[key]
 
     def stream(self) -> TextStream:
         """Return a new stream from token ids to text."""
