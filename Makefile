@@ -6,7 +6,7 @@ QUIET = --quiet
 PIP = $(BIN)/pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask serve install controller test quick test-boards test-boards-all test-arm test-clients lint bench vocabularies constraints messages wheels clean
+.PHONY: ask serve install controller test quick test-boards test-boards-all test-arm test-clients test-prometheus lint bench vocabularies constraints messages wheels clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
@@ -46,6 +46,11 @@ test-boards: .venv/dev
 test-boards-all: .venv/dev
 	$(if $(EDGELLM_BOARDS),tests/boards/lab install)
 	$(BIN)/python -m pytest tests/boards -m 'boards or boards_all' --durations=25 --durations-min=5
+
+# Debian's Prometheus scrapes a server and answers the queries of grafana/edgellm.json; apt installs it.
+test-prometheus: .venv/dev
+	tests/prometheus/install
+	$(BIN)/python -m pytest tests/prometheus -m prometheus
 
 # The same with one aarch64 board, under qemu-user: slow.
 test-arm: .venv/dev

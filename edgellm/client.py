@@ -28,6 +28,7 @@ from edgellm.plan import Plan
 from edgellm.structure import Constraint
 from edgellm.text.grammars import check
 from edgellm.wire.addresses import Address
+from edgellm.wire.status import BoardStatus
 
 __all__ = ["Answer", "AnswerStream", "AsyncClient", "BlockingStream", "Client", "Delta", "Options", "Question"]
 
@@ -159,6 +160,25 @@ class AsyncClient:
     def plan(self) -> Plan:
         """The plan that the next question takes."""
         return self._session.plan
+
+    @property
+    def boards(self) -> dict[str, BoardStatus]:
+        """By board, what it said when boards were surveyed last; empty before the first survey."""
+        return self._session.keeper.statuses
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """By board, why it didn't answer that survey, or has no part in a plan."""
+        return self._session.keeper.missing
+
+    @property
+    def recoveries(self) -> int:
+        """How often an answer went on after a board was lost, or the plan changed."""
+        return self._session.recoveries
+
+    def start(self) -> None:
+        """Survey the boards on the timer from now on, as the first question does."""
+        self._session.keeper.start()
 
     async def __aenter__(self) -> Self:
         return self

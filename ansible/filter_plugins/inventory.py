@@ -19,8 +19,9 @@ CLUSTER_WIDE = tuple(
 )
 # What argument_specs can't express.
 TYPES = {"int": "whole number", "str": "text"}
-LIMITS = {"edgellm_port": (1, 65535), "edgellm_server_port": (1, 65535), "edgellm_context": (1, 1 << 24), "edgellm_slots": (1, 1024),
-          "edgellm_chunk": (1, 8192), "edgellm_threads": (1, 1024), "edgellm_drain_seconds": (0, 3600)}  # fmt: skip
+LIMITS = {"edgellm_port": (1, 65535), "edgellm_server_port": (1, 65535),
+          "edgellm_context": (1, 1 << 24), "edgellm_slots": (1, 1024), "edgellm_chunk": (1, 8192),
+          "edgellm_threads": (1, 1024), "edgellm_drain_seconds": (0, 3600)}  # fmt: skip
 FORMS = {
     "edgellm_memory_max": (r"\d+(\.\d+)?[KMGT%]?|infinity", "a size for systemd, such as 90% or 3G"),
     "edgellm_cores": (r"\d{1,4}(-\d{1,4})?(\s*,\s*\d{1,4}(-\d{1,4})?)*", "cores, such as 4-7 or 0,2"),
@@ -62,8 +63,8 @@ def inventory_problems(names, hostvars, options, sources) -> list[str]:
     server = str(hostvars[names[0]].get("edgellm_server") or "") if names else ""
     if server and server not in names and server != "controller":
         found.append(
-            f"edgellm_server is {server!r}, expected one of {', '.join(names)}, or controller, or nothing. Correct it in "
-            f"the inventory."
+            f"edgellm_server is {server!r}, expected one of {', '.join(names)}, or controller, or nothing. Correct it "
+            "in the inventory."
         )
     return found or _places(names, hostvars)
 

@@ -34,8 +34,8 @@ def main():
 
 
 COMMANDS = (
-    ask, serve, deploy, upgrade, model, remove, reset, manager, join, revoke, key, status, doctor, logs, rebalance, local,
-    split, plan, verify, agent, bench, controller,
+    ask, serve, deploy, upgrade, model, remove, reset, manager, join, revoke, key, status, doctor, logs, rebalance,
+    local, split, plan, verify, agent, bench, controller,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

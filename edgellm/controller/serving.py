@@ -1,4 +1,4 @@
-"""What the machine that runs `edgellm serve` gets: an identity that may only ask, API keys, and a certificate for HTTPS.
+"""What the machine that runs `edgellm serve` gets: an ask-only identity, API keys, and a certificate for HTTPS.
 
     CA/servers/NAME/ca.pem  cert.pem  key.pem  crl.pem  revoked.json   the server's own identity, manager:server-NAME
     CA/servers/NAME/server.edgellm             that identity as one file, with the cluster file and the tokenizer
@@ -39,8 +39,8 @@ _ONLY_NOW = ("plan", "tag", "created")  # of a cluster file: the server follows 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The files to push, and what the server is compared by: `stamp` changes with all in its identity file that it can't
-    follow by itself. `key_file` holds an API key."""
+    """The files to push, and what the server is compared by: `stamp` changes with all in its identity file that it
+    can't follow by itself. `key_file` holds an API key."""
 
     changed: bool
     files: tuple[Path, ...]

@@ -83,8 +83,8 @@ def make(
     `source` is a repository, from which edgellm's own wheel is built, or the folder of an installed edgellm's
     playbooks, in which case the package index has the wheel. Make the wheelhouse if it isn't there; resolve
     dependencies again only if pyproject.toml or constraints.txt changed them. With `generic` it has torch and
-    transformers, with `serving` what `edgellm serve` needs. Raise UsageError for a target that edgellm doesn't run on, WheelhouseError for wheels that can't be
-    fetched or built; nothing half-made is left.
+    transformers, with `serving` what `edgellm serve` needs. Raise UsageError for a target that edgellm doesn't run on,
+    WheelhouseError for wheels that can't be fetched or built; nothing half-made is left.
     """
     source, cache = Path(source).resolve(), cache or _cache_folder()
     extras = [name for name, wanted in (("generic", generic), ("serving", serving)) if wanted]
@@ -127,7 +127,8 @@ def _project(source: Path, extras: Sequence[str]) -> tuple[list[str], tuple[int,
         least = re.fullmatch(r">=(\d+)\.(\d+)", project["requires-python"])
         if least is None:
             raise ValueError(f"requires-python is {project['requires-python']}, expected >=MAJOR.MINOR")
-        return [*project["dependencies"], *_of_extras(project["optional-dependencies"], extras)], (int(least[1]), int(least[2]))
+        more = _of_extras(project["optional-dependencies"], extras)
+        return [*project["dependencies"], *more], (int(least[1]), int(least[2]))
     except FileNotFoundError:
         raise UsageError(f"{source} has no pyproject.toml. Give the repository of edgellm with --source.") from None
     except (ValueError, KeyError, TypeError) as e:

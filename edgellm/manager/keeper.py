@@ -21,6 +21,7 @@ from edgellm.plan.around import links
 from edgellm.shards.manifest import Manifest
 from edgellm.wire.addresses import Address
 from edgellm.wire.credentials import Credentials
+from edgellm.wire.status import BoardStatus
 
 SURVEY_EVERY_S = 10.0  # of a client that stays
 _WEIGH_EVERY_S = 60.0  # the same boards: a search for a better plan takes this process a while
@@ -75,6 +76,11 @@ class Keeper:
     def missing(self) -> dict[str, str]:
         """By board, why it has no part in the last survey."""
         return self._fleet.missing
+
+    @property
+    def statuses(self) -> dict[str, BoardStatus]:
+        """By board, what it said in the last survey."""
+        return {board: r.status for board, r in self._fleet.reports.items() if r.status is not None}
 
     @property
     def alone(self) -> bool:

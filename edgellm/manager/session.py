@@ -44,6 +44,7 @@ class Session:
         self._patience_s, self._tell = patience_s, tell
         self._told: tuple[object, ...] | None = None
         self._closed = False
+        self.recoveries = 0  # answers that went on after a board was lost, or the plan changed
 
     @property
     def plan(self) -> Plan:
@@ -107,6 +108,7 @@ class Session:
                         if not done or stuck_s is not None:
                             self.keeper.worked(plan)
                             self._told = None
+                        self.recoveries += bool(done) and stuck_s is not None
                         done.append(chosen.token)
                         stuck_s, attempt = None, 1
                         yield chosen

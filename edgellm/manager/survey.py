@@ -44,6 +44,7 @@ class Report:
     links: Mapping[str, LinkStatus] = field(default_factory=dict)
     load_error: LoadError | None = None
     is_off: bool = False  # its steps take something else than the plan was made with
+    status: BoardStatus | None = field(default=None, repr=False)  # from which all of this is
 
     @property
     def held(self) -> tuple[int, int] | None:
@@ -75,7 +76,7 @@ class Report:
         return cls(
             board, status.capacity, status.epoch, status.plan, addresses, status.claimed,
             shard_names(status.shards, manifest), status.committed, idle, status.draining_sequences > 0,
-            status.health.uptime_s, status.links, status.load_error, section is not None and section.is_off,
+            status.health.uptime_s, status.links, status.load_error, section is not None and section.is_off, status,
         )  # fmt: skip
 
 

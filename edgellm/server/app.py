@@ -15,6 +15,8 @@ from starlette.routing import BaseRoute
 from edgellm.errors import EdgellmError
 from edgellm.server import (
     anthropic,
+    health,
+    metrics,
     ollama,
     openai_chat,
     openai_completions,
@@ -27,6 +29,7 @@ from edgellm.server.access import AccessLog
 from edgellm.server.errors import ApiError, api_of, respond
 from edgellm.server.guard import Guard, Limits
 from edgellm.server.keys import Keys
+from edgellm.server.metrics import Counting, Metrics
 from edgellm.server.models import Models
 
 
@@ -51,6 +54,7 @@ class Server:
     models: Models
     settings: Settings
     keys: Keys
+    metrics: Metrics
 
 
 def make_app(models: Models, settings: Settings) -> Starlette:
@@ -58,10 +62,12 @@ def make_app(models: Models, settings: Settings) -> Starlette:
 
     Raises UsageError for a file of keys that can't be read.
     """
-    server = Server(models, settings, Keys(settings.keys))
-    dialects = (openai_chat, openai_completions, openai_models, openai_embeddings, responses, ollama, anthropic)
-    routes: list[BaseRoute] = [route for dialect in dialects for route in dialect.routes(server)]
-    routes += openapi.routes(operation for dialect in dialects for operation in getattr(dialect, "OPERATIONS", ()))
+    server = Server(models, settings, Keys(settings.keys), Metrics(models))
+    rooms = (
+        openai_chat, openai_completions, openai_models, openai_embeddings, responses, ollama, anthropic, health, metrics,
+    )  # fmt: skip
+    routes: list[BaseRoute] = [route for room in rooms for route in room.routes(server)]
+    routes += openapi.routes(operation for room in rooms for operation in getattr(room, "OPERATIONS", ()))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -71,8 +77,10 @@ def make_app(models: Models, settings: Settings) -> Starlette:
     guard = Middleware(
         Guard, keys=server.keys, limits=settings.limits, hosts=settings.hosts, origins=settings.origins
     )  # fmt: skip
+    counting = Middleware(Counting, metrics=server.metrics, routes=routes)
     app = Starlette(
-        routes=routes, lifespan=lifespan, middleware=[Middleware(AccessLog, as_json=settings.json_log), guard],
+        routes=routes, lifespan=lifespan,
+        middleware=[counting, Middleware(AccessLog, as_json=settings.json_log), guard],
         exception_handlers={HTTPException: _refused, EdgellmError: _failed},
     )  # fmt: skip
     app.state.server = server

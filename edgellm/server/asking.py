@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from edgellm.client import AnswerStream, AsyncClient, Delta, Options
 from edgellm.errors import BusyError
@@ -126,6 +127,20 @@ class Ended:
 Event = Accepted | Queued | Progress | Waiting | Text | Reasoning | ToolBegin | ToolArguments | ToolEnd | Ended
 
 
+class Watched(Protocol):
+    """What counts one answer."""
+
+    def saw(self, event: "Event") -> None:
+        """Take in an event."""
+
+    def close(self, outcome: str) -> None:
+        """Take in the answer's end: "cancelled" or "failed" unless Ended was seen before."""
+
+
+# What counts the answers of this request, called with the name of the model and the question.
+WATCHING: ContextVar[Callable[[str, Ask], Watched] | None] = ContextVar("watching", default=None)
+
+
 async def answer(models: Models, ask: Ask) -> AsyncGenerator[Event, None]:
     """Yield what happens until the answer is complete. Leaving the iteration ends the answer on the boards at once.
 
@@ -135,12 +150,22 @@ async def answer(models: Models, ask: Ask) -> AsyncGenerator[Event, None]:
     began_s = time.perf_counter()
     async with models.use(ask.model, ask.keep_alive_s) as (name, client):
         happening = _Happening(name, client, ask, time.perf_counter() - began_s)
+        watch = WATCHING.get()
+        watched = None if watch is None else watch(name, ask)
         task = asyncio.create_task(happening.follow())
+        outcome = "cancelled"
         try:
             async with aclosing(happening.events(task)) as events:
                 async for event in events:
+                    if watched is not None:
+                        watched.saw(event)
                     yield event
+        except Exception:
+            outcome = "failed"
+            raise
         finally:
+            if watched is not None:
+                watched.close(outcome)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 

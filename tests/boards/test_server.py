@@ -11,14 +11,16 @@ BODY = {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_
 
 def curl(board: Board, url: str, *options: str) -> tuple[int, dict]:
     """What a server answers to a board: the status, and the JSON."""
-    said = lab("on", board.number, "curl", "--silent", "--show-error", "--max-time", 60, "-w", r"\n%{http_code}", *options, url)
+    quiet = ("--silent", "--show-error", "--max-time", 60, "--write-out", r"\n%{http_code}")
+    said = lab("on", board.number, "curl", *quiet, *options, url)
     text, _, status = said.rpartition("\n")
     return int(status), json.loads(text)
 
 
 def chat(board: Board, url: str, *options: str) -> tuple[int, dict]:
     """What a server answers to a question."""
-    return curl(board, f"{url}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", json.dumps(BODY), *options)
+    body = ("--header", "Content-Type: application/json", "--data", json.dumps(BODY))
+    return curl(board, f"{url}/v1/chat/completions", *body, *options)
 
 
 def key_of(controller: Controller, name: str = "default") -> str:
@@ -62,5 +64,5 @@ def test_a_board_serves_whom_it_knows_and_a_second_deploy_changes_nothing(cluste
 
     cluster.inventory()  # nobody serves
     controller.deploy().good()
-    assert not [file for file in board.files() if "edgellm" in file and "server" in file and "/site-packages/" not in file]
+    assert not [path for path in board.ours() if "server" in path and "/site-packages/" not in path]
     assert "serv" not in board.root("getent passwd | grep edgellm")

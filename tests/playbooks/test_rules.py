@@ -31,7 +31,8 @@ def test_no_role_uses_a_variable_of_the_inventory_that_is_not_there():
     known = set(defaults("edgellm")) | set(read("ansible/roles/edgellm/vars/main.yml"))
     filters = {name for module in FILTERS for name in module.FilterModule().filters()}
     filters |= {path.stem for path in (ROOT / "ansible/action_plugins").glob("*.py")} | {"edgellm_ending"}
-    names = ("out", "running", "stocked", "removed", "changing", "short", "upgradable", "is_", "stopped", "serving", "unserved")
+    names = ("out", "running", "stocked", "removed", "changing", "short", "upgradable", "is_", "stopped", "serving",
+             "unserved")
     groups = {f"edgellm_{name}" for name in names}
     own = {"edgellm_found", "edgellm_options", "edgellm_specs", "edgellm_no_bin", "edgellm_gone",
            "edgellm_stopped", "edgellm_time_s", "edgellm_told"}  # fmt: skip

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 EDGELLM = Path(sys.executable).with_name("edgellm")
 DASHBOARD = json.loads((ROOT / "grafana/edgellm.json").read_text())
 # What this machine needn't have: sensors, and a link with a speed; and what only boards with a cache on disk tell.
-NOT_EVERYWHERE = ("temperature", "throttled", "undervoltage", "link_speed", "cache_written", "first_layer", "hop_seconds")
+NOT_EVERYWHERE = ("temperature", "throttled", "undervoltage", "link_speed", "cache_written", "first_layer",
+                  "hop_seconds")
 CHAT = {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 8}
 
 pytestmark = [pytest.mark.prometheus, pytest.mark.timeout(300)]
@@ -33,6 +34,11 @@ def wait_for(condition, timeout_s: float, what: str):
                 return value
         assert time.monotonic() < deadline, f"no {what} in {timeout_s:g} s"
         time.sleep(0.2)
+
+
+def ran(command: list, **options) -> subprocess.CompletedProcess:
+    """A program's end, within a minute."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
 
 
 @contextlib.contextmanager
@@ -57,8 +63,8 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     env = {k: v for k, v in os.environ.items() if not k.startswith("EDGELLM_")}
     env |= {"EDGELLM_CONFIG": str(folder), "EDGELLM_STATE": str(folder), "XDG_CONFIG_HOME": str(folder)}
-    made = subprocess.run([EDGELLM, "serve", "--new-key", "prometheus"], env=env, capture_output=True, text=True, timeout=60)
-    key, log = made.stdout.strip(), folder / "log"
+    key = ran([EDGELLM, "serve", "--new-key", "prometheus"], env=env).stdout.strip()
+    log = folder / "log"
     with running([EDGELLM, "serve", "--port", "0"], log, env=env, cwd=folder) as process:
         def address():
             assert process.poll() is None, log.read_text()
@@ -82,13 +88,16 @@ def prometheus(server, tmp_path_factory):
     text = text.replace("127.0.0.1:8080", server.base_url.netloc.decode())
     (folder / "prometheus.yml").write_text(text)
     (folder / "api-key").write_text(server.headers["authorization"].removeprefix("Bearer "))
-    checked = subprocess.run(["promtool", "check", "config", folder / "prometheus.yml"], capture_output=True, text=True, timeout=60)
+    checked = ran(["promtool", "check", "config", folder / "prometheus.yml"])
     assert checked.returncode == 0, checked.stdout + checked.stderr
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
                f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]  # fmt: skip
-    with running(command, folder / "log"), httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=10) as client:
+    api = f"http://127.0.0.1:{port}/api/v1"
+    with running(command, folder / "log"), httpx.Client(base_url=api, timeout=10) as client:
+        ready = api.replace("/api/v1", "/-/ready")
+        wait_for(lambda: client.get(ready).status_code == 200, 60, "Prometheus that is ready")
         wait_for(lambda: results(client, 'up{job="edgellm"} == 1'), 60, "scrape")
         chat = server.post("/v1/chat/completions", json=CHAT)  # once before the first scrape of its numbers, …
         assert chat.status_code == 200
@@ -155,7 +164,7 @@ def test_the_dashboard_offers_models_and_boards_to_choose_from(prometheus):
 
 def test_promtool_finds_no_fault(prometheus, server):
     text = server.get("/metrics").text
-    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=60)
+    checked = ran(["promtool", "check", "metrics"], input=text)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 

@@ -23,5 +23,7 @@ def controller():
     """
 
 
-for command in (model, certificates, manager, revoke, wheelhouse, python, fit, form, canary, remember, server, key, steps):
+for command in (
+    model, certificates, manager, revoke, wheelhouse, python, fit, form, canary, remember, server, key, steps,
+):  # fmt: skip
     controller.add_command(command)

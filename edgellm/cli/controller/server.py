@@ -18,8 +18,8 @@ from edgellm.cli.controller.certificates import folders, with_folders
 def server(name, tls, names, ca, manager):
     """Make what the server on the board NAME needs, or on the "controller": its identity, API keys, certificates.
 
-    Prints a JSON object: changed, files (to push), stamp (changes with what the server can't follow by itself), key_file
-    (holds an API key), keys (their names), and ca (the CA's certificate).
+    Prints a JSON object: changed, files (to push), stamp (changes with what the server can't follow by itself),
+    key_file (holds an API key), keys (their names), and ca (the CA's certificate).
 
     \b
     Examples:
