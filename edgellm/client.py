@@ -177,8 +177,11 @@ class AsyncClient:
         return self._session.recoveries
 
     def start(self) -> None:
-        """Survey the boards on the timer from now on, as the first question does."""
-        self._session.keeper.start()
+        """Survey the boards now, unless that was done before, and on the timer from then on, as a question does."""
+        keeper = self._session.keeper
+        if not keeper.statuses and not keeper.missing:
+            keeper.look()
+        keeper.start()
 
     async def __aenter__(self) -> Self:
         return self

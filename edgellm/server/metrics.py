@@ -8,7 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
@@ -38,6 +45,7 @@ from edgellm.wire.status import BoardStatus
 if TYPE_CHECKING:
     from edgellm.server.app import Server
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which Prometheus doesn't need
 _OTHER = "other"  # no route takes it
 # Small boards take seconds for a prompt and tenths of a second for a token.
 _FIRST_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
@@ -115,6 +123,7 @@ class Watched:
         self._has_text = self._waits = False
         self._outcome: str | None = None
         metrics.running.labels(model).inc()
+        metrics.waiting.labels(model)  # 0 until somebody waits, in place of nothing
 
     def saw(self, event: Event) -> None:
         """Count an event."""
