@@ -87,6 +87,22 @@ async def examine(
         trying.cancel()
 
 
+def facts_by_wire(
+    cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | None, rows: list[dict]
+) -> list[Facts]:
+    """Return what is known of the boards without SSH, from their `words` and the `rows` that `describe` makes of
+    them."""
+    by_name = {row["board"]: row for row in rows}
+    native = {row["board"] for row in rows if row["path"] == "native"}
+    return [
+        replace(
+            _with_failures(_by_wire(b, words[b.name], by_name[b.name], cluster, manifest), words[b.name], []),
+            tcp_error=words[b.name].error, wire_error=None, has_ssh=False, native_elsewhere=bool(native - {b.name}),
+        )
+        for b in cluster.boards if b.name in words
+    ]  # fmt: skip
+
+
 def _with_failures(facts: Facts, word: Word, pairs: list[Pair]) -> Facts:
     """Return the facts with what the board's agent says has failed."""
     found = failures(word.status, between.tried_by(pairs, facts.board)) if word.status is not None else []

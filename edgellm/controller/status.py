@@ -43,23 +43,25 @@ class Word:
 
 async def ask_boards(
     addresses: Mapping[str, Address], tls: Credentials | None = None,
-    waits: Callable[[list[str]], None] = lambda boards: None,
+    waits: Callable[[list[str]], None] = lambda boards: None, *, connections: Connections | None = None,
 ) -> dict[str, Word]:  # fmt: skip
     """Ask all boards at once; then the boards that only they know, from a plan newer than ours that an admin signed.
 
-    `waits` is told which boards are slow to answer. Takes a few seconds at most, and raises nothing for a board;
-    ClusterError if plans can't be checked here.
+    `waits` is told which boards are slow to answer. `connections`, made with the same credentials, stay open for the
+    next time. Takes a few seconds at most, and raises nothing for a board; ClusterError if plans can't be checked here.
     """
+    if connections is None:
+        async with Connections(tls) as own:
+            return await ask_boards(addresses, tls, waits, connections=own)
     trust = Trust(None if tls is None else tls.folder)
-    async with Connections(tls) as connections:
-        words = {b: _believed(word, trust) for b, word in (await _ask_all(addresses, connections, waits)).items()}
-        strangers: dict[str, Address] = {}
-        for word in words.values():
-            for board, address in word.others.items():
-                if board not in words and len(strangers) < _MAX_STRANGERS:
-                    strangers[board] = address
-        more = await _ask_all(strangers, connections, waits) if strangers else {}
-        return {**words, **{b: _believed(word, trust) for b, word in more.items()}}
+    words = {b: _believed(word, trust) for b, word in (await _ask_all(addresses, connections, waits)).items()}
+    strangers: dict[str, Address] = {}
+    for word in words.values():
+        for board, address in word.others.items():
+            if board not in words and len(strangers) < _MAX_STRANGERS:
+                strangers[board] = address
+    more = await _ask_all(strangers, connections, waits) if strangers else {}
+    return {**words, **{b: _believed(word, trust) for b, word in more.items()}}
 
 
 def _believed(word: Word, trust: Trust) -> Word:
@@ -100,14 +102,16 @@ async def _ask(name: str, address: Address, connections: Connections) -> Word:
 
 
 def describe(
-    cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | None = None, pairs: Sequence[Pair] = ()
-) -> dict:
+    cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | None = None, pairs: Sequence[Pair] = (), *,
+    weigh: bool = True,
+) -> dict:  # fmt: skip
     """Return the state of a cluster as one JSON object (`edgellm status --json`), from what its boards said.
 
     The plan that counts is the cluster file's, or the newest one that all its boards serve, if that is newer or no
     board serves the cluster file's. `serving` is whether every board of it does, and `ready` whether the next question
     needs no other plan. Neither is so if, as the tried `pairs` tell, a board can't reach the one that it sends to.
-    Without the `manifest` it isn't known what is left of a board's offer, nor who is ready.
+    Without the `manifest` it isn't known what is left of a board's offer, nor who is ready. With `weigh`, a board that
+    isn't as fast as the plan was made for has another plan searched for, which takes a while.
     """
     plans = {name: word.status.plan for name, word in words.items() if word.status and word.status.plan}
     plan = _counting(cluster.plan, plans)
@@ -119,7 +123,7 @@ def describe(
     _mark_ready(rows, plan, words, manifest)
     notes = [word.lie for word in words.values() if word.lie]
     notes += [*_notes(cluster, plan, words, rows), *_pair_notes(pairs), *_remembered(words, pairs)]
-    notes += predicted.notes(plan, [word.status for word in words.values() if word.status], manifest)
+    notes += predicted.notes(plan, [word.status for word in words.values() if word.status], manifest if weigh else None)
     stages = [row for row in rows if row["in_plan"]]
     _break_links(plan, rows, pairs)
     return {
