@@ -15,6 +15,8 @@ from starlette.routing import BaseRoute
 from edgellm.errors import EdgellmError
 from edgellm.server import (
     anthropic,
+    boards,
+    conversations_api,
     health,
     metrics,
     ollama,
@@ -23,9 +25,14 @@ from edgellm.server import (
     openai_embeddings,
     openai_models,
     openapi,
+    page_chat,
+    page_files,
     responses,
+    sign_in,
 )
 from edgellm.server.access import AccessLog
+from edgellm.server.boards import Watches
+from edgellm.server.conversations_api import Kept
 from edgellm.server.errors import ApiError, api_of, respond
 from edgellm.server.guard import Guard, Limits
 from edgellm.server.keys import Keys
@@ -55,6 +62,8 @@ class Server:
     settings: Settings
     keys: Keys
     metrics: Metrics
+    kept: Kept
+    watches: Watches
 
 
 def make_app(models: Models, settings: Settings) -> Starlette:
@@ -62,17 +71,23 @@ def make_app(models: Models, settings: Settings) -> Starlette:
 
     Raises UsageError for a file of keys that can't be read.
     """
-    server = Server(models, settings, Keys(settings.keys), Metrics(models))
+    kept = Kept(settings.state, settings.history)
+    server = Server(models, settings, Keys(settings.keys), Metrics(models), kept, Watches(models))
     rooms = (
         openai_chat, openai_completions, openai_models, openai_embeddings, responses, ollama, anthropic, health, metrics,
+        page_files, sign_in, conversations_api, page_chat, boards,
     )  # fmt: skip
     routes: list[BaseRoute] = [route for room in rooms for route in room.routes(server)]
     routes += openapi.routes(operation for room in rooms for operation in getattr(room, "OPERATIONS", ()))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
-        async with models:
-            yield
+        try:
+            async with models:
+                yield
+        finally:
+            server.watches.close()
+            server.kept.close()
 
     guard = Middleware(
         Guard, keys=server.keys, limits=settings.limits, hosts=settings.hosts, origins=settings.origins

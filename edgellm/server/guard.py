@@ -21,9 +21,11 @@ from edgellm.server.errors import ApiError, api_of, respond
 from edgellm.server.keys import Keys
 
 COOKIE = "edgellm_key"
+SIGN_IN = "/page/sign-in"
+PAGE_FILES = "/page/files/"
 # Without a key: states without names, and the page's own files, which tell nothing.
-OPEN = frozenset({"/health", "/ready", "/", "/favicon.ico"})
-OPEN_BELOW = ("/page/",)
+OPEN = frozenset({"/health", "/ready", "/", "/favicon.ico", SIGN_IN})
+OPEN_BELOW = (PAGE_FILES,)
 _BODY_TIMEOUT_S = 30.0
 _REPEATED = re.compile(r"/{2,}")
 _DOUBLED = re.compile(r"\A(?:/(?:v1|api))*(?=/(?:v1|api)(?:/|\Z))")
