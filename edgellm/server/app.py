@@ -74,8 +74,8 @@ def make_app(models: Models, settings: Settings) -> Starlette:
     kept = Kept(settings.state, settings.history)
     server = Server(models, settings, Keys(settings.keys), Metrics(models), kept, Watches(models))
     rooms = (
-        openai_chat, openai_completions, openai_models, openai_embeddings, responses, ollama, anthropic, health, metrics,
-        page_files, sign_in, conversations_api, page_chat, boards,
+        openai_chat, openai_completions, openai_models, openai_embeddings, responses, ollama, anthropic,
+        health, metrics, page_files, sign_in, conversations_api, page_chat, boards,
     )  # fmt: skip
     routes: list[BaseRoute] = [route for room in rooms for route in room.routes(server)]
     routes += openapi.routes(operation for room in rooms for operation in getattr(room, "OPERATIONS", ()))

@@ -272,7 +272,7 @@ def _of_section(field: str) -> Callable[[BoardStatus], float | None]:
 
 
 def _of_cache(field: str) -> Callable[[BoardStatus], float | None]:
-    return lambda status: getattr(getattr(status, "cache", None), field, None)
+    return lambda status: None if status.cache is None else getattr(status.cache, field)
 
 
 def _link_bytes(status: BoardStatus) -> float | None:
