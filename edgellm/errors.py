@@ -2,7 +2,8 @@
 
     EdgellmError
     ├── UsageError          the caller's arguments are wrong (exit 2)
-    │   └── ContextError    a prompt that is longer than a slot
+    │   ├── ContextError    a prompt that is longer than a slot
+    │   └── ConstraintError  a schema or a grammar that can't be compiled
     ├── CheckpointError     a source that can't be read or split
     │   └── ManifestError   a manifest or shard that is damaged or doesn't match
     ├── ModelError          an architecture that can't run in sections
@@ -42,6 +43,10 @@ class UsageError(EdgellmError):
 
 class ContextError(UsageError):
     """A prompt is longer than a slot."""
+
+
+class ConstraintError(UsageError):
+    """A schema or a grammar can't be compiled."""
 
 
 class CheckpointError(EdgellmError):

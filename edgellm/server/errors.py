@@ -7,7 +7,16 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from edgellm.errors import AnswerError, BusyError, ContextError, DeadlineError, EdgellmError, ManifestError, UsageError
+from edgellm.errors import (
+    AnswerError,
+    BusyError,
+    ConstraintError,
+    ContextError,
+    DeadlineError,
+    EdgellmError,
+    ManifestError,
+    UsageError,
+)
 from edgellm.server.models import Loading, UnknownModel
 
 _BUSY_S = 10.0  # after which to ask again, where nothing is known
@@ -23,7 +32,11 @@ _TYPES = {
     429: ("rate_limit_error", "rate_limit_error"),
     503: ("server_error", "overloaded_error"),
 }
-_PROMPTS = {"/v1/completions": "prompt", "/v1/responses": "input", "/v1/embeddings": "input"}  # fields of prompts
+_FIELDS = {  # of a prompt, and of what an answer must match
+    "/v1/completions": ("prompt", "response_format"),
+    "/v1/responses": ("input", "text.format"),
+    "/v1/embeddings": ("input", "response_format"),
+}
 _OTHER = ("server_error", "api_error")
 
 
@@ -48,6 +61,8 @@ def to_api_error(e: BaseException) -> ApiError:
         return ApiError(text, 400, param="model", code="model_not_found")
     if isinstance(e, ContextError):
         return ApiError(text, 400, param="messages", code="context_length_exceeded")
+    if isinstance(e, ConstraintError):
+        return ApiError(text, 400, param="response_format", code="invalid_schema")
     if isinstance(e, (UsageError, ManifestError)):  # the template can't render this chat
         return ApiError(text, 400)
     if isinstance(e, Loading):
@@ -87,8 +102,9 @@ def body_of(api: str, error: ApiError) -> dict[str, Any]:
 def respond(api: str, e: BaseException, path: str = "") -> Response:
     """Return the response that refuses a request to `path`."""
     error = to_api_error(e)
-    if isinstance(e, ContextError):
-        error.param = _PROMPTS.get(path, error.param)
+    if isinstance(e, (ContextError, ConstraintError)):
+        prompt, format_ = _FIELDS.get(path, ("messages", "response_format"))
+        error.param = prompt if isinstance(e, ContextError) else format_
     headers = {}
     if error.retry_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_s)))

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgellm.errors import ModelError, UsageError
+from edgellm.errors import ConstraintError, ModelError
 from edgellm.structure import Constraint
 
 CPU_S = 3.0  # for one request, computing
@@ -136,15 +136,15 @@ def _failed() -> "Future[Reply]":
     return future
 
 
-def refusal(constraint: Constraint, reason: str) -> UsageError:
+def refusal(constraint: Constraint, reason: str) -> ConstraintError:
     """Return the error that says why a constraint can't be compiled."""
     lines = [line.strip() for line in reason.split("\n") if line.strip()]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines[:1] or ["no reason"]
     text = "".join(c if c.isprintable() else " " for c in told[0])[:_MAX_REASON].rstrip(". ")
-    return UsageError(f"{_NAMES[constraint.kind]} can't be compiled: {text}. Simplify it.")
+    return ConstraintError(f"{_NAMES[constraint.kind]} can't be compiled: {text}. Simplify it.")
 
 
-def too_much(constraint: Constraint) -> UsageError:
+def too_much(constraint: Constraint) -> ConstraintError:
     """Return the error of a constraint that ended the process."""
     reason = f"it takes more than {CPU_S:g} s or {MEMORY_BYTES >> 20} MB"
     return refusal(constraint, reason)
@@ -152,11 +152,11 @@ def too_much(constraint: Constraint) -> UsageError:
 
 _checking = GrammarProcess()
 _one_at_a_time = threading.Lock()
-_checked: dict[Constraint, UsageError | None] = {}  # the latest ones
+_checked: dict[Constraint, ConstraintError | None] = {}  # the latest ones
 
 
 def check(constraint: Constraint) -> None:
-    """Raise UsageError for a constraint that can't be compiled, as far as that can be told without a model's tokenizer.
+    """Raise ConstraintError for one that can't be compiled, as far as that can be told without a model's tokenizer.
 
     It takes milliseconds, after the first time, and up to some seconds for a hostile constraint; not for an event loop.
     """
@@ -166,10 +166,10 @@ def check(constraint: Constraint) -> None:
                 _checked.pop(next(iter(_checked)))
             _checked[constraint] = _why_not(constraint)
         if (error := _checked[constraint]) is not None:
-            raise UsageError(str(error))
+            raise ConstraintError(str(error))
 
 
-def _why_not(constraint: Constraint) -> UsageError | None:
+def _why_not(constraint: Constraint) -> ConstraintError | None:
     _checking.start()
     try:
         reply = _checking.send({"op": "check", **constraint.to_wire()}).result(_WALL_S)

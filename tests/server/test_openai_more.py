@@ -190,6 +190,7 @@ def test_a_conversation_of_items_is_a_chat(served, monkeypatch):
      ({"input": "a", "max_output_tokens": 0}, "max_output_tokens"),
      ({"input": "a", "reasoning": {"effort": "huge"}}, "reasoning.effort"),
      ({"input": "a", "text": {"format": {"type": "xml"}}}, "text.format.type"),
+     ({"input": "a", "text": {"format": {"type": "json_schema", "schema": {"type": "x"}}}}, "text.format"),
      ({"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type"),
      ({"input": "a", "tools": [{"type": "function"}]}, "tools[0].name"),
      ({"input": "y" * 4000}, "input")],
