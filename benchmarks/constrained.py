@@ -1,5 +1,5 @@
-"""What a constraint costs: answers to 200 JSON schemas (benchmarks/schemas.py) on two agents with SmolLM2, each beside an
-answer of as many tokens without a constraint. Every constrained answer is checked with jsonschema.
+"""What a constraint costs: answers to 200 JSON schemas (benchmarks/schemas.py) on two agents, each beside an answer of
+as many tokens without a constraint. Every constrained answer is checked with jsonschema.
 
     python -m benchmarks.constrained SPLIT
     python -m benchmarks.constrained SPLIT --count 20 --json

@@ -14,8 +14,8 @@ _NAMES = (
     "group", "image", "version", "region", "zone", "replicas", "memory", "cpu", "timeout", "retries", "unit", "label",
 )  # fmt: skip
 _WORDS = (
-    "active", "inactive", "pending", "red", "green", "blue", "small", "medium", "large", "auto", "manual", "low", "high",
-    "north", "south", "daily", "weekly", "open", "closed", "public", "private", "on", "off", "new", "used",
+    "active", "inactive", "pending", "red", "green", "blue", "small", "medium", "large", "auto", "manual", "low",
+    "high", "north", "south", "daily", "weekly", "open", "closed", "public", "private", "on", "off", "new", "used",
 )  # fmt: skip
 _PATTERNS = (
     "^[A-Z]{2}[0-9]{4}$", "^[a-z][a-z0-9-]{1,14}[a-z0-9]$", "^#[0-9a-f]{6}$", "^v[0-9]{1,2}\\.[0-9]{1,2}$",

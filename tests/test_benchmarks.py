@@ -3,11 +3,12 @@
 import json
 import platform
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import baseline, perplexity, phi3, profile, report, startup
+from benchmarks import baseline, constrained, perplexity, phi3, profile, report, schemas, startup
 from benchmarks.engine import Measurements, wire_rows
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Row, at_least, at_most, holds
@@ -17,6 +18,8 @@ from edgellm.kernels import library
 from edgellm.model.generic.structure import trace
 from edgellm.plan import Plan, Section
 from edgellm.shards.manifest import Manifest
+from edgellm.structure import Constraint
+from edgellm.text.grammars import check
 from tests.model.families import CONFIGS, random_model
 from tests.model.make_split import make_split, round_weights
 
@@ -36,6 +39,22 @@ def test_a_table_shows_limits_and_what_falls_short():
         "memory                    – MB     ≤ 200   not measured\n"
         "imports torch            no        no      ok"
     )
+
+
+def test_schemas_are_of_every_kind_the_same_each_time_and_all_compile():
+    made = list(schemas.examples(200))
+    assert made == list(schemas.examples(200)) and made[:10] != list(schemas.examples(10, seed=1))
+    assert {e.kind for e in made} == set(schemas.KINDS)
+    for example in made:
+        jsonschema.Draft202012Validator.check_schema(example.schema)
+        check(Constraint("json_schema", json.dumps(example.schema)))
+
+
+def test_an_answer_counts_as_valid_only_if_its_schema_says_so():
+    example = schemas.Example("own", {"type": "object", "required": ["a"]}, "")
+    assert constrained.is_valid('{"a": 1}', example) == ""
+    assert constrained.is_valid("{}", example) == "own: 'a' is a required property"
+    assert constrained.is_valid('{"a": ', example).startswith("own: Expecting value")
 
 
 def test_a_limit_that_is_just_reached_is_met():

@@ -102,6 +102,34 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_what_is_not_allowed_is_as_if_it_were_not_there(options):
+    rng = np.random.default_rng(1)
+    logits, history = rng.normal(0, 2, 20_000).astype(np.float32), [3, 5, 5, 120]
+    for count in (1, 2, 50, 15_000):
+        allowed = np.zeros(len(logits), bool)
+        allowed[rng.choice(len(logits), count, replace=False)] = True
+        (ids,) = np.nonzero(allowed)
+        where = {int(token): at for at, token in enumerate(ids)}
+        for seed in range(20):
+            sampling = Sampling(**{"temperature": 1.0, **options}, seed=seed)
+            sampler, alone = Sampler(sampling, len(logits)), Sampler(sampling, count)
+            sampler.follow(history, len(history))
+            alone.follow(left := [where[token] for token in history if token in where], len(left))
+            assert sampler.choose(logits, 7, allowed) == ids[alone.choose(logits[ids], 7)]
+    greedy = Sampler(Sampling(), len(logits)).choose(logits, 7, allowed)
+    assert greedy == np.where(allowed, logits, -np.inf).argmax()
+
+
+def test_nothing_allowed_and_nothing_finite_among_what_is_are_errors():
+    logits, allowed = np.zeros(8, np.float32), np.zeros(8, bool)
+    with pytest.raises(ModelError, match="no token may come at position 3"):
+        Sampler(Sampling(), 8).choose(logits, 3, allowed)
+    logits[2], allowed[[2, 3]] = np.nan, True
+    with pytest.raises(ModelError, match="the logits at position 3 are not finite"):
+        Sampler(Sampling(), 8).choose(logits, 3, allowed)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_each_token_has_the_share_of_random_numbers_that_its_probability_says(monkeypatch, options):
     rng = np.random.default_rng(0)
     logits, history = rng.normal(0, 2, 200).astype(np.float32).round(1), [3, 5, 5, 120]  # with many equal ones
