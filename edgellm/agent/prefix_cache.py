@@ -31,6 +31,7 @@ class _Restore:
     keys: list[bytes]  # of all pages, those that the slot holds already included
     token_s: float | None
     done: Callable[[int], None]
+    asked_s: float
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class PrefixCache:
         self._ending = False
         self._saving = False
         self._byte_s = 0.0  # what reading took lately
+        self._reading_since_s: float | None = None  # the page that is being read
         self._threads = [
             threading.Thread(target=self._run, args=(queue, work), name=name, daemon=True)
             for queue, work, name in (
@@ -97,6 +99,9 @@ class PrefixCache:
     def find(self, root: bytes, ids: Ids, most: int, reused: int, token_s: float | None) -> list[bytes]:
         """Return the keys of the pages that hold the beginning of `ids`, up to `most` tokens, where reading those
         behind the first `reused` tokens is worth it; `token_s` is what computing one takes here. Otherwise nothing."""
+        since_s = self._reading_since_s
+        if since_s is not None and time.monotonic() - since_s > _LONGEST_S:
+            return []  # the disk hangs
         keys = self._store.find(root, ids, most // PAGE_TOKENS)
         gained = len(keys) * PAGE_TOKENS - reused
         if gained <= 0:
@@ -113,7 +118,7 @@ class PrefixCache:
         """Put the pages `keys` of `ids`, from number `first` on, into a slot that nobody else uses until `done(tokens)`
         is called, in another thread: so many tokens are there then."""
         with self._changed:
-            self._restores.append(_Restore(slot, ids, first, keys, token_s, done))
+            self._restores.append(_Restore(slot, ids, first, keys, token_s, done, time.monotonic()))
             self._changed.notify_all()
 
     def save(self, slot: HeldSlot, root: bytes, idle: Callable[[], bool]) -> None:
@@ -149,18 +154,21 @@ class PrefixCache:
                     self._saving = False
 
     def _restore(self, job: _Restore) -> None:
-        tokens = len(job.slot.ids)
+        before = tokens = len(job.slot.ids)
         began_s = time.monotonic()
         try:
             for number, key in enumerate(job.keys[job.first :], job.first):
                 took_s = time.monotonic() - began_s
                 gained_s = None if job.token_s is None else (number - job.first) * PAGE_TOKENS * job.token_s
-                if took_s > _LONGEST_S or (gained_s is not None and took_s > gained_s + _GRACE_S):
+                late = time.monotonic() - job.asked_s > _LONGEST_S
+                if late or (gained_s is not None and took_s > gained_s + _GRACE_S):
                     log.info("the rest of a prompt is computed: its pages take %.1f s to read", took_s)
                     break
                 for coming in job.keys[number + 1 : number + 1 + _AHEAD]:
                     self._store.expect(coming)
+                self._reading_since_s = time.monotonic()
                 page = self._store.read(key)
+                self._reading_since_s = None
                 if page is None:
                     break
                 end = (number + 1) * PAGE_TOKENS
@@ -168,10 +176,11 @@ class PrefixCache:
                 tokens = max(tokens, end)
                 self._byte_s += (((time.monotonic() - began_s) - took_s) / page.size - self._byte_s) / 8
             job.slot.restored(job.ids[:tokens])
-            log.info("%d tokens from pages, in %.3f s", tokens - job.first * PAGE_TOKENS, time.monotonic() - began_s)
+            log.info("%d tokens from pages, in %.3f s", tokens - before, time.monotonic() - began_s)
         finally:
+            self._reading_since_s = None
             job.done(len(job.slot.ids))
-        self._store.used(job.keys, max(0, tokens - job.first * PAGE_TOKENS))
+        self._store.used(job.keys, tokens - before)
 
     def _save(self, job: _Save) -> None:
         keys: list[bytes] = []

@@ -2,10 +2,12 @@
 
 import asyncio
 import threading
+from random import Random
 
 import numpy as np
 import pytest
 
+from edgellm.agent import prefix_cache
 from edgellm.agent.engine import Engine
 from edgellm.agent.steps import Step
 from edgellm.manager.client import ClusterClient
@@ -240,3 +242,42 @@ def test_a_step_before_the_pages_are_there_is_refused():
     finally:
         engine.stop()
         engine.join()
+
+
+def test_slots_that_are_taken_while_their_pages_are_written_never_make_a_wrong_page(kept):
+    """More questions than slots, of two caches and one family of prompts, on a disk that forgets most of them."""
+
+    async def go(cluster):
+        random = Random(3)
+        prompts = [PROMPT[: random.randrange(70, 200)] + [random.randrange(1, 90)] * 80 for _ in range(6)]
+        for _ in range(3):
+            await asyncio.gather(*(cluster.ask(p, cache=random.choice(("", "anna"))) for p in prompts * 2))
+            await cluster.restart()
+        reused = [(await cluster.ask(prompt, cache=cache))[0] for prompt in prompts for cache in ("", "anna")]
+        assert max(reused) >= 64 and min(reused) < 192
+        status = await cluster.status()
+        assert 0 < status.bytes <= status.budget_bytes and status.hits > 0
+
+    kept(go, cache_bytes=16 * 1112)
+
+
+def test_a_disk_that_hangs_holds_up_one_question_and_no_more(kept, monkeypatch):
+    async def go(cluster):
+        await cluster.ask(PROMPT)
+        await cluster.restart()
+        monkeypatch.setattr(prefix_cache, "_LONGEST_S", 0.0)
+        for agent in cluster.boards.agents:
+            agent.cache._reading_since_s = 0.0
+        assert await cluster.ask(PROMPT) == [0, 0]
+
+    kept(go)
+
+
+def test_what_can_not_be_read_in_time_is_computed(kept, monkeypatch):
+    async def go(cluster):
+        await cluster.ask(PROMPT)
+        await cluster.restart()
+        monkeypatch.setattr(prefix_cache, "_LONGEST_S", -1.0)
+        assert await cluster.ask(PROMPT) == [0, 0]
+
+    kept(go)

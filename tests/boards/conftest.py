@@ -30,6 +30,7 @@ ORDER = (
     "test_hostile",
     "test_identities",
     "test_server",
+    "test_cache",
     "test_pairs",
     "test_loss",
     "test_rebalance",

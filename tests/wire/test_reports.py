@@ -6,7 +6,7 @@ import pytest
 
 from edgellm.plan import Capacity, Plan, Section
 from edgellm.wire.addresses import is_host, is_loopback, parse_address
-from edgellm.wire.status import BoardStatus, Compute, Health, SectionStatus, SequenceStats, ShardsHere
+from edgellm.wire.status import BoardStatus, CacheStatus, Compute, Health, SectionStatus, SequenceStats, ShardsHere
 
 PLAN = Plan(7, "fake", "5" * 64, 6, "latency", 64, 2, 8, "float32", (Section("b0", 0, 3), Section("b1", 3, 6)))
 CAPACITY = Capacity("b0", 1 << 30, 0.001, 0.002, 0.0005, 4)
@@ -14,6 +14,7 @@ FULL = BoardStatus(
     "b0", "0.1.0", "fake", "5" * 64, False, 7, True, PLAN, {"b0": ("10.0.0.1", 7710), "b1": ("fe80::1%eth0", 7710)},
     ShardsHere(True, ((0, 2), (4, 6)), False), 5_000_000_000, Health(51.5, False, None, 1000, 4_000_000_000, 100.5),
     CAPACITY, Compute(4, (4, 5, 6, 7), "dotprod"), SectionStatus(7, 0, 3, "native", 2, 1, 100, 5, 50, 1.25),
+    cache=CacheStatus(10**9, 300, 10**8, 5, 900, 10**7),
 )  # fmt: skip
 STATS = SequenceStats("native", 3, 12, 0.5, 9, 0.25, 2, 1, 400)
 
@@ -48,8 +49,9 @@ def test_what_is_no_object_says_nothing(content):
 def test_a_number_that_is_none_is_not_taken_for_one(value):
     assert SequenceStats.from_dict({**STATS.to_dict(), "decode_steps": value}).decode_steps == 0
     assert SequenceStats.from_dict({**STATS.to_dict(), "decode_s": "x" if value == 1 << 60 else value}).decode_s == 0
-    status = BoardStatus.from_dict("b0", {**FULL.to_dict(), "disk_free_bytes": value, "health": {"link_mbit": value}})
-    assert status.disk_free_bytes is status.health.link_mbit is None
+    told = {"disk_free_bytes": value, "health": {"link_mbit": value}, "cache": {"bytes": value}}
+    status = BoardStatus.from_dict("b0", {**FULL.to_dict(), **told})
+    assert status.disk_free_bytes is status.health.link_mbit is status.cache.bytes is None
 
 
 def test_a_text_is_short_and_moves_no_cursor():
