@@ -8,7 +8,7 @@ PAGES = "find /var/lib/edgellm/cache -name '*.page'"
 
 
 def test_prompts_are_still_there_after_a_power_loss_of_all_boards(cluster, controller):
-    for _ in range(3):  # boards that measure something else as they boot may get other layers, and have no pages of them
+    for _ in range(3):  # a board that measures another speed at its start may get layers of which it has no pages
         first = controller.ask(LONG, 10)
         plan = controller.plan()
         boards = [board for board in cluster.boards if board.name in plan]
