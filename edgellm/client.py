@@ -368,6 +368,16 @@ class Client:
             self._stop()
             raise
 
+    @property
+    def asker(self) -> Asker:
+        """The model's tokenizer, its manifest, and its authors' sampling."""
+        return self._client.asker
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the next question takes."""
+        return self._client.plan
+
     def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> BlockingStream:
         """Return the assistant's next message, as AsyncClient.chat does."""
         return BlockingStream(self, self._client.chat(messages, **options))

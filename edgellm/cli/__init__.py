@@ -6,6 +6,7 @@ from edgellm import __version__
 from edgellm.cli.agent import agent
 from edgellm.cli.ask import ask
 from edgellm.cli.bench import bench
+from edgellm.cli.chat import chat
 from edgellm.cli.cluster import doctor, logs, status
 from edgellm.cli.controller import controller
 from edgellm.cli.deploy import deploy, model, remove, reset, upgrade
@@ -26,6 +27,7 @@ def main():
     Examples:
       edgellm ask "Why is the sky blue?"
       edgellm deploy --sample > inventory.ini && nano inventory.ini && edgellm deploy
+      edgellm chat
       edgellm serve
       edgellm local up && edgellm ask "And at night?"
       edgellm split ./Phi-3-mini-4k-instruct --out phi3 --quantize int8
@@ -34,7 +36,7 @@ def main():
 
 
 COMMANDS = (
-    ask, serve, deploy, upgrade, model, remove, reset, manager, join, revoke, key, status, doctor, logs, rebalance,
+    ask, chat, serve, deploy, upgrade, model, remove, reset, manager, join, revoke, key, status, doctor, logs, rebalance,
     local, split, plan, verify, agent, bench, controller,
 )  # fmt: skip
 for command in COMMANDS:

@@ -20,6 +20,7 @@ _AUTHORS = "[default: the model authors']"
 
 @click.command()
 @click.argument("prompt", required=False)
+@click.option("-c", "--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
 @click.option("--system", metavar="TEXT", help="A system prompt.")
 @click.option("--raw", is_flag=True, help="Use no chat template, and recognize control tokens in the prompt.")
 @click.option("--max-tokens", type=int, default=config.DEFAULT_MAX_TOKENS, show_default=True, metavar="TOKENS",
@@ -31,6 +32,7 @@ _AUTHORS = "[default: the model authors']"
 @click.option("--repeat-penalty", type=float, help=f"Above 1 makes repeated tokens less likely.  {_AUTHORS}")
 @click.option("--seed", type=int, help="The same seed gives the same answer.  [default: random]")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text or control token (repeatable).")
+@click.option("--no-history", is_flag=True, help="Keep neither question nor answer for -c.")
 @click.option("--json", "as_json", is_flag=True,
               help="Print text, tokens, sampling, timings and finish reason as JSON.")  # fmt: skip
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
@@ -40,41 +42,54 @@ _AUTHORS = "[default: the model authors']"
 @click.option("--speculate/--no-speculate", default=True, show_default=True,
               help="Draft tokens from the text so far and verify them together: the same answer, faster.")  # fmt: skip
 @verbose_option
-def ask(prompt, system, raw, as_json, cluster, wait, verbose, max_tokens, stop, seed, speculate, **sampling):
+def ask(prompt, go_on, system, raw, no_history, as_json, cluster, wait, verbose, max_tokens, stop, seed, speculate,
+        **sampling):  # fmt: skip
     """Ask the cluster a question, and stream the answer to stdout.
 
-    PROMPT is read from stdin if it is - or missing. Without a cluster file, no board is asked: ask starts two agents on
+    PROMPT is read from stdin if it is - or missing. The answer is kept in the user's state folder, so that -c can go on. Without a cluster file, no board is asked: ask starts two agents on
     this machine with the built-in model, and stops them after the answer. Ctrl-C also stops the boards' work.
 
     \b
     Examples:
       edgellm ask "Why is the sky blue?"
       git diff | edgellm ask - --system "Summarise this change in one sentence."
+      edgellm ask -c "And at night?"
       edgellm ask "Name three birds." --temperature 0 --max-tokens 100 --json
       edgellm ask "Name three birds." --temperature 0.7 --seed 42
     """
     import secrets
 
+    from edgellm.cli.talk import Kept, as_chat, last_conversation
     from edgellm.manager.answer import Question
     from edgellm.manager.cluster_file import find
 
     seed = secrets.randbits(31) if seed is None else seed
     options = {name: value for name, value in sampling.items() if value is not None}
+    system = None if system is None else utf8_text(system, "--system")
+    talk = None
+    if go_on:
+        if raw:
+            raise UsageError("-c needs the chat template, and --raw leaves it out. Use one of them.")
+        talk = last_conversation()
+    text = _prompt(prompt)
     question = Question(
-        _prompt(prompt),
-        None if system is None else utf8_text(system, "--system"),
+        text,
+        system,
         raw,
         max_tokens,
         Sampling(**options, seed=seed),  # refuses bad numbers before anything is read
         tuple(utf8_text(s, "--stop") for s in stop),
         speculate,
     )
+    if talk is not None:
+        question = replace(question, messages=(*as_chat(talk, system), {"role": "user", "content": text}))
     path = find(str(cluster) if cluster else None)
     ask_it = _ask_cluster if path is not None else _ask_embedded
-    sys.exit(ask_it(path, question, options, wait, as_json, verbose))
+    kept = Kept(talk, text, system, as_json or verbose) if not (raw or no_history) else None
+    sys.exit(ask_it(path, question, options, wait, as_json, verbose, kept))
 
 
-def _ask_cluster(path: Path, question, options, wait, as_json, verbose, *, embedded: bool = False) -> int:
+def _ask_cluster(path: Path, question, options, wait, as_json, verbose, kept, *, embedded: bool = False) -> int:
     import asyncio
 
     from edgellm.client import AsyncClient
@@ -83,7 +98,7 @@ def _ask_cluster(path: Path, question, options, wait, as_json, verbose, *, embed
     if not embedded:
         _tell_who_answers(path)
     question = client.asker.with_options(question, options, question.sampling.seed)
-    stream = client.answer(question, {"on_queue": lambda position: note(_place_in_line(position))})
+    stream = client.answer(question, {"on_queue": lambda position: note(place_in_line(position))})
     answer, ended = stream.answer, False
 
     def show(text):
@@ -101,9 +116,11 @@ def _ask_cluster(path: Path, question, options, wait, as_json, verbose, *, embed
             click.echo(json.dumps(answer.to_dict()))
         if verbose:
             note(f"sampling: {_spoken(question.sampling, client.asker.sampling)}")
-            note(_summary(answer))
+            note(summary(answer))
         if sys.stdout is not None:
             sys.stdout.flush()
+        if kept is not None and answer.text.strip():
+            kept.keep(client.asker, answer)
 
     async def run():
         async with client:
@@ -151,7 +168,8 @@ def _prompt(text: str | None) -> str:
     return utf8_text(text, "the prompt")
 
 
-def _place_in_line(position: int) -> str:
+def place_in_line(position: int) -> str:
+    """Return how a place in the line for a slot is told."""
     return f"all slots are taken; this question is {'next' if position == 1 else f'number {position} in line'}"
 
 
@@ -170,7 +188,8 @@ def _spoken(sampling: Sampling, authors: Sampling) -> str:
     return f"{', '.join(values)} ({whose}){seed}"
 
 
-def _summary(answer) -> str:
+def summary(answer) -> str:
+    """Return how an answer was computed, in a line."""
     def rate(value):
         return f"{value:.1f} tok/s" if value else "–"
 
@@ -187,7 +206,7 @@ def _summary(answer) -> str:
     )
 
 
-def _ask_embedded(_path, question, options, wait, as_json, verbose) -> int:
+def _ask_embedded(_path, question, options, wait, as_json, verbose, kept) -> int:
     import asyncio
     import tempfile
 
@@ -213,4 +232,4 @@ def _ask_embedded(_path, question, options, wait, as_json, verbose) -> int:
             made = asyncio.run(local.form_cluster(asker.manifest, addresses, settings, remembered=agents.plan_file))
         file = Path(folder) / FILE_NAME
         ClusterFile.make(model_dir, addresses, made).write(file)
-        return _ask_cluster(file, question, options, wait, as_json, verbose, embedded=True)
+        return _ask_cluster(file, question, options, wait, as_json, verbose, kept, embedded=True)

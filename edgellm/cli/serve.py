@@ -4,15 +4,13 @@ import contextlib
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from edgellm import config
-from edgellm.cli.group import make_settings, verbose_option
-from edgellm.cli.models import default_model
-from edgellm.console import Progress, note
+from edgellm.cli.embedded import embedded
+from edgellm.cli.group import verbose_option
+from edgellm.console import note
 from edgellm.errors import UsageError
 
 DEFAULT_PORT = 8080
@@ -71,7 +69,7 @@ def serve(host, port, cluster, tls_cert, tls_key, allow_origin, allow_host, new_
     )  # fmt: skip
     with listen(host, port) as listener:
         path = find(str(cluster) if cluster else None)
-        with contextlib.nullcontext(path) if path is not None else _embedded() as path:
+        with contextlib.nullcontext(path) if path is not None else embedded("serve") as path:
             _run(path, settings, listener, tls_cert, tls_key, bool(len(keys)))
 
 
@@ -118,34 +116,6 @@ def _announce(url: str, keyed: bool) -> None:
     message = '{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
     note(f"open {url}/")
     note(f"or ask: curl{bearer} {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{message}'")
-
-
-@contextlib.contextmanager
-def _embedded() -> Iterator[Path]:
-    """Have two agents on this machine answer with the built-in model; the cluster file for them."""
-    import asyncio
-    import tempfile
-
-    from edgellm.manager import local
-    from edgellm.manager.cluster_file import FILE_NAME, ClusterFile
-    from edgellm.shards.manifest import Manifest
-
-    note(f"no cluster file: this machine ({socket.gethostname()}) answers, with the built-in {config.DEFAULT_MODEL} "
-         "on two agents")  # fmt: skip
-    model_dir = default_model()
-    manifest = Manifest.read(model_dir)
-    settings = make_settings(manifest, None, config.DEFAULT_SLOTS, config.DEFAULT_CHUNK, "float16", "throughput")
-    with (
-        local.LocalAgents(model_dir, 2, local.state_dir() / "serve") as agents,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        with Progress() as progress:
-            progress("starting two agents")
-            addresses = agents.start()
-            made = asyncio.run(local.form_cluster(manifest, addresses, settings, remembered=agents.plan_file))
-        file = Path(folder) / FILE_NAME
-        ClusterFile.make(model_dir, addresses, made).write(file)
-        yield file
 
 
 def _config_dir() -> Path:

@@ -8,7 +8,7 @@ from edgellm.errors import UsageError
 from edgellm.structure import Constraint
 from edgellm.text import tool_formats
 from edgellm.text.tokenizer import Tokenizer
-from edgellm.text.tool_formats import Context, Parser
+from edgellm.text.tool_formats import Context, Parser, Piece, Said
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,12 @@ class Prepared:
     constraint: Constraint | None = None
     controls: frozenset[str] = frozenset()
     parser: Parser | None = None
+
+
+def parse(tokenizer: Tokenizer, answer: str) -> list[Piece]:
+    """Return the text and the reasoning of a whole answer to a chat without tools."""
+    parser = prepare(tokenizer, ()).parser
+    return [Said(answer)] if parser is None else parser.feed(answer) + parser.end()
 
 
 def prepare(
