@@ -1,5 +1,7 @@
 """Questions whose boards have something happen to them in mid-answer."""
 
+import threading
+import time
 from collections.abc import Awaitable, Callable
 
 from edgellm.manager.session import Session
@@ -23,12 +25,51 @@ class Asked:
         self.stats: dict[str, SequenceStats] = {}
 
 
+class Leash:
+    """A gate of fake sections: boards that have run far ahead of whoever reads the answer go slowly. Else, on a busy
+    machine, all of it may be computed before something happens to them."""
+
+    MOST = 20  # steps
+
+    def __init__(self):
+        self.taken = 0  # tokens that were read, of all answers
+        self.answers = 0  # under way
+        self._engine = threading.local()
+
+    def wait(self, timeout_s: float) -> bool:
+        engine = self._engine
+        engine.steps = getattr(engine, "steps", self.taken) + 1 if self.answers else self.taken
+        if engine.steps - self.taken > self.MOST:
+            time.sleep(0.2)
+            engine.steps = self.taken  # replays take steps, too, for which no token is read
+        return True
+
+    @classmethod
+    def of(cls, boards: Boards) -> "Leash":
+        """Return the leash of these boards, all but those that have another gate."""
+        leash = next((gate for gate in boards.gates.values() if isinstance(gate, cls)), None) or cls()
+        for i in range(boards.count):
+            boards.gates.setdefault(f"b{i}", leash)
+        for section in boards.sections.values():
+            section.gate = section.gate or leash
+        return leash
+
+
 async def asked(
     boards: Boards, plan: Plan, at: dict[int, Happening], count: int, sampling=GREEDY, *, eos=(), patience_s=10.0,
     got: Asked | None = None, constraint: Constraint | None = None,
 ) -> Asked:  # fmt: skip
     """Ask, and after so many tokens have something happen. With `got`, what has come is there even after an error."""
-    got = got or Asked()
+    got, leash = got or Asked(), Leash.of(boards)
+    leash.answers += 1
+    try:
+        await _ask(boards, plan, at, got, leash, count, sampling, eos, patience_s, constraint)
+    finally:
+        leash.answers -= 1
+    return got
+
+
+async def _ask(boards, plan, at, got, leash, count, sampling, eos, patience_s, constraint) -> None:
     async with Session(
         boards.manifest, plan, boards.addresses, tls=boards.client_tls, patience_s=patience_s, tell=got.told.append,
         adopted=lambda plan, addresses, tag: got.adopted.append(plan),
@@ -40,11 +81,11 @@ async def asked(
         )
         async for chosen in stream:
             got.tokens.append(chosen.token)
+            leash.taken += 1
             assert chosen.position == len(PROMPT) + len(got.tokens) - 1 and not got.finish
             got.finish = chosen.finish
             if len(got.tokens) in at:
                 await at[len(got.tokens)](boards)
-    return got
 
 
 # What happens to boards
