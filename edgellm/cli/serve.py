@@ -32,10 +32,15 @@ DEFAULT_PORT = 8080
 @click.option("--allow-host", multiple=True, metavar="NAME",
               help="Answer to this host name too (repeatable).")  # fmt: skip
 @click.option("--new-key", metavar="NAME", help="Make an API key of this name, print it once, and end.")
+@click.option("--share-cache", is_flag=True,
+              help="Let keys share what boards keep of prompts: faster, but times tell who asked what.")  # fmt: skip
 @click.option("--no-history", is_flag=True, help="Keep no conversations.")
 @click.option("--json-log", is_flag=True, help="Write the access log as JSON lines.")
 @verbose_option
-def serve(host, port, cluster, tls_cert, tls_key, allow_origin, allow_host, new_key, no_history, json_log, verbose):
+def serve(
+    host, port, cluster, tls_cert, tls_key, allow_origin, allow_host, new_key, share_cache, no_history, json_log,
+    verbose,
+):
     """Answer the clients of OpenAI, Ollama and Anthropic over HTTP, and a person's browser.
 
     Without a cluster file, serve starts two agents on this machine with the built-in model, and stops them when it
@@ -65,7 +70,7 @@ def serve(host, port, cluster, tls_cert, tls_key, allow_origin, allow_host, new_
                          "Make one: edgellm serve --new-key NAME")  # fmt: skip
     settings = Settings(
         keys_path, frozenset(h.casefold() for h in (*allow_host, host)), frozenset(allow_origin),
-        state=_state_dir(), history=not no_history, json_log=json_log,
+        state=_state_dir(), history=not no_history, json_log=json_log, share_cache=share_cache,
     )  # fmt: skip
     with listen(host, port) as listener:
         path = find(str(cluster) if cluster else None)
@@ -81,6 +86,7 @@ def _run(path: Path, settings, listener: socket.socket, cert: Path | None, key: 
     import uvicorn
 
     from edgellm.server.app import make_app
+    from edgellm.server.http import Http
     from edgellm.server.models import OneModel
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -103,10 +109,15 @@ def _run(path: Path, settings, listener: socket.socket, cert: Path | None, key: 
                 loop.add_signal_handler(number, self.handle_exit, number, None)
             yield
 
+        async def shutdown(self, sockets=None):
+            app.state.ending.set()
+            await super().shutdown(sockets)
+
+    app = make_app(OneModel(path, note), settings)
     configuration = uvicorn.Config(
-        make_app(OneModel(path, note), settings), log_level="warning", access_log=False, server_header=False,
+        app, log_level="warning", access_log=False, server_header=False,
         ssl_certfile=cert, ssl_keyfile=key, timeout_graceful_shutdown=1, timeout_keep_alive=30, ws="none",
-        lifespan="on", h11_max_incomplete_event_size=64 << 10,
+        lifespan="on", http=Http, h11_max_incomplete_event_size=64 << 10,
     )  # fmt: skip
     asyncio.run(Server(configuration).serve([listener]))
 

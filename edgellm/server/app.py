@@ -1,5 +1,6 @@
 """The server as an ASGI application: the routes of all dialects behind the guard."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -71,6 +72,7 @@ def make_app(models: Models, settings: Settings) -> Starlette:
 
     Raises UsageError for a file of keys that can't be read.
     """
+    models.share_cache = settings.share_cache
     kept = Kept(settings.state, settings.history)
     server = Server(models, settings, Keys(settings.keys), Metrics(models), kept, Watches(models))
     rooms = (
@@ -99,6 +101,7 @@ def make_app(models: Models, settings: Settings) -> Starlette:
         exception_handlers={HTTPException: _refused, EdgellmError: _failed},
     )  # fmt: skip
     app.state.server = server
+    app.state.ending = asyncio.Event()  # whoever ends the server sets it: answers end at once, and say so
     return app
 
 

@@ -149,7 +149,7 @@ async def answer(models: Models, ask: Ask) -> AsyncGenerator[Event, None]:
     """
     began_s = time.perf_counter()
     async with models.use(ask.model, ask.keep_alive_s) as (name, client):
-        happening = _Happening(name, client, ask, time.perf_counter() - began_s)
+        happening = _Happening(name, client, ask, time.perf_counter() - began_s, "" if models.share_cache else ask.key)
         watch = WATCHING.get()
         watched = None if watch is None else watch(name, ask)
         task = asyncio.create_task(happening.follow())
@@ -188,8 +188,8 @@ async def primed(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, N
 class _Happening:
     """One answer, followed by a task of its own, so that positions and progress come between tokens."""
 
-    def __init__(self, name: str, client: AsyncClient, ask: Ask, load_s: float):
-        self._name, self._client, self._ask, self._load_s = name, client, ask, load_s
+    def __init__(self, name: str, client: AsyncClient, ask: Ask, load_s: float, cache: str):
+        self._name, self._client, self._ask, self._load_s, self._cache = name, client, ask, load_s, cache
         self._events: deque[Event] = deque()
         self._came, self._taken = asyncio.Event(), asyncio.Event()
         self._line = line_of(client)
@@ -255,7 +255,7 @@ class _Happening:
 
     def _stream(self) -> AnswerStream:
         ask = self._ask
-        options: Options = {**ask.options, "cache": ask.key, "on_prompt": self._accepted, "on_queue": self._in_line,
+        options: Options = {**ask.options, "cache": self._cache, "on_prompt": self._accepted, "on_queue": self._in_line,
                             "on_progress": self._computed}  # fmt: skip
         ready = self._prepared
         if ready.template:

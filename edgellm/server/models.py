@@ -45,9 +45,11 @@ class Model:
 
 
 class Models(Protocol):
-    """What dialects need of the models. `clients` has those in use by name, for metrics."""
+    """What dialects need of the models. `clients` has those in use by name, for metrics; with `share_cache`, API keys
+    share what boards keep of prompts."""
 
     clients: dict[str, AsyncClient]
+    share_cache: bool
 
     def names(self) -> list[str]:
         """Return the names of all models, the default first."""
@@ -71,6 +73,7 @@ class OneModel:
         """`tell` and `patience_s` are as AsyncClient has them."""
         self._cluster, self._tell, self._patience_s = cluster, tell, patience_s
         self.clients: dict[str, AsyncClient] = {}
+        self.share_cache = False
 
     async def __aenter__(self) -> Self:
         client = AsyncClient(self._cluster, patience_s=self._patience_s, tell=self._tell)

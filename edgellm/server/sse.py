@@ -68,55 +68,57 @@ class Stream(Response):
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies hand on each piece at once
         super().__init__(None, 200, headers, media_type)
         del self.headers["content-length"]
-        self._pieces, self._api = pieces, api
+        self._pieces, self._api, self._begun = pieces, api, False
         self._failed = failed or (lambda error: event(body_of(api, error)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(ClientGone):
-            await until_gone(receive, self._send(scope, receive, send))
-
-    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-        async with aclosing(self._pieces) as pieces:
-            try:
-                async for piece in pieces:
-                    if not begun:
-                        begun = True
-                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    await _write(send, piece)
-            except ClientGone:
-                raise
-            except Exception as e:
-                report(e)
-                if not begun:
-                    await respond(self._api, e, scope["path"])(scope, receive, send)
-                    return
-                await _write(send, self._failed(to_api_error(e)))
+        try:
+            await until_gone(receive, self._send(send), scope["app"].state.ending)
             await _write(send, b"", more=False)
+        except ClientGone:
+            return
+        except Exception as e:
+            report(e)
+            if not self._begun:
+                await respond(self._api, e, scope["path"])(scope, receive, send)
+                return
+            with contextlib.suppress(ClientGone):
+                await _write(send, self._failed(to_api_error(e)))
+                await _write(send, b"", more=False)
+
+    async def _send(self, send: Send) -> None:
+        async with aclosing(self._pieces) as pieces:
+            async for piece in pieces:
+                if not self._begun:
+                    self._begun = True
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await _write(send, piece)
 
 
 async def whole(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
     """Return what `work` returns, unless the client goes away before: then `work` is cancelled at once."""
     try:
-        return await until_gone(request.receive, work)
+        return await until_gone(request.receive, work, request.app.state.ending)
     except ClientGone:
         return Response(status_code=499)  # nobody reads it; the access log shows it
 
 
-async def until_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
-    """Return what `work` returns; cancel it, and raise ClientGone, when the client hangs up. The request's body
-    has been read."""
+async def until_gone(receive: Receive, work: Coroutine[Any, Any, _T], ending: asyncio.Event) -> _T:
+    """Return what `work` returns. Cancel it when the client hangs up, and raise ClientGone; or when the server is
+    `ending`, and raise ApiError. The request's body has been read."""
     working = asyncio.create_task(work)
-    watching = asyncio.create_task(_hang_up(receive))
+    others = asyncio.create_task(_hang_up(receive)), asyncio.create_task(ending.wait())
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, *others}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
+        if ending.is_set():
+            raise ApiError("the server is ending. Ask again in a moment.", 503, code="ending", retry_s=5.0)
         raise ClientGone
     finally:
-        for task in (working, watching):
+        for task in (working, *others):
             task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+        await asyncio.gather(working, *others, return_exceptions=True)
 
 
 def report(e: Exception) -> None:

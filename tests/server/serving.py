@@ -10,6 +10,7 @@ import httpx
 import uvicorn
 
 from edgellm.server.app import Settings, make_app
+from edgellm.server.http import Http
 from edgellm.server.listen import listen
 from edgellm.server.models import OneModel
 from tests.cli.commands import Cluster
@@ -31,8 +32,9 @@ class Serving:
         self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
         config = uvicorn.Config(
-            self.app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=1, lifespan="on"
-        )
+            self.app, log_level="warning", access_log=False, ws="none", http=Http, timeout_graceful_shutdown=1,
+            lifespan="on",
+        )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._server.capture_signals = contextlib.nullcontext
         self._loop = asyncio.new_event_loop()

@@ -120,7 +120,9 @@ def test_each_key_has_a_cache_of_its_own_for_prompts(keyed, monkeypatch):
     monkeypatch.setattr(client, "chat", lambda m, **o: (caches.append(o["cache"]), chat(m, **o))[1])
     for name in ("kitchen", "desk"):
         keyed.post(CHAT, {"messages": user("Why?"), "max_tokens": 3}, **bearer(keyed, name))
-    assert caches == ["kitchen", "desk"]
+    monkeypatch.setattr(keyed.models, "share_cache", True)
+    keyed.post(CHAT, {"messages": user("Why?"), "max_tokens": 3}, **bearer(keyed))
+    assert caches == ["kitchen", "desk", ""]
 
 
 def test_the_access_log_tells_who_and_how_much_but_no_word_of_a_prompt(keyed, caplog):

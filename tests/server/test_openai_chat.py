@@ -2,6 +2,7 @@
 
 import pytest
 
+from edgellm.manager.session import Session
 from tests.cli.commands import answer_to
 from tests.server.serving import user
 
@@ -126,14 +127,15 @@ def test_penalties_and_biases_reach_the_boards(served):
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_makes_no_sense_is_refused_with_the_fields_name_before_a_board_works(served, fields, param, words, stream):
-    steps = len(served.cluster.boards.sections["b0"].calls)
+def test_what_makes_no_sense_is_refused_with_the_fields_name_before_a_board_works(
+    served, monkeypatch, fields, param, words, stream
+):
+    monkeypatch.setattr(Session, "generate", None)  # what asks the boards
     response = served.chat("Why?", **({"stream": stream} | fields)) if "messages" not in fields else served.post(
         CHAT, {"stream": stream, **fields})  # fmt: skip
     error = response.json()["error"]
     assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param), error
     assert words in error["message"]
-    assert len(served.cluster.boards.sections["b0"].calls) == steps
 
 
 @pytest.mark.parametrize(
@@ -153,9 +155,8 @@ def test_parts_of_a_message_are_joined_and_a_long_conversation_is_one_prompt(ser
     parts = [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]
     told = served.post(CHAT, {"messages": [{"role": "user", "content": parts}], "max_tokens": 9}).json()
     assert told["choices"][0]["message"]["content"] == answer_to("Wh\ny?", 9)
-    chat = [{"role": "system", "content": "W"}, {"role": "assistant", "content": None, "tool_calls": [
-        {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
-        {"role": "tool", "tool_call_id": "1", "content": "h"}, {"role": "user", "content": "y?"}]  # fmt: skip
+    chat = [{"role": "system", "content": "W"}, {"role": "assistant", "content": None, "refusal": None},
+            {"role": "developer", "content": "h"}, {"role": "user", "name": "me", "content": "y?"}]  # fmt: skip
     told = served.post(CHAT, {"messages": chat, "max_tokens": 9}).json()
     assert told["choices"][0]["message"]["content"] == answer_to("Why?", 9)
 
