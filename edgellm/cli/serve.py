@@ -65,7 +65,7 @@ def serve(
         return
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("--tls-cert and --tls-key need each other. Give both.")
-    if not _is_loopback(host) and not len(keys):
+    if not _is_loopback(host) and not keys.needed:
         raise UsageError(f"{host} can be reached from other machines, and there is no API key in {keys_path}. "
                          "Make one: edgellm serve --new-key NAME")  # fmt: skip
     settings = Settings(
@@ -75,7 +75,7 @@ def serve(
     with listen(host, port) as listener:
         path = find(str(cluster) if cluster else None)
         with contextlib.nullcontext(path) if path is not None else embedded("serve") as path:
-            _run(path, settings, listener, tls_cert, tls_key, bool(len(keys)))
+            _run(path, settings, listener, tls_cert, tls_key, keys.needed)
 
 
 def _run(path: Path, settings, listener: socket.socket, cert: Path | None, key: Path | None, keyed: bool) -> None:

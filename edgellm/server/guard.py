@@ -37,7 +37,8 @@ _METHODS, _CORS_HEADERS = "GET, POST, PUT, PATCH, DELETE", "authorization, conte
 class Limits:
     """How much one request, and one key, may take."""
 
-    body_bytes: int = 8 << 20
+    body_bytes: int = 4 << 20
+    bodies_bytes: int = 32 << 20  # of all requests that run
     requests_per_key: int = 128  # at once, those in line for a slot included
     messages: int = 2000
     tools: int = 128
@@ -56,6 +57,7 @@ class Guard:
         name = socket.gethostname().casefold()
         self._hosts = hosts | {"localhost", name, f"{name}.local", name.split(".")[0] + ".local"}
         self._running: Counter[str] = Counter()
+        self._held_bytes = 0  # of the bodies of all requests that run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -102,32 +104,46 @@ class Guard:
 
     async def _read(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the whole body, within limits, and hand the request on."""
-        body, most = bytearray(), self._limits.body_bytes
+        body = bytearray()
         try:
-            async with asyncio.timeout(_BODY_TIMEOUT_S):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return
-                    body += message.get("body", b"")
-                    if len(body) > most:
-                        raise _too_large(f"over {most}", most)
-                    if not message.get("more_body"):
-                        break
-        except TimeoutError:
-            error = ApiError(f"the request's body took longer than {_BODY_TIMEOUT_S:g} s", 408, code="timeout")
-            await respond(api_of(path), error)(scope, receive, send)
-            return
-        except ApiError as e:
-            await respond(api_of(path), e)(scope, receive, send)
-            return
-        first: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-        del body
+            try:
+                async with asyncio.timeout(_BODY_TIMEOUT_S):
+                    whole = await self._fill(body, receive)
+            except TimeoutError:
+                reason = f"the request's body took longer than {_BODY_TIMEOUT_S:g} s"
+                await respond(api_of(path), ApiError(reason, 408, code="timeout"))(scope, receive, send)
+                return
+            except ApiError as e:
+                await respond(api_of(path), e)(scope, receive, send)
+                return
+            if not whole:
+                return
+            first: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        async def received() -> Message:
-            return first.pop() if first else await receive()
+            async def received() -> Message:
+                return first.pop() if first else await receive()
 
-        await self._app(scope, received, send)
+            await self._app(scope, received, send)
+        finally:
+            self._held_bytes -= len(body)
+
+    async def _fill(self, body: bytearray, receive: Receive) -> bool:
+        """Read into `body`; return whether it is whole, rather than the client gone. Raises ApiError beyond limits."""
+        most, together = self._limits.body_bytes, self._limits.bodies_bytes
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
+            piece = message.get("body", b"")
+            body += piece
+            self._held_bytes += len(piece)
+            if len(body) > most:
+                raise _too_large(f"over {most}", most)
+            if self._held_bytes > together:
+                reason = f"the requests that run have {together} bytes, the most that the server holds"
+                raise ApiError(reason, 503, code="busy", retry_s=5.0)
+            if not message.get("more_body"):
+                return True
 
     def _check_host(self, host: str) -> None:
         name = _name_of(host)
@@ -148,7 +164,7 @@ class Guard:
 
     def _key(self, path: str, headers: Headers) -> str:
         """Return the name of the key that a request shows. Raises ApiError if it needs one."""
-        if not len(self._keys):
+        if not self._keys.needed:
             return ""
         shown = headers.get("x-api-key") or ""
         kind, _, bearer = headers.get("authorization", "").partition(" ")

@@ -46,7 +46,7 @@ def routes(server: "Server") -> list[BaseRoute]:
         for client in clients:
             client.start()
         state = state_of(clients)
-        return state, state.to_dict(named=bool(request.state.key) or not len(server.keys))
+        return state, state.to_dict(named=bool(request.state.key) or not server.keys.needed)
 
     async def health(request: Request) -> Response:
         return JSONResponse(look(request)[1])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import secrets
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from edgellm.errors import UsageError
 from edgellm.files import stamp_of, write_atomically
 
+log = logging.getLogger(__name__)
 FILE_NAME = "api-keys.json"
 PREFIX = "edgellm-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,47}\Z")
@@ -25,7 +27,8 @@ class _Key:
 
 
 class Keys:
-    """The keys in a file, which is read again when it changes."""
+    """The keys in a file, which is read again when it changes. Once there was a key, nobody gets in without one, even
+    if the file goes away."""
 
     def __init__(self, path: Path):
         """Raises UsageError for a file that can't be read."""
@@ -33,6 +36,13 @@ class Keys:
         self._stamp = stamp_of(path)
         self._keys = _read(path)
         self._looked_s = time.monotonic()
+        self._were_any = bool(self._keys)
+
+    @property
+    def needed(self) -> bool:
+        """Whether one must show a key."""
+        self._look()
+        return self._were_any
 
     def __len__(self) -> int:
         self._look()
@@ -65,6 +75,7 @@ class Keys:
         content = {"keys": [vars(k) for k in keys]}
         write_atomically(self.path, json.dumps(content, indent=2).encode() + b"\n", 0o600)
         self._keys, self._stamp = keys, stamp_of(self.path)
+        self._were_any = self._were_any or bool(keys)
 
     def _look(self) -> None:
         """Read the file again if it has changed; not at each request."""
@@ -72,8 +83,14 @@ class Keys:
         if now_s - self._looked_s < _LOOK_EVERY_S:
             return
         self._looked_s = now_s
-        if (stamp := stamp_of(self.path)) != self._stamp:
-            self._keys, self._stamp = _read(self.path), stamp
+        if (stamp := stamp_of(self.path)) == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys = _read(self.path)
+            self._were_any = self._were_any or bool(self._keys)
+        except UsageError as e:  # the keys before go on
+            log.error("%s", e)
 
 
 def _read(path: Path) -> list[_Key]:

@@ -68,7 +68,7 @@ def routes(server: "Server") -> list[BaseRoute]:
 
     async def session(request: Request) -> Response:
         models = [asdict(server.models.describe(name)) for name in server.models.names()]
-        told = {"key": owner_of(server, request), "signed_in": len(server.keys) > 0, "history": kept.on,
+        told = {"key": owner_of(server, request), "signed_in": server.keys.needed, "history": kept.on,
                 "version": __version__, "models": models}  # fmt: skip
         return JSONResponse(told)
 

@@ -45,6 +45,6 @@ def owner_of(server: "Server", request: Request) -> str:
     """Return the name of the key that asks, whose conversations these are. Raises ApiError if it needs one, in case the
     guard was told to let everybody pass."""
     name: str = request.state.key
-    if not name and len(server.keys):
+    if not name and server.keys.needed:
         raise ApiError("this needs an API key: sign in", 401, code="invalid_api_key")
     return name

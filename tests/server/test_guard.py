@@ -21,7 +21,7 @@ def keyed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keyed")
     keys = Keys(folder / "api-keys.json")
     made = {name: keys.make(name) for name in ("kitchen", "desk")}
-    limits = Limits(body_bytes=10_000, requests_per_key=2)
+    limits = Limits(body_bytes=10_000, bodies_bytes=15_000, requests_per_key=2)
     served = Serving(folder, limits=limits, origins=frozenset({"https://chat.example"}), hosts=frozenset({"pi.lan"}))
     served.made = made
     yield served
@@ -93,6 +93,21 @@ def test_a_body_that_is_too_large_is_refused_whether_or_not_it_says_so(keyed):
         assert s.recv(12) == b"HTTP/1.1 413"
 
 
+def test_all_bodies_together_are_bounded_as_long_as_their_requests_run(keyed):
+    keyed.cluster.pace.delay_s = 0.01
+    long = {"messages": user("Why?"), "max_tokens": 2500, "stream": True, "speculate": False, "unknown": "x" * 8000}
+    try:
+        with keyed.http.stream("POST", CHAT, json=long, headers=bearer(keyed)) as one:
+            pieces = one.iter_raw()
+            assert next(pieces)
+            refused = keyed.post(CHAT, long, **bearer(keyed))
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "busy")
+    finally:
+        keyed.cluster.pace.delay_s = 0.0
+    keyed.wait_free()
+    assert keyed.post(CHAT, {**long, "max_tokens": 2}, **bearer(keyed)).status_code == 200
+
+
 def test_one_key_may_not_take_everything(keyed):
     keyed.cluster.pace.delay_s = 0.01
     ask = {"messages": user("Why?"), "max_tokens": 2500, "stream": True, "speculate": False}
@@ -148,6 +163,14 @@ def test_keys_are_kept_as_hashes_and_a_changed_file_is_read_again(tmp_path, monk
     again = other.make("kitchen")
     assert (keys.name_of(key), keys.name_of(again), len(keys)) == (None, "kitchen", 1)
     assert keys.remove("kitchen") and not keys.remove("kitchen") and len(other) == 0
+    path.write_text("[")
+    assert keys.name_of(again) is None and keys.needed  # the last one was removed
+    key = Keys(tmp_path / "b.json").make("a")
+    other = Keys(tmp_path / "b.json")
+    (tmp_path / "b.json").write_text("[")
+    assert other.name_of(key) == "a"
+    (tmp_path / "b.json").unlink()
+    assert other.name_of(key) is None and other.needed and not Keys(tmp_path / "none.json").needed
     for name in ("", "a b", "../x", "x" * 49):
         with pytest.raises(UsageError, match="can't name a key"):
             keys.make(name)
