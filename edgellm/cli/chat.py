@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from edgellm import config
 from edgellm.cli.group import utf8_text, verbose_option
 from edgellm.console import for_terminal, note
 from edgellm.errors import ConversationError, EdgellmError, UsageError

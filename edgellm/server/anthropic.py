@@ -11,14 +11,20 @@ from starlette.routing import Route
 
 from edgellm.server.anthropic_answer import Answering
 from edgellm.server.anthropic_ask import question
-from edgellm.server.anthropic_fields import CountRequest, MessagesRequest
+from edgellm.server.anthropic_fields import Answer, Count, CountRequest, Error, MessagesRequest
 from edgellm.server.asking import Accepted, Ask, Ended, answer, primed
 from edgellm.server.errors import body_of
 from edgellm.server.fields import read, refuse
+from edgellm.server.openapi import Operation
 from edgellm.server.sse import SSE, Stream, event, whole
 
 if TYPE_CHECKING:
     from edgellm.server.app import Server
+
+OPERATIONS = [
+    Operation("POST", "/v1/messages", "Answer a chat, as Anthropic does", Answer, Error, MessagesRequest, SSE),
+    Operation("POST", "/v1/messages/count_tokens", "Count a chat's tokens", Count, Error, CountRequest),
+]
 
 
 def routes(server: "Server") -> list[Route]:

@@ -1,4 +1,4 @@
-"""What clients of Anthropic's API send. Fields that aren't here are accepted and have no effect."""
+"""What clients of Anthropic's API send, and what they get. Fields that aren't here are accepted without effect."""
 
 from typing import Any, Literal
 
@@ -100,3 +100,57 @@ class MessagesRequest(CountRequest, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """How many tokens a message took."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class AnswerBlock(msgspec.Struct):
+    """A part of an answer."""
+
+    type: Literal["text", "thinking", "tool_use"]
+    text: str = ""
+    thinking: str = ""
+    signature: str = ""
+    id: str = ""
+    name: str = ""
+    input: dict[str, Any] = {}
+
+
+class Answer(msgspec.Struct):
+    """The answer of /v1/messages, all at once."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[AnswerBlock]
+    stop_reason: Literal["end_turn", "max_tokens", "tool_use"]
+    stop_sequence: None
+    usage: Usage
+
+
+class Count(msgspec.Struct):
+    """The answer of /v1/messages/count_tokens."""
+
+    input_tokens: int
+
+
+class ErrorTold(msgspec.Struct):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class Error(msgspec.Struct):
+    """An error."""
+
+    type: Literal["error"]
+    error: ErrorTold

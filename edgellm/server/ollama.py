@@ -15,7 +15,24 @@ from edgellm.server.asking import Ask, Ended, answer, primed
 from edgellm.server.errors import body_of
 from edgellm.server.fields import read, refuse
 from edgellm.server.ollama_answer import Answering, loaded, ns
-from edgellm.server.ollama_fields import ChatRequest, EmbeddingsRequest, EmbedRequest, GenerateRequest, NameRequest
+from edgellm.server.ollama_fields import (
+    ChatAnswer,
+    ChatRequest,
+    EmbedAnswer,
+    EmbeddingsAnswer,
+    EmbeddingsRequest,
+    EmbedRequest,
+    Error,
+    GenerateAnswer,
+    GenerateRequest,
+    NameRequest,
+    Ps,
+    Shown,
+    Status,
+    Tags,
+    Version,
+)  # fmt: skip
+from edgellm.server.openapi import Operation
 from edgellm.server.sse import NDJSON, Stream, line, whole
 from edgellm.text.chat_template import find_template
 
@@ -23,6 +40,18 @@ if TYPE_CHECKING:
     from edgellm.server.app import Server
 
 VERSION = "0.13.0"  # of Ollama, whose API this is: clients compare it with the version that they need
+
+OPERATIONS = [
+    Operation("GET", "/api/version", "The version of Ollama whose API this is", Version, Error),
+    Operation("GET", "/api/tags", "All models", Tags, Error),
+    Operation("GET", "/api/ps", "The models that answer now", Ps, Error),
+    Operation("POST", "/api/show", "Facts about a model", Shown, Error, NameRequest),
+    Operation("POST", "/api/pull", "Whether a model is there", Status, Error, NameRequest, NDJSON),
+    Operation("POST", "/api/chat", "Answer a chat, as Ollama does", ChatAnswer, Error, ChatRequest, NDJSON),
+    Operation("POST", "/api/generate", "Answer a prompt", GenerateAnswer, Error, GenerateRequest, NDJSON),
+    Operation("POST", "/api/embed", "Embed texts, as Ollama does", EmbedAnswer, Error, EmbedRequest),
+    Operation("POST", "/api/embeddings", "Embed a text", EmbeddingsAnswer, Error, EmbeddingsRequest),
+]
 
 
 def routes(server: "Server") -> list[Route]:

@@ -1,6 +1,9 @@
-"""What clients of Ollama's API send. Fields that aren't here are accepted and have no effect, as Ollama does it."""
+"""What clients of Ollama's API send, and what they get.
 
-from typing import Any
+Fields that aren't here are accepted and have no effect, as Ollama does it.
+"""
+
+from typing import Any, Literal
 
 import msgspec
 
@@ -118,3 +121,132 @@ class NameRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
     name: str | None = None
     stream: bool | None = None
+
+
+class Version(msgspec.Struct):
+    """The answer of /api/version."""
+
+    version: str
+
+
+class Details(msgspec.Struct):
+    """What a model is made of."""
+
+    format: str
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+    parent_model: str
+
+
+class Listed(msgspec.Struct):
+    """A model in /api/tags."""
+
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: Details
+
+
+class Tags(msgspec.Struct):
+    """The answer of /api/tags."""
+
+    models: list[Listed]
+
+
+class Running(msgspec.Struct):
+    """A model in /api/ps."""
+
+    name: str
+    model: str
+    size: int
+    digest: str
+    details: Details
+    expires_at: str
+    size_vram: int
+    context_length: int
+
+
+class Ps(msgspec.Struct):
+    """The answer of /api/ps."""
+
+    models: list[Running]
+
+
+class Shown(msgspec.Struct):
+    """The answer of /api/show."""
+
+    modelfile: str
+    parameters: str
+    template: str
+    details: Details
+    model_info: dict[str, Any]
+    capabilities: list[str]
+    modified_at: str
+
+
+class Status(msgspec.Struct):
+    """The answer of /api/pull."""
+
+    status: str
+
+
+class AnswerMessage(msgspec.Struct):
+    """The answer to a chat."""
+
+    role: Literal["assistant"]
+    content: str
+    thinking: str = ""
+    tool_calls: list[dict[str, Any]] = []
+
+
+class _Answer(msgspec.Struct, kw_only=True):
+    model: str
+    created_at: str
+    done: Literal[True]
+    done_reason: Literal["stop", "length", "load", "unload"]
+    total_duration: int = 0
+    load_duration: int = 0
+    prompt_eval_count: int = 0
+    prompt_eval_duration: int = 0
+    eval_count: int = 0
+    eval_duration: int = 0
+    logprobs: list[dict[str, Any]] = []
+
+
+class ChatAnswer(_Answer, kw_only=True):
+    """The answer of /api/chat, all at once."""
+
+    message: AnswerMessage
+
+
+class GenerateAnswer(_Answer, kw_only=True):
+    """The answer of /api/generate, all at once."""
+
+    response: str
+    thinking: str = ""
+
+
+class EmbedAnswer(msgspec.Struct):
+    """The answer of /api/embed."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class EmbeddingsAnswer(msgspec.Struct):
+    """The answer of /api/embeddings."""
+
+    embedding: list[float]
+
+
+class Error(msgspec.Struct):
+    """What went wrong."""
+
+    error: str

@@ -10,12 +10,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgellm import __version__
+from edgellm.server.sse import NDJSON, SSE
 
 _REASONS = {
     400: "A field is wrong, and named", 401: "No API key, or an unknown one", 403: "This host or origin isn't allowed",
     404: "There is nothing of this name",
     408: "The body took too long", 413: "The body is too large", 429: "Too many requests of this key",
     500: "The server failed", 503: "No slot, no board, or the model is being loaded", 504: "The answer took too long",
+}  # fmt: skip
+
+# One event of a stream, or one line.
+_STREAMS: dict[str, dict[str, Any]] = {
+    SSE: {
+        "type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}, "required": ["data"],
+    },
+    NDJSON: {"type": "object"},
 }  # fmt: skip
 
 
@@ -69,7 +78,7 @@ def document(operations: Iterable[Operation]) -> dict[str, Any]:
 def _operation(operation: Operation, schema_of: dict[int, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": schema_of[id(operation.answer)]}}
     if operation.stream is not None:
-        content[operation.stream] = {"schema": {"type": "string"}}
+        content[operation.stream] = {"schema": _STREAMS[operation.stream]}
     failed = {"application/json": {"schema": schema_of[id(operation.error)]}}
     statuses = [400, 401, 403, 500, 503, *operation.statuses]
     statuses += [408, 413, 429, 504] if operation.body is not None else []

@@ -19,7 +19,8 @@ def test_the_document_names_every_route_and_resolves(served):
     text = msgspec.json.encode(document).decode()
     names = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
     assert names and names <= set(document["components"]["schemas"])
-    assert "messages" in document["components"]["schemas"]["ChatRequest"]["required"]
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "messages" in document["components"]["schemas"][body["$ref"].rpartition("/")[2]]["required"]
 
 
 @pytest.mark.parametrize(
