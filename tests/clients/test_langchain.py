@@ -10,7 +10,7 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from tests.clients.asked import LENGTH, MODEL, QUESTION
 
 
-class Person(pydantic.BaseModel):
+class Person(pydantic.BaseModel, extra="forbid"):
     """A person."""
 
     name: str = pydantic.Field(max_length=20)
@@ -71,7 +71,8 @@ def test_ollamas_structured_output(ollama_chat):
 
 
 def test_a_required_tool(openai_chat):
-    chat = openai_chat.model_copy(update={"max_tokens": 200}).bind_tools([get_weather], tool_choice="any")
+    chat = openai_chat.model_copy(update={"max_tokens": 200})
+    chat = chat.bind_tools([get_weather], tool_choice="any", parallel_tool_calls=False)
     (call,) = chat.invoke("How is the weather in Paris?").tool_calls
     assert call["name"] == "get_weather" and isinstance(call["args"]["city"], str)
 

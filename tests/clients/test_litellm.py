@@ -33,7 +33,7 @@ def test_a_required_tool(served, api):
     base = f"{served.url}/v1" if api == "openai" else served.url
     reply = litellm.completion(
         model=f"{api}/{MODEL}", api_base=base, api_key=served.key, messages=user("Weather in Paris?"), tools=[WEATHER],
-        tool_choice="required", max_tokens=100, timeout=60,
+        tool_choice="required", parallel_tool_calls=False, max_tokens=100, timeout=60,
     )  # fmt: skip
     (call,) = reply.choices[0].message.tool_calls
     check_weather(json.loads(call.function.arguments))

@@ -77,7 +77,7 @@ def test_logprobs(client):
 def test_tools(client):
     """A call that is asked for matches its schema, whole and streamed; its result is taken."""
     asked = {"model": MODEL, "messages": user("How is the weather in Paris?"), "tools": [WEATHER], "temperature": 0,
-             "tool_choice": "required", "max_tokens": 100}  # fmt: skip
+             "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 100}  # fmt: skip
     reply = client.chat.completions.create(**asked)
     (call,) = reply.choices[0].message.tool_calls
     assert (reply.choices[0].finish_reason, call.function.name) == ("tool_calls", "get_weather")
