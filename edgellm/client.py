@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import struct
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -240,21 +241,30 @@ class AsyncClient:
             raise e.exceptions[0] from None
         return [task.result() for task in tasks]
 
+    async def count(self, messages: Sequence[Message], **options: Unpack[Options]) -> int:
+        """Return how many tokens a chat has, however many a slot holds. No board is asked. Raises UsageError."""
+        question = self._question(options, messages=tuple(messages))
+        encode = asyncio.get_running_loop().run_in_executor
+        return len(await encode(self._encoder, self.asker.encode, question, sys.maxsize))
+
     def _answer(self, options: Options, **what: Any) -> AnswerStream:
+        question = self._question(options, **what)
+        given: dict[str, Any] = dict(options)
+        sampling = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
+        seed = options.get("seed")
+        seed = secrets.randbits(31) if seed is None else seed
+        return self.answer(self.asker.with_options(question, sampling, seed), options)
+
+    def _question(self, options: Options, **what: Any) -> Question:
         if unknown := sorted(options.keys() - Options.__annotations__.keys()):
             raise UsageError(f"there is no option {unknown[0]!r}. There are {', '.join(Options.__annotations__)}.")
-        question = Question(
+        return Question(
             **what, max_tokens=options.get("max_tokens", DEFAULT_MAX_TOKENS), stop=tuple(options.get("stop", ())),
             speculate=options.get("speculate", True), tools=tuple(options.get("tools", ())),
             template=options.get("template", {}), constraint=options.get("constraint"),
             logprobs=options.get("logprobs"), controls=frozenset(options.get("controls", ())),
             cache=options.get("cache", ""),
         )  # fmt: skip
-        given: dict[str, Any] = dict(options)
-        sampling = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
-        seed = options.get("seed")
-        seed = secrets.randbits(31) if seed is None else seed
-        return self.answer(self.asker.with_options(question, sampling, seed), options)
 
     async def _deltas(self, question: Question, answer: Answer, options: Options) -> AsyncGenerator[Delta, None]:
         self._session.keeper.start()

@@ -12,7 +12,8 @@ from starlette.routing import Route
 from edgellm.server.anthropic_answer import Answering
 from edgellm.server.anthropic_ask import question
 from edgellm.server.anthropic_fields import Answer, Count, CountRequest, Error, MessagesRequest
-from edgellm.server.asking import Accepted, Ask, Ended, answer, primed
+from edgellm.server.asking import Ask, Ended, answer, primed
+from edgellm.server.counting import count
 from edgellm.server.errors import body_of
 from edgellm.server.fields import read, refuse
 from edgellm.server.openapi import Operation
@@ -53,11 +54,7 @@ class _Anthropic:
 
     async def count_tokens(self, request: Request) -> Response:
         ask = self._question(await read(request, CountRequest), request)
-        async with aclosing(answer(self._server.models, ask)) as events:
-            async for happened in events:
-                if isinstance(happened, Accepted):
-                    return JSONResponse({"input_tokens": happened.prompt_tokens})
-        raise AssertionError("every answer begins with Accepted")
+        return JSONResponse({"input_tokens": await count(self._server.models, ask)})
 
     def _question(self, asked: CountRequest, request: Request) -> Ask:
         limits = self._server.settings.limits

@@ -14,9 +14,10 @@ async def embed(models: Models, model: str, texts: Sequence[str], keep_alive_s: 
     """
     async with models.use(model, keep_alive_s) as (name, client):
         embedded = await client.embed(texts)
-    return name, [_normalized(vector) for vector, _ in embedded], sum(tokens for _, tokens in embedded)
+    return name, [normalized(vector) for vector, _ in embedded], sum(tokens for _, tokens in embedded)
 
 
-def _normalized(vector: Sequence[float]) -> list[float]:
+def normalized(vector: Sequence[float]) -> list[float]:
+    """Return the vector of length 1 in the same direction."""
     length = math.sqrt(sum(x * x for x in vector))
     return [x / length for x in vector] if length else list(vector)

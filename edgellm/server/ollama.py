@@ -1,8 +1,7 @@
 """Ollama's API: version, tags, show, ps, chat, generate, embed and pull."""
 
-import math
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from starlette.routing import Route
 
 from edgellm.server import ollama_ask, ollama_models
 from edgellm.server.asking import Ask, Ended, answer, primed
+from edgellm.server.embedding import embed, normalized
 from edgellm.server.errors import body_of
 from edgellm.server.fields import read, refuse
 from edgellm.server.ollama_answer import Answering, loaded, ns
@@ -115,21 +115,35 @@ class _Ollama:
 
     async def embed(self, request: Request) -> Response:
         asked = await read(request, EmbedRequest)
-        texts, began_s = ollama_ask.texts(asked), time.perf_counter()
-        vectors, tokens = await self._embed(request, asked, texts)
-        took = ns(time.perf_counter() - began_s)
-        content = {
-            "model": asked.model, "embeddings": [_unit(v[: asked.dimensions]) for v in vectors],
-            "total_duration": took, "load_duration": 0, "prompt_eval_count": tokens,
-        }  # fmt: skip
-        return JSONResponse(content)
+        return await whole(request, self._embedded(request, asked))
 
     async def embeddings(self, request: Request) -> Response:
         asked = await read(request, EmbeddingsRequest)
         if not asked.prompt:
             raise refuse("prompt", "empty, expected a text")
+        return await whole(request, self._one_embedded(request, asked))
+
+    async def _embedded(self, request: Request, asked: EmbedRequest) -> Response:
+        texts, began_s = ollama_ask.texts(asked), time.perf_counter()
+        vectors, tokens = await self._embed(request, asked, texts)
+        content = {
+            "model": asked.model, "embeddings": [normalized(vector[: asked.dimensions]) for vector in vectors],
+            "total_duration": ns(time.perf_counter() - began_s), "load_duration": 0, "prompt_eval_count": tokens,
+        }  # fmt: skip
+        return JSONResponse(content)
+
+    async def _one_embedded(self, request: Request, asked: EmbeddingsRequest) -> Response:
         vectors, _ = await self._embed(request, asked, [asked.prompt])
-        return JSONResponse({"embedding": list(vectors[0])})
+        return JSONResponse({"embedding": vectors[0]})
+
+    async def _embed(
+        self, request: Request, asked: EmbedRequest | EmbeddingsRequest, texts: list[str]
+    ) -> tuple[list[list[float]], int]:
+        """Return a vector of length 1 for each text, and how many tokens the texts have."""
+        keep_s = ollama_ask.keep_alive_s(asked.keep_alive)
+        _, vectors, tokens = await embed(self._models, ollama_ask.plain_name(asked.model), texts, keep_s)
+        request.state.tokens = tokens, 0
+        return vectors, tokens
 
     async def _respond(self, request: Request, asked: ChatRequest | GenerateRequest, ask: Ask) -> Response:
         answering = Answering(asked.model, chat=isinstance(asked, ChatRequest))
@@ -151,22 +165,6 @@ class _Ollama:
                 if (told := answering.feed(event, time.time())) is not None:
                     yield told
 
-    async def _embed(
-        self, request: Request, asked: EmbedRequest | EmbeddingsRequest, texts: Sequence[str]
-    ) -> tuple[list[Sequence[float]], int]:
-        """Return a vector a text, and how many tokens the texts have."""
-        keep_s = ollama_ask.keep_alive_s(asked.keep_alive)
-
-        async def work() -> list[tuple[Sequence[float], int]]:
-            async with self._models.use(ollama_ask.plain_name(asked.model), keep_s) as (_, client):
-                made: list[tuple[Sequence[float], int]] = await client.embed(texts)
-                return made
-
-        made = await work() if texts else []
-        tokens = sum(count for _, count in made)
-        request.state.tokens = tokens, 0
-        return [vector for vector, _ in made], tokens
-
     def _check_counts(self, asked: ChatRequest) -> None:
         limits = self._server.settings.limits
         for name, items, most in (("messages", asked.messages, limits.messages), ("tools", asked.tools, limits.tools)):
@@ -187,8 +185,3 @@ async def _last(told: AsyncGenerator[dict[str, Any], None], answering: Answering
             last = content
     return JSONResponse(answering.whole(last))
 
-
-def _unit(vector: Sequence[float]) -> list[float]:
-    """Return a vector of length 1 in its direction, as Ollama gives them."""
-    length = math.hypot(*vector)
-    return [x / length for x in vector] if length else list(vector)

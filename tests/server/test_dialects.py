@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
+from edgellm.client import AsyncClient
 from edgellm.errors import BoardError
 from edgellm.server.app import Settings, make_app
 from edgellm.server.models import OneModel
-from tests.cli.commands import Cluster, answer_to
+from tests.cli.commands import CONTEXT, Cluster, answer_to
 from tests.fakes import run
 
 CHAT = {"model": "fake:latest", "messages": [{"role": "user", "content": "Why?"}]}
@@ -151,6 +152,13 @@ def test_what_the_boards_held_of_a_prompt_is_told(cluster, tmp_path):
     first, second = ask(cluster, tmp_path, ("/v1/messages", body), ("/v1/messages", body))
     usages = [response.json()["usage"] for response in (first, second)]
     assert [(u["input_tokens"], u["cache_read_input_tokens"]) for u in usages] == [(10, 0), (1, 9)]
+
+
+def test_a_chat_is_counted_without_a_board_even_if_it_fits_in_no_slot(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(AsyncClient, "answer", lambda *_: pytest.fail("a board was asked"))
+    long = {"model": "fake", "messages": [{"role": "user", "content": "x" * (CONTEXT + 7)}]}
+    (count,) = ask(cluster, tmp_path, ("/v1/messages/count_tokens", long))
+    assert count.json() == {"input_tokens": CONTEXT + 7}
 
 
 @pytest.mark.parametrize(("path", "body", "field"), [
