@@ -34,7 +34,6 @@ from edgellm.server.ollama_fields import (
 )  # fmt: skip
 from edgellm.server.openapi import Operation
 from edgellm.server.sse import NDJSON, Stream, line, whole
-from edgellm.text.chat_template import find_template
 
 if TYPE_CHECKING:
     from edgellm.server.app import Server
@@ -90,8 +89,8 @@ class _Ollama:
     async def show(self, request: Request) -> Response:
         model = self._models.describe(ollama_ask.named(await read(request, NameRequest)))
         client = self._models.clients.get(model.name)
-        template = find_template(client.asker.model_dir) if client is not None else None
-        return JSONResponse(ollama_models.shown(model, template or ""))
+        template = client.asker.tokenizer.template if client is not None else ""
+        return JSONResponse(ollama_models.shown(model, template))
 
     async def pull(self, request: Request) -> Response:
         """Answer that a model is there, if it is: boards get their models when they are deployed."""
