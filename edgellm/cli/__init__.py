@@ -36,8 +36,8 @@ def main():
 
 
 COMMANDS = (
-    ask, chat, serve, deploy, upgrade, model, remove, reset, manager, join, revoke, key, status, doctor, logs, rebalance,
-    local, split, plan, verify, agent, bench, controller,
+    ask, chat, serve, deploy, upgrade, model, remove, reset, manager, join, revoke, key, status, doctor, logs,
+    rebalance, local, split, plan, verify, agent, bench, controller,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

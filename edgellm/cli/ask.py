@@ -46,8 +46,9 @@ def ask(prompt, go_on, system, raw, no_history, as_json, cluster, wait, verbose,
         **sampling):  # fmt: skip
     """Ask the cluster a question, and stream the answer to stdout.
 
-    PROMPT is read from stdin if it is - or missing. The answer is kept in the user's state folder, so that -c can go on. Without a cluster file, no board is asked: ask starts two agents on
-    this machine with the built-in model, and stops them after the answer. Ctrl-C also stops the boards' work.
+    PROMPT is read from stdin if it is - or missing. Question and answer are kept in the user's state folder, so that -c
+    can go on. Without a cluster file, no board is asked: ask starts two agents on this machine with the built-in model,
+    and stops them after the answer. Ctrl-C also stops the boards' work.
 
     \b
     Examples:

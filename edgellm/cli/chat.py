@@ -35,7 +35,8 @@ _AUTHORS = "[default: the model authors']"
               help="Maximum number of tokens of an answer.  [default: as many as fit]")  # fmt: skip
 @click.option("--temperature", type=float, help=f"0 is greedy: always the likeliest token.  {_AUTHORS}")
 @click.option("--seed", type=int, help="The same seed gives the same answers.  [default: random]")
-@click.option("--think/--no-think", default=None, help="Have the model reason first, if it can.  [default: the model's]")
+@click.option("--think/--no-think", default=None,
+              help="Have the model reason first, if it can.  [default: the model's]")  # fmt: skip
 @click.option("--no-history", is_flag=True, help="Don't keep the conversation.")
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Cluster file.  [default: $EDGELLM_CLUSTER, ./cluster.json, the user's config folder]")  # fmt: skip
@@ -98,7 +99,7 @@ class Chat:
                 if not self._obey(*text[1:].partition(" ")[::2]):
                     return
             elif text.strip():
-                self._ask(text[1:] if text.startswith("//") else text)
+                self._ask(text[1:] if text.startswith("//") else text, self._options)
 
     def _obey(self, command: str, argument: str) -> bool:
         """Do what a command says; return False if it ends the chat."""
@@ -140,28 +141,15 @@ class Chat:
             note(str(e))
 
     def _retry(self) -> None:
-        from edgellm.cli.talk import OWNER
-        from edgellm.conversations import Conversations
-
         if not self._question:
             note("there is nothing to answer again")
             return
-        if self.messages and self.messages[-1]["role"] == "assistant":
-            del self.messages[-2:]
-            if self._conversation is not None:
-                try:
-                    with contextlib.closing(Conversations()) as store:
-                        kept = len(store.read(OWNER, self._conversation.id).messages) - 2
-                        self._conversation = store.truncate(OWNER, self._conversation.id, max(0, kept))
-                except ConversationError as e:
-                    note(str(e))
-        options = self._options
-        if "seed" in options:  # else another answer comes anyway
-            self._options = {name: value for name, value in options.items() if name != "seed"}
-        try:
-            self._ask(self._question)
-        finally:
-            self._options = options
+        before = self.messages
+        answered = bool(before) and before[-1]["role"] == "assistant" and before[-2]["content"] == self._question
+        self.messages = before[:-2] if answered else before[:]
+        options = {name: value for name, value in self._options.items() if name != "seed"}
+        if not self._ask(self._question, options, instead=2 if answered else 0):
+            self.messages = before
 
     def _save(self, name: str) -> None:
         if not name:
@@ -184,8 +172,9 @@ class Chat:
         else:
             note(f"saved in {path}")
 
-    def _ask(self, question: str) -> None:
-        """Answer a question, and keep both. After Ctrl-C that is what has come so far."""
+    def _ask(self, question: str, options: dict[str, Any], *, instead: int = 0) -> bool:
+        """Answer a question, and keep both in place of the last `instead` messages; return whether there is an answer.
+        After Ctrl-C that is what has come so far."""
         from edgellm.cli.ask import place_in_line, summary
 
         self._question = question
@@ -193,10 +182,10 @@ class Chat:
         shown = Shown()
         try:
             stream, parser = self._stream([*system, *self.messages, {"role": "user", "content": question}],
-                                          lambda position: note(place_in_line(position)))  # fmt: skip
+                                          options, lambda position: note(place_in_line(position)))  # fmt: skip
         except EdgellmError as e:
             note(str(e))
-            return
+            return False
         finish = "cancelled"
         try:
             for delta in stream:
@@ -208,23 +197,25 @@ class Chat:
         except EdgellmError as e:
             shown.end()
             note(str(e))
-            return
+            return False
         shown.end()
         if self._verbose:
             note(summary(stream.answer))
-        if shown.text.strip():
-            self._take(question, shown, finish)
+        if not shown.text.strip():
+            return False
+        self._take(question, shown, finish, instead)
+        return True
 
-    def _stream(self, messages: list[dict[str, Any]], queued: Callable[[int], None]):
+    def _stream(self, messages: list[dict[str, Any]], options: dict[str, Any], queued: Callable[[int], None]):
         from edgellm.text.prepared import prepare
 
         ready = prepare(self._client.asker.tokenizer, messages, think=self._think)
-        options = {"max_tokens": self._client.plan.context, **self._options}
+        options = {"max_tokens": self._client.plan.context, **options}
         return self._client.chat(
             ready.messages, template=ready.template, controls=ready.controls, on_queue=queued, **options
         ), ready.parser  # fmt: skip
 
-    def _take(self, question: str, shown: "Shown", finish: str) -> None:
+    def _take(self, question: str, shown: "Shown", finish: str, instead: int) -> None:
         from edgellm.cli.talk import keep
         from edgellm.conversations import Message
 
@@ -233,8 +224,9 @@ class Chat:
             model = self._client.asker.manifest.model
             answer = Message("assistant", shown.text, shown.reasoning, model, finish)
             self._conversation = keep(
-                self._conversation, [Message("user", question), answer], model=model, system=self.system, aloud=True
-            )
+                self._conversation, [Message("user", question), answer], model=model, system=self.system,
+                instead=instead, aloud=True,
+            )  # fmt: skip
 
 
 class Shown:

@@ -57,13 +57,18 @@ class Kept:
 
 
 def keep(
-    conversation: Conversation | None, messages: Sequence[Message], *, model: str, system: str | None, aloud: bool
-) -> Conversation | None:
-    """Add messages to a conversation, or begin one with them; return it. What can't be kept is told if `aloud`."""
+    conversation: Conversation | None, messages: Sequence[Message], *, model: str, system: str | None,
+    instead: int = 0, aloud: bool,
+) -> Conversation | None:  # fmt: skip
+    """Add messages to a conversation in place of its last `instead` ones, or begin one with them; return it. What
+    can't be kept is told if `aloud`."""
     try:
         store = Conversations()
         try:
             if conversation is not None:
+                if instead:
+                    count = len(store.read(OWNER, conversation.id).messages)
+                    store.truncate(OWNER, conversation.id, max(0, count - instead))
                 return store.append(OWNER, conversation.id, messages)
             settings = {"system": system} if system else {}
             return store.new(OWNER, model=model, settings=settings, messages=messages)

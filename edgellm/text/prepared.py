@@ -7,8 +7,10 @@ from typing import Any
 from edgellm.errors import UsageError
 from edgellm.structure import Constraint
 from edgellm.text import tool_formats
+from edgellm.text.grammars import check
 from edgellm.text.tokenizer import Tokenizer
 from edgellm.text.tool_formats import Context, Parser, Piece, Said
+from edgellm.text.tool_formats.rules import parameters_of, spaced
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,13 @@ def prepare(
         chosen = [t for t in offered if tool_choice in ("required", t["function"]["name"])]
         if not chosen:
             raise UsageError(f"tool_choice names {tool_choice[:60]!r}, which is none of the tools")
+        _check_tools(offered, chosen)
         constraint = tool_formats.make_constraint(
             format, tokenizer.control_id, thinking=thinking, tools=chosen,
             parallel=parallel and tool_choice == "required",
         )  # fmt: skip
     elif wanted is not None:
+        check(wanted)
         constraint = tool_formats.make_constraint(
             format, tokenizer.control_id, thinking=thinking, wanted=wanted, tools=offered, parallel=parallel
         )  # fmt: skip
@@ -73,3 +77,13 @@ def prepare(
         parser = Parser(format, Context(thinking is True, tuple(offered), parallel))
     controls = frozenset(m for m in format.markers if tokenizer.control_id(m) is not None) if parser else frozenset()
     return Prepared(tuple(ready), tuple(native), variables, constraint, controls, parser)
+
+
+def _check_tools(offered: Sequence[Mapping[str, Any]], chosen: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UsageError naming the tool whose parameters are no schema that an answer can be held to."""
+    for i, tool in enumerate(offered):
+        if tool in chosen:
+            try:
+                check(Constraint("json_schema", spaced(parameters_of(tool))))
+            except UsageError as e:
+                raise UsageError(f"tools[{i}].function.parameters: {e}") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 _ANY = "/(?s:.*)/"
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+_OPEN = frozenset(("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"))
 _SPACED = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "lenient": True}
 
 
@@ -40,8 +41,7 @@ class Rules:
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """Return what matches JSON of a schema, written as Python writes it."""
-        schema = {**schema, "x-guidance": _SPACED}
-        return self.add(f"%json {json.dumps(schema, ensure_ascii=False)}")
+        return self.add(f"%json {spaced(schema)}")
 
     def regex(self, pattern: str) -> str:
         """Return what matches a regular expression."""
@@ -50,6 +50,12 @@ class Rules:
     def text(self, start: str) -> str:
         """Return the grammar, with what its start matches."""
         return "\n".join([f"start: {start}", *self._rules])
+
+
+def spaced(schema: Mapping[str, Any]) -> str:
+    """Return the JSON schema for what is written with a space behind each comma and colon, as Python does; keywords
+    that llguidance doesn't know are without effect."""
+    return json.dumps({**schema, "x-guidance": _SPACED}, ensure_ascii=False)
 
 
 def quoted(text: str) -> str:
@@ -72,6 +78,8 @@ def parameters_of(tool: Mapping[str, Any]) -> dict[str, Any]:
     schema = tool["function"].get("parameters")
     if not isinstance(schema, Mapping) or not schema:
         return dict(_NO_ARGUMENTS)
+    if "properties" in schema and not schema.keys() & _OPEN:  # small models fill whatever is left open
+        schema = {**schema, "additionalProperties": False}
     return dict(schema) if "type" in schema or "$ref" in schema else {"type": "object", **schema}
 
 
