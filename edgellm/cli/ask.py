@@ -60,7 +60,6 @@ def ask(prompt, go_on, system, raw, no_history, as_json, cluster, wait, verbose,
     """
     import secrets
 
-    from edgellm.cli.talk import Kept, as_chat, last_conversation
     from edgellm.manager.answer import Question
     from edgellm.manager.cluster_file import find
 
@@ -71,6 +70,8 @@ def ask(prompt, go_on, system, raw, no_history, as_json, cluster, wait, verbose,
     if go_on:
         if raw:
             raise UsageError("-c needs the chat template, and --raw leaves it out. Use one of them.")
+        from edgellm.cli.talk import as_chat, last_conversation
+
         talk = last_conversation()
     text = _prompt(prompt)
     question = Question(
@@ -86,7 +87,7 @@ def ask(prompt, go_on, system, raw, no_history, as_json, cluster, wait, verbose,
         question = replace(question, messages=(*as_chat(talk, system), {"role": "user", "content": text}))
     path = find(str(cluster) if cluster else None)
     ask_it = _ask_cluster if path is not None else _ask_embedded
-    kept = Kept(talk, text, system, as_json or verbose) if not (raw or no_history) else None
+    kept = (talk, text, system) if not (raw or no_history) else None
     sys.exit(ask_it(path, question, options, wait, as_json, verbose, kept))
 
 
@@ -121,7 +122,9 @@ def _ask_cluster(path: Path, question, options, wait, as_json, verbose, kept, *,
         if sys.stdout is not None:
             sys.stdout.flush()
         if kept is not None and answer.text.strip():
-            kept.keep(client.asker, answer)
+            from edgellm.cli.talk import keep_answer  # now, because it takes a while
+
+            keep_answer(client.asker, *kept, answer, aloud=verbose)
 
     async def run():
         async with client:

@@ -1,7 +1,6 @@
 """The conversations that `edgellm chat` and `edgellm ask` keep, and go on with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from edgellm.console import note
@@ -33,27 +32,20 @@ def as_chat(conversation: Conversation, system: str | None = None) -> list[dict[
     return [{"role": "system", "content": str(system)}, *messages] if system else messages
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A question of `ask` that is kept with its answer, in a conversation if it goes on with one."""
+def keep_answer(
+    asker: Any, conversation: Conversation | None, question: str, system: str | None, answer: Any, *, aloud: bool
+) -> None:
+    """Keep a question of `ask` and its answer, in a conversation if it goes on with one. The model's reasoning is kept
+    apart, so that the next question goes on without it. What can't be kept is told if `aloud`."""
+    from edgellm.text.prepared import parse
+    from edgellm.text.tool_formats import Reasoning, Said
 
-    conversation: Conversation | None
-    question: str
-    system: str | None
-    aloud: bool
-
-    def keep(self, asker: Any, answer: Any) -> None:
-        """Keep both. The model's reasoning is kept apart, so that the next question goes on without it."""
-        from edgellm.text.prepared import parse
-        from edgellm.text.tool_formats import Reasoning, Said
-
-        pieces = parse(asker.tokenizer, answer.text)
-        text = "".join(p.text for p in pieces if isinstance(p, Said))
-        reasoning = "".join(p.text for p in pieces if isinstance(p, Reasoning))
-        model = asker.manifest.model
-        said = Message("assistant", text, reasoning, model, answer.finish)
-        keep(self.conversation, [Message("user", self.question), said], model=model, system=self.system,
-             aloud=self.aloud)  # fmt: skip
+    pieces = parse(asker.tokenizer, answer.text)
+    text = "".join(p.text for p in pieces if isinstance(p, Said))
+    reasoning = "".join(p.text for p in pieces if isinstance(p, Reasoning))
+    model = asker.manifest.model
+    said = Message("assistant", text, reasoning, model, answer.finish)
+    keep(conversation, [Message("user", question), said], model=model, system=system, aloud=aloud)
 
 
 def keep(
