@@ -39,7 +39,8 @@ def prepare(
 ) -> Prepared:  # fmt: skip
     """Return a chat as this model's template takes it.
 
-    `tool_choice` is auto, none, required or the name of a tool, and `wanted` what the answer's text must match. May
+    `tool_choice` is auto, none, required or the name of a tool, and `wanted` what the answer's text must match. Calls
+    of strict tools match their parameters even if none is demanded, where a control token announces a call. May
     take seconds: the template is rendered. Raises UsageError for what this model can't do, ManifestError if the
     template fails.
     """
@@ -66,6 +67,12 @@ def prepare(
             format, tokenizer.control_id, thinking=thinking, tools=chosen,
             parallel=parallel and tool_choice == "required",
         )  # fmt: skip
+    elif wanted is None and any(t["function"].get("strict") for t in offered):
+        if format.can_begin_anywhere(tokenizer.control_id):
+            _check_tools(offered, offered)
+            constraint = tool_formats.make_constraint(
+                format, tokenizer.control_id, thinking=thinking, tools=offered, parallel=parallel, free=True
+            )  # fmt: skip
     elif wanted is not None:
         check(wanted)
         constraint = tool_formats.make_constraint(

@@ -111,6 +111,12 @@ def test_a_call_can_be_demanded(make):
     assert f"<[{tokenizer.control_id('<tool_call>')}]>" in named
 
 
+def test_calls_of_strict_tools_match_without_a_demand(make):
+    strict = {"type": "function", "function": {**TOOL["function"], "strict": True}}
+    assert "look" in prepare(make(QWEN), ASKED, tools=[strict]).constraint.source
+    assert prepare(make(QWEN), ASKED, tools=[TOOL]).constraint is None
+
+
 def test_no_tool_is_described_if_none_may_be_called(make):
     ready = prepare(make(PLAIN), ASKED, tools=[TOOL], tool_choice="none")
     assert (ready.messages, ready.constraint, ready.parser) == (tuple(ASKED), None, None)

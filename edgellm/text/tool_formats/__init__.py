@@ -18,7 +18,7 @@ from edgellm.text.tool_formats.mistral import Mistral
 from edgellm.text.tool_formats.phi4 import Phi4
 from edgellm.text.tool_formats.pieces import Piece, Reasoning, Said, ToolArguments, ToolBegin, ToolEnd
 from edgellm.text.tool_formats.qwen_xml import QwenXml
-from edgellm.text.tool_formats.rules import Rules, either
+from edgellm.text.tool_formats.rules import ANY, Rules, either
 
 __all__ = [
     "FORMATS", "Context", "Format", "Parser", "Piece", "Reasoning", "Said", "ToolArguments", "ToolBegin", "ToolEnd",
@@ -41,10 +41,11 @@ def find(template: str) -> Format:
 
 def make_constraint(
     format: Format, token_id: Callable[[str], int | None], *, thinking: bool | None,
-    wanted: Constraint | None = None, tools: Sequence[Tool] = (), parallel: bool = True,
+    wanted: Constraint | None = None, tools: Sequence[Tool] = (), parallel: bool = True, free: bool = False,
 ) -> Constraint:  # fmt: skip
     """Return what an answer must match whose text matches `wanted`, or that calls one of `tools`, or several of them if
-    `parallel`; whichever is given, and after any reasoning.
+    `parallel`; whichever is given, and after any reasoning. With `free`, any text may stand before calls, and there
+    need be none; see Format.can_begin_anywhere.
 
     `token_id(marker)` is a control token's id, and `thinking` is as Format.is_thinking tells. Raises UsageError if the
     grammar is too long, or if `wanted` is one, which can't stand beside anything else.
@@ -53,6 +54,9 @@ def make_constraint(
     reasoning = format.reasoning_grammar(rules, thinking)
     if wanted is not None and not reasoning and not tools:
         return wanted
+    if free:
+        calls = format.grammar(rules, list(tools), parallel)
+        return Constraint("lark", rules.text(f"{reasoning} {rules.add(ANY)} ({calls})?"))
     parts = [format.grammar(rules, list(tools), parallel)] if tools else []
     if wanted is not None:
         if wanted.kind == "lark":

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,10 @@ class Format:
             return None
         begun, ended = prompt_end.rfind(self.think[0]), prompt_end.rfind(self.think[1])
         return None if max(begun, ended) < 0 else begun > ended
+
+    def can_begin_anywhere(self, token_id: Callable[[str], int | None]) -> bool:
+        """Return True if a call begins with a control token, so that a grammar tells it from text wherever it is."""
+        return bool(self.openers) and not self.always and token_id(self.openers[0]) is not None
 
     def prepare(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
         """Return messages and tools as the template takes them."""

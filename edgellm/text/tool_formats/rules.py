@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_ANY = "/(?s:.*)/"
+ANY = "/(?s:.*)/"
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 _OPEN = frozenset(("additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"))
 _SPACED = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "lenient": True}
@@ -36,8 +36,8 @@ class Rules:
         """Return what matches any text, and the marker that ends it."""
         token = self._token_id(marker)
         if token is None:
-            return self.add(_ANY, f"[suffix={quoted(marker)}]")
-        return self.add(f"{_ANY} <[{token}]>")
+            return self.add(ANY, f"[suffix={quoted(marker)}]")
+        return self.add(f"{ANY} <[{token}]>")
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """Return what matches JSON of a schema, written as Python writes it."""

@@ -51,10 +51,11 @@ class Vocabulary:
         return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
 
-def constrained(name, *, special=True, thinking=None, tools=TOOLS, parallel=True, wanted=None):
+def constrained(name, *, special=True, thinking=None, tools=TOOLS, parallel=True, wanted=None, free=False):
     vocabulary = Vocabulary(SAMPLES[name].controls if special else ())
     made = make_constraint(
-        family(name), vocabulary.token_id, thinking=thinking, tools=tools, parallel=parallel, wanted=wanted
+        family(name), vocabulary.token_id, thinking=thinking, tools=tools, parallel=parallel, wanted=wanted,
+        free=free,
     )
     return vocabulary, made
 
@@ -124,6 +125,22 @@ def test_a_call_may_come_in_place_of_the_text_that_is_wanted():
     assert vocabulary.matches(constraint, SAMPLES["hermes"].one)
     assert vocabulary.matches(constraint, '{"a": 1}')
     assert not vocabulary.matches(constraint, "a")
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES.keys() - {"llama3", "harmony", "qwen-xml", "generic"}))
+def test_any_text_may_come_before_a_call_that_must_match(name):
+    vocabulary, constraint = constrained(name, free=True, thinking=False)
+    assert family(name).can_begin_anywhere(vocabulary.token_id)
+    answer = SAMPLES[name].one
+    for good in ("", "Hi.", answer, f"Let me look.\n\n{answer}"):
+        assert vocabulary.matches(constraint, good), good
+    for wrong in (answer.replace("weather", "whether"), answer[:-1] + "x", f"{answer} Done."):
+        assert not vocabulary.matches(constraint, wrong), wrong
+
+
+def test_a_call_that_text_may_begin_cannot_be_told_from_it():
+    assert not family("generic").can_begin_anywhere(lambda text: None)
+    assert not family("harmony").can_begin_anywhere(lambda text: 1)
 
 
 def test_a_grammar_stands_alone():
