@@ -140,10 +140,12 @@ class Tokenizer:
         key = json.dumps(given, sort_keys=True)
         if key not in self._ends:
             said = "Why is the sky blue?"
-            rendered = self._template.render({
-                **given, "messages": [{"role": "user", "content": said}], "tools": None, "documents": None,
-                "add_generation_prompt": True, **self._named,
-            })  # fmt: skip
+            asked, system = {"role": "user", "content": said}, {"role": "system", "content": "Be brief."}
+            values = {**given, "tools": None, "documents": None, "add_generation_prompt": True, **self._named}
+            try:
+                rendered = self._template.render({**values, "messages": [asked]})
+            except UsageError:  # some want a system prompt
+                rendered = self._template.render({**values, "messages": [system, asked]})
             if len(self._ends) >= _MOST_ENDS:
                 self._ends.clear()
             self._ends[key] = rendered.rpartition(said)[2]

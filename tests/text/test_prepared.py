@@ -88,6 +88,12 @@ def test_thinking_can_be_turned_off(make):
     assert prepare(tokenizer, ASKED).parser.feed("Hi.") == [Reasoning("Hi.")]
 
 
+def test_a_template_that_wants_a_system_prompt_is_asked_with_one(make):
+    wants = "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}"
+    ready = prepare(make(wants + QWEN), [{"role": "system", "content": "Be brief."}, *ASKED])
+    assert ready.parser.feed("Hi.") == [Reasoning("Hi.")]
+
+
 def test_a_variable_that_the_asker_names_comes_first(make):
     assert prepare(make(QWEN), ASKED, think=True, template={"enable_thinking": False}).template == {
         "enable_thinking": False

@@ -11,6 +11,7 @@ from edgellm.text.tool_formats.rules import Rules
 from edgellm.text.tool_formats.scan import Malformed, Reading, Scan
 
 Message = dict[str, Any]
+Messages = Sequence[Mapping[str, Any]]
 Tool = Mapping[str, Any]  # {"type": "function", "function": {"name": …, "parameters": …}}
 
 
@@ -62,7 +63,7 @@ class Format:
         """Return True if a call begins with a control token, so that a grammar tells it from text wherever it is."""
         return bool(self.openers) and not self.always and token_id(self.openers[0]) is not None
 
-    def prepare(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
+    def prepare(self, messages: Messages, tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
         """Return messages and tools as the template takes them."""
         return [with_objects(m) for m in with_names(messages)], list(tools)
 
@@ -168,7 +169,7 @@ def all_of(scan: Scan) -> Any:
     return text, ""
 
 
-def with_names(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+def with_names(messages: Messages) -> list[Message]:
     """Return messages in which each tool's result has the tool's name."""
     names: dict[str, str] = {}
     found = []
@@ -206,7 +207,7 @@ def arguments_of(call: Mapping[str, Any]) -> Any:
     return content if isinstance(content, dict) else arguments
 
 
-def written(messages: Sequence[Message], write: Any) -> list[Message]:
+def written(messages: Sequence[Message], write: Callable[[list[Tool]], str]) -> list[Message]:
     """Return messages whose calls are written into their contents, for templates that leave them out."""
     found = []
     for message in messages:

@@ -1,10 +1,10 @@
 """Any other model: tools described in the system message, and calls as Hermes writes them, in plain text."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgellm.text.tool_formats.base import Context, Message, into_system, with_names, written
+from edgellm.text.tool_formats.base import Context, Message, Messages, Tool, into_system, with_names, written
 from edgellm.text.tool_formats.granite import listed
 from edgellm.text.tool_formats.hermes import Hermes
 from edgellm.text.tool_formats.llama3 import bare_calls
@@ -31,7 +31,7 @@ class Generic(Hermes):
     def recognizes(cls, template: str) -> bool:
         return True
 
-    def prepare(self, messages, tools):  # type: ignore[no-untyped-def]
+    def prepare(self, messages: Messages, tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
         """Return messages with tools, calls and results in texts, because the template knows none of them."""
         found = [_plain(m) for m in written(with_names(messages), _write)]
         if tools:

@@ -1,11 +1,11 @@
 """Granite 3: <|tool_call|> and a list of calls. Granite 4 writes what Hermes does."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgellm.text.tool_formats import json_call
-from edgellm.text.tool_formats.base import Context, Format, Tool, arguments_of, written
+from edgellm.text.tool_formats.base import Context, Format, Message, Messages, Tool, arguments_of, written
 from edgellm.text.tool_formats.rules import Rules, json_calls, quoted
 from edgellm.text.tool_formats.scan import Reading, Scan
 
@@ -22,10 +22,10 @@ class Granite(Format):
     def recognizes(cls, template: str) -> bool:
         return "<|start_of_role|>" in template and "available_tools" in template and "<tool_call>" not in template
 
-    def prepare(self, messages, tools):  # type: ignore[no-untyped-def]
+    def prepare(self, messages: Messages, tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
         """Return messages with calls in their contents, because most templates leave them out."""
-        found, tools = super().prepare(messages, tools)
-        return (found if "tool_calls" in self.template else written(found, _write)), tools
+        found, told = super().prepare(messages, tools)
+        return (found if "tool_calls" in self.template else written(found, _write)), told
 
     def read_call(self, scan: Scan, marker: str, context: Context) -> Reading:
         yield from json_call.calls(scan)

@@ -1,7 +1,7 @@
 """gpt-oss: channels of messages. The analysis is reasoning, a message to functions.name is a call."""
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from edgellm.text.tool_formats import json_call
 from edgellm.text.tool_formats.base import Context, Format, Tool
@@ -85,7 +85,7 @@ def _is_header(text: str) -> bool:
     return len(text) < 300 and all(w.startswith("to") or any(k.startswith(w) for k in _WORDS) for w in text.split())
 
 
-def _body(scan: Scan, tell) -> Reading:  # type: ignore[no-untyped-def]
+def _body(scan: Scan, tell: Callable[[str], None]) -> Reading:
     while True:
         text, end = yield from scan.piece(_ENDS)
         tell(text)

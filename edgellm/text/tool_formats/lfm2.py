@@ -2,10 +2,10 @@
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgellm.text.tool_formats.base import Context, Format, Tool, arguments_of, written
+from edgellm.text.tool_formats.base import Context, Format, Message, Messages, Tool, arguments_of, written
 from edgellm.text.tool_formats.qwen_xml import takes_text
 from edgellm.text.tool_formats.rules import Rules, either, name_of, parameters_of, quoted
 from edgellm.text.tool_formats.scan import Malformed, Reading, Scan
@@ -26,10 +26,10 @@ class Lfm2(Format):
     def recognizes(cls, template: str) -> bool:
         return _OPEN in template or ("List of tools: " in template and "<|im_start|>" in template)
 
-    def prepare(self, messages, tools):  # type: ignore[no-untyped-def]
+    def prepare(self, messages: Messages, tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
         """Return messages with calls in their contents where the template leaves them out."""
-        found, tools = super().prepare(messages, tools)
-        return (found if "tool_calls" in self.template else written(found, _write)), tools
+        found, told = super().prepare(messages, tools)
+        return (found if "tool_calls" in self.template else written(found, _write)), told
 
     def read_call(self, scan: Scan, marker: str, context: Context) -> Reading:
         yield from scan.spaces()

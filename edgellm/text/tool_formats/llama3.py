@@ -1,7 +1,9 @@
 """Llama 3.1 to 3.3: an answer that is a JSON object with a name and parameters is a call."""
 
+from collections.abc import Sequence
+
 from edgellm.text.tool_formats import json_call
-from edgellm.text.tool_formats.base import Context, Format, Message, Tool, with_names, with_objects
+from edgellm.text.tool_formats.base import Context, Format, Message, Messages, Tool, with_names, with_objects
 from edgellm.text.tool_formats.rules import Rules, json_calls
 from edgellm.text.tool_formats.scan import Malformed, Reading, Scan
 
@@ -18,7 +20,7 @@ class Llama3(Format):
     def recognizes(cls, template: str) -> bool:
         return "ipython" in template and '"parameters": ' in template and "<tool_call" not in template
 
-    def prepare(self, messages, tools):  # type: ignore[no-untyped-def]
+    def prepare(self, messages: Messages, tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
         """Return each call in a message of its own, because the template takes no more."""
         found: list[Message] = []
         for message in map(with_objects, with_names(messages)):

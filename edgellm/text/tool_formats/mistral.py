@@ -1,7 +1,9 @@
 """Mistral: [TOOL_CALLS] and a list of calls, or a name, [ARGS] and the arguments."""
 
+from collections.abc import Sequence
+
 from edgellm.text.tool_formats import json_call
-from edgellm.text.tool_formats.base import Context, Format, Message, Tool, short_id, with_names, with_objects
+from edgellm.text.tool_formats.base import Context, Format, Message, Messages, Tool, short_id, with_names, with_objects
 from edgellm.text.tool_formats.rules import Rules, either, json_calls, name_of, parameters_of, quoted
 from edgellm.text.tool_formats.scan import Reading, Scan
 
@@ -19,7 +21,7 @@ class Mistral(Format):
     def recognizes(cls, template: str) -> bool:
         return _CALLS in template
 
-    def prepare(self, messages, tools):  # type: ignore[no-untyped-def]
+    def prepare(self, messages: Messages, tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
         """Return messages with ids of nine letters, which the template demands."""
         found: list[Message] = []
         for message in map(with_objects, with_names(messages)):

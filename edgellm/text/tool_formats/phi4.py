@@ -1,11 +1,11 @@
 """Phi-4-mini: tools in the system message, <|tool_call|> and a list of calls."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgellm.text.tool_formats import json_call
-from edgellm.text.tool_formats.base import Context, Format, Tool, written
+from edgellm.text.tool_formats.base import Context, Format, Message, Messages, Tool, written
 from edgellm.text.tool_formats.granite import listed
 from edgellm.text.tool_formats.rules import Rules, json_calls, quoted
 from edgellm.text.tool_formats.scan import Reading, Scan
@@ -24,12 +24,12 @@ class Phi4(Format):
     def recognizes(cls, template: str) -> bool:
         return "<|tool|>" in template or _OTHER in template
 
-    def prepare(self, messages, tools):  # type: ignore[no-untyped-def]
+    def prepare(self, messages: Messages, tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
         """Return messages with the tools in the system message, where the template takes them from."""
-        found, tools = super().prepare(messages, tools)
+        found, given = super().prepare(messages, tools)
         found = found if "tool_calls" in self.template else written(found, _write)
         if not tools or "message['tools']" not in self.template.replace('"', "'"):
-            return found, tools
+            return found, given
         told = json.dumps([dict(tool["function"]) for tool in tools], ensure_ascii=False)
         if not found or found[0].get("role") != "system":
             found.insert(0, {"role": "system", "content": "You are a helpful assistant with some tools."})
