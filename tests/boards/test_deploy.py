@@ -77,6 +77,28 @@ def test_the_agent_is_a_hardened_service_of_a_user_of_its_own(cluster):
         assert board.ssh("getent passwd edgellm").strip().endswith(("/nologin", "/false"))
 
 
+CONSTRAINED = """
+import json, sys
+from edgellm import Client
+from edgellm.structure import Constraint
+
+schema = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+schema["additionalProperties"] = False
+with Client() as client:
+    options = {"temperature": 0, "max_tokens": 30, "constraint": Constraint("json_schema", json.dumps(schema))}
+    answer = client.chat([{"role": "user", "content": "Is the lamp on?"}], **options).read()
+    vector, tokens = client.embed(["A lamp."])[0]
+print(json.dumps([answer.text, answer.finish, len(vector), tokens]))
+"""
+
+
+def test_the_service_follows_a_constraint_and_makes_embeddings(cluster, controller):
+    text, finish, size, tokens = json.loads(controller.python("-c", CONSTRAINED).text)
+    assert text in ('{"on": true}', '{"on": false}') and finish == "eos" and (size, tokens > 1) == (576, True)
+    last = max(cluster.boards, key=lambda board: controller.plan().get(board.name, (0, 0))[1])
+    assert "grammar_worker" in last.root("ps ax -o args")
+
+
 def test_agents_listen_on_the_inventorys_address_only(cluster):
     for board in cluster.boards:
         listening = {line.split()[3] for line in board.root("ss -Hltn").splitlines()} - {"0.0.0.0:22", "[::]:22"}
