@@ -57,13 +57,13 @@ class Grammars:
     def forget(self, number: int) -> None:
         """Forget an answer. Doesn't wait."""
         self._open.discard(number)
+        self._used_s = time.monotonic()
         self._process.forget(number)
 
     def sweep(self, now_s: float) -> None:
-        """End the process if nothing has needed it for some minutes. Call it now and then."""
-        if self._open:
-            self._used_s = now_s
-        elif self._process.running is not None and now_s - self._used_s > _IDLE_S:
+        """End the process if nothing has needed it for some minutes; `now_s` is time.monotonic(). Call it now and
+        then."""
+        if not self._open and self._process.running is not None and now_s - self._used_s > _IDLE_S:
             self._process.close()
 
     def close(self) -> None:
