@@ -71,16 +71,16 @@ def test_a_removed_board_s_key_is_refused_and_the_board_comes_back_with_another(
     board, neighbour = cluster.boards[2], cluster.boards[0]
     stolen = tmp_path / "stolen"
     shutil.copytree(controller.config / "ca/boards" / board.name, stolen)
-    assert not _revoked(controller, neighbour, stolen)
+    assert not is_revoked(controller, neighbour, stolen)
     controller.ansible("playbooks/remove.yml", "-e", f"board={board.name}").good()
-    assert _revoked(controller, neighbour, stolen) and board.name not in controller.plan()
+    assert is_revoked(controller, neighbour, stolen) and board.name not in controller.plan()
     controller.deploy().good()  # its line is still there
     assert board.name in controller.plan() and cluster.answers()
-    assert _revoked(controller, neighbour, stolen)
+    assert is_revoked(controller, neighbour, stolen)
     assert (stolen / "key.pem").read_bytes() != (controller.config / "ca/boards" / board.name / "key.pem").read_bytes()
 
 
-def _revoked(controller: Controller, board, folder) -> bool:
+def is_revoked(controller: Controller, board, folder) -> bool:
     return "certificate revoked" in probe(controller, board, folder)["refused"].lower()
 
 

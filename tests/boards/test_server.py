@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
 from tests.boards.conftest import Cluster
 from tests.boards.harness import Board, Controller, lab
+from tests.boards.test_identities import is_revoked
 
 PORT = 8080
 BODY = {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 8, "temperature": 0}
@@ -62,7 +65,26 @@ def test_a_board_serves_whom_it_knows_and_a_second_deploy_changes_nothing(cluste
     assert curl(other, f"{url}/v1/models", *trust, *auth)[0] == 200
     assert curl(other, f"{url}/v1/models", *trust, "-H", f"Authorization: Bearer {key}")[0] == 401
 
+    identity = controller.config / "ca/servers" / board.name
+    assert not is_revoked(controller, other, identity)
     cluster.inventory()  # nobody serves
     controller.deploy().good()
+    assert is_revoked(controller, other, identity)
     assert not [path for path in board.ours() if "server" in path and "/site-packages/" not in path]
     assert "serv" not in board.root("getent passwd | grep edgellm")
+
+
+@pytest.mark.boards_all
+def test_the_server_answers_with_another_model_at_once(cluster: Cluster, controller: Controller):
+    board, other = cluster.boards[:2]
+    url = f"http://{board.host}:{PORT}"
+    cluster.inventory(edgellm_server=board.name)
+    controller.deploy().good()
+    auth = ("--header", f"Authorization: Bearer {key_of(controller)}")
+    before = curl(other, f"{url}/v1/models", *auth)[1]["data"][0]["id"]
+    controller.ansible("playbooks/model.yml", "-e", "edgellm_quantize=int8").good()
+    assert chat(other, url, *auth)[0] == 200
+    assert controller.cluster()["model"] == curl(other, f"{url}/v1/models", *auth)[1]["data"][0]["id"]
+    controller.deploy().good()  # back to the inventory's
+    assert chat(other, url, *auth)[0] == 200
+    assert curl(other, f"{url}/v1/models", *auth)[1]["data"][0]["id"] == before
