@@ -6,7 +6,8 @@ QUIET = --quiet
 PIP = $(BIN)/pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask serve install controller test quick test-boards test-boards-all test-arm test-clients test-prometheus lint bench vocabularies constraints messages wheels clean
+.PHONY: ask serve install controller test quick test-boards test-boards-all test-arm test-clients test-prometheus \
+	test-page lint bench vocabularies constraints messages wheels clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
@@ -61,6 +62,11 @@ test-arm: .venv/dev
 test-clients: .venv/clients
 	$(BIN)/python -m pytest tests/clients -m clients --durations=10
 
+# The page of edgellm serve in headless Chromium, which apt provides.
+test-page: .venv/page
+	@tests/page/install
+	$(BIN)/python -m pytest tests/page -m page --durations=10
+
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -95,6 +101,10 @@ constraints: .venv/ready
 
 .venv/serving: .venv/ready
 	$(PIP) -e '.[serving]'
+	@touch $@
+
+.venv/page: .venv/dev
+	$(PIP) -e '.[page]'
 	@touch $@
 
 .venv/clients: .venv/dev

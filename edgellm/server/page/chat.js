@@ -264,7 +264,7 @@ export class Chat {
       button.setAttribute("aria-label", stop ? "Stop" : "Send");
       button.title = stop ? "Stop (Esc)" : "Send";
       button.type = stop ? "button" : "submit";
-      button.onclick = stop ? () => this.talk.stop() : null;
+      button.onclick = stop ? () => { this.talk.stop(); if (FINE.matches) this.focus(); } : null;
     }
     button.classList.toggle("ready", stop || $("text").value.trim() !== "");
   }
