@@ -1,5 +1,6 @@
 """LangChain's ChatOpenAI and ChatOllama."""
 
+import httpx
 import pydantic
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -25,8 +26,9 @@ def get_weather(city: str) -> str:
 
 @pytest.fixture(scope="module")
 def openai_chat(served):
-    return ChatOpenAI(model=MODEL, base_url=f"{served.url}/v1", api_key=served.key, temperature=0, timeout=60,
-                      max_retries=0, max_tokens=LENGTH, stream_usage=True)  # fmt: skip
+    with httpx.Client() as http:
+        yield ChatOpenAI(model=MODEL, base_url=f"{served.url}/v1", api_key=served.key, temperature=0, timeout=60,
+                         max_retries=0, max_tokens=LENGTH, stream_usage=True, http_client=http)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,8 @@ def test_a_tools_result(chat):
 
 
 def test_embeddings(served):
-    made = OpenAIEmbeddings(model=MODEL, base_url=f"{served.url}/v1", api_key=served.key,
-                            check_embedding_ctx_length=False).embed_documents(["A cat.", "A dog."])  # fmt: skip
+    with httpx.Client() as http:
+        embeddings = OpenAIEmbeddings(model=MODEL, base_url=f"{served.url}/v1", api_key=served.key, http_client=http,
+                                      check_embedding_ctx_length=False)  # fmt: skip
+        made = embeddings.embed_documents(["A cat.", "A dog."])
     assert [len(vector) for vector in made] == [576, 576]
