@@ -8,6 +8,7 @@ from edgellm.text.tool_formats.base import Context, Message, Messages, Tool, int
 from edgellm.text.tool_formats.granite import listed
 from edgellm.text.tool_formats.hermes import Hermes
 from edgellm.text.tool_formats.llama3 import bare_calls
+from edgellm.text.tool_formats.rules import Rules
 from edgellm.text.tool_formats.scan import Reading, Scan
 
 _DESCRIBED = """You can call these functions:
@@ -38,6 +39,10 @@ class Generic(Hermes):
             lines = "\n".join(json.dumps(dict(tool["function"]), ensure_ascii=False) for tool in tools)
             found = into_system(found, _DESCRIBED.format(tools=lines), self.template)
         return _alternating(found), []
+
+    def grammar(self, rules: Rules, tools: list[Tool], parallel: bool) -> str:
+        """Return what matches one call: a model that was trained for none doesn't stop by itself."""
+        return super().grammar(rules, tools, parallel=False)
 
     def read_start(self, scan: Scan, context: Context) -> Reading:
         yield from bare_calls(scan, context)

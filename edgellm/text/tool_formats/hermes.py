@@ -17,7 +17,8 @@ class Hermes(Format):
 
     @classmethod
     def recognizes(cls, template: str) -> bool:
-        return _OPEN in template and _CLOSE in template and '"arguments"' in template and "tools" in template
+        marked = _OPEN in template and _CLOSE in template and "<tool_calls>" not in template
+        return marked and '"arguments"' in template and "tools" in template
 
     def read_call(self, scan: Scan, marker: str, context: Context) -> Reading:
         yield from json_call.calls(scan)

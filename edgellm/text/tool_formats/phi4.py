@@ -22,7 +22,7 @@ class Phi4(Format):
 
     @classmethod
     def recognizes(cls, template: str) -> bool:
-        return "<|tool|>" in template or _OTHER in template
+        return "<|tool|>" in template
 
     def prepare(self, messages: Messages, tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
         """Return messages with the tools in the system message, where the template takes them from."""
