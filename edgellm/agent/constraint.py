@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -12,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.errors import ManifestError, ModelError, UsageError
+from edgellm.errors import BusyError, ManifestError, ModelError, UsageError
 from edgellm.model.protocols import Array
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.mapped import map_checked
 from edgellm.structure import Constraint
 from edgellm.text.grammars import GrammarProcess, Reply, WorkerEnded, refusal, too_much
 
-log = logging.getLogger(__name__)
 WAIT_S = 15.0  # for an answer of the process, behind those to others; less than until a step counts as lost
 _THREADS = 8  # that wait for the process
 _TRIES = 3
@@ -38,7 +36,8 @@ class Grammars:
         self._process = GrammarProcess()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="constraint")
         self._loading = threading.Lock()
-        self._loaded: object = None  # the process that has the tokenizer
+        self._reader: object = None  # the process that reads the tokenizer, or has read it
+        self._reading: Future[Reply] | None = None
         self._numbers = itertools.count()
         self._open: set[int] = set()
         self._used_s = 0.0
@@ -79,26 +78,27 @@ class Grammars:
         return self._process.running
 
     def ready(self, eos: int) -> object:
-        """Return the process, started and with the tokenizer. Raises EdgellmError if that can't be."""
+        """Return the process, started and with the tokenizer. Raises BusyError while it reads a large one,
+        ManifestError or ModelError if that can't be."""
         with self._loading:
-            process = self._process.running
-            if process is not None and process is self._loaded:
-                return process
-            manifest, began_s = self._manifest, time.monotonic()
-            text, size = _read_tokenizer(manifest, self._folder), manifest.vocab_size
-            eos = next((i for i in manifest.eos_token_ids if i < size), eos)
             process = self._process.start()
-            sent = self._process.send({"op": "tokenizer", "text": text, "vocab_size": size, "eos": eos})
-            try:
-                reply = sent.result(WAIT_S)
-            except (WorkerEnded, TimeoutError):
-                self._process.close()
-                raise ModelError(f"{manifest.model}: its tokenizer can't be read for constraints") from None
-            if "error" in reply.fields:
-                raise ModelError(f"{manifest.model} takes no constraints: {reply.fields['error']}")
-            self._loaded = process
-            log.info("has read the tokenizer for constraints in %.1f s", time.monotonic() - began_s)
-            return process
+            if process is not self._reader:
+                manifest = self._manifest
+                text, size = _read_tokenizer(manifest, self._folder), manifest.vocab_size
+                eos = next((i for i in manifest.eos_token_ids if i < size), eos)
+                request = {"op": "tokenizer", "text": text, "vocab_size": size, "eos": eos}
+                self._reading, self._reader = self._process.send(request), process
+            reading = self._reading
+        assert reading is not None
+        try:
+            reply = reading.result(WAIT_S)
+        except TimeoutError:
+            raise BusyError("it still reads the model's tokenizer, for constraints. Ask again in a moment.") from None
+        except WorkerEnded:
+            raise ModelError(f"{self._manifest.model}: its tokenizer can't be read for constraints") from None
+        if "error" in reply.fields:
+            raise ModelError(f"{self._manifest.model} takes no constraints: {reply.fields['error']}")
+        return process
 
     def send(self, request: dict[str, Any]) -> "Future[Reply]":
         """Send a request to the process, if it runs."""

@@ -322,7 +322,7 @@ class Stage:
 
         def fail() -> None:
             if self.holds(sequence):
-                self._fail(sequence, "error", _told(error))
+                self._fail(sequence, *_told(error))
 
         self._soon(fail)
 
@@ -416,7 +416,7 @@ class Stage:
             if sequence is None:
                 continue
             if outcome.error is not None:
-                self._fail(sequence, "error", _told(outcome.error))
+                self._fail(sequence, *_told(outcome.error))
             elif result is None:
                 self._chooser.prefilled(sequence, step.end, self.loop.time())  # a chunk in mid-prompt
             elif step.trace:
@@ -490,6 +490,8 @@ class Stage:
                 self._fail(sequence, "link", reason)
 
 
-def _told(error: Exception) -> str:
-    """Return what a manager is told of an error."""
-    return str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+def _told(error: Exception) -> tuple[str, str]:
+    """Return the code of a failure, and what a manager is told of it."""
+    if isinstance(error, BusyError):
+        return "busy", str(error)
+    return "error", str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"

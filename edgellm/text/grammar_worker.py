@@ -131,7 +131,7 @@ def main(cpu_s: float, memory_bytes: int) -> None:
         reading = request["op"] == "tokenizer"
         if resource is not None and reading:
             _limit_memory(resource, None)
-        signal.setitimer(signal.ITIMER_PROF, 20.0 if reading else cpu_s)  # without a handler, SIGPROF ends us
+        signal.setitimer(signal.ITIMER_PROF, 120.0 if reading else cpu_s)  # without a handler, SIGPROF ends us
         mask = b""
         try:
             reply, mask = worker.answer(request)

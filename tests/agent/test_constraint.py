@@ -8,7 +8,7 @@ import time
 import pytest
 
 from edgellm.agent.constraint import Grammars
-from edgellm.errors import AnswerError
+from edgellm.errors import AnswerError, BusyError
 from edgellm.manager.client import ClusterClient
 from edgellm.sampling import Sampling
 from edgellm.structure import Constraint
@@ -194,6 +194,22 @@ def test_a_board_without_the_tokenizer_says_to_deploy_again(tmp_path):
     missing, changed = on_boards(tmp_path, (0, 3, 6), go)
     assert missing.endswith("tokenizer.json is missing, which a constraint needs. Deploy again.")
     assert "tokenizer.json" in changed and "ManifestError" in changed
+
+
+def test_a_tokenizer_that_takes_long_to_read_is_read_for_the_next_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgellm.agent.constraint.WAIT_S", 0.0)
+
+    async def go(cluster, boards):
+        with pytest.raises(BusyError, match="board b1 is busy: it still reads the model's tokenizer, for constraints"):
+            await answer(cluster)
+        grammars = boards.agents[1].holding.grammars
+        await until(lambda: grammars._reading.done())
+        process = grammars.running
+        monkeypatch.setattr("edgellm.agent.constraint.WAIT_S", 15.0)
+        return [c.token for c in await answer(cluster)], grammars.running is process
+
+    tokens, same = on_boards(tmp_path, (0, 3, 6), go)
+    assert tokens == Oracle(tmp_path).answer(PROMPT, SCHEMA, 80) and same
 
 
 def test_a_constraint_needs_a_token_that_ends_the_answer(tmp_path):
