@@ -7,7 +7,7 @@ PIP = $(BIN)/pip install $(QUIET) --disable-pip-version-check --constraint const
 export PROMPT
 
 .PHONY: ask serve install controller test quick test-boards test-boards-all test-arm test-clients test-prometheus \
-	test-page lint bench vocabularies constraints messages wheels clean
+	test-page screenshots lint bench vocabularies constraints messages wheels clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
@@ -66,6 +66,11 @@ test-clients: .venv/clients
 test-page: .venv/page
 	@tests/page/install
 	$(BIN)/python -m pytest tests/page -m page --durations=10
+
+# The pictures of the page in docs/page.
+screenshots: .venv/page
+	@tests/page/install
+	$(BIN)/python -m tests.page.shots
 
 lint: .venv/dev
 	$(BIN)/ruff check .

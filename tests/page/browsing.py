@@ -74,7 +74,8 @@ def tab(browser, base: str, *, answers_may_fail: bool = False, **options):
     page = context.new_page()
 
     def told(message) -> None:
-        if message.type in ("error", "warning") and not (answers_may_fail and "Failed to load resource" in message.text):
+        expected = answers_may_fail and "Failed to load resource" in message.text
+        if message.type in ("error", "warning") and not expected:
             wrong.append(f"console: {message.text}")
 
     def requested(request) -> None:

@@ -74,7 +74,8 @@ def test_signing_in_and_errors_are_accessible(browser, fake, scheme):
         page.wait_for_selector("#sign-in-form")
         assert findings(page) == []
         page.unroute("**/page/api/session")
-        page.route("**/page/api/answer", lambda route: route.fulfill(status=503, json={"error": {"message": "boards are lost"}}))
+        lost = {"error": {"message": "boards are lost"}}
+        page.route("**/page/api/answer", lambda route: route.fulfill(status=503, json=lost))
         page.reload()
         page.wait_for_selector(".welcome")
         page.fill("#text", "a")

@@ -40,7 +40,8 @@ def test_everything_about_a_board_is_told(browser, fake):
         assert page.locator(".tile b").all_inner_texts() == ["5.4", "6.1", "8,192", "3/4"]
         assert page.locator(".stage").all_inner_texts() == ["pi1\n0–13", "pi2\n14–26", "pi3\n27–35"]
         second = page.locator(".card").nth(1).inner_text()
-        for told in ("5.3 GB of 6.9 GB", "61 ms a token", "44 ms a token", "0.31 ms", "83 °C, throttled", "1000 Mb/s", "3 days"):
+        for told in ("5.3 GB of 6.9 GB", "61 ms a token", "44 ms a token", "0.31 ms", "83 °C, throttled", "1000 Mb/s",
+                     "3 days"):  # fmt: skip
             assert told in second
         assert "no answer within 4 s" in page.locator(".card").nth(2).inner_text()
         assert page.locator(".card").nth(3).locator(".pill").inner_text() == "spare"
@@ -72,8 +73,9 @@ def test_what_changes_is_changed_in_place(browser, fake):
             const { Boards } = await import("/page/files/boards.js");
             const view = new Boards();
             view.draw(states[0]);
-            const card = document.querySelector(".card"), tile = document.querySelector(".tile b");
+            const find = (what) => document.querySelector(what);
+            const card = find(".card"), tile = find(".tile b");
             view.draw(states[1]);
-            return [card === document.querySelector(".card"), tile === document.querySelector(".tile b"), tile.textContent];
+            return [card === find(".card"), tile === find(".tile b"), tile.textContent];
         }""", states)  # fmt: skip
         assert same == [True, True, "4.4"]

@@ -1,4 +1,4 @@
-"""Signing in with an API key, from a phone's point of view: over plain HTTP, where browsers give scripts no clipboard."""
+"""Signing in with an API key, as a phone does: over plain HTTP, where browsers give scripts no clipboard."""
 
 import pytest
 
@@ -73,14 +73,3 @@ def test_a_key_that_ends_while_the_page_is_open_asks_for_another(browser, keyed)
         page.keyboard.press("Enter")
         page.wait_for_selector("#app")
         assert page.input_value("#text") == "hi", "nothing that was typed is lost"
-
-
-def test_a_page_elsewhere_gets_nothing(browser, keyed):
-    """Neither with the cookie, which other sites don't send, nor in a frame."""
-    with tab(browser, keyed.far, answers_may_fail=True) as page:
-        sign_in(page, keyed.key)
-        page.wait_for_selector(".welcome")
-        refused = page.request.post("/page/api/conversations", data={}, headers={"origin": "https://evil.example"})
-        assert refused.status == 403
-        framed = page.request.get("/")
-        assert "frame-ancestors 'none'" in framed.headers["content-security-policy"]

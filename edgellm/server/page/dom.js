@@ -91,8 +91,11 @@ export async function copy(text) {
   area.value = text;
   (document.querySelector("dialog[open]") ?? document.body).append(area);
   area.select();
+  const exactly = (e) => { e.clipboardData.setData("text/plain", text); e.preventDefault(); };
+  addEventListener("copy", exactly, true);
   let done = false;
   try { done = document.execCommand("copy"); } catch { /* told below */ }
+  removeEventListener("copy", exactly, true);
   area.remove();
   held?.focus?.();
   return done;
