@@ -188,12 +188,14 @@ class Boards:
     takes 1 ms for a layer and `head_s` for the head, or so it says; `start_s` has other boards' times for a layer.
     `paces` has by board what its steps are said to take, and `hops` says that links are measured. With
     `cache_bytes`, they keep pages of prompts in folders under `folder`.
+    `more` are further models, by the folders in which they are written.
     """
 
     def __init__(
         self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None, real: bool = False,
         tls: Path | None = None, stored: dict[str, tuple[int, int]] | None = None, head_s: float = 0.002,
         start_s: dict[str, float] | None = None, hops: bool = False, cache_bytes: int = 0,
+        more: dict[Path, Manifest] | None = None,
     ):  # fmt: skip
         self.folder, self.count, self.gates, self.real = folder, count, gates or {}, real
         self.stored, self.head_s = stored or {}, head_s
@@ -204,6 +206,11 @@ class Boards:
         self.manifest = Manifest.read(folder)
         if not real:
             write_shards(folder, self.manifest, (0, self.manifest.num_layers))
+        self.more = tuple(more or {})
+        for other, its in (more or {}).items():
+            other.mkdir(exist_ok=True)
+            its.write(other)
+            write_shards(other, its, (0, its.num_layers))
         self.tls = tls
         self.agents: list[Agent] = []
         self.sections: dict[str, FakeSection] = {}
@@ -271,7 +278,7 @@ class Boards:
         options = AgentOptions(
             folder, "127.0.0.1", port, name, 1, ram_bytes=1 << 30, drain_s=5.0,
             tls=self.tls and self.tls / "boards" / name, kernels="dotprod",
-            cache=self.folder / "cache" / name, cache_bytes=self.cache_bytes,
+            cache=self.folder / "cache" / name, cache_bytes=self.cache_bytes, more=self.more,
         )  # fmt: skip
         load = load_section if self.real else self._loader(name)
         pace = FakePace()

@@ -20,18 +20,18 @@ def write_tokenizer(folder: Path, vocab: list[str]) -> None:
     library.save(str(folder / "tokenizer.json"))
 
 
-def split_tiny(folder: Path) -> Path:
-    """A random Llama of five layers and 512 tokens, split into `folder`/split."""
+def split_tiny(folder: Path, name: str = "checkpoint", family: str = "smollm") -> Path:
+    """A random model, by default a Llama of five layers, with 512 tokens, split into `folder`/split under a name."""
     from tokenizers import pre_tokenizers
 
     from edgellm.checkpoint.sources import open_source
     from edgellm.checkpoint.split import split
     from tests.model.families import CONFIGS, random_model
 
-    random_model(CONFIGS["smollm"]()).save_pretrained(folder / "checkpoint")
+    random_model(CONFIGS[family]()).save_pretrained(folder / name)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    write_tokenizer(folder / "checkpoint", [*alphabet, *(f"w{i}" for i in range(len(alphabet), 512))])
-    split(open_source(str(folder / "checkpoint")), folder / "split")
+    write_tokenizer(folder / name, [*alphabet, *(f"w{i}" for i in range(len(alphabet), 512))])
+    split(open_source(str(folder / name)), folder / "split")
     return folder / "split"
 
 

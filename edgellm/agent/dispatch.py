@@ -37,7 +37,8 @@ class Dispatcher:
 
     def tidy(self) -> None:
         """Give up what has drained, and what no constraint needs any more. Call it now and then."""
-        self._holding.grammars.sweep(time.monotonic())
+        for model in self._holding.models:
+            model.grammars.sweep(time.monotonic())
         if self._holding.drained:
             self._run(self._holding.tidy())
 

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.agent.constraint import Grammars
 from edgellm.agent.link import Links
-from edgellm.agent.pace import Pace
+from edgellm.agent.models import Models
 from edgellm.agent.pages import Origin
 from edgellm.agent.prefix_cache import PrefixCache, Prefixes
 from edgellm.agent.room import Room
-from edgellm.agent.settled import Settled
 from edgellm.agent.stage import Stage
 from edgellm.agent.threads import in_own_thread
-from edgellm.errors import BoardError, ClaimError, EdgellmError, ManifestError, PlanError
+from edgellm.errors import BoardError, ClaimError, EdgellmError, PlanError
 from edgellm.model.protocols import Section, Slot
 from edgellm.plan import Plan, check_lengths
 from edgellm.plan.costs import mean_layers
@@ -59,25 +57,23 @@ class _Next:
 class Holding:
     """A board's epoch and stage, changed by one manager at a time: claim, prepare, commit.
 
-    `load(manifest, folder, start, end)` gives a section; `tls` are the credentials for links to other boards. A stage
-    that is `draining` has sequences of an older epoch, which go on to their end.
+    `load(manifest, folder, start, end)` gives a section; `tls` are the credentials for links to other boards. `model`
+    is that of the last plan that was committed, at first the default one of `models`. A stage that is `draining` has
+    sequences of an older epoch, which go on to their end.
     """
 
-    def __init__(self, board: str, manifest: Manifest, folder: Path, load: Load, *,
-                 ram_bytes: int | None = None, tls: Credentials | None = None,
-                 pace: Pace | None = None):  # fmt: skip
-        self.board, self.manifest, self.folder = board, manifest, folder
+    def __init__(
+        self, board: str, models: Models, load: Load, *, ram_bytes: int | None = None, tls: Credentials | None = None
+    ):
+        self.board, self.models, self.model = board, models, models.default
         self.epoch: int | None = None  # of the last plan that was committed; without a section there may be no stage
         self.committed: dict[str, Any] | None = None  # that plan, as an admin signed it
         self.stage: Stage | None = None
         self.draining: Stage | None = None
         self.closed = False  # stopping: no new plans
         self.links = Links(board, tls)
-        self.pace = pace or Pace()
         self.cache: PrefixCache | None = None  # pages of prompts on disk, once the agent has found them
-        self.settled = Settled()
-        self.room = Room(board, manifest, ram_bytes)
-        self.grammars = Grammars(manifest, folder)
+        self.room = Room(board, lambda plan: models.of(plan).manifest, ram_bytes)
         self._load = load
         self._loaded: _Loaded | None = None
         self._load_error: tuple[int, int, str, float] | None = None  # section, reason, when
@@ -85,6 +81,11 @@ class Holding:
         self._change = Changing(board)
         self._next: _Next | None = None
         self._changing = asyncio.Lock()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of `model`."""
+        return self.model.manifest
 
     @property
     def claimed(self) -> bool:
@@ -218,7 +219,7 @@ class Holding:
         plan = coming.plan
         loaded = coming.loaded or (self._loaded if self._is_held(plan) else None)
         # Before the first await: from now on no claim may rely on the old one.
-        self.epoch, self.committed = plan.epoch, coming.tag
+        self.epoch, self.committed, self.model = plan.epoch, coming.tag, self.models.of(plan)
         stage, self.stage, self._loaded = self.stage, None, None
         reason = f"board {self.board} has moved on to epoch {plan.epoch}"
         if drain and stage is not None and stage.running:
@@ -235,12 +236,12 @@ class Holding:
         if loaded is None:
             loaded = await self._fill(plan)
         self._check_open()
-        own = plan.section_of(self.board)
+        own, model = plan.section_of(self.board), self.models.of(plan)
         self.stage = Stage(
-            plan, self.board, coming.addresses, loaded.section, loaded.slots, self.manifest.rope_switch_len,
+            plan, self.board, coming.addresses, loaded.section, loaded.slots, model.manifest.rope_switch_len,
             links=self.links,
-            pace=self.pace.section(mean_layers(self.manifest, own.start, own.end), own.end == plan.num_layers),
-            grammars=self.grammars,
+            pace=model.pace.section(mean_layers(model.manifest, own.start, own.end), own.end == plan.num_layers),
+            grammars=model.grammars,
             prefixes=self._prefixes(plan, loaded.section),
         )  # fmt: skip
         self._loaded = loaded
@@ -254,7 +255,7 @@ class Holding:
             log.info("keeps no prompts of this section: its slots can't be exported")
             return None
         own, layout = plan.section_of(self.board), section.page_layout
-        return Prefixes(self.cache, Origin(self.manifest.sha256, own.start, own.end, plan.kv_dtype, layout))
+        return Prefixes(self.cache, Origin(plan.manifest_sha256, own.start, own.end, plan.kv_dtype, layout))
 
     async def tidy(self) -> None:
         """Give up a draining stage whose sequences have ended. Call it now and then."""
@@ -272,7 +273,8 @@ class Holding:
         for stage in self.stages:
             stage.stop(reason, "draining")
         self.stage = self.draining = None
-        self.grammars.close()
+        for model in self.models:
+            model.grammars.close()
 
     def _check_open(self) -> None:
         if self.closed:
@@ -287,12 +289,7 @@ class Holding:
         if content.get("board") != self.board:
             other = reprlib.repr(content.get("board"))
             raise PlanError(f"this is board {self.board}, the plan was sent for {other}")
-        if plan.manifest_sha256 != self.manifest.sha256 or plan.num_layers != self.manifest.num_layers:
-            raise ManifestError(
-                f"board {self.board} has the shards of {self.manifest.model} ({self.manifest.sha256[:12]}…), "
-                f"the plan is for {plan.model} ({plan.manifest_sha256[:12]}…). Push the same shards to every board."
-            )
-        check_lengths(self.manifest, plan.settings)
+        check_lengths(self.models.of(plan).manifest, plan.settings)
         return plan, addresses, tag
 
     def _is_held(self, plan: Plan) -> bool:
@@ -301,16 +298,16 @@ class Holding:
             return False
         now, then = self.stage.plan, plan
         own, other = now.section_of(self.board), then.section_of(self.board)
-        kv = [(p.context, p.slots, p.kv_dtype) for p in (now, then)]
+        kv = [(p.manifest_sha256, p.context, p.slots, p.kv_dtype) for p in (now, then)]
         return own == other and kv[0] == kv[1]
 
     async def _fill(self, plan: Plan) -> _Loaded:
         """Load this board's section of a plan, with slots."""
-        own = plan.section_of(self.board)
-        log.info("loads layers %d-%d, epoch %d", own.start, own.end, plan.epoch)
+        own, model = plan.section_of(self.board), self.models.of(plan)
+        log.info("loads layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
 
         def load() -> _Loaded:
-            section = self._load(self.manifest, self.folder, own.start, own.end)
+            section = self._load(model.manifest, model.folder, own.start, own.end)
             return _Loaded(section, [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)])
 
         try:

@@ -10,7 +10,7 @@ class AgentOptions:
     `drain_s` is how long running answers may continue after SIGTERM; `tls` is the folder of this board's certificate
     (None: plain TCP); `path` is load_section's; pages of prompts take up to `cache_bytes` of the disk in the folder
     `cache` (0, or None: there are none); `kernels` names the instruction set of the native kernels, once the
-    agent has chosen its cores."""
+    agent has chosen its cores. `shards` is the folder of the default model, `more` are those of further ones."""
 
     shards: Path
     host: str
@@ -25,3 +25,4 @@ class AgentOptions:
     kernels: str = ""
     cache: Path | None = None
     cache_bytes: int = 0
+    more: tuple[Path, ...] = ()

@@ -12,10 +12,11 @@ from edgellm.agent.sequence import Sequence
 from edgellm.agent.steps import Stats
 from edgellm.plan import Capacity
 from edgellm.wire import messages as m
-from edgellm.wire.status import BoardStatus, Compute, SectionStatus, SequenceStats
+from edgellm.wire.status import BoardStatus, Compute, ModelHere, SectionStatus, SequenceStats
 
 if TYPE_CHECKING:
     from edgellm.agent.holding import Holding
+    from edgellm.agent.models import Model
     from edgellm.agent.stage import Stage
 
 
@@ -27,8 +28,8 @@ def pong(stages: Iterable["Stage"], number: int) -> m.Pong:
 
 def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
     """Return what the board offers and holds."""
-    name, manifest, stage = options.name, holding.manifest, holding.stage
-    condition = health(options.host)
+    name, model, stage = options.name, holding.model, holding.stage
+    manifest, condition = model.manifest, health(options.host)
     return BoardStatus(
         name=name,
         version=__version__,
@@ -39,10 +40,10 @@ def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
         claimed=holding.claimed,
         plan=None if stage is None else stage.plan,
         addresses={} if stage is None else stage.addresses,
-        shards=measure.shards_here(manifest, options.shards),
+        shards=measure.shards_here(manifest, model.folder),
         disk_free_bytes=measure.disk_free_bytes(options.shards),
         health=condition,
-        capacity=_capacity(options, holding, condition.link_mbit),
+        capacity=_capacity(options, holding, model, condition.link_mbit),
         compute=Compute(options.threads, options.cores, options.kernels),
         section=None if stage is None else _section_status(stage),
         committed=holding.committed,
@@ -50,15 +51,20 @@ def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
         load_error=holding.load_error,
         links=holding.links.status(),
         cache=None if holding.cache is None else holding.cache.status(),
-    )
+        more=tuple(
+            ModelHere(m.manifest.model, m.manifest.sha256, measure.shards_here(m.manifest, m.folder),
+                      _capacity(options, holding, m, condition.link_mbit))
+            for m in holding.models if m is not model
+        ),
+    )  # fmt: skip
 
 
-def _capacity(options: AgentOptions, holding: "Holding", link_mbit: int | None) -> Capacity:
-    now = holding.pace.now()
-    hop_s = measure.hop_s(holding.links.hop_s(), link_mbit, 4 * (holding.manifest.hidden_size + 1))
+def _capacity(options: AgentOptions, holding: "Holding", model: "Model", link_mbit: int | None) -> Capacity:
+    now = model.pace.now()
+    hop_s = measure.hop_s(holding.links.hop_s(), link_mbit, 4 * (model.manifest.hidden_size + 1))
     times = {"layer_s": now.layer_s, "head_s": now.head_s, "hop_s": hop_s}
     shares = {"batch_layer_s": now.batch_layer_s, "prefill_layer_s": now.prefill_layer_s}
-    told: dict[str, Any] = holding.settled.look({**times, **shares}, time.monotonic())
+    told: dict[str, Any] = model.settled.look({**times, **shares}, time.monotonic())
     return Capacity(options.name, holding.offer_bytes(), cores=options.threads or 1, **told)
 
 

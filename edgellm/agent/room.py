@@ -1,7 +1,7 @@
 """How much of a board's RAM sections need, and whether another one fits beside those that compute. Pure, but for the
 question how much is free."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from edgellm.agent import measure
 from edgellm.errors import PlanError
@@ -10,11 +10,11 @@ from edgellm.shards.manifest import Manifest, Shard
 
 
 class Room:
-    """The RAM of `board` for sections of a model, at most `ram_bytes` if the owner says so. `held` are the plans whose
-    sections compute here now."""
+    """The RAM of `board` for sections of the models that it has, at most `ram_bytes` if the owner says so.
+    `manifest_of(plan)` is the manifest of a plan's model. `held` are the plans whose sections compute here now."""
 
-    def __init__(self, board: str, manifest: Manifest, ram_bytes: int | None):
-        self._board, self._manifest, self.ram_bytes = board, manifest, ram_bytes
+    def __init__(self, board: str, manifest_of: Callable[[Plan], Manifest], ram_bytes: int | None):
+        self._board, self._manifest_of, self.ram_bytes = board, manifest_of, ram_bytes
 
     def offer_bytes(self, held: Iterable[Plan]) -> int:
         """Return the RAM for a section, as if there were none: their KV counts as free, as mapped shards already do."""
@@ -24,7 +24,7 @@ class Room:
     def need(self, plan: Plan) -> SectionNeed:
         """Return what this board's section of `plan` needs."""
         own = plan.section_of(self._board)
-        return section_need(self._manifest, plan.settings, own.start, own.end)
+        return section_need(self._manifest_of(plan), plan.settings, own.start, own.end)
 
     def bytes_to_load(self, plan: Plan, held: Iterable[Plan]) -> int:
         """Return the bytes of shards that no section has mapped yet."""
@@ -51,11 +51,14 @@ class Room:
         weights = sum(s.ram_bytes for s in self._shards([*held, plan]).values())
         return need.kv + need.activations + weights < usable_bytes(measure.free_ram_bytes())
 
-    def _shards(self, plans: Iterable[Plan]) -> dict[str, Shard]:
-        """Return the shards of this board's sections in these plans, by name."""
-        sections = [plan.section_of(self._board) for plan in plans]
-        return {s.name: s for own in sections for s in self._manifest.section_shards(own.start, own.end)}
+    def _shards(self, plans: Iterable[Plan]) -> dict[tuple[str, str], Shard]:
+        """Return the shards of this board's sections in these plans, by model and name."""
+        sections = [(plan, plan.section_of(self._board)) for plan in plans]
+        return {
+            (plan.manifest_sha256, s.name): s
+            for plan, own in sections for s in self._manifest_of(plan).section_shards(own.start, own.end)
+        }  # fmt: skip
 
     def _new_shards(self, plan: Plan, held: Iterable[Plan]) -> list[Shard]:
         there = self._shards(held)
-        return [s for name, s in self._shards([plan]).items() if name not in there]
+        return [s for key, s in self._shards([plan]).items() if key not in there]

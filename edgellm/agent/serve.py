@@ -15,6 +15,7 @@ from edgellm.agent.connections import Connections
 from edgellm.agent.dispatch import Dispatcher
 from edgellm.agent.holding import Holding
 from edgellm.agent.load import load_section
+from edgellm.agent.models import Models
 from edgellm.agent.options import AgentOptions
 from edgellm.agent.pace import Pace, Speed
 from edgellm.agent.page_store import PageStore
@@ -53,16 +54,16 @@ class Agent:
     ):  # fmt: skip
         self.options = options
         self._measure_decode, self._take_cores = measure_decode, take_cores
-        self.manifest = Manifest.read(options.shards)
+        models = Models.read(options.name, (options.shards, *options.more))
         self.port = options.port  # the real one after listening, where 0 was asked for
         self._server_tls = server_credentials(options.tls) if options.tls else None
         self._client_tls = client_tls = client_credentials(options.tls) if options.tls else None
+        if pace is not None:
+            models.default.pace = pace
         self.cache: PrefixCache | None = None
         if options.cache is not None and (options.cache_bytes > 0 or options.cache.is_dir()):
             self.cache = PrefixCache(PageStore(options.cache, options.cache_bytes))
-        self.holding = Holding(
-            options.name, self.manifest, options.shards, load, ram_bytes=options.ram_bytes, tls=client_tls, pace=pace
-        )
+        self.holding = Holding(options.name, models, load, ram_bytes=options.ram_bytes, tls=client_tls)
         reaching = Reaching(options.name, client_tls)
         self.dispatcher = Dispatcher(options.name, self.holding, reaching, self._status)
         self.connections = Connections(
@@ -83,7 +84,8 @@ class Agent:
             await server.start_serving()
             log.info(
                 "%s: %s, %.2f ms a layer, offers %.2f GB, listens on %s:%d",
-                self.options.name, self.manifest.model, self.holding.pace.start.layer_s * 1e3,
+                self.options.name, ", ".join(model.manifest.model for model in self.holding.models),
+                self.holding.model.pace.start.layer_s * 1e3,
                 self.holding.offer_bytes() / 1e9, self.options.host, self.port,
             )  # fmt: skip
             ready(self)
@@ -112,6 +114,11 @@ class Agent:
         self._stop.set()
 
     @property
+    def manifest(self) -> Manifest:
+        """The manifest of the model of the plan, or of the default one."""
+        return self.holding.manifest
+
+    @property
     def stage(self) -> Stage | None:
         """The stage that runs now."""
         return self.holding.stage
@@ -136,20 +143,23 @@ class Agent:
             choice = await in_own_thread(self._take_cores, self.manifest, told.shards, told.threads, told.cores)
             kernels = library.target()
             self.options = dataclasses.replace(told, threads=choice.threads, cores=choice.cores, kernels=kernels)
-        self.holding.pace.start = await self._time()
+        models = self.holding.models
+        models.default.pace.start = await self._time()
+        await in_own_thread(models.time_others, self._measure_decode)
 
     async def _time(self) -> Speed:
-        return Speed(*await in_own_thread(self._measure_decode, self.manifest, self.options.shards))
+        model = self.holding.models.default
+        return Speed(*await in_own_thread(self._measure_decode, model.manifest, model.folder))
 
     async def _time_again(self) -> None:
         """Measure a few times more while no plan has a section for this board: its steps can't tell, and if it was busy
         at its start, no plan would ever have one."""
         for _ in range(_TIMES_AGAIN):
             await asyncio.sleep(_TIME_AGAIN_S)
-            if self.holding.pace.served:
+            if self.holding.models.served:
                 return
             try:
-                self.holding.pace.timed_again(await self._time())
+                self.holding.models.default.pace.timed_again(await self._time())
             except EdgellmError as e:  # shards may be about to be replaced
                 log.warning("the decode time was not measured again: %s", e)
 
@@ -198,7 +208,8 @@ class Agent:
     def _largest(self, sender: m.Hello, message: type[m.Message]) -> int:
         """Return the largest body, in bytes, that `sender` may need for such a message now."""
         stages = self.holding.stages
-        token_bytes = 4 * (self.manifest.hidden_size + 1)  # its id, and its hidden state
+        widest = max(self.holding.models.of(stage.plan).manifest.hidden_size for stage in stages) if stages else 0
+        token_bytes = 4 * (widest + 1)  # its id, and its hidden state
         if message is m.Hidden:
             plans = [stage.plan for stage in stages if sender.name == stage.hidden_from]
             most = token_bytes * max((max(plan.chunk, MAX_CHOICES) for plan in plans), default=0)

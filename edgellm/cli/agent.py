@@ -14,8 +14,8 @@ from edgellm.errors import UsageError
 
 
 @click.command()
-@click.option("--shards", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True,
-              help="Folder with a manifest and shard files.")  # fmt: skip
+@click.option("--shards", type=click.Path(path_type=Path, file_okay=False), required=True, multiple=True,
+              help="Folder with a manifest and shard files; repeatable, the first model is the default.")  # fmt: skip
 @click.option("--listen", default=f"127.0.0.1:{config.DEFAULT_PORT}", show_default=True, metavar="HOST:PORT",
               help="Address to listen on; port 0 takes a free port.")  # fmt: skip
 @click.option("--name", help="The board's name in plans.  [default: the host's name]")
@@ -61,6 +61,8 @@ def agent(
 
     journal.begin(logging.DEBUG if verbose else logging.INFO)
     host, port = _address(listen)
+    if not shards[0].is_dir():  # a further model that isn't there is left out
+        raise UsageError(f"--shards {shards[0]} is not a folder. Give the folder of a split model.")
     name = name or socket.gethostname().split(".")[0]
     if not BOARD_NAME.match(name):
         raise UsageError(f"{name!r} is not a board name, expected letters, digits, '.', '_' or '-'. Set --name.")
@@ -72,8 +74,9 @@ def agent(
     ram_bytes = parse_size(ram, "--ram") if ram else None
     wanted = parse_list(cores) if cores is not None else None
     options = AgentOptions(
-        shards, host, port, name, threads, ram_bytes, drain_seconds, tls, wanted, path,
+        shards[0], host, port, name, threads, ram_bytes, drain_seconds, tls, wanted, path,
         cache=cache or state_folder() / "cache" / name, cache_bytes=int(cache_gb * 1e9),
+        more=shards[1:],
     )  # fmt: skip
 
     def ready(running):

@@ -7,7 +7,7 @@ A report is hostile until parsed. A board of another version, or a broken one, m
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from edgellm.errors import DIAL_CODES, PlanError
@@ -21,6 +21,7 @@ _MAX_CORES = 64
 _MAX_RANGES = 4096  # of layers: no model has more
 _MAX_LINKS = 64
 _MAX_REASON = 300  # characters
+_MAX_MORE = 16  # models
 MAX_DAMAGED = 16  # names of damaged files in a report
 OFF = 1.2  # times as long or as short, from which on a prediction counts as wrong
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -203,6 +204,29 @@ class LoadError:
 
 
 @dataclass(frozen=True)
+class ModelHere:
+    """A further model whose shards a board has, and what it offers for a section of it."""
+
+    model: str
+    manifest_sha256: str
+    shards: ShardsHere
+    capacity: Capacity
+
+    @classmethod
+    def from_dict(cls, board: str, content: object) -> "ModelHere | None":
+        """Parse what `board` said; None if that is not well-formed."""
+        said = _object(content)
+        model, sha256 = _text(said.get("model")), said.get("manifest_sha256")
+        try:
+            capacity = Capacity.from_dict(said.get("capacity"))
+        except PlanError:
+            return None
+        if model is None or capacity.board != board or not (isinstance(sha256, str) and _SHA256.match(sha256)):
+            return None
+        return cls(model, sha256, ShardsHere.from_dict(said.get("shards")), capacity)
+
+
+@dataclass(frozen=True)
 class BoardStatus:
     """A board's report (docs/wire.md, Status). None: missing, or not readable.
 
@@ -231,6 +255,7 @@ class BoardStatus:
     load_error: LoadError | None = None
     links: Mapping[str, LinkStatus] = field(default_factory=dict)
     cache: CacheStatus | None = None  # None: it keeps no pages
+    more: tuple[ModelHere, ...] = ()  # models beside `model`, whose shards are here too
     faults: tuple[str, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -240,6 +265,16 @@ class BoardStatus:
         content["plan"] = None if self.plan is None else self.plan.to_dict()
         content["addresses"] = None if self.plan is None else dict(self.addresses)
         return content
+
+    def of_model(self, manifest_sha256: str) -> "BoardStatus":
+        """Return the same status with `shards` and `capacity` for that model, if the board has it; `plan`, `section`
+        and what was committed stay what they are, so they may be of another model."""
+        for here in self.more:
+            if here.manifest_sha256 == manifest_sha256:
+                return replace(
+                    self, model=here.model, manifest_sha256=manifest_sha256, shards=here.shards, capacity=here.capacity
+                )
+        return self
 
     @classmethod
     def from_dict(cls, board: str, content: object) -> "BoardStatus":
@@ -290,6 +325,7 @@ class BoardStatus:
             load_error=LoadError.from_dict(said.get("load_error")),
             links=_links(said.get("links")),
             cache=None if said.get("cache") is None else CacheStatus.from_dict(said["cache"]),
+            more=_more(board, said.get("more")),
             faults=tuple(faults),
         )
 
@@ -339,6 +375,11 @@ def _links(value: object) -> dict[str, LinkStatus]:
         if BOARD_NAME.match(board) and (link := LinkStatus.from_dict(told)) is not None:
             found[board] = link
     return found
+
+
+def _more(board: str, value: object) -> tuple[ModelHere, ...]:
+    told = value[:_MAX_MORE] if isinstance(value, list) else []
+    return tuple(here for entry in told if (here := ModelHere.from_dict(board, entry)) is not None)
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def test_what_can_not_be_compiled_is_refused_and_other_answers_do_not_notice(tmp
 
 def test_an_answer_goes_on_when_the_process_is_lost(tmp_path):
     async def go(cluster, boards):
-        found, grammars = [], boards.agents[1].holding.grammars
+        found, grammars = [], boards.agents[1].holding.model.grammars
         async for chosen in cluster.generate(list(PROMPT), sampling=GREEDY, max_tokens=80, eos=(EOS,),
                                              constraint=SCHEMA):  # fmt: skip
             found.append(chosen.token)

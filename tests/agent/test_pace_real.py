@@ -21,14 +21,14 @@ def test_steps_of_real_sections_are_measured(tmp_path, monkeypatch):
     async def go():
         async with Boards(tmp_path / "split", 2, real=True) as boards:
             for agent in boards.agents:
-                agent.holding.pace = Pace(Speed(*measure_decode(boards.manifest, boards.folder)))
+                agent.holding.model.pace = Pace(Speed(*measure_decode(boards.manifest, boards.folder)))
             plan = await boards.form((0, 2, 5), chunk=32, context=256)
             clients = await connect_all(boards.addresses)
             await ask(ClusterClient(plan, clients), list(range(1, 200)), 40, speculate=False)
             statuses = [await client.status() for client in clients]
             for client in clients:
                 client.close()
-            return statuses, [agent.holding.pace.start for agent in boards.agents]
+            return statuses, [agent.holding.model.pace.start for agent in boards.agents]
 
     statuses, starts = run(go(), 60)
     for status, start in zip(statuses, starts, strict=True):

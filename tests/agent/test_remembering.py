@@ -55,7 +55,7 @@ def test_a_damaged_shard_is_not_there_until_it_is_replaced(on_board):
     async def go(boards, holding, manager):
         good = (boards.folder / "layer-0002.safetensors").read_bytes()
         shards = [replace(s, sha256=hashlib.sha256(bytes(s.bytes)).hexdigest()) for s in holding.manifest.shards]
-        holding.manifest = replace(holding.manifest, shards=tuple(shards))
+        holding.model.manifest = replace(holding.manifest, shards=tuple(shards))
         shard = holding.manifest.layer(2)
         path = boards.folder / shard.name
         assert (await manager.board.status()).shards.layers == ((0, 6),)
