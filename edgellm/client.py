@@ -131,29 +131,31 @@ class AnswerStream:
 class AsyncClient:
     """Asks a cluster. Any number of answers run at once; they share connections, and one task that keeps the plan.
 
-    `cluster` is the path of a cluster file, by default the one that `edgellm ask` would use. After losing boards, an
-    answer is given up once no token has arrived for `patience_s`. Boards are surveyed every `survey_every_s`; with None
-    only around an answer, which suits a client for one question. `tell(text)` is called for events that a person may
-    want to know, and by default logs them. Raises ClusterError, ManifestError or UsageError for a cluster that can't be
-    asked. Close it at the end, or use it in `async with`.
+    `cluster` is the path of a cluster file, by default the one that `edgellm ask` would use, and `model` is the name of
+    one of its models, by default the first. After losing boards, an answer is given up once no token has arrived for
+    `patience_s`. Boards are surveyed every `survey_every_s`; with None only around an answer, which suits a client for
+    one question. `tell(text)` is called for events that a person may want to know, and by default logs them. Raises
+    ClusterError, ManifestError or UsageError for a cluster that can't be asked. Close it at the end, or use it in
+    `async with`.
     """
 
     def __init__(
         self, cluster: str | os.PathLike[str] | None = None, *, patience_s: float = PATIENCE_S,
-        survey_every_s: float | None = SURVEY_EVERY_S, tell: Tell = log.info,
+        survey_every_s: float | None = SURVEY_EVERY_S, tell: Tell = log.info, model: str | None = None,
     ):  # fmt: skip
         path = find(None if cluster is None else os.fspath(cluster))
         if path is None:
             raise UsageError("no cluster file. Deploy, or start a local cluster with 'edgellm local up'.")
         self.path: Path = path
         self._file = ClusterFile.read(path)
-        self.asker = Asker(self._file.model_dir_path(path))
-        self.asker.check(self._file.plan)
+        known = self._file.choose(model)
+        self.asker = Asker(self._file.model_dir_path(path, known.model))
+        self.asker.check(known.plan)
         self._every_s, self._tell = survey_every_s, tell
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="edgellm-encode")
         self._stamp = stamp_of(path)
         self._session = Session(
-            self.asker.manifest, self._file.plan, self._file.addresses(), tls=self._file.client_tls(path),
+            self.asker.manifest, known.plan, self._file.addresses(), tls=self._file.client_tls(path),
             patience_s=patience_s, tell=tell, adopted=self._adopted, every_s=survey_every_s, refresh=self._refresh,
         )  # fmt: skip
 
@@ -293,6 +295,7 @@ class AsyncClient:
 
     def _adopted(self, plan: Plan, addresses: dict[str, Address], tag: Tag | None) -> None:
         try:
+            self._refresh()  # other models' plans may be newer there
             self._file = self._file.with_plan(plan, addresses, tag)
             self._file.write_if_newer(self.path)
             self._stamp = stamp_of(self.path)
@@ -310,11 +313,12 @@ class AsyncClient:
         except ClusterError as e:
             self._tell(str(e))
             return
-        if file.plan.manifest_sha256 != self.asker.manifest.sha256:
+        plan = file.plans().get(self.asker.manifest.sha256)
+        if plan is None:
             self._tell(f"{self.path} is of another model now ({file.model}). Make a new client to ask it.")
             return
         self._file = file
-        self._session.keeper.know(file.plan, file.addresses())
+        self._session.keeper.know(plan, file.addresses())
 
 
 class BlockingStream:
@@ -363,13 +367,13 @@ class Client:
 
     def __init__(
         self, cluster: str | os.PathLike[str] | None = None, *, patience_s: float = PATIENCE_S,
-        survey_every_s: float | None = SURVEY_EVERY_S, tell: Tell = log.info,
+        survey_every_s: float | None = SURVEY_EVERY_S, tell: Tell = log.info, model: str | None = None,
     ):  # fmt: skip
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="edgellm-client", daemon=True)
 
         async def make() -> AsyncClient:
-            return AsyncClient(cluster, patience_s=patience_s, survey_every_s=survey_every_s, tell=tell)
+            return AsyncClient(cluster, patience_s=patience_s, survey_every_s=survey_every_s, tell=tell, model=model)
 
         self._thread.start()
         try:

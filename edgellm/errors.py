@@ -13,6 +13,7 @@
     │   ├── DialError       a board that can't be dialled (says at which point it failed)
     │   ├── BusyError       a board with no free KV slot
     │   ├── ClaimError      a board that another manager is giving a plan, or that holds another epoch
+    │   │   └── OtherModelError  boards that still answer with another model
     │   ├── TagError        a plan that no admin of this cluster signed
     │   ├── LoadError       a board that can't load its section of a plan
     │   ├── LinkError       a board that can't reach another one
@@ -104,6 +105,10 @@ class BusyError(BoardError):
 
 class ClaimError(BoardError):
     """Another manager is changing the plan, or has changed it."""
+
+
+class OtherModelError(ClaimError):
+    """The boards still answer with another model."""
 
 
 class TagError(BoardError):

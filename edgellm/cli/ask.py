@@ -37,13 +37,14 @@ _AUTHORS = "[default: the model authors']"
               help="Print text, tokens, sampling, timings and finish reason as JSON.")  # fmt: skip
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Cluster file.  [default: $EDGELLM_CLUSTER, ./cluster.json, the user's config folder]")  # fmt: skip
+@click.option("--model", metavar="NAME", help="Which of the cluster's models answers.  [default: its first]")
 @click.option("--wait", type=click.FloatRange(0), default=config.PATIENCE_S, show_default=True, metavar="SECONDS",
               help="After losing boards, give up once no token has arrived for this long.")  # fmt: skip
 @click.option("--speculate/--no-speculate", default=True, show_default=True,
               help="Draft tokens from the text so far and verify them together: the same answer, faster.")  # fmt: skip
 @verbose_option
-def ask(prompt, go_on, system, raw, no_history, as_json, cluster, wait, verbose, max_tokens, stop, seed, speculate,
-        **sampling):  # fmt: skip
+def ask(prompt, go_on, system, raw, no_history, as_json, cluster, model, wait, verbose, max_tokens, stop, seed,
+        speculate, **sampling):  # fmt: skip
     """Ask the cluster a question, and stream the answer to stdout.
 
     PROMPT is read from stdin if it is - or missing. Question and answer are kept in the user's state folder, so that -c
@@ -86,17 +87,22 @@ def ask(prompt, go_on, system, raw, no_history, as_json, cluster, wait, verbose,
     if talk is not None:
         question = replace(question, messages=(*as_chat(talk, system), {"role": "user", "content": text}))
     path = find(str(cluster) if cluster else None)
-    ask_it = _ask_cluster if path is not None else _ask_embedded
+    if path is None and model is not None:
+        raise UsageError("--model names a model of a cluster, and there is no cluster file. Leave it out, or deploy.")
     kept = (talk, text, system) if not (raw or no_history) else None
-    sys.exit(ask_it(path, question, options, wait, as_json, verbose, kept))
+    if path is None:
+        sys.exit(_ask_embedded(question, options, wait, as_json, verbose, kept))
+    sys.exit(_ask_cluster(path, question, options, wait, as_json, verbose, kept, model=model))
 
 
-def _ask_cluster(path: Path, question, options, wait, as_json, verbose, kept, *, embedded: bool = False) -> int:
+def _ask_cluster(
+    path: Path, question, options, wait, as_json, verbose, kept, *, model: str | None = None, embedded: bool = False
+) -> int:
     import asyncio
 
     from edgellm.client import AsyncClient
 
-    client = AsyncClient(path, patience_s=wait, survey_every_s=None, tell=note)
+    client = AsyncClient(path, patience_s=wait, survey_every_s=None, tell=note, model=model)
     if not embedded:
         _tell_who_answers(path)
     question = client.asker.with_options(question, options, question.sampling.seed)
@@ -210,7 +216,7 @@ def summary(answer) -> str:
     )
 
 
-def _ask_embedded(_path, question, options, wait, as_json, verbose, kept) -> int:
+def _ask_embedded(question, options, wait, as_json, verbose, kept) -> int:
     import asyncio
     import tempfile
 

@@ -26,8 +26,9 @@ def local():
 @local.command("up")
 @click.option("--agents", "count", type=click.IntRange(1, 8), default=2, show_default=True,
               help="Number of agents.")  # fmt: skip
-@click.option("--model", type=click.Path(path_type=Path, exists=True, file_okay=False),
-              help=f"A split model's folder.  [default: {config.DEFAULT_MODEL}]")  # fmt: skip
+@click.option("--model", "models", type=click.Path(path_type=Path, exists=True, file_okay=False), multiple=True,
+              help=f"A split model's folder (repeatable; the first answers by default).  "
+                   f"[default: {config.DEFAULT_MODEL}]")  # fmt: skip
 @click.option("--objective", type=click.Choice(["latency", "throughput"]), default="throughput", show_default=True,
               help="As for 'edgellm plan'.")  # fmt: skip
 @with_plan_options
@@ -39,13 +40,14 @@ def local():
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Where to write the cluster file.  [default: the user's config folder]")  # fmt: skip
 @verbose_option
-def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how, cache_gb, cluster, verbose):
+def local_up(count, models, objective, context, slots, chunk, kv_dtype, ram, how, cache_gb, cluster, verbose):
     """Start agents on loopback and keep them running, so that questions are answered without delay.
 
     \b
     Examples:
       edgellm local up
       edgellm local up --agents 3 --model phi3 --context 1024
+      edgellm local up --model smollm2 --model phi3
     """
     import asyncio
 
@@ -60,18 +62,23 @@ def local_up(count, model, objective, context, slots, chunk, kv_dtype, ram, how,
         raise UsageError("a local cluster is already up. Stop it with 'edgellm local down' first.")
     if path.exists() and not ClusterFile.read(path).is_local():
         raise UsageError(f"{path} describes a cluster of boards. Give another path with --cluster FILE.")
-    model_dir = (model or default_model()).resolve()
-    manifest = Manifest.read(model_dir)
-    settings = make_settings(manifest, context, slots, chunk, kv_dtype, objective)
+    model_dir, *more = [model.resolve() for model in models or (default_model(),)]
+    manifests = [Manifest.read(folder) for folder in (model_dir, *more)]
+    settings = [make_settings(manifest, context, slots, chunk, kv_dtype, objective) for manifest in manifests]
     ram_bytes = parse_size(ram, "--ram") if ram else None
-    limits = {"record": record, "ram_bytes": ram_bytes, "path": how, "cache_gb": cache_gb}
+    limits = {"record": record, "ram_bytes": ram_bytes, "path": how, "cache_gb": cache_gb, "more": more}
     with processes.LocalAgents(model_dir, count, processes.state_dir(), **limits) as agents:
         with Progress() as progress:
             progress(f"starting {count} agents")
             addresses = agents.start()
-            made = asyncio.run(processes.form_cluster(manifest, addresses, settings, remembered=agents.plan_file))
+            made = asyncio.run(
+                processes.form_cluster(manifests[0], addresses, settings[0], remembered=agents.plan_file)
+            )
+            file = ClusterFile.make(model_dir, addresses, made)
+            for folder, manifest, wanted in zip(more, manifests[1:], settings[1:], strict=True):
+                file = file.adding(folder, asyncio.run(processes.could_hold(manifest, addresses, wanted)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        ClusterFile.make(model_dir, addresses, made).write(path)
+        file.write(path)
         agents.leave_running()
     for section in made.sections:
         host, port = addresses[section.board]

@@ -4,6 +4,9 @@ Format 2, a JSON object: `format`, `model` (its name), `model_dir` (the folder w
 files), `tls` (the folder with the manager's certificate, or null; both relative to the cluster file where they lie near
 it), `boards` (name, host, port, and `ssh`: how to log in there, or null), `plan`, `tag` (the plan's `certificate` and
 `signature`; only with TLS), `created` (ISO time).
+
+Format 3 is the same with `more`: a list of further models, each with `model`, `model_dir`, `plan` and `tag`. A file is
+written in format 3 only if there are any.
 """
 
 import json
@@ -14,13 +17,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edgellm.errors import ClusterError, PlanError
+from edgellm.errors import ClusterError, PlanError, UsageError
 from edgellm.files import write_atomically
 from edgellm.plan import BOARD_NAME, Plan
 from edgellm.wire.addresses import Address, is_host, is_loopback, is_port
 from edgellm.wire.credentials import Credentials, client_credentials
 
 FORMAT = 2
+FORMAT_MORE = 3  # with further models
+MAX_MORE = 15
 FILE_NAME = "cluster.json"
 VARIABLE = "EDGELLM_CLUSTER"
 
@@ -71,8 +76,24 @@ class Board:
 
 
 @dataclass(frozen=True)
+class FurtherModel:
+    """A model that the boards have beside the default one, and its plan: the last one that they held, or as long as
+    they never held any, one that they could."""
+
+    model: str
+    model_dir: str
+    plan: Plan
+    tag: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        _check_model(self.model, self.plan, self.tag)
+        _check_folder("model_dir", self.model_dir)
+
+
+@dataclass(frozen=True)
 class ClusterFile:
-    """A cluster. `model_dir` and `tls` are absolute, or relative to the folder of the file they are read from."""
+    """A cluster. `model_dir` and `tls` are absolute, or relative to the folder of the file they are read from. `model`
+    is the default one, `more` are those that the boards have beside it."""
 
     model: str
     model_dir: str
@@ -81,21 +102,18 @@ class ClusterFile:
     tls: str | None = None
     tag: dict[str, str] | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    more: tuple[FurtherModel, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.model != self.plan.model:
-            raise ClusterError(f"model is {reprlib.repr(self.model)}, the plan's is {self.plan.model!r}")
-        for name in ("model_dir", "tls"):
-            value = getattr(self, name)
-            if name == "tls" and value is None:
-                continue
-            if not (isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value):
-                raise ClusterError(f"{name} is {reprlib.repr(value)}, expected a folder")
-        if self.tag is not None:
-            for name, most in (("certificate", 8192), ("signature", 256)):
-                value = self.tag.get(name)
-                if not (isinstance(value, str) and value.isascii() and 0 < len(value) <= most):
-                    raise ClusterError(f"tag: {name} is {reprlib.repr(value)}, expected a text of up to {most} letters")
+        _check_model(self.model, self.plan, self.tag)
+        _check_folder("model_dir", self.model_dir)
+        if self.tls is not None:
+            _check_folder("tls", self.tls)
+        if len(self.more) > MAX_MORE:
+            raise ClusterError(f"more has {len(self.more)} models, expected at most {MAX_MORE}")
+        for i, name in enumerate(self.models):
+            if name in self.models[:i]:
+                raise ClusterError(f"there are two models {name!r}, expected one of each name")
         names = [b.name for b in self.boards]
         for name in names:
             if names.count(name) > 1:
@@ -104,8 +122,9 @@ class ClusterFile:
         for board, place in zip(self.boards, places, strict=True):
             if places.count(place) > 1:
                 raise ClusterError(f"boards: {place[0]}:{place[1]} of {board.name} is also another board's")
-        if strangers := [b for b in self.plan.boards if b not in names]:
-            raise ClusterError(f"plan: it uses board {strangers[0]}, which is not among the {len(names)} boards")
+        for plan in (self.plan, *(further.plan for further in self.more)):
+            if strangers := [b for b in plan.boards if b not in names]:
+                raise ClusterError(f"plan: it uses board {strangers[0]}, which is not among the {len(names)} boards")
         try:
             aware = datetime.fromisoformat(self.created).tzinfo is not None
         except (TypeError, ValueError):
@@ -123,6 +142,30 @@ class ClusterFile:
         folder = None if tls is None else str(Path(tls).absolute())
         return cls(plan.model, str(Path(model_dir).absolute()), boards, plan, folder, tag)
 
+    def adding(self, model_dir: Path | str, plan: Plan) -> "ClusterFile":
+        """Return the same cluster with a further model, which the boards have in no plan yet. Raises ClusterError if
+        there is one of that name."""
+        further = FurtherModel(plan.model, str(Path(model_dir).absolute()), plan)
+        return replace(self, more=(*self.more, further))
+
+    @property
+    def models(self) -> list[str]:
+        """The names of all models, the default first."""
+        return [self.model, *(further.model for further in self.more)]
+
+    def choose(self, name: str | None) -> FurtherModel:
+        """Return what is known of a model; None is the default. Raises UsageError if there is none of that name."""
+        all_of = [FurtherModel(self.model, self.model_dir, self.plan, self.tag), *self.more]
+        if name is None:
+            return all_of[0]
+        if found := [m for m in all_of if m.model == name] or [m for m in all_of if m.model.lower() == name.lower()]:
+            return found[0]
+        raise UsageError(f"this cluster has no model {reprlib.repr(name)}. It has {', '.join(self.models)}.")
+
+    def plans(self) -> dict[str, Plan]:
+        """Return the plans of all models by the SHA-256 of their manifests, the default one's first."""
+        return {plan.manifest_sha256: plan for plan in (self.plan, *(further.plan for further in self.more))}
+
     def addresses(self) -> dict[str, Address]:
         """Return host and port by board name."""
         return {b.name: (b.host, b.port) for b in self.boards}
@@ -131,14 +174,14 @@ class ClusterFile:
         """Return whether every board is on loopback."""
         return all(is_loopback(b.host) for b in self.boards)
 
-    def model_dir_path(self, path: Path | str) -> Path:
-        """Return the model's folder, for a cluster file that lies at `path`."""
-        return Path(os.path.normpath(Path(path).absolute().parent / self.model_dir))
+    def model_dir_path(self, path: Path | str, name: str | None = None) -> Path:
+        """Return a model's folder, for a cluster file that lies at `path`; None is the default model."""
+        return _at(path, self.choose(name).model_dir)
 
     def tls_path(self, path: Path | str) -> Path | None:
         """Return the folder with the manager's certificate, for a cluster file that lies at `path`; None without TLS.
         """
-        return None if self.tls is None else Path(os.path.normpath(Path(path).absolute().parent / self.tls))
+        return None if self.tls is None else _at(path, self.tls)
 
     def client_tls(self, path: Path | str) -> Credentials | None:
         """Return the credentials to dial boards with, or None. Raises ClusterError if the certificate can't be used."""
@@ -148,13 +191,19 @@ class ClusterFile:
     def with_plan(
         self, plan: Plan, addresses: dict[str, Address], tag: dict[str, str] | None = None
     ) -> "ClusterFile":
-        """Return the same cluster under another plan, with its boards where `addresses` has them, and those it adds."""
+        """Return the same cluster with another plan of one of its models, with its boards where `addresses` has them,
+        and those it adds."""
         known = {b.name for b in self.boards}
         there = {b.name: addresses.get(b.name, (b.host, b.port)) for b in self.boards}
         boards = [replace(b, host=there[b.name][0], port=there[b.name][1]) for b in self.boards]
         boards += [Board(name, *addresses[name]) for name in addresses if name not in known]
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return replace(self, boards=tuple(boards), plan=plan, tag=tag, created=now)
+        same = replace(self, boards=tuple(boards), created=now)
+        digests = [further.plan.manifest_sha256 for further in self.more]
+        if plan.manifest_sha256 in digests:
+            i = digests.index(plan.manifest_sha256)
+            return replace(same, more=(*self.more[:i], replace(self.more[i], plan=plan, tag=tag), *self.more[i + 1 :]))
+        return replace(same, plan=plan, tag=tag)
 
     @classmethod
     def read(cls, path: Path | str) -> "ClusterFile":
@@ -181,29 +230,38 @@ class ClusterFile:
         content = {**self.to_dict(), "model_dir": _stored(self.model_dir_path(path), folder)}
         if (tls := self.tls_path(path)) is not None:
             content["tls"] = _stored(tls, folder)
+        for further in content.get("more", ()):
+            further["model_dir"] = _stored(_at(path, further["model_dir"]), folder)
         try:
             write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
         except OSError as e:
             raise ClusterError(f"cluster file {path}: {e.strerror or e}. Give another path with --cluster.") from None
 
     def write_if_newer(self, path: Path | str) -> bool:
-        """Write the file unless the one there has a later epoch of the same model, or this very plan with the same
-        boards. Return whether it was written."""
+        """Write the file unless the one there, of the same models, has a later epoch of each, or these very plans with
+        the same boards. A later plan of one model that is there stays. Return whether the file was written."""
         try:
             there = ClusterFile.read(path)
         except ClusterError:
             there = None
-        if there and there.plan.manifest_sha256 == self.plan.manifest_sha256:
-            same = there.plan == self.plan and there.boards != self.boards
-            if there.plan.epoch > self.plan.epoch or (there.plan.epoch == self.plan.epoch and not same):
+        new = self
+        if there and there.plans().keys() == self.plans().keys():
+            ours, news = self.plans(), False
+            for further in (there.choose(name) for name in there.models):
+                plan = ours[further.plan.manifest_sha256]
+                news = news or plan.epoch > further.plan.epoch
+                news = news or (plan == further.plan and there.boards != self.boards)
+                if further.plan.epoch > plan.epoch:
+                    new = replace(new.with_plan(further.plan, {}, further.tag), created=new.created)
+            if not news:
                 return False
-        self.write(path)
+        new.write(path)
         return True
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object that the file holds."""
         return {
-            "format": FORMAT,
+            "format": FORMAT_MORE if self.more else FORMAT,
             "model": self.model,
             "model_dir": self.model_dir,
             "tls": self.tls,
@@ -211,6 +269,7 @@ class ClusterFile:
             "plan": self.plan.to_dict(),
             **({} if self.tag is None else {"tag": dict(self.tag)}),
             "created": self.created,
+            **({"more": [{**vars(m), "plan": m.plan.to_dict()} for m in self.more]} if self.more else {}),
         }
 
     @classmethod
@@ -218,15 +277,14 @@ class ClusterFile:
         """Parse JSON. Raises ClusterError or PlanError naming the field."""
         if not isinstance(content, dict):
             raise ClusterError("it is not a JSON object")
-        if content.get("format") != FORMAT:
-            raise ClusterError(f"format is {reprlib.repr(content.get('format'))}, this edgellm reads {FORMAT}")
-        _check_keys({"tag": None, **content}, {*_FIELDS, "tag"}, "it")
+        if content.get("format") not in (FORMAT, FORMAT_MORE):
+            found = reprlib.repr(content.get("format"))
+            raise ClusterError(f"format is {found}, this edgellm reads {FORMAT} and {FORMAT_MORE}")
+        more = {"more"} if content["format"] == FORMAT_MORE else set()
+        _check_keys({"tag": None, **content}, {*_FIELDS, "tag", *more}, "it")
         if not isinstance(content["boards"], list):
             raise ClusterError("boards is not a list")
-        if (tag := content.get("tag")) is not None:
-            if not isinstance(tag, dict):
-                raise ClusterError(f"tag is {reprlib.repr(tag)}, expected an object or null")
-            _check_keys(tag, {"certificate", "signature"}, "tag")
+        tag = _tag(content.get("tag"))
         for board in content["boards"]:
             if not isinstance(board, dict):
                 raise ClusterError(f"boards: {reprlib.repr(board)} is not an object")
@@ -245,6 +303,7 @@ class ClusterFile:
             tls=content["tls"],
             tag=tag,
             created=content["created"],
+            more=_more(content["more"]) if more else (),
         )
 
 
@@ -277,6 +336,46 @@ def _stored(model_dir: Path, folder: Path) -> str:
     if model_dir.is_relative_to(folder) or model_dir.is_relative_to(above):
         return os.path.relpath(model_dir, folder)
     return str(model_dir)
+
+
+def _at(path: Path | str, folder: str) -> Path:
+    """Return a folder as a cluster file that lies at `path` means it."""
+    return Path(os.path.normpath(Path(path).absolute().parent / folder))
+
+
+def _more(content: object) -> tuple[FurtherModel, ...]:
+    if not isinstance(content, list):
+        raise ClusterError(f"more is {reprlib.repr(content)}, expected a list")
+    found = []
+    for one in content:
+        if not isinstance(one, dict):
+            raise ClusterError(f"more: {reprlib.repr(one)} is not an object")
+        _check_keys(one, {"model", "model_dir", "plan", "tag"}, "more: one")
+        found.append(FurtherModel(one["model"], one["model_dir"], Plan.from_dict(one["plan"]), _tag(one["tag"])))
+    return tuple(found)
+
+
+def _tag(tag: object) -> dict[str, str] | None:
+    if tag is None:
+        return None
+    if not isinstance(tag, dict):
+        raise ClusterError(f"tag is {reprlib.repr(tag)}, expected an object or null")
+    _check_keys(tag, {"certificate", "signature"}, "tag")
+    return tag
+
+
+def _check_model(model: object, plan: Plan, tag: dict[str, str] | None) -> None:
+    if model != plan.model:
+        raise ClusterError(f"model is {reprlib.repr(model)}, the plan's is {plan.model!r}")
+    for name, most in () if tag is None else (("certificate", 8192), ("signature", 256)):
+        value = tag.get(name) if tag else None
+        if not (isinstance(value, str) and value.isascii() and 0 < len(value) <= most):
+            raise ClusterError(f"tag: {name} is {reprlib.repr(value)}, expected a text of up to {most} letters")
+
+
+def _check_folder(name: str, value: object) -> None:
+    if not (isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value):
+        raise ClusterError(f"{name} is {reprlib.repr(value)}, expected a folder")
 
 
 def _check_keys(content: dict[str, Any], expected: set[str], what: str) -> None:

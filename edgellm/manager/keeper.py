@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
-from edgellm.errors import BoardError, ClaimError, EdgellmError, LinkError, LoadError, PlanError
+from edgellm.errors import BoardError, ClaimError, EdgellmError, LinkError, LoadError, OtherModelError, PlanError
 from edgellm.manager.connections import all_of
 from edgellm.manager.failures import Failures
-from edgellm.manager.rebalance import Avoid, describe, propose, serving_plan, settle
-from edgellm.manager.survey import Fleet, newest_plan
+from edgellm.manager.rebalance import Avoid, Outcome, describe, propose, serving_plan, settle, still_answer
+from edgellm.manager.survey import Fleet, newest_plan, other_models
 from edgellm.manager.take import take
 from edgellm.plan import Move, Plan
 from edgellm.plan.around import links
@@ -28,6 +28,7 @@ _WEIGH_EVERY_S = 60.0  # the same boards: a search for a better plan takes this 
 _SURVEY_LIMIT_S = 2.0  # that `finish` waits for a survey
 _RECENT_S = 600.0  # for which a load that failed keeps a board from being given a section that it needn't have
 _MAX_TOLD = 256
+_YIELD_S = 120.0  # for which answers of another model may keep this one's from beginning
 
 Tell = Callable[[str], None]
 Tag = dict[str, str]  # a plan's certificate and signature
@@ -66,6 +67,8 @@ class Keeper:
         self._committing = False  # the optional move that is under way can't be given up any more
         self._wants_idle = False  # a better plan is known, and boards have no room to load it beside the old one
         self._weighed: tuple[object, float] | None = None  # what was weighed last, and when
+        self._waits_since_s: float | None = None  # for answers of another model
+        self._no_room = False  # boards can't load this model beside the other one
 
     @property
     def addresses(self) -> dict[str, Address]:
@@ -81,6 +84,11 @@ class Keeper:
     def statuses(self) -> dict[str, BoardStatus]:
         """By board, what it said in the last survey."""
         return {board: r.status for board, r in self._fleet.reports.items() if r.status is not None}
+
+    @property
+    def waits(self) -> bool:
+        """Whether answers of another model run, which this one waits for."""
+        return self._waits_since_s is not None
 
     @property
     def alone(self) -> bool:
@@ -162,13 +170,18 @@ class Keeper:
             raise BoardError("; ".join(fleet.missing.values()) or "the cluster has no boards")
         flapping = self._failures.flapping({b: r.up_s for b, r in fleet.reports.items()}, _clock_s())
         less = replace(avoid, boards={**avoid.boards, **{b: f"board {b} comes and goes" for b in flapping}})
+        standing = other_models(fleet.reports).values()
+        taken = {b: f"board {b} answers with {plan.model}" for plan in standing for b in plan.boards}
+        beside = replace(less, boards={**less.boards, **taken})  # two models stand at once, if both fit
+        tries = [a for a, new in ((beside, taken), (less, flapping)) if new] + [avoid]
         try:
-            try:
-                outcome = await settle(fleet, None, self.plan, grow=False, tell=self._tell, avoid=less)
-            except PlanError:
-                if not flapping:
-                    raise
-                outcome = await settle(fleet, None, self.plan, grow=False, tell=self._tell, avoid=avoid)
+            for tried in tries:
+                try:
+                    outcome = await self._settle_with(tried)
+                    break
+                except PlanError:
+                    if tried is tries[-1]:
+                        raise
         except ClaimError as e:
             if e.board is not None and not fleet.reports[e.board].claimed:
                 self._failures.claim_refused(e.board, _clock_s())
@@ -179,7 +192,30 @@ class Keeper:
             without = "; ".join(fleet.missing.values())
             raise PlanError(f"{without}. Without: {e}", f"{without}. Without: {e.brief}") from None
         self._failures.claims_worked()
+        self._waits_since_s, self._no_room = None, False
         self._adopt(outcome.plan)
+
+    async def _settle_with(self, avoid: Avoid) -> Outcome:
+        """Settle as `avoid` says. Raises OtherModelError while answers of another model run that can't go on beside."""
+        reports, now_s = self._fleet.reports, _clock_s()
+        if all(r.other is None or b in avoid.boards for b, r in reports.items()):
+            return await settle(self._fleet, None, self.plan, grow=False, tell=self._tell, avoid=avoid)
+        if self._waits_since_s is None:
+            self._waits_since_s = now_s
+        must_wait = now_s - self._waits_since_s < _YIELD_S
+
+        async def may_commit(in_place: Set[str]) -> bool:
+            if in_place and must_wait:
+                await self._survey(self.plan.boards)
+                self._no_room = not self._idle()
+                return not self._no_room
+            return True
+
+        if self._no_room and must_wait and not self._idle():  # loading beside was tried already
+            raise OtherModelError(still_answer(reports))
+        return await settle(
+            self._fleet, None, self.plan, grow=False, tell=self._tell, avoid=avoid, may_commit=may_commit
+        )
 
     async def _check_it_sees_enough(self) -> None:
         """Raise BoardError if the plan before stands for others: boards that this manager has never reached are reached
@@ -256,6 +292,8 @@ class Keeper:
         if self.alone:
             return
         if not self._adopt_what_serves():
+            if self._elsewhere():
+                return  # nobody asks this model, and the boards answer with another one
             if self._every_s is not None and self._may_plan and (self._mending is None or self._mending.done()):
                 self._mending = _task(self._mend([]))  # before anybody asks
             return
@@ -287,7 +325,7 @@ class Keeper:
             if (e := r.load_error) is not None and (e.age_s or 0.0) < _RECENT_S and not self._failures.has_seen(b)
         }  # fmt: skip
         avoid = replace(avoid, loads={**recently, **avoid.loads})  # also those that failed under another manager
-        spare = {b for b in reports if b not in self.plan.boards and b not in avoid.loads}
+        spare = {b for b, r in reports.items() if b not in self.plan.boards and b not in avoid.loads and not r.other}
         unsteady = {b for b in spare if self._failures.steady_in_s(b, reports[b].up_s, now_s) > 0}
         off = {b for b in self.plan.boards if b in reports and reports[b].is_off}
         if not spare - unsteady and not off and self._every_s is None:
@@ -317,6 +355,10 @@ class Keeper:
                 self._adopt(move.plan)
         finally:
             self._committing = False
+
+    def _elsewhere(self) -> bool:
+        """Return whether boards answer with another model."""
+        return any(r.other is not None for r in self._fleet.reports.values())
 
     def _idle(self) -> bool:
         """Return whether no board had an answer at the last survey."""
@@ -352,6 +394,7 @@ class Keeper:
         serving = serving_plan(self._fleet.reports, self.plan, self._failures.broken(_clock_s()).keys())
         if serving is None:
             return False
+        self._waits_since_s, self._no_room = None, False
         self._adopt(serving)
         return True
 

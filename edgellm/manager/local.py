@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -18,10 +18,11 @@ import psutil
 from edgellm.config import DEFAULT_CACHE_GB
 from edgellm.errors import BoardError, ClusterError, PlanError
 from edgellm.files import write_atomically
-from edgellm.manager.rebalance import settle
+from edgellm.manager.rebalance import propose, settle
 from edgellm.manager.survey import Fleet
 from edgellm.plan import Plan, Settings
 from edgellm.shards.manifest import Manifest
+from edgellm.wire.credentials import Credentials
 
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 10.0
@@ -43,15 +44,15 @@ class LocalAgents:
 
     With a `record` they may outlive this process: they are written down there as soon as they start. `prefix(name)`
     gives words to put before an agent's command, to run it under a limit. `path` as `edgellm agent` has it. Together
-    they keep up to `cache_gb` of prompts, beside their logs.
+    they keep up to `cache_gb` of prompts, beside their logs. `more` are the folders of further models.
     """
 
     def __init__(
         self, model_dir: Path, count: int, log_dir: Path, *, record: Path | None = None, ram_bytes: int | None = None,
         prefix: Callable[[str], list[str]] = lambda name: [], path: str = "auto",
-        cache_gb: float = DEFAULT_CACHE_GB,
+        cache_gb: float = DEFAULT_CACHE_GB, more: Sequence[Path] = (),
     ):  # fmt: skip
-        self._model_dir, self._count, self._log_dir = model_dir, count, log_dir
+        self._model_dirs, self._count, self._log_dir = (model_dir, *more), count, log_dir
         self.plan_file = log_dir / "plan.json"  # for form_cluster
         self._record, self._ram_bytes, self._prefix, self._path = record, ram_bytes, prefix, path
         self._cache_gb = cache_gb / count
@@ -76,9 +77,9 @@ class LocalAgents:
             prefix, share = self._prefix(name), shares[i]
             command = [
                 *prefix, sys.executable, "-m", "edgellm", "agent",
-                "--shards", str(self._model_dir), "--listen", "127.0.0.1:0", "--name", name, "--announce",
-                "--path", self._path, "--cache", str(self._log_dir / "cache" / name),
-                "--cache-gb", f"{self._cache_gb:.6f}",
+                *[word for folder in self._model_dirs for word in ("--shards", str(folder))],
+                "--listen", "127.0.0.1:0", "--name", name, "--announce", "--path", self._path,
+                "--cache", str(self._log_dir / "cache" / name), "--cache-gb", f"{self._cache_gb:.6f}",
             ]  # fmt: skip
             if share and not prefix:
                 command += ["--cores", ",".join(map(str, share))]
@@ -186,6 +187,18 @@ def _plan_in(path: Path) -> Plan | None:
         return Plan.from_dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError, PlanError):
         return None
+
+
+async def could_hold(
+    manifest: Manifest, addresses: dict[str, tuple[str, int]], settings: Settings, tls: Credentials | None = None, *,
+    any_shard: bool = False,
+) -> Plan:  # fmt: skip
+    """Return a plan of a further model that these boards could take, of epoch 0 because they aren't given it. Raises
+    PlanError if they can't hold it, BoardError if none answers."""
+    async with Fleet(manifest, addresses, tls, strangers=False) as fleet:
+        await fleet.survey()
+        plan = (await propose(fleet, settings, any_shard=any_shard)).plan
+        return replace(plan, epoch=0)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
-from edgellm.errors import BoardError, ClaimError, PlanError
+from edgellm.errors import BoardError, ClaimError, OtherModelError, PlanError
 from edgellm.manager.survey import Fleet, Report, newest_plan, standing_plan
-from edgellm.manager.take import take
+from edgellm.manager.take import MayCommit, take
 from edgellm.plan import Move, Plan, Settings
 from edgellm.plan.around import Pair, links, plan_around
 
@@ -77,15 +77,17 @@ async def propose(
 
 async def settle(
     fleet: Fleet, settings: Settings | None = None, fallback: Plan | None = None, *, grow: bool,
-    tell: Callable[[str], None] = lambda text: None, avoid: Avoid = NOTHING,
+    tell: Callable[[str], None] = lambda text: None, avoid: Avoid = NOTHING, may_commit: MayCommit | None = None,
 ) -> Outcome:  # fmt: skip
     """Return a plan that all its boards hold, after a survey: the one that stands, or the next one, which is then
     taken.
 
     With `grow` a standing plan is weighed against a better one; without, it is good enough. `settings` default to those
-    of the current plan, and a plan older than `fallback` doesn't stand. Raises PlanError if the boards can't hold the
-    model, ClaimError if another manager is at it, LoadError or another BoardError if one fails meanwhile: survey again,
-    then.
+    of the current plan, and a plan older than `fallback` doesn't stand. `may_commit` is `give`'s, for a plan without
+    which the model can't answer.
+
+    Raises PlanError if the boards can't hold the model, ClaimError if another manager is at it, OtherModelError if
+    `may_commit` says no, LoadError or another BoardError if one fails meanwhile: survey again, then.
     """
     reports = fleet.reports
     standing = serving_plan(reports, fallback, avoid.pairs.keys())
@@ -112,10 +114,18 @@ async def settle(
         plan = replace(move.plan, epoch=next_epoch(reports, move.plan, fallback))
         reason = "the same sections again, because a board has come back without its own"
         move = replace(move, plan=plan, changed=True, reason=reason)
-    tell(describe(move.plan))
-    loaded = await take(fleet, move.plan, None if standing is None else _in_any_case, avoid.boards)
-    assert loaded is not None, "nobody could say no"
+    if may_commit is None:
+        tell(describe(move.plan))
+    loaded = await take(fleet, move.plan, may_commit if standing is None else _in_any_case, avoid.boards)
+    if loaded is None:
+        raise OtherModelError(still_answer(reports))
     return Outcome(move.plan, move, True, loaded)
+
+
+def still_answer(reports: Mapping[str, Report]) -> str:
+    """Return the sentence for boards that have answers of another model to finish."""
+    models = sorted({r.other.model for r in reports.values() if r.other is not None})
+    return f"the boards still answer with {' and '.join(models) or 'another model'}; they change over once that is done"
 
 
 async def _in_any_case(in_place: Set[str]) -> bool:

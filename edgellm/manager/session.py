@@ -6,7 +6,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from edgellm.config import PATIENCE_S, WAIT_S
-from edgellm.errors import AnswerError, BoardError, BusyError, ClaimError, PlanError, UsageError
+from edgellm.errors import AnswerError, BoardError, BusyError, ClaimError, OtherModelError, PlanError, UsageError
 from edgellm.manager.client import Chosen, ClusterClient
 from edgellm.manager.connections import Connections
 from edgellm.manager.keeper import Adopted, Keeper, Tell
@@ -157,7 +157,9 @@ class Session:
             return
         self._told = key
         text = trouble.brief if isinstance(trouble, PlanError) else str(trouble)
-        text = "the plan is being changed" if isinstance(trouble, ClaimError) else text.rstrip(".")
+        if isinstance(trouble, ClaimError) and not isinstance(trouble, OtherModelError):
+            text = "the plan is being changed"
+        text = text.rstrip(".")
         self._tell(f"{text}; trying to continue for up to {max(1, round(left_s))} s …")
 
 

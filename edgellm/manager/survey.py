@@ -27,6 +27,7 @@ _GRACE_S = 0.5  # for boards that aren't needed
 class Report:
     """The part of a board's status from which plans are made. `epoch` and `addresses` are those of the last plan that
     was committed there, `tag` is its proof. `plan` is that plan if the board serves it, None without a section.
+    `other` is the plan that it serves of another model, in place of `plan`.
     `shards` are the names of the shard files on its disk.
     """
 
@@ -45,6 +46,7 @@ class Report:
     load_error: LoadError | None = None
     is_off: bool = False  # its steps take something else than the plan was made with
     status: BoardStatus | None = field(default=None, repr=False)  # from which all of this is
+    other: Plan | None = None
 
     @property
     def held(self) -> tuple[int, int] | None:
@@ -58,7 +60,7 @@ class Report:
     def of(cls, status: BoardStatus, manifest: Manifest, trust: Trust) -> "Report":
         """Return the report in a status. Raises BoardError for what no agent would say, a board that is stopping, or
         one that has another model; TagError for a plan or an epoch that no admin of this cluster made."""
-        board = status.name
+        board, said, status = status.name, status, status.of_model(manifest.sha256)
         if status.manifest_sha256 != manifest.sha256:
             model = status.model or "unknown"
             raise BoardError(f"board {board} has the shards of another model ({model}). Deploy again.", board)
@@ -67,16 +69,21 @@ class Report:
         if status.faults:
             raise BoardError(status.faults[0], board)
         committed, addresses = committed_of(status, trust)
-        if committed and (committed.manifest_sha256, committed.num_layers) != (manifest.sha256, manifest.num_layers):
+        models = {manifest.sha256, *(here.manifest_sha256 for here in said.more), said.manifest_sha256}
+        if committed and committed.manifest_sha256 not in models:
+            raise BoardError(f"board {board} reports a plan that isn't of its model", board)
+        ours = committed is None or committed.manifest_sha256 == manifest.sha256
+        if ours and committed and committed.num_layers != manifest.num_layers:
             raise BoardError(f"board {board} reports a plan that isn't of its model", board)
         if status.capacity is None:
             raise BoardError(f"board {board} reports no capacity", board)
         section = status.section
         idle = (section is None or section.free_slots == section.slots) and not status.draining_sequences
         return cls(
-            board, status.capacity, status.epoch, status.plan, addresses, status.claimed,
+            board, status.capacity, status.epoch, status.plan if ours else None, addresses, status.claimed,
             shard_names(status.shards, manifest), status.committed, idle, status.draining_sequences > 0,
-            status.health.uptime_s, status.links, status.load_error, section is not None and section.is_off, status,
+            status.health.uptime_s, status.links, status.load_error, ours and section is not None and section.is_off,
+            said, None if ours else status.plan,
         )  # fmt: skip
 
 
@@ -96,6 +103,12 @@ def standing_plan(reports: Mapping[str, Report], known: Plan | None = None) -> P
 def newest_plan(reports: Mapping[str, Report]) -> Plan | None:
     """Return the plan of the highest epoch that any board still holds a section of."""
     return max((r.plan for r in reports.values() if r.plan is not None), key=_age, default=None)
+
+
+def other_models(reports: Mapping[str, Report]) -> dict[str, Plan]:
+    """Return by digest the plans of other models that stand: every board of each holds it."""
+    plans = {r.other.digest: r.other for r in reports.values() if r.other is not None}
+    return {d: p for d, p in plans.items() if all(b in reports and reports[b].other == p for b in p.boards)}
 
 
 def _age(plan: Plan) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from edgellm.config import BOARD_SILENCE_S
 from edgellm.errors import ClaimError, LoadError
 from edgellm.manager.board import BoardClient
 from edgellm.manager.connections import all_of
-from edgellm.manager.survey import Fleet
+from edgellm.manager.survey import Fleet, other_models
 from edgellm.plan import Plan
 from edgellm.wire import messages as m
 
@@ -25,8 +25,12 @@ async def take(
     fleet: Fleet, plan: Plan, may_commit: MayCommit | None = None, without: Collection[str] = ()
 ) -> dict[str, int] | None:
     """Give the surveyed boards `plan` as `give` does; those without a section in it give up what they hold, except for
-    boards that are to be done `without`."""
-    there = {b: r for b, r in fleet.reports.items() if b in plan.boards or (r.plan is not None and b not in without)}
+    boards that are to be done `without`, and those of another model's plan that stands and goes on."""
+    go_on = {b for p in other_models(fleet.reports).values() if not {*p.boards} & {*plan.boards} for b in p.boards}
+    there = {
+        b: r for b, r in fleet.reports.items()
+        if b in plan.boards or ((r.plan is not None or r.other is not None) and b not in {*without, *go_on})
+    }  # fmt: skip
     epochs = {b: r.epoch for b, r in there.items()}
     boards = fleet.clients(epochs)
     return await give(plan, await fleet.sign(plan), boards, epochs, may_commit)
