@@ -197,6 +197,11 @@ class AsyncClient:
         to 30 s to finish."""
         await self._close(wait=True)
 
+    async def prepare(self) -> Plan:
+        """Have the boards load this client's model, as its next question would, and return the plan. Raises
+        OtherModelError while answers of another model run, and the errors of an answer."""
+        return await self._session.keeper.stand()
+
     def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> AnswerStream:
         """Return the assistant's next message in a chat of `messages`, each with a `role` and a `content`.
 

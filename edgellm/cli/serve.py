@@ -86,8 +86,8 @@ def _run(path: Path, settings, listener: socket.socket, cert: Path | None, key: 
     import uvicorn
 
     from edgellm.server.app import make_app
+    from edgellm.server.change_over import SeveralModels
     from edgellm.server.http import Http
-    from edgellm.server.models import OneModel
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("edgellm").setLevel(logging.INFO)
@@ -113,7 +113,7 @@ def _run(path: Path, settings, listener: socket.socket, cert: Path | None, key: 
             app.state.ending.set()
             await super().shutdown(sockets)
 
-    app = make_app(OneModel(path, note), settings)
+    app = make_app(SeveralModels(path, note), settings)
     configuration = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False,
         ssl_certfile=cert, ssl_keyfile=key, timeout_graceful_shutdown=1, timeout_keep_alive=30, ws="none",

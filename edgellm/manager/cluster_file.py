@@ -246,15 +246,15 @@ class ClusterFile:
             there = None
         new = self
         if there and there.plans().keys() == self.plans().keys():
-            ours, news = self.plans(), False
-            for further in (there.choose(name) for name in there.models):
-                plan = ours[further.plan.manifest_sha256]
-                news = news or plan.epoch > further.plan.epoch
-                news = news or (plan == further.plan and there.boards != self.boards)
-                if further.plan.epoch > plan.epoch:
-                    new = replace(new.with_plan(further.plan, {}, further.tag), created=new.created)
-            if not news:
+            olds = [there.choose(name) for name in there.models]
+            known = [(old, self.plans()[old.plan.manifest_sha256]) for old in olds]
+            moved = there.boards != self.boards
+            if not any(p.epoch > old.plan.epoch or (p == old.plan and moved) for old, p in known):
                 return False
+            for old, plan in known:
+                if old.plan.epoch > plan.epoch:
+                    strangers = {b: a for b, a in there.addresses().items() if b not in new.addresses()}
+                    new = replace(new.with_plan(old.plan, strangers, old.tag), created=new.created)
         new.write(path)
         return True
 

@@ -140,6 +140,10 @@ class Keeper:
         await asyncio.shield(self._mending)
         return self.plan
 
+    async def stand(self) -> Plan:
+        """Return a plan that stands, as a question that is about to come would need it. Raises as `after` does."""
+        return await self.after(self.plan, BoardError("nobody has asked yet"))
+
     async def _mend(self, lost: Collection[str]) -> None:
         """Have a plan that stands."""
         await self._survey(self.plan.boards, lost)

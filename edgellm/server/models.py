@@ -42,6 +42,7 @@ class Model:
     context: int  # of the slots that boards have for it
     slots: int
     loaded: bool
+    expires_s: float | None = None  # since 1970: when it goes if nobody asks; None: it stays
 
 
 class Models(Protocol):

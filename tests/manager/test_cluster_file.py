@@ -7,7 +7,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from edgellm.errors import ClusterError
+from edgellm.errors import ClusterError, UsageError
 from edgellm.manager.cluster_file import Board, ClusterFile, SshAccess, default_path, find
 from edgellm.plan import Plan, Section
 
@@ -132,6 +132,66 @@ def test_a_new_plan_is_written_only_over_an_older_one_of_the_same_model(tmp_path
     assert file.write_if_newer(path) and ClusterFile.read(path).plan == PLAN
 
 
+OTHER = replace(PLAN, model="Other", manifest_sha256="ef" * 32, num_layers=2, epoch=0, sections=(Section("pi2", 0, 2),))
+
+
+def test_further_models_are_kept_each_with_its_plan(tmp_path):
+    path, one = tmp_path / "cluster.json", ClusterFile.make(tmp_path / "model", ADDRESSES, PLAN)
+    one.write(path)
+    assert json.loads(path.read_text())["format"] == 2  # as before there were several
+    two = one.adding(tmp_path / "models" / "other", OTHER)
+    two.write(path)
+    stored = json.loads(path.read_text())
+    assert stored["format"] == 3 and stored["more"][0]["model_dir"] == "models/other"
+    read = ClusterFile.read(path)
+    assert read.models == ["tiny", "Other"] and read.plan == PLAN and list(read.plans().values()) == [PLAN, OTHER]
+    assert read.model_dir_path(path) == tmp_path / "model"
+    assert read.model_dir_path(path, "other") == tmp_path / "models" / "other"
+    assert read.choose(None).plan == PLAN and read.choose("Other").plan == read.choose("OTHER").plan == OTHER
+    with pytest.raises(UsageError, match="no model 'phi'. It has tiny, Other."):
+        read.choose("phi")
+    with pytest.raises(ClusterError, match="two models 'Other'"):
+        two.adding(tmp_path / "b", replace(OTHER, manifest_sha256="aa" * 32))
+
+
+def test_a_newer_plan_of_one_model_keeps_the_newer_one_of_another(tmp_path):
+    path = tmp_path / "cluster.json"
+    file = ClusterFile.make(tmp_path / "model", ADDRESSES, PLAN).adding(tmp_path / "other", OTHER)
+    file.write(path)
+    tag = {"certificate": "c", "signature": "s"}
+    second, first = replace(OTHER, epoch=7), replace(PLAN, epoch=8)
+    assert file.with_plan(second, {}, tag).write_if_newer(path)
+    assert file.with_plan(first, {}).write_if_newer(path)  # this program knows nothing of epoch 7
+    read = ClusterFile.read(path)
+    assert read.plan == first and read.choose("Other").plan == second and read.choose("Other").tag == tag
+    assert not file.write_if_newer(path)
+    assert ClusterFile.make(tmp_path / "model", ADDRESSES, PLAN).write_if_newer(path)  # other models: another cluster
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (None, "more is None, expected a list"),
+        ([3], "more: 3 is not an object"),
+        ([{}], "more: one lacks model, model_dir, plan, tag"),
+        ([{"model_dir": ""}], "model_dir is '', expected a folder"),
+        ([{"model": "x"}], "model is 'x', the plan's is 'Other'"),
+        ([{"tag": 5}], "tag is 5"),
+        ([{"surprise": 1}], "unknown field 'surprise'"),
+        ([{}] * 16, "more has 16 models, expected at most 15"),
+    ],
+)
+def test_bad_further_models_are_named(tmp_path, content, more, message):
+    good = ClusterFile.make(tmp_path / "model", ADDRESSES, PLAN).adding(tmp_path / "o", OTHER).to_dict()["more"][0]
+    if isinstance(more, list) and (len(more) > 1 or (isinstance(more[0], dict) and more[0])):
+        more = [{**good, **one} for one in more]
+    with pytest.raises(ClusterError) as e:
+        ClusterFile.from_dict({**content, "format": 3, "more": more})
+    assert message in str(e.value)
+    with pytest.raises(ClusterError, match="unknown field 'more'"):
+        ClusterFile.from_dict({**content, "more": []})
+
+
 def test_local_means_loopback_only(tmp_path):
     def made(second):
         return ClusterFile.make(tmp_path, {"pi1": ("127.0.0.1", 1), "pi2": (second, 2)}, PLAN)
@@ -143,7 +203,7 @@ def test_local_means_loopback_only(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 1}, "format is 1, this edgellm reads 2"),
+        ({"format": 1}, "format is 1, this edgellm reads 2 and 3"),
         ({"format": None}, "format is None"),
         ({"model": "other"}, "model is 'other', the plan's is 'tiny'"),
         ({"model_dir": ""}, "model_dir"),

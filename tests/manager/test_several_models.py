@@ -70,7 +70,9 @@ def test_boards_answer_with_the_model_that_is_asked_in_turns(two):
             told, adopted = [], []
             async with (
                 Session(boards.manifest, plan, boards.addresses, tell=told.append) as first,
-                Session(other, second, boards.addresses, tell=told.append, adopted=lambda p, *_: adopted.append(p)) as after,
+                Session(
+                    other, second, boards.addresses, tell=told.append, adopted=lambda plan, *_: adopted.append(plan)
+                ) as after,
             ):
                 answers = [await answer(first), await answer(after), await answer(after), await answer(first)]
                 models = await standing(boards)
