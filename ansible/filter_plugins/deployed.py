@@ -18,8 +18,8 @@ def differences(found: dict, wanted: dict) -> list[str]:
 
     `found` is what roles/agent/tasks/compare.yml has read there, by script. `wanted` has `packages` that the board
     lacks, the `identity` folder on this machine, `version` and `model` ("" keeps the board's), the `complete` versions
-    there, `shards` as filter edgellm_push returns them, the agent's `unit`, and the `script` that notes what it starts
-    from.
+    there, `shards` as filter edgellm_push returns them, `further` as edgellm_push_further does, the agent's `unit`, and
+    the `script` that notes what it starts from.
     """
     state = json.loads(found["agent"])
     version, model = wanted["version"] or state["version"], wanted["model"] or state["model"]
@@ -31,7 +31,7 @@ def differences(found: dict, wanted: dict) -> list[str]:
         "base": "edgellm_made=" in found["base"],
         "identity": identity_lines(Path(wanted["identity"])) - set(found["identity"].splitlines()),
         "software": wanted["version"] and wanted["version"] not in wanted["complete"],
-        "shards": wanted["shards"]["names"] or wanted["shards"]["problem"],
+        "shards": any(push["names"] or push["problem"] for push in (wanted["shards"], *wanted["further"])),
         "agent": has != should or found["inputs"].strip(),
     }
     return [name for name, differ in differs.items() if differ]

@@ -3,6 +3,48 @@
 import re
 
 
+def model_steps(first: list[str], more: str, quantize: str) -> list[dict]:
+    """Return the steps of `edgellm controller` that split the models, the default one under the name "model"."""
+    further = [name for name in re.split(r"\s*,\s*", more.strip()) if name]
+    sources = list(dict.fromkeys([*first, *further]))
+    return [
+        {"name": f"model {i}" if i else "model", "command": ["model", source, "--quantize", quantize]}
+        for i, source in enumerate(sources)
+    ]
+
+
+def further_models(answers: dict) -> list[dict]:
+    """Return what the steps of `model_steps` told of the models behind the default one, each once, with its id."""
+    found = {answers["model"]["manifest_sha256"]: None}
+    for name, answer in answers.items():
+        if name.startswith("model "):
+            found.setdefault(answer["manifest_sha256"], {**answer, "id": answer["manifest_sha256"][:12]})
+    return [model for model in found.values() if model is not None]
+
+
+def beside(models: list[dict]) -> list[dict]:
+    """Return the files of further models, named as they are seen from the default one's folder."""
+    return [{**f, "name": f"../{model['id']}/{f['name']}"} for model in models for f in model["files"]]
+
+
+def push_further(
+    stdout: str, models: list[dict], board: str, spare_mb: int, taken_bytes: int, cache_gb: object = 0
+) -> list[dict]:
+    """Return for each further model what `push` returns, with its `id`, `folder`, `files` and `measure`. `taken_bytes`
+    of the free ones are for the default model's files; each model takes what the ones before leave."""
+    lines = stdout.splitlines()
+    found = []
+    for model in models:
+        own = rf"../{model['id']}/"
+        mine = [line.removeprefix(own) for line in lines[:-1] if line.startswith(own)]
+        fields = lines[-1].split()
+        fields[3] = str(max(0, int(fields[3]) - taken_bytes // 1024))
+        result = push("\n".join([*mine, " ".join(fields)]), model["files"], model["measure"], board, spare_mb, cache_gb)
+        taken_bytes += sum(f["bytes"] for f in model["files"] if f["name"] in result["names"])
+        found.append({**result, **{key: model[key] for key in ("id", "folder", "files", "measure")}})
+    return found
+
+
 def checksums(files: list[dict]) -> str:
     """Return the files in the format of `sha256sum --check`."""
     return "".join(f"{f['sha256']}  {f['name']}\n" for f in files)
@@ -72,6 +114,10 @@ class FilterModule:
 
     def filters(self):
         return {
+            "edgellm_model_steps": model_steps,
+            "edgellm_further_models": further_models,
+            "edgellm_beside": beside,
+            "edgellm_push_further": push_further,
             "edgellm_checksums": checksums,
             "edgellm_push": push,
             "edgellm_disk": disk,

@@ -20,12 +20,26 @@ _STEP_BYTES = 10_000_000  # offers are told in hundredths of a GB
 
 
 def fit(request: Request) -> str | None:
-    """Return None if the model fits on the boards once their agents run with the inventory's limits, else what is
+    """Return None if each model fits on the boards once their agents run with the inventory's limits, else what is
     missing and what helps, in sentences.
 
-    An agent that keeps its limits, or that this run doesn't touch, is believed; the others' offers are estimated.
+    An agent that keeps its limits, or that this run doesn't touch, is believed; the others' offers are estimated. The
+    models share the boards' disks, and take turns with their RAM.
     """
     manifest = Manifest.read(request.model_dir)
+    if (message := _fit(request, manifest)) is not None:
+        return message
+    beside_bytes = sum(e.bytes for e in manifest.entries)
+    for folder in request.more:
+        manifest = Manifest.read(folder)
+        message = _fit(request.of_model(folder, manifest, beside_bytes), manifest)
+        if message is not None:
+            return f"{manifest.model}, one of edgellm_models: {message}"
+        beside_bytes += sum(e.bytes for e in manifest.entries)
+    return None
+
+
+def _fit(request: Request, manifest: Manifest) -> str | None:
     reports = asyncio.run(_reports(request, manifest)) if request.tls is None or request.tls.is_dir() else {}
     capacities = [c for b in request.boards if (c := _capacity(b.name, request, manifest, reports)) is not None]
     steady = {n: r for n, r in reports.items() if n not in request.memory or request.memory[n].stays}

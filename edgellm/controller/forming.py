@@ -11,7 +11,8 @@ from edgellm.controller import pairs as between
 from edgellm.controller.request import Request
 from edgellm.errors import BoardError, ClusterError, EdgellmError, PlanError
 from edgellm.files import write_atomically
-from edgellm.manager.cluster_file import ClusterFile
+from edgellm.manager.cluster_file import ClusterFile, FurtherModel
+from edgellm.manager.local import could_hold
 from edgellm.manager.pairs import HERE, Pair, try_pairs
 from edgellm.manager.rebalance import Outcome, propose, settle
 from edgellm.manager.session import Session
@@ -68,9 +69,13 @@ async def _form(request: Request, path: Path, tell: Callable[[str], None], dry_r
                 pairs = await try_pairs(request.addresses, request.client_tls())
         missing = {name: fleet.missing[name] for name in sorted(fleet.missing)}
         tag = fleet.tag_of(outcome.plan)
+    further, without = await _further(request, file, dry_run)
+    for text in without.values():
+        tell(text)
     plan = outcome.plan
     new = ClusterFile.make(request.model_dir, request.addresses, plan, tls=request.tls,
                            ssh={b.name: b.ssh for b in request.boards if b.ssh}, tag=tag)  # fmt: skip
+    new = replace(new, more=further)
     same_file = file is not None and _same(file, new, path)
     if not dry_run and not same_file:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +92,35 @@ async def _form(request: Request, path: Path, tell: Callable[[str], None], dry_r
         "broken": " ".join(t.sentence for t in _breaking(plan, pairs)[:3]),
         "reasons": _reasons(plan, pairs, missing),
         "cluster_file": str(path),
+        "models": new.models,
+        "without": without,
     }
+
+
+async def _further(
+    request: Request, file: ClusterFile | None, dry_run: bool
+) -> tuple[tuple[FurtherModel, ...], dict[str, str]]:
+    """Return the further models with a plan of each: the one that is known, or else one that the boards could take; and
+    by name why the others are left out."""
+    known = {} if file is None else {(m := file.choose(name)).plan.manifest_sha256: m for name in file.models}
+    found: list[FurtherModel] = []
+    without: dict[str, str] = {}
+    for folder in request.more:
+        manifest = Manifest.read(folder)
+        asked = request.of_model(folder, manifest, 0)
+        before = known.get(manifest.sha256)
+        same = before is not None and before.plan.settings == asked.settings
+        if before is not None and same and {*before.plan.boards} <= {*asked.addresses}:
+            found.append(replace(before, model_dir=str(folder.absolute())))
+            continue
+        try:
+            plan = await could_hold(
+                manifest, asked.addresses, asked.settings, asked.client_tls(), any_shard=dry_run, on_disk=asked.on_disk
+            )
+            found.append(FurtherModel(plan.model, str(folder.absolute()), plan))
+        except (BoardError, PlanError) as e:
+            without[manifest.model] = f"{manifest.model} is left out: {e}"
+    return tuple(found), without
 
 
 def _breaking(plan: Plan, pairs: list[Pair]) -> list[between.Trouble]:
@@ -151,7 +184,10 @@ def _file_at(path: Path) -> ClusterFile | None:
 
 def _same(old: ClusterFile, new: ClusterFile, path: Path) -> bool:
     """Whether two cluster files for `path` say the same, whenever they were made."""
-    places = [(f.model_dir_path(path), f.tls_path(path), f.boards, f.plan, f.tag) for f in (old, new)]
+    places = [
+        (f.tls_path(path), f.boards, [(f.model_dir_path(path, n), (m := f.choose(n)).plan, m.tag) for n in f.models])
+        for f in (old, new)
+    ]
     return places[0] == places[1]
 
 

@@ -10,6 +10,7 @@ from edgellm.config import IDLE_AGENT_BYTES
 from edgellm.errors import EdgellmError, UsageError
 from edgellm.manager.cluster_file import Board, SshAccess
 from edgellm.plan import Capacity, Settings
+from edgellm.shards.manifest import Manifest
 from edgellm.wire.credentials import Credentials, client_credentials
 
 
@@ -57,7 +58,8 @@ class LeftOut:
 @dataclass(frozen=True)
 class Request:
     """What deploy asks for. `memory` is there for boards whose agent this run may start, `disk_bytes` for those whose
-    disk may be too small. `path` is how sections will be computed: native or generic."""
+    disk may be too small. `path` is how sections will be computed: native or generic. `more` are the folders of further
+    models, which the boards hold when they are asked."""
 
     model_dir: Path
     settings: Settings
@@ -67,6 +69,7 @@ class Request:
     disk_bytes: dict[str, int]
     left_out: tuple[LeftOut, ...] = ()
     path: str = "native"
+    more: tuple[Path, ...] = ()
 
     @property
     def addresses(self) -> dict[str, tuple[str, int]]:
@@ -102,6 +105,7 @@ class Request:
                  if b.get("disk_bytes") is not None},
                 tuple(LeftOut(str(b["name"]), " ".join(str(b["reason"]).split())) for b in content.get("left_out", ())),
                 how,
+                tuple(Path(folder) for folder in _folders(content.get("more", []))),
             )  # fmt: skip
         except OSError as e:
             raise UsageError(f"{path}: {e.strerror or e}") from None
@@ -112,11 +116,25 @@ class Request:
         """Return the credentials to dial the boards with, or None."""
         return None if self.tls is None else client_credentials(self.tls)
 
+    def of_model(self, folder: Path, manifest: Manifest, beside_bytes: int) -> "Request":
+        """Return the same request for a further model, whose shards lie on the boards beside `beside_bytes` of others.
+        """
+        context = min(self.settings.context, manifest.max_seq_len)
+        settings = replace(self.settings, context=context, chunk=min(self.settings.chunk, context))
+        disk_bytes = {board: max(0, room - beside_bytes) for board, room in self.disk_bytes.items()}
+        return replace(self, model_dir=folder, settings=settings, disk_bytes=disk_bytes, more=())
+
     def on_disk(self, capacity: Capacity) -> Capacity:
         """Return the capacity bounded by the board's disk, because it can't hold more weights than that has room for.
         """
         disk_bytes = self.disk_bytes.get(capacity.board)
         return capacity if disk_bytes is None else replace(capacity, ram_bytes=min(capacity.ram_bytes, disk_bytes))
+
+
+def _folders(said: object) -> list[str]:
+    if not isinstance(said, list) or not all(isinstance(folder, str) and folder for folder in said):
+        raise UsageError(f"more is {reprlib.repr(said)}, expected a list of folders")
+    return said
 
 
 def _memory(board: str, said: dict[str, Any]) -> Memory:

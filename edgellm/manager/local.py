@@ -20,7 +20,7 @@ from edgellm.errors import BoardError, ClusterError, PlanError
 from edgellm.files import write_atomically
 from edgellm.manager.rebalance import propose, settle
 from edgellm.manager.survey import Fleet
-from edgellm.plan import Plan, Settings
+from edgellm.plan import Capacity, Plan, Settings
 from edgellm.shards.manifest import Manifest
 from edgellm.wire.credentials import Credentials
 
@@ -191,12 +191,18 @@ def _plan_in(path: Path) -> Plan | None:
 
 async def could_hold(
     manifest: Manifest, addresses: dict[str, tuple[str, int]], settings: Settings, tls: Credentials | None = None, *,
-    any_shard: bool = False,
+    any_shard: bool = False, on_disk: Callable[[Capacity], Capacity] = lambda capacity: capacity,
 ) -> Plan:  # fmt: skip
-    """Return a plan of a further model that these boards could take, of epoch 0 because they aren't given it. Raises
-    PlanError if they can't hold it, BoardError if none answers."""
+    """Return a plan of a further model that these boards could take, of epoch 0 because they aren't given it.
+
+    With `any_shard`, shards may still be pushed, as far as `on_disk` says. Raises PlanError if the boards can't hold
+    the model, BoardError if none answers.
+    """
     async with Fleet(manifest, addresses, tls, strangers=False) as fleet:
         await fleet.survey()
+        if any_shard:
+            reports = fleet.reports.items()
+            fleet.reports = {name: replace(r, capacity=on_disk(r.capacity)) for name, r in reports}
         plan = (await propose(fleet, settings, any_shard=any_shard)).plan
         return replace(plan, epoch=0)
 

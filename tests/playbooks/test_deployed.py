@@ -21,7 +21,8 @@ def identity(tmp_path):
 
 def wanted(identity, **changes) -> dict:
     return {"packages": [], "identity": str(identity), "version": "1-a", "complete": ["0-z", "1-a"], "model": "m1",
-            "shards": {"names": [], "problem": ""}, "unit": UNIT, "script": SCRIPT, **changes}  # fmt: skip
+            "shards": {"names": [], "problem": ""}, "further": [], "unit": UNIT, "script": SCRIPT,
+            **changes}  # fmt: skip
 
 
 def found(identity, **changes) -> dict:
@@ -45,6 +46,8 @@ def test_a_board_that_has_everything_differs_in_nothing(identity):
         ({"complete": ["0-z"]}, ["software"]),
         ({"shards": {"names": ["layer-0000.safetensors"], "problem": ""}}, ["shards"]),
         ({"shards": {"names": [], "problem": "board pi1 has no room."}}, ["shards"]),
+        ({"further": [{"names": [], "problem": ""}]}, []),
+        ({"further": [{"names": ["head.safetensors"], "problem": ""}]}, ["shards"]),
         ({"model": "m2"}, ["agent"]),
         ({"unit": "[Unit]\nother\n"}, ["agent"]),
         ({"script": "# others\n"}, ["agent"]),

@@ -37,6 +37,7 @@ def test_the_sample_is_sound():
         ("edgellm_cores", "big", "expected cores, such as 4-7 or 0,2"),
         ("edgellm_ram", "3", "expected a size, such as 3GB"),
         ("edgellm_model", "", "edgellm_model is '', expected a model"),
+        ("edgellm_models", "['phi3']", "expected models with commas between them"),
     ],
 )
 def test_a_wrong_variable_is_named_with_what_it_should_be(variable, value, said):

@@ -58,6 +58,66 @@ def test_a_section_has_its_layers_and_its_ends():
     assert "head.safetensors" in shards.section_files(sections, "pi2", files, [])
 
 
+# Several models
+
+
+def test_models_are_split_one_after_another_each_once():
+    assert shards.model_steps(["phi3"], "", "int4") == [
+        {"name": "model", "command": ["model", "phi3", "--quantize", "int4"]},
+    ]  # fmt: skip
+    steps = shards.model_steps(["./a b.gguf"], " qwen , ./a b.gguf,owner/name, ", "none")
+    assert [(s["name"], s["command"][1]) for s in steps] == [
+        ("model", "./a b.gguf"), ("model 1", "qwen"), ("model 2", "owner/name"),
+    ]  # fmt: skip
+
+
+def test_a_further_model_that_is_the_default_one_or_comes_twice_counts_once():
+    answers = {
+        "model": {"manifest_sha256": "a" * 64}, "model 1": {"manifest_sha256": "b" * 64},
+        "model 2": {"manifest_sha256": "a" * 64}, "model 3": {"manifest_sha256": "b" * 64},
+    }  # fmt: skip
+    assert [model["id"] for model in shards.further_models(answers)] == ["b" * 12]
+    assert shards.further_models({"model": {"manifest_sha256": "a" * 64}}) == []
+
+
+FURTHER = [
+    {"id": name, "folder": f"/split/{name}", "files": FILES, "measure": ["layer-0002.safetensors"]} for name in "bc"
+]
+
+
+def test_models_share_a_board_s_disk_in_the_order_of_the_inventory():
+    names = [f["name"] for f in FILES]
+    assert [f["name"] for f in shards.beside(FURTHER)] == [f"../{m}/{n}" for m in "bc" for n in names]
+    said = f"layer-0000.safetensors: OK\n../b/{names[0]}: OK\n../c/{names[1]}: FAILED\n"
+
+    def pushes(free_mb: int) -> list[dict]:
+        stdout = said + DF.format(free_mb * 10**6 // 1024 + 1)
+        return shards.push_further(stdout, FURTHER, "pi1", 200, 300 * 10**6)
+
+    first, second = pushes(5000)
+    assert first["names"] == names[1:] and first["whole"] == names[:1] and not first["short"]
+    assert second["names"] == names and second["corrupt"] == names[1:2] and second["folder"] == "/split/c"
+    first, second = pushes(950)  # 300 for the default model, 300 for b, 200 to spare: 150 for c
+    assert first["names"] == names[1:] and not first["short"]
+    assert second["names"] == names[2:3] and second["short"] and not second["problem"]
+    assert "c" not in pushes(850)[1]["names"] and "has 50 MB to spare" in pushes(850)[1]["problem"]
+
+
+def test_models_that_were_dropped_are_removed_and_the_further_ones_stay(tmp_path):
+    for name in ("a", "b", "c", "old", "before"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    (tmp_path / "versions" / "1").mkdir(parents=True)
+    (tmp_path / "model").symlink_to("models/a")
+    (tmp_path / "current").symlink_to("versions/1")
+    script = (ROOT / "ansible/roles/agent/files/prune.sh").read_text()
+    script = script.replace("/var/lib/edgellm", str(tmp_path)).replace("/opt/edgellm", str(tmp_path))
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", "1", "before", "b", "c"], capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/models/old/\n")
+    assert sorted(p.name for p in (tmp_path / "models").iterdir()) == ["a", "b", "before", "c"]
+
+
 # Scripts for boards, on this machine
 
 
