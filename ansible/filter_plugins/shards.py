@@ -36,7 +36,7 @@ def push_further(
     found = []
     for model in models:
         own = rf"../{model['id']}/"
-        mine = [line.removeprefix(own) for line in lines[:-1] if line.startswith(own)]
+        mine = [line.removeprefix(own) for line in lines[:-1] if line.startswith((own, "edgellm_cache_kb="))]
         fields = lines[-1].split()
         fields[3] = str(max(0, int(fields[3]) - taken_bytes // 1024))
         result = push("\n".join([*mine, " ".join(fields)]), model["files"], model["measure"], board, spare_mb, cache_gb)

@@ -116,15 +116,18 @@ async def _look(cluster: Path | None, pairs: list | None, progress) -> tuple[dic
     from edgellm.shards.manifest import Manifest
 
     file, path = _open(cluster)
-    try:
-        manifest = Manifest.read(file.model_dir_path(path))
-    except ManifestError:
-        manifest = None  # doctor names it
+    manifests = {}
+    for name in file.models:
+        try:
+            manifests[name] = Manifest.read(file.model_dir_path(path, name))
+        except ManifestError:
+            pass  # doctor names it
     tls = file.client_tls(path)
     asking = ask_boards(file.addresses(), tls, lambda boards: progress(f"waiting for {', '.join(boards)}"))
     trying = asyncio.sleep(0, pairs) if pairs is not None else try_pairs(file.addresses(), tls)
     words, tried = await asyncio.gather(asking, trying)
-    return {"cluster_file": str(path), **describe(file, words, manifest, tried)}, tried
+    model = describe(file, words)["model"]  # which one counts
+    return {"cluster_file": str(path), **describe(file, words, manifests.get(model), tried)}, tried
 
 
 def _rendered(content: dict):
@@ -150,9 +153,17 @@ def _rendered(content: dict):
     lines = [
         f"{content['model']}: {content['num_layers']} layers, {content['slots']} slots of {content['context']} tokens, "
         f"{content['objective']}, epoch {content['epoch']}{speed}",
+        *([_models(content)] if len(content["models"]) > 1 else []),
         *(f"! {n}" for n in content["notes"]),
     ]
     return Group(table, *(Text(line) for line in lines))
+
+
+def _models(content: dict) -> str:
+    """Return the line on a cluster's models: which stand, and which are loaded when they are asked."""
+    others = [name for name in content["models"] if name not in content["standing"]]
+    stands = f"loaded: {', '.join(content['standing']) or 'none'}"
+    return f"{stands}; loaded when it is asked: {', '.join(others)}" if others else stands
 
 
 def _token_ms(row: dict) -> str:

@@ -203,7 +203,8 @@ def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest
         manifest_sha256=cluster.plan.manifest_sha256, path=row["path"], kernels=row["kernels"],
     )  # fmt: skip
     if word.status is not None:
-        facts = replace(facts, model_sha256=word.status.manifest_sha256)
+        said = word.status.of_model(cluster.plan.manifest_sha256)  # the default one of several models
+        facts = replace(facts, model_sha256=said.manifest_sha256)
     if row["ready"]:
         facts = replace(facts, ready=True)
     elif row["in_plan"] and not row["serving"] and word.status is not None:
@@ -211,7 +212,8 @@ def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest
     if manifest is None:
         return facts
     facts = replace(facts, manifest=_wanted(manifest), needed=frozenset(f.name for f in manifest.files))
-    section = row["section"]
+    held = None if word.status is None else word.status.plan
+    section = row["section"] if held is None or held.manifest_sha256 == manifest.sha256 else None
     if section is None and board.name in cluster.plan.boards:
         own = cluster.plan.section_of(board.name)
         section = {"start": own.start, "end": own.end}

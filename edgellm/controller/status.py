@@ -107,14 +107,21 @@ def describe(
 ) -> dict:  # fmt: skip
     """Return the state of a cluster as one JSON object (`edgellm status --json`), from what its boards said.
 
-    The plan that counts is the cluster file's, or the newest one that all its boards serve, if that is newer or no
-    board serves the cluster file's. `serving` is whether every board of it does, and `ready` whether the next question
-    needs no other plan. Neither is so if, as the tried `pairs` tell, a board can't reach the one that it sends to.
-    Without the `manifest` it isn't known what is left of a board's offer, nor who is ready. With `weigh`, a board that
-    isn't as fast as the plan was made for has another plan searched for, which takes a while.
+    Of several models, the first that stands counts, or else the default one; `standing` has the names of all whose plan
+    all its boards serve. The plan that counts is the cluster file's, or the newest one that all its boards serve, if
+    that is newer or no board serves the cluster file's. `serving` is whether every board of it does, and `ready`
+    whether the next question needs no other plan. Neither is so if, as the tried `pairs` tell, a board can't reach the
+    one that it sends to. Without the `manifest` it isn't known what is left of a board's offer, nor who is ready. With
+    `weigh`, a board that isn't as fast as the plan was made for has another plan searched for, which takes a while.
     """
     plans = {name: word.status.plan for name, word in words.items() if word.status and word.status.plan}
-    plan = _counting(cluster.plan, plans)
+    standing = _standing(cluster, plans)
+    known = next((p for p in cluster.plans().values() if p.model in standing[:1]), cluster.plan)
+    plan = _counting(known, plans)
+    words = {
+        name: word if word.status is None else replace(word, status=word.status.of_model(plan.manifest_sha256))
+        for name, word in words.items()
+    }
     rows = [_row(name, word, plan, plans.get(name), manifest) for name, word in words.items()]
     rows += [_row(name, Word("?", 0, error="no address"), plan, None, manifest) for name in plan.boards
              if name not in words]  # fmt: skip
@@ -122,18 +129,20 @@ def describe(
     rows.sort(key=lambda row: order.get(row["board"], len(order)))
     _mark_ready(rows, plan, words, manifest)
     notes = [word.lie for word in words.values() if word.lie]
-    notes += [*_notes(cluster, plan, words, rows), *_pair_notes(pairs), *_remembered(words, pairs)]
+    notes += [*_notes(cluster, known, plan, words, rows), *_pair_notes(pairs), *_remembered(words, pairs)]
     notes += predicted.notes(plan, [word.status for word in words.values() if word.status], manifest if weigh else None)
     stages = [row for row in rows if row["in_plan"]]
     _break_links(plan, rows, pairs)
     return {
         "model": plan.model,
+        "models": cluster.models,
+        "standing": standing,
         "objective": plan.objective,
         "num_layers": plan.num_layers,
         "context": plan.context,
         "slots": plan.slots,
         "epoch": plan.epoch,
-        "cluster_file_epoch": cluster.plan.epoch,
+        "cluster_file_epoch": known.epoch,
         "serving": all(row["serving"] for row in rows if row["in_plan"]),
         "ready": all(row["serving"] or row["ready"] for row in rows if row["in_plan"]),
         "tokens_per_s": predicted.tokens_per_s(stages, "measured_ms_per_token", "decode_ms_per_token"),
@@ -170,6 +179,12 @@ def _break_links(plan: Plan, rows: list[dict], pairs: Sequence[Pair]) -> None:
     for row in rows:
         if (row["serving"] or row["ready"]) and row["board"] in broken:
             row["serving"], row["ready"], row["state"] = False, False, f"can't reach {broken[row['board']]}"
+
+
+def _standing(cluster: ClusterFile, plans: Mapping[str, Plan]) -> list[str]:
+    """Return the names of the models of which boards serve a whole plan, the default one first."""
+    whole = {p.manifest_sha256 for p in plans.values() if all(b in plans and plans[b] == p for b in p.boards)}
+    return [plan.model for sha256, plan in cluster.plans().items() if sha256 in whole]
 
 
 def _counting(ours: Plan, plans: dict[str, Plan]) -> Plan:
@@ -256,6 +271,8 @@ def _state(name: str, word: Word, plan: Plan, offered: int | None, manifest: Man
         return "not believed"
     if said.draining:
         return "stopping"
+    if said.plan is not None and said.plan.manifest_sha256 != plan.manifest_sha256:
+        return f"serves {said.plan.model}"
     if said.manifest_sha256 != plan.manifest_sha256:
         return f"has another model: {said.model or '?'}"
     if said.plan is not None:
@@ -279,19 +296,20 @@ def _layer_needs(plan: Plan, manifest: Manifest | None) -> list[int]:
     return [needs.total(i, i + 1) for i in range(plan.num_layers)]
 
 
-def _notes(cluster: ClusterFile, plan: Plan, words: dict[str, Word], rows: list[dict]) -> list[str]:
-    """Return notes about the cluster as a whole."""
+def _notes(cluster: ClusterFile, ours: Plan, plan: Plan, words: dict[str, Word], rows: list[dict]) -> list[str]:
+    """Return notes about the cluster as a whole; `ours` is the cluster file's plan of the model."""
     notes = []
-    ours = cluster.plan
     if plan.digest != ours.digest:
         what = f"epoch {plan.epoch}" if plan.epoch != ours.epoch else "another plan of that epoch"
         notes.append(
             f"the cluster file has epoch {ours.epoch}, the boards serve {what}: another manager made that plan, and "
             "the next question or deploy follows it"
         )
-    newest = max((row["epoch"] for row in rows if row["epoch"] is not None), default=None)
+    others = {n for n, w in words.items() if w.status and w.status.plan and w.status.plan.model != plan.model}
+    epochs = {row["board"]: row["epoch"] for row in rows if row["epoch"] is not None and row["board"] not in others}
+    newest = max(epochs.values(), default=None)
     if newest is not None and newest > plan.epoch:
-        names = ", ".join(row["board"] for row in rows if row["epoch"] == newest)
+        names = ", ".join(board for board, epoch in epochs.items() if epoch == newest)
         notes.append(
             f"{names} has moved on to epoch {newest}, which not all of its boards serve: the next question or deploy "
             "finishes that change of plan"

@@ -33,6 +33,7 @@ ORDER = (
     "test_cache",
     "test_pairs",
     "test_loss",
+    "test_models",
     "test_rebalance",
     "test_healing",
     "test_bad_inventory",
