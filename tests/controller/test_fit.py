@@ -205,3 +205,19 @@ def test_what_runs_may_use_its_headroom_up_unless_its_agent_starts_again(live, m
 
     stays, others = live(go)
     assert stays is None and all("missing" in said for said in others)
+
+
+def test_each_model_has_to_fit_and_all_of_them_on_the_disks(ask, tmp_path):
+    small = replace(LARGE, model="small", shards=tuple(replace(s, bytes=100_000_000) for s in LARGE.shards))
+    huge = replace(LARGE, model="huge", shards=tuple(replace(s, ram_bytes=1_000_000_000) for s in LARGE.shards))
+    for manifest in (small, huge):
+        (tmp_path / manifest.model).mkdir()
+        manifest.write(tmp_path / manifest.model)
+    more = [str(tmp_path / "small")]
+    assert ask(board(1.1), board(1.1), more=more) is None
+    said = ask(board(1.1), board(1.1), more=[*more, str(tmp_path / "huge")])
+    assert said.startswith("huge, one of edgellm_models: huge needs ")
+    # 0.8 GB of files each, and a board may keep a section only.
+    assert ask(board(1.1, 2.0), board(1.1, 2.0), manifest=small, more=more) is None
+    tight = ask(board(1.1, 1.0), board(1.1, 1.0), manifest=small, more=[str(tmp_path / "small")])
+    assert tight.startswith("small, one of edgellm_models: ") and "room for 0.20 GB" in tight

@@ -13,6 +13,7 @@ from edgellm.manager.cluster_file import ClusterFile, SshAccess
 from edgellm.manager.session import Session
 from edgellm.manager.survey import Fleet
 from edgellm.sampling import Sampling
+from edgellm.shards.manifest import Manifest
 from tests.certificates import make_cluster
 from tests.controller.asked import LARGE, SETTINGS, request_of
 from tests.fakes import Boards, claim, generate, make_manifest, run, unclaim, until
@@ -233,3 +234,33 @@ def test_a_cluster_is_formed_over_tls_and_its_file_says_where_the_certificate_is
 
     done, file = deploy(go, tls=tls)
     assert done["changed"] and file.tls == "tls/manager"
+
+
+def test_further_models_get_a_plan_that_is_kept_and_one_that_can_not_be_held_is_named(deploy, tmp_path):
+    other = replace(make_manifest(4, ram_bytes=300_000_000), model="other")
+    strange = replace(make_manifest(3), model="strange")
+    (tmp_path / "strange").mkdir()
+    strange.write(tmp_path / "strange")
+
+    async def go(boards, controller):
+        more = [str(tmp_path / "other")]
+        first = await controller.form(more=more)
+        file = ClusterFile.read(controller.path)
+        again = await controller.form(more=more)
+        known = file.choose("other")
+        async with Session(
+            Manifest.read(tmp_path / "other"), known.plan, file.addresses(), patience_s=5,
+            adopted=lambda plan, places, tag: file.with_plan(plan, places, tag).write(controller.path),
+        ) as session:
+            stream = session.generate(PROMPT, sampling=Sampling(), max_tokens=5, eos=())
+            tokens = [c.token async for c in stream]
+        held = ClusterFile.read(controller.path).choose("other").plan
+        back = await controller.form(more=[*more, str(tmp_path / "strange")])
+        return first, again, known.plan, tokens, held, back, ClusterFile.read(controller.path), controller.told
+
+    first, again, plan, tokens, held, back, file, told = deploy(go, more={tmp_path / "other": other})
+    assert first["models"] == ["fake", "other"] and first["changed"] and not again["changed"]
+    assert plan.epoch == 0 and plan.boards == ("b0", "b1") and len(tokens) == 5
+    assert held.epoch == 2 and back["epoch"] == 3 and file.choose("other").plan == held
+    assert list(back["without"]) == ["strange"] and file.models == ["fake", "other"]
+    assert "strange is left out: " in told[-1] and "has the shards of another model" in told[-1]

@@ -349,3 +349,31 @@ def test_a_board_that_is_slower_than_predicted_and_no_better_plan():
     ]
     words = {"b0": paced("b0", plan, 0.030, 0.035, 0.0117), "b1": paced("b1", plan, 0.030, None, 0.010)}
     assert describe(cluster_of(plan, 2), words, MANIFEST)["notes"] == []
+
+
+# Several models
+
+OTHER_MANIFEST = replace(make_manifest(4), model="other", sha256="6" * 64)
+
+
+def test_the_model_that_stands_counts_and_the_others_are_named():
+    ours, other = plan_of(), make_plan(OTHER_MANIFEST, (0, 2, 4), epoch=2)
+    cluster = cluster_of(ours, 2).adding("other", replace(other, epoch=0))
+    more = [{"model": "other", "manifest_sha256": "6" * 64, "shards": {}, "capacity": said("b0").status.capacity}]
+    default = describe(cluster, {n: said(n, ours, more=more) for n in ("b0", "b1")}, MANIFEST)
+    assert (default["model"], default["models"], default["standing"]) == ("fake", ["fake", "other"], ["fake"])
+    words = {n: said(n, other, model="other", manifest_sha256="6" * 64) for n in ("b0", "b1")}
+    content = describe(cluster, words, OTHER_MANIFEST)
+    assert (content["model"], content["standing"], content["epoch"]) == ("other", ["other"], 2)
+    assert content["serving"] and content["ready"] and set(states(content).values()) == {"serving"}
+    assert content["cluster_file_epoch"] == 0
+
+
+def test_two_models_that_stand_at_once_are_both_told():
+    ours, other = plan_of((0, 6)), make_plan(OTHER_MANIFEST, (0, 4), epoch=2)
+    other = replace(other, sections=(replace(other.sections[0], board="b1"),))
+    cluster = cluster_of(ours, 2).adding("other", other)
+    words = {"b0": said("b0", ours), "b1": said("b1", other, model="other", manifest_sha256="6" * 64)}
+    content = describe(cluster, words, MANIFEST)
+    assert content["standing"] == ["fake", "other"] and content["model"] == "fake" and content["serving"]
+    assert states(content) == {"b0": "serving", "b1": "serves other"} and not content["notes"]
