@@ -220,3 +220,30 @@ def test_agents_that_start_again_get_the_layers_whose_prompts_they_keep(tmp_path
     assert run(formed(b0=0.001, b1=0.002)) != first  # worth it
     file.write_bytes(b'{"epoch": 7')
     assert run(formed(b0=0.001, b1=0.001)) == first
+
+
+def test_two_models_answer_each_when_it_is_asked(home, model_dir, tmp_path):
+    other = split_tiny(tmp_path, "beta", "qwen3")
+    file, ask = tmp_path / "cluster.json", ("ask", "Hi", "--raw", "--temperature", "0", "--max-tokens", "6", "--json")
+    code, _, stderr = edgellm(
+        home, "local", "up", "--model", str(model_dir), "--model", str(other), "--context", "128",
+        "--cluster", str(file),
+    )  # fmt: skip
+    try:
+        assert code == 0, stderr
+        models = json.loads(file.read_text())["model"], json.loads(file.read_text())["more"][0]["model"]
+        tokens = {}
+        for name in (*models, *models):
+            code, stdout, stderr = edgellm(home, *ask, "--cluster", str(file), "--model", name)
+            assert code == 0, stderr
+            assert tokens.setdefault(name, json.loads(stdout)["tokens"]) == json.loads(stdout)["tokens"]
+        code, stdout, stderr = edgellm(home, *ask, "--cluster", str(file))
+        assert json.loads(stdout)["tokens"] == tokens[models[0]] != tokens["beta"]
+        code, _, stderr = edgellm(home, *ask, "--cluster", str(file), "--model", "phi")
+        assert code == 2 and f"this cluster has no model 'phi'. It has {models[0]}, beta." in stderr
+        code, stdout, _ = edgellm(home, "status", "--json", "--cluster", str(file))
+        assert code == 0 and json.loads(stdout)["models"] == list(models)
+    finally:
+        code, stdout, stderr = edgellm(home, "local", "down", "--cluster", str(file))
+    assert stdout == "2 agents stopped\n"
+    assert edgellm(home, *ask, "--model", "phi")[0] == 2  # there is no cluster
