@@ -157,6 +157,7 @@ class AsyncClient:
         self._session = Session(
             self.asker.manifest, known.plan, self._file.addresses(), tls=self._file.client_tls(path),
             patience_s=patience_s, tell=tell, adopted=self._adopted, every_s=survey_every_s, refresh=self._refresh,
+            unasked=known.model == self._file.model,
         )  # fmt: skip
 
     @property

@@ -43,7 +43,8 @@ class Joined:
 
 
 def pack(identity_folder: Path, cluster_path: Path) -> bytes:
-    """Return the file for the identity in a folder, which may ask the cluster of the cluster file at `cluster_path`.
+    """Return the file for the identity in a folder, which may ask the cluster of the cluster file at `cluster_path`: its
+    default model, because the files of one model only go with it.
 
     How this machine logs in on the boards stays here. Raises ClusterError if something can't be read.
     """
@@ -55,7 +56,7 @@ def pack(identity_folder: Path, cluster_path: Path) -> bytes:
     manifest = Manifest.read(model_dir)
     content = {
         "edgellm": "identity", "format": FORMAT, "name": identity.name, "admin": identity.admin,
-        "cluster": replace(cluster, boards=tuple(replace(b, ssh=None) for b in cluster.boards)).to_dict(),
+        "cluster": replace(cluster, boards=tuple(replace(b, ssh=None) for b in cluster.boards), more=()).to_dict(),
         "identity": {name: _read(identity_folder / name).decode() for name in _IDENTITY_FILES},
         "model": {
             name: base64.b64encode(_read(model_dir / name)).decode()

@@ -41,16 +41,16 @@ class Keeper:
     `tell(text)` is called for events that a person may want to know. `adopted(plan, addresses, tag)` is called when
     another plan than the known one serves, or the same one at other addresses; `tag` proves it to others, None without
     TLS. With `every_s`, boards are surveyed that often once the keeper is started, each time after `refresh()`;
-    without, on trouble and when `look` is called.
+    without, on trouble and when `look` is called. If no plan stands then, they are given one `unasked`.
     """
 
     def __init__(
         self, manifest: Manifest, plan: Plan, addresses: Mapping[str, Address], *, tls: Credentials | None = None,
         tell: Tell = lambda text: None, adopted: Adopted = lambda plan, addresses, tag: None,
-        every_s: float | None = None, refresh: Callable[[], None] = lambda: None,
+        every_s: float | None = None, refresh: Callable[[], None] = lambda: None, unasked: bool = True,
     ):  # fmt: skip
         self.plan = plan
-        self._refresh = refresh
+        self._refresh, self._unasked = refresh, unasked
         self._who = None if tls is None else tls.identity
         self._may_plan = tls is None or (self._who is not None and self._who.admin)
         self._fleet = Fleet(manifest, addresses, tls)
@@ -296,8 +296,8 @@ class Keeper:
         if self.alone:
             return
         if not self._adopt_what_serves():
-            if self._elsewhere():
-                return  # nobody asks this model, and the boards answer with another one
+            if self._elsewhere() or not self._unasked:
+                return  # nobody asks this model, and the boards answer with another one, or will with what is asked
             if self._every_s is not None and self._may_plan and (self._mending is None or self._mending.done()):
                 self._mending = _task(self._mend([]))  # before anybody asks
             return

@@ -27,18 +27,19 @@ class Session:
     """Asks a cluster, any number of questions at once. `keeper` keeps its plan, on connections of its own; all answers
     share others.
 
-    `plan`, `addresses`, `tell`, `adopted`, `every_s` and `refresh` are the keeper's. `patience_s` after the first
-    failure, an answer is given up unless a token has arrived since.
+    `plan`, `addresses`, `tell`, `adopted`, `every_s`, `refresh` and `unasked` are the keeper's. `patience_s` after the
+    first failure, an answer is given up unless a token has arrived since.
     """
 
     def __init__(
         self, manifest: Manifest, plan: Plan, addresses: Mapping[str, Address], *, tls: Credentials | None = None,
         patience_s: float = PATIENCE_S, tell: Tell = lambda text: None,
         adopted: Adopted = lambda plan, addresses, tag: None, every_s: float | None = None,
-        refresh: Callable[[], None] = lambda: None,
+        refresh: Callable[[], None] = lambda: None, unasked: bool = True,
     ):  # fmt: skip
         self.keeper = Keeper(
-            manifest, plan, addresses, tls=tls, tell=tell, adopted=adopted, every_s=every_s, refresh=refresh
+            manifest, plan, addresses, tls=tls, tell=tell, adopted=adopted, every_s=every_s, refresh=refresh,
+            unasked=unasked,
         )
         self._connections = Connections(tls)
         self._patience_s, self._tell = patience_s, tell

@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Self
 
 from edgellm.client import AsyncClient, Tell
+from edgellm.config import PATIENCE_S
 from edgellm.errors import ClaimError, EdgellmError
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.server.models import Loading, Model, describe, find_name
 from edgellm.server.turns import Turns
 
 log = logging.getLogger(__name__)
-PATIENCE_S = 15.0  # that a question waits for its model before it is told to come back
+_LOAD_PATIENCE_S = 15.0  # that a question waits for its model before it is told to come back
 _LOOK_S = 0.1  # between looks at whose turn it is, while anybody waits
 _RETRY_S = 0.5
 _CARD_BYTES_S = 80e6  # as fast as a card reads, before a load was timed
@@ -28,8 +29,9 @@ class SeveralModels:
     One task changes the boards over. A model whose split can't be read here is left out, with a line through `tell`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], tell: Tell):
-        self._path, self._tell = path, tell
+    def __init__(self, path: str | os.PathLike[str], tell: Tell, patience_s: float = PATIENCE_S):
+        """`tell` and `patience_s` are as AsyncClient has them."""
+        self._path, self._tell, self._patience_s = path, tell, patience_s
         self.clients: dict[str, AsyncClient] = {}
         self._turns = Turns([""])
         self._took_s: dict[str, float] = {}  # what loading each took the last time
@@ -42,7 +44,9 @@ class SeveralModels:
         file = ClusterFile.read(self._path)
         for name in file.models:
             try:
-                self.clients[name] = AsyncClient(self._path, tell=self._tell, model=name)
+                self.clients[name] = AsyncClient(
+                    self._path, patience_s=self._patience_s, tell=self._tell, model=name
+                )
             except EdgellmError as e:
                 if not self.clients:
                     raise
@@ -94,10 +98,10 @@ class SeveralModels:
                 self._news.set()
                 if (error := self._failed.get(name)) is not None:
                     raise error
-                left_s = began_s + PATIENCE_S - _now_s()
+                left_s = began_s + _LOAD_PATIENCE_S - _now_s()
                 eta_s = self._eta_s()
                 if left_s <= 0 or (turns.changing not in (None, name)) or (eta_s is not None and eta_s > left_s):
-                    back_s = _now_s() + (eta_s if eta_s is not None else PATIENCE_S)
+                    back_s = _now_s() + (eta_s if eta_s is not None else _LOAD_PATIENCE_S)
                     raise self._loading(name, eta_s)
                 self._moved.clear()
                 await _set(self._moved, min(left_s, _LOOK_S))

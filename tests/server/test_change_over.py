@@ -22,7 +22,7 @@ class FakeClient:
     made: dict[str, "FakeClient"] = {}
     apart = False
 
-    def __init__(self, path, *, tell, model):
+    def __init__(self, path, *, tell, model, patience_s):
         if model == "gone":
             raise PlanError("it is damaged")
         self.asker = SimpleNamespace(manifest=MANIFEST, model_dir=path)
@@ -89,7 +89,7 @@ async def hold(served, name: str, keep_alive_s=None) -> str:
 
 
 def test_who_asks_during_a_change_is_told_when_to_ask_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(change_over, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(change_over, "_LOAD_PATIENCE_S", 0.05)
 
     async def go():
         async with models(tmp_path) as served:
