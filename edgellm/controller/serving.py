@@ -27,6 +27,7 @@ from edgellm.controller.authority import has, key_pem, read, read_key
 from edgellm.controller.certificates import RENEW_LEAF_DAYS, issue, with_authority
 from edgellm.errors import ClusterError, UsageError
 from edgellm.files import write_atomically
+from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.identity_file import pack
 from edgellm.wire.credentials import Identity
 
@@ -49,9 +50,10 @@ class Prepared:
     keys: tuple[str, ...]
 
 
-def identity_of_server(name: str) -> Identity:
-    """Return the identity of the server on a board, or on the "controller"."""
-    return Identity("manager", f"server-{name}"[:63])
+def identity_of_server(name: str, several: bool = False) -> Identity:
+    """Return the identity of the server on a board, or on the "controller". It may plan if there are several models,
+    because it has the boards change over from one to another."""
+    return Identity("manager", f"server-{name}"[:63], admin=several)
 
 
 def prepare(
@@ -65,7 +67,7 @@ def prepare(
     """
     folder = ca / "servers" / name
     before = _content(folder)
-    issue(ca, manager, identity_of_server(name), folder, now=now)
+    issue(ca, manager, identity_of_server(name, len(ClusterFile.read(cluster).models) > 1), folder, now=now)
     packed = pack(folder, cluster)
     _write(folder / JOINED, packed, 0o600)
     files = [folder / JOINED, folder / HASHES]
@@ -85,7 +87,9 @@ def prepare(
 def stamp(packed: bytes) -> str:
     """Return a SHA-256 of what an identity file says, but for the plan."""
     content = json.loads(packed)
-    content["cluster"] = {key: value for key, value in content["cluster"].items() if key not in _ONLY_NOW}
+    cluster = content["cluster"]
+    more = [{key: value for key, value in one.items() if key not in _ONLY_NOW} for one in cluster.get("more", [])]
+    content["cluster"] = {**{key: value for key, value in cluster.items() if key not in _ONLY_NOW}, "more": more}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,8 +1,9 @@
 """An identity as one file to copy, such as anna.edgellm: all that another machine needs to ask a cluster.
 
 A JSON object: `edgellm` ("identity"), `format`, `name`, `admin`, `cluster` (a cluster file), `identity` (the files of a
-folder with certificates), and `model` (the manifest and the files beside the shards, in base64). It holds a private
-key, so it is as secret as one. Whoever opens it has it from elsewhere: it is hostile until parsed.
+folder with certificates), `model` (the manifest and the files beside the shards, in base64) and, if there are further
+models, `more` (a list of the same). It holds a private key, so it is as secret as one. Whoever opens it has it from
+elsewhere: it is hostile until parsed.
 """
 
 import base64
@@ -43,8 +44,7 @@ class Joined:
 
 
 def pack(identity_folder: Path, cluster_path: Path) -> bytes:
-    """Return the file for the identity in a folder, which may ask the cluster of the cluster file at `cluster_path`: its
-    default model, because the files of one model only go with it.
+    """Return the file for the identity in a folder, which may ask the cluster of the cluster file at `cluster_path`.
 
     How this machine logs in on the boards stays here. Raises ClusterError if something can't be read.
     """
@@ -52,21 +52,25 @@ def pack(identity_folder: Path, cluster_path: Path) -> bytes:
     if identity is None or identity.role != "manager":
         raise ClusterError(f"{identity_folder} holds the certificate of {identity or 'nobody'}, expected a manager's")
     cluster = ClusterFile.read(cluster_path)
-    model_dir = cluster.model_dir_path(cluster_path)
-    manifest = Manifest.read(model_dir)
+    model, *more = [_packed(cluster.model_dir_path(cluster_path, name)) for name in cluster.models]
     content = {
         "edgellm": "identity", "format": FORMAT, "name": identity.name, "admin": identity.admin,
-        "cluster": replace(cluster, boards=tuple(replace(b, ssh=None) for b in cluster.boards), more=()).to_dict(),
+        "cluster": replace(cluster, boards=tuple(replace(b, ssh=None) for b in cluster.boards)).to_dict(),
         "identity": {name: _read(identity_folder / name).decode() for name in _IDENTITY_FILES},
-        "model": {
-            name: base64.b64encode(_read(model_dir / name)).decode()
-            for name in (MANIFEST_NAME, *(f.name for f in manifest.files))
-        },
+        "model": model,
+        **({"more": more} if more else {}),
     }  # fmt: skip
     raw = (json.dumps(content, indent=1) + "\n").encode()
     if len(raw) > MAX_BYTES:
-        raise ClusterError(f"the files beside {manifest.model}'s shards take {len(raw)} bytes, at most {MAX_BYTES}")
+        names = " and ".join(cluster.models)
+        raise ClusterError(f"the files beside the shards of {names} take {len(raw)} bytes, at most {MAX_BYTES}")
     return raw
+
+
+def _packed(model_dir: Path) -> dict[str, str]:
+    """Return a model's manifest and the files beside its shards, in base64."""
+    names = (MANIFEST_NAME, *(f.name for f in Manifest.read(model_dir).files))
+    return {name: base64.b64encode(_read(model_dir / name)).decode() for name in names}
 
 
 def join(path: Path, config: Path, *, force: bool = False) -> Joined:
@@ -78,11 +82,14 @@ def join(path: Path, config: Path, *, force: bool = False) -> Joined:
     content = _parse(path)
     try:
         cluster = ClusterFile.from_dict(content["cluster"])
-        files = _model_files(content["model"])
-        manifest = Manifest.from_json(files[MANIFEST_NAME])
-        if cluster.plan.manifest_sha256 != manifest.sha256:
+        models = [_model_files(said) for said in (content["model"], *content.get("more", ()))]
+        digests = []
+        for files in models:
+            manifest = Manifest.from_json(files[MANIFEST_NAME])
+            _check_files(manifest, files)
+            digests.append(manifest.sha256)
+        if list(cluster.plans()) != digests:
             raise ClusterError(f"its plan is for other shards than those of its {MANIFEST_NAME}")
-        _check_files(manifest, files)
     except EdgellmError as e:
         raise ClusterError(f"identity file {path}: {e}. {_AGAIN}") from None
     cluster_path = config / FILE_NAME
@@ -92,12 +99,14 @@ def join(path: Path, config: Path, *, force: bool = False) -> Joined:
         identity = _write_identity(content, part, path)
         if not force:
             _refuse_to_replace(config, part)
-        model_dir = config / _MODELS / manifest.sha256[:16]
-        model_dir.mkdir(parents=True, exist_ok=True)
-        for name in sorted(files, key=lambda name: name == MANIFEST_NAME):  # the manifest last
-            write_atomically(model_dir / name, files[name])
+        folders = [config / _MODELS / digest[:16] for digest in digests]
+        for model_dir, files in zip(folders, models, strict=True):
+            model_dir.mkdir(parents=True, exist_ok=True)
+            for name in sorted(files, key=lambda name: name == MANIFEST_NAME):  # the manifest last
+                write_atomically(model_dir / name, files[name])
         _swap(part, config / _TLS)
-        replace(cluster, model_dir=str(model_dir), tls=str(config / _TLS)).write(cluster_path)
+        more = tuple(replace(m, model_dir=str(at)) for m, at in zip(cluster.more, folders[1:], strict=True))
+        replace(cluster, model_dir=str(folders[0]), tls=str(config / _TLS), more=more).write(cluster_path)
     except OSError as e:
         where = e.filename or config
         raise ClusterError(f"can't join in {config}: {where}: {(e.strerror or str(e)).lower()}") from None
@@ -129,11 +138,16 @@ def _parse(path: Path) -> dict[str, Any]:
             f"identity file {path}: format is {reprlib.repr(content.get('format'))}, this edgellm reads {FORMAT}. Run "
             "the same edgellm on both machines."
         )
-    if content.keys() != _FIELDS:
-        odd = sorted(content.keys() ^ _FIELDS)[0]
+    if content.keys() - {"more"} != _FIELDS:
+        odd = sorted((content.keys() - {"more"}) ^ _FIELDS)[0]
         raise ClusterError(f"identity file {path}: {reprlib.repr(odd)} is missing or unknown. {_AGAIN}")
-    for field, names in (("identity", set(_IDENTITY_FILES)), ("model", None)):
-        found = content[field]
+    more = content.get("more", [])
+    if not isinstance(more, list):
+        raise ClusterError(f"identity file {path}: more is {reprlib.repr(more)}, expected a list. {_AGAIN}")
+    for field, found, names in (
+        ("identity", content["identity"], set(_IDENTITY_FILES)), ("model", content["model"], None),
+        *(("more", one, None) for one in more),
+    ):  # fmt: skip
         texts = isinstance(found, dict) and all(isinstance(text, str) for text in found.values())
         if not texts or (names is not None and found.keys() != names):
             raise ClusterError(f"identity file {path}: {field} is not an object of files. {_AGAIN}")

@@ -240,3 +240,31 @@ def test_the_commands_on_both_sides(made, tmp_path):
     }  # fmt: skip
     said = CliRunner().invoke(main, ["join", str(anna), "--to", str(tmp_path / "hers")])
     assert "anna may ask the cluster of b0, b1. Remove" in said.stdout and "ready: edgellm ask --cluster" in said.stdout
+
+
+def test_further_models_go_along_each_into_a_folder_of_its_own(made, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/tokenizer.json").write_bytes(b"{}")
+    files = (ModelFile("tokenizer.json", 2, hashlib.sha256(b"{}").hexdigest()),)
+    replace(make_manifest(4), model="other", files=files).write(tmp_path / "other")
+    plan = make_plan(Manifest.read(tmp_path / "other"), (0, 2, 4), epoch=0)
+    two = tmp_path / "two.json"
+    ClusterFile.read(made / "cluster.json").adding(tmp_path / "other", plan).write(two)
+    stored = json.loads(two.read_text())
+    two.write_text(json.dumps({**stored, "model_dir": str(made / "model"), "tls": str(made / "tls/manager")}))
+    path = tmp_path / "anna.edgellm"
+    path.write_bytes(pack(made / "tls/asker", two))
+
+    joined = join(path, tmp_path / "config")
+    cluster = ClusterFile.read(joined.cluster_file)
+    assert cluster.models == ["fake", "other"] and cluster.choose("other").plan == plan
+    folders = [cluster.model_dir_path(joined.cluster_file, name) for name in cluster.models]
+    assert folders[0] != folders[1] and all(tmp_path / "config" in folder.parents for folder in folders)
+    assert (folders[1] / "tokenizer.json").read_bytes() == b"{}" and Manifest.read(folders[1]).model == "other"
+
+    content = json.loads(path.read_text())
+    for more, message in ((3, "more is 3"), ([3], "not an object of files"), ([], "its plan is for other shards")):
+        path.write_text(json.dumps({**content, "more": more}))
+        with pytest.raises(ClusterError, match=message):
+            join(path, tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere" / "cluster.json").exists()
