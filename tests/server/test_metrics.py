@@ -74,7 +74,8 @@ def test_boards_stand_there_as_they_were_surveyed(serving):
     assert sum(layers.values()) == serving.cluster.plan.num_layers and len(layers) == 2
     assert found["edgellm_board_slots", "b1"] == found["edgellm_board_free_slots", "b1"] == 2
     [model] = serving.models.names()
-    assert found["edgellm_plan_epoch", model] == serving.cluster.plan.epoch
+    epochs = serving.cluster.plan.epoch, serving.models.clients[model].plan.epoch  # a busy machine makes another plan
+    assert epochs[0] <= found["edgellm_plan_epoch", model] <= epochs[1]
     assert found["edgellm_recoveries_total", model] == 0
 
 
