@@ -66,7 +66,8 @@ class Cluster:
         async def ask_all():
             boards = await connect_all(self.boards.addresses)
             try:
-                return [(await b.status()).section.free_slots for b in boards]
+                sections = [(await b.status()).section for b in boards]  # none where another plan left the board out
+                return [self.plan.slots if s is None else s.free_slots for s in sections]
             finally:
                 for board in boards:
                     board.close()

@@ -49,7 +49,8 @@ def test_a_client_that_goes_away_is_counted_and_no_longer_running(serving):
     serving.cluster.pace.delay_s = 0.05
     body = {"messages": user("abcd"), "max_tokens": 500, "stream": True}
     with serving.http.stream("POST", "/v1/chat/completions", json=body) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # the stream is closed when nobody holds its iterator
+        assert next(lines)
         [model] = serving.models.names()
         assert metrics(serving)["edgellm_answers_running", model] == 1
     serving.wait_free()
