@@ -1,5 +1,6 @@
 """LiteLLM, by way of each of the three APIs."""
 
+import inspect
 import json
 
 import litellm
@@ -9,6 +10,15 @@ from tests.clients.asked import LENGTH, MODEL, PERSON, QUESTION, WEATHER, check_
 
 # pydantic warns of a class of LiteLLM's own.
 pytestmark = pytest.mark.filterwarnings("ignore:Items? .* on TypedDict class:UserWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed():
+    """Close the connections that LiteLLM keeps for all who ask."""
+    yield
+    for kept in (*litellm.in_memory_llm_clients_cache.cache_dict.values(), litellm.module_level_client):
+        if not inspect.iscoroutinefunction(close := getattr(kept, "close", None)) and close is not None:
+            close()
 
 
 @pytest.fixture(params=["openai", "ollama_chat", "anthropic"])
