@@ -1,6 +1,7 @@
 """Grammars that answers must match, compiled and followed by llguidance in a process of its own."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -120,12 +121,12 @@ class _Running:
                 if len(mask) < fields.get("mask_bytes", 0):
                     break
                 self._due.popleft().set_result(Reply(fields, mask))
-        self._process.kill()
-        self._process.wait()
+        self._process.kill()  # for one that has closed its stdout; a kill from here or elsewhere is nobody's fault
+        to_blame = self._process.wait() != -signal.SIGKILL
         with self._lock:
             self.dead = True
         for number, future in enumerate(self._due):
-            future.set_exception(WorkerEnded(culprit=number == 0))
+            future.set_exception(WorkerEnded(culprit=to_blame and number == 0))
         self._process.stdout.close()
         self._process.stdin.close()
 
