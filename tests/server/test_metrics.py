@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from edgellm.server.health import State, state_of
 from edgellm.server.keys import Keys
 from tests.server.serving import Serving, user
+from tests.server.test_under_load import LONG
 
 
 @pytest.fixture
@@ -47,10 +48,9 @@ def test_answers_and_their_tokens_are_counted_by_model_and_key(serving):
 
 def test_a_client_that_goes_away_is_counted_and_no_longer_running(serving):
     serving.cluster.pace.delay_s = 0.05
-    body = {"messages": user("abcd"), "max_tokens": 500, "stream": True}
-    with serving.http.stream("POST", "/v1/chat/completions", json=body) as response:
-        lines = response.iter_lines()  # the stream is closed when nobody holds its iterator
-        assert next(lines)
+    with serving.http.stream("POST", "/v1/chat/completions", json=LONG) as response:
+        lines = response.iter_lines()  # which hangs up when it is let go
+        next(lines)
         [model] = serving.models.names()
         assert metrics(serving)["edgellm_answers_running", model] == 1
     serving.wait_free()
