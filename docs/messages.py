@@ -32,6 +32,7 @@ SECTIONS = {
     "edgellm/controller/model.py": "The model can't be used",
     "edgellm/controller/certificates.py": "The certificates on this machine are wrong",
     "edgellm/controller/authority.py": "The certificates on this machine are wrong",
+    "edgellm/controller/serving.py": "The server can't be set up",
     "edgellm/controller/forming.py": "The boards don't answer together",
 }
 _NAMES = {"board", "place", "boards", "inventory_hostname", "name", "names", "', '.join(boards)"}
