@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from pathlib import Path
 from typing import Self
 
 from edgellm.client import AsyncClient, Tell
@@ -29,10 +29,11 @@ class SeveralModels:
     One task changes the boards over. A model whose split can't be read here is left out, with a line through `tell`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], tell: Tell, patience_s: float = PATIENCE_S):
+    def __init__(self, path: str | Path, tell: Tell, patience_s: float = PATIENCE_S):
         """`tell` and `patience_s` are as AsyncClient has them."""
         self._path, self._tell, self._patience_s = path, tell, patience_s
         self.clients: dict[str, AsyncClient] = {}
+        self.share_cache = False
         self._turns = Turns([""])
         self._took_s: dict[str, float] = {}  # what loading each took the last time
         self._failed: dict[str, EdgellmError] = {}  # why the last change to it failed, for those who waited
