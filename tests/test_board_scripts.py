@@ -243,6 +243,7 @@ SETTINGS = {
     "inventory_hostname": "pi1", "ansible_managed": "", "agent_start_seconds": 300, "edgellm_port": 7710,
     "edgellm_path": "auto", "edgellm_threads": "", "edgellm_cores": "", "edgellm_ram": "", "edgellm_memory_max": "90%",
     "edgellm_drain_seconds": 60, "edgellm_cache_gb": "0.5",
+    "agent_further": [{"id": "0123456789ab"}],
 }  # fmt: skip
 
 
@@ -251,6 +252,7 @@ def test_the_unit_listens_on_either_kind_of_address(address, listen):
     template = (ROLES / "agent/templates/edgellm-agent.service.j2").read_text()
     environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)
     unit = environment.from_string(template).render(**SETTINGS, agent_address=address)
-    assert f" --listen {listen} \\\n" in unit
+    folders = "--shards /var/lib/edgellm/model \\\n    --shards /var/lib/edgellm/models/0123456789ab \\\n"
+    assert f"{folders}    --listen {listen} \\\n" in unit
     assert " --drain-seconds 60 \\\n    --cache /var/lib/edgellm/cache --cache-gb 0.5\n" in unit
     assert "\nStateDirectory=edgellm/agent edgellm/cache\n" in unit

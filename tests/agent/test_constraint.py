@@ -202,7 +202,7 @@ def test_a_tokenizer_that_takes_long_to_read_is_read_for_the_next_answer(tmp_pat
     async def go(cluster, boards):
         with pytest.raises(BusyError, match="board b1 is busy: it still reads the model's tokenizer, for constraints"):
             await answer(cluster)
-        grammars = boards.agents[1].holding.grammars
+        grammars = boards.agents[1].stage._chooser._grammars
         await until(lambda: grammars._reading.done())
         process = grammars.running
         monkeypatch.setattr("edgellm.agent.constraint.WAIT_S", 15.0)

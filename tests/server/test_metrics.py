@@ -81,12 +81,12 @@ def test_boards_stand_there_as_they_were_surveyed(serving):
 
 
 def test_health_names_boards_only_to_who_has_a_key(serving):
-    serving.wait(lambda: serving.http.get("/ready").status_code == 200)
     told = {"status": "ok", "ready": True, "boards": {"known": 2, "answering": 2}}
-    assert serving.http.get("/health").json() == {**told, "missing": {}}  # on loopback without keys, to anybody
+    # On loopback without keys, to anybody.
+    serving.wait(lambda: serving.http.get("/health").json() == {**told, "missing": {}})
     key = Keys(serving.settings.keys).make("kitchen")
     serving.wait(lambda: serving.http.get("/v1/models").status_code == 401)
-    assert serving.http.get("/health").json() == told
+    serving.wait(lambda: serving.http.get("/health").json() == told)
     assert "missing" in serving.http.get("/health", headers={"Authorization": f"Bearer {key}"}).json()
 
 
