@@ -357,6 +357,7 @@ class Keeper:
         try:
             if await take(self._fleet, move.plan, may_commit, self._failures.unwilling(_clock_s())) is not None:
                 self._adopt(move.plan)
+                await self._survey(move.plan.boards)  # what boards hold is asked about
         finally:
             self._committing = False
 

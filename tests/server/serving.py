@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import json
 import threading
 from pathlib import Path
@@ -61,6 +62,9 @@ class Serving:
         self.http.close()
         self._server.should_exit = True
         self._thread.join(20)
+        if self._thread.is_alive():  # the reason is what its thread does now
+            faulthandler.dump_traceback()
+            self._thread.join(60)
         self._listener.close()
         self.cluster.stop()
 
