@@ -84,7 +84,8 @@ class _Ollama:
 
     async def ps(self, request: Request) -> Response:
         known = [self._models.describe(name) for name in self._models.names()]
-        return JSONResponse({"models": [ollama_models.running(model, model.expires_s) for model in known if model.loaded]})
+        running = [ollama_models.running(model, model.expires_s) for model in known if model.loaded]
+        return JSONResponse({"models": running})
 
     async def show(self, request: Request) -> Response:
         model = self._models.describe(ollama_ask.named(await read(request, NameRequest)))
