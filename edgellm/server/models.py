@@ -1,14 +1,10 @@
 """The models that a server answers with. Each has a client, and whoever asks holds it while the answer runs."""
 
-import os
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from edgellm.client import AsyncClient, Tell
-from edgellm.config import PATIENCE_S
+from edgellm.client import AsyncClient
 from edgellm.errors import EdgellmError, UsageError
 
 
@@ -65,37 +61,6 @@ class Models(Protocol):
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc: object) -> None: ...
-
-
-class OneModel:
-    """The model of a cluster file. See Models."""
-
-    def __init__(self, cluster: str | os.PathLike[str] | None, tell: Tell, patience_s: float = PATIENCE_S):
-        """`tell` and `patience_s` are as AsyncClient has them."""
-        self._cluster, self._tell, self._patience_s = cluster, tell, patience_s
-        self.clients: dict[str, AsyncClient] = {}
-        self.share_cache = False
-
-    async def __aenter__(self) -> Self:
-        client = AsyncClient(self._cluster, patience_s=self._patience_s, tell=self._tell)
-        self.clients = {client.asker.manifest.model: client}
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        for client in self.clients.values():
-            await client.aclose()
-
-    def names(self) -> list[str]:
-        return list(self.clients)
-
-    def describe(self, name: str) -> Model:
-        name = find_name(name, self.names())
-        return describe(name, self.clients[name], loaded=True)
-
-    @asynccontextmanager
-    async def use(self, name: str, keep_alive_s: float | None = None) -> AsyncGenerator[tuple[str, AsyncClient], None]:
-        name = find_name(name, self.names())
-        yield name, self.clients[name]
 
 
 def find_name(asked: str, names: list[str]) -> str:

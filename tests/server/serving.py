@@ -11,9 +11,9 @@ import httpx
 import uvicorn
 
 from edgellm.server.app import Settings, make_app
+from edgellm.server.change_over import SeveralModels
 from edgellm.server.http import Http
 from edgellm.server.listen import listen
-from edgellm.server.models import OneModel
 from tests.cli.commands import Cluster
 from tests.fakes import until
 
@@ -28,7 +28,7 @@ class Serving:
         (self.cluster.model_dir / "chat_template.jinja").write_text(TEMPLATE)
         self.settings = Settings(folder / "api-keys.json", **settings)
         self.told: list[str] = []
-        self.models = OneModel(self.cluster.file, self.told.append, patience_s)
+        self.models = SeveralModels(self.cluster.file, self.told.append, patience_s)
         self.app = make_app(self.models, self.settings)
         self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]

@@ -9,7 +9,7 @@ import pytest
 from edgellm.client import AsyncClient
 from edgellm.errors import BoardError
 from edgellm.server.app import Settings, make_app
-from edgellm.server.models import OneModel
+from edgellm.server.change_over import SeveralModels
 from tests.cli.commands import CONTEXT, Cluster, answer_to
 from tests.fakes import run
 
@@ -26,7 +26,7 @@ def cluster(tmp_path_factory):
 @asynccontextmanager
 async def served(cluster, tmp_path, models=None):
     """A client of the server."""
-    async with models or OneModel(cluster.file, lambda text: None) as open_models:
+    async with models or SeveralModels(cluster.file, lambda text: None) as open_models:
         transport = httpx.ASGITransport(make_app(open_models, Settings(tmp_path / "api-keys.json")))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
             yield client
@@ -81,7 +81,7 @@ class _Broken:
             raise BoardError("board b1 is gone", "b1")
 
 
-class BrokenModels(OneModel):
+class BrokenModels(SeveralModels):
     async def __aenter__(self):
         await super().__aenter__()
         self._whole = dict(self.clients)
