@@ -2,12 +2,8 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,20 +19,18 @@ from edgellm.server.asking import (
     TokenLogprob,
     ToolArguments,
     ToolBegin,
-    Usage,
 )
 from edgellm.server.fields import read
 from edgellm.server.openai_answers import ChatCompletion, Error
 from edgellm.server.openai_ask import chat_ask, choices_of
+from edgellm.server.openai_reply import Choice, Reply
 from edgellm.server.openai_types import ChatRequest
 from edgellm.server.openapi import Operation
-from edgellm.server.several import answers, copies
+from edgellm.server.several import copies
 from edgellm.server.sse import SSE, Stream, event, quiet, whole
 
 if TYPE_CHECKING:
     from edgellm.server.app import Server
-
-DONE = b"data: [DONE]\n\n"
 
 OPERATIONS = [
     Operation("POST", "/v1/chat/completions", "Answer a chat", ChatCompletion, Error, ChatRequest, SSE),
@@ -59,75 +53,21 @@ def routes(server: "Server") -> list[Route]:
     return [Route("/v1/chat/completions", chat, methods=["POST"])]
 
 
-@dataclass
-class Choice:
-    """One of the answers, as far as it has come."""
-
-    text: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    calls: list[tuple[ToolBegin, list[str]]] = field(default_factory=list)
-    ended: Ended | None = None
-
-    def add(self, happened: Event) -> None:
-        """Take in what has happened."""
-        if isinstance(happened, Text):
-            self.text.append(happened.text)
-            self.logprobs += happened.logprobs
-        elif isinstance(happened, Reasoning):
-            self.reasoning.append(happened.text)
-        elif isinstance(happened, ToolBegin):
-            self.calls.append((happened, []))
-        elif isinstance(happened, ToolArguments):
-            self.calls[-1][1].append(happened.text)
-        elif isinstance(happened, Ended):
-            self.ended = happened
-
-
-class _Reply:
+class _Reply(Reply):
     """The reply to one request, with all its choices."""
 
     def __init__(self, asks: list[Ask], body: ChatRequest):
-        self._asks, self._body = asks, body
+        super().__init__(body.model, asks, len(asks), body.stream_options)
+        self._body = body
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time())}
-        self._model = body.model
         self._wants_logprobs = bool(body.logprobs)
 
-    async def whole(self, server: "Server", request: Request) -> Response:
-        """Return the reply once it is complete."""
-        choices = [Choice() for _ in self._asks]
-        async with aclosing(answers(server.models, self._asks)) as events:
-            async for i, happened in events:
-                if isinstance(happened, Accepted):
-                    self._model = happened.model
-                choices[i].add(happened)
-        usage = total([choice.ended for choice in choices], len(choices))
-        request.state.tokens = usage.prompt, usage.completion
-        content = {
-            **self._head, "object": "chat.completion", "model": self._model,
-            "choices": [self._choice(i, choice) for i, choice in enumerate(choices)], "usage": usage_of(usage),
-        }  # fmt: skip
-        return Response(msgspec.json.encode(content), media_type="application/json")
-
-    async def pieces(self, server: "Server", request: Request) -> AsyncGenerator[bytes, None]:
-        """Yield the reply as server-sent events."""
-        ended: list[Ended | None] = [None] * len(self._asks)
-        async with aclosing(answers(server.models, self._asks)) as events:
-            async for i, happened in events:
-                if isinstance(happened, Ended):
-                    ended[i] = happened
-                    usage = total(ended, len(ended))
-                    request.state.tokens = usage.prompt, usage.completion
-                if piece := self._piece(i, happened):
-                    yield piece
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
-            yield event({**self._chunk([]), "usage": usage_of(total(ended, len(ended)))})
-        yield DONE
+    def _content(self, choices: list[Choice]) -> dict[str, Any]:
+        told = [self._choice(i, choice) for i, choice in enumerate(choices)]
+        return {**self._head, "object": "chat.completion", "model": self._model, "choices": told}
 
     def _piece(self, i: int, happened: Event) -> bytes:
         if isinstance(happened, Accepted):
-            self._model = happened.model
             return self._delta(i, {"role": "assistant", "content": ""})
         if isinstance(happened, Text):
             logprobs = {"content": [logprob_of(t) for t in happened.logprobs]} if happened.logprobs else None
@@ -171,30 +111,6 @@ class _Reply:
         if self._wants_logprobs:
             told["logprobs"] = {"content": [logprob_of(t) for t in choice.logprobs]}
         return told
-
-
-def total(ended: Sequence[Ended | None], n: int) -> Usage:
-    """Return the usage of the answers that have ended; of `n` in a row, which have the same prompt, it counts once."""
-    usage = Usage()
-    for i in range(0, len(ended), n):
-        told = [e.usage for e in ended[i : i + n] if e is not None]
-        prompt, cached = (told[0].prompt, told[0].cached) if told else (0, 0)
-        completion, reasoning = sum(u.completion for u in told), sum(u.reasoning for u in told)
-        usage = Usage(
-            usage.prompt + prompt, usage.cached + cached, usage.completion + completion, usage.reasoning + reasoning
-        )  # fmt: skip
-    return usage
-
-
-def usage_of(usage: Usage) -> dict[str, Any]:
-    """Return a usage as OpenAI tells it."""
-    return {
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.completion,
-        "total_tokens": usage.prompt + usage.completion,
-        "prompt_tokens_details": {"cached_tokens": usage.cached},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
-    }
 
 
 def logprob_of(token: TokenLogprob) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,10 +13,10 @@ from edgellm.server.fields import read, refuse
 from edgellm.server.guard import Limits
 from edgellm.server.openai_answers import Completion, Error
 from edgellm.server.openai_ask import choices_of, format_of, keep_alive_of, logprobs_of, sampled_options
-from edgellm.server.openai_chat import DONE, Choice, total, usage_of
+from edgellm.server.openai_reply import Choice, Reply
 from edgellm.server.openai_types import CompletionRequest
 from edgellm.server.openapi import Operation
-from edgellm.server.several import answers, copies
+from edgellm.server.several import copies
 from edgellm.server.sse import PING, SSE, Stream, event, quiet, whole
 
 if TYPE_CHECKING:
@@ -43,7 +40,7 @@ def routes(server: "Server") -> list[Route]:
     return [Route("/v1/completions", complete, methods=["POST"])]
 
 
-class _Reply:
+class _Reply(Reply):
     """The reply to one request, with all its choices."""
 
     def __init__(self, body: CompletionRequest, key: str, limits: Limits):
@@ -58,63 +55,36 @@ class _Reply:
         if body.logprobs is not None:
             options["logprobs"] = logprobs_of("logprobs", body.logprobs)
         wanted, keep_alive_s = format_of(body.response_format), keep_alive_of(body.keep_alive)
-        self._asks: list[Ask] = []
+        asks: list[Ask] = []
         for prompt in self._prompts:
             ask = Ask(body.model, (), prompt, options, format=wanted, keep_alive_s=keep_alive_s, key=key)
-            self._asks += copies(ask, self._n)
+            asks += copies(ask, self._n)
+        super().__init__(body.model, asks, self._n, body.stream_options)
         self._head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time())}
-        self._model = body.model
-        self._lengths = [len(self._echo(i)) for i in range(len(self._asks))]  # of each choice's text, for logprobs
+        self._lengths = [len(self._echo(i)) for i in range(len(asks))]  # of each choice's text, for logprobs
 
-    async def whole(self, server: "Server", request: Request) -> Response:
-        """Return the reply once it is complete."""
-        choices = [Choice() for _ in self._asks]
-        async with aclosing(answers(server.models, self._asks)) as events:
-            async for i, happened in events:
-                if isinstance(happened, Accepted):
-                    self._model = happened.model
-                choices[i].add(happened)
-        usage = total([choice.ended for choice in choices], self._n)
-        request.state.tokens = usage.prompt, usage.completion
+    def _content(self, choices: list[Choice]) -> dict[str, Any]:
         told = [
             self._choice(i, self._echo(i) + "".join(c.text), c.logprobs, c.ended.reason)
             for i, c in enumerate(choices) if c.ended is not None
         ]  # fmt: skip
-        content = {**self._head, "model": self._model, "choices": told, "usage": usage_of(usage)}
-        return Response(msgspec.json.encode(content), media_type="application/json")
-
-    async def pieces(self, server: "Server", request: Request) -> AsyncGenerator[bytes, None]:
-        """Yield the reply as server-sent events."""
-        ended: list[Ended | None] = [None] * len(self._asks)
-        async with aclosing(answers(server.models, self._asks)) as events:
-            async for i, happened in events:
-                if isinstance(happened, Ended):
-                    ended[i] = happened
-                    usage = total(ended, self._n)
-                    request.state.tokens = usage.prompt, usage.completion
-                if piece := self._piece(i, happened):
-                    yield piece
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
-            yield event({**self._head, "model": self._model, "choices": [], "usage": usage_of(total(ended, self._n))})
-        yield DONE
+        return {**self._head, "model": self._model, "choices": told}
 
     def _piece(self, i: int, happened: Event) -> bytes:
         if isinstance(happened, Accepted):
-            self._model = happened.model
             echo = self._echo(i)
-            return self._chunk(self._choice(i, echo)) if echo else PING
+            return event(self._chunk([self._choice(i, echo)])) if echo else PING
         if isinstance(happened, Text):
-            return self._chunk(self._choice(i, happened.text, happened.logprobs))
+            return event(self._chunk([self._choice(i, happened.text, happened.logprobs)]))
         if isinstance(happened, Ended):
-            return self._chunk(self._choice(i, "", (), happened.reason))
+            return event(self._chunk([self._choice(i, "", (), happened.reason)]))
         return quiet(happened)
 
     def _echo(self, i: int) -> str:
         return self._prompts[i // self._n] if self._body.echo else ""
 
-    def _chunk(self, choice: dict[str, Any]) -> bytes:
-        return event({**self._head, "model": self._model, "choices": [choice]})
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._head, "model": self._model, "choices": choices}
 
     def _choice(
         self, i: int, text: str, logprobs: list[TokenLogprob] | tuple[TokenLogprob, ...] = (),
