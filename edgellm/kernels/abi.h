@@ -3,7 +3,7 @@
 // Python reads this file with cffi (abi.py), C++ includes it through exported.h. So it is plain C without a line for the
 // preprocessor. Whoever changes what a caller sees counts ABI_VERSION up.
 
-static const int ABI_VERSION = 4;
+static const int ABI_VERSION = 5;
 
 static const uint64_t GROUP = 32;              // columns of a packed weight that share a scale
 static const uint64_t TILE = 16;               // rows of a packed weight that lie together
@@ -18,10 +18,25 @@ static const uint64_t MOST_HEADS = 1024;    // of queries
 static const uint64_t MOST_HEAD_DIM = 1024;
 static const uint64_t MOST_ROWS = 64;       // heads of queries that share one of keys and values
 static const uint64_t KEYS = 16;            // keys that lie side by side in a slot: its context is a multiple, rounded up
-static const uint64_t ROPES = 2;            // sets of rotary factors: LongRoPE has short and long ones
+static const uint64_t ROPES = 8;            // tables of rotary factors: two for each set, because LongRoPE has long ones
+static const uint64_t NO_ROPE = 255;        // of a layer whose attention knows no positions
+static const uint64_t MOST_EXPERTS = 1024;
+static const uint64_t MOST_CHOSEN = 64;     // experts for one token
+static const uint64_t LOG_TOKENS = 32;      // that a recurrent layer can take back, from its checkpoint on (section.h)
+static const uint64_t STATE_HEADER_BYTES = 64;
 static const int MOST_THREADS = 64;
 
 enum Encoding { INT4 = 0, INT8 = 1, BF16 = 2, F16 = 3, F32 = 4, INT4S = 5, ENCODINGS };
+
+// What mixes a layer's tokens. LayerSpec has a struct for each kind.
+enum Mixer { NO_MIXER = 0, ATTENTION = 1, DELTA_RULE = 2, SHORT_CONV = 3, MAMBA2 = 4, MIXERS };
+
+// What an MLP does between its matrices. SWIGLU_CLAMPED, with `limit`: gate = min(gate, limit), up within +-limit, then
+// gate * sigmoid(1.702 gate) * (up + 1).
+enum Activation { SILU = 0, GELU_TANH = 1, RELU_SQUARED = 2, SWIGLU_CLAMPED = 3, ACTIVATIONS };
+
+// How a router's products become the weights of the experts that it chooses: the last over those chosen only.
+enum Scoring { SOFTMAX = 0, SIGMOID = 1, SOFTMAX_OF_CHOSEN = 2, SCORINGS };
 
 // What a call returns. Whatever isn't OK has done nothing.
 enum Status {
@@ -77,29 +92,69 @@ typedef struct FloatsSpec {
     uint64_t count;
 } FloatsSpec;
 
-// Rows [first, first + rows) of a weight [out, in], and a bias of `rows`. data is null where there is none.
+// Rows [first, first + rows) of a weight [out, in], and a bias of `rows`. data is null where there is none. Of experts'
+// weights there are `experts` matrices, one after the other, and as many biases; else it is 0.
 typedef struct ProjectionSpec {
     const void *data;
-    uint64_t bytes, out, in, first, rows;
+    uint64_t bytes, out, in, first, rows, experts;
     int64_t encoding;
     FloatsSpec bias;
 } ProjectionSpec;
 
+// weight.data is null where there is no norm, bias.data but for LayerNorms.
 typedef struct NormSpec {
     FloatsSpec weight, bias;
 } NormSpec;
 
+// families/mixers.py says what all of this means. `rope` is a set of rotary factors, or NO_ROPE. Flags are 0 or 1.
+typedef struct AttentionSpec {
+    uint64_t heads, kv_heads, head_dim, rotary_dim, rope, window;
+    uint64_t interleaved, gated;
+    double scale, soft_cap;
+    ProjectionSpec q, k, v, o;  // without a v, values are what k gives
+    FloatsSpec q_norm, k_norm, v_norm, sinks;
+} AttentionSpec;
+
+// DELTA_RULE, SHORT_CONV and MAMBA2 use what they have of this.
+typedef struct RecurrentSpec {
+    uint64_t channels, kernel;
+    uint64_t key_heads, value_heads, key_dim, value_dim;  // of MAMBA2: groups, heads, state_dim, head_dim
+    uint64_t norm_groups, gate_first;
+    double least_dt, most_dt;
+    ProjectionSpec in, z, a, b, out;  // in is qkv, (b, c, x), or all that MAMBA2 takes
+    FloatsSpec conv, conv_bias, a_log, dt_bias, d, norm;  // conv is [channels, kernel]
+} RecurrentSpec;
+
+// An MLP; without a gate it is plain. `up.data` is null where a layer has none.
+typedef struct MlpSpec {
+    int64_t activation;
+    double limit;
+    ProjectionSpec gate, up, down;
+} MlpSpec;
+
+typedef struct ExpertsSpec {
+    uint64_t count, top_k, groups, top_groups, normalise;  // count is 0 where there are none
+    int64_t scoring;
+    double scale;
+    ProjectionSpec router;
+    FloatsSpec correction;
+    MlpSpec experts;
+    ProjectionSpec shared_gate;
+} ExpertsSpec;
+
 typedef struct LayerSpec {
-    NormSpec before_attention, before_mlp;
-    ProjectionSpec q, k, v, o, gate, up, down;  // without a gate the MLP is down(gelu(up(x)))
-    FloatsSpec q_norm, k_norm;
-    double attention_scale;
-    uint64_t window;  // 0: none
+    NormSpec before_mixer, after_mixer, before_feed_forward, after_feed_forward;
+    int64_t mixer;
+    AttentionSpec attention;
+    RecurrentSpec recurrent;
+    MlpSpec mlp;  // beside experts: the shared one
+    ExpertsSpec experts;
+    double residual_scale, output_scale;
 } LayerSpec;
 
 typedef struct SectionSpec {
-    uint64_t hidden, heads, kv_heads, head_dim, rotary_dim, intermediate, vocab, positions, num_layers;
-    double eps;
+    uint64_t hidden, vocab, positions, num_layers;
+    double eps, embed_scale, logit_scale, logit_soft_cap;
     const LayerSpec *layers;
     ProjectionSpec embedding, position_embedding, head;  // data is null where the section has none
     NormSpec final_norm;
@@ -108,10 +163,10 @@ typedef struct SectionSpec {
 // Consecutive positions of one sequence, to be computed.
 typedef struct StepSpec {
     uint64_t tokens, position;
-    uint64_t rope;    // which rotary factors
-    uint64_t logits;  // wanted after how many of its last tokens
-    void *kv;         // the slot: for each layer its keys, then its values (ops.h)
-    uint64_t kv_bytes, context;
+    uint64_t long_rope;  // 1: the second table of a set of rotary factors
+    uint64_t logits;     // wanted after how many of its last tokens
+    void *slot;          // for each layer what it remembers (section.h)
+    uint64_t slot_bytes, context;
     int64_t kv_encoding;  // F16 or F32
 } StepSpec;
 
@@ -123,8 +178,8 @@ int edgellm_section_new(const SectionSpec *spec, uint64_t spec_bytes, Section **
 
 void edgellm_section_free(Section *section);
 
-// Gives rotary factors `which` for positions [0, positions): cos and sin are float32 [positions, rotary_dim / 2], of
-// `count` values each, and stay where they are.
+// Gives table `which` of rotary factors, 2 * set + (1 if long), for positions [0, positions): cos and sin are float32
+// [positions, rotary_dim / 2], of `count` values each, and stay where they are. All layers of a set have one rotary_dim.
 int edgellm_section_rope(Section *section, uint64_t which, const float *cos, const float *sin, uint64_t count,
                          uint64_t positions);
 

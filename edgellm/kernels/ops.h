@@ -25,7 +25,7 @@ struct Norm {
     float eps;
 };
 
-// A head's part of q or k: x (+ bias), then an RMSNorm over the head if there is one (weight), then rotary positions on
+// A head's part of q, k or v: x (+ bias), then an RMSNorm over the head if there is one (weight), then rotary positions on
 // the first 2 * half dimensions (cos, sin: [half]), then times `scale`.
 struct HeadJob {
     const float* bias;
@@ -34,34 +34,46 @@ struct HeadJob {
     const float* cos;
     const float* sin;
     size_t half, dim;
+    bool interleaved;  // pairs that turn are neighbours, not one of each half
 };
 
-// Attention of some queries of a sequence over one kv head. Query i is at `position + i`, and its `heads` heads lie one
-// after the other at q + i * q_stride; the results go to out + i * out_stride. A query sees itself and what is before it,
-// the last `window` of these with a window (0: none).
+// Attention of some queries of a sequence over one kv head. Query i is at `position + i`, and its `heads` heads lie at
+// q + i * q_stride, each `head_stride` after the one before; the results go to out + i * out_stride, one after the other. A
+// query sees itself and what is before it, the last `window` of these with a window (0: none). Scores are bounded by
+// soft_cap * tanh(score / soft_cap) unless it is 0. A head's sink is one more score, without a value.
 struct AttentionJob {
     KeysValues kv;
     const float* q;
     float* out;
-    size_t q_stride, out_stride;
+    size_t q_stride, head_stride, out_stride;
     size_t position, queries, heads, window;  // queries * heads is at most MOST_ROWS
+    float soft_cap;
+    const float* sinks;  // [heads], or null
 };
 
 struct Ops {
     // x[n] += added[n] + bias[n] (either may be null); out = norm(x)
     void (*add_and_norm)(float* x, const float* added, const float* bias, const Norm&, size_t n, float* out);
-    // x[n] += added[n] + bias[n]
+    // out = norm(x); out may be x
+    void (*norm)(const float* x, const Norm&, size_t n, float* out);
+    // x[n] += added[n] + bias[n]; bias may be null
     void (*add)(float* x, const float* added, const float* bias, size_t n);
     void (*head)(float* x, const HeadJob&);
     // Writes the key or value of a position; values too large for fp16 become the largest fp16.
     void (*store_key)(const KeysValues&, size_t position, const float* key);
     void (*store_value)(const KeysValues&, size_t position, const float* value, const float* bias);
     void (*attend)(const AttentionJob&);
-    // out = silu(gate + gate_bias) * (up + up_bias); biases may be null
-    void (*silu_gated)(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n,
-                       float* out);
-    // out = gelu(x + bias), by tanh
-    void (*gelu)(const float* x, const float* bias, size_t n, float* out);
+    // x *= sigmoid(gate + bias); bias may be null
+    void (*gate)(float* x, const float* gate, const float* bias, size_t n);
+    // x *= scale
+    void (*scale)(float* x, float scale, size_t n);
+    // x *= scale, then cap * tanh(x / cap) unless cap is 0; n is any
+    void (*bound)(float* x, float scale, float cap, size_t n);
+    // By Activation. out = activation(gate + gate_bias) * (up + up_bias); biases may be null
+    void (*gated[ACTIVATIONS])(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n,
+                               float limit, float* out);
+    // By Activation. out = activation(x + bias); bias may be null
+    void (*plain[ACTIVATIONS])(const float* x, const float* bias, size_t n, float* out);
 };
 
 extern const Ops BASE_OPS;

@@ -3,7 +3,8 @@
 // What a query gets depends on its position and window alone: blocks begin at multiples of 64 of the position, and within
 // one, keys and dimensions go in ascending order. For each block, with scores s = sum over d of q[d] * k[d] (a chain):
 //   m' = max(m, s...),  p = e^(s - m'),  l = fma(l, e^(m - m'), sum p),  out[d] = out[d] * e^(m - m'), then + p * v[d]
-// and in the end out / l. Of a block that a query sees in part, keys out of sight are neither in s nor touched in v.
+// where a soft cap bounds s first, and in the end out / l. m begins with a head's sink, and l then with 1. Of a block that a
+// query sees in part, keys out of sight are neither in s nor touched in v.
 
 namespace {
 
@@ -93,7 +94,7 @@ void weigh(Row* const* rows, const float* factors, const T* values, size_t dim, 
 
 // Keys [first, end) of a block, which all of the rows see.
 template <class T, size_t R>
-void block_of(Row* const* rows, const T* keys, const T* values, size_t dim, size_t first, size_t end) {
+void block_of(Row* const* rows, const T* keys, const T* values, size_t dim, size_t first, size_t end, float soft_cap) {
     alignas(64) float scores[R][BLOCK];
     if (end - first < BLOCK)
         for (size_t r = 0; r < R; r++)
@@ -101,6 +102,9 @@ void block_of(Row* const* rows, const T* keys, const T* values, size_t dim, size
     score<T, R>(rows, keys, dim, first, end, scores);
     float factors[R];
     for (size_t r = 0; r < R; r++) {
+        if (soft_cap != 0.0f)
+            for (size_t i = first / KEYS * KEYS; i < end; i += KEYS)
+                store(scores[r] + i, soft_capped(load(scores[r] + i), soft_cap));
         for (size_t i = first / KEYS * KEYS; i < first; i++) scores[r][i] = -__builtin_inff();
         for (size_t i = end; i % KEYS; i++) scores[r][i] = -__builtin_inff();
         factors[r] = soften(*rows[r], scores[r]);
@@ -109,12 +113,13 @@ void block_of(Row* const* rows, const T* keys, const T* values, size_t dim, size
 }
 
 template <class T>
-void block(Row* const* rows, size_t count, const T* keys, const T* values, size_t dim, size_t first, size_t end) {
+void block(Row* const* rows, size_t count, const T* keys, const T* values, size_t dim, size_t first, size_t end,
+           float soft_cap) {
     switch (count) {
-        case 1: return block_of<T, 1>(rows, keys, values, dim, first, end);
-        case 2: return block_of<T, 2>(rows, keys, values, dim, first, end);
-        case 3: return block_of<T, 3>(rows, keys, values, dim, first, end);
-        default: return block_of<T, 4>(rows, keys, values, dim, first, end);
+        case 1: return block_of<T, 1>(rows, keys, values, dim, first, end, soft_cap);
+        case 2: return block_of<T, 2>(rows, keys, values, dim, first, end, soft_cap);
+        case 3: return block_of<T, 3>(rows, keys, values, dim, first, end, soft_cap);
+        default: return block_of<T, 4>(rows, keys, values, dim, first, end, soft_cap);
     }
 }
 
@@ -123,8 +128,9 @@ void attend_as(const AttentionJob& job) {
     const size_t dim = job.kv.dim, all = job.queries * job.heads;
     Row rows[MOST_ROWS];
     for (size_t i = 0; i < all; i++) {
-        const size_t query = i / job.heads, at = i % job.heads * dim;
-        rows[i] = {job.q + query * job.q_stride + at, job.out + query * job.out_stride + at, -__builtin_inff(), 0.0f};
+        const size_t query = i / job.heads, head = i % job.heads;
+        rows[i] = {job.q + query * job.q_stride + head * job.head_stride, job.out + query * job.out_stride + head * dim,
+                   job.sinks ? job.sinks[head] : -__builtin_inff(), job.sinks ? 1.0f : 0.0f};
         for (size_t d = 0; d < dim; d += LANES) store(rows[i].out + d, splat(0));
     }
     const auto sees_from = [&](size_t position) {
@@ -149,7 +155,7 @@ void attend_as(const AttentionJob& job) {
                 if (first_too != first || end_too != end) break;
                 together[count] = &rows[i + count];
             }
-            if (first < end) block<T>(together, count, keys, values, dim, first, end);
+            if (first < end) block<T>(together, count, keys, values, dim, first, end, job.soft_cap);
             i += count;
         }
     }

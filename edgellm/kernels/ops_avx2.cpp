@@ -9,6 +9,7 @@
 
 namespace edgellm {
 
-const Ops AVX2_OPS = {add_and_norm, add_to, head, store_key, store_value, attend, silu_gated, gelu};
+const Ops AVX2_OPS =
+#include "ops_table.h"
 
 }  // namespace edgellm

@@ -50,10 +50,26 @@ void add_and_norm(float* x, const float* added, const float* bias, const Norm& n
     norm_of(x, norm, n, out);
 }
 
+void scale_by(float* x, float scale, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) store(x + i, mul(load(x + i), splat(scale)));
+}
+
+inline void scale_head(float* x, const HeadJob& job) {
+    if (job.scale != 1.0f) scale_by(x, job.scale, job.dim);
+}
+
 void head(float* x, const HeadJob& job) {
     if (job.bias)
         for (size_t i = 0; i < job.dim; i += LANES) store(x + i, add(load(x + i), load(job.bias + i)));
     if (job.norm) norm_of(x, {job.norm, nullptr, job.eps}, job.dim, x);
+    if (job.interleaved) {
+        for (size_t j = 0; j < job.half; j++) {
+            const float a = x[2 * j], b = x[2 * j + 1], c = job.cos[j], s = job.sin[j];
+            x[2 * j] = a * c - b * s;
+            x[2 * j + 1] = b * c + a * s;
+        }
+        return scale_head(x, job);
+    }
     float* y = x + job.half;
     size_t i = 0;
     for (; i + LANES <= job.half; i += LANES) {
@@ -66,8 +82,7 @@ void head(float* x, const HeadJob& job) {
         x[i] = a * c - b * s;
         y[i] = b * c + a * s;
     }
-    if (job.scale != 1.0f)
-        for (i = 0; i < job.dim; i += LANES) store(x + i, mul(load(x + i), splat(job.scale)));
+    scale_head(x, job);
 }
 
 inline Lanes within_half(Lanes a) { return most(splat(-65504.0f), least(splat(65504.0f), a)); }
@@ -102,26 +117,104 @@ void store_value(const KeysValues& kv, size_t position, const float* value, cons
     }
 }
 
-void silu_gated(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n,
-                float* out) {
-    const Lanes one = splat(1.0f), zero = splat(0.0f);
+inline Lanes sigmoid(Lanes x) { return div(splat(1.0f), add(splat(1.0f), exp(sub(splat(0.0f), x)))); }
+inline Lanes silu(Lanes x) { return div(x, add(splat(1.0f), exp(sub(splat(0.0f), x)))); }
+
+// x/2 * (1 + tanh(u)) is x / (1 + e^-2u), with u = sqrt(2/pi) * (x + 0.044715 x^3).
+inline Lanes gelu_tanh(Lanes x) {
+    const Lanes u = fma(mul(splat(0.044715f), mul(x, x)), x, x);
+    return div(x, add(splat(1.0f), exp(mul(splat(-1.59576912160573071f), u))));
+}
+
+// cap * tanh(x / cap) is cap * (1 - 2 / (1 + e^(2x/cap))).
+inline Lanes soft_capped(Lanes x, float cap) {
+    const Lanes e = exp(mul(x, splat(2.0f / cap)));
+    return mul(splat(cap), sub(splat(1.0f), div(splat(2.0f), add(splat(1.0f), e))));
+}
+
+void gate(float* x, const float* gate, const float* bias, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) {
+        Lanes g = load(gate + i);
+        if (bias) g = add(g, load(bias + i));
+        store(x + i, mul(load(x + i), sigmoid(g)));
+    }
+}
+
+void bound(float* x, float scale, float cap, size_t n) {
+    const auto bounded = [=](Lanes v) {
+        v = mul(v, splat(scale));
+        return cap == 0.0f ? v : soft_capped(v, cap);
+    };
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) store(x + i, bounded(load(x + i)));
+    if (i == n) return;
+    float rest[LANES] = {};
+    memcpy(rest, x + i, (n - i) * sizeof(float));
+    store(rest, bounded(load(rest)));
+    memcpy(x + i, rest, (n - i) * sizeof(float));
+}
+
+// Calls f(gate, up), each with its bias, for LANES values at a time.
+template <class F>
+inline void each_gated(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n,
+                       float* out, const F& f) {
     for (size_t i = 0; i < n; i += LANES) {
         Lanes g = load(gate + i), u = load(up + i);
         if (gate_bias) g = add(g, load(gate_bias + i));
         if (up_bias) u = add(u, load(up_bias + i));
-        store(out + i, mul(div(g, add(one, exp(sub(zero, g)))), u));
+        store(out + i, f(g, u));
     }
 }
 
-// x/2 * (1 + tanh(u)) is x / (1 + e^-2u), with u = sqrt(2/pi) * (x + 0.044715 x^3).
-void gelu(const float* x, const float* bias, size_t n, float* out) {
-    const Lanes one = splat(1.0f);
+template <class F>
+inline void each_plain(const float* x, const float* bias, size_t n, float* out, const F& f) {
     for (size_t i = 0; i < n; i += LANES) {
         Lanes v = load(x + i);
         if (bias) v = add(v, load(bias + i));
-        const Lanes u = fma(mul(splat(0.044715f), mul(v, v)), v, v);
-        store(out + i, div(v, add(one, exp(mul(splat(-1.59576912160573071f), u)))));
+        store(out + i, f(v));
     }
+}
+
+void silu_gated(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n, float,
+                float* out) {
+    each_gated(gate, gate_bias, up, up_bias, n, out, [](Lanes g, Lanes u) { return mul(silu(g), u); });
+}
+
+void gelu_gated(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n, float,
+                float* out) {
+    each_gated(gate, gate_bias, up, up_bias, n, out, [](Lanes g, Lanes u) { return mul(gelu_tanh(g), u); });
+}
+
+void relu_squared_gated(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n, float,
+                        float* out) {
+    each_gated(gate, gate_bias, up, up_bias, n, out, [](Lanes g, Lanes u) {
+        const Lanes positive = most(g, splat(0.0f));
+        return mul(mul(positive, positive), u);
+    });
+}
+
+void swiglu_clamped(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n,
+                    float limit, float* out) {
+    each_gated(gate, gate_bias, up, up_bias, n, out, [=](Lanes g, Lanes u) {
+        g = least(g, splat(limit));
+        u = most(splat(-limit), least(u, splat(limit)));
+        return mul(mul(g, sigmoid(mul(splat(1.702f), g))), add(u, splat(1.0f)));
+    });
+}
+
+void silu_plain(const float* x, const float* bias, size_t n, float* out) {
+    each_plain(x, bias, n, out, [](Lanes v) { return silu(v); });
+}
+
+void gelu_plain(const float* x, const float* bias, size_t n, float* out) {
+    each_plain(x, bias, n, out, [](Lanes v) { return gelu_tanh(v); });
+}
+
+void relu_squared_plain(const float* x, const float* bias, size_t n, float* out) {
+    each_plain(x, bias, n, out, [](Lanes v) {
+        const Lanes positive = most(v, splat(0.0f));
+        return mul(positive, positive);
+    });
 }
 
 }  // namespace

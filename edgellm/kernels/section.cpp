@@ -19,70 +19,118 @@ int take(const FloatsSpec& spec, size_t count, bool needed, const float** into) 
     return spec.count == count ? OK : BAD_LENGTH;
 }
 
-int take(const NormSpec& spec, size_t count, float eps, Norm* into) {
+int take(const NormSpec& spec, size_t count, bool needed, float eps, Norm* into) {
     into->eps = eps;
-    CHECK(take(spec.weight, count, true, &into->weight));
+    if (spec.weight.data == nullptr && spec.bias.data) return BAD_POINTER;
+    CHECK(take(spec.weight, count, needed, &into->weight));
     return take(spec.bias, count, false, &into->bias);
 }
 
-int take(const ProjectionSpec& spec, size_t rows, size_t in, Projection* into) {
+int take(const ProjectionSpec& spec, size_t rows, size_t in, size_t experts, Projection* into) {
     if (spec.data == nullptr) return BAD_POINTER;
     if (spec.encoding < INT4 || spec.encoding >= ENCODINGS) return BAD_ENCODING;
     const int encoding = static_cast<int>(spec.encoding);
-    if (spec.rows != rows || spec.in != in || spec.out >= MOST || spec.first > spec.out ||
-        spec.rows > spec.out - spec.first || spec.first % TILE || (is_packed(encoding) && in % GROUP))
+    if (rows == 0 || spec.rows != rows || spec.in != in || spec.out >= MOST || spec.first > spec.out ||
+        spec.rows > spec.out - spec.first || spec.first % TILE || spec.experts != experts ||
+        (is_packed(encoding) && in % GROUP))
         return BAD_SHAPE;
-    if (spec.bytes != matrix_bytes(encoding, spec.out, in)) return BAD_LENGTH;
+    const size_t bytes = matrix_bytes(encoding, spec.out, in);
+    if (spec.bytes != bytes * (experts ? experts : 1)) return BAD_LENGTH;
     if (!is_packed(encoding) && reinterpret_cast<uintptr_t>(spec.data) % value_bytes(encoding)) return BAD_POINTER;
     into->matrix = {static_cast<const uint8_t*>(spec.data), spec.out, spec.in, encoding};
     into->first = spec.first;
     into->rows = spec.rows;
-    return take(spec.bias, rows, false, &into->bias);
+    into->experts = experts;
+    into->expert_bytes = bytes;
+    return take(spec.bias, rows * (experts ? experts : 1), false, &into->bias);
 }
+
+int take(const ProjectionSpec& spec, size_t rows, size_t in, Projection* into) { return take(spec, rows, in, 0, into); }
 
 // An embedding or the head: all rows of a weight, and no bias.
 int take_end(const ProjectionSpec& spec, size_t rows, const Section& s, Projection* into) {
-    if (rows == 0 || spec.out != rows || spec.bias.data) return BAD_SHAPE;
+    if (spec.out != rows || spec.bias.data) return BAD_SHAPE;
     return take(spec, rows, s.hidden, into);
 }
 
+// A norm over each head, or over all of them at once.
+int take_norm(const FloatsSpec& spec, size_t dim, size_t heads, const float** into, bool* whole) {
+    *whole = spec.data && heads > 1 && spec.count == heads * dim;
+    return take(spec, *whole ? heads * dim : dim, false, into);
+}
+
+bool is_size(uint64_t size) { return size != 0 && size < MOST && size % LANE_COUNT == 0; }
+
+int take(const AttentionSpec& spec, const Section& s, Attention* into) {
+    if (!is_size(spec.head_dim) || spec.head_dim > MOST_HEAD_DIM || spec.heads == 0 || spec.heads > MOST_HEADS ||
+        spec.kv_heads == 0 || spec.heads % spec.kv_heads || spec.heads / spec.kv_heads > MOST_ROWS ||
+        spec.rotary_dim % 2 || spec.rotary_dim > spec.head_dim || spec.interleaved > 1 || spec.gated > 1 ||
+        (spec.rope != NO_ROPE && (spec.rope >= ROPES / 2 || spec.rotary_dim == 0)) ||
+        (spec.rope == NO_ROPE && spec.rotary_dim))
+        return BAD_SHAPE;
+    Attention& a = *into;
+    a.heads = spec.heads;
+    a.kv_heads = spec.kv_heads;
+    a.dim = spec.head_dim;
+    a.rotary_dim = spec.rotary_dim;
+    a.rope = spec.rope;
+    a.window = spec.window;
+    a.interleaved = spec.interleaved;
+    a.gated = spec.gated;
+    a.scale = static_cast<float>(spec.scale);
+    a.soft_cap = static_cast<float>(spec.soft_cap);
+    CHECK(take(spec.q, a.q_rows(), s.hidden, &a.q));
+    CHECK(take(spec.k, a.kv_rows(), s.hidden, &a.k));
+    if (spec.v.data) CHECK(take(spec.v, a.kv_rows(), s.hidden, &a.v));
+    CHECK(take(spec.o, s.hidden, a.heads * a.dim, &a.o));
+    CHECK(take_norm(spec.q_norm, a.dim, a.heads, &a.q_norm, &a.q_norm_whole));
+    CHECK(take_norm(spec.k_norm, a.dim, a.kv_heads, &a.k_norm, &a.k_norm_whole));
+    if ((a.q_norm_whole && a.gated) || (!a.v && a.k.bias)) return BAD_SHAPE;  // no model is like this
+    CHECK(take(spec.v_norm, a.dim, false, &a.v_norm));
+    return take(spec.sinks, a.heads, false, &a.sinks);
+}
+
+int take(const MlpSpec& spec, size_t hidden, size_t experts, Mlp* into) {
+    if (spec.activation < 0 || spec.activation >= ACTIVATIONS || !is_size(spec.up.rows)) return BAD_SHAPE;
+    into->activation = static_cast<int>(spec.activation);
+    into->limit = static_cast<float>(spec.limit);
+    const size_t inner = spec.up.rows;
+    if (spec.gate.data) CHECK(take(spec.gate, inner, hidden, experts, &into->gate));
+    if ((spec.activation == SWIGLU_CLAMPED || spec.activation == SILU) != (spec.gate.data != nullptr) &&
+        spec.activation != GELU_TANH)
+        return BAD_SHAPE;  // silu is for gates, relu squared isn't
+    CHECK(take(spec.up, inner, hidden, experts, &into->up));
+    return take(spec.down, hidden, inner, experts, &into->down);
+}
+
 int take(const LayerSpec& spec, const Section& s, Layer* into) {
-    const size_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
-    CHECK(take(spec.before_attention, s.hidden, s.eps, &into->before_attention));
-    CHECK(take(spec.before_mlp, s.hidden, s.eps, &into->before_mlp));
-    CHECK(take(spec.q, q, s.hidden, &into->q));
-    CHECK(take(spec.k, kv, s.hidden, &into->k));
-    CHECK(take(spec.v, kv, s.hidden, &into->v));
-    CHECK(take(spec.o, s.hidden, q, &into->o));
-    if (spec.gate.data) CHECK(take(spec.gate, s.intermediate, s.hidden, &into->gate));
-    CHECK(take(spec.up, s.intermediate, s.hidden, &into->up));
-    CHECK(take(spec.down, s.hidden, s.intermediate, &into->down));
-    CHECK(take(spec.q_norm, s.head_dim, false, &into->q_norm));
-    CHECK(take(spec.k_norm, s.head_dim, false, &into->k_norm));
-    into->attention_scale = static_cast<float>(spec.attention_scale);
-    into->window = spec.window;
+    CHECK(take(spec.before_mixer, s.hidden, false, s.eps, &into->before_mixer));
+    CHECK(take(spec.after_mixer, s.hidden, false, s.eps, &into->after_mixer));
+    CHECK(take(spec.before_feed_forward, s.hidden, false, s.eps, &into->before_feed_forward));
+    CHECK(take(spec.after_feed_forward, s.hidden, false, s.eps, &into->after_feed_forward));
+    into->residual_scale = static_cast<float>(spec.residual_scale);
+    into->output_scale = static_cast<float>(spec.output_scale);
+    if (spec.mixer < 0 || spec.mixer >= MIXERS) return BAD_SHAPE;
+    into->mixer = static_cast<int>(spec.mixer);
+    if (into->mixer == ATTENTION) CHECK(take(spec.attention, s, &into->attention));
+    if (into->mixer > ATTENTION) return BAD_SHAPE;
+    if (spec.experts.count) return BAD_SHAPE;
+    if (spec.mlp.up.data) CHECK(take(spec.mlp, s.hidden, 0, &into->mlp));
     return OK;
 }
 
 int take(const SectionSpec& spec, Section* into) {
     Section& s = *into;
-    const uint64_t sizes[] = {spec.hidden, spec.heads, spec.kv_heads, spec.head_dim, spec.intermediate, spec.num_layers};
-    for (const uint64_t size : sizes)
-        if (size == 0 || size >= MOST) return BAD_SHAPE;
-    if (spec.hidden % LANE_COUNT || spec.intermediate % LANE_COUNT || spec.head_dim % LANE_COUNT ||
-        spec.head_dim > MOST_HEAD_DIM || spec.heads > MOST_HEADS || spec.num_layers > 4096 ||
-        spec.heads % spec.kv_heads || spec.heads / spec.kv_heads > MOST_ROWS || spec.rotary_dim % 2 || spec.rotary_dim > spec.head_dim ||
+    if (!is_size(spec.hidden) || spec.num_layers == 0 || spec.num_layers > 4096 || spec.vocab == 0 ||
         spec.vocab >= MOST || spec.positions >= MOST)
         return BAD_SHAPE;
     s.hidden = spec.hidden;
-    s.heads = spec.heads;
-    s.kv_heads = spec.kv_heads;
-    s.head_dim = spec.head_dim;
-    s.rotary_dim = spec.rotary_dim;
-    s.intermediate = spec.intermediate;
     s.vocab = spec.vocab;
     s.positions = spec.positions;
     s.eps = static_cast<float>(spec.eps);
+    s.embed_scale = static_cast<float>(spec.embed_scale);
+    s.logit_scale = static_cast<float>(spec.logit_scale);
+    s.logit_soft_cap = static_cast<float>(spec.logit_soft_cap);
     if (!is_at(spec.layers)) return BAD_POINTER;
     s.layers = static_cast<Layer*>(calloc(spec.num_layers, sizeof(Layer)));
     if (s.layers == nullptr) return NO_MEMORY;
@@ -92,25 +140,30 @@ int take(const SectionSpec& spec, Section* into) {
     if (spec.position_embedding.data)
         CHECK(take_end(spec.position_embedding, s.positions, s, &s.position_embedding));
     if (spec.head.data) {
-        CHECK(take(spec.final_norm, s.hidden, s.eps, &s.final_norm));
+        CHECK(take(spec.final_norm, s.hidden, true, s.eps, &s.final_norm));
         CHECK(take_end(spec.head, s.vocab, s, &s.head));
     }
     return OK;
 }
 
 int check(const Section& s, const StepSpec& step) {
-    if (step.tokens == 0 || step.tokens > MOST_TOKENS || step.logits > step.tokens || step.rope >= ROPES)
+    if (step.tokens == 0 || step.tokens > MOST_TOKENS || step.logits > step.tokens || step.long_rope > 1)
         return BAD_SHAPE;
     if (step.context >= MOST || step.position > step.context || step.tokens > step.context - step.position)
         return BAD_SHAPE;
     if (step.kv_encoding != F16 && step.kv_encoding != F32) return BAD_ENCODING;
-    if (step.kv == nullptr || reinterpret_cast<uintptr_t>(step.kv) % 4) return BAD_POINTER;
-    const size_t layer = 2 * kv_layer_bytes(s, step.context, step.kv_encoding == F16);
-    if (step.kv_bytes != s.num_layers * layer) return BAD_LENGTH;
+    if (step.slot == nullptr || reinterpret_cast<uintptr_t>(step.slot) % 4) return BAD_POINTER;
     const size_t end = step.position + step.tokens;
-    if (s.rotary_dim && s.ropes[step.rope].positions < end) return BAD_SHAPE;
     if (s.position_embedding && s.positions < end) return BAD_SHAPE;
-    return OK;
+    size_t bytes = 0;
+    for (size_t i = 0; i < s.num_layers; i++) {
+        const Layer& layer = s.layers[i];
+        bytes += slot_bytes(layer, step.context, step.kv_encoding);
+        if (layer.mixer != ATTENTION || layer.attention.rope == NO_ROPE) continue;
+        const Rope& rope = s.ropes[2 * layer.attention.rope + step.long_rope];
+        if (rope.positions < end || rope.count != rope.positions * (layer.attention.rotary_dim / 2)) return BAD_SHAPE;
+    }
+    return step.slot_bytes == bytes ? OK : BAD_LENGTH;
 }
 
 }  // namespace
@@ -140,9 +193,9 @@ void edgellm_section_free(Section* section) {
 int edgellm_section_rope(Section* section, uint64_t which, const float* cos, const float* sin, uint64_t count,
                                 uint64_t positions) {
     if (!is_at(section) || !is_at(cos) || !is_at(sin)) return BAD_POINTER;
-    if (which >= ROPES || positions >= MOST) return BAD_SHAPE;
-    if (count != positions * (section->rotary_dim / 2)) return BAD_LENGTH;
-    section->ropes[which] = {cos, sin, positions};
+    if (which >= ROPES || positions == 0 || positions >= MOST) return BAD_SHAPE;
+    if (count == 0 || count % positions) return BAD_LENGTH;
+    section->ropes[which] = {cos, sin, positions, count};
     return OK;
 }
 

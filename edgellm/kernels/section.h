@@ -1,4 +1,7 @@
 // Layers of a decoder, run by one native call: what a section is inside (abi.h has what describes it).
+//
+// A slot holds what each layer of the section remembers of one sequence, one after the other: attention its keys and
+// values (ops.h), recurrent mixers their state.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -9,33 +12,73 @@
 namespace edgellm {
 
 struct Projection {
-    Matrix matrix;
+    Matrix matrix;  // of expert 0
     size_t first, rows;
     const float* bias;
+    size_t experts, expert_bytes;  // 0 experts: one matrix
     explicit operator bool() const { return matrix.data != nullptr; }
 };
 
+struct Attention {
+    size_t heads, kv_heads, dim, rotary_dim, rope, window;
+    bool interleaved, gated;
+    float scale, soft_cap;
+    Projection q, k, v, o;
+    const float *q_norm, *k_norm, *v_norm, *sinks;
+    bool q_norm_whole, k_norm_whole;  // over all heads at once
+    size_t q_rows() const { return heads * dim * (gated ? 2 : 1); }
+    size_t kv_rows() const { return kv_heads * dim; }
+    size_t qkv_rows() const { return q_rows() + 2 * kv_rows(); }
+};
+
+struct Recurrent {
+    size_t channels, kernel, key_heads, value_heads, key_dim, value_dim, norm_groups;
+    bool gate_first;
+    float least_dt, most_dt;
+    Projection in, z, a, b, out;
+    const float *conv, *conv_bias, *a_log, *dt_bias, *d, *norm;
+};
+
+struct Mlp {
+    int activation;
+    float limit;
+    Projection gate, up, down;
+    size_t inner() const { return up.rows; }
+};
+
+struct Experts {
+    size_t count, top_k, groups, top_groups;
+    bool normalise;
+    int scoring;
+    float scale;
+    Projection router, shared_gate;
+    const float* correction;
+    Mlp experts;
+};
+
 struct Layer {
-    Norm before_attention, before_mlp;
-    Projection q, k, v, o, gate, up, down;
-    const float *q_norm, *k_norm;
-    float attention_scale;
-    size_t window;
+    Norm before_mixer, after_mixer, before_feed_forward, after_feed_forward;  // weight is null where there is none
+    int mixer;
+    Attention attention;
+    Recurrent recurrent;
+    Mlp mlp;
+    Experts experts;
+    float residual_scale, output_scale;
 };
 
 struct Rope {
     const float *cos, *sin;  // [positions, rotary_dim / 2]
-    size_t positions;
+    size_t positions, count;
 };
 
 // Room for what a pass computes, for `tokens` tokens. Grows, never shrinks.
 struct Workspace {
     size_t tokens;
     float *x, *normed, *added;  // [tokens, hidden]
-    float* qkv;                 // [tokens, (heads + 2 kv_heads) * head_dim]
-    float* attended;            // [tokens, heads * head_dim]
-    float* gate_up;             // [tokens, 2 intermediate], or 1
-    float* activated;           // [tokens, intermediate]
+    float* mixed;               // [tokens, widest of what goes into a mixer]
+    float* attended;            // [tokens, widest of what comes out of one]
+    float* gate_up;             // [tokens, 2 * widest intermediate]
+    float* activated;           // [tokens, widest intermediate]
     int8_t* q;                  // [tokens, widest input], as are the groups of the next three
     float *scale, *sum;
     int32_t* offset;
@@ -43,8 +86,8 @@ struct Workspace {
 };
 
 struct Section {
-    size_t hidden, heads, kv_heads, head_dim, rotary_dim, intermediate, vocab, positions, num_layers;
-    float eps;
+    size_t hidden, vocab, positions, num_layers;
+    float eps, embed_scale, logit_scale, logit_soft_cap;
     Layer* layers;
     Projection embedding, position_embedding, head;
     Norm final_norm;
@@ -66,8 +109,19 @@ struct Pass {
 void run(Section&, const Pass&);
 
 // Bytes of one layer's keys, or values, in a slot.
-inline size_t kv_layer_bytes(const Section& s, size_t context, bool half) {
-    return (context + KEYS - 1) / KEYS * KEYS * s.kv_heads * s.head_dim * (half ? 2 : 4);
+inline size_t kv_bytes(const Attention& a, size_t context, int64_t encoding) {
+    return (context + KEYS - 1) / KEYS * KEYS * a.kv_rows() * (encoding == F16 ? 2 : 4);
+}
+
+// Bytes that a slot holds for a layer; a multiple of 64.
+inline size_t slot_bytes(const Layer& layer, size_t context, int64_t encoding) {
+    return layer.mixer == ATTENTION ? 2 * kv_bytes(layer.attention, context, encoding) : 0;
+}
+
+// Floats of a token that go into a layer's mixer behind its first product, and that come out of it before its last.
+inline size_t mixer_in(const Layer& layer) { return layer.mixer == ATTENTION ? layer.attention.qkv_rows() : 0; }
+inline size_t mixer_out(const Layer& layer) {
+    return layer.mixer == ATTENTION ? layer.attention.heads * layer.attention.dim : 0;
 }
 
 bool make_room(Section&, size_t tokens);

@@ -9,7 +9,10 @@ from edgellm.checkpoint.gguf.rows import matrix, origin_of, rotary_order, vector
 from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, unexpected
 from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError
-from edgellm.model.families.spec import GatedMlp, Layer, Norm, Projection, Spec
+from edgellm.model.families.feed_forwards import GatedMlp, PlainMlp
+from edgellm.model.families.mixers import Attention
+from edgellm.model.families.parts import Norm, Projection
+from edgellm.model.families.spec import Layer, Spec
 
 # Inverse frequencies, which old converters stored and nothing reads.
 _UNREAD = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
@@ -61,19 +64,32 @@ def _projection_names(projection: Projection, theirs: str) -> Iterator[tuple[str
 
 def _layer_names(layer: Layer) -> list[tuple[str, str]]:
     """Return (name in the GGUF, name in the shard) of each tensor of a layer, both without the layer's number."""
-    attention, mlp = layer.mixer, layer.feed_forward
     names = [*_norm_names(layer.before_mixer, "attn_norm"), *_norm_names(layer.before_feed_forward, "ffn_norm")]
+    names += _norm_names(layer.after_mixer, "post_attention_norm")
+    names += _norm_names(layer.after_feed_forward, "post_ffw_norm")
+    if isinstance(layer.mixer, Attention):
+        names += _attention_names(layer.mixer)
+    if isinstance(layer.feed_forward, GatedMlp | PlainMlp):
+        names += _mlp_names(layer.feed_forward)
+    return names
+
+
+def _attention_names(attention: Attention) -> list[tuple[str, str]]:
+    names: list[tuple[str, str]] = []
     if attention.q.weight == attention.k.weight:
         names += _projection_names(attention.q, "attn_qkv")
     else:
         for projection, theirs in ((attention.q, "attn_q"), (attention.k, "attn_k"), (attention.v, "attn_v")):
-            names += _projection_names(projection, theirs)
+            names += _projection_names(projection, theirs) if projection else ()
     names += _projection_names(attention.o, "attn_output")
-    names += [*_norm_names(attention.q_norm, "attn_q_norm"), *_norm_names(attention.k_norm, "attn_k_norm")]
+    return [*names, *_norm_names(attention.q_norm, "attn_q_norm"), *_norm_names(attention.k_norm, "attn_k_norm")]
+
+
+def _mlp_names(mlp: GatedMlp | PlainMlp) -> list[tuple[str, str]]:
+    names: list[tuple[str, str]] = []
     if isinstance(mlp, GatedMlp) and mlp.gate.weight != mlp.up.weight:
         names += _projection_names(mlp.gate, "ffn_gate")
-    names += [*_projection_names(mlp.up, "ffn_up"), *_projection_names(mlp.down, "ffn_down")]
-    return names
+    return [*names, *_projection_names(mlp.up, "ffn_up"), *_projection_names(mlp.down, "ffn_down")]
 
 
 class _Reader:
@@ -107,6 +123,8 @@ class _Reader:
         return matrix(name, info, order) if len(shape) == 2 else vector(name, info, order)
 
     def _rotated_heads(self, name: str, layer: Layer) -> int:
+        if not isinstance(layer.mixer, Attention):
+            return 0
         if ".attn_q." in name:
             return layer.mixer.heads
         return layer.mixer.kv_heads if ".attn_k." in name else 0

@@ -12,6 +12,7 @@ from edgellm.model.families.config import Config, UnsupportedError
 from edgellm.model.families.gpt2 import gpt2
 from edgellm.model.families.llama import llama
 from edgellm.model.families.mistral import mistral
+from edgellm.model.families.mixers import Attention
 from edgellm.model.families.phi3 import phi3
 from edgellm.model.families.qwen2 import qwen2
 from edgellm.model.families.qwen3 import qwen3
@@ -23,9 +24,12 @@ FAMILIES: dict[str, Callable[[Config], Spec]] = {
 
 # What the kernels take.
 _LANES: int = constants.LANE_COUNT  # sizes are multiples of it
+_TILE: int = constants.TILE  # rows of a shared matrix begin at multiples of it
 _MAX_HEAD_DIM: int = constants.MOST_HEAD_DIM
 _MAX_HEADS: int = constants.MOST_HEADS
 _MAX_GROUP: int = constants.MOST_ROWS  # query heads that share a kv head
+_MAX_EXPERTS: int = constants.MOST_EXPERTS
+_MAX_CHOSEN: int = constants.MOST_CHOSEN
 
 
 def find_spec(config: Any) -> tuple[Spec | None, str]:
@@ -47,14 +51,32 @@ def find_spec(config: Any) -> tuple[Spec | None, str]:
 
 def _check(hidden_size: int, layer: Layer) -> None:
     """Raise UnsupportedError for sizes that the kernels don't take."""
-    mixer, inner = layer.mixer, layer.feed_forward.intermediate_size
-    sizes = (("hidden_size", hidden_size), ("head_dim", mixer.head_dim), ("intermediate_size", inner))
-    for name, size in sizes:
-        if size % _LANES:
-            raise UnsupportedError(f"{name} is {size}, not a multiple of {_LANES}")
+    _check_sizes(("hidden_size", hidden_size))
+    if isinstance(layer.mixer, Attention):
+        _check_attention(layer.mixer)
+    if layer.feed_forward:
+        _check_sizes(("intermediate_size", layer.feed_forward.intermediate_size))
+    if layer.experts and (layer.experts.router.experts > _MAX_EXPERTS or layer.experts.router.top_k > _MAX_CHOSEN):
+        router = layer.experts.router
+        raise UnsupportedError(
+            f"{router.top_k} of {router.experts} experts, at most {_MAX_CHOSEN} of {_MAX_EXPERTS}"
+        )
+    for projection in layer.projections:
+        if projection.first % _TILE:
+            raise UnsupportedError(f"{projection.weight.name} is cut at row {projection.first}, no multiple of {_TILE}")
+
+
+def _check_attention(mixer: Attention) -> None:
+    _check_sizes(("head_dim", mixer.head_dim))
     if mixer.head_dim > _MAX_HEAD_DIM:
         raise UnsupportedError(f"head_dim is {mixer.head_dim}, at most {_MAX_HEAD_DIM}")
     if mixer.heads > _MAX_HEADS:
         raise UnsupportedError(f"{mixer.heads} heads, at most {_MAX_HEADS}")
     if mixer.heads % mixer.kv_heads or mixer.heads // mixer.kv_heads > _MAX_GROUP:
         raise UnsupportedError(f"{mixer.heads} heads over {mixer.kv_heads} of keys and values")
+
+
+def _check_sizes(*sizes: tuple[str, int]) -> None:
+    for name, size in sizes:
+        if size % _LANES:
+            raise UnsupportedError(f"{name} is {size}, not a multiple of {_LANES}")

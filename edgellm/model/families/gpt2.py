@@ -1,7 +1,10 @@
 """GPT-2: LayerNorm, learned positions, q, k and v in one matrix, a plain MLP, a bias everywhere. Pure."""
 
 from edgellm.model.families.config import Config, UnsupportedError
-from edgellm.model.families.spec import Attention, Layer, Matrix, Norm, PlainMlp, Projection, Spec, Vector
+from edgellm.model.families.feed_forwards import PlainMlp
+from edgellm.model.families.mixers import Attention
+from edgellm.model.families.parts import Matrix, layer_norm, slices, whole
+from edgellm.model.families.spec import Layer, Spec
 
 
 def gpt2(config: Config) -> Spec:
@@ -20,17 +23,17 @@ def gpt2(config: Config) -> Spec:
     dim = hidden // heads
     scale = dim**-0.5 if config.flag("scale_attn_weights", True) else 1.0
     by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
-    q, k, v = (_linear("attn.c_attn", 3 * hidden, hidden, first=i * hidden, rows=hidden) for i in range(3))
-    o = _linear("attn.c_proj", hidden, hidden)
-    feed_forward = PlainMlp(_linear("mlp.c_fc", inner, hidden), _linear("mlp.c_proj", hidden, inner))
+    q, k, v = slices("attn.c_attn", (hidden, hidden, hidden), hidden, biased=True)
+    o = whole("attn.c_proj", hidden, hidden, biased=True)
+    up, down = whole("mlp.c_fc", inner, hidden, biased=True), whole("mlp.c_proj", hidden, inner, biased=True)
 
     def layer(i: int) -> Layer:
         layer_scale = scale / (i + 1 if by_layer else 1)
         return Layer(
-            before_mixer=_norm("ln_1", hidden),
-            mixer=Attention(heads, heads, dim, layer_scale, 0, q, k, v, o),
-            before_feed_forward=_norm("ln_2", hidden),
-            feed_forward=feed_forward,
+            before_mixer=layer_norm("ln_1", hidden),
+            mixer=Attention(heads, heads, dim, layer_scale, 0, q, k, v, o, rope=None),
+            before_feed_forward=layer_norm("ln_2", hidden),
+            feed_forward=PlainMlp(up, down),
         )
 
     return Spec(
@@ -43,17 +46,9 @@ def gpt2(config: Config) -> Spec:
         embedding=Matrix("transformer.wte.weight", vocab, hidden),
         position_embedding=Matrix("transformer.wpe.weight", positions, hidden),
         layers=tuple(layer(i) for i in range(num_layers)),
-        final_norm=_norm("transformer.ln_f", hidden),
+        final_norm=layer_norm("transformer.ln_f", hidden),
         head=Matrix("lm_head.weight", vocab, hidden),
         tied=bool(config.content.get("tie_word_embeddings", True)),
-        rotary=None,
+        rotaries=(),
     )
 
-
-def _linear(name: str, out: int, columns: int, first: int = 0, rows: int | None = None) -> Projection:
-    weight, bias = Matrix(f"{name}.weight", out, columns), Vector(f"{name}.bias", out)
-    return Projection(weight, first, out if rows is None else rows, bias)
-
-
-def _norm(name: str, size: int) -> Norm:
-    return Norm(Vector(f"{name}.weight", size), Vector(f"{name}.bias", size))

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 
 from edgellm.model.families.config import Config, UnsupportedError
+from edgellm.model.families.feed_forwards import GatedMlp
+from edgellm.model.families.mixers import Attention
+from edgellm.model.families.parts import Matrix, rms_norm, slices, whole
 from edgellm.model.families.rotary import rotary_of
-from edgellm.model.families.spec import Attention, GatedMlp, Layer, Matrix, Norm, Projection, Spec, Vector
+from edgellm.model.families.spec import Layer, Spec
 
 Windows = Callable[[int], int]  # a layer's number → how many tokens its attention reaches, 0 for all
 _ATTENTION, _MLP = "self_attn.", "mlp."
@@ -31,24 +34,24 @@ def make_spec(
     max_seq_len = config.count("max_position_embeddings", default=max_seq_len)
     q_rows, kv_rows = heads * dim, kv_heads * dim
     if fused:
-        q, k, v = _slices(f"{_ATTENTION}qkv_proj", (q_rows, kv_rows, kv_rows), hidden, qkv_bias)
-        gate, up = _slices(f"{_MLP}gate_up_proj", (inner, inner), hidden, mlp_bias)
+        q, k, v = slices(f"{_ATTENTION}qkv_proj", (q_rows, kv_rows, kv_rows), hidden, qkv_bias)
+        gate, up = slices(f"{_MLP}gate_up_proj", (inner, inner), hidden, mlp_bias)
     else:
-        q = _whole(f"{_ATTENTION}q_proj", q_rows, hidden, qkv_bias)
-        k = _whole(f"{_ATTENTION}k_proj", kv_rows, hidden, qkv_bias)
-        v = _whole(f"{_ATTENTION}v_proj", kv_rows, hidden, qkv_bias)
-        gate = _whole(f"{_MLP}gate_proj", inner, hidden, mlp_bias)
-        up = _whole(f"{_MLP}up_proj", inner, hidden, mlp_bias)
-    feed_forward = GatedMlp(gate, up, _whole(f"{_MLP}down_proj", hidden, inner, mlp_bias))
-    o = _whole(f"{_ATTENTION}o_proj", hidden, q_rows, o_bias)
-    q_norm = _norm(f"{_ATTENTION}q_norm", dim) if qk_norm else None
-    k_norm = _norm(f"{_ATTENTION}k_norm", dim) if qk_norm else None
+        q = whole(f"{_ATTENTION}q_proj", q_rows, hidden, qkv_bias)
+        k = whole(f"{_ATTENTION}k_proj", kv_rows, hidden, qkv_bias)
+        v = whole(f"{_ATTENTION}v_proj", kv_rows, hidden, qkv_bias)
+        gate = whole(f"{_MLP}gate_proj", inner, hidden, mlp_bias)
+        up = whole(f"{_MLP}up_proj", inner, hidden, mlp_bias)
+    feed_forward = GatedMlp(gate, up, whole(f"{_MLP}down_proj", hidden, inner, mlp_bias))
+    o = whole(f"{_ATTENTION}o_proj", hidden, q_rows, o_bias)
+    q_norm = rms_norm(f"{_ATTENTION}q_norm", dim) if qk_norm else None
+    k_norm = rms_norm(f"{_ATTENTION}k_norm", dim) if qk_norm else None
 
     def layer(i: int) -> Layer:
         return Layer(
-            before_mixer=_norm("input_layernorm", hidden),
+            before_mixer=rms_norm("input_layernorm", hidden),
             mixer=Attention(heads, kv_heads, dim, dim**-0.5, windows(i), q, k, v, o, q_norm, k_norm),
-            before_feed_forward=_norm("post_attention_layernorm", hidden),
+            before_feed_forward=rms_norm("post_attention_layernorm", hidden),
             feed_forward=feed_forward,
         )
 
@@ -62,10 +65,10 @@ def make_spec(
         embedding=Matrix("model.embed_tokens.weight", vocab, hidden),
         position_embedding=None,
         layers=tuple(layer(i) for i in range(config.layers("num_hidden_layers", default=32))),
-        final_norm=_norm("model.norm", hidden),
+        final_norm=rms_norm("model.norm", hidden),
         head=Matrix("lm_head.weight", vocab, hidden),
         tied=bool(config.content.get("tie_word_embeddings", False)),
-        rotary=rotary_of(config.content, dim, max_seq_len, partial=partial_rotary),
+        rotaries=(rotary_of(config.content, dim, max_seq_len, partial=partial_rotary),),
     )
 
 
@@ -103,18 +106,3 @@ def layer_windows(config: Config) -> Windows:
         raise UnsupportedError("layers have a sliding window, but its size isn't given")
     return lambda layer: sizes[types[layer]]
 
-
-def _whole(name: str, rows: int, columns: int, biased: bool) -> Projection:
-    (projection,) = _slices(name, (rows,), columns, biased)
-    return projection
-
-
-def _slices(name: str, rows: tuple[int, ...], columns: int, biased: bool) -> list[Projection]:
-    """Consecutive rows of one matrix."""
-    weight = Matrix(f"{name}.weight", sum(rows), columns)
-    bias = Vector(f"{name}.bias", sum(rows)) if biased else None
-    return [Projection(weight, sum(rows[:i]), count, bias) for i, count in enumerate(rows)]
-
-
-def _norm(name: str, size: int) -> Norm:
-    return Norm(Vector(f"{name}.weight", size))

@@ -27,13 +27,16 @@ def floats(values: np.ndarray | None) -> Fields:
     return {} if values is None else {"data": ffi.cast("float *", values.ctypes.data), "count": values.size}
 
 
-def projection(tensor: MappedTensor, first: int = 0, rows: int | None = None, bias: np.ndarray | None = None) -> Fields:
-    """Return the fields of a ProjectionSpec: of all rows from `first` on unless `rows` says how many."""
-    out, columns = tensor.shape
+def projection(
+    tensor: MappedTensor, first: int = 0, rows: int | None = None, bias: np.ndarray | None = None
+) -> Fields:
+    """Return the fields of a ProjectionSpec: of all rows from `first` on unless `rows` says how many. A tensor of three
+    dimensions is experts'; their biases are [experts, rows], one after the other."""
+    *experts, out, columns = tensor.shape
     assert tensor.encoding is not None  # integers are no weights
     return {
         "data": ffi.cast("void *", tensor.data.ctypes.data), "bytes": tensor.data.nbytes, "out": out, "in": columns,
-        "first": first, "rows": out - first if rows is None else rows,
+        "first": first, "rows": out - first if rows is None else rows, "experts": experts[0] if experts else 0,
         "encoding": library.ENCODINGS[tensor.encoding], "bias": floats(bias),
     }  # fmt: skip
 
@@ -70,7 +73,8 @@ class SectionHandle:
         self._run, self._rope = lib.edgellm_section_run, lib.edgellm_section_rope
 
     def set_rope(self, which: int, cos: np.ndarray, sin: np.ndarray) -> None:
-        """Give rotary factors [positions, rotary_dim / 2]; the caller keeps them."""
+        """Give rotary factors [positions, rotary_dim / 2], as table `which` (2 * set, + 1 if long); the caller keeps
+        them."""
         tables = ffi.from_buffer(_FLOATS, cos), ffi.from_buffer(_FLOATS, sin)
         _check("take rotary factors", self._rope(self._handle, which, *tables, cos.size, len(cos)))
 

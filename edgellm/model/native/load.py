@@ -7,8 +7,10 @@ import numpy as np
 
 from edgellm.errors import ManifestError
 from edgellm.kernels.library import ENCODINGS, stored_shape
-from edgellm.model.families.spec import GatedMlp, Layer, Norm, Projection, Shape, Spec
+from edgellm.model.families.parts import Matrix, Norm, Projection, Shape, Vector
+from edgellm.model.families.spec import Spec
 from edgellm.model.native import abi
+from edgellm.model.native.layers import layer_fields
 from edgellm.model.protocols import Progress
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.mapped import PACKED, MappedShard, MappedTensor
@@ -24,30 +26,52 @@ class Loaded:
     final_norm: tuple[np.ndarray, np.ndarray | None] | None = None  # weight and bias, where there is the head
 
 
-class _Tensors:
-    """A shard's tensors: `weights` as mapped, by name, and `vectors` in float32."""
+class Tensors:
+    """A shard's tensors: `weights` as mapped, by name, and `vectors` in float32. `kept` holds what was computed from
+    them."""
 
-    def __init__(self, file: MappedShard, shapes: dict[str, Shape]):
+    def __init__(self, file: MappedShard, shapes: dict[str, Shape], matrices: dict[str, Matrix]):
         for name in (*shapes, *file.tensors):
             if name not in file.tensors:
                 raise ManifestError(f"{file.path}: {name} is missing; split the model again")
             if name not in shapes:
                 raise ManifestError(f"{file.path}: {name[:200]!r} is not a tensor of this model; split the model again")
-        self.weights = {name: _weight(file, name, shape) for name, shape in shapes.items() if len(shape) > 1}
-        self.vectors = {name: _vector(file, name, shape) for name, shape in shapes.items() if len(shape) == 1}
+        self.weights = {name: _weight(file, name, shape) for name, shape in shapes.items() if name in matrices}
+        self.vectors = {name: _vector(file, name, shape) for name, shape in shapes.items() if name not in matrices}
         self.ram_bytes = sum(t.data.nbytes for t in self.weights.values())
         self.ram_bytes += sum(v.nbytes for v in self.vectors.values())
+        self.kept: list[np.ndarray] = []
 
-    def norm(self, norm: Norm) -> abi.Fields:
-        bias = self.vectors[norm.bias.name] if norm.bias else None
-        return {"weight": abi.floats(self.vectors[norm.weight.name]), "bias": abi.floats(bias)}
+    def norm(self, norm: Norm | None) -> abi.Fields:
+        """Return the fields of a NormSpec; without a norm its weight is null."""
+        if norm is None:
+            return {}
+        return {"weight": abi.floats(self.norm_weight(norm)), "bias": self.floats(norm.bias)}
 
-    def projection(self, part: Projection) -> abi.Fields:
-        bias = self.vectors[part.bias.name][part.first : part.first + part.rows] if part.bias else None
+    def norm_weight(self, norm: Norm) -> np.ndarray:
+        """Return a norm's weight as it is multiplied with, float32 [size]."""
+        weight = self.vectors[norm.weight.name]
+        return self.keep(weight + np.float32(norm.offset)) if norm.offset else weight
+
+    def projection(self, part: Projection | None) -> abi.Fields:
+        """Return the fields of a ProjectionSpec; without a projection its data is null."""
+        if part is None:
+            return {}
+        bias = None
+        if part.bias:
+            bias = self.vectors[part.bias.name][..., part.first : part.first + part.rows]
+            bias = bias if bias.flags.c_contiguous else self.keep(np.ascontiguousarray(bias))
         return abi.projection(self.weights[part.weight.name], part.first, part.rows, bias)
 
-    def norm_weight(self, norm: Norm | None) -> abi.Fields:
-        return abi.floats(self.vectors[norm.weight.name] if norm else None)
+    def floats(self, vector: Vector | None) -> abi.Fields:
+        """Return the fields of a FloatsSpec; without a vector its data is null."""
+        return abi.floats(self.vectors[vector.name] if vector else None)
+
+    def keep(self, values: np.ndarray) -> np.ndarray:
+        """Keep computed values as long as the tensors; returns them."""
+        self.kept.append(values)
+        self.ram_bytes += values.nbytes
+        return values
 
 
 def load(
@@ -64,9 +88,11 @@ def load(
     layers = abi.new_layers(end - start)
     loaded = Loaded(_section(spec, layers), kept=[layers])
     for shard in shards:
-        tensors = _Tensors(MappedShard(folder, shard, verify_sha256), spec.shard_tensors(shard.kind, shard.layer))
-        if shard.layer is not None:
-            layers[shard.layer - start] = _layer(spec.layers[shard.layer], tensors)
+        kind, number = shard.kind, shard.layer
+        shapes, matrices = spec.shard_tensors(kind, number), spec.matrices(kind, number)
+        tensors = Tensors(MappedShard(folder, shard, verify_sha256), shapes, matrices)
+        if number is not None:
+            layers[number - start] = layer_fields(spec, spec.layers[number], tensors)
         elif shard.kind == "embedding":
             loaded.spec.embedding = abi.projection(tensors.weights[spec.embedding.name])
             if spec.position_embedding:
@@ -74,8 +100,9 @@ def load(
                 loaded.spec.position_embedding = abi.projection(positions)
         else:
             loaded.spec.final_norm = tensors.norm(spec.final_norm)
-            weight, bias = spec.final_norm.weight, spec.final_norm.bias
-            loaded.final_norm = tensors.vectors[weight.name], tensors.vectors[bias.name] if bias else None
+            bias = spec.final_norm.bias
+            weight = tensors.norm_weight(spec.final_norm)
+            loaded.final_norm = weight, tensors.vectors[bias.name] if bias else None
             loaded.spec.head = abi.projection(tensors.weights[spec.head.name])
         loaded.ram_bytes += tensors.ram_bytes
         loaded.kept.append(tensors)
@@ -86,28 +113,13 @@ def load(
 
 
 def _section(spec: Spec, layers: abi.Struct) -> abi.Struct:
-    """Return the sizes of a section, which the library takes once for all layers."""
-    attention = spec.layers[0].mixer
+    """Return what the library takes once for all layers."""
     return abi.new_section(dict(
-        hidden=spec.hidden_size, heads=attention.heads, kv_heads=attention.kv_heads, head_dim=attention.head_dim,
-        rotary_dim=spec.rotary.rotary_dim if spec.rotary else 0,
-        intermediate=spec.layers[0].feed_forward.intermediate_size, vocab=spec.vocab_size,
+        hidden=spec.hidden_size, vocab=spec.vocab_size,
         positions=spec.position_embedding.rows if spec.position_embedding else 0, num_layers=len(layers),
-        eps=spec.eps, layers=layers,
+        eps=spec.eps, embed_scale=spec.embed_scale, logit_scale=spec.logit_scale, logit_soft_cap=spec.logit_soft_cap,
+        layers=layers,
     ))  # fmt: skip
-
-
-def _layer(layer: Layer, tensors: _Tensors) -> abi.Fields:
-    attention, mlp = layer.mixer, layer.feed_forward
-    return dict(
-        before_attention=tensors.norm(layer.before_mixer), before_mlp=tensors.norm(layer.before_feed_forward),
-        q=tensors.projection(attention.q), k=tensors.projection(attention.k), v=tensors.projection(attention.v),
-        o=tensors.projection(attention.o),
-        gate=tensors.projection(mlp.gate) if isinstance(mlp, GatedMlp) else {},
-        up=tensors.projection(mlp.up), down=tensors.projection(mlp.down),
-        q_norm=tensors.norm_weight(attention.q_norm), k_norm=tensors.norm_weight(attention.k_norm),
-        attention_scale=attention.scale, window=attention.window,
-    )  # fmt: skip
 
 
 def _check_shape(file: MappedShard, name: str, tensor: MappedTensor, shape: Shape) -> None:
@@ -121,7 +133,7 @@ def _weight(file: MappedShard, name: str, shape: Shape) -> MappedTensor:
     if tensor.encoding not in ENCODINGS:
         raise ManifestError(f"{file.path}: {name} has dtype {tensor.dtype}, expected a weight")
     try:
-        expected = stored_shape(tensor.encoding, (shape[0], shape[1]))
+        expected = (*shape[:-2], *stored_shape(tensor.encoding, (shape[-2], shape[-1])))
     except ValueError as e:
         raise ManifestError(f"{file.path}: {name}: {e}") from None
     if tensor.encoding in PACKED and (tensor.dtype != "U8" or tensor.stored_shape != expected):

@@ -208,10 +208,10 @@ class NativeSection:
         return results
 
     def _set_step(self, i: int, tokens: int, position: int, slot: NativeSlot, pass_len: int, logits: int) -> None:
-        step, rotary = self._steps[i], self.spec.rotary
+        step = self._steps[i]
         step.tokens, step.position, step.logits = tokens, position, logits
-        step.rope = rotary.choose(max(pass_len, position + tokens)) if rotary else 0
-        step.kv, step.kv_bytes = slot.address, slot.ram_bytes
+        step.long_rope = self.spec.takes_long(max(pass_len, position + tokens))
+        step.slot, step.slot_bytes = slot.address, slot.ram_bytes
         step.context, step.kv_encoding = slot.max_seq_len, slot.encoding
 
     def _check(self, x: Array) -> int:
@@ -231,12 +231,14 @@ class NativeSection:
 
     def _reach(self, positions: int) -> None:
         """Give the library rotary factors for so many positions, unless it has them."""
-        rotary = self.spec.rotary
-        if rotary is None or (self._tables and len(self._tables[0][0]) >= positions):
+        if self._tables and len(self._tables[0][0]) >= positions:
             return
-        tables = [rotary.tables(which, positions) for which in range(len(rotary.frequencies))]
-        for which, (cos, sin) in enumerate(tables):
-            self._native.set_rope(which, cos, sin)
+        tables: list[tuple[np.ndarray, np.ndarray]] = []
+        for i, rotary in enumerate(self.spec.rotaries):
+            sets = [rotary.tables(which, positions) for which in range(len(rotary.frequencies))]
+            for long_rope in (0, 1):
+                self._native.set_rope(2 * i + long_rope, *sets[long_rope if len(sets) > 1 else 0])
+            tables += sets
         self._tables = tables
 
 

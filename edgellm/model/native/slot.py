@@ -7,6 +7,7 @@ import numpy as np
 from edgellm.errors import ModelError
 from edgellm.kernels.abi import constants, ffi
 from edgellm.kernels.library import ENCODINGS
+from edgellm.model.families.mixers import Attention
 from edgellm.model.families.spec import Layer
 from edgellm.model.protocols import Array
 
@@ -37,7 +38,8 @@ class NativeSlot:
         self._memory = memory[-start % _LINE :][: self.ram_bytes]
         self.address = ffi.cast("void *", self._memory.ctypes.data)  # as a step takes it
         self.encoding = ENCODINGS["f16" if kv_dtype == "float16" else "f32"]
-        self._layers = [(layer.mixer.kv_heads, layer.mixer.head_dim * KV_BYTES[kv_dtype]) for layer in layers]
+        attentions = [layer.mixer for layer in layers if isinstance(layer.mixer, Attention)]
+        self._layers = [(mixer.kv_heads, mixer.head_dim * KV_BYTES[kv_dtype]) for mixer in attentions]
 
     def check(self, position: int, tokens: int, filled: int | None = None) -> int:
         """Return the end of `tokens` stored from `position` on, where `filled` (or as many as now) are stored before.

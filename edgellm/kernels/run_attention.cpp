@@ -1,0 +1,132 @@
+// Attention's part of a pass: queries, keys and values of all tokens, each stored in its slot, then what each query sees.
+#include <string.h>
+
+#include "run.h"
+
+namespace edgellm {
+namespace {
+
+struct Attending {
+    Run& run;
+    const Attention& a;
+    size_t q_rows, qkv_rows, out_rows;
+
+    Attending(Run& r, const Attention& attention)
+        : run(r), a(attention), q_rows(attention.q_rows()), qkv_rows(attention.qkv_rows()),
+          out_rows(attention.heads * attention.dim) {}
+
+    KeysValues keys_values(size_t step, size_t kv_head) const {
+        const StepSpec& spec = run.pass.steps[step];
+        const size_t bytes = kv_bytes(a, spec.context, spec.kv_encoding), head_bytes = bytes / a.kv_heads;
+        uint8_t* keys = run.slots[step] + kv_head * head_bytes;
+        return {keys, keys + bytes, a.dim, spec.kv_encoding == F16};
+    }
+
+    // What all heads of a token need at once: norms over all of them, values that are what keys were.
+    void prepare(size_t t) const {
+        float *q = run.w.mixed + t * qkv_rows, *k = q + q_rows, *v = k + a.kv_rows();
+        if (!a.v) memcpy(v, k, a.kv_rows() * sizeof(float));
+        if (a.q_norm_whole) norm_whole(q, a.q.bias, a.q_norm, a.heads * a.dim);
+        if (a.k_norm_whole) norm_whole(k, a.k.bias, a.k_norm, a.kv_rows());
+    }
+
+    void norm_whole(float* x, const float* bias, const float* weight, size_t n) const {
+        if (bias) run.op.add(x, bias, nullptr, n);
+        run.op.norm(x, {weight, nullptr, run.s.eps}, n, x);
+    }
+
+    // Token t, number j of its step: positions into q and k of one kv head, and k and v to the slot.
+    void place(size_t step, size_t t, size_t j, size_t kv_head) const {
+        const StepSpec& spec = run.pass.steps[step];
+        const size_t position = spec.position + j, group = a.heads / a.kv_heads, half = a.rotary_dim / 2;
+        const float *cos = nullptr, *sin = nullptr;
+        if (half) {
+            const Rope& rope = run.s.ropes[2 * a.rope + spec.long_rope];
+            cos = rope.cos + position * half;
+            sin = rope.sin + position * half;
+        }
+        float* row = run.w.mixed + t * qkv_rows;
+        const size_t stride = q_rows / a.heads, at = kv_head * a.dim;
+        const float* q_bias = a.q_norm_whole ? nullptr : a.q.bias;
+        for (size_t h = kv_head * group; h < (kv_head + 1) * group; h++)
+            run.op.head(row + h * stride, {q_bias ? q_bias + h * stride : nullptr, a.q_norm_whole ? nullptr : a.q_norm,
+                                           run.s.eps, a.scale, cos, sin, half, a.dim, a.interleaved});
+        float *key = row + q_rows + at, *value = key + a.kv_rows();
+        const float* k_bias = a.k_norm_whole ? nullptr : a.k.bias;
+        run.op.head(key, {k_bias ? k_bias + at : nullptr, a.k_norm_whole ? nullptr : a.k_norm, run.s.eps, 1.0f, cos, sin,
+                          half, a.dim, a.interleaved});
+        const float* v_bias = a.v.bias ? a.v.bias + at : nullptr;
+        if (a.v_norm)
+            run.op.head(value, {v_bias, a.v_norm, run.s.eps, 1.0f, nullptr, nullptr, 0, a.dim, false});
+        const KeysValues kv = keys_values(step, kv_head);
+        run.op.store_key(kv, position, key);
+        run.op.store_value(kv, position, value, a.v_norm ? nullptr : v_bias);
+    }
+
+    // Queries [j, j + queries) of a step whose first token is `first`, of the heads that share a kv head.
+    void attend(size_t step, size_t first, size_t j, size_t queries, size_t kv_head) const {
+        const size_t group = a.heads / a.kv_heads, h = kv_head * group, stride = q_rows / a.heads;
+        run.op.attend({keys_values(step, kv_head), run.w.mixed + (first + j) * qkv_rows + h * stride,
+                       run.w.attended + (first + j) * out_rows + h * a.dim, qkv_rows, stride, out_rows,
+                       run.pass.steps[step].position + j, queries, group, a.window, a.soft_cap,
+                       a.sinks ? a.sinks + h : nullptr});
+        if (!a.gated) return;
+        for (size_t t = first + j; t < first + j + queries; t++)
+            for (size_t i = h; i < h + group; i++) {
+                const float* gate = run.w.mixed + t * qkv_rows + i * stride + a.dim;
+                const float* bias = a.q.bias ? a.q.bias + i * stride + a.dim : nullptr;
+                run.op.gate(run.w.attended + t * out_rows + i * a.dim, gate, bias, a.dim);
+            }
+    }
+
+    bool slots_differ() const {
+        for (size_t i = 0; i < run.pass.num_steps; i++)
+            for (size_t j = 0; j < i; j++)
+                if (run.slots[i] == run.slots[j]) return false;
+        return true;
+    }
+
+    void all() const {
+        const bool prepares = !a.v || a.q_norm_whole || a.k_norm_whole;
+        if (run.tokens == run.pass.num_steps && slots_differ()) {
+            // Each sequence's one token: all of a head's work at once.
+            if (prepares) run.for_tokens(run.tokens, [&](size_t t) { prepare(t); });
+            share(run.tokens * a.kv_heads, 1, [&](size_t start, size_t end) {
+                for (size_t i = start; i < end; i++) {
+                    const size_t t = i / a.kv_heads, kv_head = i % a.kv_heads;
+                    place(t, t, 0, kv_head);
+                    attend(t, t, 0, 1, kv_head);
+                }
+            });
+            return;
+        }
+        size_t first = 0;
+        for (size_t i = 0; i < run.pass.num_steps; first += run.pass.steps[i].tokens, i++) {
+            const size_t count = run.pass.steps[i].tokens;
+            run.for_tokens(count, [&](size_t j) {
+                if (prepares) prepare(first + j);
+                for (size_t kv_head = 0; kv_head < a.kv_heads; kv_head++) place(i, first + j, j, kv_head);
+            });
+            const size_t group = a.heads / a.kv_heads, at_once = MOST_ROWS / group;
+            const size_t runs = (count + at_once - 1) / at_once;
+            share(runs * a.kv_heads, 1, [&](size_t start, size_t end) {
+                for (size_t u = start; u < end; u++) {
+                    const size_t kv_head = u / runs, j = u % runs * at_once;
+                    attend(i, first, j, count - j < at_once ? count - j : at_once, kv_head);
+                }
+            });
+        }
+    }
+};
+
+}  // namespace
+
+const Projection* Run::attention(const Attention& a) {
+    const Projection* parts[] = {&a.q, &a.k, &a.v};
+    products(parts, a.v ? 3 : 2, w.mixed, a.qkv_rows());
+    Attending(*this, a).all();
+    project(a.o, w.attended);
+    return &a.o;
+}
+
+}  // namespace edgellm

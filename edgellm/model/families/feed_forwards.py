@@ -1,0 +1,140 @@
+"""The parts of a layer that work on each token alone: gated and plain MLPs, and experts. Pure."""
+
+from dataclasses import dataclass
+
+from edgellm.model.families.parts import Projection, Shape, Vector, merged, stored
+
+ACTIVATIONS = ("silu", "gelu_tanh", "relu_squared", "swiglu_clamped")  # in the order of kernels/abi.h
+
+
+@dataclass(frozen=True)
+class GatedMlp:
+    """down(activation(gate(x)) * up(x)). "swiglu_clamped" is gpt-oss's: gate * sigmoid(1.702 gate) * (up + 1), with the
+    gate at most `limit` and up within ±limit."""
+
+    gate: Projection
+    up: Projection
+    down: Projection
+    activation: str = "silu"
+    limit: float = 0.0
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.up.rows
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The matrices that every token is multiplied with."""
+        return (self.gate, self.up, self.down)
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Return the shape of each stored tensor by name."""
+        return merged(*self.projections)
+
+    @property
+    def activation_elements_per_token(self) -> int:
+        """Elements that its modules, the activation function among them, produce for one token."""
+        return self.gate.rows + 2 * self.up.rows + self.down.rows
+
+
+@dataclass(frozen=True)
+class PlainMlp:
+    """down(activation(up(x)))."""
+
+    up: Projection
+    down: Projection
+    activation: str = "gelu_tanh"
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.up.rows
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The matrices that every token is multiplied with."""
+        return (self.up, self.down)
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Return the shape of each stored tensor by name."""
+        return merged(*self.projections)
+
+    @property
+    def activation_elements_per_token(self) -> int:
+        """Elements that its modules, the activation function among them, produce for one token."""
+        return 2 * self.up.rows + self.down.rows
+
+
+@dataclass(frozen=True)
+class Router:
+    """Which `top_k` experts a token goes to, and with which weights.
+
+    Scores are `scoring` of weight(x): "softmax" over all experts, "sigmoid" of each, or "softmax_of_chosen" over those
+    that were chosen by what weight(x) gives (gpt-oss). `correction` is added for choosing only. With `groups` > 1 only
+    the experts of the `top_groups` best groups may be chosen, a group being as good as its two best experts together.
+    `normalise`: the weights of those chosen are divided by their sum (plus 1e-20). Last, all are times `scale`.
+    """
+
+    weight: Projection
+    experts: int
+    top_k: int
+    scoring: str = "softmax"
+    normalise: bool = False
+    scale: float = 1.0
+    correction: Vector | None = None
+    groups: int = 1
+    top_groups: int = 1
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Return the shape of each stored tensor by name."""
+        return self.weight.tensors | stored(self.correction)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """`experts` of which a router chooses `top_k` for each token: their results, weighted, are added, in ascending
+    order of the experts' numbers. `shared` computes every token too, and is added last; with `shared_gate`, a
+    projection to one value, its result is multiplied by sigmoid(shared_gate(x)).
+
+    Experts without a gate (plain ones) have the same projection as `gate` and `up` left out: `gate` is None.
+    """
+
+    router: Router
+    gate: Projection | None
+    up: Projection
+    down: Projection
+    activation: str = "silu"
+    limit: float = 0.0
+    shared: GatedMlp | PlainMlp | None = None
+    shared_gate: Projection | None = None
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.up.rows
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The matrices that every token is multiplied with: all but the experts' own."""
+        shared = self.shared.projections if self.shared else ()
+        return (self.router.weight, *shared, *((self.shared_gate,) if self.shared_gate else ()))
+
+    @property
+    def expert_projections(self) -> tuple[Projection, ...]:
+        """The matrices of which each token is multiplied with `top_k` experts' ones."""
+        return (*((self.gate,) if self.gate else ()), self.up, self.down)
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Return the shape of each stored tensor by name."""
+        return merged(*self.projections, *self.expert_projections) | self.router.tensors
+
+    @property
+    def activation_elements_per_token(self) -> int:
+        """Elements that its modules produce for one token."""
+        chosen = 4 * self.router.top_k * (self.intermediate_size + self.down.rows)
+        return self.router.experts + chosen + (self.shared.activation_elements_per_token if self.shared else 0)
+
+
+FeedForward = GatedMlp | PlainMlp | Experts

@@ -1,0 +1,235 @@
+"""The parts of a layer that mix tokens: attention, and recurrent ones that remember a state. Pure.
+
+Each mixer says what it stores by name, what a slot holds for it, and how many weights a token touches.
+"""
+
+from dataclasses import dataclass
+
+from edgellm.kernels.abi import constants
+from edgellm.model.families.parts import Norm, Projection, Shape, Vector, merged, stored
+
+_LOG_TOKENS: int = constants.LOG_TOKENS
+_HEADER_BYTES: int = constants.STATE_HEADER_BYTES
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Causal self-attention; `window` is how many tokens a token attends to, itself included, or 0 for all.
+
+    `scale` multiplies scores, and `soft_cap`, where it isn't 0, bounds them: cap * tanh(score / cap). `rope` counts the
+    model's sets of rotary factors; None turns nothing. `interleaved`: pairs of neighbours turn, not of halves. `sinks`
+    has one score a head that takes its share of the softmax, and no value. `gated`: the rows of `q` are for each head
+    its queries and then as many gates, whose sigmoid multiplies what the head gives. Without `v`, values are what `k`
+    gives, before its norm. Norms of queries, keys and values go over each head's dimensions if they are as many, else
+    over all heads at once; a norm of values needs no weight (`v_norm` says that there is one).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int
+    q: Projection
+    k: Projection
+    v: Projection | None
+    o: Projection
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    v_norm: bool = False
+    rope: int | None = 0
+    interleaved: bool = False
+    soft_cap: float = 0.0
+    sinks: Vector | None = None
+    gated: bool = False
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The matrices that every token is multiplied with."""
+        return tuple(part for part in (self.q, self.k, self.v, self.o) if part)
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Return the shape of each stored tensor by name."""
+        return merged(*self.projections, self.q_norm, self.k_norm) | stored(self.sinks)
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Elements that a token's key and value take in a slot."""
+        return 2 * self.kv_heads * self.head_dim
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that a slot needs at any length: recurrent state, of which attention has none."""
+        return 0
+
+    @property
+    def activation_elements_per_token(self) -> int:
+        """Elements that its modules produce for one token."""
+        rows = sum(part.rows for part in self.projections)
+        return rows + (self.q.rows if self.q_norm else 0) + (self.k.rows if self.k_norm else 0)
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """What the recurrent mixers share: a causal convolution over the last `kernel` tokens of each of `channels`, and a
+    state of `state_elements` floats. A slot keeps both, twice (now, and at the checkpoint), and what came in since the
+    checkpoint, up to LOG_TOKENS tokens of `log_elements` (kernels/abi.h)."""
+
+    channels: int
+    kernel: int
+
+    @property
+    def state_elements(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def log_elements(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Elements that a token takes in a slot: none, because the state has one size."""
+        return 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that a slot needs at any length, in float32."""
+        state = self.state_elements + (self.kernel - 1) * self.channels
+        return _HEADER_BYTES + 4 * (2 * state + _LOG_TOKENS * self.log_elements)
+
+
+@dataclass(frozen=True)
+class DeltaRule(Recurrent):
+    """The gated delta rule (Qwen3-Next, Qwen3.5): arXiv 2412.06464.
+
+    q, k and v of a token are `qkv`'s rows, [key_heads * key_dim] twice, then [value_heads * value_dim], after the
+    convolution and silu. With q and k normed to length 1, q scaled by key_dim^-0.5, g = -exp(a_log) * softplus(a +
+    dt_bias) and beta = sigmoid(b), a value head's state S [key_dim, value_dim] becomes
+    S = e^g S;  S += k (beta (v - k S))^T,  and gives q S; then an RMSNorm over the head, times silu(z), goes to `out`.
+    A key head serves value_heads / key_heads value heads, which follow each other.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    qkv: Projection
+    z: Projection
+    a: Projection
+    b: Projection
+    out: Projection
+    conv: Vector  # [channels, 1, kernel]
+    a_log: Vector
+    dt_bias: Vector
+    norm: Norm
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The matrices that every token is multiplied with."""
+        return (self.qkv, self.z, self.a, self.b, self.out)
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Return the shape of each stored tensor by name."""
+        return merged(*self.projections, self.norm) | stored(self.conv, self.a_log, self.dt_bias)
+
+    @property
+    def state_elements(self) -> int:
+        return self.value_heads * self.key_dim * self.value_dim
+
+    @property
+    def log_elements(self) -> int:
+        return self.channels + 2 * self.value_heads
+
+    @property
+    def activation_elements_per_token(self) -> int:
+        """Elements that its modules produce for one token."""
+        return 2 * sum(part.rows for part in self.projections)
+
+
+@dataclass(frozen=True)
+class ShortConv(Recurrent):
+    """LFM2's short convolution: (b, c, x) = inner(x); out(c * conv(b * x)), each of `channels`; no state beside the
+    convolution's."""
+
+    inner: Projection  # rows: b, c, x
+    out: Projection
+    conv: Vector  # [channels, 1, kernel]
+    conv_bias: Vector | None = None
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The matrices that every token is multiplied with."""
+        return (self.inner, self.out)
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Return the shape of each stored tensor by name."""
+        return merged(*self.projections) | stored(self.conv, self.conv_bias)
+
+    @property
+    def state_elements(self) -> int:
+        return 0
+
+    @property
+    def log_elements(self) -> int:
+        return self.channels
+
+    @property
+    def activation_elements_per_token(self) -> int:
+        """Elements that its modules produce for one token."""
+        return 2 * sum(part.rows for part in self.projections)
+
+
+@dataclass(frozen=True)
+class Mamba2(Recurrent):
+    """Mamba-2 (Granite 4, Nemotron-H): arXiv 2405.21060.
+
+    `inner`'s rows are z [heads * head_dim], then x, B and C [channels], then dt [heads]. x, B [groups * state_dim] and
+    C come out of the convolution and silu. With dt = softplus(dt + dt_bias) within `dt_limits`, a head's state S
+    [head_dim, state_dim] becomes exp(-exp(a_log) dt) S + dt x B^T, and gives S C + d x. Then times silu(z), and an
+    RMSNorm over each of `norm_groups` groups; `gate_first` says that silu(z) multiplies before the norm.
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state_dim: int
+    inner: Projection
+    out: Projection
+    conv: Vector  # [channels, 1, kernel]
+    conv_bias: Vector | None
+    a_log: Vector
+    dt_bias: Vector
+    d: Vector
+    norm: Norm
+    norm_groups: int = 1
+    gate_first: bool = True
+    dt_limits: tuple[float, float] = (0.0, float("inf"))
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The matrices that every token is multiplied with."""
+        return (self.inner, self.out)
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Return the shape of each stored tensor by name."""
+        vectors = stored(self.conv, self.conv_bias, self.a_log, self.dt_bias, self.d)
+        return merged(*self.projections, self.norm) | vectors
+
+    @property
+    def state_elements(self) -> int:
+        return self.heads * self.head_dim * self.state_dim
+
+    @property
+    def log_elements(self) -> int:
+        return self.channels + self.heads
+
+    @property
+    def activation_elements_per_token(self) -> int:
+        """Elements that its modules produce for one token."""
+        return 2 * sum(part.rows for part in self.projections)
+
+
+Mixer = Attention | DeltaRule | ShortConv | Mamba2

@@ -1,0 +1,64 @@
+"""From a layer's description to the native library's: the fields of a LayerSpec of kernels/abi.h."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgellm.errors import ModelError
+from edgellm.kernels.abi import constants
+from edgellm.model.families.feed_forwards import ACTIVATIONS, FeedForward, GatedMlp, PlainMlp
+from edgellm.model.families.mixers import Attention, Mixer
+from edgellm.model.families.spec import Layer, Spec
+from edgellm.model.native import abi
+
+if TYPE_CHECKING:
+    from edgellm.model.native.load import Tensors
+
+
+def layer_fields(spec: Spec, layer: Layer, tensors: "Tensors") -> abi.Fields:
+    """Return the fields of a LayerSpec; `tensors` keeps what they point to."""
+    scale = float(tensors.vectors[layer.output_scale.name].reshape(())) if layer.output_scale else 1.0
+    return dict(
+        before_mixer=tensors.norm(layer.before_mixer), after_mixer=tensors.norm(layer.after_mixer),
+        before_feed_forward=tensors.norm(layer.before_feed_forward),
+        after_feed_forward=tensors.norm(layer.after_feed_forward),
+        residual_scale=layer.residual_scale, output_scale=scale,
+        **_mixer(spec, layer.mixer, tensors), **_feed_forward(layer.feed_forward, tensors),
+    )  # fmt: skip
+
+
+def _mixer(spec: Spec, mixer: Mixer | None, tensors: "Tensors") -> abi.Fields:
+    if mixer is None:
+        return {"mixer": constants.NO_MIXER}
+    if isinstance(mixer, Attention):
+        return {"mixer": constants.ATTENTION, "attention": _attention(spec, mixer, tensors)}
+    raise ModelError(f"the native library has no {type(mixer).__name__}")
+
+
+def _attention(spec: Spec, part: Attention, tensors: "Tensors") -> abi.Fields:
+    q_norm, k_norm = (abi.floats(tensors.norm_weight(n)) if n else {} for n in (part.q_norm, part.k_norm))
+    v_norm = abi.floats(tensors.keep(np.ones(part.head_dim, np.float32))) if part.v_norm else {}
+    return dict(
+        heads=part.heads, kv_heads=part.kv_heads, head_dim=part.head_dim,
+        rotary_dim=0 if part.rope is None else spec.rotaries[part.rope].rotary_dim,
+        rope=constants.NO_ROPE if part.rope is None else part.rope, window=part.window,
+        interleaved=part.interleaved, gated=part.gated, scale=part.scale, soft_cap=part.soft_cap,
+        q=tensors.projection(part.q), k=tensors.projection(part.k), v=tensors.projection(part.v),
+        o=tensors.projection(part.o), q_norm=q_norm, k_norm=k_norm, v_norm=v_norm, sinks=tensors.floats(part.sinks),
+    )  # fmt: skip
+
+
+def _feed_forward(part: FeedForward | None, tensors: "Tensors") -> abi.Fields:
+    if part is None:
+        return {}
+    if isinstance(part, GatedMlp | PlainMlp):
+        return {"mlp": _mlp(part, tensors)}
+    raise ModelError(f"the native library has no {type(part).__name__}")
+
+
+def _mlp(part: GatedMlp | PlainMlp, tensors: "Tensors") -> abi.Fields:
+    gate, limit = (part.gate, part.limit) if isinstance(part, GatedMlp) else (None, 0.0)
+    return dict(
+        activation=ACTIVATIONS.index(part.activation), limit=limit, gate=tensors.projection(gate),
+        up=tensors.projection(part.up), down=tensors.projection(part.down),
+    )  # fmt: skip
