@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError
+from edgellm.model.families.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ShardContent:
 
     @property
     def file_name(self) -> str:
-        return f"{self.kind}.safetensors" if self.layer is None else f"layer-{self.layer:04d}.safetensors"
+        return shard_file_name(self.kind, self.layer)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,26 @@ class Layout:
     @property
     def num_layers(self) -> int:
         return len(self.shards) - 2
+
+
+def shard_file_name(kind: str, layer: int | None) -> str:
+    """Return the name of a shard's file; `kind` is "embedding", "layer" or "head"."""
+    return f"{kind}.safetensors" if layer is None else f"layer-{layer:04d}.safetensors"
+
+
+def layout_of(spec: Spec, shards: tuple[ShardContent, ...]) -> Layout:
+    """Return the layout of a model that runs natively, with these shards."""
+    return Layout(
+        architecture=spec.architecture,
+        model_type=spec.model_type,
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+        max_seq_len=spec.max_seq_len,
+        kv_elements_per_token=spec.kv_elements_per_token,
+        activation_elements_per_token=spec.activation_elements_per_token,
+        rope_switch_len=spec.rope_switch_len,
+        shards=shards,
+    )
 
 
 def check_shape(tensor: SourceTensor, shape: tuple[int, ...], name: str) -> None:

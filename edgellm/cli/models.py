@@ -86,8 +86,11 @@ def default_model() -> Path:
 
 
 @click.command()
-@click.option("--manifest", type=click.Path(path_type=Path, exists=True), required=True,
+@click.argument("source", required=False)
+@click.option("--manifest", type=click.Path(path_type=Path, exists=True),
               help="A split model's folder, or its manifest.json.")  # fmt: skip
+@click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True,
+              help="How a split of SOURCE would pack weights.")  # fmt: skip
 @click.option("--board", "boards", multiple=True, required=True, metavar="NAME=SIZE[@TIME],…",
               help="A board's free RAM, and its decode time per layer if known (repeatable).")  # fmt: skip
 @click.option("--objective", type=click.Choice(["latency", "throughput"]), default="latency", show_default=True,
@@ -96,18 +99,30 @@ def default_model() -> Path:
 @click.option("--explain", is_flag=True, help="Say what each board gets, why, and what would not fit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @verbose_option
-def plan(manifest, boards, objective, context, slots, chunk, kv_dtype, explain, as_json, verbose):
+def plan(source, manifest, quantize, boards, objective, context, slots, chunk, kv_dtype, explain, as_json, verbose):
     """Show which board would hold which layers, without asking any board.
+
+    The model is a split one (--manifest) or a SOURCE as for split, of which only headers are read. For a model that
+    runs natively its config.json is enough.
 
     \b
     Examples:
+      edgellm plan Qwen3-30B-A3B/config.json --quantize int4 --board pi1=7GB,pi2=7GB,pi3=3.1GB,pi4=3.1GB --explain
       edgellm plan --manifest phi3 --board pi1=3.1GB,pi2=3.1GB --explain
       edgellm plan --manifest phi3 --board pi1=3.1GB@25ms --board pc=6GB@40ms --objective throughput
     """
     from edgellm.plan import explain_dict, explain_text, make_plan, parse_boards
     from edgellm.shards.manifest import Manifest
 
-    model = Manifest.read(manifest)
+    if (source is None) == (manifest is None):
+        raise UsageError("give either a SOURCE, such as a config.json, or --manifest with a split model's folder")
+    if manifest is not None:
+        model = Manifest.read(manifest)
+    else:
+        from edgellm.checkpoint.imagined import imagine
+
+        with Progress() as progress:
+            model = imagine(source, quantize, progress)
     capacities = parse_boards(boards, model)
     settings = make_settings(model, context, slots, chunk, kv_dtype, objective)
     made = make_plan(model, capacities, settings, epoch=1)

@@ -78,7 +78,7 @@ struct Memory {
             for (size_t at = 0; at < count; at += group)
                 for (size_t i = first + 1; i < group; i += 2)
                     data[at + i] = (data[at + i] & sign) | (high + (encoding == BF16 ? 0 : data[at + i] & 7));
-        return {data, count, out, in, 0, out, encoding, {nullptr, 0}};
+        return {data, count, out, in, 0, out, 0, encoding, {nullptr, 0}};
     }
 
     ProjectionSpec part(const ProjectionSpec& whole, size_t first, size_t rows, bool biased) {
@@ -90,27 +90,33 @@ struct Memory {
     LayerSpec layer(const Features& f, size_t index) {
         const size_t q = f.heads * f.head_dim, kv = f.kv_heads * f.head_dim;
         LayerSpec l = {};
-        l.before_attention = norm(f), l.before_mlp = norm(f);
+        l.before_mixer = norm(f), l.before_feed_forward = norm(f);
+        l.mixer = ATTENTION, l.residual_scale = l.output_scale = 1;
+        AttentionSpec& a = l.attention;
+        a.heads = f.heads, a.kv_heads = f.kv_heads, a.head_dim = f.head_dim, a.rotary_dim = f.rotary_dim;
+        a.rope = f.rotary_dim ? 0 : NO_ROPE;
+        MlpSpec& m = l.mlp;
+        m.activation = f.gated ? SILU : GELU_TANH;
         if (f.joined) {
             const ProjectionSpec qkv = weight(f.weights, q + 2 * kv, f.hidden);
-            l.q = part(qkv, 0, q, f.biases), l.k = part(qkv, q, kv, f.biases), l.v = part(qkv, q + kv, kv, f.biases);
+            a.q = part(qkv, 0, q, f.biases), a.k = part(qkv, q, kv, f.biases), a.v = part(qkv, q + kv, kv, f.biases);
         } else {
-            l.q = part(weight(f.weights, q, f.hidden), 0, q, f.biases);
-            l.k = part(weight(f.weights, kv, f.hidden), 0, kv, f.biases);
-            l.v = part(weight(f.weights, kv, f.hidden), 0, kv, f.biases);
+            a.q = part(weight(f.weights, q, f.hidden), 0, q, f.biases);
+            a.k = part(weight(f.weights, kv, f.hidden), 0, kv, f.biases);
+            a.v = part(weight(f.weights, kv, f.hidden), 0, kv, f.biases);
         }
-        l.o = part(weight(f.weights, f.hidden, q), 0, f.hidden, f.biases);
+        a.o = part(weight(f.weights, f.hidden, q), 0, f.hidden, f.biases);
         if (f.joined && f.gated) {
             const ProjectionSpec both = weight(f.weights, 2 * f.inner, f.hidden);
-            l.gate = part(both, 0, f.inner, f.biases), l.up = part(both, f.inner, f.inner, f.biases);
+            m.gate = part(both, 0, f.inner, f.biases), m.up = part(both, f.inner, f.inner, f.biases);
         } else {
-            if (f.gated) l.gate = part(weight(f.weights, f.inner, f.hidden), 0, f.inner, f.biases);
-            l.up = part(weight(f.weights, f.inner, f.hidden), 0, f.inner, f.biases);
+            if (f.gated) m.gate = part(weight(f.weights, f.inner, f.hidden), 0, f.inner, f.biases);
+            m.up = part(weight(f.weights, f.inner, f.hidden), 0, f.inner, f.biases);
         }
-        l.down = part(weight(f.weights, f.hidden, f.inner), 0, f.hidden, f.biases);
-        l.q_norm = floats(f.qk_norm, f.head_dim, 1), l.k_norm = floats(f.qk_norm, f.head_dim, 1);
-        l.attention_scale = 0.25;
-        l.window = index % 2 ? 0 : f.window;  // as in families that have it in every other layer
+        m.down = part(weight(f.weights, f.hidden, f.inner), 0, f.hidden, f.biases);
+        a.q_norm = floats(f.qk_norm, f.head_dim, 1), a.k_norm = floats(f.qk_norm, f.head_dim, 1);
+        a.scale = 0.25;
+        a.window = index % 2 ? 0 : f.window;  // as in families that have it in every other layer
         return l;
     }
 };
@@ -126,8 +132,8 @@ struct Trial {
 
     Trial(const Features& features, size_t tokens) : f(features), ids(tokens), context(tokens) {
         for (size_t i = 0; i < LAYERS; i++) layers.push_back(memory.layer(f, i));
-        SectionSpec spec = {f.hidden, f.heads, f.kv_heads, f.head_dim, f.rotary_dim, f.inner, f.vocab,
-                            f.positions ? context : 0, LAYERS, 1e-5, layers.data(), {}, {}, {}, memory.norm(f)};
+        SectionSpec spec = {f.hidden, f.vocab, f.positions ? context : 0, LAYERS, 1e-5, 1, 1, 0, layers.data(), {}, {}, {},
+                            memory.norm(f)};
         spec.embedding = memory.weight(f.ends, f.vocab, f.hidden);
         if (f.positions) spec.position_embedding = memory.weight(f.ends, context, f.hidden);
         spec.head = memory.weight(f.ends, f.vocab, f.hidden);

@@ -11,6 +11,7 @@ from edgellm.model.native.abi import Fields, Struct, floats, new_layers, new_sec
 from tests.native_abi import new
 
 KEYS = constants.KEYS
+ATTENDS = ["interleaved", "gated", "soft cap", "sinks", "values are keys", "value norm"]
 PLAIN, PACKED = ["bf16", "f16", "f32"], ["int4", "int4s", "int8"]
 
 
@@ -34,7 +35,10 @@ class Shape:
     windows: tuple[int, ...]
     layer_norm: bool
     biases: bool
-    qk_norm: bool
+    qk_norm: str
+    attends: tuple[str, ...]
+    activation: int
+    odd: bool
     has_embedding: bool
     has_head: bool
     values: str
@@ -68,7 +72,9 @@ def shapes(draw) -> Shape:
         ends=draw(encoding), kv=draw(st.sampled_from(["f16", "f32"])),
         gated=tuple(draw(st.lists(st.booleans(), **each))),
         windows=tuple(draw(st.lists(st.sampled_from([0, 1, 5, 64, 2**64 - 1]), **each))),
-        layer_norm=draw(st.booleans()), biases=draw(st.booleans()), qk_norm=draw(st.booleans()),
+        layer_norm=draw(st.booleans()), biases=draw(st.booleans()), qk_norm=draw(st.sampled_from(["", "head", "all"])),
+        attends=tuple(draw(st.lists(st.sampled_from(ATTENDS), unique=True))), activation=draw(st.integers(0, 2)),
+        odd=draw(st.booleans()),
         has_embedding=draw(st.booleans()), has_head=has_head,
         values=draw(st.sampled_from(["ordinary", "huge", "zeros", "any"])), seed=draw(st.integers(0, 2**32 - 1)),
     )  # fmt: skip
@@ -88,9 +94,10 @@ class Made:
         made = cls(shape)
         made._rng = np.random.default_rng(shape.seed)
         s, spec = shape, made.spec
-        for name in ("hidden", "heads", "kv_heads", "head_dim", "rotary_dim", "intermediate", "vocab", "positions"):
+        for name in ("hidden", "vocab", "positions"):
             setattr(spec, name, getattr(s, name))
         spec.num_layers, spec.eps = len(s.gated), 1e-5
+        spec.embed_scale, spec.logit_scale, spec.logit_soft_cap = (1.5, 0.75, 30.0) if s.odd else (1.0, 1.0, 0.0)
         layers = new_layers(len(s.gated))
         for i in range(len(s.gated)):
             layers[i] = made._layer(i)
@@ -113,7 +120,7 @@ class Made:
     def step(self, tokens: int, position: int, logits: int, kv: np.ndarray) -> Struct:
         encoding = ENCODINGS[self.shape.kv]
         return new(
-            "StepSpec", tokens=tokens, position=position, logits=logits, kv=kv.ctypes.data, kv_bytes=kv.nbytes,
+            "StepSpec", tokens=tokens, position=position, logits=logits, slot=kv.ctypes.data, slot_bytes=kv.nbytes,
             context=self.shape.context, kv_encoding=encoding,
         )  # fmt: skip
 
@@ -148,17 +155,44 @@ class Made:
         }  # fmt: skip
 
     def _layer(self, index: int) -> Fields:
-        s, encoding, biased = self.shape, self.shape.encodings[index], self.shape.biases
-        q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
+        s = self.shape
+        attention, mlp = self._attention(s.encodings[index], s.windows[index]), self._mlp(s.encodings[index], index)
         layer = dict(
-            before_attention=self._norm(), before_mlp=self._norm(),
-            q=self._weight(encoding, q, s.hidden, biased), k=self._weight(encoding, kv, s.hidden, biased, 16),
-            v=self._weight(encoding, kv, s.hidden, biased), o=self._weight(encoding, s.hidden, q, biased),
+            before_mixer=self._norm(), before_feed_forward=self._norm(), mixer=constants.ATTENTION,
+            attention=attention, mlp=mlp, residual_scale=1.0, output_scale=1.0,
+        )  # fmt: skip
+        if s.odd:
+            layer |= dict(after_mixer=self._norm(), residual_scale=0.5, output_scale=1.25)
+            del layer["before_feed_forward"]
+        return layer
+
+    def _attention(self, encoding: str, window: int) -> Fields:
+        s, biased = self.shape, self.shape.biases
+        q, kv, has = s.heads * s.head_dim, s.kv_heads * s.head_dim, s.attends.__contains__
+        gated = has("gated") and s.qk_norm != "all"
+        shared = has("values are keys") and not biased
+        counts = (q, kv) if s.qk_norm == "all" else (s.head_dim, s.head_dim)
+        q_norm, k_norm = (self._floats(count, bool(s.qk_norm)) for count in counts)
+        return dict(
+            heads=s.heads, kv_heads=s.kv_heads, head_dim=s.head_dim, rotary_dim=s.rotary_dim,
+            rope=0 if s.rotary_dim else constants.NO_ROPE, window=window, interleaved=has("interleaved"), gated=gated,
+            scale=0.25, soft_cap=20.0 if has("soft cap") else 0.0,
+            q=self._weight(encoding, q * (1 + gated), s.hidden, biased),
+            k=self._weight(encoding, kv, s.hidden, biased, 16),
+            v={} if shared else self._weight(encoding, kv, s.hidden, biased),
+            o=self._weight(encoding, s.hidden, q, biased), q_norm=q_norm, k_norm=k_norm,
+            v_norm=self._floats(s.head_dim, has("value norm")), sinks=self._floats(s.heads, has("sinks")),
+        )  # fmt: skip
+
+    def _mlp(self, encoding: str, index: int) -> Fields:
+        s, biased, gated = self.shape, self.shape.biases, self.shape.gated[index]
+        kinds = (constants.SILU, constants.GELU_TANH, constants.SWIGLU_CLAMPED)
+        kinds = kinds if gated else (constants.RELU_SQUARED, constants.GELU_TANH, constants.GELU_TANH)
+        mlp = dict(
+            activation=kinds[s.activation], limit=7.0,
             up=self._weight(encoding, s.intermediate, s.hidden, biased, 32),
             down=self._weight(encoding, s.hidden, s.intermediate, biased),
-            q_norm=self._floats(s.head_dim, s.qk_norm), k_norm=self._floats(s.head_dim, s.qk_norm),
-            attention_scale=0.25, window=s.windows[index],
         )  # fmt: skip
-        if s.gated[index]:
-            layer["gate"] = self._weight(encoding, s.intermediate, s.hidden, biased)
-        return layer
+        if gated:
+            mlp["gate"] = self._weight(encoding, s.intermediate, s.hidden, biased)
+        return mlp

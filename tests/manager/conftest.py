@@ -10,11 +10,12 @@ from tests.fakes import Boards, make_manifest
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Boards that don't answer are given up soon, and each has all the RAM it likes."""
+    """Boards that can't be reached are given up soon, one that answers late on a busy machine isn't, and each has all
+    the RAM it likes."""
     for name, seconds in {
         "survey._REACH_TIMEOUT_S": 1.0, "survey._LOST_TIMEOUT_S": 0.5, "survey._GRACE_S": 0.1,
         "client._CLOSE_TIMEOUT_S": 0.2, "client.PONG_TIMEOUT_S": 0.05, "client.PING_EVERY_S": 0.02,
-        "board.PING_EVERY_S": 0.02, "session._RETRY_S": (0.005, 0.01, 0.02),
+        "board.PING_EVERY_S": 0.02, "board.PONG_TIMEOUT_S": 60.0, "session._RETRY_S": (0.005, 0.01, 0.02),
     }.items():  # fmt: skip
         monkeypatch.setattr(f"edgellm.manager.{name}", seconds)
     monkeypatch.setattr("edgellm.manager.survey.Fleet._share_ram", lambda fleet: None)

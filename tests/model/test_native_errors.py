@@ -146,9 +146,9 @@ def test_memory_is_free_as_soon_as_a_section_and_its_slots_are_dropped(llama):
 
 
 BAD_STEPS = [
-    (dict(tokens=0), 3), (dict(tokens=513), 3), (dict(logits=2), 3), (dict(rope=2), 3), (dict(rope=1), 3),
+    (dict(tokens=0), 3), (dict(tokens=513), 3), (dict(logits=2), 3), (dict(long_rope=2), 3), (dict(slot_bytes=0), 4),
     (dict(position=96), 3), (dict(position=1 << 63), 3), (dict(context=1 << 62), 3), (dict(context=80), 4),
-    (dict(kv=None), 1), (dict(kv_bytes=8), 4), (dict(kv_encoding=0), 2), (dict(kv_encoding=-1), 2),
+    (dict(slot=None), 1), (dict(slot_bytes=8), 4), (dict(kv_encoding=0), 2), (dict(kv_encoding=-1), 2),
     (dict(kv_encoding=4), 4),
 ]  # fmt: skip
 
@@ -185,10 +185,13 @@ def test_the_abi_refuses_a_run_that_does_not_fit(llama, at, value, status):
 
 
 @pytest.mark.parametrize("path, value, status", [
-    ("hidden", 65, 3), ("heads", 0, 3), ("kv_heads", 3, 3), ("head_dim", 24, 3), ("rotary_dim", 34, 3),
-    ("rotary_dim", 7, 3), ("num_layers", 1 << 40, 3), ("vocab", 1 << 30, 3), ("layers.q.bytes", 7, 4),
-    ("layers.q.encoding", 9, 2), ("layers.q.in", 32, 3), ("layers.q.first", 16, 3), ("layers.q.data", None, 1),
-    ("layers.before_mlp.weight.count", 63, 4), ("layers.before_mlp.weight.data", None, 1), ("head.rows", 511, 3),
+    ("hidden", 65, 3), ("layers.attention.heads", 0, 3), ("layers.attention.kv_heads", 3, 3),
+    ("layers.attention.head_dim", 24, 3), ("layers.attention.rotary_dim", 34, 3), ("layers.attention.rotary_dim", 7, 3),
+    ("layers.attention.rope", 4, 3), ("layers.attention.gated", 2, 3), ("layers.mixer", 9, 3), ("layers.mixer", -1, 3),
+    ("num_layers", 1 << 40, 3), ("vocab", 1 << 30, 3), ("layers.attention.q.bytes", 7, 4),
+    ("layers.attention.q.encoding", 99, 2), ("layers.attention.q.in", 32, 3), ("layers.attention.q.first", 16, 3),
+    ("layers.attention.q.experts", 2, 3), ("layers.attention.q.data", None, 1), ("layers.mlp.activation", 2, 3),
+    ("layers.before_feed_forward.weight.count", 63, 4), ("head.rows", 511, 3), ("final_norm.weight.data", None, 1),
     ("final_norm.weight.data", 3, 1),
 ])  # fmt: skip
 def test_the_abi_refuses_a_section_that_does_not_fit(llama, path, value, status):
@@ -206,7 +209,7 @@ def test_the_abi_refuses_a_section_that_does_not_fit(llama, path, value, status)
 
 
 def test_structs_have_no_padding_that_a_compiler_could_lay_out_differently():
-    assert ffi.sizeof("StepSpec") == 64 and ffi.sizeof("SectionSpec") == 8 * 9 + 16 + 3 * 72 + 32
+    assert ffi.sizeof("StepSpec") == 64 and ffi.sizeof("SectionSpec") == 8 * 9 + 3 * 80 + 32
 
 
 def test_refused_calls_leave_the_section_as_it_was(llama):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from edgellm.checkpoint.gguf.file import GGUFTensor
 from edgellm.checkpoint.gguf.rope import FACTOR_TENSORS
 from edgellm.checkpoint.gguf.rows import matrix, origin_of, rotary_order, vector, zeros
-from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, unexpected
+from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, layout_of, unexpected
 from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError
 from edgellm.model.families.feed_forwards import GatedMlp, PlainMlp
@@ -36,17 +36,7 @@ def native_layout(spec: Spec, tensors: Mapping[str, GGUFTensor], where: str, *, 
     names = [*_norm_names(spec.final_norm, "output_norm"), (head, spec.head.name)]
     shards.append(ShardContent("head", None, tuple(reader.read(a, b, spec.head_tensors) for a, b in names)))
     reader.check_rest()
-    return Layout(
-        architecture=spec.architecture,
-        model_type=spec.model_type,
-        hidden_size=spec.hidden_size,
-        vocab_size=spec.vocab_size,
-        max_seq_len=spec.max_seq_len,
-        kv_elements_per_token=spec.kv_elements_per_token,
-        activation_elements_per_token=spec.activation_elements_per_token,
-        rope_switch_len=spec.rope_switch_len,
-        shards=tuple(shards),
-    )
+    return layout_of(spec, tuple(shards))
 
 
 def _norm_names(norm: Norm | None, theirs: str) -> Iterator[tuple[str, str]]:
