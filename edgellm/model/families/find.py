@@ -9,6 +9,7 @@ from typing import Any
 
 from edgellm.kernels.abi import constants
 from edgellm.model.families.config import Config, UnsupportedError
+from edgellm.model.families.gemma import gemma, gemma2, gemma3
 from edgellm.model.families.gpt2 import gpt2
 from edgellm.model.families.llama import llama
 from edgellm.model.families.mistral import mistral
@@ -19,7 +20,8 @@ from edgellm.model.families.qwen3 import qwen3
 from edgellm.model.families.spec import Layer, Spec
 
 FAMILIES: dict[str, Callable[[Config], Spec]] = {
-    "gpt2": gpt2, "llama": llama, "mistral": mistral, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3,
+    "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "gpt2": gpt2, "llama": llama, "mistral": mistral,
+    "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3,
 }  # fmt: skip
 
 # What the kernels take.
@@ -58,9 +60,7 @@ def _check(hidden_size: int, layer: Layer) -> None:
         _check_sizes(("intermediate_size", layer.feed_forward.intermediate_size))
     if layer.experts and (layer.experts.router.experts > _MAX_EXPERTS or layer.experts.router.top_k > _MAX_CHOSEN):
         router = layer.experts.router
-        raise UnsupportedError(
-            f"{router.top_k} of {router.experts} experts, at most {_MAX_CHOSEN} of {_MAX_EXPERTS}"
-        )
+        raise UnsupportedError(f"{router.top_k} of {router.experts} experts, at most {_MAX_CHOSEN} of {_MAX_EXPERTS}")
     for projection in layer.projections:
         if projection.first % _TILE:
             raise UnsupportedError(f"{projection.weight.name} is cut at row {projection.first}, no multiple of {_TILE}")

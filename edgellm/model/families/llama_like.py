@@ -1,60 +1,119 @@
-"""What llama, mistral, qwen2, qwen3 and phi3 share: RMSNorm, rotary attention, a gated MLP. Pure."""
+"""What most families share with Llama: rotary attention, a gated MLP, RMSNorms around them. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from edgellm.model.families.config import Config, UnsupportedError
-from edgellm.model.families.feed_forwards import GatedMlp
+from edgellm.model.families.config import Config
+from edgellm.model.families.feed_forwards import FeedForward, GatedMlp
+from edgellm.model.families.layer_types import Windows, read_layer_types, read_window, windows_of
 from edgellm.model.families.mixers import Attention
-from edgellm.model.families.parts import Matrix, rms_norm, slices, whole
-from edgellm.model.families.rotary import rotary_of
+from edgellm.model.families.parts import Matrix, Norm, rms_norm, slices, whole
+from edgellm.model.families.rotary import Rotary, rotary_of
 from edgellm.model.families.spec import Layer, Spec
 
-Windows = Callable[[int], int]  # a layer's number → how many tokens its attention reaches, 0 for all
 _ATTENTION, _MLP = "self_attn.", "mlp."
+
+
+@dataclass(frozen=True)
+class Norms:
+    """A layer's norms by name, None where there is none. `offset` is added to their weights."""
+
+    before_mixer: str | None = "input_layernorm"
+    after_mixer: str | None = None
+    before_feed_forward: str | None = "post_attention_layernorm"
+    after_feed_forward: str | None = None
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Positions:
+    """How layers know positions: the model's sets of rotary factors, and which of them a layer takes, None for none.
+    `interleaved`: neighbours turn together."""
+
+    rotaries: tuple[Rotary, ...]
+    of_layer: Callable[[int], int | None] = lambda layer: 0
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What is multiplied or bounded: scores by `attention` (None: head_dim^-0.5), embeddings, what a layer adds, and
+    logits; caps of 0 bound nothing."""
+
+    attention: float | None = None
+    attention_cap: float = 0.0
+    embedding: float = 1.0
+    residual: float = 1.0
+    logits: float = 1.0
+    logits_cap: float = 0.0
+
+
+LLAMA_NORMS, NO_SCALES = Norms(), Scales()
 
 
 def make_spec(
     config: Config, architecture: str, *, kv_heads: int | None, eps: float, max_seq_len: int, windows: Windows,
-    qkv_bias: bool = False, o_bias: bool = False, mlp_bias: bool = False, qk_norm: bool = False, fused: bool = False,
-    head_dim: int | None = None, partial_rotary: bool = False,
+    qkv_bias: bool = False, o_bias: bool = False, mlp_bias: bool = False, qk_norm: bool = False,
+    qk_norm_whole: bool = False, fused: bool = False, fused_mlp: bool = False, head_dim: int | None = None,
+    partial_rotary: bool = False, activation: str = "silu", norms: Norms = LLAMA_NORMS, scales: Scales = NO_SCALES,
+    positions: Positions | None = None, feed_forwards: Callable[[int], FeedForward] | None = None,
+    defaults: Mapping[str, int] | None = None, tied: bool = False,
 ) -> Spec:  # fmt: skip
     """Return the Spec of a config.
 
-    `kv_heads`, `eps`, `max_seq_len` and `head_dim` are the family's defaults; None is as many as query heads, and
-    hidden_size / heads. `fused`: q, k and v are one matrix, and so are gate and up. `partial_rotary`: the family reads
-    partial_rotary_factor. Raises UnsupportedError.
+    `kv_heads`, `eps`, `max_seq_len`, `head_dim`, `tied` and what `defaults` has by name are the family's defaults; None
+    is as many as query heads, and hidden_size / heads. `qk_norm`: q and k are normed, each head, or `qk_norm_whole` all
+    heads at once. `fused`: q, k and v are one matrix, and so are gate and up; `fused_mlp`: only gate and up.
+    `partial_rotary`: the family reads partial_rotary_factor; `positions` replaces what rotary_of makes of the config.
+    `feed_forwards` replaces the gated MLP, whose `activation` the caller checks unless it is silu. Raises
+    UnsupportedError.
     """
-    hidden = config.count("hidden_size")
-    heads = config.count("num_attention_heads", default=32)
+    sizes = {"num_attention_heads": 32, "num_hidden_layers": 32, **(defaults or {})}
+    hidden = config.count("hidden_size", default=sizes.get("hidden_size"))
+    heads = config.count("num_attention_heads", default=sizes["num_attention_heads"])
     kv_heads = config.count("num_key_value_heads", default=kv_heads or heads)
     dim = config.count("head_dim", default=head_dim or hidden // heads)
-    inner = config.count("intermediate_size")
-    config.expect("hidden_act", "silu", "silu", "swish")
-    vocab = config.count("vocab_size")
+    vocab = config.count("vocab_size", default=sizes.get("vocab_size"))
     max_seq_len = config.count("max_position_embeddings", default=max_seq_len)
+    if activation == "silu":
+        config.expect("hidden_act", "silu", "silu", "swish")
+    if feed_forwards is None:
+        inner = config.count("intermediate_size", default=sizes.get("intermediate_size"))
+        mlp = gated_mlp(hidden, inner, mlp_bias, fused or fused_mlp, activation)
     q_rows, kv_rows = heads * dim, kv_heads * dim
     if fused:
         q, k, v = slices(f"{_ATTENTION}qkv_proj", (q_rows, kv_rows, kv_rows), hidden, qkv_bias)
-        gate, up = slices(f"{_MLP}gate_up_proj", (inner, inner), hidden, mlp_bias)
     else:
         q = whole(f"{_ATTENTION}q_proj", q_rows, hidden, qkv_bias)
         k = whole(f"{_ATTENTION}k_proj", kv_rows, hidden, qkv_bias)
         v = whole(f"{_ATTENTION}v_proj", kv_rows, hidden, qkv_bias)
-        gate = whole(f"{_MLP}gate_proj", inner, hidden, mlp_bias)
-        up = whole(f"{_MLP}up_proj", inner, hidden, mlp_bias)
-    feed_forward = GatedMlp(gate, up, whole(f"{_MLP}down_proj", hidden, inner, mlp_bias))
     o = whole(f"{_ATTENTION}o_proj", hidden, q_rows, o_bias)
-    q_norm = rms_norm(f"{_ATTENTION}q_norm", dim) if qk_norm else None
-    k_norm = rms_norm(f"{_ATTENTION}k_norm", dim) if qk_norm else None
+    q_norm = k_norm = None
+    if qk_norm or qk_norm_whole:
+        q_norm = rms_norm(f"{_ATTENTION}q_norm", q_rows if qk_norm_whole else dim, norms.offset)
+        k_norm = rms_norm(f"{_ATTENTION}k_norm", kv_rows if qk_norm_whole else dim, norms.offset)
+    if positions is None:
+        positions = Positions((rotary_of(config.content, dim, max_seq_len, partial=partial_rotary),))
+    scale = dim**-0.5 if scales.attention is None else scales.attention
+
+    def norm(name: str | None) -> Norm | None:
+        return rms_norm(name, hidden, norms.offset) if name else None
 
     def layer(i: int) -> Layer:
         return Layer(
-            before_mixer=rms_norm("input_layernorm", hidden),
-            mixer=Attention(heads, kv_heads, dim, dim**-0.5, windows(i), q, k, v, o, q_norm, k_norm),
-            before_feed_forward=rms_norm("post_attention_layernorm", hidden),
-            feed_forward=feed_forward,
-        )
+            before_mixer=norm(norms.before_mixer),
+            mixer=Attention(
+                heads, kv_heads, dim, scale, windows(i), q, k, v, o, q_norm, k_norm, rope=positions.of_layer(i),
+                interleaved=positions.interleaved, soft_cap=scales.attention_cap,
+            ),
+            before_feed_forward=norm(norms.before_feed_forward),
+            feed_forward=feed_forwards(i) if feed_forwards else mlp,
+            after_mixer=norm(norms.after_mixer),
+            after_feed_forward=norm(norms.after_feed_forward),
+            residual_scale=scales.residual,
+        )  # fmt: skip
 
+    num_layers = config.layers("num_hidden_layers", default=sizes["num_hidden_layers"])
     return Spec(
         model_type=config.content["model_type"],
         architecture=architecture,
@@ -64,12 +123,24 @@ def make_spec(
         eps=config.number("rms_norm_eps", eps),
         embedding=Matrix("model.embed_tokens.weight", vocab, hidden),
         position_embedding=None,
-        layers=tuple(layer(i) for i in range(config.layers("num_hidden_layers", default=32))),
-        final_norm=rms_norm("model.norm", hidden),
+        layers=tuple(layer(i) for i in range(num_layers)),
+        final_norm=rms_norm("model.norm", hidden, norms.offset),
         head=Matrix("lm_head.weight", vocab, hidden),
-        tied=bool(config.content.get("tie_word_embeddings", False)),
-        rotaries=(rotary_of(config.content, dim, max_seq_len, partial=partial_rotary),),
+        tied=bool(config.content.get("tie_word_embeddings", tied)),
+        rotaries=positions.rotaries,
+        embed_scale=scales.embedding,
+        logit_scale=scales.logits,
+        logit_soft_cap=scales.logits_cap,
     )
+
+
+def gated_mlp(hidden: int, inner: int, biased: bool, fused: bool, activation: str) -> GatedMlp:
+    """Return an MLP with a gate; `fused`: gate and up are one matrix."""
+    if fused:
+        gate, up = slices(f"{_MLP}gate_up_proj", (inner, inner), hidden, biased)
+    else:
+        gate, up = (whole(f"{_MLP}{name}_proj", inner, hidden, biased) for name in ("gate", "up"))
+    return GatedMlp(gate, up, whole(f"{_MLP}down_proj", hidden, inner, biased), activation)
 
 
 def default_kv_heads(config: Config, default: int) -> int | None:
@@ -79,30 +150,14 @@ def default_kv_heads(config: Config, default: int) -> int | None:
 
 def same_window(config: Config, default: int | None) -> Windows:
     """Return the same window for every layer; none where `sliding_window` is null."""
-    size = 0
-    if config.content.get("sliding_window", default) is not None:
-        size = config.count("sliding_window", default=default)
+    size = read_window(config, default)
     return lambda layer: size
 
 
 def layer_windows(config: Config) -> Windows:
     """Return Qwen's windows: of the layers that `layer_types` names, or of those from `max_window_layers` on; none
     unless `use_sliding_window`."""
-    size = 0
-    if config.flag("use_sliding_window", False) and config.content.get("sliding_window", 4096) is not None:
-        size = config.count("sliding_window", default=4096)
+    size = read_window(config, 4096) if config.flag("use_sliding_window", False) else 0
     first = config.count("max_window_layers", default=28, least=0)
-    types = config.get("layer_types")
-    if types is None:
-        return lambda layer: size if layer >= first else 0
-    sizes = {"full_attention": 0, "sliding_attention": size}
     num_layers = config.layers("num_hidden_layers", default=32)
-    if not isinstance(types, list) or len(types) < num_layers or not all(isinstance(t, str) for t in types):
-        raise UnsupportedError(f"layer_types is not a list with an entry for each of the {num_layers} layers")
-    for name in types:
-        if name not in sizes:
-            raise UnsupportedError(f"a layer is of type {name[:60]!r}, the native path knows {', '.join(sizes)}")
-    if not size and "sliding_attention" in types:
-        raise UnsupportedError("layers have a sliding window, but its size isn't given")
-    return lambda layer: sizes[types[layer]]
-
+    return windows_of(read_layer_types(config, num_layers, lambda layer: size > 0 and layer >= first), size)
