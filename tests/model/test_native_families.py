@@ -67,6 +67,12 @@ def test_projections_that_share_a_matrix_are_consecutive_rows_of_it():
     {**LLAMA, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                "original_max_position_embeddings": 64}},
     {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.5}},
+    *({**LLAMA, "rope_theta": 5e4, "head_dim": 64, "max_position_embeddings": 512,
+       "rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 128, **other}} for other in (
+        {"factor": 4.0}, {"factor": 3.5, "beta_fast": 24.0, "beta_slow": 2.0, "truncate": False},
+        {"factor": 8.0, "mscale": 0.7, "mscale_all_dim": 1.3}, {"factor": 8.0, "attention_factor": 1.25},
+        {"factor": 4.0, "beta_fast": 1.0, "beta_slow": 1.0}, {"factor": 4.0, "beta_fast": 1e-3, "beta_slow": 1e-3},
+    )),
     {**PHI3, "rope_scaling": LONG, "max_position_embeddings": 4096, "original_max_position_embeddings": 128},
     {**PHI3, "partial_rotary_factor": 0.5},
 ])  # fmt: skip
@@ -104,7 +110,9 @@ def test_rotary_factors_of_older_configs_are_those_of_transformers(config):
         ({k: v for k, v in LLAMA.items() if k != "vocab_size"}, "vocab_size is None"),
         ({**LLAMA, "attention_bias": "yes"}, "attention_bias is 'yes'"),
         ({**LLAMA, "rms_norm_eps": -1}, "rms_norm_eps is -1"),
-        ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "truncate": 1}}, "truncate is 1, expected true or false"),
+        ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "beta_fast": -1}}, "beta_fast is -1"),
+        ({**LLAMA, "rope_theta": 1, "rope_scaling": {"rope_type": "yarn"}}, "YaRN with a rope_theta of 1"),
         ({**LLAMA, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope type 'dynamic'"),
         ({**LLAMA, "rope_scaling": {"full": {"rope_type": "default"}}}, "aren't one set for all layers"),
         ({**LLAMA, "rope_scaling": {"rope_type": "linear"}}, "factor is None"),

@@ -1,4 +1,5 @@
-"""Rotary position factors from a config, as transformers computes them: default, linear, llama3 and LongRoPE. Pure."""
+"""Rotary position factors from a config, as transformers computes them: default, linear, llama3, YaRN and LongRoPE.
+Pure."""
 
 import math
 import reprlib
@@ -11,6 +12,7 @@ import numpy as np
 from edgellm.model.families.config import UnsupportedError
 
 _DEFAULT_THETA = 10000.0
+KINDS = "default, linear, llama3, yarn, longrope"
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,11 @@ def rotary_of(config: Mapping[str, Any], head_dim: int, max_seq_len: int, *, par
         raise UnsupportedError(f"original_max_position_embeddings is {reprlib.repr(original)}")
     if kind == "llama3":
         return Rotary(dim, (_llama3(plain, given, original),), None, 1.0)
+    if kind == "yarn":
+        return _yarn(powers, theta, given, original, max_seq_len)
     if kind in ("longrope", "su"):  # Phi-3's first name for it
         return _longrope(powers, given, original, max_seq_len)
-    raise UnsupportedError(f"rope type {reprlib.repr(kind)}, the native path knows default, linear, llama3, longrope")
+    raise UnsupportedError(f"rope type {reprlib.repr(kind)}, the native path knows {KINDS}")
 
 
 def _number(given: Mapping[str, Any], name: str, default: Any = None) -> float:
@@ -94,6 +98,44 @@ def _llama3(plain: np.ndarray, given: Mapping[str, Any], original: float) -> np.
     blended = (1 - smooth) * stretched / np.float32(factor) + smooth * stretched
     between = ~(waves < np.float32(original / high)) & ~(waves > np.float32(original / low))
     return np.where(between, blended, stretched).astype(np.float32)
+
+
+def _yarn(powers: np.ndarray, theta: float, given: Mapping[str, Any], original: float, max_seq_len: int) -> Rotary:
+    """YaRN: waves that turn seldom within `original` tokens are stretched by a factor, those that turn often are left
+    alone, and between them it goes linearly over the dimensions. arXiv 2309.00071."""
+    dim = 2 * len(powers)
+    factor = _number(given, "factor", max_seq_len / original)
+    truncate = given.get("truncate", True)
+    if type(truncate) is not bool:
+        raise UnsupportedError(f"truncate is {reprlib.repr(truncate)}, expected true or false")
+
+    def dimension(turns: float) -> float:
+        """Return which dimension turns so often within `original` tokens."""
+        if theta == 1.0:
+            raise UnsupportedError("YaRN with a rope_theta of 1")
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = (dimension(_number(given, name, turns)) for name, turns in (("beta_fast", 32.0), ("beta_slow", 1.0)))
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    high += 0.001 if low == high else 0.0
+    ramp = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+    kept = np.float32(1.0) - np.clip(ramp, 0, 1).astype(np.float32)
+    stretched, plain = np.float32(1.0) / (np.float32(factor) * powers), np.float32(1.0) / powers
+    frequencies = (stretched * (np.float32(1.0) - kept) + plain * kept).astype(np.float32)
+    return Rotary(dim, (frequencies,), None, _number(given, "attention_factor", _yarn_scaling(given, factor)))
+
+
+def _yarn_scaling(given: Mapping[str, Any], factor: float) -> float:
+    """Return what a config multiplies cosines and sines by unless it says so itself."""
+
+    def scaling(by: float) -> float:
+        return 0.1 * by * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        return scaling(_number(given, "mscale")) / scaling(_number(given, "mscale_all_dim"))
+    return scaling(1.0)
 
 
 def _longrope(powers: np.ndarray, given: Mapping[str, Any], original: float, max_seq_len: int) -> Rotary:
