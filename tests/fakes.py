@@ -76,7 +76,7 @@ def generate(ids: list[int], count: int, sampling: Sampling = GREEDY, switch: in
 class FakeSlot:
     """What the fake layers store of each token: [max_seq_len, 2]."""
 
-    ram_bytes = 0
+    ram_bytes = earliest = 0
 
     def __init__(self, max_seq_len: int):
         self.held, self.max_seq_len, self.filled = np.full((max_seq_len, 2), np.nan), max_seq_len, 0
@@ -97,7 +97,7 @@ class FakeSection:
     """
 
     path, ram_bytes, hidden_size, vocab_size, batches = "fake", 0, HIDDEN, VOCAB, True
-    reuses = True
+    reuses = reuses_any = True
     page_layout = "fake"
 
     def __init__(self, manifest: Manifest, start: int, end: int, gate=None):

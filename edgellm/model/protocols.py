@@ -14,14 +14,20 @@ Progress = Callable[[str, int, int], None]  # shard name, bytes done, bytes in a
 
 @runtime_checkable
 class Slot(Protocol):
-    """What a section remembers of one sequence: keys and values of up to `max_seq_len` tokens, reserved at once.
+    """What a section remembers of one sequence of up to `max_seq_len` tokens, reserved at once.
 
-    `filled` tokens are stored; a step may store its own at any position up to there, and again.
+    `filled` tokens are stored. A step may begin at any position from `earliest` to there, also where one has begun
+    before, or at 0. A layer with a window or a state forgets: then a step that begins at 0 begins anew, and so
+    `filled` may be less after a step than before.
     """
 
     max_seq_len: int
     filled: int
     ram_bytes: int
+
+    @property
+    def earliest(self) -> int:
+        """The smallest position besides 0 from which a step may begin now, at most `filled`; 0 if any may be next."""
 
     def export(self, start: int, end: int) -> Array:
         """Return a copy of what is stored for positions [start, end), as uint8 [bytes], which don't depend on where the
@@ -79,6 +85,10 @@ class Section(Protocol[S]):
     @property
     def reuses(self) -> bool:
         """Whether keys and values depend only on the tokens up to them, so that another sequence may use them."""
+
+    @property
+    def reuses_any(self) -> bool:
+        """Whether no layer forgets: `earliest` is 0 in all slots, however long they are."""
 
     @property
     def page_layout(self) -> str:

@@ -49,6 +49,7 @@ class GenericSection:
         self._stop = False
         self._pass_length = rope.follow_pass_length(model)
         self.reuses = not rope.is_dynamic(model)  # else K and V depend on how long the sequence was by then
+        self.reuses_any = True
         self.page_layout = f"generic {torch.__version__} {transformers.__version__}" if self.reuses else ""
         self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         layers, own = find_layers(model)[1], weakref.proxy(self)  # no cycle: dropping it frees its memory at once

@@ -74,6 +74,11 @@ class KVSlot(Cache):
         super().__init__(layers=[_Layer(self, held[i], dtype) if i in held else elsewhere for i in range(num_layers)])
         self.ram_bytes = sum(s.keys.nbytes + s.values.nbytes for s in self.layers if isinstance(s, _Layer))
 
+    @property
+    def earliest(self) -> int:
+        """The smallest position from which a step may begin: windowed layers keep all positions here too."""
+        return 0
+
     def seek(self, position: int, tokens: int) -> None:
         """Go to `position` to store `tokens` there. Raises ModelError if that leaves a gap or doesn't fit."""
         if not 0 <= position <= self.filled:

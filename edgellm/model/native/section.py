@@ -71,6 +71,7 @@ class NativeSection:
 
     path = "native"
     batches = True  # forward_many gives what forward gives one by one, and reads the weights once
+    reuses_any = True
     reuses = True  # keys and values depend on the tokens before them, and on nothing else
 
     def __init__(self, spec: Spec, manifest: Manifest, folder: Path | str, start: int, end: int, *,

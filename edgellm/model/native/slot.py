@@ -41,6 +41,11 @@ class NativeSlot:
         attentions = [layer.mixer for layer in layers if isinstance(layer.mixer, Attention)]
         self._layers = [(mixer.kv_heads, mixer.head_dim * KV_BYTES[kv_dtype]) for mixer in attentions]
 
+    @property
+    def earliest(self) -> int:
+        """The smallest position besides 0 from which a step may begin now; 0 if any may be next."""
+        return 0
+
     def check(self, position: int, tokens: int, filled: int | None = None) -> int:
         """Return the end of `tokens` stored from `position` on, where `filled` (or as many as now) are stored before.
         Raises ModelError if they leave a gap or don't fit."""
