@@ -24,6 +24,7 @@ from edgellm.model.generic.packed import pack, unpack
 from edgellm.plan import Capacity, Plan, Section
 from edgellm.sampling import MAX_BIASES, Sampling
 from edgellm.shards import tiles
+from edgellm.shards.encodings import ENCODINGS, IQ4_VALUES
 from edgellm.shards.manifest import _MAX_MANIFEST_BYTES, Manifest, ModelFile, Shard
 from edgellm.shards.tiles import BLOCK_BYTES
 from edgellm.wire import (
@@ -388,10 +389,10 @@ def test_format_numbers():
 def test_sizes_of_encodings():
     rows = {r["encoding"]: int(r["bytes of 16 rows by 32 columns"]) for r in table(SHARDS, "encoding", "dtype")}
     assert rows == {e: stored_bytes((16, 32), e) for e in rows}
-    assert {e: n for e, n in rows.items() if e.startswith("int")} == GROUP_BYTES == library.GROUP_BYTES
+    assert {e: n for e, n in rows.items() if e not in library.VALUE_BYTES} == GROUP_BYTES == library.GROUP_BYTES
     assert (TILE, GROUP, BLOCK_BYTES) == (library.TILE, library.GROUP, tiles.BLOCK_BYTES) == (16, 32, BLOCK_BYTES)
-    for out, columns in ((1, 32), (16, 64), (17, 96)):
-        assert all(stored_shape((out, columns), e) == library.stored_shape(e, (out, columns)) for e in rows)
+    for shape in ((1, 256), (16, 512), (17, 768), (3, 17, 256)):
+        assert all(stored_shape(shape, e) == library.stored_shape(e, shape) for e in rows)
 
 
 @pytest.mark.parametrize("encoding, row", [("int4", 2), ("int4s", 2), ("int8", 15)])
@@ -408,6 +409,39 @@ def test_group_examples_decode_to_the_values_beside_them(encoding, row):
     expected = np.zeros((16, 32), np.float32)
     expected[row] = values
     assert np.array_equal(unpack(torch.from_numpy(group[None]), encoding, (16, 32)).numpy(), expected)
+
+
+BLOCK_EXAMPLES = [
+    ("q4_k", 2, 5), ("q5_k", 2, 1), ("q6_k", 2, 1), ("q3_k", 2, 6), ("q2_k", 2, 3), ("iq4_xs", 2, 5), ("iq4_nl", 2, 0),
+    ("mxfp4", 2, 0), ("q5_0", 2, 0), ("q5_1", 2, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding, row, group", BLOCK_EXAMPLES)
+def test_block_examples_decode_to_the_values_beside_them(encoding, row, group):
+    columns = library.BLOCK_COLUMNS[encoding]
+    (lines,) = blocks(SHARDS, f"block {encoding} {row} {group}")
+    block, expected = np.zeros(GROUP_BYTES[encoding] * columns // 32, np.uint8), []
+    for line in lines:
+        if line.startswith("="):
+            expected += [float(x) for x in line[1:].split()]
+        else:
+            at, _, hexes = line.partition(": ")
+            given = hex_bytes([hexes])
+            block[int(at) : int(at) + len(given)] = list(given)
+    values = unpack(torch.from_numpy(block[None]), encoding, (16, columns)).numpy()
+    assert values[row, 32 * group : 32 * group + 32].tolist() == expected
+
+
+def test_every_packed_encoding_has_an_example_and_its_planes():
+    assert {e for e, *_ in BLOCK_EXAMPLES} | {"int4", "int4s", "int8"} == set(ENCODINGS)
+    for row in table(SHARDS, "encoding", "planes"):
+        layout = ENCODINGS[row["encoding"]]
+        assert row["planes"] == ", ".join(map(str, layout.planes))
+        assert int(row["bytes of a group's codes"]) == 64 * layout.bits
+        sizes = [{"f16": 2, "u8": 1, "4": 4, "2": 2}[part.split()[0]] for part in row["arrays of scales"].split(", ")]
+        assert tuple(sizes) == layout.scales
+    assert ", ".join(map(str, IQ4_VALUES)) in " ".join(SHARDS.split()) and "e is at most 252" in SHARDS
 
 
 @pytest.mark.parametrize("encoding, levels, low", [("int4", 15, 0), ("int8", 127, -127)])

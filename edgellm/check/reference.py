@@ -55,7 +55,7 @@ class Reference:
         for name, stored in ShardFile(self._folder, shard).tensors.items():
             key = name if layer is None else (layer, name)
             if stored.encoding in PACKED:
-                data = unpack(stored.data, stored.encoding, (stored.shape[0], stored.shape[1]))
+                data = unpack(stored.data, stored.encoding, stored.shape)
             else:
                 data = stored.data.float() if stored.encoding else stored.data
             self._set(layer, name, data.T if key in structure.transposed else data)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,22 +24,23 @@ from edgellm.checkpoint.tensors import (
 )
 from edgellm.errors import CheckpointError
 from edgellm.files import fsync_folder
-from edgellm.kernels.library import GROUP, TILE
+from edgellm.kernels.library import BLOCK_COLUMNS, GROUP, TILE
+from edgellm.shards.encodings import ENCODINGS, not_finite, split_blocks
 from edgellm.shards.manifest import SHARD_FORMAT, Shard
 from edgellm.shards.quantize import quantize as quantized
-from edgellm.shards.tiles import BLOCK_BYTES, from_blocks
+from edgellm.shards.tiles import BLOCK_BYTES, to_tiles
 
 _CHUNK_ELEMENTS = 1 << 21  # of one tensor in memory at a time, where the source can be read in pieces
 _DTYPE_NAMES = {
     "f32": "F32", "f16": "F16", "bf16": "BF16", "i64": "I64", "i32": "I32", "i16": "I16", "i8": "I8", "u8": "U8",
-    "bool": "BOOL", "int4": "U8", "int4s": "U8", "int8": "U8",
-}  # fmt: skip
-_BITS = {"int4": 4, "int4s": 4, "int8": 8}
+    "bool": "BOOL",
+} | dict.fromkeys(ENCODINGS, "U8")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a shard: `shape` as stored, that is [out, in] for a weight, `packable` as model.structure has it."""
+    """A tensor of a shard: `shape` as stored, [out, in] for a weight and [experts, out, in] for experts; `packable` as
+    model.structure has it."""
 
     name: str
     tensor: SourceTensor
@@ -80,13 +81,14 @@ class ShardPlan:
 def choose_encoding(encoding: str, shape: tuple[int, ...], packable: bool, kind: str, quantize: str) -> str:
     """The encoding a tensor is stored in. `shape` as stored; --quantize int4 keeps embedding and head at int8, and what
     is packed at no more bits than asked for stays as it is."""
-    fits = packable and len(shape) == 2 and shape[1] % GROUP == 0 and shape[1] > 0
+    columns = BLOCK_COLUMNS.get(encoding, GROUP)
+    fits = packable and len(shape) in (2, 3) and shape[-1] % columns == 0 and min(shape) > 0
     if not fits:
         return plain_encoding(encoding)
     if quantize == "none" or encoding not in (*FLOATS, *BLOCK_BYTES):
         return encoding
     wanted = "int4" if quantize == "int4" and kind == "layer" else "int8"
-    return encoding if encoding in BLOCK_BYTES and _BITS[encoding] <= _BITS[wanted] else wanted
+    return encoding if encoding in BLOCK_BYTES and ENCODINGS[encoding].bits <= ENCODINGS[wanted].bits else wanted
 
 
 def make_entry(name: str, tensor: SourceTensor, transposed: bool, packable: bool, kind: str, quantize: str) -> Entry:
@@ -113,7 +115,7 @@ def make_plan(name: str, kind: str, layer: int | None, entries: list[Entry]) -> 
 
 
 def _item_bytes(entry: Entry) -> int:
-    # Packed weights first: the data begins on a cache line, and tiles, multiples of 32 bytes, keep everything after
+    # Packed weights first: the data begins on a cache line, and tiles, multiples of 16 bytes, keep everything after
     # them aligned.
     return 64 if entry.encoding in BLOCK_BYTES else PLAIN[entry.encoding].itemsize
 
@@ -169,44 +171,57 @@ def _put_entry(entry: Entry, put: Callable[[memoryview], None]) -> None:
     count = rows.shape[0] if rows.shape else 1
     step = max(1, _CHUNK_ELEMENTS // max(1, math.prod(rows.shape[1:])))
     if entry.encoding in BLOCK_BYTES:
-        step = max(TILE, step // TILE * TILE)  # whole tiles
+        step = max(TILE, step // TILE * TILE) if len(entry.shape) == 2 else 1  # whole tiles, or one expert
     for start in range(0, count, step):
-        data = _encode(rows, start, min(start + step, count), entry)
-        put(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+        for data in _encode(rows, start, min(start + step, count), entry):
+            put(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
 
 
-def _encode(rows: Rows, start: int, stop: int, entry: Entry) -> np.ndarray:
-    """Return rows [start, stop) in the entry's encoding; raises CheckpointError for what isn't finite."""
+def _encode(rows: Rows, start: int, stop: int, entry: Entry) -> Iterator[np.ndarray]:
+    """Yield rows [start, stop) in the entry's encoding, in pieces. Raises CheckpointError for what isn't finite."""
+    if entry.encoding in BLOCK_BYTES:
+        yield from _pack(rows, start, stop, entry)
+        return
     if entry.encoding == rows.encoding:
         data = rows.read(start, stop)
-        if entry.encoding in BLOCK_BYTES:
-            _check_scales(data, entry, start)
-            return from_blocks(data, entry.encoding)
         _check_finite(data, entry.encoding, entry, start, "value")
-        return data
-    values = rows.read_f32(start, stop)
-    _check_finite(values, "f32", entry, start, "value")
-    if entry.encoding in BLOCK_BYTES:
+    else:
+        values = rows.read_f32(start, stop)
+        _check_finite(values, "f32", entry, start, "value")
+        data = from_f32(values, entry.encoding)
+        _check_finite(data, entry.encoding, entry, start, f"value in {entry.encoding}")
+    yield data
+
+
+def _pack(rows: Rows, start: int, stop: int, entry: Entry) -> Iterator[np.ndarray]:
+    """Yield tiles of rows [start, stop), or of one expert."""
+    kept = entry.encoding == rows.encoding
+    whole = rows.read(start, stop) if kept else rows.read_f32(start, stop)
+    whole = whole.reshape(-1, whole.shape[-1])  # an expert's own rows
+    step = max(TILE, _CHUNK_ELEMENTS // entry.shape[-1] // TILE * TILE)
+    first = start if len(entry.shape) == 2 else start * entry.shape[-2]  # of all rows, for errors
+    for at in range(0, len(whole), step):
+        part = whole[at : at + step]
+        if kept:
+            codes, scales = split_blocks(part, entry.encoding)
+            _check_scales(scales, entry, first + at)
+            yield to_tiles(entry.encoding, codes, scales)
+            continue
+        _check_finite(part, "f32", entry, first + at, "value")
         try:
-            return quantized(values, entry.encoding)
+            yield quantized(part, entry.encoding)
         except ValueError as e:
             raise CheckpointError(f"{entry.tensor.origin}: {e}") from None
-    data = from_f32(values, entry.encoding)
-    _check_finite(data, entry.encoding, entry, start, f"value in {entry.encoding}")
-    return data
 
 
-def _check_scales(data: np.ndarray, entry: Entry, start: int) -> None:
-    """Check scales and minima of packed blocks: an fp16 isn't finite if the five exponent bits in its high byte are
-    set."""
-    blocks = data.reshape(-1, BLOCK_BYTES[entry.encoding])
-    for high in (1, 3) if entry.encoding == "int4" else (1,):
-        bad = int(((blocks[:, high] & 0x7C) == 0x7C).sum())
-        if bad:
-            raise CheckpointError(
-                f"{entry.tensor.origin}: the scales of {bad} of {len(blocks)} blocks from row {start} on are not "
-                "finite; the checkpoint is corrupt"
-            )
+def _check_scales(scales: np.ndarray, entry: Entry, start: int) -> None:
+    """Check scales and minima of packed blocks."""
+    if bad := not_finite(scales, entry.encoding):
+        blocks = scales.shape[0] * scales.shape[1]
+        raise CheckpointError(
+            f"{entry.tensor.origin}: the scales of {bad} of {blocks} blocks from row {start} on are not finite; the "
+            "checkpoint is corrupt"
+        )
 
 
 # Of a float's bits: an unsigned type of its size, all but its sign, and its exponent, which is full if it isn't finite.

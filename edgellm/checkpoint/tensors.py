@@ -6,9 +6,10 @@ from collections.abc import Callable
 import numpy as np
 
 from edgellm.errors import CheckpointError
-from edgellm.kernels.library import GROUP, GROUP_BYTES, TILE
+from edgellm.kernels.library import BLOCK_COLUMNS, GROUP, GROUP_BYTES, TILE
+from edgellm.shards.encodings import split_blocks, values
 from edgellm.shards.positioned_file import CheckpointFile
-from edgellm.shards.tiles import BLOCK_BYTES, split_blocks
+from edgellm.shards.tiles import BLOCK_BYTES
 
 # Encodings of plain tensors (docs/shards.md), and NumPy dtypes that hold them: of bf16, which NumPy lacks, its bits.
 PLAIN: dict[str, np.dtype] = {
@@ -25,16 +26,17 @@ def plain_encoding(encoding: str) -> str:
 
 
 def block_shape(shape: tuple[int, ...], encoding: str) -> tuple[int, ...]:
-    """Return the shape of the array that holds rows in GGUF's blocks: a packed row is in / 32 blocks of bytes."""
+    """Return the shape of the array that holds rows in GGUF's blocks: a packed row is the bytes of its blocks."""
     if encoding in BLOCK_BYTES:
-        return (*shape[:-1], shape[-1] // GROUP * BLOCK_BYTES[encoding])
+        return (*shape[:-1], shape[-1] // BLOCK_COLUMNS[encoding] * BLOCK_BYTES[encoding])
     return tuple(shape)
 
 
 def stored_shape(shape: tuple[int, ...], encoding: str) -> tuple[int, ...]:
-    """Return the shape of the tensor in a shard: a packed weight [out, in] is tiles of bytes."""
+    """Return the shape of the tensor in a shard: a packed weight [out, in] is tiles of bytes, and experts
+    [experts, out, in] are as many such weights."""
     if encoding in GROUP_BYTES:
-        return -(-shape[0] // TILE), shape[1] // GROUP * GROUP_BYTES[encoding]
+        return (*shape[:-2], -(-shape[-2] // TILE), shape[-1] // GROUP * GROUP_BYTES[encoding])
     return tuple(shape)
 
 
@@ -47,7 +49,7 @@ def stored_bytes(shape: tuple[int, ...], encoding: str) -> int:
 def to_f32(data: np.ndarray, encoding: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return rows as read in float32; `shape` counts elements."""
     if encoding in BLOCK_BYTES:
-        return _block_values(data.reshape(-1, data.shape[-1]), encoding).reshape(shape)
+        return values(*split_blocks(data.reshape(-1, data.shape[-1]), encoding), encoding).reshape(shape)
     if encoding == "bf16":
         return (data.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(all="ignore"):  # what isn't finite is refused where it is written
@@ -62,19 +64,6 @@ def from_f32(values: np.ndarray, encoding: str) -> np.ndarray:
         return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
     with np.errstate(all="ignore"):
         return values.astype(PLAIN[encoding])
-
-
-def _block_values(blocks: np.ndarray, encoding: str) -> np.ndarray:
-    """Return float32 [rows, columns] of GGUF's blocks, uint8 [rows, bytes per row]."""
-    q, d, m = split_blocks(blocks, encoding)
-    values = q.astype(np.float32)
-    if encoding == "int4s":
-        values -= 8
-    with np.errstate(invalid="ignore"):  # scales that aren't finite are refused where they are written
-        values *= d[:, :, None].astype(np.float32)
-        if m is not None:
-            values += m[:, :, None].astype(np.float32)
-    return values.reshape(len(q), -1)
 
 
 class Rows:

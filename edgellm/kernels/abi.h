@@ -10,6 +10,17 @@ static const uint64_t TILE = 16;               // rows of a packed weight that l
 static const uint64_t INT4_GROUP_BYTES = 320;  // of a group of a tile (gemm.h)
 static const uint64_t INT4S_GROUP_BYTES = 288;
 static const uint64_t INT8_GROUP_BYTES = 544;
+static const uint64_t Q5_0_GROUP_BYTES = 352;
+static const uint64_t Q5_1_GROUP_BYTES = 384;
+static const uint64_t IQ4_NL_GROUP_BYTES = 288;
+static const uint64_t MXFP4_GROUP_BYTES = 272;
+static const uint64_t SUPER_BLOCK = 256;       // columns whose scales lie together, of what follows: eight groups
+static const uint64_t IQ4_XS_GROUP_BYTES = 272;  // an eighth of a block's
+static const uint64_t Q2_K_GROUP_BYTES = 168;
+static const uint64_t Q3_K_GROUP_BYTES = 220;
+static const uint64_t Q4_K_GROUP_BYTES = 288;
+static const uint64_t Q5_K_GROUP_BYTES = 352;
+static const uint64_t Q6_K_GROUP_BYTES = 420;
 
 static const uint64_t MOST_TOKENS = 512;    // in one call of edgellm_section_run
 static const uint64_t MOST_STEPS = 64;      // in one call of edgellm_section_run
@@ -26,7 +37,25 @@ static const uint64_t LOG_TOKENS = 32;      // that a recurrent layer can take b
 static const uint64_t STATE_HEADER_BYTES = 64;
 static const int MOST_THREADS = 64;
 
-enum Encoding { INT4 = 0, INT8 = 1, BF16 = 2, F16 = 3, F32 = 4, INT4S = 5, ENCODINGS };
+enum Encoding {
+    INT4 = 0,
+    INT8 = 1,
+    BF16 = 2,
+    F16 = 3,
+    F32 = 4,
+    INT4S = 5,
+    Q5_0 = 6,
+    Q5_1 = 7,
+    IQ4_NL = 8,
+    MXFP4 = 9,
+    IQ4_XS = 10,
+    Q2_K = 11,
+    Q3_K = 12,
+    Q4_K = 13,
+    Q5_K = 14,
+    Q6_K = 15,
+    ENCODINGS
+};
 
 // What mixes a layer's tokens. LayerSpec has a struct for each kind.
 enum Mixer { NO_MIXER = 0, ATTENTION = 1, DELTA_RULE = 2, SHORT_CONV = 3, MAMBA2 = 4, MIXERS };
@@ -74,7 +103,8 @@ int edgellm_threads(void);
 int edgellm_linear(const void *weight, uint64_t bytes, int encoding, uint64_t out, uint64_t in, const float *x,
                    uint64_t tokens, float *y, int integer);
 
-// Quantizes x[tokens, in] as gemm.h says: q[tokens, in]; scale, sum and offset [tokens, in / 32].
+// Quantizes x[tokens, in] as gemm.h says: q[tokens, in]; scale, sum and offset [tokens, in / 32], an offset being two
+// int16.
 int edgellm_quantize(const float *x, uint64_t tokens, uint64_t in, int8_t *q, float *scale, float *sum, int32_t *offset);
 
 // Writes rows [row_start, row_end) as float32 to `into`, which holds `into_elements` of them: their number times in.

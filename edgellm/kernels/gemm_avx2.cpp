@@ -93,7 +93,8 @@ ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in
 #pragma GCC unroll 8
             for (size_t t = 0; t < T; t++) {
                 acc[p][t] = _mm256_madd_epi16(acc[p][t], ones);
-                if (E == INT4S) acc[p][t] = _mm256_add_epi32(acc[p][t], _mm256_set1_epi32(offset[t * groups] / 16));
+                if (E == INT4S)
+                    acc[p][t] = _mm256_add_epi32(acc[p][t], _mm256_madd_epi16(_mm256_set1_epi32(offset[t * groups]), ones));
             }
     }
 }
@@ -115,7 +116,7 @@ inline uint32_t most_of(I v) {
 void quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale, float* sum, int32_t* offset) {
     const I positive = _mm256_set1_epi32(0x7fffffff);
     for (size_t at = 0, g = 0; at < tokens * in; at += GROUP, g++) {
-        I most = I{}, rounded[4], total = I{};
+        I most = I{}, rounded[4];
         for (size_t i = 0; i < 4; i++)
             most = _mm256_max_epu32(most, _mm256_and_si256(_mm256_castps_si256(load(x + at + 8 * i)), positive));
         const uint32_t largest_bits = most_of(most);
@@ -125,17 +126,16 @@ void quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale,
         }
         const float largest = from_bits(largest_bits);
         const F inverse = spread(127.0f / largest);
-        for (size_t i = 0; i < 4; i++) {
-            rounded[i] = _mm256_cvtps_epi32(mul(load(x + at + 8 * i), inverse));
-            total = _mm256_add_epi32(total, rounded[i]);
-        }
+        for (size_t i = 0; i < 4; i++) rounded[i] = _mm256_cvtps_epi32(mul(load(x + at + 8 * i), inverse));
+        const int first = sum_of(_mm256_add_epi32(rounded[0], rounded[1]));
+        const int second = sum_of(_mm256_add_epi32(rounded[2], rounded[3]));
         const I bytes = _mm256_packs_epi16(_mm256_packs_epi32(rounded[0], rounded[1]),
                                            _mm256_packs_epi32(rounded[2], rounded[3]));
         const I order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // both packed within halves of the vector
         _mm256_storeu_si256(reinterpret_cast<I*>(q + at), _mm256_permutevar8x32_epi32(bytes, order));
         scale[g] = largest / 127.0f;
-        sum[g] = scale[g] * static_cast<float>(sum_of(total));
-        offset[g] = -128 * sum_of(total);
+        sum[g] = scale[g] * static_cast<float>(first + second);
+        offset[g] = both_halves(-8 * first, -8 * second);
     }
 }
 

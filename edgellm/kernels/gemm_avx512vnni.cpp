@@ -64,6 +64,12 @@ inline I four(const int8_t* x) {
     return _mm512_set1_epi32(v);
 }
 
+// What a dot product starts from whose weights are LIFT more than they should be.
+template <int LIFT>
+inline I lifted(int32_t offset) {
+    return _mm512_madd_epi16(_mm512_set1_epi32(offset), _mm512_set1_epi16(LIFT / 8));
+}
+
 // dpbusd multiplies unsigned by signed bytes: nibbles are unsigned; q of INT8 becomes q + 128, which `offset` takes off.
 template <int E, size_t P, size_t T>
 ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
@@ -73,7 +79,7 @@ ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in
     for (size_t t = 0; t < T; t++)
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++)
-            acc[p][t] = E == INT4 ? I{} : _mm512_set1_epi32(E == INT4S ? offset[t * groups] / 16 : offset[t * groups]);
+            acc[p][t] = E == INT4 ? I{} : lifted<E == INT4S ? 8 : 128>(offset[t * groups]);
 #pragma GCC unroll 8
     for (size_t c = 0; c < (is_nibbles(E) ? 4 : 8); c++) {
         I a[P], b[P];
@@ -116,10 +122,10 @@ void quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale,
         const I first = _mm512_cvtps_epi32(mul(a, inverse)), second = _mm512_cvtps_epi32(mul(b, inverse));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(q + at), _mm512_cvtepi32_epi8(first));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(q + at + 16), _mm512_cvtepi32_epi8(second));
-        const int total = _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
+        const int total = _mm512_reduce_add_epi32(first), other = _mm512_reduce_add_epi32(second);
         scale[g] = largest / 127.0f;
-        sum[g] = scale[g] * static_cast<float>(total);
-        offset[g] = -128 * total;
+        sum[g] = scale[g] * static_cast<float>(total + other);
+        offset[g] = both_halves(-8 * total, -8 * other);
     }
 }
 

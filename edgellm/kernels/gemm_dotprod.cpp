@@ -67,7 +67,7 @@ ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in
 #pragma GCC unroll 8
     for (size_t t = 0; t < T; t++) {
         I start = vdupq_n_s32(ROUNDER_BITS);
-        if (E == INT4S) start = vsraq_n_s32(start, vld1q_dup_s32(offset + t * groups), 4);
+        if (E == INT4S) start = with_offset(start, offset + t * groups);
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++) acc[p][t] = start;
     }
@@ -114,7 +114,7 @@ void copy_block(const Activations& a, size_t in, size_t token, const Turn& turn,
         for (size_t t = 0; t < T; t++) {
             const size_t at = (token + t) * groups + g;
             into->scale[t] = a.scale[at];
-            if (E == INT4S) into->start[t] = ROUNDER_BITS + (a.offset[at] >> 4);
+            if (E == INT4S) into->start[t] = ROUNDER_BITS + first_half(a.offset[at]) + second_half(a.offset[at]);
             if (E == INT4) into->sum[t] = a.sum[at];
         }
     }

@@ -70,7 +70,7 @@ ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in
 #pragma GCC unroll 8
             for (size_t t = 0; t < T; t++) {
                 const I sum = vpaddlq_s16(vpaddq_s16(low[p][t], high[p][t]));
-                acc[p][t] = E == INT4S ? vsraq_n_s32(sum, vld1q_dup_s32(offset + t * groups), 4) : sum;
+                acc[p][t] = E == INT4S ? with_offset(sum, offset + t * groups) : sum;
             }
     } else {
         I low[P][T], high[P][T];

@@ -35,6 +35,11 @@ inline F widen(const uint8_t* p) {
     else return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
 
+// Both numbers of an offset, added to four sums.
+inline I with_offset(I sums, const int32_t* offset) {
+    return vpadalq_s16(sums, vreinterpretq_s16_s32(vld1q_dup_s32(offset)));
+}
+
 inline void quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale, float* sum, int32_t* offset) {
     for (size_t at = 0, g = 0; at < tokens * in; at += GROUP, g++) {
         uint32x4_t most = vdupq_n_u32(0);
@@ -47,16 +52,16 @@ inline void quantize(const float* x, size_t tokens, size_t in, int8_t* q, float*
         }
         const float largest = from_bits(largest_bits);
         const F inverse = spread(127.0f / largest);
-        I total = vdupq_n_s32(0);
+        I total[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};
         for (size_t i = 0; i < 4; i++) {
             const I a = vcvtnq_s32_f32(mul(load(x + at + 8 * i), inverse));
             const I b = vcvtnq_s32_f32(mul(load(x + at + 8 * i + 4), inverse));
             vst1_s8(q + at + 8 * i, vmovn_s16(vcombine_s16(vmovn_s32(a), vmovn_s32(b))));
-            total = vaddq_s32(total, vaddq_s32(a, b));
+            total[i / 2] = vaddq_s32(total[i / 2], vaddq_s32(a, b));
         }
-        const int all = vaddvq_s32(total);
+        const int first = vaddvq_s32(total[0]), second = vaddvq_s32(total[1]);
         scale[g] = largest / 127.0f;
-        sum[g] = scale[g] * static_cast<float>(all);
-        offset[g] = -128 * all;
+        sum[g] = scale[g] * static_cast<float>(first + second);
+        offset[g] = both_halves(-8 * first, -8 * second);
     }
 }

@@ -8,20 +8,29 @@ namespace {
 
 template <int E>
 void product_of(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
-    const size_t groups = w.in / GROUP;
+    const size_t groups = w.in / GROUP, stride = stride_bytes(E, w.in);
     for (size_t n = row_start; n < row_end; n++) {
-        const uint8_t* tile = w.data + n / TILE * groups * group_bytes(E);
+        const uint8_t* tile = w.data + n / TILE * stride;
         const size_t r = n % TILE;
         for (size_t t = 0; t < a.tokens; t++) {
             float total = 0;
             for (size_t g = 0; g < groups; g++) {
-                const uint8_t* group = tile + g * group_bytes(E);
+                const size_t i = g % block_groups(E);
+                const uint8_t *block = tile + (g - i) * group_bytes(E), *group = block + i * q_bytes(E);
+                const RowScales of = row_scales<E>(block, i, r);
                 const int8_t* q = a.q + t * w.in + g * GROUP;
-                int dot = 0;
-                for (size_t k = 0; k < GROUP; k++) dot += weight_q<E>(group, r, k) * q[k];
-                const uint8_t* scales = group + q_bytes(E) + 2 * r;
-                if (E == INT4) total = __builtin_fmaf(half(scales + 2 * TILE), a.sum[t * groups + g], total);
-                total = __builtin_fmaf(half(scales), a.scale[t * groups + g] * static_cast<float>(dot), total);
+                const float scale = a.scale[t * groups + g];
+                const int32_t offset = a.offset[t * groups + g];
+                int dot[2] = {};
+                for (size_t k = 0; k < GROUP; k++) dot[k / 16] += weight_q<E>(group, r, k) * q[k];
+                if (E == Q2_K) {
+                    const int offsets = of.z[0] * first_half(offset) + of.z[1] * second_half(offset);
+                    total = __builtin_fmaf(of.m, scale / 8 * static_cast<float>(offsets), total);
+                } else if (has_minima(E)) {
+                    total = __builtin_fmaf(of.minimum[0], a.sum[t * groups + g], total);
+                }
+                const int all = has_halves(E) ? of.s[0] * dot[0] + of.s[1] * dot[1] : dot[0] + dot[1];
+                total = __builtin_fmaf(has_halves(E) ? of.d : of.factor[0], scale * static_cast<float>(all), total);
             }
             y[t * ldy + n] = total;
         }
@@ -30,12 +39,13 @@ void product_of(const Matrix& w, const Activations& a, float* y, size_t ldy, siz
 
 template <int E>
 void exact_of(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
-    const size_t groups = w.in / GROUP;
+    const size_t groups = w.in / GROUP, stride = stride_bytes(E, w.in);
     float row[GROUP];
     for (size_t n = row_start; n < row_end; n++) {
         for (size_t t = 0; t < a.tokens; t++) y[t * ldy + n] = 0;
         for (size_t g = 0; g < groups; g++) {
-            dequantize_group<E>(w.data + (n / TILE * groups + g) * group_bytes(E), n % TILE, row);
+            const size_t i = g % block_groups(E);
+            dequantize_group<E>(w.data + n / TILE * stride + (g - i) * group_bytes(E), i, n % TILE, row);
             for (size_t t = 0; t < a.tokens; t++) {
                 const float* x = a.x + t * w.in + g * GROUP;
                 float chain[4] = {};
@@ -65,26 +75,6 @@ void plain_of(const Matrix& w, const Activations& a, float* y, size_t ldy, size_
     }
 }
 
-void product(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
-    switch (w.encoding) {
-        case INT4: return product_of<INT4>(w, a, y, ldy, row_start, row_end);
-        case INT4S: return product_of<INT4S>(w, a, y, ldy, row_start, row_end);
-        case INT8: return product_of<INT8>(w, a, y, ldy, row_start, row_end);
-        case BF16: return plain_of<BF16>(w, a, y, ldy, row_start, row_end);
-        case F16: return plain_of<F16>(w, a, y, ldy, row_start, row_end);
-        case F32: return plain_of<F32>(w, a, y, ldy, row_start, row_end);
-    }
-}
-
-void product_exact(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
-    switch (w.encoding) {
-        case INT4: return exact_of<INT4>(w, a, y, ldy, row_start, row_end);
-        case INT4S: return exact_of<INT4S>(w, a, y, ldy, row_start, row_end);
-        case INT8: return exact_of<INT8>(w, a, y, ldy, row_start, row_end);
-        default: return product(w, a, y, ldy, row_start, row_end);
-    }
-}
-
 uint64_t read(const uint8_t* data, size_t bytes) {
     uint64_t word, sum = 0;
     for (size_t at = 0; at < bytes; at += 8) {
@@ -95,6 +85,19 @@ uint64_t read(const uint8_t* data, size_t bytes) {
 }
 
 }  // namespace
+
+void scalar_product(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
+    const auto packed = [&](auto code) { product_of<code.value>(w, a, y, ldy, row_start, row_end); };
+    if (with_packed(w.encoding, packed)) return;
+    if (w.encoding == BF16) return plain_of<BF16>(w, a, y, ldy, row_start, row_end);
+    if (w.encoding == F16) return plain_of<F16>(w, a, y, ldy, row_start, row_end);
+    plain_of<F32>(w, a, y, ldy, row_start, row_end);
+}
+
+void scalar_product_exact(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
+    const auto packed = [&](auto code) { exact_of<code.value>(w, a, y, ldy, row_start, row_end); };
+    if (!with_packed(w.encoding, packed)) scalar_product(w, a, y, ldy, row_start, row_end);
+}
 
 void scalar_quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale, float* sum, int32_t* offset) {
     for (size_t at = 0; at < tokens * in; at += GROUP) {
@@ -113,36 +116,35 @@ void scalar_quantize(const float* x, size_t tokens, size_t in, int8_t* q, float*
             continue;
         }
         const float a = from_bits(most), inverse = 127.0f / a;
-        int total = 0;
+        int total[2] = {};
         for (size_t i = 0; i < GROUP; i++) {
             const float rounded = (x[at + i] * inverse + ROUNDER) - ROUNDER;
             q[at + i] = static_cast<int8_t>(rounded);
-            total += static_cast<int>(rounded);
+            total[i / 16] += static_cast<int>(rounded);
         }
         scale[g] = a / 127.0f;
-        sum[g] = scale[g] * static_cast<float>(total);
-        offset[g] = -128 * total;
+        sum[g] = scale[g] * static_cast<float>(total[0] + total[1]);
+        offset[g] = both_halves(-8 * total[0], -8 * total[1]);
     }
 }
 
 void scalar_dequantize(const Matrix& w, size_t row_start, size_t row_end, float* into) {
     const size_t stride = stride_bytes(w.encoding, w.in);
     for (size_t n = row_start; n < row_end; n++, into += w.in) {
-        if (is_packed(w.encoding)) {
+        const uint8_t* row = w.data + (is_packed(w.encoding) ? n / TILE : n) * stride;
+        const auto packed = [&](auto code) {
+            constexpr int E = code.value;
             for (size_t g = 0; g < w.in / GROUP; g++) {
-                const uint8_t* group = w.data + n / TILE * stride + g * group_bytes(w.encoding);
-                if (w.encoding == INT4) dequantize_group<INT4>(group, n % TILE, into + g * GROUP);
-                if (w.encoding == INT4S) dequantize_group<INT4S>(group, n % TILE, into + g * GROUP);
-                if (w.encoding == INT8) dequantize_group<INT8>(group, n % TILE, into + g * GROUP);
+                const size_t i = g % block_groups(E);
+                dequantize_group<E>(row + (g - i) * group_bytes(E), i, n % TILE, into + g * GROUP);
             }
-            continue;
-        }
-        const uint8_t* row = w.data + n * stride;
+        };
+        if (with_packed(w.encoding, packed)) continue;
         for (size_t k = 0; k < w.in; k++)
             into[k] = w.encoding == BF16 ? plain<BF16>(row, k) : w.encoding == F16 ? plain<F16>(row, k) : plain<F32>(row, k);
     }
 }
 
-const Target SCALAR_TARGET = {"scalar", scalar_quantize, product, product_exact, scalar_dequantize, read};
+const Target SCALAR_TARGET = {"scalar", scalar_quantize, scalar_product, scalar_product_exact, scalar_dequantize, read};
 
 }  // namespace edgellm

@@ -6,7 +6,7 @@
 //   widen<E>(p)                         WIDTH values of a plain weight
 //   dots<E, P, T>(w, x, in, offset, groups, acc)   acc[p][t] = the dot products of a group, for P vectors of rows and T
 //                                       tokens: rows at w[p], token t at x + t * in, its offset at offset[t * groups],
-//                                       which is -128 times the sum of its 32 q: add a sixteenth of it to those of INT4S
+//                                       whose two numbers are -8 times the sums of its halves: add them to those of INT4S
 //   dot_value(acc)                      the dot products that dots left in acc[p][t], as floats; exact, being small
 //   most_tokens<E>()                    the largest T; more tokens take several passes over the same weights
 //   vectors_at_once<E>(tokens, order)   P
@@ -360,6 +360,7 @@ void product(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t
         case BF16: return plain_of<BF16>(w, a, y, ldy, row_start, row_end);
         case F16: return plain_of<F16>(w, a, y, ldy, row_start, row_end);
         case F32: return plain_of<F32>(w, a, y, ldy, row_start, row_end);
+        default: return scalar_product(w, a, y, ldy, row_start, row_end);
     }
 }
 
@@ -368,7 +369,8 @@ void product_exact(const Matrix& w, const Activations& a, float* y, size_t ldy, 
         case INT4: return exact_of<INT4>(w, a, y, ldy, row_start, row_end);
         case INT4S: return exact_of<INT4S>(w, a, y, ldy, row_start, row_end);
         case INT8: return exact_of<INT8>(w, a, y, ldy, row_start, row_end);
-        default: return product(w, a, y, ldy, row_start, row_end);
+        case BF16: case F16: case F32: return product(w, a, y, ldy, row_start, row_end);
+        default: return scalar_product_exact(w, a, y, ldy, row_start, row_end);
     }
 }
 
@@ -388,7 +390,8 @@ void dequantize_tile(const Matrix& w, size_t tile, float* into) {  // [32 column
 
 void dequantize(const Matrix& w, size_t row_start, size_t row_end, float* into) {
     while (row_start < row_end) {
-        const bool whole = is_packed(w.encoding) && row_start % TILE == 0 && row_start + TILE <= row_end;
+        const bool tiled = is_nibbles(w.encoding) || w.encoding == INT8;
+        const bool whole = tiled && row_start % TILE == 0 && row_start + TILE <= row_end;
         const size_t rows = whole ? TILE : 1;
         if (whole && w.encoding == INT4) dequantize_tile<INT4>(w, row_start / TILE, into);
         if (whole && w.encoding == INT4S) dequantize_tile<INT4S>(w, row_start / TILE, into);

@@ -18,7 +18,7 @@ constexpr uint64_t MOST = uint64_t{1} << 31;  // of rows, columns and tokens: pr
 int check(const void* weights, uint64_t weight_bytes, int encoding, uint64_t out, uint64_t in) {
     if (encoding < INT4 || encoding >= ENCODINGS) return BAD_ENCODING;
     if (out == 0 || in == 0 || out >= MOST || in >= MOST) return BAD_SHAPE;
-    if (is_packed(encoding) && in % GROUP != 0) return BAD_SHAPE;
+    if (is_packed(encoding) && in % block_columns(encoding) != 0) return BAD_SHAPE;
     const uint64_t stride = stride_bytes(encoding, in), strides = is_packed(encoding) ? (out + TILE - 1) / TILE : out;
     if (weight_bytes / stride != strides || weight_bytes % stride != 0) return BAD_LENGTH;
     return weights == nullptr ? BAD_POINTER : OK;

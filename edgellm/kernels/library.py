@@ -7,6 +7,7 @@ torch: a tensor's memory comes as `tensor.numpy()`.
 
 import functools
 import importlib.metadata
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ from edgellm.kernels.abi import NULL, codes, constants, ffi
 ENCODINGS = {name.lower(): code for name, code in codes("Encoding").items() if name != "ENCODINGS"}
 GROUP: int = constants.GROUP  # columns that share a scale, of packed weights
 TILE: int = constants.TILE  # rows that lie together, of packed weights
-GROUP_BYTES: dict[str, int] = {  # of a group of a tile
-    "int4": constants.INT4_GROUP_BYTES, "int4s": constants.INT4S_GROUP_BYTES, "int8": constants.INT8_GROUP_BYTES,
-}  # fmt: skip
 VALUE_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
+GROUP_BYTES: dict[str, int] = {  # of 32 columns of a tile, of packed weights; of a block of 256 an eighth
+    name: getattr(constants, f"{name.upper()}_GROUP_BYTES") for name in ENCODINGS if name not in VALUE_BYTES
+}
+_IN_SUPER_BLOCKS = ("iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+BLOCK_COLUMNS: dict[str, int] = {  # of packed weights: rows are a multiple of it
+    name: constants.SUPER_BLOCK if name in _IN_SUPER_BLOCKS else GROUP for name in GROUP_BYTES
+}
 
 _NAME = "libedgellm.so"
 _FLOATS = ffi.typeof("float[]")
@@ -38,25 +43,26 @@ _STATUS = {
 }
 
 
-def stored_shape(encoding: str, shape: tuple[int, int]) -> tuple[int, int]:
-    """The shape of the tensor that holds a weight of `shape` [out, in]: [tiles, bytes of a tile], or as it is for plain
-    encodings. ValueError if it can't be stored so."""
-    out, columns = shape
+def stored_shape(encoding: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the tensor that holds a weight of `shape` [out, in]: [tiles, bytes of a tile], or as it is
+    for plain encodings; of experts [experts, out, in]: [experts, tiles, bytes of a tile]. Raises ValueError if it can't
+    be stored so."""
+    *experts, out, columns = shape
     if encoding not in ENCODINGS:
         raise ValueError(f"encoding {encoding!r} is none of {', '.join(ENCODINGS)}")
-    if out < 1 or columns < 1:
-        raise ValueError(f"a weight of shape [{out}, {columns}] has no elements")
+    if min(shape) < 1:
+        raise ValueError(f"a weight of shape {list(shape)} has no elements")
     if encoding not in GROUP_BYTES:
-        return out, columns
-    if columns % GROUP:
-        raise ValueError(f"{encoding} packs rows in groups of {GROUP}; this weight has rows of {columns}")
-    return -(-out // TILE), columns // GROUP * GROUP_BYTES[encoding]
+        return tuple(shape)
+    if columns % (block := BLOCK_COLUMNS[encoding]):
+        raise ValueError(f"{encoding} packs rows in groups of {block}; this weight has rows of {columns}")
+    return (*experts, -(-out // TILE), columns // GROUP * GROUP_BYTES[encoding])
 
 
-def weight_bytes(encoding: str, shape: tuple[int, int]) -> int:
-    """Bytes of a weight of `shape` [out, in]; ValueError if it can't be stored so."""
-    rows, columns = stored_shape(encoding, shape)
-    return rows * columns * VALUE_BYTES.get(encoding, 1)
+def weight_bytes(encoding: str, shape: tuple[int, ...]) -> int:
+    """Return the bytes of a weight of `shape` [out, in], or of experts [experts, out, in]. Raises ValueError if it
+    can't be stored so."""
+    return math.prod(stored_shape(encoding, shape)) * VALUE_BYTES.get(encoding, 1)
 
 
 def linear(

@@ -32,7 +32,7 @@ int take(const ProjectionSpec& spec, size_t rows, size_t in, size_t experts, Pro
     const int encoding = static_cast<int>(spec.encoding);
     if (rows == 0 || spec.rows != rows || spec.in != in || spec.out >= MOST || spec.first > spec.out ||
         spec.rows > spec.out - spec.first || spec.first % TILE || spec.experts != experts ||
-        (is_packed(encoding) && in % GROUP))
+        (is_packed(encoding) && in % block_columns(encoding)))
         return BAD_SHAPE;
     const size_t bytes = matrix_bytes(encoding, spec.out, in);
     if (spec.bytes != bytes * (experts ? experts : 1)) return BAD_LENGTH;

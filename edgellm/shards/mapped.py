@@ -22,8 +22,8 @@ _DTYPES = (*_PLAIN, "U8", "I8", "I16", "I32", "I64", "BOOL")
 @dataclass(frozen=True)
 class MappedTensor:
     """A tensor in a mapped shard: `data` is its bytes (uint8, read-only), `stored_shape` and `dtype` what safetensors
-    says of them; `encoding` is f32, f16, bf16, int8, int4, int4s, or None for integers and booleans; `shape` counts
-    elements.
+    says of them; `encoding` is f32, f16, bf16, a packed one (PACKED), or None for integers and booleans; `shape` counts
+    elements: [out, in] of a packed weight, [experts, out, in] of as many of them.
     """
 
     data: np.ndarray
@@ -58,7 +58,7 @@ class MappedShard:
             encoding, shape = packed.get(name, (_PLAIN.get(info.dtype), info.shape))
             self.tensors[name] = MappedTensor(data, info.dtype, info.shape, encoding, tuple(shape))
 
-    def _packed(self, metadata: dict[str, str]) -> dict[str, tuple[str, tuple[int, int]]]:
+    def _packed(self, metadata: dict[str, str]) -> dict[str, tuple[str, tuple[int, ...]]]:
         if metadata.get("format") != FORMAT:
             found = metadata.get("format")
             raise ManifestError(
@@ -67,11 +67,11 @@ class MappedShard:
             )
         try:
             content = json.loads(metadata.get("encodings", "{}"))
-            packed = {name: (encoding, (rows, columns)) for name, (encoding, (rows, columns)) in content.items()}
+            packed = {name: (encoding, tuple(shape)) for name, (encoding, shape) in content.items()}
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise ManifestError(f"{self.path}: its list of encodings can't be read. Push it again.") from None
         for name, (encoding, shape) in packed.items():
-            if encoding not in PACKED or not all(type(n) is int and n > 0 for n in shape):
+            if encoding not in PACKED or len(shape) not in (2, 3) or not all(type(n) is int and n > 0 for n in shape):
                 raise ManifestError(f"{self.path}: {name} has encoding {encoding!r} and shape {shape}")
         return packed
 

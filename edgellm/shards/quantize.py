@@ -38,7 +38,9 @@ def quantize(weight: np.ndarray, encoding: str) -> np.ndarray:
     q /= np.where(d == 0, np.float32(1.0), d)[:, :, None]
     np.rint(q, out=q)
     np.clip(q, 0 if encoding == "int4" else -levels, levels, out=q)
-    return to_tiles(encoding, q.astype(np.uint8 if encoding == "int4" else np.int8), scale, minimum)
+    halves = [scale] if minimum is None else [scale, minimum]
+    codes = q.astype(np.uint8 if encoding == "int4" else np.int8).view(np.uint8)
+    return to_tiles(encoding, codes, np.stack(halves, axis=2).view(np.uint8))
 
 
 def _half_at_most(values: np.ndarray) -> np.ndarray:

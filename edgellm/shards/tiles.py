@@ -1,88 +1,95 @@
-"""The layout of packed weights, in NumPy: rows of integers with their scales, or GGUF's blocks, to tiles and back.
+"""The layout of packed weights, in NumPy: codes and scales of rows, or GGUF's blocks, to tiles and back.
 
-kernels/gemm.h and docs/shards.md describe the same bytes. A group is 32 columns of a row: integers q
-[rows, groups, 32], fp16 scales d and, for int4, fp16 minima m [rows, groups]. Integers of int4s are 0 to 15, and mean
--8 to 7.
+kernels/gemm.h and docs/shards.md describe the same bytes; encodings.py says what codes and scales are.
 """
 
 import numpy as np
 
-from edgellm.kernels.library import GROUP, GROUP_BYTES, TILE, stored_shape
+from edgellm.kernels.library import GROUP, TILE, stored_shape
+from edgellm.shards.encodings import ENCODINGS, split_blocks
 
-BLOCK_BYTES = {"int4": 20, "int4s": 18, "int8": 34}  # of a group of one row in GGUF: Q4_1, Q4_0, Q8_0
-_Q_BYTES = {"int4": 256, "int4s": 256, "int8": 512}  # of a group of a tile, before the scales
+BLOCK_BYTES = {name: encoding.block_bytes for name, encoding in ENCODINGS.items()}  # of one row, in GGUF
+_CHUNK = 4 * TILE  # bytes: of each row four
 
 
-def to_tiles(encoding: str, q: np.ndarray, d: np.ndarray, m: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [tiles, bytes of a tile]; q uint8 (0 to 15) or of int8 int8, d and m fp16 bits or values.
+def to_tiles(encoding: str, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Return uint8 [tiles, bytes of a tile] of codes [rows, groups, 32] and scales [rows, blocks, bytes], both uint8.
 
     Rows that fill up the last tile are zeros.
     """
-    rows, groups, _ = q.shape
+    rows, groups, _ = codes.shape
     tiles, bytes_ = stored_shape(encoding, (rows, groups * GROUP))
     if rows % TILE:
-        q, d = _filled(q, tiles * TILE), _filled(d, tiles * TILE)
-        m = None if m is None else _filled(m, tiles * TILE)
-    data = np.empty((tiles, groups, GROUP_BYTES[encoding]), np.uint8)
-    end = _Q_BYTES[encoding]
-    if encoding != "int8":
-        nibbles = q.reshape(tiles, TILE, groups, 4, 2, 4)  # tile, row, group, chunk, low or high, column
-        both = nibbles[:, :, :, :, 0] | nibbles[:, :, :, :, 1] << 4
-    else:
-        both = q.view(np.uint8).reshape(tiles, TILE, groups, 8, 4)
-    data[:, :, :end].reshape(tiles, groups, -1, TILE, 4)[...] = both.transpose(0, 2, 3, 1, 4)
-    data[:, :, end : end + 2 * TILE] = _scales(d, tiles, groups)
-    if m is not None:
-        data[:, :, end + 2 * TILE :] = _scales(m, tiles, groups)
+        codes, scales = _filled(codes, tiles * TILE), _filled(scales, tiles * TILE)
+    layout = ENCODINGS[encoding]
+    blocks = groups // layout.groups
+    data = np.empty((tiles, blocks, bytes_ // blocks), np.uint8)
+    end = layout.groups * layout.bits * _CHUNK
+    _put_codes(codes, layout.planes, data[:, :, :end].reshape(tiles, blocks, layout.groups, -1))
+    split = scales.reshape(tiles, TILE, blocks, -1).transpose(0, 2, 1, 3)  # tile, block, row, byte
+    at = 0
+    for size in layout.scales:
+        into = data[:, :, end : end + TILE * size].reshape(tiles, blocks, TILE, size)
+        into[...] = split[:, :, :, at : at + size]
+        at, end = at + size, end + TILE * size
     return data.reshape(tiles, bytes_)
 
 
-def from_tiles(
-    data: np.ndarray, encoding: str, shape: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """(q, d, m) of tiles that hold a weight of `shape` [out, in]; m is None but for int4."""
+def from_tiles(data: np.ndarray, encoding: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (codes, scales) of tiles that hold a weight of `shape` [out, in]."""
     out, columns = shape
+    layout = ENCODINGS[encoding]
     tiles, groups = data.shape[0], columns // GROUP
-    grouped, end = data.reshape(tiles, groups, -1), _Q_BYTES[encoding]
-    chunks = grouped[:, :, :end].reshape(tiles, groups, -1, TILE, 4).transpose(0, 3, 1, 2, 4)
-    if encoding != "int8":
-        q = np.stack([chunks & 15, chunks >> 4], axis=4)
-    else:
-        q = chunks.view(np.int8)
-    q = q.reshape(tiles * TILE, groups, GROUP)[:out]
-    d, *m = (
-        np.ascontiguousarray(grouped[:, :, at : at + 2 * TILE]).view(np.float16).transpose(0, 2, 1)
-        .reshape(tiles * TILE, groups)[:out]
-        for at in range(end, grouped.shape[2], 2 * TILE)
-    )  # fmt: skip
-    return q, d, m[0] if m else None
+    blocks = data.reshape(tiles, groups // layout.groups, -1)
+    end = layout.groups * layout.bits * _CHUNK
+    codes = _get_codes(blocks[:, :, :end].reshape(tiles, groups, -1), layout.planes)
+    parts = []
+    for size in layout.scales:
+        parts.append(blocks[:, :, end : end + TILE * size].reshape(*blocks.shape[:2], TILE, size))
+        end += TILE * size
+    scales = np.concatenate(parts, axis=3).transpose(0, 2, 1, 3).reshape(tiles * TILE, blocks.shape[1], -1)
+    return codes.reshape(tiles * TILE, groups, GROUP)[:out], np.ascontiguousarray(scales[:out])
 
 
 def from_blocks(blocks: np.ndarray, encoding: str) -> np.ndarray:
-    """Tiles of rows of GGUF's blocks, uint8 [rows, groups * BLOCK_BYTES]: Q4_1 for int4, Q4_0 for int4s, Q8_0 for int8.
-    Lossless."""
+    """Return the tiles of rows of GGUF's blocks, uint8 [rows, bytes of a row]. Lossless."""
     return to_tiles(encoding, *split_blocks(blocks, encoding))
 
 
-def split_blocks(blocks: np.ndarray, encoding: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """(q, d, m) of rows of GGUF's blocks; m is None but for int4."""
-    grouped = blocks.reshape(blocks.shape[0], -1, BLOCK_BYTES[encoding])
-    d = np.ascontiguousarray(grouped[:, :, :2]).view(np.float16)[:, :, 0]
-    if encoding == "int8":
-        return np.ascontiguousarray(grouped[:, :, 2:]).view(np.int8), d, None
-    m = np.ascontiguousarray(grouped[:, :, 2:4]).view(np.float16)[:, :, 0] if encoding == "int4" else None
-    q = grouped[:, :, -GROUP // 2 :]
-    return np.concatenate([q & 15, q >> 4], axis=2), d, m
+def _put_codes(codes: np.ndarray, planes: tuple[int, ...], into: np.ndarray) -> None:
+    """Write codes [tiles * 16, groups, 32] to [tiles, blocks, groups of a block, bytes]. A byte of a plane of b bits
+    has those of 8 / b codes that are 4 columns apart."""
+    tiles, blocks, groups, _ = into.shape
+    low = at = 0
+    for bits in planes:
+        parts = codes.reshape(tiles, TILE, blocks, groups, bits, 8 // bits, 4)  # of a group: chunk, part, column
+        mask = np.uint8((1 << bits) - 1)
+        whole = parts[..., 0, :] >> low & mask
+        for i in range(1, 8 // bits):
+            whole |= (parts[..., i, :] >> low & mask) << i * bits
+        end = at + bits * _CHUNK
+        chunks = into[..., at:end].reshape(tiles, blocks, groups, bits, TILE, 4)
+        chunks[...] = whole.transpose(0, 2, 3, 4, 1, 5)
+        low, at = low + bits, end
+
+
+def _get_codes(data: np.ndarray, planes: tuple[int, ...]) -> np.ndarray:
+    """Return codes [tiles, rows, groups, chunks, parts, 4] of [tiles, groups, bytes], their last three one group."""
+    tiles, groups, _ = data.shape
+    codes = np.zeros((tiles, TILE, groups, GROUP), np.uint8)
+    low = at = 0
+    for bits in planes:
+        end = at + bits * _CHUNK
+        chunks = data[:, :, at:end].reshape(tiles, groups, bits, TILE, 4).transpose(0, 3, 1, 2, 4)
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+        fields = chunks[:, :, :, :, None] >> shifts & np.uint8((1 << bits) - 1)
+        codes |= fields.reshape(codes.shape) << low
+        low, at = low + bits, end
+    return codes
 
 
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:
-    """More rows of zeros, up to `rows`."""
+    """Return the array with more rows of zeros, up to `rows`."""
     full = np.zeros((rows, *array.shape[1:]), array.dtype)
     full[: array.shape[0]] = array
     return full
-
-
-def _scales(values: np.ndarray, tiles: int, groups: int) -> np.ndarray:
-    """fp16 [rows, groups] as bytes [tiles, groups, 32]."""
-    ordered = values.reshape(tiles, TILE, groups).transpose(0, 2, 1)
-    return np.ascontiguousarray(ordered, np.float16).view(np.uint8)

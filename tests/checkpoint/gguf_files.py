@@ -28,8 +28,8 @@ _LAYER_NORM_EPS = {
     "gpt2": "layer_norm_epsilon", "falcon": "layer_norm_epsilon", "bloom": "layer_norm_epsilon",
     "stablelm": "layer_norm_eps", "starcoder2": "norm_epsilon", "nemotron": "norm_eps",
 }  # fmt: skip
-_F16_FIELDS = {  # where a block of each K-quant has its fp16 scales
-    Q.Q2_K: (80, 82), Q.Q3_K: (108,), Q.Q4_K: (0, 2), Q.Q5_K: (0, 2), Q.Q6_K: (208,),
+_F16_FIELDS = {  # where a block of what the gguf package can't make has its fp16 scales
+    Q.Q2_K: (80, 82), Q.Q3_K: (108,), Q.Q4_K: (0, 2), Q.Q5_K: (0, 2), Q.Q6_K: (208,), Q.IQ4_NL: (0,), Q.IQ4_XS: (0,),
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ _name_map = lru_cache(get_tensor_name_map)
 
 
 def random_blocks(rng: np.random.Generator, shape: tuple[int, ...], kind: Q) -> np.ndarray:
-    """Random valid blocks of a K-quant, which the gguf package can't make: any bytes, but scales of sane size."""
+    """Random valid blocks of what the gguf package can't make: any bytes, but scales of sane size."""
     block, size = GGML_QUANT_SIZES[kind]
     data = rng.integers(0, 256, (int(np.prod(shape)) // block, size), dtype=np.uint8)
     for at in _F16_FIELDS[kind]:

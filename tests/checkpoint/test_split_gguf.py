@@ -31,6 +31,7 @@ from edgellm.checkpoint.split import split
 from edgellm.errors import CheckpointError
 from edgellm.model.generic.structure import trace
 from edgellm.sampling import Sampling
+from edgellm.shards.encodings import ENCODINGS
 from tests.blocks import to_blocks
 from tests.checkpoint.gguf_files import Q, permute, reference, write_gguf
 from tests.checkpoint.helpers import assert_same_weights, encodings, read_split, tiny_model
@@ -124,7 +125,8 @@ def test_every_family_in_f32(tmp_path, family):
     assert_same_weights(tmp_path / "out", state, _conv1d(family))
 
 
-_TYPES = ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16", "Q5_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+_PACKED = {e.gguf: name for name, e in ENCODINGS.items()}
+_TYPES = ["F16", "BF16", "TQ2_0", *_PACKED]
 
 
 @pytest.mark.parametrize(
@@ -135,12 +137,12 @@ def test_every_type_of_tensor(tmp_path, kind, family):
     path = write_gguf(tmp_path / "m.gguf", model, lambda name: Q[kind])
     split(open_source(str(path)), tmp_path / "out")
     state, found = _state(path, model), read_split(tmp_path / "out")
-    expected = {"Q4_0": "int4s", "Q4_1": "int4", "Q8_0": "int8", "BF16": "bf16"}.get(kind, "f16")
+    expected = {"BF16": "bf16", **_PACKED}.get(kind, "f16")
     layer = encodings(tmp_path / "out", "layer-0001.safetensors")
     assert {e for n, e in layer.items() if n.endswith(("proj.weight", "c_attn.weight", "c_fc.weight"))} == {expected}
     if expected == "f16" and kind != "F16":  # dequantized: rounded to float16 once
         state = {n: t if t.dim() == 1 else t.half() for n, t in state.items()}
-    if expected in ("int8", "int4", "int4s"):
+    if kind in _PACKED:
         assert {t.dtype for t in found.values()} == {torch.float32}
     else:
         found_dtypes = {t.dtype for t in found.values() if t.dim() == 2}
@@ -171,11 +173,11 @@ def test_quantize_keeps_what_is_small_enough_and_packs_the_rest(tmp_path):
     path = write_gguf(
         tmp_path / "m.gguf", _model("llama"), lambda n: next((k for s, k in kinds.items() if s in n), Q.F32)
     )
-    for quantize, q, k, up in (("int8", "int4", "int8", "int8"), ("int4", "int4", "int4", "int4")):
+    for quantize, q, k, up in (("int8", "int4", "int8", "q6_k"), ("int4", "int4", "int4", "int4")):
         split(open_source(str(path)), tmp_path / quantize, quantize)
         layer = encodings(tmp_path / quantize, "layer-0000.safetensors")
         assert (layer["self_attn.q_proj.weight"], layer["self_attn.k_proj.weight"]) == (q, k)
-        assert layer["mlp.up_proj.weight"] == layer["mlp.down_proj.weight"] == up
+        assert (layer["mlp.up_proj.weight"], layer["mlp.down_proj.weight"]) == (up, quantize)
         assert encodings(tmp_path / quantize, "embedding.safetensors") == {"model.embed_tokens.weight": "int4s"}
         assert encodings(tmp_path / quantize, "head.safetensors")["lm_head.weight"] == "int8"
 

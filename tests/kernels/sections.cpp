@@ -67,8 +67,8 @@ struct Memory {
         for (size_t i = 0; i < count; i++) data[i] = next();
         const uint8_t sign = 0x80;
         const uint8_t high = is_nibbles(encoding) ? 0x20 : encoding == INT8 ? 0x14 : encoding == BF16 ? 0x3d : 0x28;
-        const size_t group = is_packed(encoding) ? group_bytes(encoding) : 2;
-        const size_t first = is_packed(encoding) ? q_bytes(encoding) : 0;
+        const size_t group = is_packed(encoding) ? group_bytes(encoding) * block_groups(encoding) : 2;
+        const size_t first = is_packed(encoding) ? scales_at_byte(encoding) + d_at_byte(encoding) : 0;
         if (encoding == F32)
             for (size_t i = 0; i < count; i += 4) {
                 const float v = 0.3f * value();

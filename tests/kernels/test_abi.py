@@ -36,8 +36,14 @@ def test_python_has_its_constants():
         "OK": 0, "BAD_POINTER": 1, "BAD_ENCODING": 2, "BAD_SHAPE": 3, "BAD_LENGTH": 4, "BAD_THREADS": 5,
         "BAD_TARGET": 6, "NO_MEMORY": 7,
     }  # fmt: skip
-    assert library.ENCODINGS == {"int4": 0, "int8": 1, "bf16": 2, "f16": 3, "f32": 4, "int4s": 5}
-    assert library.GROUP_BYTES == {"int4": 320, "int4s": 288, "int8": 544}
+    assert library.ENCODINGS == {
+        "int4": 0, "int8": 1, "bf16": 2, "f16": 3, "f32": 4, "int4s": 5, "q5_0": 6, "q5_1": 7, "iq4_nl": 8, "mxfp4": 9,
+        "iq4_xs": 10, "q2_k": 11, "q3_k": 12, "q4_k": 13, "q5_k": 14, "q6_k": 15,
+    }  # fmt: skip
+    assert library.GROUP_BYTES == {
+        "int4": 320, "int4s": 288, "int8": 544, "q5_0": 352, "q5_1": 384, "iq4_nl": 288, "mxfp4": 272, "iq4_xs": 272,
+        "q2_k": 168, "q3_k": 220, "q4_k": 288, "q5_k": 352, "q6_k": 420,
+    }  # fmt: skip
 
 
 def test_every_bad_status_is_said_in_words():

@@ -42,7 +42,7 @@ int main() {
     int counts[8] = {};
     for (int i = 0; i < 200000; i++) {
         const uint64_t out = some(), in = some(), tokens = rand() % 18, bytes = rand() % 4 ? some() : 8704;
-        const int encoding = rand() % 9 - 1;
+        const int encoding = rand() % 18 - 1;
         // A caller's y and x are as long as the shape that it gives, which the library can't know.
         const bool large = out > 64 || in > 64;
         const void* data = rand() % 9 && bytes <= w.size() ? w.data() : nullptr;

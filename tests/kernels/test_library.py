@@ -2,6 +2,7 @@
 
 import ctypes
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 from edgellm.errors import EdgellmError
 from edgellm.kernels import library
 from edgellm.model.generic.packed import unpack
+from edgellm.shards import encodings
+from edgellm.shards.tiles import from_blocks, from_tiles
 from tests.model.make_split import pack
 from tests.native_abi import call
 
-ENCODINGS = ["int4", "int4s", "int8", "bf16", "f16", "f32"]
-PACKED = ["int4", "int4s", "int8"]
+ENCODINGS = list(library.ENCODINGS)
+PACKED = list(library.GROUP_BYTES)
 
 
 @pytest.fixture(params=available())
@@ -30,6 +33,12 @@ def target(request):
 def one_thread_afterwards():
     yield
     library.set_threads(1)
+
+
+def fitting(columns, encoding):
+    """As many columns, or the next number of them that this encoding takes."""
+    unit = library.BLOCK_COLUMNS.get(encoding, 1)
+    return -(-columns // unit) * unit
 
 
 def weight(out, columns, encoding, seed=0):
@@ -56,6 +65,7 @@ def dequantized(data, encoding, shape):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("shape", [(1, 32), (3, 32), (17, 64), (5, 544), (4, 1024), (33, 1056)])
 def test_linear_equals_matmul_with_the_unpacked_weight(target, encoding, shape):
+    shape = shape[0], fitting(shape[1], encoding)
     data = weight(*shape, encoding)
     reference = unpack(data, encoding, shape).double().numpy()
     for tokens in (1, 2, 3, 4, 5, 8, 17):
@@ -76,9 +86,9 @@ def test_plain_rows_may_have_any_length(target, encoding, columns):
 @pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_token_does_not_depend_on_its_neighbours_or_on_threads(target, encoding, integer, one_thread_afterwards):
-    shape = (67, 608)
+    shape = (67, fitting(608, encoding))
     data = weight(*shape, encoding)
-    x = torch.randn(37, 608).numpy()
+    x = torch.randn(37, shape[1]).numpy()
     alone = np.concatenate([computed(row[None], data, encoding, shape, integer) for row in x])
     for threads in (1, 2, 3):
         library.set_threads(threads)
@@ -89,14 +99,13 @@ def test_a_token_does_not_depend_on_its_neighbours_or_on_threads(target, encodin
 @pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("encoding", PACKED)
 def test_a_row_does_not_depend_on_its_neighbours(target, encoding, integer):
-    torch.manual_seed(0)
-    whole = torch.randn(41, 96)
-    x = torch.randn(3, 96).numpy()
-    together = computed(x, pack(whole, encoding), encoding, (41, 96), integer)
+    columns = fitting(96, encoding)
+    whole = weight(41, columns, encoding)
+    x = torch.randn(3, columns).numpy()
+    together = computed(x, whole, encoding, (41, columns), integer)
     for start in (0, 16, 32):
-        some = whole[start : start + 16]
-        shape = tuple(some.shape)
-        alone = computed(x, pack(some, encoding), encoding, shape, integer)
+        shape = (min(16, 41 - start), columns)
+        alone = computed(x, whole[start // 16 : start // 16 + 1], encoding, shape, integer)
         assert np.array_equal(alone, together[:, start : start + 16])
 
 
@@ -116,13 +125,22 @@ def test_symmetric_nibbles_keep_their_sign_and_infinity(target):
     assert np.isinf(whole).any() and (np.signbit(whole) & (whole == 0)).any()
 
 
-def rounding_bound(x, weights, scale):
-    """What gemm.h promises of the integer product for each token and row, given the float64 weights."""
+def rounding_bound(x, weights, scale, minima):
+    """What gemm.h promises of the integer product for each token and row, given the float64 weights and minima."""
     groups = weights.shape[1] // 32
     sums = np.abs(weights).reshape(-1, groups, 32).sum(2)  # [out, groups]
     largest = np.abs(x).reshape(len(x), groups, 32).max(2)
     half_steps = np.where(largest < 2.0**-100, 2.0**-100, scale.astype(float) / 2)  # [tokens, groups]
-    return half_steps @ sums.T + (groups + 3) * 2.0**-22 * (np.abs(x).astype(float) @ np.abs(weights).T)
+    return half_steps @ sums.T + (groups + 3) * 2.0**-22 * (np.abs(x).astype(float) @ (np.abs(weights) + minima).T)
+
+
+def minima_of(data, encoding, shape):
+    """What is added to each weight, float64 [out, in], or 0."""
+    layout = encodings.ENCODINGS[encoding]
+    minima = encodings._factors(from_tiles(data.numpy(), encoding, shape)[1], encoding)[1]
+    if minima is None:
+        return 0
+    return np.repeat(np.abs(minima.astype(float)), layout.columns // minima.shape[2], axis=2).reshape(shape)
 
 
 @st.composite
@@ -130,6 +148,8 @@ def problems(draw):
     """(x, encoding, weights): x of ordinary, tiny, huge, sparse and constant values."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     tokens, out, groups = draw(st.integers(1, 17)), draw(st.integers(1, 40)), draw(st.integers(1, 6))
+    encoding = draw(st.sampled_from(PACKED))
+    groups = fitting(32 * groups, encoding) // 32
     scale = draw(st.sampled_from([1.0, 1e-3, 1e-20, 1e-36, 1e-41, 1e15]))
     x = (rng.standard_normal((tokens, 32 * groups)) * scale).astype(np.float32)
     kind = draw(st.sampled_from(["ordinary", "zeros", "outlier", "signs", "sparse"]))
@@ -141,7 +161,6 @@ def problems(draw):
         x = np.sign(x) * np.float32(scale)
     elif kind == "sparse":
         x[rng.random(x.shape) < 0.9] = 0
-    encoding = draw(st.sampled_from(PACKED))
     spread = draw(st.sampled_from([1e-4, 1.0, 100.0]))
     weights = (rng.standard_normal((out, 32 * groups)) + draw(st.sampled_from([0, 2]))) * spread
     return x, encoding, torch.from_numpy(weights.astype(np.float32))
@@ -161,7 +180,7 @@ def test_the_integer_product_is_within_its_bound_and_the_same_everywhere(problem
     library.use_target(None)
     assert all(np.array_equal(r, results[0]) for r in results)
     error = np.abs(results[0] - x.astype(float) @ exact.T)
-    assert (error <= rounding_bound(x, exact, scale) + 1e-44).all()
+    assert (error <= rounding_bound(x, exact, scale, minima_of(data, encoding, shape)) + 1e-44).all()
 
 
 def test_activations_are_quantized_as_written_in_plain_numpy(target):
@@ -191,7 +210,7 @@ def test_what_is_no_number_stays_none_and_spoils_only_its_own_token(target, bad)
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_dequantize_is_exact_and_writes_only_the_rows_asked_for(target, encoding):
-    shape = (39, 544)
+    shape = (39, fitting(544, encoding))
     data = weight(*shape, encoding)
     expected = unpack(data, encoding, shape).numpy()
     for start, end in [(0, 39), (2, 7), (15, 33), (38, 39), (4, 4)]:
@@ -217,25 +236,36 @@ def test_every_brain_float_is_converted(target):
     assert np.array_equal(into.view(np.uint32), every << 16)
 
 
-@pytest.mark.parametrize("encoding, group_bytes, scales", [("int4", 320, 256), ("int4s", 288, 256), ("int8", 544, 512)])
-def test_every_byte_and_odd_scales_are_decoded(target, encoding, group_bytes, scales):
-    generator = np.random.default_rng(0)
-    tiles = generator.integers(0, 256, (40, group_bytes), dtype=np.uint8)  # scales: also subnormal
-    tiles[:, scales + 1 :: 2] &= 0xBB  # and finite
-    data = torch.from_numpy(tiles.reshape(8, -1))
-    assert np.array_equal(dequantized(data, encoding, (128, 160)), unpack(data, encoding, (128, 160)).numpy())
+@pytest.mark.parametrize("encoding", PACKED)
+def test_every_byte_and_odd_scales_are_decoded(target, encoding):
+    """As the gguf package decodes them, to the sign of a zero."""
+    layout, shape = encodings.ENCODINGS[encoding], (128, 5 * library.BLOCK_COLUMNS[encoding])
+    blocks = np.random.default_rng(0).integers(0, 256, (128, 5, layout.block_bytes), dtype=np.uint8)
+    at = 0
+    for field, size in layout.fields:
+        if field in "dm" and size == 2:
+            blocks[:, :, at + 1] &= 0xBB  # finite, also subnormal
+        elif field == "d":
+            blocks[:, :, at] = np.arange(640).reshape(128, 5) % 253
+        at += size
+    theirs = gguf.quants.dequantize(blocks.reshape(128, -1), gguf.GGMLQuantizationType[layout.gguf])
+    data = from_blocks(blocks.reshape(128, -1), encoding)
+    assert np.array_equal(dequantized(torch.from_numpy(data), encoding, shape).view(np.int32), theirs.view(np.int32))
+    ours = unpack(torch.from_numpy(data), encoding, shape).numpy()
+    assert np.array_equal(ours.view(np.int32), theirs.view(np.int32))
 
 
 @pytest.mark.parametrize("encoding", PACKED)
 def test_weights_are_read_where_they_are_even_at_an_odd_address(target, encoding):
-    data = weight(18, 64, encoding)
+    columns = fitting(64, encoding)
+    data = weight(18, columns, encoding)
     shifted = torch.empty(data.numel() + 1, dtype=torch.uint8)
     view = shifted[1:].view(data.shape)
     view.copy_(data)
-    x = torch.randn(2, 64).numpy()
+    x = torch.randn(2, columns).numpy()
     for integer in (False, True):
-        expected = computed(x, data, encoding, (18, 64), integer)
-        assert np.array_equal(computed(x, view, encoding, (18, 64), integer), expected)
+        expected = computed(x, data, encoding, (18, columns), integer)
+        assert np.array_equal(computed(x, view, encoding, (18, columns), integer), expected)
 
 
 def test_no_tokens_is_no_work():
@@ -245,7 +275,8 @@ def test_no_tokens_is_no_work():
 X, Y, DATA, SHAPE = np.zeros((2, 64), np.float32), np.zeros((2, 3), np.float32), np.zeros((1, 640), np.uint8), (3, 64)
 BAD_CALLS = [
     ((X.astype(float), DATA, "int4", SHAPE, Y), "x must be float32, not float64"),
-    ((X, DATA, "int5", SHAPE, Y), "encoding 'int5' is none of int4, int8, bf16, f16, f32, int4s"),
+    ((X, DATA, "int5", SHAPE, Y), "encoding 'int5' is none of int4, int8, bf16, f16, f32, int4s, q5_0, "),
+    ((X, DATA, "q4_k", SHAPE, Y), "q4_k packs rows in groups of 256; this weight has rows of 64"),
     ((X[0], DATA, "int4", SHAPE, Y), "x must have 2 dimensions, not 1"),
     ((X[:, :48], DATA, "int4", (3, 48), Y), "groups of 32; this weight has rows of 48"),
     ((X[:, :32], DATA, "int4", SHAPE, Y), r"x must have shape \[2, 64\], not \[2, 32\]"),
@@ -300,6 +331,8 @@ C_CALLS = [
     ((POINTER, 640, -1, 3, 64, POINTER, 1, POINTER, 1), 2),
     ((POINTER, 640, 0, 0, 64, POINTER, 1, POINTER, 1), 3),
     ((POINTER, 640, 0, 3, 63, POINTER, 1, POINTER, 1), 3),
+    ((POINTER, 576, 13, 3, 64, POINTER, 1, POINTER, 1), 3),
+    ((POINTER, 2304, 13, 3, 256, POINTER, 1, POINTER, 1), 0),
     ((POINTER, 640, 0, 3, 2**63, POINTER, 1, POINTER, 1), 3),
     ((POINTER, 640, 0, 3, 64, POINTER, 2**40, POINTER, 1), 3),
     ((POINTER, 639, 0, 3, 64, POINTER, 1, POINTER, 1), 4),

@@ -8,14 +8,15 @@ import gguf
 import torch
 from safetensors.torch import save_file
 
+from edgellm.kernels.library import BLOCK_COLUMNS
 from edgellm.model.generic import packed
 from edgellm.model.generic.shardfile import FORMAT
 from edgellm.model.generic.structure import Structure, trace
 from edgellm.shards import tiles
 from edgellm.shards.manifest import Manifest, ModelFile, Shard
 from edgellm.shards.mapped import PACKED
-
-BLOCK = 32
+from edgellm.shards.quantize import LEVELS
+from tests.blocks import random_blocks
 
 
 def make_split(model, folder: Path, encoding: str = "f32", head_encoding: str | None = None) -> Manifest:
@@ -67,10 +68,14 @@ def make_split(model, folder: Path, encoding: str = "f32", head_encoding: str | 
 
 
 def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:
-    """As packed.pack; to int4s too, which is what GGUF's Q4_0 becomes."""
-    if encoding != "int4s":
+    """As packed.pack; to int4s too, which is what GGUF's Q4_0 becomes. Other encodings of GGUF get random weights, the
+    same for a shape, about as large as these."""
+    if encoding in LEVELS or encoding not in PACKED:
         return packed.pack(weight, encoding)
-    blocks = gguf.quants.quantize(weight.detach().numpy(), gguf.GGMLQuantizationType.Q4_0)
+    if encoding == "int4s":
+        blocks = gguf.quants.quantize(weight.detach().numpy(), gguf.GGMLQuantizationType.Q4_0)
+    else:
+        blocks = random_blocks(encoding, *weight.shape, scale=float(weight.abs().mean()) / 2)
     return torch.from_numpy(tiles.from_blocks(blocks, encoding))
 
 
@@ -78,7 +83,7 @@ def _encode(structure: Structure, key, tensor, encoding: str):
     if key not in structure.packable:
         return tensor.contiguous().clone(), None
     weight = (tensor.T if key in structure.transposed else tensor).contiguous()
-    if encoding == "f32" or (encoding in PACKED and weight.shape[1] % BLOCK):
+    if encoding == "f32" or (encoding in PACKED and weight.shape[1] % BLOCK_COLUMNS[encoding]):
         return weight.clone(), None
     shape = list(weight.shape)
     return pack(weight, encoding), [encoding, shape] if encoding in PACKED else None
@@ -93,7 +98,7 @@ def round_weights(model, structure: Structure, encoding: str, head_encoding: str
         p = model.get_parameter(name)
         weight = p.T if key in structure.transposed else p
         chosen = head_encoding or encoding if isinstance(key, str) else encoding
-        if chosen in PACKED and weight.shape[1] % BLOCK:
+        if chosen in PACKED and weight.shape[1] % BLOCK_COLUMNS[chosen]:
             continue
         weight.copy_(packed.unpack(pack(weight.contiguous(), chosen), chosen, tuple(weight.shape)))
 

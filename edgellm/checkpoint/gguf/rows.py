@@ -4,8 +4,9 @@ import numpy as np
 
 from edgellm.checkpoint.gguf.file import GGUFTensor
 from edgellm.checkpoint.tensors import BlockRows, FileRows, LoadedRows, Rows, SourceTensor
+from edgellm.shards.encodings import ENCODINGS
 
-_AS_STORED = {"F32": "f32", "F16": "f16", "BF16": "bf16", "Q4_1": "int4", "Q4_0": "int4s", "Q8_0": "int8"}
+_AS_STORED = {"F32": "f32", "F16": "f16", "BF16": "bf16"} | {e.gguf: name for name, e in ENCODINGS.items()}
 
 
 def open_rows(name: str, info: GGUFTensor) -> Rows:

@@ -1,11 +1,9 @@
 """Weights in packed encodings: pack, unpack, and the linear and embedding modules that read them in place.
 
-    int4  U8 [tiles, in/32*320]  tiles of 16 rows, affine in groups of 32 columns: w = d*q + m
-    int4s U8 [tiles, in/32*288]  the same, symmetric: w = d*(q - 8); only from GGUF's Q4_0
-    int8  U8 [tiles, in/32*544]  the same, w = d*q
-    bf16, f16, f32               plain [out, in]
+    int4, int8, and GGUF's      U8 [tiles, bytes of a tile], of 16 rows
+    bf16, f16, f32              plain [out, in]
 
-tiles.py and docs/shards.md have the layout of a tile.
+encodings.py, tiles.py and docs/shards.md have the layout of a tile.
 """
 
 import numpy as np
@@ -15,7 +13,7 @@ from torch.nn import functional
 
 from edgellm.kernels import library
 from edgellm.kernels.library import GROUP_BYTES, TILE, stored_shape
-from edgellm.shards import tiles
+from edgellm.shards import encodings, tiles
 from edgellm.shards.quantize import LEVELS, quantize
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16} | dict.fromkeys(GROUP_BYTES, torch.uint8)
@@ -63,36 +61,28 @@ def _rows_at_once(columns: int) -> int:
     return max(TILE, _CHUNK_ELEMENTS // columns // TILE * TILE)
 
 
-def unpack(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> torch.Tensor:
-    """Return the float32 weight [out, in] that packed data stands for, without native code. Raises ValueError for data
-    of another shape."""
+def unpack(data: torch.Tensor, encoding: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the float32 weight [out, in], or experts [experts, out, in], that packed data stands for, without native
+    code. Raises ValueError for data of another shape."""
     check_data(data, encoding, shape)
     if encoding not in GROUP_BYTES:
         return data.to(torch.float32)
+    if len(shape) == 3:
+        return torch.stack([unpack(expert, encoding, shape[1:]) for expert in data])
     out, columns = shape
     weight = torch.empty(out, columns)
     rows = _rows_at_once(columns)
     for start in range(0, out, rows):
         end = min(start + rows, out)
         part = data[start // TILE : -(-end // TILE)].numpy()
-        weight[start:end] = _values(encoding, *tiles.from_tiles(part, encoding, (end - start, columns)))
+        codes, scales = tiles.from_tiles(part, encoding, (end - start, columns))
+        weight[start:end] = torch.from_numpy(encodings.values(codes, scales, encoding))
     return weight
 
 
-def _values(encoding: str, q: np.ndarray, d: np.ndarray, m: np.ndarray | None) -> torch.Tensor:
-    """Return float32 [rows, columns] of q [rows, groups, 32], d and m [rows, groups]."""
-    values = q.astype(np.float32)
-    if encoding == "int4s":
-        values -= 8
-    with np.errstate(invalid="ignore"):  # values that aren't finite were refused before, or are the caller's
-        values *= d[:, :, None].astype(np.float32)
-        if m is not None:
-            values += m[:, :, None].astype(np.float32)
-    return torch.from_numpy(values.reshape(len(q), -1))
-
-
-def check_data(data: torch.Tensor, encoding: str, shape: tuple[int, int]) -> None:
-    """Raise ValueError unless `data` has the dtype and shape of a weight of `shape` [out, in] in this encoding."""
+def check_data(data: torch.Tensor, encoding: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `data` has the dtype and shape of a weight of `shape` [out, in], or of experts [experts,
+    out, in], in this encoding."""
     expected, dtype = stored_shape(encoding, shape), _DTYPES[encoding]
     if data.dtype != dtype:
         raise ValueError(f"an {encoding} weight is a tensor of {dtype}, not of {data.dtype}")

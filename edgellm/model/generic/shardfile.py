@@ -21,7 +21,7 @@ class Stored:
     """A tensor in a shard: `data` as it lies in the file, its encoding, and its shape in elements."""
 
     data: torch.Tensor
-    encoding: str | None  # f32, f16, bf16, int8, int4, int4s; None for integers and booleans
+    encoding: str | None  # None for integers and booleans
     shape: tuple[int, ...]
 
 
