@@ -51,6 +51,18 @@ struct AttentionJob {
     const float* sinks;  // [heads], or null
 };
 
+// What a router gives for one token, and how `top_k` of `count` experts are chosen by it (families/feed_forwards.py says
+// what all of this means). Of equals the first is chosen.
+struct RouteJob {
+    const float* products;  // [count]
+    const float* bias;      // [count], or null
+    const float* correction;
+    size_t count, top_k, groups, top_groups;
+    bool normalise;
+    int scoring;
+    float scale;
+};
+
 struct Ops {
     // x[n] += added[n] + bias[n] (either may be null); out = norm(x)
     void (*add_and_norm)(float* x, const float* added, const float* bias, const Norm&, size_t n, float* out);
@@ -69,6 +81,10 @@ struct Ops {
     void (*scale)(float* x, float scale, size_t n);
     // x *= scale, then cap * tanh(x / cap) unless cap is 0; n is any
     void (*bound)(float* x, float scale, float cap, size_t n);
+    // Writes a token's experts, in ascending order, and their weights.
+    void (*route)(const RouteJob&, uint32_t* chosen, float* weights);
+    // x = fma(weight, added + bias, x); bias may be null
+    void (*accumulate)(float* x, const float* added, const float* bias, float weight, size_t n);
     // By Activation. out = activation(gate + gate_bias) * (up + up_bias); biases may be null
     void (*gated[ACTIVATIONS])(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n,
                                float limit, float* out);

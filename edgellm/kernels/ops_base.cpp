@@ -7,6 +7,8 @@
 
 #include "ops_attention.h"
 
+#include "ops_experts.h"
+
 namespace edgellm {
 
 const Ops BASE_OPS =

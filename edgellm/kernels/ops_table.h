@@ -9,5 +9,7 @@
      gate,
      scale_by,
      bound,
+     route,
+     accumulate,
      {silu_gated, gelu_gated, relu_squared_gated, swiglu_clamped},
      {silu_plain, gelu_plain, relu_squared_plain, nullptr}};

@@ -22,14 +22,16 @@ int pool_set(int count, const int* cores, size_t n);
 using Work = void (*)(const void* data, int part, int parts);
 void pool_run(Work work, const void* data);
 
+constexpr size_t RUNS = 4;  // a thread, if all are equally fast
+
 // Calls f(start, end) for runs of items that together are [0, items), from several threads at once. Runs begin at
-// multiples of `grain`; faster threads take more of them.
+// multiples of `grain`; faster threads take more of them. There are more, and shorter ones, with more `runs_a_thread`.
 template <class F>
-void share(size_t items, size_t grain, const F& f) {
+void share(size_t items, size_t grain, const F& f, size_t runs_a_thread = RUNS) {
     const size_t threads = static_cast<size_t>(pool_threads());
     if (items == 0) return;
     if (items <= grain) return f(size_t{0}, items);
-    const size_t runs = threads == 1 ? 1 : 4 * threads;
+    const size_t runs = threads == 1 ? 1 : runs_a_thread * threads;
     const size_t run = ((items + runs - 1) / runs + grain - 1) / grain * grain;
     struct Job {
         const F& f;

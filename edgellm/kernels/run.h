@@ -79,6 +79,7 @@ struct Run {
     // to be added.
     const Projection* attention(const Attention&);
     const Projection* mlp(const Mlp&);
+    const Projection* experts(const Layer&);
 
     void embed();
     void settle(const Added&, size_t t);

@@ -103,6 +103,27 @@ int take(const MlpSpec& spec, size_t hidden, size_t experts, Mlp* into) {
     return take(spec.down, hidden, inner, experts, &into->down);
 }
 
+int take(const ExpertsSpec& spec, const Section& s, bool shared, Experts* into) {
+    const uint64_t count = spec.count, groups = spec.groups;
+    if (count > MOST_EXPERTS || spec.top_k == 0 || spec.top_k > MOST_CHOSEN || spec.top_k > count || groups == 0 ||
+        count % groups || (groups > 1 && count / groups < 2) || spec.top_groups == 0 || spec.top_groups > groups ||
+        spec.top_k > spec.top_groups * (count / groups) || spec.normalise > 1 || spec.scoring < 0 ||
+        spec.scoring >= SCORINGS || (spec.shared_gate.data && !shared))
+        return BAD_SHAPE;
+    Experts& e = *into;
+    e.count = count;
+    e.top_k = spec.top_k;
+    e.groups = groups;
+    e.top_groups = spec.top_groups;
+    e.normalise = spec.normalise;
+    e.scoring = static_cast<int>(spec.scoring);
+    e.scale = static_cast<float>(spec.scale);
+    CHECK(take(spec.router, count, s.hidden, &e.router));
+    CHECK(take(spec.correction, count, false, &e.correction));
+    if (spec.shared_gate.data) CHECK(take(spec.shared_gate, 1, s.hidden, &e.shared_gate));
+    return take(spec.experts, s.hidden, count, &e.experts);
+}
+
 int take(const LayerSpec& spec, const Section& s, Layer* into) {
     CHECK(take(spec.before_mixer, s.hidden, false, s.eps, &into->before_mixer));
     CHECK(take(spec.after_mixer, s.hidden, false, s.eps, &into->after_mixer));
@@ -114,8 +135,8 @@ int take(const LayerSpec& spec, const Section& s, Layer* into) {
     into->mixer = static_cast<int>(spec.mixer);
     if (into->mixer == ATTENTION) CHECK(take(spec.attention, s, &into->attention));
     if (into->mixer > ATTENTION) return BAD_SHAPE;
-    if (spec.experts.count) return BAD_SHAPE;
     if (spec.mlp.up.data) CHECK(take(spec.mlp, s.hidden, 0, &into->mlp));
+    if (spec.experts.count) return take(spec.experts, s, spec.mlp.up.data != nullptr, &into->experts);
     return OK;
 }
 

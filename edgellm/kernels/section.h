@@ -46,6 +46,14 @@ struct Mlp {
     size_t inner() const { return up.rows; }
 };
 
+// One expert's part of a projection that has several.
+inline Projection of_expert(const Projection& all, size_t expert) {
+    Projection one = all;
+    one.matrix.data += expert * all.expert_bytes;
+    if (one.bias) one.bias += expert * all.rows;
+    return one;
+}
+
 struct Experts {
     size_t count, top_k, groups, top_groups;
     bool normalise;
@@ -71,6 +79,29 @@ struct Rope {
     size_t positions, count;
 };
 
+// Rows that go into a product, in float32 and quantized.
+struct Input {
+    float* x;
+    int8_t* q;
+    float *scale, *sum;
+    int32_t* offset;
+};
+
+// What experts need. A pair is a token and an expert that it goes to; pairs are in ascending order of their experts, then
+// of their tokens.
+struct ExpertsRoom {
+    float* scores;      // [tokens, experts + 1]: what the router gives, and the shared expert's gate
+    uint32_t* chosen;   // [tokens, top_k]
+    float* weights;     // [tokens, top_k]
+    uint32_t* tokens;   // [pairs]
+    float* shares;      // [pairs]: the pair's weight
+    Input gathered;     // [pairs, hidden]: what goes into experts
+    float* gate_up;     // [pairs, 2 * intermediate]
+    Input inner;        // [pairs, intermediate]: activated
+    float* out;         // [tokens, hidden]: what one expert gives
+    float* sum;         // [tokens, hidden]
+};
+
 // Room for what a pass computes, for `tokens` tokens. Grows, never shrinks.
 struct Workspace {
     size_t tokens;
@@ -82,6 +113,7 @@ struct Workspace {
     int8_t* q;                  // [tokens, widest input], as are the groups of the next three
     float *scale, *sum;
     int32_t* offset;
+    ExpertsRoom experts;
     void* memory;
 };
 

@@ -99,9 +99,10 @@ void Run::all() {
             enter_block(last, layer.before_mixer);
             last = {attention(layer.attention), &layer.after_mixer, layer.residual_scale};
         }
-        if (layer.mlp.up) {
+        if (layer.experts.count || layer.mlp.up) {
             enter_block(last, layer.before_feed_forward);
-            last = {mlp(layer.mlp), &layer.after_feed_forward, layer.residual_scale};
+            const Projection* from = layer.experts.count ? experts(layer) : mlp(layer.mlp);
+            last = {from, &layer.after_feed_forward, layer.residual_scale};
         }
         if (layer.output_scale != 1.0f) {
             settle_all();
@@ -121,6 +122,7 @@ bool make_room(Section& s, size_t tokens) {
     Workspace& w = s.work;
     if (tokens <= w.tokens) return true;
     size_t mixed = 0, attended = 0, inner = 0, gate_up = 0;
+    size_t experts = 0, top_k = 0, expert_inner = 0, shared = 0;
     const auto reach = [](size_t& most, size_t size) { most = size > most ? size : most; };
     for (size_t i = 0; i < s.num_layers; i++) {
         const Layer& layer = s.layers[i];
@@ -128,30 +130,54 @@ bool make_room(Section& s, size_t tokens) {
         reach(attended, mixer_out(layer));
         reach(inner, layer.mlp.inner());
         reach(gate_up, layer.mlp.gate ? 2 * layer.mlp.inner() : layer.mlp.inner());
+        if (layer.experts.count == 0) continue;
+        reach(experts, layer.experts.count + 1);
+        reach(top_k, layer.experts.top_k);
+        reach(expert_inner, layer.experts.experts.inner());
+        if (layer.mlp.up) shared = s.hidden;
     }
     size_t widest = s.hidden;
     reach(widest, attended);
     reach(widest, inner);
-    const size_t counts[] = {s.hidden, s.hidden, s.hidden, mixed, attended, gate_up, inner,
-                             widest / 4 + 1, widest / GROUP + 1, widest / GROUP + 1, widest / GROUP + 1};
-    float *bytes, *offsets;  // of other types
-    float** const places[] = {&w.x, &w.normed, &w.added, &w.mixed, &w.attended, &w.gate_up, &w.activated,
-                              &bytes, &w.scale, &w.sum, &offsets};
+    ExpertsRoom& room = w.experts;
+    const size_t into = top_k * s.hidden, from = top_k * expert_inner;  // of a token's pairs
+    float *q, *offset, *chosen, *pair_tokens, *gathered_q, *gathered_offset, *inner_q, *inner_offset;  // of other types
+    const struct {
+        float** place;
+        size_t count;
+    } parts[] = {
+        {&w.x, s.hidden}, {&w.normed, s.hidden}, {&w.added, s.hidden}, {&w.mixed, mixed}, {&w.attended, attended},
+        {&w.gate_up, gate_up}, {&w.activated, inner}, {&q, widest / 4 + 1}, {&w.scale, widest / GROUP + 1},
+        {&w.sum, widest / GROUP + 1}, {&offset, widest / GROUP + 1},
+        {&room.scores, experts}, {&chosen, top_k}, {&room.weights, top_k}, {&pair_tokens, top_k}, {&room.shares, top_k},
+        {&room.gathered.x, into}, {&gathered_q, into / 4}, {&room.gathered.scale, into / GROUP},
+        {&room.gathered.sum, into / GROUP}, {&gathered_offset, into / GROUP},
+        {&room.gate_up, 2 * from}, {&room.inner.x, from}, {&inner_q, from / 4}, {&room.inner.scale, from / GROUP},
+        {&room.inner.sum, from / GROUP}, {&inner_offset, from / GROUP},
+        {&room.out, top_k ? s.hidden : 0}, {&room.sum, shared},
+    };
     constexpr size_t LINE = 64 / sizeof(float);
     size_t total = 0;
-    for (const size_t count : counts) total += (count * tokens + LINE - 1) / LINE * LINE + LINE;
+    const auto lines = [=](size_t count) { return (count * tokens + LINE - 1) / LINE * LINE + LINE; };
+    for (const auto& part : parts) total += lines(part.count);
     void* memory = nullptr;
     if (posix_memalign(&memory, 64, total * sizeof(float))) return false;
     free(w.memory);
     w.memory = memory;
     w.tokens = tokens;
     float* at = static_cast<float*>(memory);
-    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
-        *places[i] = at;
-        at += (counts[i] * tokens + LINE - 1) / LINE * LINE + LINE;
+    for (const auto& part : parts) {
+        *part.place = at;
+        at += lines(part.count);
     }
-    w.q = reinterpret_cast<int8_t*>(bytes);
-    w.offset = reinterpret_cast<int32_t*>(offsets);
+    w.q = reinterpret_cast<int8_t*>(q);
+    w.offset = reinterpret_cast<int32_t*>(offset);
+    room.chosen = reinterpret_cast<uint32_t*>(chosen);
+    room.tokens = reinterpret_cast<uint32_t*>(pair_tokens);
+    room.gathered.q = reinterpret_cast<int8_t*>(gathered_q);
+    room.gathered.offset = reinterpret_cast<int32_t*>(gathered_offset);
+    room.inner.q = reinterpret_cast<int8_t*>(inner_q);
+    room.inner.offset = reinterpret_cast<int32_t*>(inner_offset);
     return true;
 }
 

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from edgellm.kernels.library import BLOCK_COLUMNS
+from edgellm.model.families.spec import Spec
 from edgellm.model.generic import packed
 from edgellm.model.generic.shardfile import FORMAT
 from edgellm.model.generic.structure import Structure, trace
@@ -65,6 +68,55 @@ def make_split(model, folder: Path, encoding: str = "f32", head_encoding: str | 
     )
     manifest.write(folder)
     return manifest
+
+
+def make_spec_split(
+    spec: Spec, config: dict, folder: Path, read: Callable[[int | None, str], np.ndarray], encoding: str = "f32"
+) -> Manifest:
+    """Write shards, config.json and manifest.json of a model with `spec`. `read` gives its tensors in float32, for a layer's
+    number, or None, and a name in the shard. Matrices whose rows can be packed are in `encoding`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = [(f"layer-{i:04}.safetensors", "layer", i) for i in range(spec.num_layers)]
+    first, last = (("embedding.safetensors", "embedding", None), ("head.safetensors", "head", None))
+    shards = []
+    for file, kind, layer in (first, *layers, last):
+        tensors, encodings = {}, {}
+        for name, shape in spec.shard_tensors(kind, layer).items():
+            tensor = torch.from_numpy(np.ascontiguousarray(read(layer, name), np.float32)).reshape(shape)
+            if name not in spec.matrices(kind, layer) or encoding == "f32":
+                tensors[name] = tensor
+            else:
+                tensors[name], chosen = _pack_all(tensor, encoding)
+                if chosen in PACKED:
+                    encodings[name] = [chosen, list(shape)]
+        save_file(tensors, folder / file, {"format": FORMAT, "encodings": json.dumps(encodings)})
+        size = (folder / file).stat().st_size
+        shards.append(Shard(file, kind, layer, size, size, _sha256(folder / file)))
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    manifest = Manifest(
+        model="test", architecture=spec.architecture, model_type=spec.model_type, quantization=encoding,
+        num_layers=spec.num_layers, hidden_size=spec.hidden_size, vocab_size=spec.vocab_size,
+        max_seq_len=spec.max_seq_len, eos_token_ids=(), kv_elements_per_token=spec.kv_elements_per_token,
+        activation_elements_per_token=spec.activation_elements_per_token, rope_switch_len=spec.rope_switch_len,
+        shards=tuple(shards), files=(ModelFile(path.name, path.stat().st_size, _sha256(path)),),
+    )  # fmt: skip
+    manifest.write(folder)
+    return manifest
+
+
+def packable(columns: int, encoding: str) -> bool:
+    """Return whether rows of so many columns can be in this encoding."""
+    return encoding not in PACKED or columns % BLOCK_COLUMNS[encoding] == 0
+
+
+def _pack_all(weight: torch.Tensor, encoding: str) -> tuple[torch.Tensor, str]:
+    """Return a matrix, or each of several, in `encoding`, and what that is: rows that can't be packed stay float32."""
+    if not packable(weight.shape[-1], encoding):
+        return weight, "f32"
+    if weight.ndim == 2:
+        return pack(weight, encoding), encoding
+    return torch.stack([pack(one, encoding) for one in weight]), encoding
 
 
 def pack(weight: torch.Tensor, encoding: str) -> torch.Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from edgellm.model.families.parts import Projection, Shape, Vector, merged, stored
 
 ACTIVATIONS = ("silu", "gelu_tanh", "relu_squared", "swiglu_clamped")  # in the order of kernels/abi.h
+SCORINGS = ("softmax", "sigmoid", "softmax_of_chosen")  # so, too
 
 
 @dataclass(frozen=True)

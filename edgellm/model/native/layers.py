@@ -6,7 +6,7 @@ import numpy as np
 
 from edgellm.errors import ModelError
 from edgellm.kernels.abi import constants
-from edgellm.model.families.feed_forwards import ACTIVATIONS, FeedForward, GatedMlp, PlainMlp
+from edgellm.model.families.feed_forwards import ACTIVATIONS, SCORINGS, Experts, FeedForward, GatedMlp, PlainMlp
 from edgellm.model.families.mixers import Attention, Mixer
 from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.native import abi
@@ -53,11 +53,22 @@ def _feed_forward(part: FeedForward | None, tensors: "Tensors") -> abi.Fields:
         return {}
     if isinstance(part, GatedMlp | PlainMlp):
         return {"mlp": _mlp(part, tensors)}
-    raise ModelError(f"the native library has no {type(part).__name__}")
+    shared = {"mlp": _mlp(part.shared, tensors)} if part.shared else {}
+    return {"experts": _experts(part, tensors), **shared}
 
 
-def _mlp(part: GatedMlp | PlainMlp, tensors: "Tensors") -> abi.Fields:
-    gate, limit = (part.gate, part.limit) if isinstance(part, GatedMlp) else (None, 0.0)
+def _experts(part: Experts, tensors: "Tensors") -> abi.Fields:
+    router = part.router
+    return dict(
+        count=router.experts, top_k=router.top_k, groups=router.groups, top_groups=router.top_groups,
+        normalise=router.normalise, scoring=SCORINGS.index(router.scoring), scale=router.scale,
+        router=tensors.projection(router.weight), correction=tensors.floats(router.correction),
+        experts=_mlp(part, tensors), shared_gate=tensors.projection(part.shared_gate),
+    )  # fmt: skip
+
+
+def _mlp(part: GatedMlp | PlainMlp | Experts, tensors: "Tensors") -> abi.Fields:
+    gate, limit = (None, 0.0) if isinstance(part, PlainMlp) else (part.gate, part.limit)
     return dict(
         activation=ACTIVATIONS.index(part.activation), limit=limit, gate=tensors.projection(gate),
         up=tensors.projection(part.up), down=tensors.projection(part.down),

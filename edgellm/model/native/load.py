@@ -145,13 +145,13 @@ def _weight(file: MappedShard, name: str, shape: Shape) -> MappedTensor:
 
 
 def _vector(file: MappedShard, name: str, shape: Shape) -> np.ndarray:
-    """Return a norm or bias in float32: the file's own pages if they hold float32."""
+    """Return a norm or bias of `shape` in float32: the file's own pages if they hold float32."""
     tensor = file.tensors[name]
     _check_shape(file, name, tensor, shape)
     if tensor.encoding == "f32":
-        return tensor.data.view(np.float32)
+        return tensor.data.view(np.float32).reshape(shape)
     if tensor.encoding == "f16":
-        return tensor.data.view(np.float16).astype(np.float32)
+        return tensor.data.view(np.float16).astype(np.float32).reshape(shape)
     if tensor.encoding == "bf16":
-        return (tensor.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return (tensor.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
     raise ManifestError(f"{file.path}: {name} is {tensor.encoding or tensor.dtype}, expected float values")
