@@ -73,8 +73,11 @@ def make_split(model, folder: Path, encoding: str = "f32", head_encoding: str | 
 def make_spec_split(
     spec: Spec, config: dict, folder: Path, read: Callable[[int | None, str], np.ndarray], encoding: str = "f32"
 ) -> Manifest:
-    """Write shards, config.json and manifest.json of a model with `spec`. `read` gives its tensors in float32, for a layer's
-    number, or None, and a name in the shard. Matrices whose rows can be packed are in `encoding`."""
+    """Write shards, config.json and manifest.json of a model with `spec`.
+
+    `read` gives its tensors in float32, for a layer's number, or None, and a name in the shard. Matrices whose rows can
+    be packed are in `encoding`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     layers = [(f"layer-{i:04}.safetensors", "layer", i) for i in range(spec.num_layers)]
     first, last = (("embedding.safetensors", "embedding", None), ("head.safetensors", "head", None))
