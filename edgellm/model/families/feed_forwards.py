@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from edgellm.model.families.parts import Projection, Shape, Vector, merged, stored
+from edgellm.model.families.pieces import Piece
 
 ACTIVATIONS = ("silu", "gelu_tanh", "relu_squared", "swiglu_clamped")  # in the order of kernels/abi.h
 SCORINGS = ("softmax", "sigmoid", "softmax_of_chosen")  # so, too
@@ -99,7 +100,8 @@ class Experts:
     order of the experts' numbers. `shared` computes every token too, and is added last; with `shared_gate`, a
     projection to one value, its result is multiplied by sigmoid(shared_gate(x)).
 
-    Experts without a gate (plain ones) have the same projection as `gate` and `up` left out: `gate` is None.
+    `gate` is None where experts are plain MLPs. `pieces` says what transformers holds as parts of other
+    tensors.
     """
 
     router: Router
@@ -110,6 +112,7 @@ class Experts:
     limit: float = 0.0
     shared: GatedMlp | PlainMlp | None = None
     shared_gate: Projection | None = None
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def intermediate_size(self) -> int:

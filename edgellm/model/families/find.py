@@ -10,18 +10,24 @@ from typing import Any
 from edgellm.kernels.abi import constants
 from edgellm.model.families.config import Config, UnsupportedError
 from edgellm.model.families.gemma import gemma, gemma2, gemma3
+from edgellm.model.families.glm4_moe import glm4_moe
 from edgellm.model.families.gpt2 import gpt2
+from edgellm.model.families.gpt_oss import gpt_oss
+from edgellm.model.families.granite_moe import granite_moe, granite_moe_shared
 from edgellm.model.families.llama import llama
 from edgellm.model.families.mistral import mistral
 from edgellm.model.families.mixers import Attention
+from edgellm.model.families.olmoe import olmoe
 from edgellm.model.families.phi3 import phi3
 from edgellm.model.families.qwen2 import qwen2
 from edgellm.model.families.qwen3 import qwen3
+from edgellm.model.families.qwen3_moe import qwen3_moe
 from edgellm.model.families.spec import Layer, Spec
 
 FAMILIES: dict[str, Callable[[Config], Spec]] = {
-    "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "gpt2": gpt2, "llama": llama, "mistral": mistral,
-    "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3,
+    "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "glm4_moe": glm4_moe, "gpt2": gpt2, "gpt_oss": gpt_oss,
+    "granitemoe": granite_moe, "granitemoeshared": granite_moe_shared, "llama": llama, "mistral": mistral,
+    "olmoe": olmoe, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3, "qwen3_moe": qwen3_moe,
 }  # fmt: skip
 
 # What the kernels take.
@@ -58,6 +64,8 @@ def _check(hidden_size: int, layer: Layer) -> None:
         _check_attention(layer.mixer)
     if layer.feed_forward:
         _check_sizes(("intermediate_size", layer.feed_forward.intermediate_size))
+    if layer.experts and layer.experts.shared:
+        _check_sizes(("the shared expert's size", layer.experts.shared.intermediate_size))
     if layer.experts and (layer.experts.router.experts > _MAX_EXPERTS or layer.experts.router.top_k > _MAX_CHOSEN):
         router = layer.experts.router
         raise UnsupportedError(f"{router.top_k} of {router.experts} experts, at most {_MAX_CHOSEN} of {_MAX_EXPERTS}")

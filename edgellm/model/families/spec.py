@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from edgellm.model.families.feed_forwards import Experts, FeedForward
 from edgellm.model.families.mixers import Mixer
 from edgellm.model.families.parts import Matrix, Norm, Projection, Shape, Vector, merged, stored
+from edgellm.model.families.pieces import Piece
 from edgellm.model.families.rotary import Rotary
 
 
@@ -59,6 +60,11 @@ class Layer:
     @property
     def experts(self) -> Experts | None:
         return self.feed_forward if isinstance(self.feed_forward, Experts) else None
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Return which of its tensors transformers holds as parts of others."""
+        return self.experts.pieces if self.experts else ()
 
     @property
     def matrices(self) -> dict[str, Matrix]:

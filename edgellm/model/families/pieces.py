@@ -1,0 +1,58 @@
+"""Stored tensors that transformers holds as parts of others: experts' gate and up are one tensor there. Pure.
+
+Shards have each projection by itself, because files do, and in encodings of their own.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.model.families.parts import Shape
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The stored tensor `name` is rows `first`, `first` + `step`, … of transformers' `tensor`, which has `rows` rows.
+
+    Rows are the last dimension but one of `tensor`; the last one where it is `transposed`, or a bias (`is_bias`), which
+    has no columns.
+    """
+
+    name: str
+    tensor: str
+    first: int
+    step: int
+    rows: int
+    transposed: bool = False
+    is_bias: bool = False
+
+    def whole_shape(self, shape: Shape) -> Shape:
+        """Return the shape of transformers' tensor, from the stored one's."""
+        if self.is_bias:
+            return (*shape[:-1], self.rows)
+        *others, _, columns = shape
+        return (*others, columns, self.rows) if self.transposed else (*others, self.rows, columns)
+
+    def cut(self, whole: np.ndarray, count: int) -> np.ndarray:
+        """Return the stored tensor of `count` rows out of transformers'."""
+        rows = whole if self.is_bias or not self.transposed else whole.swapaxes(-1, -2)
+        chosen = slice(self.first, self.first + self.step * (count - 1) + 1, self.step)
+        return rows[..., chosen] if self.is_bias else rows[..., chosen, :]
+
+    def put(self, stored: np.ndarray, whole: np.ndarray) -> None:
+        """Write a stored tensor to its place in transformers'."""
+        count = stored.shape[-1 if self.is_bias else -2]
+        self.cut(whole, count)[...] = stored
+
+
+def assemble(pieces: Iterable[Piece], stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return transformers' tensors, in float32, by name, of those pieces that are in `stored`."""
+    found: dict[str, np.ndarray] = {}
+    for piece in pieces:
+        if piece.name in stored:
+            part = stored[piece.name]
+            if piece.tensor not in found:
+                found[piece.tensor] = np.empty(piece.whole_shape(part.shape), np.float32)
+            piece.put(part, found[piece.tensor])
+    return found
