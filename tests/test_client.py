@@ -148,6 +148,7 @@ def test_options_are_those_of_ask(cluster):
     whole, stopped, one, other, penalized, penalties = run(go())
     assert penalized == generate(ids_of("Why?"), 30, Sampling(**penalties)) != generate(ids_of("Why?"), 30)
     assert (stopped.text, stopped.finish) == (whole[: whole.index(whole[20:22])], "stop")
+    assert (stopped.stop, one.stop) == (whole[20:22], "")
     assert one.tokens == other.tokens and (one.sampling.temperature, one.sampling.seed) == (1.0, 7)
 
 

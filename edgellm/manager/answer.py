@@ -72,13 +72,15 @@ class Delta:
 
 @dataclass
 class Answer:
-    """The text, its token ids, why it ended (eos, length, context, stop, cancelled), and seconds since asking."""
+    """The text, its token ids, why it ended (eos, length, context, stop, cancelled), and seconds since asking. `stop`
+    is the stop string that ended it, "" if none did."""
 
     prompt_tokens: int
     sampling: Sampling
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     finish: str = "cancelled"
+    stop: str = ""
     reused_tokens: int = 0  # of the prompt: the boards held them already
     draft_tokens: int = 0
     accepted_tokens: int = 0  # of the drafts
@@ -231,7 +233,7 @@ class Asker:
             ids, sampling=question.sampling, max_tokens=question.max_tokens, eos=self.eos_token_ids, stats=stats,
             speculate=question.speculate, logprobs=likeliest, constraint=question.constraint,
             cache=question.cache, queued=queued, progress=None if progress is None else computed,
-            served=plans.append, ended=lambda: stop.found,
+            served=plans.append, ended=lambda: bool(stop.found),
         )  # fmt: skip
         try:
             finish = ""
@@ -257,7 +259,7 @@ class Asker:
                     if stop.found:
                         break
             rest = shown(stop.feed(stream.flush()) + stop.flush())
-            answer.finish = "stop" if stop.found else finish
+            answer.finish, answer.stop = "stop" if stop.found else finish, stop.found
             yield Delta(rest, None, answer.finish)
         finally:
             answer.text = "".join(pieces)

@@ -96,7 +96,8 @@ class Answering:
         return [{"type": "content_block_stop", "index": len(self.message["content"]) - 1}]
 
     def _end(self, event: Ended) -> dict[str, Any]:
-        told = {"stop_reason": _STOP_REASONS[event.reason], "stop_sequence": None}
+        reason = "stop_sequence" if event.stop else _STOP_REASONS[event.reason]
+        told = {"stop_reason": reason, "stop_sequence": event.stop or None}
         self.message |= {**told, "usage": _usage(event.usage)}
         return {"type": "message_delta", "delta": told, "usage": _usage(event.usage)}
 

@@ -131,8 +131,8 @@ class Answer(msgspec.Struct):
     role: Literal["assistant"]
     model: str
     content: list[AnswerBlock]
-    stop_reason: Literal["end_turn", "max_tokens", "tool_use"]
-    stop_sequence: None
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: str | None
     usage: Usage
 
 

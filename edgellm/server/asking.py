@@ -117,11 +117,13 @@ class Timings:
 
 @dataclass(frozen=True)
 class Ended:
-    """The answer is complete: stop, length or tool_calls. The last event."""
+    """The answer is complete: stop, length or tool_calls. The last event. `stop` is the stop string that ended it, ""
+    if the model did."""
 
     reason: str
     usage: Usage
     timings: Timings
+    stop: str = ""
 
 
 Event = Accepted | Queued | Progress | Waiting | Text | Reasoning | ToolBegin | ToolArguments | ToolEnd | Ended
@@ -244,7 +246,8 @@ class _Happening:
         parser = self._prepared.parser
         if reason == "stop" and parser is not None and parser.calls:
             reason = "tool_calls"
-        self._add(Ended(reason, self._usage(answer), self._timings(answer)))
+        stop = answer.stop if reason == "stop" else ""
+        self._add(Ended(reason, self._usage(answer), self._timings(answer), stop))
 
     def _prepare(self) -> Prepared:
         ask = self._ask

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 class StopStrings:
     """Ends a text before the first of some strings, and holds back what may be the beginning of one.
 
+    `found` is the string that has ended the text, "" before that. Of those that begin at once it is the shortest.
     A control token isn't shown as text, but a stop string may contain its name; `feed` takes it with `hidden`.
     """
 
     def __init__(self, strings: Iterable[str] = ()):
         self._strings = tuple(s for s in strings if s)
         self._held: list[tuple[str, bool]] = []  # characters, and whether they are hidden
-        self.found = False
+        self.found = ""
 
     def mentions(self, token: str) -> bool:
         """Return True if a stop string contains the name of a control token."""
@@ -26,10 +27,9 @@ class StopStrings:
             return "" if hidden else text
         self._held += [(c, hidden) for c in text]
         held = "".join(c for c, _ in self._held)
-        starts = [i for s in self._strings if (i := held.find(s)) >= 0]
-        if starts:
-            self.found = True
-            return self._take(min(starts), forget=True)
+        if found := [(i, len(s), s) for s in self._strings if (i := held.find(s)) >= 0]:
+            start, _, self.found = min(found)
+            return self._take(start, forget=True)
         return self._take(len(held) - max(_overlap(held, s) for s in self._strings))
 
     def flush(self) -> str:

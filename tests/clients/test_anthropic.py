@@ -68,6 +68,11 @@ def test_stop_sequences(client, served):
     reply = client.messages.create(model=MODEL, max_tokens=LENGTH, messages=user(QUESTION), stop_sequences=[word],
                                    extra_body=GREEDY)  # fmt: skip
     assert reply.content[0].text == served.answer[: served.answer.index(word)]
+    assert (reply.stop_reason, reply.stop_sequence) == ("stop_sequence", word)
+    with client.messages.stream(model=MODEL, max_tokens=LENGTH, messages=user(QUESTION), extra_body=GREEDY,
+                                stop_sequences=["never", word]) as stream:  # fmt: skip
+        streamed = stream.get_final_message()
+    assert (streamed.content, streamed.stop_reason, streamed.stop_sequence) == (reply.content, "stop_sequence", word)
 
 
 @pytest.mark.parametrize(("change", "said"), [

@@ -175,3 +175,9 @@ def test_blocks_of_thinking_text_and_tools_follow_each_other():
 def test_an_answer_that_is_cut_off_says_so():
     _, answering = frames([Accepted(1, "m"), Text("Hi"), Ended("length", Usage(1, 0, 1), Timings())])
     assert answering.message["stop_reason"] == "max_tokens"
+
+
+def test_a_stop_sequence_that_ended_the_answer_is_told():
+    told, answering = frames([Accepted(1, "m"), Text("Hi"), Ended("stop", Usage(1, 0, 2), Timings(), stop="###")])
+    assert b'{"stop_reason":"stop_sequence","stop_sequence":"###"}' in told
+    assert (answering.message["stop_reason"], answering.message["stop_sequence"]) == ("stop_sequence", "###")

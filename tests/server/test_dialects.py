@@ -147,6 +147,15 @@ def test_anthropic_answers_with_events_or_at_once(cluster, tmp_path):
     assert message["stop_reason"] == "max_tokens" and message["usage"]["output_tokens"] == 9
 
 
+def test_anthropic_tells_which_stop_sequence_ended_an_answer(cluster, tmp_path):
+    answer = answer_to("Why?", 60)
+    body = {**CHAT, "max_tokens": 60, "stop_sequences": ["never", answer[20:22]]}
+    streamed, whole = ask(cluster, tmp_path, ("/v1/messages", {**body, "stream": True}), ("/v1/messages", body))
+    told = {"stop_reason": "stop_sequence", "stop_sequence": answer[20:22]}
+    assert contents(streamed)[-2]["delta"] == told and whole.json().items() >= told.items()
+    assert whole.json()["content"] == [{"type": "text", "text": answer[: answer.index(answer[20:22])]}]
+
+
 def test_what_the_boards_held_of_a_prompt_is_told(cluster, tmp_path):
     body = {"model": "fake", "messages": [{"role": "user", "content": "Once more?"}], "max_tokens": 2}
     first, second = ask(cluster, tmp_path, ("/v1/messages", body), ("/v1/messages", body))

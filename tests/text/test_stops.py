@@ -21,14 +21,20 @@ def test_stop_strings_end_the_text_before_the_first_of_them_however_it_comes(pie
     if not stop.found:
         assert shown == whole and not starts
     else:
-        assert whole.startswith(shown) and any(whole.startswith(s, len(shown)) for s in strings)
+        assert whole.startswith(shown) and stop.found in strings and whole.startswith(stop.found, len(shown))
         assert not any(s in shown for s in strings)
 
 
 def test_nothing_is_held_back_that_can_not_begin_a_stop_string():
     stop = StopStrings(("STOP",))
     assert [stop.feed(t) for t in ("abS", "T", "x", "ST", "OP", "more")] == ["ab", "", "STx", "", "", ""]
-    assert stop.found
+    assert stop.found == "STOP"
+
+
+def test_of_stop_strings_that_begin_at_once_the_shortest_counts_however_they_come():
+    for pieces in (["xabc"], list("xabc")):
+        stop = StopStrings(("abc", "ab", "c"))
+        assert ("".join(stop.feed(piece) for piece in pieces), stop.found) == ("x", "ab")
 
 
 def test_a_control_token_can_be_a_stop_string_or_part_of_one():
@@ -38,7 +44,7 @@ def test_a_control_token_can_be_a_stop_string_or_part_of_one():
         if stop.mentions("<end>"):
             text += stop.feed("<end>", hidden=True)
         text += stop.feed("c")
-        assert (text + stop.flush(), stop.found) == (shown, strings != ("<other>",))
+        assert (text + stop.flush(), stop.found) == (shown, "" if strings == ("<other>",) else strings[0])
 
 
 def test_a_control_token_that_was_no_stop_is_not_shown():
