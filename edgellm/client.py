@@ -224,9 +224,11 @@ class AsyncClient:
     async def embed(self, texts: Sequence[str]) -> list[tuple[list[float], int]]:
         """Return for each text its embedding, [hidden_size], and how many tokens it has.
 
-        An embedding is the mean over the text's tokens of the model's last hidden state. Raises UsageError for a text
-        that has none, or too many for a slot, and what an answer raises.
+        An embedding is made of the model's last hidden states of all the text's tokens, as its authors do, or if they
+        don't say, it is their mean. Raises UsageError for a text without tokens, or with too many for a slot, and for a
+        model whose authors do what edgellm can't; and what an answer raises.
         """
+        pool = self.asker.pool
         self._session.keeper.start()
         encode, context = asyncio.get_running_loop().run_in_executor, self._session.plan.context
         tokens: list[list[int]] = []
@@ -239,7 +241,7 @@ class AsyncClient:
 
         async def embed(ids: list[int]) -> tuple[list[float], int]:
             async with turns:
-                data = await self._session.embed(ids)
+                data = await self._session.embed(ids, pool)
                 return list(struct.unpack(f"<{len(data) // 4}f", data)), len(ids)
 
         try:

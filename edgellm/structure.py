@@ -6,7 +6,10 @@ from typing import Any
 
 from edgellm.errors import UsageError
 
-POOLS = ("mean",)  # how hidden states of all tokens become one embedding
+# How the hidden states of all tokens become one embedding: their mean, that of the last or of the first one, or their
+# mean with the weights 1, 2, 3, …
+POOLS = ("mean", "last", "cls", "weighted_mean")
+OTHER_POOL = "other"  # some other way
 KINDS = ("json", "json_schema", "regex", "lark")
 MAX_SOURCE_BYTES = 48 << 10  # an Open's options hold it
 

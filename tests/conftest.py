@@ -3,7 +3,11 @@
 import signal
 
 import pytest
+from hypothesis import settings
 
+# An example may take as long as the machine makes it take: a limit would fail on one that is busy.
+settings.register_profile("edgellm", deadline=None)
+settings.load_profile("edgellm")
 # Whoever started the tests may have had Ctrl-C ignored (a shell does for what it runs in the background), and child
 # processes would inherit that: ours are to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)

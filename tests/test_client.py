@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,25 @@ def test_embeddings_come_in_order_with_their_tokens_and_a_text_without_any_is_re
     assert [vector[0] for vector, _ in found] == [pytest.approx(sum(ids) / len(ids)) for ids in texts]
     with Client(cluster.file) as client:
         assert client.embed(["Why 3?"]) == [found[3]]
+
+
+def test_an_embedding_is_pooled_as_the_manifest_says(cluster, monkeypatch):
+    async def go():
+        async with AsyncClient(cluster.file) as client:
+            found = {}
+            for pooling in ("", "mean", "last", "cls", "other"):
+                monkeypatch.setattr(client.asker, "manifest", replace(client.asker.manifest, pooling=pooling))
+                try:
+                    ((found[pooling], _),) = await client.embed(["Why?"])
+                except UsageError as e:
+                    found[pooling] = str(e)
+            return found
+
+    found, ids = run(go()), ids_of("Why?")
+    assert {pooling: vector[0] for pooling, vector in found.items()} == {
+        "": sum(ids) / 4, "mean": sum(ids) / 4, "last": ids[-1], "cls": ids[0], "other": "f"
+    }  # fmt: skip
+    assert found["other"].startswith("fake has its own way of making embeddings, which edgellm doesn't know.")
 
 
 def test_a_constraint_that_can_not_be_compiled_is_refused_before_a_board_works(cluster):

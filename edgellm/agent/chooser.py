@@ -7,6 +7,7 @@ import numpy as np
 
 from edgellm.agent.constraint import Grammars
 from edgellm.agent.link import Link
+from edgellm.agent.pooling import Pooling
 from edgellm.agent.sequence import Sequence, agreed, choose
 from edgellm.agent.steps import Outcome, Step
 from edgellm.model.sampler import Sampler, logprobs
@@ -98,14 +99,15 @@ class Chooser:
             sequence.owner.send(m.Prefilled(self._stage.epoch, sequence.seq_id, count))
 
     def pooled(self, sequence: Sequence, step: Step, hidden: np.ndarray) -> None:
-        """Add what the head would take for a step's tokens; at the prompt's end, send the mean of all."""
-        total = hidden.sum(axis=0, dtype=np.float64)
-        sequence.pooled = total if sequence.pooled is None else sequence.pooled + total
+        """Take in what the head would take for a step's tokens; at the prompt's end, send the embedding."""
+        if sequence.pooling is None:
+            sequence.pooling = Pooling(sequence.pool)
+        sequence.pooling.add(hidden, step.position)
         if step.end < sequence.prompt_len:
             self.prefilled(sequence, step.end, self._stage.loop.time())
             return
-        mean = (sequence.pooled / sequence.prompt_len).astype("<f4")
-        sequence.owner.send(m.Embedded(self._stage.epoch, sequence.seq_id, mean.tobytes()))
+        vector = sequence.pooling.vector()
+        sequence.owner.send(m.Embedded(self._stage.epoch, sequence.seq_id, vector.tobytes()))
 
     def _send(self, sequence: Sequence, outcome: Outcome) -> None:
         """Send the chosen tokens to the first board and to the manager, up to the answer's end."""

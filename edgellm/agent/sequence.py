@@ -7,6 +7,7 @@ import numpy as np
 
 from edgellm.agent.constraint import Matching
 from edgellm.agent.draft import Drafter
+from edgellm.agent.pooling import Pooling
 from edgellm.config import STALL_TIMEOUT_S
 from edgellm.model.sampler import Sampler
 from edgellm.sampling import Sampling
@@ -81,7 +82,7 @@ class Sequence:
     ended: bool = False
     sampler: Sampler | None = None  # on the last board
     matching: Matching | None = None  # there, for a constraint
-    pooled: np.ndarray | None = None  # there, for an embedding: the sum over the tokens so far, in float64
+    pooling: Pooling | None = None  # there, for an embedding
     progress: Progress = field(default_factory=Progress)
 
     def most_drafts(self, context: int, rope_switch_len: int | None, running: int, count: int) -> int:

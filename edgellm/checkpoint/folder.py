@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from edgellm.checkpoint.float8 import BLOCK, FLOAT8, Float8Rows, Scale, block_of, is_other_scale, scale_names
+from edgellm.checkpoint.folder_pooling import read_pooling
 from edgellm.checkpoint.folder_tokenizer import read_tokenizer
 from edgellm.checkpoint.json_file import read_json, read_json_if_there, to_bytes
 from edgellm.checkpoint.names import map_names, quiet_transformers
@@ -13,6 +14,7 @@ from edgellm.checkpoint.vocabulary.ends import end_token_ids
 from edgellm.errors import CheckpointError
 from edgellm.shards.positioned_file import CheckpointFile
 from edgellm.shards.safetensors_file import SafetensorsFile, TensorInfo
+from edgellm.structure import OTHER_POOL
 
 _ENCODINGS = {
     "F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16", "I64": "i64", "I32": "i32", "I16": "i16", "I8": "i8",
@@ -41,6 +43,9 @@ class FolderSource(Source):
         self.config = config
         self._indexed: dict[str, str] | None = None  # file by tensor
         self._files = self._weight_files()
+        self.pooling = read_pooling(self.folder)
+        if self.pooling == OTHER_POOL:
+            self.notes += (f"{folder}: its authors make embeddings in a way that edgellm doesn't know; it makes none.",)
         self._generation_json = read_json_if_there(folder / "generation_config.json")
         eos = self._generation_json.get("eos_token_id")
         if eos is None:

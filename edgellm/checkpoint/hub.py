@@ -9,7 +9,7 @@ _PATTERNS = [
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*",
     "additional_chat_templates/*.jinja", "vocab.*", "merges.txt", "added_tokens.json", "spiece.model",
     "sentencepiece.bpe.model", "*.tiktoken", "tekken.json", "model*.safetensors",
-    "model.safetensors.index.json",
+    "model.safetensors.index.json", "modules.json", "*_Pooling/config.json",
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ class Source:
     where: str
     eos_token_ids: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    pooling: str = ""  # as in the manifest
     config: Any  # a transformers config read from local files, for sources without a layout of their own
 
     def layout(self) -> Layout:

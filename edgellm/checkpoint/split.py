@@ -125,6 +125,7 @@ def _write(
         shards=tuple(shards),
         files=files,
         source_sha256=journal.head["fingerprint"],
+        pooling=source.pooling,
     )
     manifest.write(out)
     journal.path.unlink(missing_ok=True)
@@ -205,11 +206,14 @@ def _check_sampling(folder: Path, where: str) -> None:
 
 
 def _changes(source: Source, files: tuple[ModelFile, ...], finished: Manifest) -> list[str]:
-    """The names of what differs from a finished split of the same weights: files, and which tokens end an answer."""
+    """The names of what differs from a finished split of the same weights: files, which tokens end an answer, and how
+    an embedding is made."""
     now, then = ({f.name: f.sha256 for f in some} for some in (files, finished.files))
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if tuple(source.eos_token_ids) != finished.eos_token_ids:
         changed.append("eos_token_ids")
+    if source.pooling != finished.pooling:
+        changed.append("pooling")
     return changed
 
 

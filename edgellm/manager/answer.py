@@ -15,7 +15,7 @@ from edgellm.manager.session import Session
 from edgellm.plan import Plan, Section
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
-from edgellm.structure import Constraint
+from edgellm.structure import OTHER_POOL, Constraint
 from edgellm.text.json_file import read_json
 from edgellm.text.stops import StopStrings
 from edgellm.text.tokenizer import Tokenizer
@@ -192,6 +192,16 @@ class Asker:
         if len(messages) > 1 or messages[0]["role"] != "user" or not isinstance(content, str):
             raise UsageError(f"{self.manifest.model} has no chat template. Send one user message, with a text.")
         return self.tokenizer.encode_text(content)
+
+    @property
+    def pool(self) -> str:
+        """How an embedding is made, of POOLS. Raises UsageError if the model's authors do it in another way."""
+        if self.manifest.pooling == OTHER_POOL:
+            raise UsageError(
+                f"{self.manifest.model} has its own way of making embeddings, which edgellm doesn't know. Embed with "
+                "another model."
+            )
+        return self.manifest.pooling or "mean"
 
     def encode_text(self, text: str, context: int) -> list[int]:
         """Return a text's token ids, for its embedding. Raises UsageError if it has none, or too many for a slot of

@@ -136,10 +136,10 @@ class Session:
                 await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
             attempt += 1
 
-    async def embed(self, ids: list[int]) -> bytes:
-        """Return the embedding of a text, float32 [hidden_size]: the mean over its tokens of the last hidden state.
-        Raises as `generate` does."""
-        tokens = self.generate(ids, sampling=Sampling(), max_tokens=1, eos=(), speculate=False, pool="mean")
+    async def embed(self, ids: list[int], pool: str = "mean") -> bytes:
+        """Return the embedding of a text, float32 [hidden_size]: its tokens' last hidden states, pooled in one of
+        POOLS. Raises as `generate` does."""
+        tokens = self.generate(ids, sampling=Sampling(), max_tokens=1, eos=(), speculate=False, pool=pool)
         async with aclosing(tokens):
             async for chosen in tokens:
                 if chosen.vector is not None:

@@ -38,6 +38,7 @@ class Model:
     context: int  # of the slots that boards have for it
     slots: int
     loaded: bool
+    pooling: str = ""  # how its authors make an embedding, as in the manifest
     expires_s: float | None = None  # since 1970: when it goes if nobody asks; None: it stays
 
 
@@ -90,5 +91,5 @@ def describe(name: str, client: AsyncClient, *, loaded: bool) -> Model:
     return Model(
         name, created_s, manifest.sha256, manifest.architecture, manifest.model_type, manifest.quantization,
         manifest.num_layers, manifest.hidden_size, manifest.vocab_size, sum(e.bytes for e in manifest.shards),
-        manifest.max_seq_len, plan.context, plan.slots, loaded,
+        manifest.max_seq_len, plan.context, plan.slots, loaded, manifest.pooling,
     )  # fmt: skip

@@ -89,9 +89,7 @@ class _Ollama:
 
     async def show(self, request: Request) -> Response:
         model = self._models.describe(ollama_ask.named(await read(request, NameRequest)))
-        client = self._models.clients.get(model.name)
-        template = client.asker.tokenizer.template if client is not None else ""
-        return JSONResponse(ollama_models.shown(model, template))
+        return JSONResponse(ollama_models.shown(model, self._models.clients[model.name].asker.tokenizer.template))
 
     async def pull(self, request: Request) -> Response:
         """Answer that a model is there, if it is: boards get their models when they are deployed."""

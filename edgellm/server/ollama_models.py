@@ -8,6 +8,7 @@ from typing import Any
 from edgellm.server.models import Model
 from edgellm.server.ollama_answer import timestamp
 from edgellm.server.ollama_ask import DEFAULT_TAG
+from edgellm.structure import POOLS
 
 NEVER = "9999-12-31T23:59:59Z"  # when a model goes that stays
 _THINKING = ("enable_thinking", "reasoning_content", "reasoning_effort", "<think>")  # what templates that know it say
@@ -35,7 +36,8 @@ def shown(model: Model, template: str) -> dict[str, Any]:
     family = model.family
     return {
         "modelfile": f"FROM {model.name}\n", "parameters": f"num_ctx {model.context}", "template": template,
-        "details": _details(model), "modified_at": timestamp(model.created_s), "capabilities": capabilities(template),
+        "details": _details(model), "modified_at": timestamp(model.created_s),
+        "capabilities": capabilities(template, model.pooling),
         "model_info": {
             "general.architecture": family, "general.basename": model.name, "general.name": model.name,
             f"{family}.block_count": model.num_layers, f"{family}.context_length": model.context,
@@ -44,9 +46,11 @@ def shown(model: Model, template: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def capabilities(template: str) -> list[str]:
-    """Return what a model with this chat template can do."""
+def capabilities(template: str, pooling: str = "") -> list[str]:
+    """Return what a model can do that has this chat template, and whose authors `pooling` make embeddings of it."""
     result = ["completion"]
+    if pooling in POOLS:
+        result.append("embedding")
     if "tools" in template:
         result.append("tools")
     if any(word in template for word in _THINKING):

@@ -14,6 +14,7 @@ from typing import TypeGuard
 
 from edgellm.errors import ManifestError
 from edgellm.files import write_atomically
+from edgellm.structure import OTHER_POOL, POOLS
 
 FORMAT = 1
 SHARD_FORMAT = "edgellm-shard-2"  # of the shard files that are written and read now
@@ -74,6 +75,7 @@ class Manifest:
     files: tuple[ModelFile, ...]
     source_sha256: str = ""  # of the source and the options: tells a finished split of the same source from another
     format: int = FORMAT
+    pooling: str = ""  # how its authors make an embedding: of POOLS, or OTHER_POOL; "" if the source doesn't say
     sha256: str = field(default="", compare=False)  # of manifest.json itself; set by `read`
 
     def __post_init__(self) -> None:
@@ -92,6 +94,10 @@ class Manifest:
             least = 0 if name == "activation_elements_per_token" else 1
             if not (_is_int(value) and least <= value <= _MOST):
                 raise ManifestError(f"manifest: {name} is {str(value)[:60]!r}, expected an integer from {least} on")
+        if self.pooling not in ("", *POOLS, OTHER_POOL):
+            raise ManifestError(
+                f"manifest: pooling is {str(self.pooling)[:60]!r}, expected {', '.join(POOLS)} or {OTHER_POOL}"
+            )
         if len(self.kv_elements_per_token) != self.num_layers:
             raise ManifestError(f"manifest: {len(self.kv_elements_per_token)} KV sizes for {self.num_layers} layers")
         expected = [("embedding", None), *(("layer", i) for i in range(self.num_layers)), ("head", None)]
@@ -136,6 +142,8 @@ class Manifest:
     def to_json(self) -> str:
         content = asdict(self)
         del content["sha256"]
+        if not self.pooling:  # as before there was this field
+            del content["pooling"]
         return json.dumps({"format": content.pop("format"), **content}, indent=1) + "\n"
 
     @classmethod

@@ -154,7 +154,7 @@ def test_the_vocabularys_keys_are_those_that_its_code_reads(tmp_path):
         ("final_logit_softcapping", 0.0, 30.0),
         ("logit_scale", 1.0, 0.0625),
         ("nextn_predict_layers", 0, 1),
-        ("pooling_type", 0, 3),
+        ("pooling_type", 3, 4),
         ("residual_scale", 1.0, 0.22),
         ("rope.dimension_count", 16, 8),
         ("rope.scaling.attn_factor", 1.0, 1.19),

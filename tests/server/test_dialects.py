@@ -2,16 +2,20 @@
 
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from edgellm.client import AsyncClient
 from edgellm.errors import BoardError
+from edgellm.manager.cluster_file import ClusterFile
 from edgellm.server.app import Settings, make_app
 from edgellm.server.change_over import SeveralModels
-from tests.cli.commands import CONTEXT, Cluster, answer_to
-from tests.fakes import run
+from edgellm.shards.manifest import Manifest
+from tests.cli.commands import CONTEXT, VOCAB, Cluster, answer_to
+from tests.fakes import make_manifest, make_plan, run
+from tests.tiny import write_tokenizer
 
 CHAT = {"model": "fake:latest", "messages": [{"role": "user", "content": "Why?"}]}
 
@@ -129,6 +133,29 @@ def test_ollama_knows_its_models_and_pulls_what_is_there(cluster, tmp_path):
     assert show.json()["model_info"]["fake.block_count"] == 6 and show.json()["capabilities"] == ["completion"]
     assert contents(pulled)[-1] == {"status": "success"}
     assert unknown.status_code == 400 and "'gone'" in unknown.json()["error"]
+
+
+def test_a_model_that_is_not_loaded_is_shown_as_it_will_be(cluster, tmp_path):
+    manifest = replace(make_manifest(4), model="other", pooling="last")
+    folder = tmp_path / "other"
+    folder.mkdir()
+    manifest.write(folder)
+    write_tokenizer(folder, VOCAB)
+    template = "{% if tools %}{{ tools }}{% endif %}{{ messages }}{{ enable_thinking }}"
+    (folder / "chat_template.jinja").write_text(template)
+    plan = make_plan(Manifest.read(folder), (0, 2, 4), context=77)
+    file = cluster.file.with_name("two.json")
+    ClusterFile.read(cluster.file).adding(folder, plan).write(file)
+    models = SeveralModels(file, lambda text: None)
+    tags, ps, show = ask(
+        cluster, tmp_path, ("/api/tags", None), ("/api/ps", None), ("/api/show", {"model": "other"}), models=models
+    )
+    assert [m["model"] for m in tags.json()["models"]] == ["fake:latest", "other:latest"]
+    assert [m["model"] for m in ps.json()["models"]] == ["fake:latest"]
+    assert show.json()["template"] == template
+    assert show.json()["capabilities"] == ["completion", "embedding", "tools", "thinking"]
+    info = show.json()["model_info"]
+    assert (info["fake.context_length"], info["fake.block_count"], info["general.name"]) == (77, 4, "other")
 
 
 def test_anthropic_answers_with_events_or_at_once(cluster, tmp_path):

@@ -16,7 +16,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = list(json.loads(make_manifest().to_json()))
+FIELDS = [*json.loads(make_manifest().to_json()), "pooling"]
 
 
 def test_what_is_written_is_read(tmp_path):

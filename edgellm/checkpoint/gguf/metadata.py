@@ -43,6 +43,8 @@ VOCABULARY = frozenset(
 # Keys outside these sections are notes of the tool that wrote the file: nothing computes with them.
 _SECTIONS = ("{arch}", "tokenizer", "adapter", "clip")
 
+# <arch>.pooling_type → how an embedding is made; 0 leaves it open, and 4 has a head of its own, for ranking.
+POOLING_TYPES = {1: "mean", 2: "cls", 3: "last"}
 # Keys of an architecture that change nothing at these values; a family that knows more reads them itself.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "attention.causal": (True,),
@@ -66,7 +68,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "moe_every_n_layers": (0, 1),
     "n_deepstack_layers": (0,),
     "nextn_predict_layers": (0,),
-    "pooling_type": (0,),
+    "pooling_type": (0, *POOLING_TYPES),  # changes embeddings alone
     "residual_scale": (0, 1),
     "rope.scaling.alpha": (0,),
     "rope.scaling.attn_factor": (0, 1),

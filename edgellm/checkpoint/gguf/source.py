@@ -9,7 +9,7 @@ import numpy as np
 
 from edgellm.checkpoint.gguf.config import ARCHITECTURES, make_config
 from edgellm.checkpoint.gguf.header import Header
-from edgellm.checkpoint.gguf.metadata import Metadata
+from edgellm.checkpoint.gguf.metadata import POOLING_TYPES, Metadata
 from edgellm.checkpoint.gguf.parts import open_gguf
 from edgellm.checkpoint.gguf.refused import refuse_architecture
 from edgellm.checkpoint.gguf.rows import open_rows
@@ -57,6 +57,8 @@ class GGUFSource(Source):
         self.spec, _ = find_spec(self._config)
         if self.spec:
             self._config["architectures"] = [self.spec.architecture]
+        pooling = metadata.get(f"{architecture}.pooling_type")
+        self.pooling = POOLING_TYPES.get(pooling, "") if type(pooling) is int else ""
         ends = gguf_end_token_ids(metadata, self.where)
         self.eos_token_ids = tuple(i for i in ends if i < self._config["vocab_size"])
         if not has_vocabulary(metadata):
