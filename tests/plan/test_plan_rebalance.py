@@ -1,7 +1,6 @@
 """The next plan: tables of what boards offer and hold, and equality with trying everything."""
 
 import re
-import time
 from dataclasses import replace
 from itertools import combinations, permutations
 
@@ -28,6 +27,7 @@ from edgellm.plan.needs import Needs
 from edgellm.plan.rebalance import SLACK
 from edgellm.plan.search import ALIKE
 from tests.plan.prices import token_ns, turn_ns
+from tests.steps import calls_of
 
 MB = 10**6
 LATENCY = Settings(16, chunk=1)
@@ -352,15 +352,15 @@ def test_fewest_bytes_within_any_time_equal_trying_everything(make_manifest, mak
 
 
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
-def test_eight_different_boards_and_32_layers_take_well_under_three_seconds(make_manifest, make_boards, objective):
+def test_eight_different_boards_and_32_layers_take_well_under_a_million_calls(make_manifest, make_boards, objective):
     manifest = make_manifest([10 + i % 3 for i in range(32)], embedding=20, head=20)
     boards = make_boards(*[(70 + 3 * i, 5 + i * i % 11 / 4, 5 + i, 1) for i in range(8)])
     order = (3, 0, 7, 5, 1, 6, 2, 4)
     held = {f"pi{b + 1}": (4 * i, 4 * i + 4) for i, b in enumerate(order)}
-    started = time.process_time()
-    move = next_plan(manifest, None, boards, replace(LATENCY, objective=objective), 1, held=held)
-    assert time.process_time() - started < 3
-    fastest = make_plan(manifest, boards, replace(LATENCY, objective=objective), 1)
+    wanted = replace(LATENCY, objective=objective)
+    move = next_plan(manifest, None, boards, wanted, 1, held=held)
+    calls_of(lambda: next_plan(manifest, None, boards, wanted, 1, held=held), limit=1_000_000)  # a third as it is
+    fastest = make_plan(manifest, boards, wanted, 1)
     everything = sum(s.bytes for s in manifest.shards)
     assert move.moved_bytes < everything / 2
     assert next_plan(manifest, fastest, boards, move.plan.settings, 2).plan is fastest
