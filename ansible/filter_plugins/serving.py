@@ -1,4 +1,5 @@
-"""Filters: where the server answers, what its machine has against what it should have, and who it was."""
+"""Filters: where the server answers, whether it does, what its machine has against what it should have, and who it was.
+"""
 
 import base64
 import hashlib
@@ -46,6 +47,11 @@ def differences(found: dict, version: str, unit: str, made: dict) -> list[str]:
     return [name for name, differ in differs.items() if differ]
 
 
+def stands(hosts: list[dict]) -> bool:
+    """Return whether a server answers on each of these machines, by their variables."""
+    return all(host.get("server_told") for host in hosts)
+
+
 def revoke_step(board: str, ca_options: list[str]) -> dict:
     """Return the step of `edgellm controller` that revokes the identity of a machine's server."""
     command = ["revoke", "--missing-ok", f"manager:server-{board}"[:71], *ca_options]
@@ -72,4 +78,5 @@ class FilterModule:
             "edgellm_server_names": names,
             "edgellm_server_differences": differences,
             "edgellm_server_revoke": revoke_step,
+            "edgellm_server_stands": stands,
         }

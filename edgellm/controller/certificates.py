@@ -98,7 +98,8 @@ def with_authority(ca: Path | str, manager: Path | str, now: datetime) -> Iterat
 def revoke(
     ca: Path | str, manager: Path | str, who: str, *, missing_ok: bool = False, now: datetime | None = None
 ) -> Revoked:
-    """Revoke every certificate of `who`: a name, or board:NAME or manager:NAME where both have it.
+    """Revoke every certificate of `who`: a name, or board:NAME or manager:NAME where both have it. With a board goes the
+    server there, because a copy of the board's disk has both keys.
 
     This machine's own identity, if it is that one, gets a new key at once. Raises ClusterError if there is none of that
     name, unless `missing_ok`, or a board and a manager.
@@ -113,9 +114,16 @@ def revoke(
             raise ClusterError(f"nobody called {who!r} has a certificate. Those who have one: {', '.join(known)}.")
         if len(roles) > 1:
             raise ClusterError(f"{name} is a board and a manager. Say which: board:{name} or manager:{name}.")
+        servers = {server_name(one.name) for one in found if one.identity.role == "board" and one.name is not None}
+        found += [one for one in authority.issued if one.identity.role == "manager" and one.name in servers]
         fresh = authority.revoke(found)
         _ensure_leaf(manager, _own(manager, None), authority, work)
     return Revoked(bool(fresh), tuple({one.uri: one.identity for one in found}.values()))
+
+
+def server_name(machine: str) -> str:
+    """Return the name, as a manager, of the server on a board, or on the "controller"."""
+    return f"server-{machine}"[:63]
 
 
 def default_name() -> str:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgellm.controller.authority import has, key_pem, read, read_key
-from edgellm.controller.certificates import RENEW_LEAF_DAYS, issue, with_authority
+from edgellm.controller.certificates import RENEW_LEAF_DAYS, issue, server_name, with_authority
 from edgellm.errors import ClusterError, UsageError
 from edgellm.files import write_atomically
 from edgellm.manager.cluster_file import ClusterFile
@@ -40,8 +40,8 @@ _ONLY_NOW = ("plan", "tag", "created")  # of a cluster file: the server follows 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The files to push, and what the server is compared by: `stamp` changes with all in its identity file that it
-    can't follow by itself. `key_file` holds an API key."""
+    """The files to push, and what the server is compared by: `stamp` changes with all in its identity file but the
+    plan, and its first half only with what a server that runs can't follow. `key_file` holds an API key."""
 
     changed: bool
     files: tuple[Path, ...]
@@ -53,7 +53,7 @@ class Prepared:
 def identity_of_server(name: str, several: bool = False) -> Identity:
     """Return the identity of the server on a board, or on the "controller". It may plan if there are several models,
     because it has the boards change over from one to another."""
-    return Identity("manager", f"server-{name}"[:63], admin=several)
+    return Identity("manager", server_name(name), admin=several)
 
 
 def prepare(
@@ -85,12 +85,14 @@ def prepare(
 
 
 def stamp(packed: bytes) -> str:
-    """Return a SHA-256 of what an identity file says, but for the plan."""
+    """Return 64 hex digits that tell what an identity file says, but for the plan. The first 32 tell the models: a
+    server that runs reads all else again when it changes."""
     content = json.loads(packed)
     cluster = content["cluster"]
     more = [{key: value for key, value in one.items() if key not in _ONLY_NOW} for one in cluster.get("more", [])]
     content["cluster"] = {**{key: value for key, value in cluster.items() if key not in _ONLY_NOW}, "more": more}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    models = [content["model"], content.get("more"), cluster["model"], [one["model"] for one in more]]
+    return "".join(hashlib.sha256(json.dumps(s, sort_keys=True).encode()).hexdigest()[:32] for s in (models, content))
 
 
 # API keys

@@ -1,11 +1,14 @@
-"""A board serves: deployed with the cluster, asked from another board, kept, moved to another model, and removed."""
+"""A machine serves: deployed with the cluster, asked from another board, kept, moved, revoked, and removed."""
 
 import json
+import re
+import shutil
+import sys
 
 import pytest
 
-from tests.boards.conftest import Cluster
-from tests.boards.harness import Board, Controller, lab
+from tests.boards.conftest import CACHE, Cluster, new_controller
+from tests.boards.harness import BIN, HOME, ROOT, Board, Controller, lab, wait_for
 from tests.boards.test_identities import is_revoked
 
 PORT = 8080
@@ -34,6 +37,16 @@ def key_of(controller: Controller, name: str = "default") -> str:
 
 def started(board: Board) -> str:
     return board.root("systemctl show -P ExecMainStartTimestampMonotonic edgellm-server").strip()
+
+def answers(board: Board, url: str, controller: Controller) -> bool:
+    """Whether a server answers a question of a board's."""
+    return chat(board, url, "--header", f"Authorization: Bearer {key_of(controller)}")[0] == 200
+
+
+def left_of_a_server(board: Board) -> list[str]:
+    """What of a server, or of one that was there, is on a board: files, and its user."""
+    files = [path for path in board.ours() if "server" in path and "/site-packages/" not in path]
+    return files + [line for line in board.root("getent passwd").splitlines() if line.startswith("edgellm-server")]
 
 
 def test_a_board_serves_whom_it_knows_and_a_second_deploy_changes_nothing(cluster: Cluster, controller: Controller):
@@ -70,8 +83,7 @@ def test_a_board_serves_whom_it_knows_and_a_second_deploy_changes_nothing(cluste
     cluster.inventory()  # nobody serves
     controller.deploy().good()
     assert is_revoked(controller, other, identity)
-    assert not [path for path in board.ours() if "server" in path and "/site-packages/" not in path]
-    assert "serv" not in board.root("getent passwd | grep edgellm")
+    assert left_of_a_server(board) == []
 
 
 @pytest.mark.boards_all
@@ -88,3 +100,113 @@ def test_the_server_answers_with_another_model_at_once(cluster: Cluster, control
     controller.deploy().good()  # back to the inventory's
     assert chat(other, url, *auth)[0] == 200
     assert curl(other, f"{url}/v1/models", *auth)[1]["data"][0]["id"] == before
+
+
+@pytest.mark.boards_all
+def test_the_server_moves_once_it_answers_at_the_other_board(cluster: Cluster, controller: Controller):
+    first, second, asker = cluster.boards
+    old, new = (f"http://{board.host}:{PORT}" for board in (first, second))
+    cluster.inventory(edgellm_server=first.name)
+    controller.deploy().good()
+    key, identity = key_of(controller), controller.config / "ca/servers" / first.name
+    cluster.inventory(edgellm_server=second.name)
+    # Something else has the port there: the new server doesn't start, and the old one goes on.
+    second.root(f"systemd-run --unit=squatter python3 -m http.server --bind {second.host} {PORT}")
+    played = controller.deploy()
+    assert played.rc != 0 and "the server doesn't answer" in played.text
+    assert answers(asker, old, controller)
+    second.root("systemctl stop squatter")
+    controller.deploy().good()
+    assert answers(asker, new, controller) and key_of(controller) == key
+    assert is_revoked(controller, asker, identity) and left_of_a_server(first) == []
+    again = controller.deploy().good()
+    assert again.touched(*cluster.boards) == {b.name: 0 for b in cluster.boards}
+    cluster.inventory()
+    controller.deploy().good()
+    assert left_of_a_server(second) == []
+
+
+@pytest.mark.boards_all
+def test_removing_and_revoking_boards_and_the_server_itself(cluster: Cluster, controller: Controller):
+    board, other, third = cluster.boards
+    url = f"http://{board.host}:{PORT}"
+    cluster.inventory(edgellm_server=board.name)
+    controller.deploy().good()
+    began = started(board)
+
+    # Another board goes: the server goes on, by the new plan.
+    controller.ansible("playbooks/remove.yml", "-e", f"board={third.name}").good()
+    assert third.name not in controller.plan()
+    wait_for(lambda: answers(other, url, controller), 30, "answer without the removed board")
+    assert started(board) == began
+    controller.deploy().good()
+    assert set(controller.plan()) == {b.name for b in cluster.boards}
+    wait_for(lambda: answers(other, url, controller), 30, "answer with all boards")
+
+    # Whoever has a copy of the server's key is out at once, and the server with it, until the next deploy.
+    identity, stolen = controller.config / "ca/servers" / board.name, controller.home / "stolen"
+    shutil.rmtree(stolen, ignore_errors=True)
+    shutil.copytree(identity, stolen)
+    controller.ansible("playbooks/revoke.yml", "-e", f"name=server-{board.name}").good()
+    assert is_revoked(controller, other, stolen) and not answers(other, url, controller)
+    controller.deploy().good()
+    assert answers(other, url, controller)
+    assert is_revoked(controller, other, stolen) and not is_revoked(controller, other, identity)
+
+    # A card that was copied has the keys of its board and of its server.
+    shutil.rmtree(stolen)
+    shutil.copytree(identity, stolen)
+    controller.ansible("playbooks/revoke.yml", "-e", f"name={board.name}").good()
+    assert is_revoked(controller, other, stolen)
+    controller.deploy().good()
+    assert answers(other, url, controller)
+
+    # Its board goes, and the server with it.
+    shutil.rmtree(stolen)
+    shutil.copytree(identity, stolen)
+    controller.ansible("playbooks/remove.yml", "-e", f"board={board.name}").good()
+    assert is_revoked(controller, other, stolen) and left_of_a_server(board) == []
+    assert controller.ask("Hi", 2)["tokens"]
+    cluster.inventory()
+    controller.deploy().good()
+    assert left_of_a_server(board) == []
+
+
+@pytest.mark.boards_all
+@pytest.mark.timeout(1200)
+def test_the_machine_that_deploys_serves_until_a_board_does_or_nobody(lab_up, extra):
+    """Its environment is this machine's, as in test_the_controller_may_stand_on_a_board."""
+    python = (sys.base_prefix,) if sys.base_prefix != "/usr" else ()
+    board, here = extra(27, memory=2048), extra(28, memory=2048, share=(ROOT, HOME, CACHE.resolve(), *python))
+    controller = new_controller("serving")
+    kind = ("--machine", "x86_64", "--python", "3.11", "--source", ROOT)  # fetched where there is a way out
+    controller.edgellm("controller", "wheelhouse", *kind, timeout=300)
+    controller.edgellm("controller", "wheelhouse", *kind, "--serving", timeout=300)
+    env = {**{k: v for k, v in controller.env.items() if k in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")},
+           "PATH": f"{BIN}:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}  # fmt: skip
+    there = f"cd {ROOT} && env " + " ".join(f"{name}={value}" for name, value in env.items())
+
+    def play(playbook: str, **options) -> str:
+        controller.inventory([board], edgellm_threads=1, **options)
+        return here.root(f"{there} ansible-playbook -i {controller.inventory_path} {playbook}", timeout=500)
+
+    url = f"http://127.0.0.1:{PORT}"
+    played = play("deploy.yml", edgellm_server="controller")
+    assert f"serving: {url}/ with the API key in {controller.config}/api-keys/default" in played
+    assert answers(here, url, controller)
+    began = started(here)
+    assert "server-controller asks: sequence" in board.journal(200)
+    again = play("deploy.yml", edgellm_server="controller")
+    assert started(here) == began
+    assert not re.search(r"changed=[1-9]|failed=[1-9]|unreachable=[1-9]", again.rpartition("PLAY RECAP")[2])
+    assert here.pids() == [], "no agent runs on a machine that only serves"
+
+    identity = controller.config / "ca/servers/controller"
+    play("deploy.yml", edgellm_server=board.name)
+    assert answers(here, f"http://{board.host}:{PORT}", controller) and left_of_a_server(here) == []
+    assert is_revoked(controller, board, identity)
+    play("deploy.yml", edgellm_server="controller")
+    assert answers(here, url, controller) and left_of_a_server(board) == []
+    play("playbooks/reset.yml", edgellm_server="controller")
+    assert left_of_a_server(here) == [] and board.ours() == set()
+    assert not (controller.config / "cluster.json").exists()

@@ -11,6 +11,7 @@ from cryptography import x509
 from edgellm.cli import main
 from edgellm.controller import certificates
 from edgellm.controller.certificates import issue, revoke
+from edgellm.controller.serving import identity_of_server
 from edgellm.errors import ClusterError, TagError
 from edgellm.plan import Plan, Section
 from edgellm.wire.credentials import Identity, client_credentials, identity_of, read_revoked, server_credentials
@@ -120,6 +121,17 @@ def test_who_revokes_itself_has_a_new_key_at_once(folder):
     assert handshake(folder / "manager", folder / "boards/pi1") == [None, None]
 
 
+def test_the_server_on_a_board_is_revoked_with_it_and_not_the_other_way_round(folder):
+    for board in ("pi1", "pi2"):
+        issue(folder, folder / "manager", identity_of_server(board), folder / "servers" / board)
+    assert revoke_and_push(folder, "server-pi1").identities == (identity_of_server("pi1"),)
+    assert "revoked" in str(handshake(folder / "servers/pi1", folder / "boards/pi2"))
+    assert handshake(folder / "servers/pi2", folder / "boards/pi1") == [None, None]
+    done = revoke_and_push(folder, "pi2")
+    assert {str(one) for one in done.identities} == {"board pi2", "manager server-pi2"}
+    assert "revoked" in str(handshake(folder / "servers/pi2", folder / "boards/pi1"))
+
+
 def test_a_name_that_a_board_and_a_manager_have_is_asked_back(folder):
     issue(folder, folder / "manager", Identity("manager", "pi1"), folder / "other")
     with pytest.raises(ClusterError, match="pi1 is a board and a manager. Say which: board:pi1 or manager:pi1"):
@@ -184,7 +196,11 @@ def test_every_certificate_is_on_record_before_anybody_has_it(folder):
 def test_the_command_says_who_and_whether_one_could_plan(folder):
     places = ["--ca", str(folder), "--manager", str(folder / "manager")]
     said = CliRunner().invoke(main, ["controller", "revoke", "pi2", *places])
-    assert json.loads(said.stdout) == {"changed": True, "who": ["board pi2"], "boards": ["pi2"], "admin": False}
+    assert json.loads(said.stdout) == {
+        "changed": True, "who": ["board pi2"], "boards": ["pi2"], "managers": [], "admin": False
+    }  # fmt: skip
     said = CliRunner().invoke(main, ["controller", "revoke", "ben", *places])
-    assert json.loads(said.stdout) == {"changed": True, "who": ["admin ben"], "boards": [], "admin": True}
+    assert json.loads(said.stdout) == {
+        "changed": True, "who": ["admin ben"], "boards": [], "managers": ["ben"], "admin": True
+    }  # fmt: skip
     assert json.loads(CliRunner().invoke(main, ["controller", "revoke", "ben", *places]).stdout)["changed"] is False

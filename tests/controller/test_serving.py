@@ -57,12 +57,17 @@ def test_a_server_may_ask_and_not_plan_and_a_second_time_changes_nothing(home, m
     assert (again.changed, again.stamp, again.files) == (False, made.stamp, made.files)
 
 
-def test_the_stamp_is_the_same_under_another_plan_and_another_with_other_boards(home, model):
+def test_the_stamp_is_the_same_under_another_plan_and_its_first_half_with_other_boards_and_keys(home, model):
     packed = json.loads((prepare(home, model).files[0]).read_bytes())
     same = {**packed, "cluster": {**packed["cluster"], "created": "2030-01-01T00:00:00+00:00", "plan": {"epoch": 99}}}
-    other = {**packed, "cluster": {**packed["cluster"], "boards": []}}
-    stamps = [serving.stamp(json.dumps(content).encode()) for content in (packed, same, other)]
-    assert stamps[0] == stamps[1] != stamps[2]
+    followed = (
+        {**packed, "cluster": {**packed["cluster"], "boards": []}},
+        {**packed, "identity": {**packed["identity"], "crl.pem": "another"}},
+    )
+    other = {**packed, "model": {**packed["model"], "tokenizer.json": "another"}}
+    first, *stamps = [serving.stamp(json.dumps(content).encode()) for content in (packed, same, *followed, other)]
+    assert len(first) == 64 and stamps[0] == first and len({first, *stamps}) == 4
+    assert [stamp[:32] == first[:32] for stamp in stamps] == [True, True, True, False]
 
 
 def test_the_server_reads_the_keys_that_are_made_here(home, model):

@@ -59,6 +59,11 @@ def test_a_certificate_that_is_wanted_no_more_differs(made):
     assert serving.differences(found(**{"https-cert.pem": "", "https-key.pem": ""}), "1-a", UNIT, made) == []
 
 
+def test_a_server_goes_once_the_one_in_its_place_answers():
+    assert serving.stands([]) and serving.stands([{"server_told": TOLD}])
+    assert not serving.stands([{"server_reason": "no port"}]) and not serving.stands([{"server_told": {}}])
+
+
 @pytest.mark.parametrize(
     ("listen", "tls", "url"),
     [

@@ -97,8 +97,8 @@ def manager(name, admin, to, cluster, ca, manager):
 def revoke(name, missing_ok, ca, manager):
     """Revoke every certificate of a board or of a manager.
 
-    Prints a JSON object: changed, who (for example ["board pi2"]), boards (the names of boards among them), and admin:
-    whether one of them could plan.
+    With a board goes the server there. Prints a JSON object: changed, who (for example ["board pi2"]), boards and
+    managers (the names of those among them), and admin: whether one of them could plan.
 
     \b
     Examples:
@@ -111,6 +111,7 @@ def revoke(name, missing_ok, ca, manager):
     answer = {
         "changed": done.changed, "who": [str(one) for one in done.identities],
         "boards": [one.name for one in done.identities if one.role == "board"],
+        "managers": [one.name for one in done.identities if one.role == "manager"],
         "admin": any(one.admin for one in done.identities),
     }  # fmt: skip
     click.echo(json.dumps(answer))

@@ -18,7 +18,8 @@ from edgellm.cli.controller.certificates import folders, with_folders
 def server(name, tls, names, ca, manager):
     """Make what the server on the board NAME needs, or on the "controller": its identity, API keys, certificates.
 
-    Prints a JSON object: changed, files (to push), stamp (changes with what the server can't follow by itself),
+    Prints a JSON object: changed, files (to push), stamp (tells what is in the identity but the plan; its
+    first half changes only with what a server that runs can't follow),
     key_file (holds an API key), keys (their names), and ca (the CA's certificate).
 
     \b

@@ -1,5 +1,5 @@
 # Switches the server to version $1, with the unit, identity, API keys and certificates that come as a tar stream. $2 is the
-# identity's stamp, $3 a URL of the server, $4 the seconds that it may take to answer there. Restarts it only if it must.
+# identity's stamp, whose first 32 digits tell the models; $3 a URL of the server, $4 the seconds that it may take to answer there. Restarts it only if it must.
 # If it doesn't answer, the version before runs again. Runs as root.
 set -eu
 umask 077
@@ -39,7 +39,8 @@ if [ "$before" != "versions/$1" ]; then
   mv -fT "$new/current" "$root/current"
 fi
 if [ "$(cat "$state/.joined" 2>/dev/null)" != "$2" ] || [ ! -e "$state/cluster.json" ]; then
-  must
+  # A server that runs reads certificates, revocations and addresses again by itself, but not models.
+  { [ -e "$state/cluster.json" ] && [ "$(cut -c -32 "$state/.joined" 2>/dev/null)" = "$(echo "$2" | cut -c -32)" ]; } || must
   chmod 0711 "$new"
   chown "$user" "$new/server.edgellm"
   cd /
