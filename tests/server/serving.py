@@ -53,17 +53,19 @@ class Serving:
         return f"http://127.0.0.1:{self.port}"
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._server.serve([self._listener]))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # ends what is left, as the command does
+            runner.run(self._server.serve([self._listener]))
 
     def stop(self) -> None:
+        """End as the command does: answers that run are told."""
         self.http.close()
+        self._loop.call_soon_threadsafe(self.app.state.ending.set)
         self._server.should_exit = True
         self._thread.join(20)
-        if self._thread.is_alive():  # the reason is what its thread does now
+        if self._thread.is_alive():  # the reason is what its thread does now, and what its tasks wait for
             faulthandler.dump_traceback()
+            for task in asyncio.all_tasks(self._loop):
+                task.print_stack()
             self._thread.join(60)
         self._listener.close()
         self.cluster.stop()
