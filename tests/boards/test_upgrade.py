@@ -9,10 +9,11 @@ import pytest
 
 from tests.boards.conftest import PROMPT, Answers
 from tests.boards.harness import HOME, ROOT, figure
+from tests.boards.test_server import PORT, answers, key_of, left_of_a_server
 
 
-def copy_of_the_project(name: str, version: str, *, broken: bool) -> Path:
-    """A clone with the work tree's files, another version, and if `broken` an agent that can't start."""
+def copy_of_the_project(name: str, version: str, *, broken: str = "") -> Path:
+    """A clone with the work tree's files, another version, and a `broken` command that can't start: agent, serve."""
     folder = HOME / "copies" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -28,8 +29,8 @@ def copy_of_the_project(name: str, version: str, *, broken: bool) -> Path:
     assert count == 1
     init.write_text(text)
     if broken:
-        agent = folder / "edgellm/cli/agent.py"
-        agent.write_text(agent.read_text() + '\n\nraise RuntimeError("this version is broken")\n')
+        command = folder / f"edgellm/cli/{broken}.py"
+        command.write_text(command.read_text() + '\n\nraise RuntimeError("this version is broken")\n')
     return folder
 
 
@@ -41,7 +42,7 @@ def versions(cluster) -> list[str]:
 def test_an_upgrade_to_a_broken_version_rolls_back(cluster, controller, reference):
     before = versions(cluster)
     started = [b.agent_started() for b in cluster.boards]
-    copy = copy_of_the_project("broken", "99.0.0", broken=True)
+    copy = copy_of_the_project("broken", "99.0.0", broken="agent")
     played = controller.ansible("playbooks/upgrade.yml", root=copy, timeout=700)
     assert played.rc != 0
     assert "board1" in played.text and "this version is broken" in played.text
@@ -55,7 +56,7 @@ def test_an_upgrade_to_a_broken_version_rolls_back(cluster, controller, referenc
 @pytest.mark.timeout(1500)
 def test_an_upgrade_goes_board_by_board_while_answers_are_made(cluster, controller, reference):
     before = versions(cluster)
-    copy = copy_of_the_project("next", "99.0.1", broken=False)
+    copy = copy_of_the_project("next", "99.0.1")
     upgrade = controller.playing("playbooks/upgrade.yml", root=copy)
     with Answers(controller, reference) as answers:
         played = controller.finish(upgrade).good()
@@ -63,6 +64,33 @@ def test_an_upgrade_goes_board_by_board_while_answers_are_made(cluster, controll
     assert not set(versions(cluster)) & set(before) and len(set(versions(cluster))) == 1
     assert "99.0.1" in versions(cluster)[0]
     figure(f"upgrade of three boards, {answers.count} answers meanwhile", played.seconds)
+
+
+@pytest.mark.boards_all
+@pytest.mark.timeout(1800)
+def test_an_upgrade_takes_the_server_along_and_one_that_does_not_start_goes_back(cluster, controller):
+    board, asker = cluster.boards[:2]
+    url = f"http://{board.host}:{PORT}"
+    cluster.inventory(edgellm_server=board.name)
+    controller.deploy().good()
+    key, conversations = key_of(controller), "/var/lib/edgellm-server/conversations.db"
+    made = board.root(f"stat -c %W {conversations}")
+    copy = copy_of_the_project("served", "99.0.2")
+    controller.ansible("playbooks/upgrade.yml", root=copy, timeout=700).good()
+    assert "99.0.2" in board.root("readlink /opt/edgellm/server/current")
+    assert answers(asker, url, controller) and key_of(controller) == key
+    assert board.root(f"stat -c %W {conversations}") == made, "what it keeps is still there"
+
+    copy = copy_of_the_project("unserved", "99.0.3", broken="serve")
+    played = controller.ansible("playbooks/upgrade.yml", root=copy, timeout=700)
+    back = r"the server of edgellm 99\.0\.3\S* doesn't answer .* 99\.0\.2\S* runs again"
+    assert played.rc != 0 and re.search(back, played.text)
+    assert "this version is broken" in played.text
+    assert "99.0.2" in board.root("readlink /opt/edgellm/server/current") and answers(asker, url, controller)
+    assert all("99.0.3" in version for version in versions(cluster)), "the boards themselves are upgraded"
+    cluster.inventory()
+    controller.deploy().good()
+    assert left_of_a_server(board) == []
 
 
 @pytest.mark.timeout(1200)
