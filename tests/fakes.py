@@ -20,6 +20,7 @@ from edgellm.manager.board import BoardClient
 from edgellm.manager.client import ClusterClient
 from edgellm.manager.connections import Connections
 from edgellm.manager.take import give
+from edgellm.model.protocols import Memory
 from edgellm.model.sampler import sample
 from edgellm.plan import Plan, Section
 from edgellm.sampling import Sampling
@@ -74,19 +75,24 @@ def generate(ids: list[int], count: int, sampling: Sampling = GREEDY, switch: in
 
 
 class FakeSlot:
-    """What the fake layers store of each token: [max_seq_len, 2]."""
+    """What each of the fake layers stores of each token, [layers, max_seq_len, 2]; `held` is that of the last one."""
 
     ram_bytes = earliest = 0
 
-    def __init__(self, max_seq_len: int):
-        self.held, self.max_seq_len, self.filled = np.full((max_seq_len, 2), np.nan), max_seq_len, 0
+    def __init__(self, max_seq_len: int, layers: int = 1):
+        self.kept, self.max_seq_len, self.filled = np.full((layers, max_seq_len, 2), np.nan), max_seq_len, 0
+        self.held = self.kept[-1]
 
-    def export(self, start, end):
-        return self.held[start:end].copy().reshape(-1).view(np.uint8)
+    def export(self, start, end, layers=None):
+        return [
+            kept[start:end].copy().reshape(-1).view(np.uint8) if layers is None or layer in layers else None
+            for layer, kept in enumerate(self.kept)
+        ]
 
-    def restore(self, start, end, page):
+    def restore(self, start, end, parts):
         assert start <= self.filled
-        self.held[start:end] = page.view(np.float64).reshape(-1, 2)
+        for kept, part in zip(self.kept, parts, strict=True):
+            kept[start:end] = part.view(np.float64).reshape(-1, 2)
         self.filled = max(self.filled, end)
 
 
@@ -107,8 +113,12 @@ class FakeSection:
         self.calls: list[tuple[int, int, int]] = []
         self.together: list[int] = []
 
+    @property
+    def memories(self):
+        return [Memory()] * (self.end - self.start)
+
     def new_slot(self, max_seq_len: int, kv_dtype: str = "float32") -> FakeSlot:
-        return FakeSlot(max_seq_len)
+        return FakeSlot(max_seq_len, self.end - self.start)
 
     def example(self):
         return np.zeros(1, np.int64) if self.is_first else np.zeros((1, HIDDEN), np.float32)
@@ -129,10 +139,10 @@ class FakeSection:
         else:
             assert x.dtype == np.float32 and x.shape == (count, HIDDEN)
             hidden = x.copy()
-        hidden[:, 1] += sum(range(self.start, self.end))
-        if self.switch is not None and pass_len > self.switch:
-            hidden[:, 1] += 7 * (self.end - self.start)
-        slot.held[position : position + count] = hidden[:, :2]
+        long = self.switch is not None and pass_len > self.switch
+        for layer in range(self.start, self.end):
+            hidden[:, 1] += layer + 7 * long
+            slot.kept[layer - self.start, position : position + count] = hidden[:, :2]
         slot.filled = max(slot.filled, position + count)
         if not self.is_last:
             return hidden

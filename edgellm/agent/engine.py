@@ -235,7 +235,7 @@ class Engine:
             for seq_id in self._held:
                 self._scheduler.close(seq_id)
             for held in self._held.values():
-                held.slot.forget()
+                held.slot.release()
             self._slots.clear()
             self._held.clear()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgellm.agent.link import Links
 from edgellm.agent.models import Models
+from edgellm.agent.page_section import SectionPages
 from edgellm.agent.pages import Origin
 from edgellm.agent.prefix_cache import PrefixCache, Prefixes
 from edgellm.agent.room import Room
@@ -254,8 +255,8 @@ class Holding:
         if not section.page_layout:
             log.info("keeps no prompts of this section: its slots can't be exported")
             return None
-        own, layout = plan.section_of(self.board), section.page_layout
-        return Prefixes(self.cache, Origin(plan.manifest_sha256, own.start, own.end, plan.kv_dtype, layout))
+        origin = Origin(plan.manifest_sha256, plan.kv_dtype, section.page_layout)
+        return self.cache.section(SectionPages(origin, plan.section_of(self.board).start, section.memories))
 
     async def tidy(self) -> None:
         """Give up a draining stage whose sequences have ended. Call it now and then."""

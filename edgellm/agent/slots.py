@@ -18,15 +18,15 @@ def ids_of(ids: Iterable[int]) -> Ids:
 
 @dataclass(eq=False)
 class HeldSlot:
-    """A section's slot `kv`, its `number`, and what it holds: keys and values of positions [0, len(ids)) are those of
-    the tokens `ids`, computed in passes with long rotary factors (LongRoPE) or without, never both, and for sequences
-    of one `cache`. `keeps` says that its last sequence wants them kept.
+    """A section's slot `kv`, None once it is released, its `number`, and what it holds: keys and values of positions
+    [0, len(ids)) are those of the tokens `ids`, computed in passes with long rotary factors (LongRoPE) or without,
+    never both, and for sequences of one `cache`. `keeps` says that its last sequence wants them kept.
 
     `version` counts up whenever it stops holding something: before other keys and values are stored there. So another
     thread can tell whether what it has copied was held all the while.
     """
 
-    kv: Slot
+    kv: Slot | None
     number: int
     ids: Ids = field(default_factory=lambda: ids_of(()))
     long: bool = False
@@ -64,17 +64,25 @@ class HeldSlot:
         self.version += 1
         del self.ids[position:]
 
+    def release(self) -> None:
+        """Forget all, and give up the memory, whoever still knows this slot."""
+        self.forget()
+        self.kv = None
+
     def restored(self, ids: Ids) -> None:
         """Record that the slot holds these tokens: they were restored."""
         self.ids = ids
 
-    def export(self, start: int, ids: Ids, cache: str, long: bool) -> np.ndarray | None:
-        """Return a copy of the keys and values from `start` to the end of `ids`, a multiple of 16, as uint8 [bytes];
-        None if the slot doesn't hold these tokens, or not until the copy was made. For any thread."""
-        version = self.version
-        if self.ids[: len(ids)] != ids or (self.cache, self.long) != (cache, long):
+    def export(
+        self, start: int, ids: Ids, cache: str, long: bool, layers: Collection[int]
+    ) -> Sequence[np.ndarray | None] | None:
+        """Return a copy of what `layers` (0 is the section's first) keep from `start` to the end of `ids`, multiples of
+        16: for each layer of the section uint8 [bytes], or None. None if the slot doesn't hold these tokens, or not
+        until the copy was made. For any thread."""
+        version, kv = self.version, self.kv
+        if kv is None or self.ids[: len(ids)] != ids or (self.cache, self.long) != (cache, long):
             return None
-        copy = self.kv.export(start, len(ids))
+        copy = kv.export(start, len(ids), layers)
         return copy if self.version == version else None
 
 
@@ -103,7 +111,7 @@ class Slots:
     def clear(self) -> None:
         """Release all slots, whose memory others may use from now on."""
         for slot in self._free:
-            slot.forget()
+            slot.release()
         self._free.clear()
 
 

@@ -216,8 +216,8 @@ class Stage:
         if self._prefixes is None or most <= sequence.reused:
             return 0
         ids, token_s = ids_of(sequence.ids[:most]), None if self.pace is None else self.pace.prompt_token_s()
-        keys = self._prefixes.find(ids, most, sequence.reused, sequence.cache, long, token_s)
-        if not keys:
+        pages = self._prefixes.find(ids, most, sequence.reused, sequence.cache, long, token_s)
+        if not pages:
             return 0
         slot, give_back = self.engine.lend(sequence.seq_id, long)
 
@@ -226,8 +226,8 @@ class Stage:
                 self._soon(self._restored, sequence, tokens)
 
         sequence.restoring = True
-        self._prefixes.cache.restore(slot, ids, sequence.reused // PAGE_TOKENS, keys, token_s, done)
-        return len(keys) * PAGE_TOKENS
+        self._prefixes.restore(slot, ids, sequence.reused, pages, token_s, done)
+        return len(pages) * PAGE_TOKENS
 
     def _restored(self, sequence: Sequence, tokens: int) -> None:
         """Go on with a sequence whose slot holds so many tokens now."""

@@ -3,13 +3,27 @@
 A section's slots are its own kind: `S` names it, so that no section is given another's.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]  # shard name, bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a layer remembers of a sequence, as pages keep it.
+
+    To go on at a position, a slot needs what its pages hold of the last `reach` tokens before it; None: of all. So "kv"
+    has a reach of None, "window" that of its window, and "state", of which a page holds what stands at its end, one of
+    1.
+    """
+
+    kind: Literal["kv", "window", "state"] = "kv"
+    reach: int | None = None
 
 
 @runtime_checkable
@@ -29,13 +43,14 @@ class Slot(Protocol):
     def earliest(self) -> int:
         """The smallest position besides 0 from which a step may begin now, at most `filled`; 0 if any may be next."""
 
-    def export(self, start: int, end: int) -> Array:
-        """Return a copy of what is stored for positions [start, end), as uint8 [bytes], which don't depend on where the
-        slot ends. `start` and `end` are multiples of 16."""
+    def export(self, start: int, end: int, layers: Collection[int] | None = None) -> Sequence[Array | None]:
+        """Return for each layer a copy of what it keeps of positions [start, end), or of its state at `end`: uint8
+        [bytes], which don't depend on where the slot ends. None for a layer that doesn't have it any more, and for
+        those that aren't among `layers` (0 is the section's first). `start` and `end` are multiples of 16."""
 
-    def restore(self, start: int, end: int, page: Array) -> None:
-        """Store what another slot exported for these positions. Raises ModelError if it has another size, leaves a gap
-        or doesn't fit."""
+    def restore(self, start: int, end: int, parts: Sequence[Array | None]) -> None:
+        """Store what another slot exported for these positions; None leaves a layer as it is. Raises ModelError if a
+        part has another size, leaves a gap or doesn't fit."""
 
 
 S = TypeVar("S", bound=Slot)
@@ -94,6 +109,10 @@ class Section(Protocol[S]):
     def page_layout(self) -> str:
         """A name for the layout of what slots export, and for whatever their bits depend on besides the model: pages of
         another layout can't be restored. "" if slots can't be exported."""
+
+    @property
+    def memories(self) -> Sequence[Memory]:
+        """What each layer remembers, as slots export it."""
 
     def new_slot(self, max_seq_len: int, kv_dtype: str = ...) -> S:
         """Return memory for one sequence; kv_dtype is float16 or float32, and each kind has its own default. Raises

@@ -109,8 +109,9 @@ class SectionStatus:
 
 @dataclass(frozen=True)
 class CacheStatus:
-    """The pages of prompts that a board keeps on its disk. `hits` are sequences that took pages since the agent's
-    start, and `restored_tokens` what these needn't compute; bytes are counted by days, UTC."""
+    """The pages of prompts that a board keeps on its disk, and in RAM. `hits` are sequences that took pages since the
+    agent's start, and `restored_tokens` what these needn't compute, of which `ram_restored_tokens` came from RAM alone;
+    bytes written to the disk are counted by days, UTC."""
 
     budget_bytes: int | None = None
     pages: int | None = None
@@ -118,6 +119,10 @@ class CacheStatus:
     hits: int | None = None
     restored_tokens: int | None = None
     written_today_bytes: int | None = None
+    ram_budget_bytes: int | None = None
+    ram_pages: int | None = None
+    ram_bytes: int | None = None
+    ram_restored_tokens: int | None = None
 
     @classmethod
     def from_dict(cls, content: object) -> "CacheStatus":

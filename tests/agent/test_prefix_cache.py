@@ -7,8 +7,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from edgellm.agent import prefix_cache
+from edgellm.agent import page_restore
 from edgellm.agent.engine import Engine
+from edgellm.agent.pages import head_bytes
+from edgellm.agent.slots import ids_of
 from edgellm.agent.steps import Step
 from edgellm.manager.client import ClusterClient
 from edgellm.manager.connections import Connections
@@ -84,7 +86,7 @@ def test_after_a_restart_of_all_boards_only_what_is_new_is_computed(kept):
         await cluster.restart()
         assert await cluster.ask(PROMPT[:128]) == [64, 64]  # a token is left to compute
         status = await cluster.status()
-        page = 64 * 16 + 88
+        page = 3 * 64 * 16 + head_bytes(3)
         assert (status.pages, status.bytes, status.hits, status.restored_tokens) == (5, 5 * page, 1, 64)
         assert status.written_today_bytes == 5 * page and status.budget_bytes == MB
 
@@ -164,14 +166,30 @@ def test_without_reuse_nothing_is_kept_or_taken(kept):
     kept(go)
 
 
-def test_pages_of_other_layers_are_other_pages(kept):
+def test_after_a_change_of_plan_boards_find_the_layers_that_they_had(kept, tmp_path):
+    """A board that has fewer layers than before finds them; one that has more computes, and keeps what it lacked."""
+
     async def go(cluster):
+        def files(i):
+            return sorted(path.name.split(".")[1] for path in (tmp_path / f"cache/b{i}").iterdir())
+
         await cluster.ask(PROMPT)
         await cluster.quiet()
         await cluster.form((0, 2, 6))
+        wanted = [agent.stage._prefixes for agent in cluster.boards.agents]
+        assert [len(prefixes.find(ids_of(PROMPT), 199, 0, "", False, None)) for prefixes in wanted] == [3, 0]
         assert await cluster.ask(PROMPT) == [0, 0]
         await cluster.quiet()
-        await cluster.form((0, 3, 6))
+        assert (files(0), files(1)) == (["1-0-3"] * 3, ["1-2-3"] * 3 + ["1-3-6"] * 3)
+        for cuts in ((0, 3, 6), (0, 2, 6)):  # from now on, both boards have what either plan needs
+            await cluster.restart()
+            await cluster.form(cuts)
+            assert await cluster.ask(PROMPT) == [192, 192]
+        await cluster.form((0, 4, 6))
+        assert await cluster.ask(PROMPT) == [0, 0]
+        await cluster.quiet()
+        assert (files(0), files(1)) == (["1-0-3"] * 3 + ["1-3-4"] * 3, ["1-2-3"] * 3 + ["1-3-6"] * 3)
+        await cluster.form((0, 4, 6))
         assert await cluster.ask(PROMPT) == [192, 192]
 
     kept(go)
@@ -182,7 +200,7 @@ def test_a_question_that_is_given_up_while_its_pages_are_read_frees_its_slot(kep
         await cluster.ask(PROMPT)
         await cluster.restart()
         gate, reading = threading.Event(), threading.Event()
-        store = cluster.boards.agents[0].cache._store
+        store = cluster.boards.agents[0].cache.store
         read = store.read
 
         def slowly(key):
@@ -211,7 +229,7 @@ def test_pages_that_turn_out_to_be_gone_are_computed(kept, monkeypatch, i):
     async def go(cluster):
         await cluster.ask(PROMPT)
         await cluster.restart()
-        started, store = threading.Event(), cluster.boards.agents[i].cache._store
+        started, store = threading.Event(), cluster.boards.agents[i].cache.store
         stage = cluster.boards.agents[0].stage
         start = stage.start
         monkeypatch.setattr(stage, "start", lambda *args: (start(*args), started.set()))
@@ -258,16 +276,16 @@ def test_slots_that_are_taken_while_their_pages_are_written_never_make_a_wrong_p
         status = await cluster.status()
         assert 0 < status.bytes <= status.budget_bytes and status.hits > 0
 
-    kept(go, cache_bytes=16 * 1112)
+    kept(go, cache_bytes=16 * (3 * 64 * 16 + head_bytes(3)))
 
 
 def test_a_disk_that_hangs_holds_up_one_question_and_no_more(kept, monkeypatch):
     async def go(cluster):
         await cluster.ask(PROMPT)
         await cluster.restart()
-        monkeypatch.setattr(prefix_cache, "_LONGEST_S", 0.0)
+        monkeypatch.setattr(page_restore, "_LONGEST_S", 0.0)
         for agent in cluster.boards.agents:
-            agent.cache._reading_since_s = 0.0
+            agent.cache._restoring._reading_since_s = 0.0
         assert await cluster.ask(PROMPT) == [0, 0]
 
     kept(go)
@@ -277,7 +295,7 @@ def test_what_can_not_be_read_in_time_is_computed(kept, monkeypatch):
     async def go(cluster):
         await cluster.ask(PROMPT)
         await cluster.restart()
-        monkeypatch.setattr(prefix_cache, "_LONGEST_S", -1.0)
+        monkeypatch.setattr(page_restore, "_LONGEST_S", -1.0)
         assert await cluster.ask(PROMPT) == [0, 0]
 
     kept(go)

@@ -18,7 +18,7 @@ from edgellm.model.generic.build import build_empty, find_layers, read_config
 from edgellm.model.generic.shardfile import ShardFile, map_checked
 from edgellm.model.generic.slot import KVSlot
 from edgellm.model.generic.structure import Structure, trace
-from edgellm.model.protocols import Array, Progress, Step
+from edgellm.model.protocols import Array, Memory, Progress, Step
 from edgellm.shards.manifest import Manifest
 
 
@@ -51,6 +51,7 @@ class GenericSection:
         self.reuses = not rope.is_dynamic(model)  # else K and V depend on how long the sequence was by then
         self.reuses_any = True
         self.page_layout = f"generic {torch.__version__} {transformers.__version__}" if self.reuses else ""
+        self.memories = (Memory(),) * (end - start)
         self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         layers, own = find_layers(model)[1], weakref.proxy(self)  # no cycle: dropping it frees its memory at once
         if not self.is_first:

@@ -1,6 +1,7 @@
 """The KV slot of a generic section: preallocated, written at explicit positions, read without a copy."""
 
 import weakref
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -88,30 +89,39 @@ class KVSlot(Cache):
             raise ModelError(f"positions {position} to {end} don't fit a slot of {self.max_seq_len} tokens")
         self.position = position
 
-    def export(self, start: int, end: int) -> Array:
-        """Return a copy of the keys and values of positions [start, end), as uint8 [bytes]: of each layer the keys
-        [heads, tokens, dim], then the values."""
+    def export(self, start: int, end: int, layers: Collection[int] | None = None) -> list[Array | None]:
+        """Return a copy of the keys and values of positions [start, end), as uint8 [bytes] for each of `layers`
+        (all), None for others: the keys [heads, tokens, dim], then the values."""
         if not 0 <= start < end <= self.max_seq_len:
             raise ModelError(f"a page of positions {start} to {end} in a slot of {self.max_seq_len} tokens")
-        parts = [part.contiguous().numpy() for part in self._parts(start, end)]
-        return np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
+        exported: list[Array | None] = []
+        for layer, places in enumerate(self._parts(start, end)):
+            if layers is not None and layer not in layers:
+                exported.append(None)
+                continue
+            kept = [part.contiguous().numpy() for part in places]
+            exported.append(np.concatenate([part.reshape(-1).view(np.uint8) for part in kept]))
+        return exported
 
-    def restore(self, start: int, end: int, page: Array) -> None:
-        """Store what a slot of the same layers and number format exported. Raises ModelError if it has another size,
-        leaves a gap or doesn't fit."""
+    def restore(self, start: int, end: int, parts: Sequence[Array | None]) -> None:
+        """Store what a slot of the same layers and number format exported. Raises ModelError if a part is missing, has
+        another size, leaves a gap or doesn't fit."""
         if not 0 <= start < end <= self.max_seq_len or start > self.filled:
             raise ModelError(f"positions {start} to {end} can't follow {self.filled} in {self.max_seq_len} tokens")
-        parts = self._parts(start, end)
-        expected = sum(part.nbytes for part in parts)
-        if page.size != expected:
-            raise ModelError(f"a page of {page.size} bytes for positions {start} to {end}, expected {expected}")
-        at = 0
-        for part in parts:
-            stored = np.array(page[at : at + part.nbytes]).view(part.numpy().dtype).reshape(part.shape)
-            part.copy_(torch.from_numpy(stored))
-            at += part.nbytes
+        places = self._parts(start, end)
+        expected = [keys.nbytes + values.nbytes for keys, values in places]
+        sizes = [0 if part is None else part.nbytes for part in parts]
+        if sizes != expected:
+            raise ModelError(f"parts of {sizes} bytes for positions {start} to {end}, expected {expected}")
+        for pair, part in zip(places, parts, strict=True):
+            assert part is not None, "it has a size"
+            at = 0
+            for place in pair:
+                stored = np.array(part[at : at + place.nbytes]).view(place.numpy().dtype).reshape(place.shape)
+                place.copy_(torch.from_numpy(stored))
+                at += place.nbytes
         self.filled = max(self.filled, end)
 
-    def _parts(self, start: int, end: int) -> list[torch.Tensor]:
+    def _parts(self, start: int, end: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         held = [layer for layer in self.layers if isinstance(layer, _Layer)]
-        return [kept[:, :, start:end] for layer in held for kept in (layer.keys, layer.values)]
+        return [(layer.keys[:, :, start:end], layer.values[:, :, start:end]) for layer in held]

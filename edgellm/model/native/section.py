@@ -14,7 +14,7 @@ from edgellm.model.families.spec import Spec
 from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, SectionHandle, new_steps
 from edgellm.model.native.load import load
 from edgellm.model.native.slot import NativeSlot
-from edgellm.model.protocols import Array, Progress, Step
+from edgellm.model.protocols import Array, Memory, Progress, Step
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.mapped import map_checked
 
@@ -88,6 +88,7 @@ class NativeSection:
                             verify_sha256=verify_sha256, progress=progress)  # fmt: skip
         self.ram_bytes = self._loaded.ram_bytes
         self.page_layout = f"native {library.digest()}"
+        self.memories = (Memory(),) * (end - start)
         self._native = SectionHandle(self._loaded.spec)
         self._steps = new_steps()
         self._tables: list[tuple[np.ndarray, np.ndarray]] = []

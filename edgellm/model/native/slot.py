@@ -1,6 +1,6 @@
 """The KV slot of a native section: preallocated, written at explicit positions."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -57,29 +57,34 @@ class NativeSlot:
             raise ModelError(f"positions {position} to {end} don't fit a slot of {self.max_seq_len} tokens")
         return end
 
-    def export(self, start: int, end: int) -> Array:
-        """Return a copy of the keys and values of positions [start, end), multiples of 16, as uint8 [bytes]: for each
-        layer the keys [kv_heads, tokens / 16, head_dim, 16], then the values [kv_heads, tokens, head_dim]."""
+    def export(self, start: int, end: int, layers: Collection[int] | None = None) -> list[Array | None]:
+        """Return a copy of the keys and values of positions [start, end), multiples of 16, as uint8 [bytes] for each
+        of `layers` (all), None for others: the keys [kv_heads, tokens / 16, head_dim, 16], then the values [kv_heads,
+        tokens, head_dim]."""
         self._check_page(start, end)
-        return np.concatenate([part.reshape(-1) for part in self._parts(start, end)])
+        return [
+            np.concatenate([part.reshape(-1) for part in parts]) if layers is None or layer in layers else None
+            for layer, parts in enumerate(self._parts(start, end))
+        ]
 
-    def restore(self, start: int, end: int, page: Array) -> None:
-        """Store what a slot of the same layers and number format exported. Raises ModelError if it has another size,
-        leaves a gap or doesn't fit."""
+    def restore(self, start: int, end: int, parts: Sequence[Array | None]) -> None:
+        """Store what a slot of the same layers and number format exported. Raises ModelError if a part is missing, has
+        another size, leaves a gap or doesn't fit."""
         self._check_page(start, end)
         self.check(start, end - start)
-        parts = self._parts(start, end)
-        expected = sum(part.size for part in parts)
-        if page.size != expected:
-            raise ModelError(f"a page of {page.size} bytes for positions {start} to {end}, expected {expected}")
-        at = 0
-        for part in parts:
-            part[...] = page[at : at + part.size].reshape(part.shape)
-            at += part.size
+        places = self._parts(start, end)
+        expected = [keys.size + values.size for keys, values in places]
+        sizes = [0 if part is None else part.size for part in parts]
+        if sizes != expected:
+            raise ModelError(f"parts of {sizes} bytes for positions {start} to {end}, expected {expected}")
+        for (keys, values), part in zip(places, parts, strict=True):
+            assert part is not None, "it has a size"
+            keys[...] = part[: keys.size].reshape(keys.shape)
+            values[...] = part[keys.size :].reshape(values.shape)
         self.filled = max(self.filled, end)
 
-    def _parts(self, start: int, end: int) -> list[Array]:
-        """Return views of the bytes of positions [start, end): of each layer first its keys, then its values."""
+    def _parts(self, start: int, end: int) -> list[tuple[Array, Array]]:
+        """Return views of the bytes of positions [start, end): each layer's keys and values."""
         parts: list[Array] = []
         tokens = -(-self.max_seq_len // _KEYS) * _KEYS
         at = 0
@@ -88,7 +93,7 @@ class NativeSlot:
                 whole = self._memory[at : at + heads * tokens * row_bytes]
                 parts.append(whole.reshape(heads, tokens // each, each * row_bytes)[:, first:last])
                 at += whole.size
-        return parts
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
     def _check_page(self, start: int, end: int) -> None:
         if start % _KEYS or end % _KEYS or not 0 <= start < end <= self.max_seq_len:
