@@ -248,7 +248,7 @@ async def measure(model: Path, count: int, runs: int, work: Path) -> tuple[list[
     context = min(config.DEFAULT_CONTEXT, manifest.max_seq_len)
     settings = Settings(context, config.DEFAULT_SLOTS, kv_dtype="float16", objective="throughput")
     threads = count * max(1, report.cores() // count)
-    with local.LocalAgents(model, count, work, cache_gb=0) as agents:
+    with local.LocalAgents(model, count, work, cache_gb=0, cache_ram_gb=0) as agents:
         note(f"starts {count} agents with {manifest.model}")
         addresses = await asyncio.to_thread(agents.start)
         plan = await local.form_cluster(manifest, addresses, settings)

@@ -50,7 +50,9 @@ class Cluster:
         self._settings = replace(settings, context=min(settings.context, self.manifest.max_seq_len))
         kept = ["env", f"STATE_DIRECTORY={state}"]
         by_name = {f"local{i}": [*kept, *pinned(core)] for i, core in enumerate(cores, 1)}
-        self._agents = local.LocalAgents(model.split, len(cores), logs, prefix=by_name.__getitem__, cache_gb=0)
+        self._agents = local.LocalAgents(
+            model.split, len(cores), logs, prefix=by_name.__getitem__, cache_gb=0, cache_ram_gb=0
+        )
         self._random = random.Random()  # never the same prompt twice: nothing is to be known from before
         self.paths: set[str] = set()  # what agents say they compute with: native, generic
 

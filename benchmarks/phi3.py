@@ -128,7 +128,7 @@ def measure(model: Path, logs: Path) -> list[Row]:
         drop_cached(model)  # else pages that the split left behind would be free for the agents
         agents = stack.enter_context(
             local.LocalAgents(
-                model, AGENTS, logs, ram_bytes=None if groups else RAM_BYTES, cache_gb=0,
+                model, AGENTS, logs, ram_bytes=None if groups else RAM_BYTES, cache_gb=0, cache_ram_gb=0,
                 prefix=lambda name: groups[name].prefix() if name in groups else [],
             )  # fmt: skip
         )

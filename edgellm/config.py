@@ -8,6 +8,7 @@ DEFAULT_SLOTS = 4  # sequences at once
 DEFAULT_CHUNK = 32  # prompt tokens per prefill chunk: benchmarks/chunks.py
 DEFAULT_MAX_TOKENS = 512
 DEFAULT_CACHE_GB = 1.0  # of a disk, for pages of prompts
+DEFAULT_CACHE_RAM_GB = 1.0  # of RAM that no plan needs, for the same, if there is so much
 
 # What an agent takes beside weights and KV: the most while it computes (benchmarks/lean.py), and while it holds
 # nothing, which is when it measures what it can offer. generic includes torch.

@@ -197,19 +197,20 @@ class Boards:
     disk, the ends of the model with the first and the last one; the others have all. `broken` boards can't load. Each
     takes 1 ms for a layer and `head_s` for the head, or so it says; `start_s` has other boards' times for a layer.
     `paces` has by board what its steps are said to take, and `hops` says that links are measured. With
-    `cache_bytes`, they keep pages of prompts in folders under `folder`.
+    `cache_bytes`, they keep pages of prompts in folders under `folder`, with `cache_ram_bytes` in RAM.
     `more` are further models, by the folders in which they are written.
     """
 
     def __init__(
         self, folder: Path, count: int, manifest: Manifest | None = None, gates: dict | None = None, real: bool = False,
         tls: Path | None = None, stored: dict[str, tuple[int, int]] | None = None, head_s: float = 0.002,
-        start_s: dict[str, float] | None = None, hops: bool = False, cache_bytes: int = 0,
+        start_s: dict[str, float] | None = None, hops: bool = False, cache_bytes: int = 0, cache_ram_bytes: int = 0,
         more: dict[Path, Manifest] | None = None,
     ):  # fmt: skip
         self.folder, self.count, self.gates, self.real = folder, count, gates or {}, real
         self.stored, self.head_s = stored or {}, head_s
-        self.start_s, self.hops, self.cache_bytes = start_s or {}, hops, cache_bytes
+        self.start_s, self.hops = start_s or {}, hops
+        self.cache_bytes, self.cache_ram_bytes = cache_bytes, cache_ram_bytes
         self.paces: dict[str, FakePace] = {}
         if not real:
             (manifest or make_manifest()).write(folder)
@@ -288,7 +289,8 @@ class Boards:
         options = AgentOptions(
             folder, "127.0.0.1", port, name, 1, ram_bytes=1 << 30, drain_s=5.0,
             tls=self.tls and self.tls / "boards" / name, kernels="dotprod",
-            cache=self.folder / "cache" / name, cache_bytes=self.cache_bytes, more=self.more,
+            cache=self.folder / "cache" / name, cache_bytes=self.cache_bytes, cache_ram_bytes=self.cache_ram_bytes,
+            more=self.more,
         )  # fmt: skip
         load = load_section if self.real else self._loader(name)
         pace = FakePace()

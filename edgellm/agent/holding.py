@@ -73,14 +73,15 @@ class Holding:
         self.draining: Stage | None = None
         self.closed = False  # stopping: no new plans
         self.links = Links(board, tls)
-        self.cache: PrefixCache | None = None  # pages of prompts on disk, once the agent has found them
-        self.room = Room(board, lambda plan: models.of(plan).manifest, ram_bytes)
+        self.cache: PrefixCache | None = None  # pages of prompts, once the agent has found them
+        self.room = Room(board, lambda plan: models.of(plan).manifest, ram_bytes, self._pages_bytes)
         self._load = load
         self._loaded: _Loaded | None = None
         self._load_error: tuple[int, int, str, float] | None = None  # section, reason, when
         self._leaving: list[Stage] = []
         self._change = Changing(board)
         self._next: _Next | None = None
+        self._filling: Plan | None = None  # whose section is being loaded
         self._changing = asyncio.Lock()
 
     @property
@@ -140,6 +141,19 @@ class Holding:
         """Return the RAM for a section, as if this agent held none: its KV counts as free, as its mapped shards already
         do."""
         return self.room.offer_bytes(self._plans)
+
+    def share_ram(self) -> None:
+        """Let pages of prompts have half of the RAM that neither sections need nor what comes with them. Call it now
+        and then: they give way to whatever else takes RAM."""
+        if self.cache is not None:
+            self.cache.memory.limit(self.spare_bytes() // 2)
+
+    def spare_bytes(self) -> int:
+        """Return the RAM that no section here needs, that of pages included."""
+        held, coming = self._plans, [] if self._filling is None else [self._filling]
+        if self._next is not None and self._next.loaded is not None:
+            held.append(self._next.plan)
+        return self.room.spare_bytes(held, coming)
 
     def holds_for(self, peer: Peer) -> bool:
         """Return whether something would be lost with this manager: its claim, or its answers."""
@@ -246,6 +260,7 @@ class Holding:
             prefixes=self._prefixes(plan, loaded.section),
         )  # fmt: skip
         self._loaded = loaded
+        self.share_ram()
         log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
 
     def _prefixes(self, plan: Plan, section: Section[Any]) -> Prefixes | None:
@@ -281,6 +296,9 @@ class Holding:
         if self.closed:
             raise BoardError(f"board {self.board} is stopping and takes no section", self.board)
 
+    def _pages_bytes(self) -> int:
+        return 0 if self.cache is None else self.cache.memory.size_bytes
+
     @property
     def _still_drains(self) -> bool:
         return self.draining is not None and self.draining.running > 0
@@ -307,6 +325,9 @@ class Holding:
         own, model = plan.section_of(self.board), self.models.of(plan)
         log.info("loads layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
 
+        self._filling = plan
+        self.share_ram()
+
         def load() -> _Loaded:
             section = self._load(model.manifest, model.folder, own.start, own.end)
             return _Loaded(section, [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)])
@@ -317,6 +338,8 @@ class Holding:
             reason = str(e) if isinstance(e, EdgellmError) else f"{type(e).__name__}: {e}"
             self._load_error = own.start, own.end, reason, time.monotonic()
             raise
+        finally:
+            self._filling = None
         failed = self._load_error
         if failed is not None and own.start <= failed[0] and failed[1] <= own.end:
             self._load_error = None

@@ -32,7 +32,7 @@ class PageMemory:
         return self._index.pages
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """The bytes of all records."""
         return self._index.bytes
 

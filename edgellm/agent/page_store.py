@@ -156,7 +156,7 @@ class PageStore:
         return self._index.pages
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """The bytes of all records."""
         return self._index.bytes
 

@@ -119,9 +119,9 @@ class PrefixCache:
         store, memory, restored = self.store, self.memory, self._restoring
         return CacheStatus(
             budget_bytes=store.budget_bytes if store else 0, pages=store.pages if store else 0,
-            bytes=store.bytes if store else 0, hits=restored.hits, restored_tokens=restored.tokens,
+            bytes=store.size_bytes if store else 0, hits=restored.hits, restored_tokens=restored.tokens,
             written_today_bytes=store.written_today_bytes if store else 0, ram_budget_bytes=memory.budget_bytes,
-            ram_pages=memory.pages, ram_bytes=memory.bytes, ram_restored_tokens=restored.ram_tokens,
+            ram_pages=memory.pages, ram_bytes=memory.size_bytes, ram_restored_tokens=restored.ram_tokens,
         )  # fmt: skip
 
     def section(self, pages: SectionPages) -> "Prefixes":

@@ -11,15 +11,29 @@ from edgellm.shards.manifest import Manifest, Shard
 
 class Room:
     """The RAM of `board` for sections of the models that it has, at most `ram_bytes` if the owner says so.
-    `manifest_of(plan)` is the manifest of a plan's model. `held` are the plans whose sections compute here now."""
 
-    def __init__(self, board: str, manifest_of: Callable[[Plan], Manifest], ram_bytes: int | None):
-        self._board, self._manifest_of, self.ram_bytes = board, manifest_of, ram_bytes
+    `manifest_of(plan)` is the manifest of a plan's model. `held` are the plans whose sections, with their slots, are in
+    memory now. `yielding()` are the bytes that go as soon as a section needs them: they count as free.
+    """
+
+    def __init__(
+        self, board: str, manifest_of: Callable[[Plan], Manifest], ram_bytes: int | None,
+        yielding: Callable[[], int] = lambda: 0,
+    ):  # fmt: skip
+        self._board, self._manifest_of, self.ram_bytes, self._yielding = board, manifest_of, ram_bytes, yielding
 
     def offer_bytes(self, held: Iterable[Plan]) -> int:
         """Return the RAM for a section, as if there were none: their KV counts as free, as mapped shards already do."""
-        free = measure.free_ram_bytes() + sum(self.need(plan).kv for plan in held)
+        free = self._free_bytes() + sum(self.need(plan).kv for plan in held)
         return min(free, self.ram_bytes) if self.ram_bytes else free
+
+    def spare_bytes(self, held: Sequence[Plan], coming: Sequence[Plan] = ()) -> int:
+        """Return the RAM that neither the sections that are held need nor those that are `coming`, each shard counted
+        once; what a plan leaves free of an offer isn't among it."""
+        plans = [*held, *coming]
+        needs = sum(need.kv + need.activations for need in map(self.need, plans))
+        weights = sum(s.ram_bytes for s in self._shards(plans).values())
+        return max(0, usable_bytes(self.offer_bytes(held)) - needs - weights)
 
     def need(self, plan: Plan) -> SectionNeed:
         """Return what this board's section of `plan` needs."""
@@ -42,14 +56,17 @@ class Room:
     def is_beside(self, plan: Plan, held: Sequence[Plan]) -> bool:
         """Return whether KV and new shards fit beside what is held, until that is given up; shards are mapped once."""
         need, new = self.need(plan), self._new_shards(plan, held)
-        return not held or need.kv + need.activations + sum(s.ram_bytes for s in new) < measure.free_ram_bytes()
+        return not held or need.kv + need.activations + sum(s.ram_bytes for s in new) < self._free_bytes()
 
     def is_to_drain(self, plan: Plan, held: Sequence[Plan]) -> bool:
         """Return whether the section can compute beside what is held: the weights of all of them have to stay in
         memory, though mapped files count as free."""
         need = self.need(plan)
         weights = sum(s.ram_bytes for s in self._shards([*held, plan]).values())
-        return need.kv + need.activations + weights < usable_bytes(measure.free_ram_bytes())
+        return need.kv + need.activations + weights < usable_bytes(self._free_bytes())
+
+    def _free_bytes(self) -> int:
+        return measure.free_ram_bytes() + self._yielding()
 
     def _shards(self, plans: Iterable[Plan]) -> dict[tuple[str, str], Shard]:
         """Return the shards of this board's sections in these plans, by model and name."""

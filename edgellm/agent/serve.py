@@ -18,6 +18,7 @@ from edgellm.agent.load import load_section
 from edgellm.agent.models import Models
 from edgellm.agent.options import AgentOptions
 from edgellm.agent.pace import Pace, Speed
+from edgellm.agent.page_memory import PageMemory
 from edgellm.agent.page_store import PageStore
 from edgellm.agent.prefix_cache import PrefixCache
 from edgellm.agent.reaching import Reaching
@@ -61,8 +62,11 @@ class Agent:
         if pace is not None:
             models.default.pace = pace
         self.cache: PrefixCache | None = None
+        store = None
         if options.cache is not None and (options.cache_bytes > 0 or options.cache.is_dir()):
-            self.cache = PrefixCache(PageStore(options.cache, options.cache_bytes))
+            store = PageStore(options.cache, options.cache_bytes)
+        if store is not None or options.cache_ram_bytes:
+            self.cache = PrefixCache(store, PageMemory(options.cache_ram_bytes))
         self.holding = Holding(options.name, models, load, ram_bytes=options.ram_bytes, tls=client_tls)
         reaching = Reaching(options.name, client_tls)
         self.dispatcher = Dispatcher(options.name, self.holding, reaching, self._status)
@@ -171,6 +175,7 @@ class Agent:
                 systemd.watchdog()
             self.connections.sweep()
             self.dispatcher.tidy()
+            self.holding.share_ram()
             journal.sparing.sum_up()
             self._refuse_revoked()
 

@@ -34,12 +34,16 @@ from edgellm.errors import UsageError
                    "keep none.")  # fmt: skip
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Where to keep them, for this agent alone.  [default: in the agent's state folder]")  # fmt: skip
+@click.option("--cache-ram-gb", type=click.FloatRange(0, 1e6), default=config.DEFAULT_CACHE_RAM_GB, show_default=True,
+              metavar="GB",
+              help="Keep them in up to this much of the RAM that no plan needs, too; 0: don't.")  # fmt: skip
 @click.option("--announce", is_flag=True, hidden=True, help="Print the address as JSON once the agent listens.")
 @click.option("--until-eof", is_flag=True, hidden=True, help="Exit when stdin ends.")
 @verbose_option
 def agent(
-    shards, listen, name, threads, cores, path, ram, drain_seconds, tls, cache_gb, cache, announce, until_eof, verbose
-):
+    shards, listen, name, threads, cores, path, ram, drain_seconds, tls, cache_gb, cache, cache_ram_gb, announce,
+    until_eof, verbose,
+):  # fmt: skip
     """Serve a section of a model from this machine.
 
     The agent measures its free RAM and finds the cores that decode fastest. It serves the section that a manager
@@ -76,7 +80,7 @@ def agent(
     options = AgentOptions(
         shards[0], host, port, name, threads, ram_bytes, drain_seconds, tls, wanted, path,
         cache=cache or state_folder() / "cache" / name, cache_bytes=int(cache_gb * 1e9),
-        more=shards[1:],
+        cache_ram_bytes=int(cache_ram_gb * 1e9), more=shards[1:],
     )  # fmt: skip
 
     def ready(running):

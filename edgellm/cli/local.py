@@ -37,10 +37,15 @@ def local():
               help="As for 'edgellm agent'.")  # fmt: skip
 @click.option("--cache-gb", type=click.FloatRange(0, 1e6), default=config.DEFAULT_CACHE_GB, show_default=True,
               metavar="GB", help="Keep prompts on disk in up to this many GB together; 0: keep none.")  # fmt: skip
+@click.option("--cache-ram-gb", type=click.FloatRange(0, 1e6), default=config.DEFAULT_CACHE_RAM_GB, show_default=True,
+              metavar="GB",
+              help="Keep them in up to this much of the RAM that no plan needs, too; 0: don't.")  # fmt: skip
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Where to write the cluster file.  [default: the user's config folder]")  # fmt: skip
 @verbose_option
-def local_up(count, models, objective, context, slots, chunk, kv_dtype, ram, how, cache_gb, cluster, verbose):
+def local_up(
+    count, models, objective, context, slots, chunk, kv_dtype, ram, how, cache_gb, cache_ram_gb, cluster, verbose
+):
     """Start agents on loopback and keep them running, so that questions are answered without delay.
 
     \b
@@ -66,7 +71,8 @@ def local_up(count, models, objective, context, slots, chunk, kv_dtype, ram, how
     manifests = [Manifest.read(folder) for folder in (model_dir, *more)]
     settings = [make_settings(manifest, context, slots, chunk, kv_dtype, objective) for manifest in manifests]
     ram_bytes = parse_size(ram, "--ram") if ram else None
-    limits = {"record": record, "ram_bytes": ram_bytes, "path": how, "cache_gb": cache_gb, "more": more}
+    cache = {"cache_gb": cache_gb, "cache_ram_gb": cache_ram_gb}
+    limits = {"record": record, "ram_bytes": ram_bytes, "path": how, "more": more, **cache}
     with processes.LocalAgents(model_dir, count, processes.state_dir(), **limits) as agents:
         with Progress() as progress:
             progress(f"starting {count} agents")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from edgellm.config import DEFAULT_CACHE_GB
+from edgellm.config import DEFAULT_CACHE_GB, DEFAULT_CACHE_RAM_GB
 from edgellm.errors import BoardError, ClusterError, PlanError
 from edgellm.files import write_atomically
 from edgellm.manager.rebalance import propose, settle
@@ -44,18 +44,19 @@ class LocalAgents:
 
     With a `record` they may outlive this process: they are written down there as soon as they start. `prefix(name)`
     gives words to put before an agent's command, to run it under a limit. `path` as `edgellm agent` has it. Together
-    they keep up to `cache_gb` of prompts, beside their logs. `more` are the folders of further models.
+    they keep up to `cache_gb` of prompts, beside their logs, and up to `cache_ram_gb` in RAM. `more` are the folders of
+    further models.
     """
 
     def __init__(
         self, model_dir: Path, count: int, log_dir: Path, *, record: Path | None = None, ram_bytes: int | None = None,
         prefix: Callable[[str], list[str]] = lambda name: [], path: str = "auto",
-        cache_gb: float = DEFAULT_CACHE_GB, more: Sequence[Path] = (),
+        cache_gb: float = DEFAULT_CACHE_GB, cache_ram_gb: float = DEFAULT_CACHE_RAM_GB, more: Sequence[Path] = (),
     ):  # fmt: skip
         self._model_dirs, self._count, self._log_dir = (model_dir, *more), count, log_dir
         self.plan_file = log_dir / "plan.json"  # for form_cluster
         self._record, self._ram_bytes, self._prefix, self._path = record, ram_bytes, prefix, path
-        self._cache_gb = cache_gb / count
+        self._cache_gb, self._cache_ram_gb = cache_gb / count, cache_ram_gb / count
         self._processes: list[subprocess.Popen[bytes]] = []
         self.agents: list[LocalAgent] = []
 
@@ -80,6 +81,7 @@ class LocalAgents:
                 *[word for folder in self._model_dirs for word in ("--shards", str(folder))],
                 "--listen", "127.0.0.1:0", "--name", name, "--announce", "--path", self._path,
                 "--cache", str(self._log_dir / "cache" / name), "--cache-gb", f"{self._cache_gb:.6f}",
+                "--cache-ram-gb", f"{self._cache_ram_gb:.6f}",
             ]  # fmt: skip
             if share and not prefix:
                 command += ["--cores", ",".join(map(str, share))]

@@ -212,7 +212,7 @@ def test_pages_are_found_by_the_next_agent(store):
     store.expect(RECORDS[1]), store.expect(RECORDS[5])
     assert np.array_equal(read(store, RECORDS[1]), PAYLOAD) and np.array_equal(read(store, RECORDS[2]), PAYLOAD[:50])
     size = 2 * HEAD + 150
-    assert (store.pages, store.bytes, store.written_today_bytes) == (2, size, size)
+    assert (store.pages, store.size_bytes, store.written_today_bytes) == (2, size, size)
     modes = [stat.S_IMODE(p.stat().st_mode) for p in (store.folder, *store.folder.iterdir())]
     assert modes == [0o700, 0o600, 0o600]
     store.close()
@@ -268,7 +268,7 @@ def test_some_layers_of_several_records_are_read_and_checked_alone(store):
         parts = store.read(some)
         return parts.keys() == expected.keys() and all(np.array_equal(parts[i], expected[i]) for i in parts)
 
-    assert same() and same() and store.bytes // 2 < store.bytes_of(some) < store.bytes
+    assert same() and same() and store.size_bytes // 2 < store.bytes_of(some) < store.size_bytes
     path = store.folder / first.name
     content = bytearray(path.read_bytes())
     content[head_bytes(3) + 50] ^= 1  # of layer 0, which nobody wants
@@ -362,12 +362,12 @@ def test_pages_in_ram_stay_within_what_is_left_for_them():
     memory.used([RECORDS[1]])
     kept = read(memory, RECORDS[1])
     assert write(memory, RECORDS[3]) and read(memory, RECORDS[2]) is None and memory.records_of(KEYS[2]) == ()
-    assert (memory.pages, memory.bytes, memory.budget_bytes) == (2, 200, 250)
+    assert (memory.pages, memory.size_bytes, memory.budget_bytes) == (2, 200, 250)
     assert memory.parts_of(KEYS[1], {5}) == {} and np.array_equal(memory.parts_of(KEYS[1], {0, 5})[0], PAYLOAD)
     memory.limit(150)
     assert [bool(memory.records_of(key)) for key in KEYS[1:4]] == [False, False, True]
     memory.limit(99)
-    assert (memory.pages, memory.bytes) == (0, 0) and not write(memory, RECORDS[1])
+    assert (memory.pages, memory.size_bytes) == (0, 0) and not write(memory, RECORDS[1])
     assert np.array_equal(kept, PAYLOAD)  # who reads it has it to the end
     memory.limit(10**6)
     assert memory.budget_bytes == 1000

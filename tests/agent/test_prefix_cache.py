@@ -7,13 +7,14 @@ from random import Random
 import numpy as np
 import pytest
 
-from edgellm.agent import page_restore
+from edgellm.agent import measure, page_restore
 from edgellm.agent.engine import Engine
 from edgellm.agent.pages import head_bytes
 from edgellm.agent.slots import ids_of
 from edgellm.agent.steps import Step
 from edgellm.manager.client import ClusterClient
 from edgellm.manager.connections import Connections
+from edgellm.plan import usable_bytes
 from tests.fakes import Boards, FakeSection, ask, generate, make_manifest, run, until
 
 PROMPT = [(7 * i) % 89 + 1 for i in range(200)]
@@ -60,9 +61,9 @@ class Kept:
 def kept(tmp_path):
     """Run `go(a Kept)` with two boards."""
 
-    def on_boards(go, cache_bytes=MB):
+    def on_boards(go, cache_bytes=MB, cache_ram_bytes=0):
         async def between():
-            async with Boards(tmp_path, 2, cache_bytes=cache_bytes) as boards:
+            async with Boards(tmp_path, 2, cache_bytes=cache_bytes, cache_ram_bytes=cache_ram_bytes) as boards:
                 made = Kept(boards)
                 await made.form()
                 return await go(made)
@@ -299,3 +300,83 @@ def test_what_can_not_be_read_in_time_is_computed(kept, monkeypatch):
         assert await cluster.ask(PROMPT) == [0, 0]
 
     kept(go)
+
+
+OTHERS = [[i] * 150 for i in (4, 5)]  # as many as there are slots
+
+
+def test_a_prompt_that_no_slot_holds_any_more_comes_from_ram(kept, monkeypatch):
+    async def go(cluster):
+        await cluster.ask(PROMPT)
+        await cluster.quiet()
+        for agent in cluster.boards.agents:
+            monkeypatch.setattr(agent.cache.store, "read", None)  # the disk isn't asked
+        for other in OTHERS:
+            assert await cluster.ask(other) == [0, 0]
+        assert await cluster.ask(PROMPT) == [192, 192]
+        await cluster.form((0, 3, 6))  # slots are new then
+        assert await cluster.ask(PROMPT) == [192, 192]
+        status = await cluster.status()
+        assert (status.hits, status.restored_tokens, status.ram_restored_tokens) == (2, 384, 384)
+        assert status.ram_pages == status.pages == 3 + 2 + 2 and status.ram_budget_bytes == MB
+
+    kept(go, cache_ram_bytes=MB)
+
+
+def test_ram_alone_keeps_prompts_where_the_disk_is_not_to(kept, tmp_path):
+    async def go(cluster):
+        await cluster.ask(PROMPT)
+        for other in OTHERS:
+            await cluster.ask(other)
+        await cluster.quiet()
+        assert await cluster.ask(PROMPT) == [192, 192]
+        status = await cluster.status()
+        assert (status.budget_bytes, status.pages, status.written_today_bytes) == (0, 0, 0) and status.ram_pages == 7
+        assert not (tmp_path / "cache").exists()
+        await cluster.restart()
+        assert await cluster.ask(PROMPT) == [0, 0]
+
+    kept(go, cache_bytes=0, cache_ram_bytes=MB)
+
+
+def test_what_ram_has_is_written_though_its_slot_has_gone_to_another(kept, monkeypatch):
+    async def go(cluster):
+        gate = threading.Event()
+        for agent in cluster.boards.agents:
+            write = agent.cache.store.write
+            monkeypatch.setattr(agent.cache.store, "write", lambda *args, write=write: gate.wait(20) and write(*args))
+        for prompt in (PROMPT, *OTHERS):
+            await cluster.ask(prompt)
+        gate.set()
+        await cluster.restart()
+        assert await cluster.ask(PROMPT) == [192, 192]
+        assert (await cluster.status()).ram_restored_tokens == 0
+
+    kept(go, cache_ram_bytes=MB)
+
+
+def test_pages_in_ram_give_way_first(kept, monkeypatch):
+    """They take half of what no plan needs, count as free in what a board offers, and go when others take the RAM."""
+
+    async def go(cluster):
+        agent = cluster.boards.agents[0]
+        memory, room = agent.cache.memory, agent.holding.room
+        free = 1 << 28
+        monkeypatch.setattr(measure, "free_ram_bytes", lambda: free - memory.size_bytes)
+        offer, need = agent.holding.offer_bytes(), room.need(cluster.plan)
+        agent.holding.share_ram()
+        spare = usable_bytes(free + need.kv) - need.total
+        assert agent.holding.spare_bytes() == spare and memory.budget_bytes == spare // 2
+        await cluster.ask(PROMPT)
+        await cluster.quiet()
+        assert memory.size_bytes == 3 * 3 * 64 * 16
+        assert agent.holding.offer_bytes() == offer and agent.holding.spare_bytes() == spare
+        page = memory.size_bytes // 3
+        free -= spare - 3 * page  # somebody else's
+        await until(lambda: memory.pages == 1)  # half of it
+        assert memory.size_bytes == page and (await cluster.status()).ram_budget_bytes == memory.budget_bytes < 2 * page
+        for other in OTHERS:
+            await cluster.ask(other)
+        assert await cluster.ask(PROMPT) == [0, 0]
+
+    kept(go, cache_bytes=0, cache_ram_bytes=1 << 29)
