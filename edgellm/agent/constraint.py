@@ -16,23 +16,28 @@ from edgellm.model.protocols import Array
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.mapped import map_checked
 from edgellm.structure import Constraint
-from edgellm.text.grammars import GrammarProcess, Reply, WorkerEnded, refusal, too_much
+from edgellm.text.grammars import MEMORY_BYTES, GrammarProcess, Reply, WorkerEnded, refusal, too_much
 
 WAIT_S = 15.0  # for an answer of the process, behind those to others; less than until a step counts as lost
 _THREADS = 8  # that wait for the process
 _TRIES = 3
 _IDLE_S = 300.0  # without a constraint, after which the process and its memory are given back
 _MAX_TOKENIZER_BYTES = 64 << 20
+# What the process needs before it was measured: a vocabulary of 49k tokens took 68 MB, one of 262k 352 MB.
+_PROCESS_BYTES, _TOKEN_BYTES = 25 << 20, 1400
+_LEAST_BYTES = 32 << 20  # for grammars
 _FILE = "tokenizer.json"
 _AGAIN = "the process that follows constraints ends again and again"
 
 
 class Grammars:
     """Compiles and follows the constraints of one model's answers; `folder` has its files. Its process starts with the
-    first constraint. `ready` and `send` wait, so they aren't for an event loop."""
+    first constraint, if `spare_bytes()` of RAM are enough for it; None: they always are. `ready` and `send` wait, so
+    they aren't for an event loop."""
 
-    def __init__(self, manifest: Manifest, folder: Path):
-        self._manifest, self._folder = manifest, folder
+    def __init__(self, manifest: Manifest, folder: Path, spare_bytes: Callable[[], int] | None = None):
+        self._manifest, self._folder, self.spare_bytes = manifest, folder, spare_bytes
+        self.need_bytes = _PROCESS_BYTES + _TOKEN_BYTES * manifest.vocab_size  # until it is measured
         self._process = GrammarProcess()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="constraint")
         self._loading = threading.Lock()
@@ -65,6 +70,12 @@ class Grammars:
         if not self._open and self._process.running is not None and now_s - self._used_s > _IDLE_S:
             self._process.close()
 
+    @property
+    def growing_bytes(self) -> int:
+        """The RAM that the process is about to take, because it reads the tokenizer."""
+        reading = self._reading
+        return self.need_bytes if reading is not None and not reading.done() else 0
+
     def close(self) -> None:
         """End the process, and fail whatever waits for it."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -77,11 +88,16 @@ class Grammars:
         """The process that runs. Another one knows nothing of what this one was told."""
         return self._process.running
 
+    @property
+    def memory_bytes(self) -> int:
+        """What the process has for grammars."""
+        return self._process.memory_bytes
+
     def ready(self, eos: int) -> object:
-        """Return the process, started and with the tokenizer. Raises BusyError while it reads a large one,
-        ManifestError or ModelError if that can't be."""
+        """Return the process, started and with the tokenizer. Raises BusyError while it reads a large one, or if there
+        isn't enough RAM for it, ManifestError or ModelError if that can't be."""
         with self._loading:
-            process = self._process.start()
+            process = self._process.running or self._process.start(self._bytes_for_grammars())
             if process is not self._reader:
                 manifest = self._manifest
                 text, size = _read_tokenizer(manifest, self._folder), manifest.vocab_size
@@ -98,7 +114,19 @@ class Grammars:
             raise ModelError(f"{self._manifest.model}: its tokenizer can't be read for constraints") from None
         if "error" in reply.fields:
             raise ModelError(f"{self._manifest.model} takes no constraints: {reply.fields['error']}")
+        self.need_bytes = reply.fields.get("peak_bytes") or self.need_bytes
         return process
+
+    def _bytes_for_grammars(self) -> int:
+        """Return how much RAM a process may take for grammars, beside the tokenizer. Raises BusyError for too little.
+        """
+        spare = MEMORY_BYTES + self.need_bytes if self.spare_bytes is None else self.spare_bytes()
+        if spare < self.need_bytes + _LEAST_BYTES:
+            raise BusyError(
+                f"{spare >> 20} MB of RAM are left beside the plan, and constraints of {self._manifest.model} take "
+                f"{(self.need_bytes + _LEAST_BYTES) >> 20} MB. Plan with a smaller context or fewer slots."
+            )
+        return min(MEMORY_BYTES, spare - self.need_bytes)
 
     def send(self, request: dict[str, Any]) -> "Future[Reply]":
         """Send a request to the process, if it runs."""
@@ -214,7 +242,7 @@ class Matching:
         if isinstance(error, TimeoutError):
             self._grammars.restart()
         if not isinstance(error, WorkerEnded) or error.culprit:
-            raise too_much(self._constraint) from None
+            raise too_much(self._constraint, self._grammars.memory_bytes) from None
 
     def _compile(self) -> None:
         process = self._grammars.ready(self._eos[0])

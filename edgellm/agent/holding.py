@@ -75,6 +75,8 @@ class Holding:
         self.links = Links(board, tls)
         self.cache: PrefixCache | None = None  # pages of prompts, once the agent has found them
         self.room = Room(board, lambda plan: models.of(plan).manifest, ram_bytes, self._pages_bytes)
+        for model in models:
+            model.grammars.spare_bytes = self._bytes_for_constraints
         self._load = load
         self._loaded: _Loaded | None = None
         self._load_error: tuple[int, int, str, float] | None = None  # section, reason, when
@@ -143,17 +145,22 @@ class Holding:
         return self.room.offer_bytes(self._plans)
 
     def share_ram(self) -> None:
-        """Let pages of prompts have half of the RAM that neither sections need nor what comes with them. Call it now
-        and then: they give way to whatever else takes RAM."""
+        """Let pages of prompts have half of the RAM that nothing else needs. Call it now and then: they give way to
+        whatever else takes RAM."""
         if self.cache is not None:
-            self.cache.memory.limit(self.spare_bytes() // 2)
+            growing = sum(model.grammars.growing_bytes for model in self.models)
+            self.cache.memory.limit((self._spare_bytes() - growing) // 2)
 
-    def spare_bytes(self) -> int:
-        """Return the RAM that no section here needs, that of pages included."""
-        held, coming = self._plans, [] if self._filling is None else [self._filling]
-        if self._next is not None and self._next.loaded is not None:
-            held.append(self._next.plan)
-        return self.room.spare_bytes(held, coming)
+    def _spare_bytes(self, capped: bool = True) -> int:
+        """Return the RAM that no section here needs, that of pages included. For any thread."""
+        held, coming, coming_next = self._plans, self._filling, self._next
+        if coming_next is not None and coming_next.loaded is not None:
+            held.append(coming_next.plan)
+        return self.room.spare_bytes(held, [] if coming is None else [coming], capped=capped)
+
+    def _bytes_for_constraints(self) -> int:
+        """Return the RAM for the process that follows constraints: the owner's limit is one for sections."""
+        return self._spare_bytes(capped=False)
 
     def holds_for(self, peer: Peer) -> bool:
         """Return whether something would be lost with this manager: its claim, or its answers."""

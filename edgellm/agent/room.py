@@ -24,16 +24,17 @@ class Room:
 
     def offer_bytes(self, held: Iterable[Plan]) -> int:
         """Return the RAM for a section, as if there were none: their KV counts as free, as mapped shards already do."""
-        free = self._free_bytes() + sum(self.need(plan).kv for plan in held)
+        free = self._without(held)
         return min(free, self.ram_bytes) if self.ram_bytes else free
 
-    def spare_bytes(self, held: Sequence[Plan], coming: Sequence[Plan] = ()) -> int:
+    def spare_bytes(self, held: Sequence[Plan], coming: Sequence[Plan] = (), *, capped: bool = True) -> int:
         """Return the RAM that neither the sections that are held need nor those that are `coming`, each shard counted
-        once; what a plan leaves free of an offer isn't among it."""
+        once, of what the board offers; unless it is `capped`, of all. The headroom of every plan isn't among it."""
         plans = [*held, *coming]
         needs = sum(need.kv + need.activations for need in map(self.need, plans))
         weights = sum(s.ram_bytes for s in self._shards(plans).values())
-        return max(0, usable_bytes(self.offer_bytes(held)) - needs - weights)
+        offer = self.offer_bytes(held) if capped else self._without(held)
+        return max(0, usable_bytes(offer) - needs - weights)
 
     def need(self, plan: Plan) -> SectionNeed:
         """Return what this board's section of `plan` needs."""
@@ -64,6 +65,9 @@ class Room:
         need = self.need(plan)
         weights = sum(s.ram_bytes for s in self._shards([*held, plan]).values())
         return need.kv + need.activations + weights < usable_bytes(self._free_bytes())
+
+    def _without(self, held: Iterable[Plan]) -> int:
+        return self._free_bytes() + sum(self.need(plan).kv for plan in held)
 
     def _free_bytes(self) -> int:
         return measure.free_ram_bytes() + self._yielding()

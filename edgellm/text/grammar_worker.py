@@ -4,7 +4,7 @@ Some schemas make a compiler take gigabytes or hours, and reading a large tokeni
 for seconds. Here the kernel ends what takes too much. Requests come on stdin, one JSON object a line, and are answered
 in order on stdout: a line of JSON, in which `mask_bytes` says how many bytes of a mask follow. `op` is one of
 
-- `tokenizer`: `text` (a tokenizer.json), `vocab_size`, `eos`
+- `tokenizer`: `text` (a tokenizer.json), `vocab_size`, `eos`; answered with `peak_bytes`, the RAM that it took
 - `check`: whether a grammar compiles (`kind`, `source`)
 - `open`: compile one for the answer `id`
 - `set`: its answer is `ids` from the start · `add`: it goes on with `ids`. Both are answered with the tokens that are
@@ -69,6 +69,7 @@ class Worker:
                     self._tokenizer = LLTokenizer(request["text"], n_vocab=size, eos_token=eos)
                 except ValueError as e:
                     raise Refusal(str(e)) from None
+                return {"peak_bytes": _peak_bytes()}, b""
             case "check":
                 grammar = grammar_of(request["kind"], request["source"])
                 if error := LLMatcher.validate_grammar(grammar, None, limits=_LIMITS):
@@ -144,6 +145,16 @@ def main(cpu_s: float, memory_bytes: int) -> None:
             _limit_memory(resource, memory_bytes)
         sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n" + mask)
         sys.stdout.buffer.flush()
+
+
+def _peak_bytes() -> int | None:
+    """Return the most RAM that this process has had; None if the system doesn't tell. (What getrusage tells may be of
+    the process that started this one.)"""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status") as f:
+        for line in f:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    return None
 
 
 def _limit_memory(resource: Any, more_bytes: int | None) -> None:

@@ -15,7 +15,7 @@ from edgellm.errors import ConstraintError, ModelError
 from edgellm.structure import Constraint
 
 CPU_S = 3.0  # for one request, computing
-MEMORY_BYTES = 128 << 20  # for all grammars, beside the tokenizer
+MEMORY_BYTES = 128 << 20  # the most for all grammars, beside the tokenizer
 _WALL_S = 30.0  # for an answer, however busy the machine is
 _WORKER = Path(__file__).with_name("grammar_worker.py")
 _NAMES = {"json": "JSON", "json_schema": "the JSON schema", "regex": "the regular expression", "lark": "the grammar"}
@@ -44,6 +44,7 @@ class GrammarProcess:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: _Running | None = None
+        self.memory_bytes = MEMORY_BYTES  # of the last process that was started
         self._forgotten: deque[int] = deque()
 
     @property
@@ -53,11 +54,13 @@ class GrammarProcess:
         running = self._running
         return None if running is None or running.dead else running
 
-    def start(self) -> object:
-        """Start the process unless it runs; return what `running` does. Raises OSError if that can't be."""
+    def start(self, memory_bytes: int = MEMORY_BYTES) -> object:
+        """Start the process unless it runs, with `memory_bytes` for all grammars; return what `running` does. Raises
+        OSError if that can't be."""
         with self._lock:
             if self.running is None:
-                self._running = _Running()
+                self._running = _Running(memory_bytes)
+                self.memory_bytes = memory_bytes
                 self._end = weakref.finalize(self, self._running.kill)
             return self._running
 
@@ -84,12 +87,12 @@ class GrammarProcess:
 class _Running:
     """A process, and the thread that reads its answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory_bytes: int) -> None:
         self.dead = False
         self._due: deque[Future[Reply]] = deque()
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), str(CPU_S), str(MEMORY_BYTES)],
+            [sys.executable, "-P", str(_WORKER), str(CPU_S), str(memory_bytes)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
         )  # fmt: skip
         self.kill = self._process.kill
@@ -145,9 +148,9 @@ def refusal(constraint: Constraint, reason: str) -> ConstraintError:
     return ConstraintError(f"{_NAMES[constraint.kind]} can't be compiled: {text}. Simplify it.")
 
 
-def too_much(constraint: Constraint) -> ConstraintError:
-    """Return the error of a constraint that ended the process."""
-    reason = f"it takes more than {CPU_S:g} s or {MEMORY_BYTES >> 20} MB"
+def too_much(constraint: Constraint, memory_bytes: int = MEMORY_BYTES) -> ConstraintError:
+    """Return the error of a constraint that ended the process, which had `memory_bytes` for grammars."""
+    reason = f"it takes more than {CPU_S:g} s or {memory_bytes >> 20} MB"
     return refusal(constraint, reason)
 
 

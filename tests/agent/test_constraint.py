@@ -212,6 +212,30 @@ def test_a_tokenizer_that_takes_long_to_read_is_read_for_the_next_answer(tmp_pat
     assert tokens == Oracle(tmp_path).answer(PROMPT, SCHEMA, 80) and same
 
 
+def test_a_board_without_ram_for_the_process_says_so_and_takes_other_questions(tmp_path):
+    async def go(cluster, boards):
+        grammars = boards.agents[1].stage._chooser._grammars
+        board_free = grammars.spare_bytes()
+        grammars.spare_bytes = lambda: 41 << 20
+        with pytest.raises(BusyError) as refused:
+            await answer(cluster)
+        assert grammars.running is None
+        free = [c.token for c in await answer(cluster, None, 5)]
+        estimate = grammars.need_bytes
+        grammars.spare_bytes = lambda: estimate + (40 << 20)
+        tokens = [c.token for c in await answer(cluster)]
+        return str(refused.value), len(free), tokens, board_free, estimate, grammars
+
+    said, free, tokens, board_free, estimate, grammars = on_boards(tmp_path, (0, 3, 6), go)
+    assert said == (
+        "board b1 is busy: 41 MB of RAM are left beside the plan, and constraints of fake take 57 MB. Plan with a "
+        "smaller context or fewer slots."
+    )
+    assert free == 5 and tokens == Oracle(tmp_path).answer(PROMPT, SCHEMA, 80) and board_free > 100 << 20
+    assert grammars.memory_bytes == 40 << 20  # what is left beside the tokenizer
+    assert 5 << 20 < grammars.need_bytes < estimate  # as measured: a vocabulary of 97 tokens
+
+
 def test_a_constraint_needs_a_token_that_ends_the_answer(tmp_path):
     async def go(cluster, boards):
         with pytest.raises(AnswerError, match="a constraint without eos, the tokens that end the answer"):

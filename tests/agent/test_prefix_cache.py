@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import Future
 from random import Random
 
 import numpy as np
@@ -366,12 +367,18 @@ def test_pages_in_ram_give_way_first(kept, monkeypatch):
         offer, need = agent.holding.offer_bytes(), room.need(cluster.plan)
         agent.holding.share_ram()
         spare = usable_bytes(free + need.kv) - need.total
-        assert agent.holding.spare_bytes() == spare and memory.budget_bytes == spare // 2
+        assert agent.holding._spare_bytes() == spare and memory.budget_bytes == spare // 2
         await cluster.ask(PROMPT)
         await cluster.quiet()
         assert memory.size_bytes == 3 * 3 * 64 * 16
-        assert agent.holding.offer_bytes() == offer and agent.holding.spare_bytes() == spare
+        assert agent.holding.offer_bytes() == offer and agent.holding._spare_bytes() == spare
         page = memory.size_bytes // 3
+        grammars = Future()
+        agent.holding.models.default.grammars._reading = grammars  # a process grows to what it needs
+        growing = agent.holding.models.default.grammars.need_bytes
+        agent.holding.share_ram()
+        assert memory.budget_bytes == (spare - growing) // 2
+        grammars.set_result(None)
         free -= spare - 3 * page  # somebody else's
         await until(lambda: memory.pages == 1)  # half of it
         assert memory.size_bytes == page and (await cluster.status()).ram_budget_bytes == memory.budget_bytes < 2 * page
