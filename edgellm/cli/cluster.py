@@ -154,6 +154,7 @@ def _rendered(content: dict):
         f"{content['model']}: {content['num_layers']} layers, {content['slots']} slots of {content['context']} tokens, "
         f"{content['objective']}, epoch {content['epoch']}{speed}",
         *([_models(content)] if len(content["models"]) > 1 else []),
+        *_prompts(content["boards"]),
         *(f"! {n}" for n in content["notes"]),
     ]
     return Group(table, *(Text(line) for line in lines))
@@ -164,6 +165,19 @@ def _models(content: dict) -> str:
     others = [name for name in content["models"] if name not in content["standing"]]
     stands = f"loaded: {', '.join(content['standing']) or 'none'}"
     return f"{stands}; loaded when it is asked: {', '.join(others)}" if others else stands
+
+
+def _prompts(rows: list[dict]) -> list[str]:
+    """Return the line on what boards keep of prompts, if they do."""
+    kept = [row["cache"] for row in rows if row.get("cache")]
+
+    def gb(field: str) -> str:
+        return f"{sum(cache[field] or 0 for cache in kept) / 1e9:.2f}"
+
+    if not kept:
+        return []
+    return [f"prompts: {gb('bytes')} of {gb('budget_bytes')} GB on disks, {gb('ram_bytes')} of "
+            f"{gb('ram_budget_bytes')} GB in RAM that no plan needs"]  # fmt: skip
 
 
 def _token_ms(row: dict) -> str:

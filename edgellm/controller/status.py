@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from edgellm.controller import predicted
@@ -230,6 +230,7 @@ def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifes
         "uptime_s": health.uptime_s,
         "decode_ms_per_token": round(decode_s / steps * 1e3, 3) if steps and decode_s is not None else None,
         **predicted.columns(section),
+        "cache": None if said.cache is None else asdict(said.cache),
         "hop_s": capacity.hop_s if capacity else None,
         "kernels": compute.kernels,
         "cores": None if compute.cores is None else list(compute.cores),

@@ -294,4 +294,5 @@ _GAUGES: tuple[tuple[tuple[str, str], Callable[[BoardStatus], float | None]], ..
     (("free_slots", "Of these, free ones."), _of_section("free_slots")),
     (("cache_bytes", "What the board keeps of prompts on its disk."), _of_cache("bytes")),
     (("cache_written_today_bytes", "Bytes written for that since midnight, UTC."), _of_cache("written_today_bytes")),
+    (("cache_ram_bytes", "What the board keeps of prompts in RAM that no plan needs."), _of_cache("ram_bytes")),
 )  # fmt: skip
