@@ -27,8 +27,8 @@ from edgellm.wire.addresses import Address
 from edgellm.wire.changing import Changing, State
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.peer import Peer
+from edgellm.wire.section_status import LoadError
 from edgellm.wire.signed import unverified
-from edgellm.wire.status import LoadError
 
 log = logging.getLogger(__name__)
 Load = Callable[[Manifest, Path, int, int], Section[Any]]

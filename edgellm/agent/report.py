@@ -12,7 +12,8 @@ from edgellm.agent.sequence import Sequence
 from edgellm.agent.steps import Stats
 from edgellm.plan import Capacity
 from edgellm.wire import messages as m
-from edgellm.wire.status import BoardStatus, Compute, ModelHere, SectionStatus, SequenceStats
+from edgellm.wire.section_status import SectionStatus
+from edgellm.wire.status import BoardStatus, Compute, ModelHere, SequenceStats
 
 if TYPE_CHECKING:
     from edgellm.agent.holding import Holding

@@ -7,7 +7,8 @@ from edgellm.errors import EdgellmError
 from edgellm.manager.survey import shard_names
 from edgellm.plan import Plan, next_plan
 from edgellm.shards.manifest import Manifest
-from edgellm.wire.status import BoardStatus, SectionStatus
+from edgellm.wire.section_status import SectionStatus
+from edgellm.wire.status import BoardStatus
 
 
 def columns(section: SectionStatus) -> dict[str, float | None]:

@@ -20,8 +20,9 @@ from edgellm.shards.manifest import Manifest
 from edgellm.wire.addresses import Address
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.printable import printable
+from edgellm.wire.section_status import SectionStatus
 from edgellm.wire.signed import Trust
-from edgellm.wire.status import BoardStatus, SectionStatus
+from edgellm.wire.status import BoardStatus
 
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer
 _PATIENCE_S = 1.0  # before reporting which boards are slow

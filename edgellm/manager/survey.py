@@ -14,8 +14,9 @@ from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address, is_loopback
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.reach import MAX_DIALS, REACH_TIMEOUT_S, outcomes_of, reach_content
+from edgellm.wire.section_status import LoadError
 from edgellm.wire.signed import Trust, sign
-from edgellm.wire.status import BoardStatus, LinkStatus, LoadError, ShardsHere
+from edgellm.wire.status import BoardStatus, LinkStatus, ShardsHere
 
 MAX_BOARDS = 64  # that are asked; boards that others tell of don't count beyond it
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer: a board that is well takes milliseconds

@@ -12,18 +12,15 @@ from typing import Any
 
 from edgellm.errors import DIAL_CODES, PlanError
 from edgellm.plan.types import BOARD_NAME, Capacity, Plan
+from edgellm.wire import parsed
 from edgellm.wire.addresses import Address, parse_address
-from edgellm.wire.printable import printable
+from edgellm.wire.section_status import LoadError, SectionBeside, SectionLoading, SectionStatus
 
 _MAX_EPOCH = (1 << 32) - 1
-_MAX_TEXT = 60  # characters of a text that is shown
-_MAX_CORES = 64
 _MAX_RANGES = 4096  # of layers: no model has more
 _MAX_LINKS = 64
-_MAX_REASON = 300  # characters
 _MAX_MORE = 16  # models
 MAX_DAMAGED = 16  # names of damaged files in a report
-OFF = 1.2  # times as long or as short, from which on a prediction counts as wrong
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -41,11 +38,15 @@ class Health:
     @classmethod
     def from_dict(cls, content: object) -> "Health":
         """Parse JSON; what isn't well-formed is None."""
-        said = _object(content)
+        said = parsed.object_of(content)
         return cls(
-            _number(said.get("temperature_c")), _flag(said.get("throttled")), _flag(said.get("undervoltage")),
-            _count(said.get("link_mbit")), _count(said.get("ram_total_bytes")), _seconds(said.get("uptime_s")),
-        )  # fmt: skip
+            temperature_c=parsed.number(said.get("temperature_c")),
+            throttled=parsed.flag(said.get("throttled")),
+            undervoltage=parsed.flag(said.get("undervoltage")),
+            link_mbit=parsed.count(said.get("link_mbit")),
+            ram_total_bytes=parsed.count(said.get("ram_total_bytes")),
+            uptime_s=parsed.seconds(said.get("uptime_s")),
+        )
 
 
 @dataclass(frozen=True)
@@ -59,52 +60,8 @@ class Compute:
     @classmethod
     def from_dict(cls, content: object) -> "Compute":
         """Parse JSON; what isn't well-formed is None."""
-        said = _object(content)
-        return cls(_count(said.get("threads")), _cores(said.get("cores")), _text(said.get("kernels")))
-
-
-@dataclass(frozen=True)
-class SectionStatus:
-    """The section that a board holds, and what it has computed under this plan."""
-
-    epoch: int | None = None
-    start: int | None = None
-    end: int | None = None
-    path: str | None = None  # which code computes it
-    slots: int | None = None
-    free_slots: int | None = None
-    steps: int | None = None
-    sent_bytes: int | None = None  # to other boards
-    decode_steps: int | None = None
-    decode_s: float | None = None
-    predicted_s: float | None = None  # of one token alone, when the plan was made
-    token_s: float | None = None  # the same as the last steps tell
-
-    @classmethod
-    def from_dict(cls, content: object) -> "SectionStatus":
-        """Parse JSON; what isn't well-formed is None."""
-        said = _object(content)
-        return cls(
-            epoch=_count(said.get("epoch")),
-            start=_count(said.get("start")),
-            end=_count(said.get("end")),
-            path=_text(said.get("path")),
-            slots=_count(said.get("slots")),
-            free_slots=_count(said.get("free_slots")),
-            steps=_count(said.get("steps")),
-            sent_bytes=_count(said.get("sent_bytes")),
-            decode_steps=_count(said.get("decode_steps")),
-            decode_s=_seconds(said.get("decode_s")),
-            predicted_s=_seconds(said.get("predicted_s")),
-            token_s=_seconds(said.get("token_s")),
-        )
-
-    @property
-    def is_off(self) -> bool:
-        """Whether a token takes something else than the plan was made with: a fifth more, or less."""
-        if not self.predicted_s or not self.token_s:
-            return False
-        return max(self.token_s, self.predicted_s) > OFF * min(self.token_s, self.predicted_s)
+        said = parsed.object_of(content)
+        return cls(parsed.count(said.get("threads")), parsed.cores(said.get("cores")), parsed.text(said.get("kernels")))
 
 
 @dataclass(frozen=True)
@@ -127,8 +84,8 @@ class CacheStatus:
     @classmethod
     def from_dict(cls, content: object) -> "CacheStatus":
         """Parse JSON; what isn't well-formed is None."""
-        said = _object(content)
-        return cls(**{name: _count(said.get(name)) for name in cls.__dataclass_fields__})
+        said = parsed.object_of(content)
+        return cls(**{name: parsed.count(said.get(name)) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -144,14 +101,14 @@ class ShardsHere:
     @classmethod
     def from_dict(cls, content: object) -> "ShardsHere":
         """Parse JSON; what follows the first malformed range is left out."""
-        said, layers = _object(content), []
+        said, layers = parsed.object_of(content), []
         ranges = said.get("layers")
         for pair in ranges[:_MAX_RANGES] if isinstance(ranges, list) else ():
             if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)):
                 break
             layers.append((pair[0], pair[1]))
         names = said.get("damaged")
-        damaged = (_text(name) for name in (names[:MAX_DAMAGED] if isinstance(names, list) else ()))
+        damaged = (parsed.text(name) for name in (names[:MAX_DAMAGED] if isinstance(names, list) else ()))
         return cls(
             said.get("embedding") is True, tuple(layers), said.get("head") is True, tuple(n for n in damaged if n)
         )
@@ -181,31 +138,12 @@ class LinkStatus:
     @classmethod
     def from_dict(cls, content: object) -> "LinkStatus | None":
         """Parse JSON; None for what isn't well-formed."""
-        said = _object(content)
+        said = parsed.object_of(content)
         code, reason = said.get("code"), said.get("reason")
         if not isinstance(code, str) or code not in ("ok", "lost", *DIAL_CODES):
             return None
-        shown = printable(reason, _MAX_REASON) if isinstance(reason, str) else ""
-        return cls(code, shown, _seconds(said.get("hop_s")), _seconds(said.get("age_s")))
-
-
-@dataclass(frozen=True)
-class LoadError:
-    """The last load of a section [start, end) that failed, and how long ago."""
-
-    start: int
-    end: int
-    reason: str
-    age_s: float | None = None
-
-    @classmethod
-    def from_dict(cls, content: object) -> "LoadError | None":
-        """Parse JSON; None for what isn't well-formed."""
-        said = _object(content)
-        start, end, reason = _count(said.get("start")), _count(said.get("end")), said.get("reason")
-        if start is None or end is None or not isinstance(reason, str):
-            return None
-        return cls(start, end, printable(reason, _MAX_REASON), _seconds(said.get("age_s")))
+        hop_s, age_s = parsed.seconds(said.get("hop_s")), parsed.seconds(said.get("age_s"))
+        return cls(code, parsed.reason(reason) or "", hop_s, age_s)
 
 
 @dataclass(frozen=True)
@@ -220,8 +158,8 @@ class ModelHere:
     @classmethod
     def from_dict(cls, board: str, content: object) -> "ModelHere | None":
         """Parse what `board` said; None if that is not well-formed."""
-        said = _object(content)
-        model, sha256 = _text(said.get("model")), said.get("manifest_sha256")
+        said = parsed.object_of(content)
+        model, sha256 = parsed.text(said.get("model")), said.get("manifest_sha256")
         try:
             capacity = Capacity.from_dict(said.get("capacity"))
         except PlanError:
@@ -261,6 +199,8 @@ class BoardStatus:
     links: Mapping[str, LinkStatus] = field(default_factory=dict)
     cache: CacheStatus | None = None  # None: it keeps no pages
     more: tuple[ModelHere, ...] = ()  # models beside `model`, whose shards are here too
+    beside: tuple[SectionBeside, ...] | None = None  # None: an earlier edgellm, which serves one model at a time
+    loading: SectionLoading | None = None
     faults: tuple[str, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,22 +209,36 @@ class BoardStatus:
         del content["faults"]
         content["plan"] = None if self.plan is None else self.plan.to_dict()
         content["addresses"] = None if self.plan is None else dict(self.addresses)
+        content["beside"] = None if self.beside is None else [entry.to_dict() for entry in self.beside]
         return content
 
+    @property
+    def sections(self) -> dict[str, tuple[Plan, SectionStatus]]:
+        """What it serves, by the SHA-256 of each model's manifest: the plan, and the board's section."""
+        found = {entry.plan.manifest_sha256: (entry.plan, entry.section) for entry in self.beside or ()}
+        if self.plan is not None:
+            found[self.plan.manifest_sha256] = self.plan, self.section or SectionStatus()
+        return found
+
     def of_model(self, manifest_sha256: str) -> "BoardStatus":
-        """Return the same status with `shards` and `capacity` for that model, if the board has it; `plan`, `section`
-        and what was committed stay what they are, so they may be of another model."""
+        """Return the same status with `shards` and `capacity` for that model, if the board has it, and with `plan` and
+        `section` if it serves it. If not, they stay what they are, so they may be of another model; so does what was
+        committed last."""
+        said = self
         for here in self.more:
             if here.manifest_sha256 == manifest_sha256:
-                return replace(
+                said = replace(
                     self, model=here.model, manifest_sha256=manifest_sha256, shards=here.shards, capacity=here.capacity
                 )
-        return self
+        if manifest_sha256 in self.sections:
+            plan, section = self.sections[manifest_sha256]
+            said = replace(said, plan=plan, section=section)
+        return said
 
     @classmethod
     def from_dict(cls, board: str, content: object) -> "BoardStatus":
         """Parse what `board` said. `name` is the one used here, no matter what the board calls itself."""
-        said, faults = _object(content), []
+        said, faults = parsed.object_of(content), []
         plan = capacity = None
         try:
             if said.get("plan") is not None:
@@ -306,13 +260,14 @@ class BoardStatus:
             epoch = None
         elif plan is not None and plan.epoch != epoch:
             faults.append(f"board {board} reports a plan that isn't of its epoch {epoch}")
-        told = _object(said.get("addresses"))
+        beside = None if said.get("beside") is None else _beside(board, plan, said["beside"], faults)
+        told = parsed.object_of(said.get("addresses"))
         places = {b: parse_address(told.get(b)) for b in plan.boards} if plan is not None else {}
         sha256 = said.get("manifest_sha256")
         return cls(
             name=board,
-            version=_text(said.get("version")),
-            model=_text(said.get("model")),
+            version=parsed.text(said.get("version")),
+            model=parsed.text(said.get("model")),
             manifest_sha256=sha256 if isinstance(sha256, str) and _SHA256.match(sha256) else None,
             draining=said.get("draining") is True,
             epoch=epoch,
@@ -320,17 +275,19 @@ class BoardStatus:
             plan=plan,
             addresses={b: place for b, place in places.items() if place is not None},
             shards=ShardsHere.from_dict(said.get("shards")),
-            disk_free_bytes=_count(said.get("disk_free_bytes")),
+            disk_free_bytes=parsed.count(said.get("disk_free_bytes")),
             health=Health.from_dict(said.get("health")),
             capacity=capacity,
             compute=Compute.from_dict(said.get("compute")),
             section=None if said.get("section") is None else SectionStatus.from_dict(said["section"]),
             committed=said["committed"] if isinstance(said.get("committed"), dict) else None,
-            draining_sequences=_count(said.get("draining_sequences")) or 0,
+            draining_sequences=parsed.count(said.get("draining_sequences")) or 0,
             load_error=LoadError.from_dict(said.get("load_error")),
             links=_links(said.get("links")),
             cache=None if said.get("cache") is None else CacheStatus.from_dict(said["cache"]),
             more=_more(board, said.get("more")),
+            beside=beside,
+            loading=SectionLoading.from_dict(said.get("loading")),
             faults=tuple(faults),
         )
 
@@ -358,25 +315,25 @@ class SequenceStats:
     def from_dict(cls, content: object) -> "SequenceStats | None":
         """Parse what a board said; None for an empty object, which is for a sequence that the board doesn't have. What
         isn't well-formed is 0."""
-        said = _object(content)
+        said = parsed.object_of(content)
         if not said:
             return None
         return cls(
-            path=_text(said.get("path")),
-            reused_tokens=_count(said.get("reused_tokens")) or 0,
-            prefill_tokens=_count(said.get("prefill_tokens")) or 0,
-            prefill_s=_seconds(said.get("prefill_s")) or 0.0,
-            decode_steps=_count(said.get("decode_steps")) or 0,
-            decode_s=_seconds(said.get("decode_s")) or 0.0,
-            draft_tokens=_count(said.get("draft_tokens")) or 0,
-            accepted_tokens=_count(said.get("accepted_tokens")) or 0,
-            sent_bytes=_count(said.get("sent_bytes")) or 0,
+            path=parsed.text(said.get("path")),
+            reused_tokens=parsed.count(said.get("reused_tokens")) or 0,
+            prefill_tokens=parsed.count(said.get("prefill_tokens")) or 0,
+            prefill_s=parsed.seconds(said.get("prefill_s")) or 0.0,
+            decode_steps=parsed.count(said.get("decode_steps")) or 0,
+            decode_s=parsed.seconds(said.get("decode_s")) or 0.0,
+            draft_tokens=parsed.count(said.get("draft_tokens")) or 0,
+            accepted_tokens=parsed.count(said.get("accepted_tokens")) or 0,
+            sent_bytes=parsed.count(said.get("sent_bytes")) or 0,
         )
 
 
 def _links(value: object) -> dict[str, LinkStatus]:
     found = {}
-    for board, told in list(_object(value).items())[:_MAX_LINKS]:
+    for board, told in list(parsed.object_of(value).items())[:_MAX_LINKS]:
         if BOARD_NAME.match(board) and (link := LinkStatus.from_dict(told)) is not None:
             found[board] = link
     return found
@@ -387,38 +344,18 @@ def _more(board: str, value: object) -> tuple[ModelHere, ...]:
     return tuple(here for entry in told if (here := ModelHere.from_dict(board, entry)) is not None)
 
 
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value < 1 << 60 else None
-
-
-def _number(value: object) -> float | None:
-    # The comparison is false for NaN, and never turns a huge integer into a float.
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if -1e12 < value < 1e12 else None
-
-
-def _seconds(value: object) -> float | None:
-    number = _number(value)
-    return number if number is not None and number >= 0 else None
-
-
-def _flag(value: object) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
-def _cores(value: object) -> tuple[int, ...] | None:
-    if not isinstance(value, (list, tuple)) or len(value) > _MAX_CORES or not all(_count(n) is not None for n in value):
-        return None
-    return tuple(value)
-
-
-def _text(value: object) -> str | None:
-    """Return a text that can be shown: a few characters, none of which moves a cursor or changes a colour."""
-    if not isinstance(value, str):
-        return None
-    return printable(value, _MAX_TEXT) or None
+def _beside(board: str, plan: Plan | None, value: object, faults: list[str]) -> tuple[SectionBeside, ...]:
+    """Return the sections that a board serves beside that of `plan`; what is wrong with them is added to `faults`."""
+    models, found = set() if plan is None else {plan.manifest_sha256}, []
+    for entry in value[:_MAX_MORE] if isinstance(value, list) else []:
+        try:
+            one = SectionBeside.from_dict(board, entry)
+        except PlanError as e:
+            faults.append(f"board {board} reports an invalid plan: {e}")
+            continue
+        if one.plan.manifest_sha256 in models:
+            faults.append(f"board {board} reports two plans of {one.plan.model}")
+            continue
+        models.add(one.plan.manifest_sha256)
+        found.append(one)
+    return tuple(found)
