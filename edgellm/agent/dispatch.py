@@ -78,8 +78,8 @@ class Dispatcher:
         peer.send(answer({"error": error, "epoch": self._holding.epoch}, message.request))
 
     def _to_stage(self, peer: Peer, message: _OfSequence) -> None:
-        stage = self._holding.stage_of(message.epoch)
-        if isinstance(message, m.Open) and stage is not self._holding.stage:
+        stage = self._holding.held.of_epoch(message.epoch)
+        if isinstance(message, m.Open) and not self._holding.takes(stage):
             stage = None  # one that drains takes no new sequences
         if stage is None:
             self._of_another_epoch(peer, message)
@@ -107,8 +107,8 @@ class Dispatcher:
     def _of_another_epoch(self, peer: Peer, message: _OfSequence) -> None:
         """Answer a manager. Drop what a board sends: it hasn't moved on yet, or has done so already; the manager of
         that sequence knows, and the link is needed for others."""
-        current = self._holding.stage
-        held = "no section" if current is None else f"epoch {current.epoch}"
+        epochs = [one.plan.epoch for one in self._holding.held.served]
+        held = " and ".join(f"epoch {epoch}" for epoch in epochs) or "no section"
         reason = f"board {self._board} holds {held}, not epoch {message.epoch}"
         match message:
             case m.Open() | m.Start():
@@ -176,7 +176,8 @@ class Dispatcher:
                 done = await self._holding.prepare(peer, message.content)
             else:
                 done = await self._holding.commit(peer, message.content)
-                log.info("%s (%s) has committed epoch %d", peer.name, peer.address, message.content["epoch"])
+                if "unload" not in message.content:
+                    log.info("%s (%s) has committed epoch %d", peer.name, peer.address, message.content["epoch"])
         except EdgellmError as e:
             error = str(e)
             log.warning("refused a section: %s", error)

@@ -16,6 +16,7 @@ from edgellm.agent.pace import SectionPace
 from edgellm.agent.scheduler import Scheduler
 from edgellm.agent.slots import HeldSlot, Slots, choose_slot, held_of, ids_of
 from edgellm.agent.steps import Outcome, Stats, Step
+from edgellm.agent.turns import Turns
 from edgellm.config import DEFAULT_CHUNK
 from edgellm.errors import BusyError
 from edgellm.model.protocols import Section, Slot
@@ -43,7 +44,7 @@ class Engine:
     results can't be sent on just now. `freed()` is called, in any thread, whenever a slot has become free;
     `left(slot)`, in any thread, when a sequence has left one that it wants kept, just before others may have it;
     `died(error)` by the thread if it ends by itself. `chunk` and `groups` are the scheduler's;
-    `pace` is told what steps took.
+    `pace` is told what steps took. The thread waits for its turn among the engines that have the same `turns`.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Engine:
         left: Callable[[HeldSlot], None] = lambda slot: None,
         died: Callable[[Exception], None] = lambda error: None,
         pace: SectionPace | None = None,
+        turns: Turns | None = None,
     ):
         self.steps = 0  # computed so far
         self.total = Stats()  # of all sequences
@@ -67,6 +69,7 @@ class Engine:
         self._deliver, self._congested, self._freed, self._died = deliver, congested, freed, died
         self._left = left
         self._pace = pace
+        self._turns = turns or Turns()
         self._reuses = section.reuses
         self._slots = Slots(slots)
         self._held: dict[int, _Held] = {}
@@ -272,10 +275,11 @@ class Engine:
 
     def _compute(self, section: Section[Any], batch: list[tuple[Step, _Held]]) -> None:
         """Run steps together, account for them, and deliver the outcomes of those whose sequences are still open."""
-        began_s = self._step_since_s = time.perf_counter()
-        outcomes = _forward(section, batch)
-        self._step_since_s = None
-        ended_s = time.perf_counter()
+        with self._turns.mine():
+            began_s = self._step_since_s = time.perf_counter()
+            outcomes = _forward(section, batch)
+            self._step_since_s = None
+            ended_s = time.perf_counter()
         took_s = ended_s - began_s
         for step, held in batch:
             held.stats.add(step, took_s / len(batch))

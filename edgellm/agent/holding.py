@@ -1,25 +1,23 @@
-"""What this board holds: its stage of a plan; while a manager changes the plan, the next stage; and after a change that
-drains, the one before, until its sequences have ended."""
+"""What this board holds: its stages; while a manager changes the plan, also the next one."""
 
 import asyncio
 import logging
 import reprlib
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from edgellm.agent.link import Links
+from edgellm.agent.loading import Load, Loaded, Loading
 from edgellm.agent.models import Models
 from edgellm.agent.page_section import SectionPages
 from edgellm.agent.pages import Origin
 from edgellm.agent.prefix_cache import PrefixCache, Prefixes
 from edgellm.agent.room import Room
 from edgellm.agent.stage import Stage
-from edgellm.agent.threads import in_own_thread
-from edgellm.errors import BoardError, ClaimError, EdgellmError, PlanError
-from edgellm.model.protocols import Section, Slot
+from edgellm.agent.stages import Served, Stages
+from edgellm.agent.turns import Turns
+from edgellm.errors import BoardError, ClaimError, PlanError
+from edgellm.model.protocols import Section
 from edgellm.plan import Plan, check_lengths
 from edgellm.plan.costs import mean_layers
 from edgellm.shards.manifest import Manifest
@@ -27,40 +25,32 @@ from edgellm.wire.addresses import Address
 from edgellm.wire.changing import Changing, State
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.peer import Peer
-from edgellm.wire.section_status import LoadError
 from edgellm.wire.signed import unverified
 
 log = logging.getLogger(__name__)
-Load = Callable[[Manifest, Path, int, int], Section[Any]]
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A section in memory, with its KV slots."""
-
-    section: Section[Any]
-    slots: list[Slot]
+_MAX_DIGESTS = 64  # of plans, in one message
 
 
 @dataclass
 class _Next:
-    """The next stage. `tag` is its signed plan. `loaded` is None until the switch if there is no room beside the old
-    section. With `drains`, it may be switched to while the old section goes on."""
+    """The next stage. `committed` is its plan as an admin signed it, and `keep` has the digests of the plans of other
+    models that go on beside it. `loaded` is None until the switch if there is no room beside the sections that are to
+    go. With `drains`, it may be switched to while these go on."""
 
     plan: Plan
     addresses: dict[str, Address]
-    tag: dict[str, Any]
+    committed: dict[str, Any]
+    keep: frozenset[str]
     drains: bool = False
-    loaded: _Loaded | None = None
+    loaded: Loaded | None = None
     loaded_bytes: int = 0
 
 
 class Holding:
-    """A board's epoch and stage, changed by one manager at a time: claim, prepare, commit.
+    """A board's epoch and stages, changed by one manager at a time: claim, prepare, commit.
 
     `load(manifest, folder, start, end)` gives a section; `tls` are the credentials for links to other boards. `model`
-    is that of the last plan that was committed, at first the default one of `models`. A stage that is `draining` has
-    sequences of an older epoch, which go on to their end.
+    is that of the last plan that was committed, at first the default one of `models`.
     """
 
     def __init__(
@@ -69,8 +59,8 @@ class Holding:
         self.board, self.models, self.model = board, models, models.default
         self.epoch: int | None = None  # of the last plan that was committed; without a section there may be no stage
         self.committed: dict[str, Any] | None = None  # that plan, as an admin signed it
-        self.stage: Stage | None = None
-        self.draining: Stage | None = None
+        self.held = Stages()
+        self.loading = Loading(board)
         self.closed = False  # stopping: no new plans
         self.links = Links(board, tls)
         self.cache: PrefixCache | None = None  # pages of prompts, once the agent has found them
@@ -78,9 +68,7 @@ class Holding:
         for model in models:
             model.grammars.spare_bytes = self._bytes_for_constraints
         self._load = load
-        self._loaded: _Loaded | None = None
-        self._load_error: tuple[int, int, str, float] | None = None  # section, reason, when
-        self._leaving: list[Stage] = []
+        self._turns = Turns()
         self._change = Changing(board)
         self._next: _Next | None = None
         self._filling: Plan | None = None  # whose section is being loaded
@@ -97,14 +85,30 @@ class Holding:
         return self._change.state is not State.FREE
 
     @property
+    def stage(self) -> Stage | None:
+        """The stage of the last plan that was committed."""
+        served = None if self.epoch is None else self.held.of_model(self.manifest.sha256)
+        return served.stage if served is not None and served.plan.epoch == self.epoch else None
+
+    @property
+    def draining(self) -> Stage | None:
+        """The oldest stage that drains."""
+        return next(iter(self.held.draining), None)
+
+    @property
+    def beside(self) -> list[Served]:
+        """What the board serves beside the last plan."""
+        return [one for one in self.held.served if one.stage is not self.stage]
+
+    @property
     def step_s(self) -> float:
         """How long the running step has taken so far, be it of a stage that is being given up."""
-        return max((s.engine.step_s for s in (*self.stages, *self._leaving)), default=0.0)
+        return max((stage.engine.step_s for stage in self.held.all), default=0.0)
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages that compute: the plan's, and one that drains."""
-        return [stage for stage in (self.stage, self.draining) if stage is not None]
+        """The stages that compute: those that serve, and those that drain."""
+        return self.held.computing
 
     @property
     def _plans(self) -> list[Plan]:
@@ -118,29 +122,19 @@ class Holding:
     @property
     def drained(self) -> bool:
         """Whether a stage that drained can be given up."""
-        return self.draining is not None and not self._still_drains and not self._changing.locked()
+        return any(not stage.running for stage in self.held.draining) and not self._changing.locked()
 
-    @property
-    def load_error(self) -> LoadError | None:
-        """The last load that failed, unless that section was loaded since."""
-        if self._load_error is None:
-            return None
-        start, end, reason, at_s = self._load_error
-        return LoadError(start, end, reason, round(time.monotonic() - at_s, 1))
-
-    def stage_of(self, epoch: int) -> Stage | None:
-        """Return the stage of this epoch: the plan's, or the one that drains."""
-        if self.stage is not None and self.stage.epoch == epoch:
-            return self.stage
-        return self.draining if self.draining is not None and self.draining.epoch == epoch else None
+    def takes(self, stage: Stage | None) -> bool:
+        """Return whether a stage takes new sequences; one that drains doesn't."""
+        return any(one.stage is stage for one in self.held.served)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread that computes still runs, where there is a section."""
+        """Whether the threads that compute still run, where there are sections."""
         return all(stage.engine.alive for stage in self.stages)
 
     def offer_bytes(self) -> int:
-        """Return the RAM for a section, as if this agent held none: its KV counts as free, as its mapped shards already
+        """Return the RAM for sections, as if this agent held none: its KV counts as free, as its mapped shards already
         do."""
         return self.room.offer_bytes(self._plans)
 
@@ -186,8 +180,9 @@ class Holding:
         self._change.check(peer, epoch)
 
     async def prepare(self, peer: Peer, content: dict) -> dict:
-        """Load the section of the plan in `content` beside the running one if there is room; else it is loaded by
-        `commit`. With "drain" in it, there is room if both can compute at once, and no other one drains.
+        """Load the section of the plan in `content` beside what computes if there is room; else it is loaded by
+        `commit`. The plans whose digests are in "keep" go on beside it, those of other models. With "drain" in it,
+        there is room if all can compute at once, and no other one drains.
 
         Returns {"beside", "loaded_bytes"}. Raises EdgellmError if it can't be served here.
         """
@@ -195,15 +190,18 @@ class Holding:
             self._check_open()
             self._change.assign(peer, epoch_of(content))
             self._next = None
-            plan, addresses, tag = self._parse(content)
+            plan, addresses, committed = self._parse(content)
             drains = content.get("drain") is True
-            coming = _Next(plan, addresses, tag)
-            beside = not (drains and self._still_drains)  # there is room for one that drains
+            coming = _Next(plan, addresses, committed, _digests(content, "keep"))
+            kept = [one.plan for one in self.held.beside(plan, coming.keep)]
+            beside = not (drains and self._drain_would_wait(coming))
             if self.board in plan.boards and (drains or not self._is_held(plan)):
                 coming.loaded_bytes = self.room.bytes_to_load(plan, self._plans)
-                self.room.check(plan, self.offer_bytes())
-                fits = self.room.is_to_drain if drains else self.room.is_beside
-                beside = beside and fits(plan, self._plans)
+                self.room.check(plan, self.offer_bytes(), kept)
+                beside = beside and (
+                    self.room.is_to_drain(plan, self._plans) if drains
+                    else self.room.is_beside(plan, self._plans, kept)
+                )  # fmt: skip
                 if beside:
                     coming.loaded = await self._fill(plan)
                     self._check_open()
@@ -214,7 +212,8 @@ class Holding:
 
     async def commit(self, peer: Peer, content: dict) -> dict:
         """Switch to the prepared stage of the epoch in `content`, and end the claim. With "drain" in it, running
-        sequences go on to their end on the old stage; otherwise they end with code epoch.
+        sequences go on to their end on the stages that go; otherwise they end with code epoch. Or, with "unload" in it,
+        give up the plans with these digests, and nothing else.
 
         Returns {"loaded_bytes"}. Raises EdgellmError if nothing of that epoch was prepared, or loading it fails; then
         the board holds the new epoch without a section.
@@ -222,8 +221,11 @@ class Holding:
         async with self._changing:
             epoch, drain = content.get("epoch"), content.get("drain") is True
             self.check_claim(peer, epoch)
+            if "unload" in content:
+                await self._unload(peer, _digests(content, "unload"))
+                return {"loaded_bytes": 0}
             coming = self._next
-            if drain and coming is not None and not (coming.drains and not self._still_drains):
+            if drain and coming is not None and (not coming.drains or self._drain_would_wait(coming)):
                 raise ClaimError(
                     f"board {self.board} has not prepared epoch {epoch} beside the answers that run, so they can't go "
                     "on when it switches"
@@ -239,36 +241,47 @@ class Holding:
 
     async def _switch(self, coming: _Next, drain: bool) -> None:
         plan = coming.plan
-        loaded = coming.loaded or (self._loaded if self._is_held(plan) else None)
+        loaded = coming.loaded or self._held(plan)
         # Before the first await: from now on no claim may rely on the old one.
-        self.epoch, self.committed, self.model = plan.epoch, coming.tag, self.models.of(plan)
-        stage, self.stage, self._loaded = self.stage, None, None
+        self.epoch, self.committed, self.model = plan.epoch, coming.committed, self.models.of(plan)
         reason = f"board {self.board} has moved on to epoch {plan.epoch}"
-        if drain and stage is not None and stage.running:
-            before, self.draining = self.draining, stage
-            stage.drain(reason)
-            log.info("epoch %d goes on with its %d sequences until they end", stage.epoch, stage.running)
-            await self._leave([before], reason)
-        else:
-            before, self.draining = self.draining, None
-            await self._leave([stage, before], reason)
+        await self.held.leave(self.held.take_out(self.held.beside(plan, coming.keep), drain, reason), reason)
         if self.board not in plan.boards:
-            log.info("holds no section, epoch %d", plan.epoch)
+            log.info("holds no section of %s, epoch %d", plan.model, plan.epoch)
             return
         if loaded is None:
             loaded = await self._fill(plan)
         self._check_open()
         own, model = plan.section_of(self.board), self.models.of(plan)
-        self.stage = Stage(
+        stage = Stage(
             plan, self.board, coming.addresses, loaded.section, loaded.slots, model.manifest.rope_switch_len,
             links=self.links,
             pace=model.pace.section(mean_layers(model.manifest, own.start, own.end), own.end == plan.num_layers),
             grammars=model.grammars,
             prefixes=self._prefixes(plan, loaded.section),
+            turns=self._turns,
         )  # fmt: skip
-        self._loaded = loaded
+        self.held.begin(stage, loaded, coming.committed)
         self.share_ram()
         log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
+
+    async def _unload(self, peer: Peer, digests: frozenset[str]) -> None:
+        """Give up plans, unless answers of theirs run."""
+        going = [one for one in self.held.served if one.plan.digest in digests]
+        for one in going:
+            if one.stage.running:
+                raise ClaimError(
+                    f"board {self.board} still has {one.stage.running} answers of {one.plan.model}; it gives its "
+                    "section up once they are done"
+                )
+        try:
+            leaves = [self.held.give_up(one) for one in going]
+            going.clear()
+            if leaves:
+                log.info("gives up %s", " and ".join(stage.plan.model for stage in leaves))
+            await self.held.leave(leaves, f"board {self.board} holds the model no more")
+        finally:
+            self.release(peer)
 
     def _prefixes(self, plan: Plan, section: Section[Any]) -> Prefixes | None:
         """Return which pages the slots of a section share; None for a section whose slots can't be exported."""
@@ -281,21 +294,20 @@ class Holding:
         return self.cache.section(SectionPages(origin, plan.section_of(self.board).start, section.memories))
 
     async def tidy(self) -> None:
-        """Give up a draining stage whose sequences have ended. Call it now and then."""
+        """Give up draining stages whose sequences have ended. Call it now and then."""
         if not self.drained:
             return
         async with self._changing:
-            stage, self.draining = self.draining, None
-            if stage is not None:
+            leaves = self.held.drained()
+            for stage in leaves:
                 log.info("epoch %d has ended: its last sequence is done", stage.epoch)
-                await self._leave([stage], f"board {self.board} has moved on to epoch {self.epoch}")
+            del stage
+            await self.held.leave(leaves, f"board {self.board} has moved on to epoch {self.epoch}")
 
     def stop(self, reason: str) -> None:
         """End the stages and their sequences."""
         self.closed = True
-        for stage in self.stages:
-            stage.stop(reason, "draining")
-        self.stage = self.draining = None
+        self.held.stop(reason, "draining")
         for model in self.models:
             model.grammars.close()
 
@@ -306,9 +318,10 @@ class Holding:
     def _pages_bytes(self) -> int:
         return 0 if self.cache is None else self.cache.memory.size_bytes
 
-    @property
-    def _still_drains(self) -> bool:
-        return self.draining is not None and self.draining.running > 0
+    def _drain_would_wait(self, coming: _Next) -> bool:
+        """Return whether stages would have to drain while others still do."""
+        kept = self.held.beside(coming.plan, coming.keep)
+        return self.held.still_drains and any(one not in kept for one in self.held.served)
 
     def _parse(self, content: dict) -> tuple[Plan, dict[str, Address], dict[str, Any]]:
         plan, addresses, tag = unverified(content)
@@ -319,53 +332,37 @@ class Holding:
         return plan, addresses, tag
 
     def _is_held(self, plan: Plan) -> bool:
-        """Return whether the running section, with its KV slots, is just what `plan` asks for."""
-        if self.stage is None or self.board not in plan.boards:
-            return False
-        now, then = self.stage.plan, plan
-        own, other = now.section_of(self.board), then.section_of(self.board)
-        kv = [(p.manifest_sha256, p.context, p.slots, p.kv_dtype) for p in (now, then)]
-        return own == other and kv[0] == kv[1]
+        """Return whether the running section of this model, with its KV slots, is just what `plan` asks for."""
+        return self._held(plan) is not None
 
-    async def _fill(self, plan: Plan) -> _Loaded:
+    def _held(self, plan: Plan) -> Loaded | None:
+        """Return the running section of this model, with its KV slots, if it is just what `plan` asks for."""
+        served = self.held.of_model(plan.manifest_sha256)
+        if served is None or self.board not in plan.boards:
+            return None
+        own, other = served.plan.section_of(self.board), plan.section_of(self.board)
+        kv = [(p.context, p.slots, p.kv_dtype) for p in (served.plan, plan)]
+        return served.loaded if own == other and kv[0] == kv[1] else None
+
+    async def _fill(self, plan: Plan) -> Loaded:
         """Load this board's section of a plan, with slots."""
-        own, model = plan.section_of(self.board), self.models.of(plan)
-        log.info("loads layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
-
         self._filling = plan
         self.share_ram()
-
-        def load() -> _Loaded:
-            section = self._load(model.manifest, model.folder, own.start, own.end)
-            return _Loaded(section, [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)])
-
         try:
-            loaded = await in_own_thread(load)
-        except Exception as e:  # a model's code may raise anything
-            reason = str(e) if isinstance(e, EdgellmError) else f"{type(e).__name__}: {e}"
-            self._load_error = own.start, own.end, reason, time.monotonic()
-            raise
+            return await self.loading.fill(plan, self.models.of(plan), self._load)
         finally:
             self._filling = None
-        failed = self._load_error
-        if failed is not None and own.start <= failed[0] and failed[1] <= own.end:
-            self._load_error = None
-        return loaded
-
-    async def _leave(self, stages: list[Stage | None], reason: str) -> None:
-        """Give up these stages, and wait for their running steps, because the next section may need the memory."""
-        while stages:
-            stage = stages.pop()
-            if stage is None:
-                continue
-            self._leaving.append(stage)
-            stage.stop(reason)
-            await asyncio.to_thread(stage.engine.join)
-            stage.let_go()
-            self._leaving.remove(stage)
 
 
 def epoch_of(content: dict) -> object:
     """Return the epoch that an Assign says it is for; None for one that says none."""
     plan = content.get("plan")
     return plan.get("epoch") if isinstance(plan, dict) else None
+
+
+def _digests(content: dict, name: str) -> frozenset[str]:
+    """Return the digests of plans that a message has under this name. Raises PlanError for anything else."""
+    said = content.get(name, [])
+    if not (isinstance(said, list) and len(said) <= _MAX_DIGESTS and all(isinstance(d, str) for d in said)):
+        raise PlanError(f"{name} is {reprlib.repr(said)}, expected a list of at most {_MAX_DIGESTS} digests of plans")
+    return frozenset(said)

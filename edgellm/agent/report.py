@@ -12,7 +12,7 @@ from edgellm.agent.sequence import Sequence
 from edgellm.agent.steps import Stats
 from edgellm.plan import Capacity
 from edgellm.wire import messages as m
-from edgellm.wire.section_status import SectionStatus
+from edgellm.wire.section_status import SectionBeside, SectionStatus
 from edgellm.wire.status import BoardStatus, Compute, ModelHere, SequenceStats
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
         health=condition,
         capacity=_capacity(options, holding, model, condition.link_mbit),
         compute=Compute(options.threads, options.cores, options.kernels),
-        section=None if stage is None else _section_status(stage),
+        section=None if stage is None else _section_status(holding, stage),
         committed=holding.committed,
-        draining_sequences=0 if holding.draining is None else holding.draining.running,
-        load_error=holding.load_error,
+        draining_sequences=sum(draining.running for draining in holding.held.draining),
+        load_error=holding.loading.error,
         links=holding.links.status(),
         cache=None if holding.cache is None else holding.cache.status(),
         more=tuple(
@@ -57,6 +57,10 @@ def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
                       _capacity(options, holding, m, condition.link_mbit))
             for m in holding.models if m is not model
         ),
+        beside=tuple(
+            SectionBeside(one.plan, one.committed, _section_status(holding, one.stage)) for one in holding.beside
+        ),
+        loading=holding.loading.status,
     )  # fmt: skip
 
 
@@ -74,7 +78,7 @@ def sequence_stats(sequence: Sequence, done: Stats, path: str) -> SequenceStats:
     return SequenceStats(path=path, accepted_tokens=sequence.accepted, sent_bytes=sequence.sent_bytes, **vars(done))
 
 
-def _section_status(stage: "Stage") -> SectionStatus:
+def _section_status(holding: "Holding", stage: "Stage") -> SectionStatus:
     own, engine = stage.plan.section_of(stage.board), stage.engine
     return SectionStatus(
         epoch=stage.epoch,
@@ -89,4 +93,5 @@ def _section_status(stage: "Stage") -> SectionStatus:
         decode_s=engine.total.decode_s,
         predicted_s=None if stage.pace is None else stage.pace.predicted_s,
         token_s=None if stage.pace is None else stage.pace.token_s(),
+        ram_bytes=holding.room.need(stage.plan).total,
     )

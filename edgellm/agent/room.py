@@ -45,19 +45,23 @@ class Room:
         """Return the bytes of shards that no section has mapped yet."""
         return sum(s.bytes for s in self._new_shards(plan, held))
 
-    def check(self, plan: Plan, offer_bytes: int) -> None:
-        """Raise PlanError, with both numbers, if the section of `plan` needs more than is offered."""
-        own, need = plan.section_of(self._board), self.need(plan)
-        if need.total > offer_bytes:
+    def check(self, plan: Plan, offer_bytes: int, kept: Sequence[Plan] = ()) -> None:
+        """Raise PlanError, with the numbers, if the section of `plan` needs more than is offered, less what the plans
+        that are `kept` beside it take."""
+        own, need, taken = plan.section_of(self._board), self.need(plan), sum(self.need(p).total for p in kept)
+        if need.total + taken > offer_bytes:
+            models = f", of which {' and '.join(p.model for p in kept)} takes {taken / 1e9:.2f} GB" if kept else ""
             raise PlanError(
-                f"board {self._board} offers {offer_bytes / 1e9:.2f} GB now; layers {own.start}-{own.end} need "
+                f"board {self._board} offers {offer_bytes / 1e9:.2f} GB now{models}; layers {own.start}-{own.end} need "
                 f"{need.total / 1e9:.2f} GB. Plan again."
             )
 
-    def is_beside(self, plan: Plan, held: Sequence[Plan]) -> bool:
-        """Return whether KV and new shards fit beside what is held, until that is given up; shards are mapped once."""
+    def is_beside(self, plan: Plan, held: Sequence[Plan], kept: Sequence[Plan] = ()) -> bool:
+        """Return whether KV and new shards fit beside what is held, until that is given up; shards are mapped once. Of
+        what is `kept`, the weights have to stay in memory, though mapped files count as free."""
         need, new = self.need(plan), self._new_shards(plan, held)
-        return not held or need.kv + need.activations + sum(s.ram_bytes for s in new) < self._free_bytes()
+        weights = sum(s.ram_bytes for s in new) + sum(self.need(p).weights for p in kept)
+        return not held or need.kv + need.activations + weights < self._free_bytes()
 
     def is_to_drain(self, plan: Plan, held: Sequence[Plan]) -> bool:
         """Return whether the section can compute beside what is held: the weights of all of them have to stay in

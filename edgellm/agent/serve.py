@@ -113,8 +113,8 @@ class Agent:
         if self._stop.is_set():
             self.holding.stop(f"board {self.options.name} was told twice to stop")
         self.holding.closed = True
-        if self.stage is not None:
-            self.stage.turn_away("draining", f"board {self.options.name} is stopping and takes no new prompts")
+        for stage in self.holding.stages:
+            stage.turn_away("draining", f"board {self.options.name} is stopping and takes no new prompts")
         self._stop.set()
 
     @property
@@ -124,7 +124,7 @@ class Agent:
 
     @property
     def stage(self) -> Stage | None:
-        """The stage that runs now."""
+        """The stage of the last plan."""
         return self.holding.stage
 
     async def _listen(self) -> Listener:
@@ -206,9 +206,9 @@ class Agent:
         return self.holding.holds_for(peer)
 
     def _place_of(self, board: str) -> str | None:
-        """Return the host on which the plan has a board."""
-        address = self.stage.addresses.get(board) if self.stage is not None else None
-        return None if address is None else address[0]
+        """Return the host on which the newest plan that has a board has it."""
+        places = [one.stage.addresses[board] for one in self.holding.held.served if board in one.stage.addresses]
+        return places[-1][0] if places else None
 
     def _largest(self, sender: m.Hello, message: type[m.Message]) -> int:
         """Return the largest body, in bytes, that `sender` may need for such a message now."""

@@ -28,6 +28,7 @@ from edgellm.agent.sequence import Sequence, agreed
 from edgellm.agent.slots import HeldSlot, ids_of
 from edgellm.agent.steps import Outcome, Step
 from edgellm.agent.trace import Traces
+from edgellm.agent.turns import Turns
 from edgellm.config import STALL_TIMEOUT_S, START_TIMEOUT_S
 from edgellm.errors import BusyError, UsageError
 from edgellm.model.protocols import Section, Slot
@@ -45,13 +46,14 @@ _MAX_WAITING_BYTES = 64 << 20  # hidden states that may wait here before a board
 class Stage:
     """`section` with its KV `slots` under `plan` on board `board`. `addresses` gives (host, port) by board, and
     `links` is what it reaches them with. `hidden_from` and `tokens_from` name the boards that may send those; None:
-    nobody. `prefixes` are the pages of prompts that its slots are filled from and kept in; None: there are none.
+    nobody. `prefixes` are the pages of prompts that its slots are filled from and kept in; None: there are none. It
+    computes in turns with the board's other stages that have the same `turns`.
     """
 
     def __init__(
         self, plan: Plan, board: str, addresses: dict[str, Address], section: Section[Any], slots: list[Slot],
         rope_switch_len: int | None = None, *, links: Links, pace: SectionPace | None = None,
-        grammars: Grammars | None = None, prefixes: Prefixes | None = None,
+        grammars: Grammars | None = None, prefixes: Prefixes | None = None, turns: Turns | None = None,
     ):  # fmt: skip
         self.pace, self._prefixes = pace, prefixes
         self.plan, self.board, self.section, self.addresses = plan, board, section, addresses
@@ -77,7 +79,7 @@ class Stage:
         self.engine = Engine(
             section, slots, self._deliver, self._congested, groups, plan.chunk,
             freed=lambda: self._soon(self._serve), died=lambda error: self._soon(self._engine_died, error),
-            left=self._left, pace=pace,
+            left=self._left, pace=pace, turns=turns,
         )  # fmt: skip
         self._stopped = False
         self._swept_s = self.loop.time()

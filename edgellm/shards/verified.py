@@ -11,12 +11,14 @@ import logging
 import mmap
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from edgellm.files import write_atomically
+from edgellm.shards.reading import PIECE_BYTES, have_read
 
 log = logging.getLogger(__name__)
 _SETTLED_NS = 2_000_000_000  # a file that changed so lately may change again at the same tick of the clock
@@ -40,9 +42,13 @@ class Verified:
         before = os.fstat(file.fileno())
         identity = _identity(before)
         if self._known.get(identity) == expected:
-            np.frombuffer(mapping, np.uint8)[:: mmap.PAGESIZE].max()  # no step is to wait for the disk
+            for piece in _pieces(mapping):
+                piece[:: mmap.PAGESIZE].max()  # no step is to wait for the disk
             return expected
-        found = hashlib.sha256(mapping).hexdigest()
+        digest = hashlib.sha256()
+        for piece in _pieces(mapping):
+            digest.update(piece)
+        found = digest.hexdigest()
         self._wrong.pop(identity, None)
         if found != expected and _identity(os.fstat(file.fileno())) == identity:
             self._wrong[identity] = expected
@@ -81,6 +87,15 @@ class Verified:
 
 
 verified = Verified()
+
+
+def _pieces(mapping: mmap.mmap) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Yield the bytes of a file that is mapped, uint8, piece by piece, and tell whoever watches what was read."""
+    whole = np.frombuffer(mapping, np.uint8)
+    for start in range(0, len(whole), PIECE_BYTES):
+        piece = whole[start : start + PIECE_BYTES]
+        yield piece
+        have_read(len(piece))
 
 
 def _identity(s: os.stat_result) -> str:

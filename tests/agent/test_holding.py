@@ -138,13 +138,13 @@ def test_a_manager_that_leaves_during_the_load_leaves_nothing_behind(on_board):
 def test_the_very_same_section_is_taken_over_without_a_load(on_board):
     async def go(boards, holding, manager):
         await manager.take(plan_of(boards, (0, 3, 6), chunk=5))
-        section, slots = holding.stage.section, holding._loaded.slots
+        section, slots = holding.stage.section, holding.held.served[0].loaded.slots
         again = plan_of(boards, (0, 3, 6), epoch=2, chunk=7)
         assert await manager.claim(1, 2) is None
         assert await manager.prepare(again) == {"error": None, "epoch": 1, "beside": True, "loaded_bytes": 0}
         assert (await manager.commit(2))["loaded_bytes"] == 0
         assert boards.loads == [("b0", 0, 3)]
-        assert holding.stage.section is section and holding._loaded.slots is slots and holding.stage.plan == again
+        assert holding.stage.section is section and holding.held.served[0].loaded.slots is slots and holding.stage.plan == again
         assert holding.stage.engine.free_slots == 2
         # Another KV size is no reason to hash the shards again, but the slots are made anew.
         for epoch, settings in ((3, {"context": 32}), (4, {"slots": 1}), (5, {"kv_dtype": "float16"})):
@@ -152,8 +152,8 @@ def test_the_very_same_section_is_taken_over_without_a_load(on_board):
             assert await manager.claim(epoch - 1, epoch) is None
             assert (await manager.prepare(plan))["loaded_bytes"] == 0
             assert (await manager.commit(epoch))["error"] is None
-            assert holding._loaded.slots is not slots and len(holding._loaded.slots) == plan.slots
-            slots = holding._loaded.slots
+            assert holding.held.served[0].loaded.slots is not slots and len(holding.held.served[0].loaded.slots) == plan.slots
+            slots = holding.held.served[0].loaded.slots
 
     on_board(go, count=2)
 
@@ -178,7 +178,7 @@ def test_without_room_beside_the_section_is_loaded_at_the_commit_when_the_old_on
     async def go(boards, holding, manager):
         monkeypatch.setattr("edgellm.agent.measure.free_ram_bytes", lambda: free)
         await manager.take(plan_of(boards, (0, 3, 6)))
-        old = weakref.ref(holding.stage.section), [weakref.ref(slot) for slot in holding._loaded.slots]
+        old = weakref.ref(holding.stage.section), [weakref.ref(slot) for slot in holding.held.served[0].loaded.slots]
         monkeypatch.setattr("edgellm.agent.measure.free_ram_bytes", lambda: 10 << 20)
         holding.offer_bytes = lambda: free
         there, load = [], holding._load
@@ -227,7 +227,7 @@ def test_a_load_that_fails_beside_leaves_the_running_section(on_board):
 def test_a_load_that_fails_at_the_commit_leaves_an_epoch_without_a_section(on_board, monkeypatch):
     async def go(boards, holding, manager):
         await manager.take(plan_of(boards))
-        monkeypatch.setattr(holding.room, "is_beside", lambda plan, held: False)
+        monkeypatch.setattr(holding.room, "is_beside", lambda *_: False)
         boards.broken.add("b0")
         assert await manager.claim(1, 2) is None
         assert (await manager.prepare(plan_of(boards, epoch=2, slots=3)))["beside"] is False
@@ -246,7 +246,7 @@ def test_a_load_that_fails_at_the_commit_leaves_an_epoch_without_a_section(on_bo
 def test_a_plan_without_this_board_frees_what_it_held(on_board):
     async def go(boards, holding, manager):
         await manager.take(plan_of(boards, (0, 3, 6)))
-        old = [weakref.ref(x) for x in (holding.stage.section, *holding._loaded.slots)]
+        old = [weakref.ref(x) for x in (holding.stage.section, *holding.held.served[0].loaded.slots)]
         boards.sections.clear()
         other = Plan.from_dict({**plan_of(boards).to_dict(), "epoch": 2, "sections": [
             {"board": "b1", "start": 0, "end": 6}]})  # fmt: skip
