@@ -180,7 +180,7 @@ class Dispatcher:
                     log.info("%s (%s) has committed epoch %d", peer.name, peer.address, message.content["epoch"])
         except EdgellmError as e:
             error = str(e)
-            log.warning("refused a section: %s", error)
+            log.warning("refused a change of the plan: %s", error)
         except Exception as e:  # loading may raise anything, and the manager waits for an answer
             error = f"{type(e).__name__}: {e}"
             log.exception("could not load a section")

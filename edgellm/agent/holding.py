@@ -266,20 +266,19 @@ class Holding:
         log.info("serves layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
 
     async def _unload(self, peer: Peer, digests: frozenset[str]) -> None:
-        """Give up plans, unless answers of theirs run."""
-        going = [one for one in self.held.served if one.plan.digest in digests]
-        for one in going:
-            if one.stage.running:
-                raise ClaimError(
-                    f"board {self.board} still has {one.stage.running} answers of {one.plan.model}; it gives its "
-                    "section up once they are done"
-                )
+        """Give up plans, unless answers of theirs run, and end the claim either way."""
         try:
+            going = [one for one in self.held.served if one.plan.digest in digests]
+            for one in going:
+                if count := one.stage.running:
+                    raise ClaimError(
+                        f"board {self.board} still has {count} running answer{'s' * (count > 1)} of {one.plan.model}. "
+                        "Ask it to give the model up once no answer runs."
+                    )
+            for one in going:
+                log.info("gives up layers %s of %s", one.plan.section_of(self.board), one.plan.model)
             leaves = [self.held.give_up(one) for one in going]
-            going.clear()
-            if leaves:
-                log.info("gives up %s", " and ".join(stage.plan.model for stage in leaves))
-            await self.held.leave(leaves, f"board {self.board} holds the model no more")
+            await self.held.leave(leaves, f"board {self.board} was told to give the model up")
         finally:
             self.release(peer)
 
@@ -301,7 +300,6 @@ class Holding:
             leaves = self.held.drained()
             for stage in leaves:
                 log.info("epoch %d has ended: its last sequence is done", stage.epoch)
-            del stage
             await self.held.leave(leaves, f"board {self.board} has moved on to epoch {self.epoch}")
 
     def stop(self, reason: str) -> None:

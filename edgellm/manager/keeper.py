@@ -6,16 +6,20 @@
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping, Set
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
 from edgellm.errors import BoardError, ClaimError, EdgellmError, LinkError, LoadError, OtherModelError, PlanError
+from edgellm.manager.beside import Waiting, shared, ways
 from edgellm.manager.connections import all_of
 from edgellm.manager.failures import Failures
+from edgellm.manager.progress import Progress
 from edgellm.manager.rebalance import Avoid, Outcome, describe, propose, serving_plan, settle, still_answer
 from edgellm.manager.survey import Fleet, newest_plan, other_models
-from edgellm.manager.take import take
+from edgellm.manager.take import take, unload
 from edgellm.plan import Move, Plan
 from edgellm.plan.around import links
 from edgellm.shards.manifest import Manifest
@@ -23,12 +27,13 @@ from edgellm.wire.addresses import Address
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.status import BoardStatus
 
+log = logging.getLogger(__name__)
 SURVEY_EVERY_S = 10.0  # of a client that stays
 _WEIGH_EVERY_S = 60.0  # the same boards: a search for a better plan takes this process a while
 _SURVEY_LIMIT_S = 2.0  # that `finish` waits for a survey
 _RECENT_S = 600.0  # for which a load that failed keeps a board from being given a section that it needn't have
 _MAX_TOLD = 256
-_YIELD_S = 120.0  # for which answers of another model may keep this one's from beginning
+_PROGRESS_EVERY_S = 0.5  # while boards load
 
 Tell = Callable[[str], None]
 Tag = dict[str, str]  # a plan's certificate and signature
@@ -41,15 +46,18 @@ class Keeper:
     `tell(text)` is called for events that a person may want to know. `adopted(plan, addresses, tag)` is called when
     another plan than the known one serves, or the same one at other addresses; `tag` proves it to others, None without
     TLS. With `every_s`, boards are surveyed that often once the keeper is started, each time after `refresh()`;
-    without, on trouble and when `look` is called. If no plan stands then, they are given one `unasked`.
+    without, on trouble and when `look` is called. If no plan stands then, they are given one `unasked`. While boards
+    load a plan that is needed, `on_progress` is called now and then.
     """
 
     def __init__(
         self, manifest: Manifest, plan: Plan, addresses: Mapping[str, Address], *, tls: Credentials | None = None,
         tell: Tell = lambda text: None, adopted: Adopted = lambda plan, addresses, tag: None,
         every_s: float | None = None, refresh: Callable[[], None] = lambda: None, unasked: bool = True,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
     ):  # fmt: skip
         self.plan = plan
+        self._on_progress = on_progress
         self._refresh, self._unasked = refresh, unasked
         self._who = None if tls is None else tls.identity
         self._may_plan = tls is None or (self._who is not None and self._who.admin)
@@ -67,8 +75,8 @@ class Keeper:
         self._committing = False  # the optional move that is under way can't be given up any more
         self._wants_idle = False  # a better plan is known, and boards have no room to load it beside the old one
         self._weighed: tuple[object, float] | None = None  # what was weighed last, and when
-        self._waits_since_s: float | None = None  # for answers of another model
-        self._no_room = False  # boards can't load this model beside the other one
+        self._waiting = Waiting()
+        self.progress: Progress | None = None  # of the boards, while they load a plan
 
     @property
     def addresses(self) -> dict[str, Address]:
@@ -88,7 +96,7 @@ class Keeper:
     @property
     def waits(self) -> bool:
         """Whether answers of another model run, which this one waits for."""
-        return self._waits_since_s is not None
+        return self._waiting.since_s is not None
 
     @property
     def alone(self) -> bool:
@@ -140,11 +148,24 @@ class Keeper:
         await asyncio.shield(self._mending)
         return self.plan
 
-    async def stand(self) -> Plan:
-        """Return a plan that stands, as a question that is about to come would need it. Raises as `after` does."""
-        return await self.after(self.plan, BoardError("nobody has asked yet"))
+    async def stand(self, *, beside: bool = False) -> Plan:
+        """Return a plan that stands, as a question that is about to come would need it. With `beside`, other models'
+        plans that stand go on, and PlanError says why this one doesn't fit beside them. Raises as `after` does."""
+        if not beside:
+            return await self.after(self.plan, BoardError("nobody has asked yet"))
+        if self._mending is not None and not self._mending.done():
+            await asyncio.wait([self._mending])
+        self._mending = _task(self._mend([], beside=True))
+        await asyncio.shield(self._mending)
+        return self.plan
 
-    async def _mend(self, lost: Collection[str]) -> None:
+    async def unload(self) -> bool:
+        """Have the boards give up this model; return whether any did. Raises ClaimError while answers of it run, or
+        another manager is at work."""
+        await self._survey(self.plan.boards)
+        return self._may_plan and await unload(self._fleet, self.plan)
+
+    async def _mend(self, lost: Collection[str], beside: bool = False) -> None:
         """Have a plan that stands."""
         await self._survey(self.plan.boards, lost)
         await self._try_ways()
@@ -161,31 +182,31 @@ class Keeper:
         await self._check_it_sees_enough()
         for _ in range(len(self._fleet.reports) + 1):  # boards that can't load are left out, one by one
             try:
-                await self._settle()
+                async with self._telling():
+                    await self._settle(beside)
                 return
             except LoadError as e:
                 self._load_failed(e)
                 await self._survey(self.plan.boards)
         raise BoardError("; ".join(self._failures.cannot_load(_clock_s()).values()))
 
-    async def _settle(self) -> None:
+    async def _settle(self, beside: bool) -> None:
         fleet, avoid = self._fleet, self._avoid()
         if not fleet.reports:
             raise BoardError("; ".join(fleet.missing.values()) or "the cluster has no boards")
         flapping = self._failures.flapping({b: r.up_s for b, r in fleet.reports.items()}, _clock_s())
-        less = replace(avoid, boards={**avoid.boards, **{b: f"board {b} comes and goes" for b in flapping}})
-        standing = other_models(fleet.reports).values()
-        taken = {b: f"board {b} answers with {plan.model}" for plan in standing for b in plan.boards}
-        beside = replace(less, boards={**less.boards, **taken})  # two models stand at once, if both fit
-        tries = [a for a, new in ((beside, taken), (less, flapping)) if new] + [avoid]
+        less = {b: f"board {b} comes and goes" for b in flapping}
+        tries = ways(fleet.reports, avoid, less, beside=beside)
         try:
             for tried in tries:
                 try:
                     outcome = await self._settle_with(tried)
                     break
-                except PlanError:
+                except PlanError as e:
+                    if tried.keep:
+                        e = self._no_room_beside(e)
                     if tried is tries[-1]:
-                        raise
+                        raise e from None
         except ClaimError as e:
             if e.board is not None and not fleet.reports[e.board].claimed:
                 self._failures.claim_refused(e.board, _clock_s())
@@ -196,30 +217,54 @@ class Keeper:
             without = "; ".join(fleet.missing.values())
             raise PlanError(f"{without}. Without: {e}", f"{without}. Without: {e.brief}") from None
         self._failures.claims_worked()
-        self._waits_since_s, self._no_room = None, False
+        self._waiting.end()
         self._adopt(outcome.plan)
+
+    def _no_room_beside(self, error: PlanError) -> PlanError:
+        """Return the error that says beside which models there is no room, and log it."""
+        others = sorted(plan.model for plan in other_models(self._fleet.reports).values())
+        text = f"{self._fleet.manifest.model} has no room beside {' and '.join(others)}"
+        log.info("%s: %s", text, error)
+        return PlanError(f"{text}: {error}", f"{text}: {error.brief}")
 
     async def _settle_with(self, avoid: Avoid) -> Outcome:
         """Settle as `avoid` says. Raises OtherModelError while answers of another model run that can't go on beside."""
-        reports, now_s = self._fleet.reports, _clock_s()
-        if all(r.other is None or b in avoid.boards for b, r in reports.items()):
+        reports = self._fleet.reports
+        if not avoid.disturbs(reports):
             return await settle(self._fleet, None, self.plan, grow=False, tell=self._tell, avoid=avoid)
-        if self._waits_since_s is None:
-            self._waits_since_s = now_s
-        must_wait = now_s - self._waits_since_s < _YIELD_S
+        must_wait = self._waiting.begin(_clock_s())
 
         async def may_commit(in_place: Set[str]) -> bool:
             if in_place and must_wait:
                 await self._survey(self.plan.boards)
-                self._no_room = not self._idle()
-                return not self._no_room
+                self._waiting.no_room = not self._quiet()
+                return not self._waiting.no_room
             return True
 
-        if self._no_room and must_wait and not self._idle():  # loading beside was tried already
+        if self._waiting.no_room and must_wait and not self._quiet():  # loading beside was tried already
             raise OtherModelError(still_answer(reports))
         return await settle(
             self._fleet, None, self.plan, grow=False, tell=self._tell, avoid=avoid, may_commit=may_commit
         )
+
+    @contextlib.asynccontextmanager
+    async def _telling(self) -> AsyncGenerator[None, None]:
+        """Follow in `progress` how far boards are with loading, in this block."""
+        progress = self.progress = Progress(self._fleet.manifest.model)
+
+        async def ask() -> None:
+            while True:
+                await asyncio.sleep(_PROGRESS_EVERY_S)
+                progress.heard(await self._fleet.loading())
+                if progress.total_bytes:
+                    self._on_progress(progress)
+
+        asking = _task(ask())
+        try:
+            yield
+        finally:
+            asking.cancel()
+            self.progress = None
 
     async def _check_it_sees_enough(self) -> None:
         """Raise BoardError if the plan before stands for others: boards that this manager has never reached are reached
@@ -302,9 +347,9 @@ class Keeper:
                 self._mending = _task(self._mend([]))  # before anybody asks
             return
         try:
-            move = await self._better()
-            if move is not None:
-                self._moving = _task(self._take(move))
+            better = await self._better()
+            if better is not None:
+                self._moving = _task(self._take(*better))
                 await self._moving
         except LoadError as e:
             assert e.board is not None
@@ -315,9 +360,9 @@ class Keeper:
         except EdgellmError as e:
             self._tell_once(f"a better plan could not be adopted: {e}")
 
-    async def _better(self) -> Move | None:
-        """Return a move that is worth it, and that may begin now."""
-        fleet, now_s = self._fleet, _clock_s()
+    async def _better(self) -> tuple[Move, Set[str]] | None:
+        """Return a move that is worth it, and that may begin now; and the digests of what goes on beside it."""
+        fleet, plan, now_s = self._fleet, self.plan, _clock_s()
         reports = fleet.reports
         at_work = any(r.claimed or r.draining for r in reports.values())
         if not self._may_plan or at_work or (self._wants_idle and not self._idle()):
@@ -329,7 +374,7 @@ class Keeper:
             if (e := r.load_error) is not None and (e.age_s or 0.0) < _RECENT_S and not self._failures.has_seen(b)
         }  # fmt: skip
         avoid = replace(avoid, loads={**recently, **avoid.loads})  # also those that failed under another manager
-        spare = {b for b, r in reports.items() if b not in self.plan.boards and b not in avoid.loads and not r.other}
+        spare = {b for b, r in reports.items() if b not in self.plan.boards and b not in avoid.loads and not r.others}
         unsteady = {b for b in spare if self._failures.steady_in_s(b, reports[b].up_s, now_s) > 0}
         off = {b for b in self.plan.boards if b in reports and reports[b].is_off}
         if not spare - unsteady and not off and self._every_s is None:
@@ -338,13 +383,16 @@ class Keeper:
         if self._weighed is not None and self._weighed[0] == what and not self._wants_idle:
             if now_s - self._weighed[1] < _WEIGH_EVERY_S:
                 return None
-        avoid = replace(avoid, boards={**avoid.boards, **{b: f"board {b} has just come" for b in unsteady}})
+        left_out = {b: f"board {b} has just come" for b in unsteady}
+        left_out |= {b: f"board {b} has another model" for b, r in reports.items() if r.others and b not in plan.boards}
+        avoid = shared(reports, replace(avoid, boards={**avoid.boards, **left_out}), other_models(reports))
         move = await propose(fleet, self.plan.settings, self.plan, avoid=avoid)
         self._weighed, self._wants_idle = (what, now_s), False
-        return move if move.changed else None
+        return (move, avoid.keep) if move.changed else None
 
-    async def _take(self, move: Move) -> None:
-        """Have the boards take a plan that they could do without: beside what they have, or once they are idle."""
+    async def _take(self, move: Move, keep: Set[str]) -> None:
+        """Have the boards take a plan that they could do without: beside what they have, or once they are idle. Other
+        models' plans go on."""
 
         async def may_commit(in_place: Set[str]) -> bool:
             if in_place:
@@ -355,7 +403,8 @@ class Keeper:
 
         self._tell(describe(move.plan))
         try:
-            if await take(self._fleet, move.plan, may_commit, self._failures.unwilling(_clock_s())) is not None:
+            unwilling = self._failures.unwilling(_clock_s())
+            if await take(self._fleet, move.plan, may_commit, unwilling, keep) is not None:
                 self._adopt(move.plan)
                 await self._survey(move.plan.boards)  # what boards hold is asked about
         finally:
@@ -363,11 +412,15 @@ class Keeper:
 
     def _elsewhere(self) -> bool:
         """Return whether boards answer with another model."""
-        return any(r.other is not None for r in self._fleet.reports.values())
+        return any(r.others for r in self._fleet.reports.values())
 
     def _idle(self) -> bool:
-        """Return whether no board had an answer at the last survey."""
+        """Return whether no board had an answer of this model at the last survey."""
         return all(r.idle for r in self._fleet.reports.values())
+
+    def _quiet(self) -> bool:
+        """Return whether no board had an answer of any model at the last survey."""
+        return all(r.is_quiet for r in self._fleet.reports.values())
 
     async def _watch(self, every_s: float) -> None:
         while True:
@@ -399,7 +452,7 @@ class Keeper:
         serving = serving_plan(self._fleet.reports, self.plan, self._failures.broken(_clock_s()).keys())
         if serving is None:
             return False
-        self._waits_since_s, self._no_room = None, False
+        self._waiting.end()
         self._adopt(serving)
         return True
 

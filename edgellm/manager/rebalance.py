@@ -25,11 +25,20 @@ class Outcome:
 @dataclass(frozen=True)
 class Avoid:
     """What the next plan does without, and why: `loads` of boards, which get nothing that they don't hold already;
-    `pairs` (who dials, whom); `boards` altogether."""
+    `pairs` (who dials, whom); `boards` altogether. `keep` has the digests of other models' plans that go on beside it,
+    and whose RAM it does without."""
 
     loads: Mapping[str, str] = field(default_factory=dict)
     pairs: Mapping[Pair, str] = field(default_factory=dict)
     boards: Mapping[str, str] = field(default_factory=dict)
+    keep: Set[str] = frozenset()
+
+    def disturbs(self, reports: Mapping[str, Report]) -> bool:
+        """Return whether boards may have to give up another model's section for the next plan."""
+        return any(
+            other.plan.digest not in self.keep
+            for b, r in reports.items() if b not in self.boards for other in r.others
+        )  # fmt: skip
 
 
 NOTHING = Avoid()
@@ -61,7 +70,7 @@ async def propose(
     for board in avoid.loads.keys() & reports.keys():
         held = reports[board].held
         shards[board] &= {s.name for s in manifest.section_shards(*held)} if held else frozenset()
-    capacities = [reports[b].capacity for b in sorted(reports)]
+    capacities = [reports[b].beside(avoid.keep) for b in sorted(reports)]
     try:
         return await asyncio.to_thread(
             plan_around, manifest, current, capacities, settings, epoch, avoid.pairs.keys(),
@@ -116,7 +125,8 @@ async def settle(
         move = replace(move, plan=plan, changed=True, reason=reason)
     if may_commit is None:
         tell(describe(move.plan))
-    loaded = await take(fleet, move.plan, may_commit if standing is None else _in_any_case, avoid.boards)
+    may_commit = may_commit if standing is None else _in_any_case
+    loaded = await take(fleet, move.plan, may_commit, avoid.boards, avoid.keep)
     if loaded is None:
         raise OtherModelError(still_answer(reports))
     return Outcome(move.plan, move, True, loaded)
@@ -124,7 +134,7 @@ async def settle(
 
 def still_answer(reports: Mapping[str, Report]) -> str:
     """Return the sentence for boards that have answers of another model to finish."""
-    models = sorted({r.other.model for r in reports.values() if r.other is not None})
+    models = sorted({other.plan.model for r in reports.values() for other in r.others})
     return f"the boards still answer with {' and '.join(models) or 'another model'}; they change over once that is done"
 
 

@@ -1,7 +1,7 @@
 """Asks all boards at once for their status, and finds the plan that stands."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address, is_loopback
 from edgellm.wire.credentials import Credentials
 from edgellm.wire.reach import MAX_DIALS, REACH_TIMEOUT_S, outcomes_of, reach_content
-from edgellm.wire.section_status import LoadError
+from edgellm.wire.section_status import LoadError, SectionLoading
 from edgellm.wire.signed import Trust, sign
 from edgellm.wire.status import BoardStatus, LinkStatus, ShardsHere
 
@@ -25,10 +25,21 @@ _GRACE_S = 0.5  # for boards that aren't needed
 
 
 @dataclass(frozen=True)
+class Other:
+    """A plan of another model that a board serves. `ram_bytes` is what its section takes there, None if the board
+    doesn't say; `idle` is whether all its slots are free."""
+
+    plan: Plan
+    ram_bytes: int | None
+    idle: bool = True
+
+
+@dataclass(frozen=True)
 class Report:
-    """The part of a board's status from which plans are made. `epoch` and `addresses` are those of the last plan that
-    was committed there, `tag` is its proof. `plan` is that plan if the board serves it, None without a section.
-    `other` is the plan that it serves of another model, in place of `plan`.
+    """The part of a board's status from which plans are made. `epoch` is that of the last plan that was committed
+    there. `plan` is the plan that the board serves of this model, None without a section. `addresses` and `tag`, its
+    proof, are those of `plan`, or else of the last plan. `others` are the plans that it serves of other models, and
+    `shares` is whether it can serve several.
     `shards` are the names of the shard files on its disk.
     """
 
@@ -40,14 +51,30 @@ class Report:
     claimed: bool
     shards: frozenset[str]
     tag: Mapping[str, Any] | None = None
-    idle: bool = True  # all its slots are free
+    idle: bool = True  # all slots of this model are free
     draining: bool = False  # it still has answers of the plan before
     up_s: float | None = None
     links: Mapping[str, LinkStatus] = field(default_factory=dict)
     load_error: LoadError | None = None
     is_off: bool = False  # its steps take something else than the plan was made with
     status: BoardStatus | None = field(default=None, repr=False)  # from which all of this is
-    other: Plan | None = None
+    others: tuple[Other, ...] = ()
+    shares: bool = False
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no answer of any model runs there."""
+        return self.idle and all(other.idle for other in self.others)
+
+    def can_keep(self, digests: Set[str]) -> bool:
+        """Return whether the board can go on with these plans of other models beside another one."""
+        kept = [other for other in self.others if other.plan.digest in digests]
+        return not kept or (self.shares and all(other.ram_bytes is not None for other in kept))
+
+    def beside(self, digests: Set[str]) -> Capacity:
+        """Return what the board offers beside these plans of other models, which go on."""
+        taken = sum(other.ram_bytes or 0 for other in self.others if other.plan.digest in digests)
+        return replace(self.capacity, ram_bytes=max(0, self.capacity.ram_bytes - taken))
 
     @property
     def held(self) -> tuple[int, int] | None:
@@ -69,22 +96,30 @@ class Report:
             raise BoardError(f"board {board} is stopping", board)
         if status.faults:
             raise BoardError(status.faults[0], board)
-        committed, addresses = committed_of(status, trust)
+        committed, addresses = committed_of(said, trust)
+        besides = besides_of(said, trust)
         models = {manifest.sha256, *(here.manifest_sha256 for here in said.more), said.manifest_sha256}
-        if committed and committed.manifest_sha256 not in models:
+        plans = [*([committed] if committed else []), *(plan for plan, _ in besides.values())]
+        if any(plan.manifest_sha256 not in models for plan in plans):
             raise BoardError(f"board {board} reports a plan that isn't of its model", board)
-        ours = committed is None or committed.manifest_sha256 == manifest.sha256
-        if ours and committed and committed.num_layers != manifest.num_layers:
+        if any(p.manifest_sha256 == manifest.sha256 and p.num_layers != manifest.num_layers for p in plans):
             raise BoardError(f"board {board} reports a plan that isn't of its model", board)
         if status.capacity is None:
             raise BoardError(f"board {board} reports no capacity", board)
-        section = status.section
-        idle = (section is None or section.free_slots == section.slots) and not status.draining_sequences
+        tag = said.committed
+        if manifest.sha256 in besides:
+            plan, addresses = besides[manifest.sha256]
+            tag = next(entry.committed for entry in said.beside or () if entry.plan == plan)
+        sections = dict(said.sections)
+        ours, section = sections.pop(manifest.sha256, (None, None))
         return cls(
-            board, status.capacity, status.epoch, status.plan if ours else None, addresses, status.claimed,
-            shard_names(status.shards, manifest), status.committed, idle, status.draining_sequences > 0,
-            status.health.uptime_s, status.links, status.load_error, ours and section is not None and section.is_off,
-            said, None if ours else status.plan,
+            board, status.capacity, status.epoch, ours, addresses, status.claimed,
+            shard_names(status.shards, manifest), tag,
+            (section is None or section.free_slots == section.slots) and not status.draining_sequences,
+            status.draining_sequences > 0, status.health.uptime_s, status.links, status.load_error,
+            section is not None and section.is_off, said,
+            tuple(Other(plan, s.ram_bytes, s.free_slots == s.slots) for plan, s in sections.values()),
+            said.beside is not None,
         )  # fmt: skip
 
 
@@ -108,8 +143,9 @@ def newest_plan(reports: Mapping[str, Report]) -> Plan | None:
 
 def other_models(reports: Mapping[str, Report]) -> dict[str, Plan]:
     """Return by digest the plans of other models that stand: every board of each holds it."""
-    plans = {r.other.digest: r.other for r in reports.values() if r.other is not None}
-    return {d: p for d, p in plans.items() if all(b in reports and reports[b].other == p for b in p.boards)}
+    plans = {other.plan.digest: other.plan for r in reports.values() for other in r.others}
+    held = {b: {other.plan.digest for other in r.others} for b, r in reports.items()}
+    return {d: p for d, p in plans.items() if all(d in held.get(b, ()) for b in p.boards)}
 
 
 def _age(plan: Plan) -> tuple[int, str]:
@@ -121,7 +157,6 @@ def _age(plan: Plan) -> tuple[int, str]:
 def committed_of(status: BoardStatus, trust: Trust) -> tuple[Plan | None, dict[str, Address]]:
     """Return the last plan that was committed on a board, and its addresses. A board is believed only for what it
     measures: raises TagError unless an admin has signed all that it says of plans."""
-    board = status.name
     try:
         if status.committed is None:
             if status.epoch is not None or status.plan is not None:
@@ -132,10 +167,29 @@ def committed_of(status: BoardStatus, trust: Trust) -> tuple[Plan | None, dict[s
             raise TagError(f"it reports epoch {status.epoch}; what was signed is another plan, of epoch {plan.epoch}")
         return plan, addresses
     except TagError as e:
-        raise TagError(
-            f"board {board} reports a plan that no admin of this cluster made ({e}). It is left out: deploy to it "
-            "again, or remove it.", board,
-        ) from None  # fmt: skip
+        raise _liar(status.name, e) from None
+
+
+def besides_of(status: BoardStatus, trust: Trust) -> dict[str, tuple[Plan, dict[str, Address]]]:
+    """Return, by the SHA-256 of its manifest, each plan that a board serves beside the last one, and its addresses.
+    Raises TagError unless an admin has signed all of them, and none is newer than the last one."""
+    found: dict[str, tuple[Plan, dict[str, Address]]] = {}
+    for entry in status.beside or ():
+        try:
+            plan, addresses = trust.plan(dict(entry.committed))
+            if status.epoch is None or plan.epoch >= status.epoch:
+                raise TagError(f"it reports epoch {status.epoch}, and beside it a plan of epoch {plan.epoch}")
+        except TagError as e:
+            raise _liar(status.name, e) from None
+        found[plan.manifest_sha256] = plan, addresses
+    return found
+
+
+def _liar(board: str, error: TagError) -> TagError:
+    return TagError(
+        f"board {board} reports a plan that no admin of this cluster made ({error}). It is left out: deploy to it "
+        "again, or remove it.", board,
+    )  # fmt: skip
 
 
 @dataclass
@@ -268,6 +322,16 @@ class Fleet:
                 found.missing.pop(name, None)
                 found.unreached.discard(name)
                 found.reports[name], found.addresses[name] = task.result(), addresses[name]
+
+    async def loading(self) -> dict[str, SectionLoading | None]:
+        """Return by board what section it is loading; of those that are connected and answer at once."""
+        boards = list(self.reports)
+
+        async def ask(board: str) -> SectionLoading | None:
+            return (await self._connections[board].status(_LOST_TIMEOUT_S)).loading
+
+        said = await asyncio.gather(*(ask(b) for b in boards), return_exceptions=True)
+        return {b: one for b, one in zip(boards, said, strict=True) if not isinstance(one, BaseException)}
 
     async def reached_by(self, asker: str, addresses: Mapping[str, Address]) -> set[str]:
         """Return which boards `asker`, which has a report, reaches at these addresses; it dials them now."""

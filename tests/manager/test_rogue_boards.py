@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgellm.agent.link import Links
+from edgellm.agent.loading import Loaded
 from edgellm.agent.stage import Stage
 from edgellm.errors import ClaimError, EdgellmError
 from edgellm.manager.survey import MAX_BOARDS, Fleet
@@ -41,7 +42,8 @@ def take_over(boards: Boards, i: int, plan: Plan, committed: dict | None) -> Non
         agent.holding.stage.stop("taken over")
     agent.holding.epoch, agent.holding.committed = plan.epoch, committed
     place = {name: ("127.0.0.1", agent.port)}
-    agent.holding.stage = Stage(plan, name, place, section, slots, links=Links(name, None))
+    stage = Stage(plan, name, place, section, slots, links=Links(name, None))
+    agent.holding.held.begin(stage, Loaded(section, slots), committed)
 
 
 def evil(plan: Plan, board: str) -> Plan:

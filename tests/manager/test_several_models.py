@@ -202,7 +202,7 @@ def test_a_survey_tells_whose_plan_stands(two):
 
 def test_answers_of_another_model_hold_this_one_up_only_for_so_long(two, monkeypatch):
     monkeypatch.setattr("edgellm.agent.room.Room.is_to_drain", lambda *_: False)
-    monkeypatch.setattr("edgellm.manager.keeper._YIELD_S", 0.3)
+    monkeypatch.setattr("edgellm.manager.beside.YIELD_S", 0.3)
     gate = threading.Event()
 
     async def go():
