@@ -24,6 +24,7 @@ from edgellm.files import stamp_of
 from edgellm.manager.answer import Answer, Asker, Delta, Question
 from edgellm.manager.cluster_file import ClusterFile, find
 from edgellm.manager.keeper import SURVEY_EVERY_S, Tag
+from edgellm.manager.progress import Progress
 from edgellm.manager.session import Session
 from edgellm.plan import Plan
 from edgellm.structure import Constraint
@@ -38,6 +39,7 @@ FINISH_S = 30.0  # that a client for one question waits at its end for boards th
 
 Message = Mapping[str, Any]
 Tell = Callable[[str], None]
+OnLoading = Callable[[Progress], None]
 _T = TypeVar("_T")
 _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
@@ -134,14 +136,15 @@ class AsyncClient:
     `cluster` is the path of a cluster file, by default the one that `edgellm ask` would use, and `model` is the name of
     one of its models, by default the first. After losing boards, an answer is given up once no token has arrived for
     `patience_s`. Boards are surveyed every `survey_every_s`; with None only around an answer, which suits a client for
-    one question. `tell(text)` is called for events that a person may want to know, and by default logs them. Raises
-    ClusterError, ManifestError or UsageError for a cluster that can't be asked. Close it at the end, or use it in
-    `async with`.
+    one question. `tell(text)` is called for events that a person may want to know, and by default logs them, and
+    `on_loading(progress)` now and then while boards load the model. Raises ClusterError, ManifestError or UsageError
+    for a cluster that can't be asked. Close it at the end, or use it in `async with`.
     """
 
     def __init__(
         self, cluster: str | os.PathLike[str] | None = None, *, patience_s: float = PATIENCE_S,
         survey_every_s: float | None = SURVEY_EVERY_S, tell: Tell = log.info, model: str | None = None,
+        on_loading: OnLoading = lambda progress: None,
     ):  # fmt: skip
         path = find(None if cluster is None else os.fspath(cluster))
         if path is None:
@@ -157,7 +160,7 @@ class AsyncClient:
         self._session = Session(
             self.asker.manifest, known.plan, self._file.addresses(), tls=self._file.client_tls(path),
             patience_s=patience_s, tell=tell, adopted=self._adopted, every_s=survey_every_s, refresh=self._refresh,
-            unasked=known.model == self._file.model,
+            unasked=known.model == self._file.model, on_progress=on_loading,
         )  # fmt: skip
 
     @property
@@ -198,10 +201,25 @@ class AsyncClient:
         to 30 s to finish."""
         await self._close(wait=True)
 
-    async def prepare(self) -> Plan:
-        """Have the boards load this client's model, as its next question would, and return the plan. Raises
-        OtherModelError while answers of another model run, and the errors of an answer."""
-        return await self._session.keeper.stand()
+    @property
+    def loading(self) -> Progress | None:
+        """How far boards are with loading this client's model; None unless they are at it for this client."""
+        return self._session.keeper.progress
+
+    async def prepare(self, *, beside: bool = False) -> Plan:
+        """Have the boards load this client's model, as its next question would, and return the plan. With `beside`,
+        models that stand go on, and PlanError says why this one doesn't fit beside them. Raises OtherModelError while
+        answers of another model run, and the errors of an answer."""
+        return await self._session.keeper.stand(beside=beside)
+
+    async def unload(self) -> bool:
+        """Have the boards give up this client's model; return whether any did. Raises ClaimError while answers of it
+        run, or while another program changes the plan."""
+        return await self._session.keeper.unload()
+
+    async def stands(self) -> bool:
+        """Return whether the boards hold this client's model, as they say now."""
+        return await self._session.keeper.stands()
 
     def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> AnswerStream:
         """Return the assistant's next message in a chat of `messages`, each with a `role` and a `content`.
@@ -376,12 +394,16 @@ class Client:
     def __init__(
         self, cluster: str | os.PathLike[str] | None = None, *, patience_s: float = PATIENCE_S,
         survey_every_s: float | None = SURVEY_EVERY_S, tell: Tell = log.info, model: str | None = None,
+        on_loading: OnLoading = lambda progress: None,
     ):  # fmt: skip
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="edgellm-client", daemon=True)
 
         async def make() -> AsyncClient:
-            return AsyncClient(cluster, patience_s=patience_s, survey_every_s=survey_every_s, tell=tell, model=model)
+            return AsyncClient(
+                cluster, patience_s=patience_s, survey_every_s=survey_every_s, tell=tell, model=model,
+                on_loading=on_loading,
+            )  # fmt: skip
 
         self._thread.start()
         try:

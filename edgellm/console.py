@@ -84,8 +84,13 @@ class Progress:
         return self
 
     def __exit__(self, *exc) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Take the bar away; the next call begins anew."""
         if self._bar is not None:
             self._bar.stop()
+        self._bar, self._what = None, ""
 
     def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
         what = printable(what)

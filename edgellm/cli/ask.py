@@ -102,7 +102,10 @@ def _ask_cluster(
 
     from edgellm.client import AsyncClient
 
-    client = AsyncClient(path, patience_s=wait, survey_every_s=None, tell=note, model=model)
+    loading = Progress()
+    client = AsyncClient(
+        path, patience_s=wait, survey_every_s=None, tell=note, model=model, on_loading=tell_loading(loading)
+    )
     if not embedded:
         _tell_who_answers(path)
     question = client.asker.with_options(question, options, question.sampling.seed)
@@ -110,6 +113,7 @@ def _ask_cluster(
     answer, ended = stream.answer, False
 
     def show(text):
+        loading.end()
         if text and not as_json:
             sys.stdout.write(for_terminal(text))
             sys.stdout.flush()
@@ -145,6 +149,7 @@ def _ask_cluster(
         if not ended:
             end()
     except BaseException:
+        loading.end()
         if answer.text and not ended:
             show("\n")
         raise
@@ -181,6 +186,11 @@ def _prompt(text: str | None) -> str:
 def place_in_line(position: int) -> str:
     """Return how a place in the line for a slot is told."""
     return f"all slots are taken; this question is {'next' if position == 1 else f'number {position} in line'}"
+
+
+def tell_loading(progress: Progress):
+    """Return what shows as progress how far boards are with loading a model."""
+    return lambda p: progress(f"the boards are loading {p.model}", p.read_bytes, p.total_bytes)
 
 
 def _spoken(sampling: Sampling, authors: Sampling) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgellm.cli.group import utf8_text, verbose_option
-from edgellm.console import for_terminal, note
+from edgellm.console import Progress, for_terminal, note
 from edgellm.errors import ConversationError, EdgellmError, UsageError
 
 HELP = """/system TEXT   answer by this system prompt from now on; without a text, show it; /system - removes it
@@ -53,6 +53,7 @@ def chat(go_on, system, max_tokens, temperature, seed, think, no_history, cluste
       edgellm chat -c
       edgellm chat --system "Answer in one sentence."
     """
+    from edgellm.cli.ask import tell_loading
     from edgellm.cli.embedded import embedded
     from edgellm.cli.talk import last_conversation
     from edgellm.client import Client
@@ -63,8 +64,12 @@ def chat(go_on, system, max_tokens, temperature, seed, think, no_history, cluste
     options = {name: value for name, value in options.items() if value is not None}
     path = find(str(cluster) if cluster else None)
     with contextlib.nullcontext(path) if path is not None else embedded("chat", slots=1) as path:
-        with Client(path, tell=note) as client, _typed_lines() as read:
+        with (
+            Progress() as loading, Client(path, tell=note, on_loading=tell_loading(loading)) as client,
+            _typed_lines() as read,
+        ):  # fmt: skip
             talk = Chat(client, options, conversation, kept=not no_history, think=think, verbose=verbose)
+            talk.loading = loading
             if system is not None:
                 talk.system = utf8_text(system, "--system")
             talk.run(read)
@@ -78,6 +83,7 @@ class Chat:
 
         self._client, self._options, self._think, self._verbose = client, options, think, verbose
         self._kept, self._conversation = kept, conversation
+        self.loading = Progress()
         self.system = ""
         self.messages: list[dict[str, Any]] = as_chat(conversation) if conversation is not None else []
         if self.messages and self.messages[0]["role"] == "system":
@@ -189,6 +195,7 @@ class Chat:
         finish = "cancelled"
         try:
             for delta in stream:
+                self.loading.end()
                 shown.show(delta.text, parser, ended=delta.finish_reason is not None)
             finish = stream.answer.finish
         except KeyboardInterrupt:

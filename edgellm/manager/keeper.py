@@ -159,6 +159,11 @@ class Keeper:
         await asyncio.shield(self._mending)
         return self.plan
 
+    async def stands(self) -> bool:
+        """Return whether a plan stands, as the boards say now, and follow it."""
+        await self._survey(self.plan.boards)
+        return self._adopt_what_serves()
+
     async def unload(self) -> bool:
         """Have the boards give up this model; return whether any did. Raises ClaimError while answers of it run, or
         another manager is at work."""

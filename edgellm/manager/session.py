@@ -10,6 +10,7 @@ from edgellm.errors import AnswerError, BoardError, BusyError, ClaimError, Other
 from edgellm.manager.client import Chosen, ClusterClient
 from edgellm.manager.connections import Connections
 from edgellm.manager.keeper import Adopted, Keeper, Tell
+from edgellm.manager.progress import Progress
 from edgellm.manager.take import LOAD_TIMEOUT_S
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
@@ -27,8 +28,8 @@ class Session:
     """Asks a cluster, any number of questions at once. `keeper` keeps its plan, on connections of its own; all answers
     share others.
 
-    `plan`, `addresses`, `tell`, `adopted`, `every_s`, `refresh` and `unasked` are the keeper's. `patience_s` after the
-    first failure, an answer is given up unless a token has arrived since.
+    `plan`, `addresses`, `tell`, `adopted`, `every_s`, `refresh`, `unasked` and `on_progress` are the keeper's.
+    `patience_s` after the first failure, an answer is given up unless a token has arrived since.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class Session:
         patience_s: float = PATIENCE_S, tell: Tell = lambda text: None,
         adopted: Adopted = lambda plan, addresses, tag: None, every_s: float | None = None,
         refresh: Callable[[], None] = lambda: None, unasked: bool = True,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
     ):  # fmt: skip
         self.keeper = Keeper(
             manifest, plan, addresses, tls=tls, tell=tell, adopted=adopted, every_s=every_s, refresh=refresh,
-            unasked=unasked,
+            unasked=unasked, on_progress=on_progress,
         )
         self._connections = Connections(tls)
         self._patience_s, self._tell = patience_s, tell

@@ -11,8 +11,9 @@ from typing import Self
 
 from edgellm.client import AsyncClient, Tell
 from edgellm.config import PATIENCE_S
-from edgellm.errors import ClaimError, EdgellmError
+from edgellm.errors import ClaimError, EdgellmError, PlanError
 from edgellm.manager.cluster_file import ClusterFile
+from edgellm.plan import Plan
 from edgellm.server.models import Loading, Model, describe, find_name
 from edgellm.server.turns import Turns
 
@@ -37,6 +38,7 @@ class SeveralModels:
         self._turns = Turns([""])
         self._took_s: dict[str, float] = {}  # what loading each took the last time
         self._failed: dict[str, EdgellmError] = {}  # why the last change to it failed, for those who waited
+        self._no_room: dict[str, str] = {}  # why it isn't loaded beside the others
         self._moved = asyncio.Event()
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -73,7 +75,10 @@ class SeveralModels:
         name = find_name(name, self.names())
         facts = describe(name, self.clients[name], loaded=name in self._turns.stands)
         left_s = self._turns.expires_in_s(name, _now_s())
-        return replace(facts, expires_s=None if left_s is None else time.time() + left_s)
+        return replace(
+            facts, expires_s=None if left_s is None else time.time() + left_s,
+            loading=self.clients[name].loading if self._turns.changing == name else None,
+        )  # fmt: skip
 
     @contextlib.asynccontextmanager
     async def use(self, name: str, keep_alive_s: float | None = None) -> AsyncGenerator[tuple[str, AsyncClient], None]:
@@ -101,7 +106,8 @@ class SeveralModels:
                     raise error
                 left_s = began_s + _LOAD_PATIENCE_S - _now_s()
                 eta_s = self._eta_s()
-                if left_s <= 0 or (turns.changing not in (None, name)) or (eta_s is not None and eta_s > left_s):
+                other = turns.changing not in (None, name) and not turns.beside
+                if left_s <= 0 or other or (eta_s is not None and eta_s > left_s):
                     back_s = _now_s() + (eta_s if eta_s is not None else _LOAD_PATIENCE_S)
                     raise self._loading(name, eta_s)
                 self._moved.clear()
@@ -113,19 +119,26 @@ class SeveralModels:
         changing, now_s = self._turns.changing, _now_s()
         if changing is None:
             others = " and ".join(sorted(self._turns.stands - {name})) or "another model"
-            return Loading(f"{name} is loaded once the answers of {others} that run are done. Ask again then.")
+            why = f"{self._no_room[name].rstrip('.')}. It" if name in self._no_room else name
+            return Loading(f"{why} is loaded once the answers of {others} that run are done. Ask again then.")
         past_s = now_s - self._turns.changing_since_s
         progress = 0.0 if eta_s is None else past_s / max(past_s + eta_s, 1e-9)
         first = f"the boards are loading {changing}"
+        told = self.clients[changing].loading
+        if told is not None and told.total_bytes:
+            first, progress = f"{first}, {told} so far", told.read_bytes / told.total_bytes
         what = f"{first}." if changing == name else f"{first}; {name} comes after it."
         return Loading(f"{what} Ask again in {max(1, round(eta_s or 0))} s.", round(min(progress, 0.99), 3), eta_s)
 
     def _eta_s(self) -> float | None:
-        """Return the seconds until the change that is under way should end: as long as the last time, or as reading the
-        largest section from a card takes. None if there is none."""
+        """Return the seconds until the change that is under way should end: as the boards tell; before they do, as long
+        as the last time, or as reading the largest section from a card takes. None if there is none."""
         changing = self._turns.changing
         if changing is None:
             return None
+        told = self.clients[changing].loading
+        if told is not None and told.left_s is not None:
+            return max(1.0, told.left_s)
         took_s = self._took_s.get(changing)
         if took_s is None:
             manifest, plan = self.clients[changing].asker.manifest, self.clients[changing].plan
@@ -136,14 +149,54 @@ class SeveralModels:
     async def _change_over(self) -> None:
         """Change the boards over, again and again, when it is time."""
         while True:
-            name = self._turns.next_change(_now_s())
-            if name is None:
-                self._news.clear()
-                self._moved.set()
-                await _set(self._news, 1.0)
-                await asyncio.sleep(_LOOK_S)
+            if (name := self._turns.next_unload(_now_s())) is not None:
+                await self._unload(name)
+            if (name := self._turns.next_beside(_now_s())) is not None:
+                await self._add(name)
+            if (name := self._turns.next_change(_now_s())) is not None:
+                await self._change(name)
                 continue
-            await self._change(name)
+            self._news.clear()
+            self._moved.set()
+            await _set(self._news, 1.0)
+            await asyncio.sleep(_LOOK_S)
+
+    async def _add(self, name: str) -> None:
+        """Have the boards load a model beside those that stand, if it fits."""
+        turns, began_s = self._turns, _now_s()
+        turns.change(name, began_s, beside=True)
+        try:
+            await self._prepare(name, beside=True)
+        except EdgellmError as e:
+            self._no_room[name] = e.brief if isinstance(e, PlanError) else str(e)
+            log.info("the boards don't load %s beside the others: %s", name, e)
+            turns.kept_out()
+        else:
+            self._no_room.pop(name, None)
+            self._took_s[name] = _now_s() - began_s
+            turns.changed(_now_s(), turns.stands | {name})
+            log.info("the boards answer with %s after %.1f s", " and ".join(sorted(turns.stands)), self._took_s[name])
+        finally:
+            self._moved.set()
+
+    async def _unload(self, name: str) -> None:
+        """Have the boards give up a model that nobody has asked for a while."""
+        try:
+            if await self.clients[name].unload():
+                log.info("the boards have given up %s, because nobody asked for it", name)
+        except ClaimError as e:  # another program's answers run, or it changes the plan
+            log.info("the boards keep %s for now: %s", name, e)
+            return
+        except EdgellmError as e:
+            log.warning("the boards were not told to give up %s: %s", name, e)
+        self._turns.unloaded(name)
+
+    async def _prepare(self, name: str, *, beside: bool = False) -> Plan:
+        while True:
+            try:
+                return await self.clients[name].prepare(beside=beside)
+            except ClaimError:  # another program's answers run, or it changes the plan
+                await asyncio.sleep(_RETRY_S)
 
     async def _change(self, name: str) -> None:
         turns, began_s = self._turns, _now_s()
@@ -152,15 +205,9 @@ class SeveralModels:
         log.info("the boards change over to %s", name)
         stands = set(turns.stands)
         try:
-            while True:
-                try:
-                    plan = await self.clients[name].prepare()
-                    break
-                except ClaimError:  # another program's answers run, or it changes the plan
-                    await asyncio.sleep(_RETRY_S)
+            await self._prepare(name)
             self._took_s[name] = _now_s() - began_s
-            apart = {n for n in stands if not {*self.clients[n].plan.boards} & {*plan.boards}}
-            stands = {name, *apart}
+            stands = {name, *[n for n in stands if await self.clients[n].stands()]}
             log.info("the boards answer with %s after %.1f s", " and ".join(sorted(stands)), self._took_s[name])
         except EdgellmError as e:
             self._failed[name] = e

@@ -74,8 +74,9 @@ def _state_of_one(client: AsyncClient) -> State:
         return State("loading", False, *told)  # nobody has been asked yet
     if not boards:
         return State("no cluster", False, *told)
-    serving = all(b in boards and boards[b].plan == plan for b in plan.boards)
+    serving = all(b in boards and boards[b].serves(plan) for b in plan.boards)
     lost = any(b in missing for b in plan.boards)
     if serving or lost:
         return State("degraded" if missing else "ok", serving, *told)
     return State("loading", False, *told)
+

@@ -249,10 +249,10 @@ def _sections(statuses: dict[str, BoardStatus]) -> Iterator[Metric]:
         "edgellm_board_hop_seconds", "A message's way to another board that this one sends to.", labels=["board", "to"]
     )
     for name, status in statuses.items():
-        section, model = status.section, status.model or ""
-        if section is not None and section.start is not None and section.end is not None:
-            layers.add_metric([name, model], section.end - section.start)
-            first.add_metric([name, model], section.start)
+        for plan, section in status.sections.values():
+            if section.start is not None and section.end is not None:
+                layers.add_metric([name, plan.model], section.end - section.start)
+                first.add_metric([name, plan.model], section.start)
         for other, link in status.links.items():
             if link.hop_s is not None:
                 hop.add_metric([name, other], link.hop_s)

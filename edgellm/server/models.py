@@ -6,6 +6,7 @@ from typing import Any, Protocol, Self
 
 from edgellm.client import AsyncClient
 from edgellm.errors import EdgellmError, UsageError
+from edgellm.manager.progress import Progress
 
 
 class UnknownModel(UsageError):
@@ -40,6 +41,7 @@ class Model:
     loaded: bool
     pooling: str = ""  # how its authors make an embedding, as in the manifest
     expires_s: float | None = None  # since 1970: when it goes if nobody asks; None: it stays
+    loading: Progress | None = None  # how far boards are with loading it; None: they aren't
 
 
 class Models(Protocol):

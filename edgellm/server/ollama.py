@@ -84,7 +84,7 @@ class _Ollama:
 
     async def ps(self, request: Request) -> Response:
         known = [self._models.describe(name) for name in self._models.names()]
-        running = [ollama_models.running(model, model.expires_s) for model in known if model.loaded]
+        running = [ollama_models.running(model, model.expires_s) for model in known if model.loaded or model.loading]
         return JSONResponse({"models": running})
 
     async def show(self, request: Request) -> Response:

@@ -157,6 +157,13 @@ class Tags(msgspec.Struct):
     models: list[Listed]
 
 
+class LoadingBytes(msgspec.Struct):
+    """How far boards are with loading a model."""
+
+    completed: int
+    total: int
+
+
 class Running(msgspec.Struct):
     """A model in /api/ps."""
 
@@ -168,6 +175,7 @@ class Running(msgspec.Struct):
     expires_at: str
     size_vram: int
     context_length: int
+    loading: LoadingBytes | msgspec.UnsetType = msgspec.UNSET
 
 
 class Ps(msgspec.Struct):

@@ -23,11 +23,14 @@ def listed(model: Model) -> dict[str, Any]:
 
 
 def running(model: Model, expires_s: float | None = None) -> dict[str, Any]:
-    """Return an entry of /api/ps. `expires_s` is the time of day when the model goes, None if it stays."""
+    """Return an entry of /api/ps. `expires_s` is the time of day when the model goes, None if it stays. One that is
+    being loaded has `loading`: bytes that boards have read, and of how many, as /api/pull tells it."""
+    told = model.loading
+    loading = {} if told is None else {"loading": {"completed": told.read_bytes, "total": told.total_bytes}}
     return {
         **_named(model), "size": model.size, "digest": model.digest, "details": _details(model),
         "expires_at": NEVER if expires_s is None else timestamp(expires_s), "size_vram": 0,
-        "context_length": model.context,
+        "context_length": model.context, **loading,
     }  # fmt: skip
 
 

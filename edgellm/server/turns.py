@@ -20,6 +20,8 @@ class Turns:
         self.default = names[0]
         self.stands = {self.default}
         self.changing: str | None = None  # to this model
+        self.beside = False  # the others go on meanwhile
+        self._no_room: set[str] = set()  # models that don't fit beside those that stand
         self.changing_since_s = 0.0
         self._running: Counter[str] = Counter()
         self._asking: Counter[str] = Counter()  # those who wait just now
@@ -30,8 +32,10 @@ class Turns:
 
     def may_begin(self, name: str, now_s: float) -> bool:
         """Return whether an answer of this model may begin: its boards hold it, and it isn't another one's turn."""
-        if name not in self.stands or self.changing is not None:
+        if name not in self.stands:
             return False
+        if self.changing is not None:
+            return self.beside
         return self._next_wanted(now_s) is None or now_s - self._since_s < STAY_S
 
     def begin(self, name: str) -> None:
@@ -63,8 +67,13 @@ class Turns:
         if until_s is not None and name in self._wanted:
             self._wanted[name] = max(self._wanted[name], until_s + RETURN_S)
 
+    def next_beside(self, now_s: float) -> str | None:
+        """Return which model the boards are to load beside those that stand, if any. Answers go on meanwhile."""
+        wanted = self._next_wanted(now_s) if self.changing is None else None
+        return None if wanted in self._no_room else wanted
+
     def next_change(self, now_s: float) -> str | None:
-        """Return which model the boards are to load now, if any."""
+        """Return which model the boards are to load now in place of others, if any."""
         if self.changing is not None or not self.is_idle:
             return None
         if (wanted := self._next_wanted(now_s)) is not None:
@@ -76,13 +85,33 @@ class Turns:
             return self.default
         return None
 
-    def change(self, name: str, now_s: float) -> None:
-        """Record that the boards begin to load a model."""
-        self.changing, self.changing_since_s = name, now_s
+    def next_unload(self, now_s: float) -> str | None:
+        """Return which model the boards are to give up, if any: one beside the default one that nobody has asked for
+        as long as it was to stay."""
+        if self.changing is not None or self.default not in self.stands:
+            return None
+        idle = (n for n in self.stands if n != self.default and not self._running[n] and not self._asking[n])
+        return next((name for name in sorted(idle) if self._is_over(name, now_s)), None)
+
+    def unloaded(self, name: str) -> None:
+        """Record that the boards have given up a model."""
+        self.stands = self.stands - {name}
+        self._no_room.clear()
+
+    def change(self, name: str, now_s: float, *, beside: bool = False) -> None:
+        """Record that the boards begin to load a model, perhaps `beside` those that stand."""
+        self.changing, self.changing_since_s, self.beside = name, now_s, beside
+
+    def kept_out(self) -> None:
+        """Record that the model that was to be loaded beside those that stand has no room there."""
+        if self.changing is not None:
+            self._no_room.add(self.changing)
+        self.changing, self.beside = None, False
 
     def changed(self, now_s: float, stands: set[str]) -> None:
         """Record which models the boards hold after a change that has ended, or failed: then those of before."""
-        name, self.changing = self.changing, None
+        name, self.changing, self.beside = self.changing, None, False
+        self._no_room.clear()
         self.stands, self._since_s, self._idle_since_s = stands, now_s, now_s
         if name is not None and name not in stands:
             self._wanted.pop(name, None)

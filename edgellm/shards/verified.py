@@ -47,7 +47,7 @@ class Verified:
             return expected
         digest = hashlib.sha256()
         for piece in _pieces(mapping):
-            digest.update(piece)
+            digest.update(piece.data)
         found = digest.hexdigest()
         self._wrong.pop(identity, None)
         if found != expected and _identity(os.fstat(file.fileno())) == identity:

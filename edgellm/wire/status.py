@@ -220,6 +220,11 @@ class BoardStatus:
             found[self.plan.manifest_sha256] = self.plan, self.section or SectionStatus()
         return found
 
+    def serves(self, plan: Plan) -> bool:
+        """Return whether the board serves this plan, perhaps beside another model's."""
+        held = self.sections.get(plan.manifest_sha256)
+        return held is not None and held[0] == plan
+
     def of_model(self, manifest_sha256: str) -> "BoardStatus":
         """Return the same status with `shards` and `capacity` for that model, if the board has it, and with `plan` and
         `section` if it serves it. If not, they stay what they are, so they may be of another model; so does what was

@@ -6,39 +6,52 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgellm.errors import OtherModelError, PlanError
-from edgellm.server import change_over
+from edgellm.errors import ClaimError, OtherModelError, PlanError
+from edgellm.manager.progress import Progress
+from edgellm.server import change_over, ollama_models
 from edgellm.server.change_over import SeveralModels
 from edgellm.server.errors import to_api_error
 from edgellm.server.models import Loading, UnknownModel
+from edgellm.wire.section_status import SectionLoading
 from tests.fakes import make_manifest, make_plan, run, until
 
 MANIFEST = replace(make_manifest(), sha256="0" * 64)
 
 
 class FakeClient:
-    """A client whose boards load its model once `may_load` is set. Two boards hold each model, or one of their own."""
+    """A client whose boards load its model once `may_load` is set: in place of the other one, or if there is `room`
+    beside it."""
 
     made: dict[str, "FakeClient"] = {}
-    apart = False
+    room = False
 
     def __init__(self, path, *, tell, model, patience_s):
         if model == "gone":
             raise PlanError("it is damaged")
         self.asker = SimpleNamespace(manifest=MANIFEST, model_dir=path)
-        self.plan = make_plan(MANIFEST, (0, 6) if self.apart else (0, 3, 6))
-        if self.apart and model == "b":
-            self.plan = SimpleNamespace(boards=("b1",), sections=self.plan.sections, context=64, slots=2)
-        self.may_load, self.error, self.prepared = asyncio.Event(), None, 0
+        self.plan = make_plan(MANIFEST, (0, 3, 6))
+        self.may_load, self.error, self.prepared, self.unloaded = asyncio.Event(), None, 0, 0
         self.may_load.set()
+        self.loading = None
         FakeClient.made[model] = self
 
-    async def prepare(self):
+    async def prepare(self, *, beside=False):
+        if beside and not self.room:
+            raise PlanError("b has no room beside a: b needs 3 GB and the boards offer 1 GB.")
         self.prepared += 1
         if self.error is not None:
             raise self.error
         await self.may_load.wait()
         return self.plan
+
+    async def stands(self):
+        return self.room
+
+    async def unload(self):
+        if self.error is not None:
+            raise self.error
+        self.unloaded += 1
+        return True
 
     async def aclose(self):
         pass
@@ -51,7 +64,7 @@ def fakes(monkeypatch):
         monkeypatch.setattr(change_over, name, value)
     monkeypatch.setattr(change_over.ClusterFile, "read", lambda path: SimpleNamespace(models=["a", "b", "gone"]))
     monkeypatch.setattr("edgellm.server.turns.LULL_S", 0.01)
-    monkeypatch.setattr(FakeClient, "apart", False)
+    monkeypatch.setattr(FakeClient, "room", False)
     monkeypatch.setattr(FakeClient, "made", {})
 
 
@@ -147,8 +160,81 @@ def test_the_default_model_returns_when_the_other_one_s_time_is_over(tmp_path):
     assert run(go()) == 1
 
 
-def test_models_on_boards_of_their_own_answer_side_by_side(tmp_path, monkeypatch):
-    monkeypatch.setattr(FakeClient, "apart", True)
+def test_who_waits_for_answers_of_another_model_is_told_why_it_has_no_room_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(change_over, "_LOAD_PATIENCE_S", 0.05)
+
+    async def go():
+        async with models(tmp_path) as served, served.use("a"):
+            with pytest.raises(Loading) as e:
+                await hold(served, "b")
+            return str(e.value)
+
+    assert run(go()) == (
+        "b has no room beside a: b needs 3 GB and the boards offer 1 GB. It is loaded once the answers of a that run "
+        "are done. Ask again then."
+    )
+
+
+def test_how_far_boards_are_with_loading_is_told_while_they_load(tmp_path, monkeypatch):
+    monkeypatch.setattr(change_over, "_LOAD_PATIENCE_S", 0.05)
+
+    async def go():
+        async with models(tmp_path) as served:
+            client = FakeClient.made["b"]
+            client.may_load.clear()
+            progress = client.loading = Progress("b")
+            progress.heard({"b0": SectionLoading(2, "b", 0, 3, 1_000_000_000, 4_000_000_000, 10.0), "b1": None})
+            with pytest.raises(Loading) as e:
+                await hold(served, "b")
+            during = ollama_models.running(served.describe("b")), served.describe("a").loading
+            client.loading = None
+            client.may_load.set()
+            await until(lambda: "b" in served._turns.stands)
+            return e.value, during, ollama_models.running(served.describe("b"))
+
+    error, (entry, other), after = run(go())
+    assert str(error) == "the boards are loading b, 1.0 of 4.0 GB so far. Ask again in 30 s."
+    assert (error.progress, error.eta_s) == (0.25, 30.0) and to_api_error(error).retry_s == 30.0
+    assert entry["loading"] == {"completed": 1_000_000_000, "total": 4_000_000_000} and other is None
+    assert "loading" not in after
+
+
+def test_a_model_is_loaded_beside_another_while_that_one_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeClient, "room", True)
+
+    async def go():
+        async with models(tmp_path) as served:
+            FakeClient.made["b"].may_load.clear()
+            async with served.use("a"):
+                waiting = asyncio.create_task(hold(served, "b"))
+                await until(lambda: FakeClient.made["b"].prepared)
+                assert await hold(served, "a") == "a"  # a goes on to be asked
+                FakeClient.made["b"].may_load.set()
+                return await waiting, served._turns.stands
+
+    assert run(go()) == ("b", {"a", "b"})
+
+
+def test_a_model_beside_the_default_one_is_unloaded_after_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeClient, "room", True)
+
+    async def go():
+        async with models(tmp_path) as served:
+            client = FakeClient.made["b"]
+            client.error = None
+            await hold(served, "b", -1)
+            assert client.unloaded == 0 and served._turns.stands == {"a", "b"}
+            client.error = ClaimError("board b0 still has 1 running answer of b")
+            await hold(served, "b", 0)
+            client.error = None
+            await until(lambda: served._turns.stands == {"a"})
+            return client.unloaded, await hold(served, "b"), served._turns.stands
+
+    assert run(go()) == (1, "b", {"a", "b"})
+
+
+def test_models_that_stand_at_once_answer_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeClient, "room", True)
 
     async def go():
         async with models(tmp_path) as served:

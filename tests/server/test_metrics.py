@@ -103,6 +103,9 @@ class _Status:
     def __init__(self, plan):
         self.plan = plan
 
+    def serves(self, plan):
+        return self.plan == plan
+
 
 class _Plan:
     boards = ("b0", "b1")

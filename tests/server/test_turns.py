@@ -127,3 +127,46 @@ def test_a_change_that_failed_is_not_tried_for_ever():
     turns.change("b", 0.0)
     turns.changed(1.0, {"a"})
     assert turns.next_change(2.0 + LULL_S) is None and turns.may_begin("a", 2.0)
+
+
+def test_a_model_that_is_wanted_may_be_loaded_beside_while_answers_run():
+    turns = Turns(["a", "b", "c"])
+    turns.begin("a")
+    turns.ask("b", 0.0)
+    assert turns.next_beside(0.0) == "b"
+    turns.change("b", 0.0, beside=True)
+    assert turns.may_begin("a", 1.0) and not turns.may_begin("b", 1.0) and turns.next_beside(1.0) is None
+    turns.changed(2.0, {"a", "b"})
+    turns.begin("b")
+    turns.leave("b")
+    assert turns.next_beside(2.0) is None and turns.may_begin("a", 2.0)
+
+
+def test_a_model_without_room_beside_the_others_is_tried_again_when_these_have_changed():
+    turns = Turns(["a", "b", "c"])
+    turns.begin("a")
+    turns.ask("b", 0.0)
+    turns.change("b", 0.0, beside=True)
+    turns.kept_out()
+    assert turns.next_beside(1.0) is None and turns.next_change(1.0) is None  # it waits for the answer of a
+    turns.end("a", 2.0, None)
+    changed(turns, "b", 2.0 + LULL_S)
+    turns.ask("a", 5.0)
+    assert turns.next_beside(5.0) == "a"
+
+
+def test_only_a_model_beside_the_default_one_is_unloaded_once_its_time_is_over():
+    turns = Turns(["a", "b"])
+    assert turns.next_unload(1e6) is None
+    turns.ask("b", 0.0)
+    changed(turns, "b", 0.0, {"a", "b"})
+    turns.begin("b")
+    turns.leave("b")
+    assert turns.next_unload(KEEP_ALIVE_S * 2) is None  # it answers
+    turns.end("b", 2.0, 10.0)
+    assert turns.next_unload(11.0) is None and turns.next_unload(12.0) == "b"
+    turns.ask("b", 12.0)
+    assert turns.next_unload(12.0) is None
+    turns.leave("b")
+    turns.unloaded("b")
+    assert turns.stands == {"a"} and turns.next_unload(1e6) is None
