@@ -12,7 +12,7 @@ from edgellm.errors import EdgellmError, TagError
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.connections import Connections
 from edgellm.manager.pairs import HERE, Pair
-from edgellm.manager.survey import committed_of
+from edgellm.manager.survey import besides_of, committed_of
 from edgellm.plan import Plan, section_need
 from edgellm.plan.around import links
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
@@ -27,6 +27,8 @@ from edgellm.wire.status import BoardStatus
 _REACH_TIMEOUT_S = 4.0  # to connect, and again to answer
 _PATIENCE_S = 1.0  # before reporting which boards are slow
 _MAX_STRANGERS = 64
+
+Held = Mapping[str, tuple[Plan, SectionStatus]]  # what a board serves, by the SHA-256 of the model's manifest
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,11 @@ def _believed(word: Word, trust: Trust) -> Word:
         return word
     try:
         _, others = committed_of(word.status, trust)
+        for _, addresses in besides_of(word.status, trust).values():
+            others = {**addresses, **others}
         return replace(word, others=others)
     except TagError as e:
-        status = replace(word.status, plan=None, addresses={}, epoch=None, committed=None, section=None)
+        status = replace(word.status, plan=None, addresses={}, epoch=None, committed=None, section=None, beside=())
         return replace(word, status=status, lie=str(e))
 
 
@@ -104,31 +108,33 @@ async def _ask(name: str, address: Address, connections: Connections) -> Word:
 
 def describe(
     cluster: ClusterFile, words: dict[str, Word], manifest: Manifest | None = None, pairs: Sequence[Pair] = (), *,
-    weigh: bool = True,
+    weigh: bool = True, model: str | None = None,
 ) -> dict:  # fmt: skip
     """Return the state of a cluster as one JSON object (`edgellm status --json`), from what its boards said.
 
-    Of several models, the first that stands counts, or else the default one; `standing` has the names of all whose plan
-    all its boards serve. The plan that counts is the cluster file's, or the newest one that all its boards serve, if
-    that is newer or no board serves the cluster file's. `serving` is whether every board of it does, and `ready`
-    whether the next question needs no other plan. Neither is so if, as the tried `pairs` tell, a board can't reach the
-    one that it sends to. Without the `manifest` it isn't known what is left of a board's offer, nor who is ready. With
-    `weigh`, a board that isn't as fast as the plan was made for has another plan searched for, which takes a while.
+    Of several models, the one named `model` counts, or the first that stands, or else the default one; `standing` has
+    the names of all whose plan all its boards serve. The plan that counts is the cluster file's, or the newest one that
+    all its boards serve, if that is newer or no board serves the cluster file's. `serving` is whether every board of it
+    does, and `ready` whether the next question needs no other plan. Neither is so if, as the tried `pairs` tell, a
+    board can't reach the one that it sends to. Without the `manifest` it isn't known what is left of a board's offer,
+    nor who is ready. With `weigh`, a board that isn't as fast as the plan was made for has another plan searched for,
+    which takes a while.
     """
-    plans = {name: word.status.plan for name, word in words.items() if word.status and word.status.plan}
-    standing = _standing(cluster, plans)
+    held = {name: word.status.sections if word.status else {} for name, word in words.items()}
+    standing = _standing(cluster, held)
     known = next((p for p in cluster.plans().values() if p.model in standing[:1]), cluster.plan)
-    plan = _counting(known, plans)
+    known = known if model is None else cluster.choose(model).plan
+    plan = _counting(known, held)
     words = {
         name: word if word.status is None else replace(word, status=word.status.of_model(plan.manifest_sha256))
         for name, word in words.items()
     }
-    rows = [_row(name, word, plan, plans.get(name), manifest) for name, word in words.items()]
+    rows = [_row(name, word, plan, word.status.plan if word.status else None, manifest) for name, word in words.items()]
     rows += [_row(name, Word("?", 0, error="no address"), plan, None, manifest) for name in plan.boards
              if name not in words]  # fmt: skip
     order = {name: i for i, name in enumerate(plan.boards)}
     rows.sort(key=lambda row: order.get(row["board"], len(order)))
-    _mark_ready(rows, plan, words, manifest)
+    _mark_ready(rows, plan, words, manifest, changes_over=model is not None)
     notes = [word.lie for word in words.values() if word.lie]
     notes += [*_notes(cluster, known, plan, words, rows), *_pair_notes(pairs), *_remembered(words, pairs)]
     notes += predicted.notes(plan, [word.status for word in words.values() if word.status], manifest if weigh else None)
@@ -182,19 +188,19 @@ def _break_links(plan: Plan, rows: list[dict], pairs: Sequence[Pair]) -> None:
             row["serving"], row["ready"], row["state"] = False, False, f"can't reach {broken[row['board']]}"
 
 
-def _standing(cluster: ClusterFile, plans: Mapping[str, Plan]) -> list[str]:
+def _standing(cluster: ClusterFile, held: Mapping[str, Held]) -> list[str]:
     """Return the names of the models of which boards serve a whole plan, the default one first."""
-    whole = {p.manifest_sha256 for p in plans.values() if all(b in plans and plans[b] == p for b in p.boards)}
-    return [plan.model for sha256, plan in cluster.plans().items() if sha256 in whole]
+    return [plan.model for sha256, plan in cluster.plans().items() if _whole(sha256, held)]
 
 
-def _counting(ours: Plan, plans: dict[str, Plan]) -> Plan:
-    whole = [
-        plan for plan in plans.values()
-        if plan.manifest_sha256 == ours.manifest_sha256
-        and all(b in plans and plans[b].digest == plan.digest for b in plan.boards)
-    ]  # fmt: skip
-    newest = max(whole, key=lambda plan: plan.epoch, default=ours)
+def _whole(manifest_sha256: str, held: Mapping[str, Held]) -> list[Plan]:
+    """Return the plans of a model that all their boards serve."""
+    plans = {name: plans[manifest_sha256][0] for name, plans in held.items() if manifest_sha256 in plans}
+    return [plan for plan in plans.values() if all(plans.get(b) == plan for b in plan.boards)]
+
+
+def _counting(ours: Plan, held: Mapping[str, Held]) -> Plan:
+    newest = max(_whole(ours.manifest_sha256, held), key=lambda plan: plan.epoch, default=ours)
     return newest if newest.epoch >= ours.epoch else ours
 
 
@@ -203,9 +209,9 @@ def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifes
     section, health, compute, capacity = said.section or SectionStatus(), said.health, said.compute, said.capacity
     offered = capacity.ram_bytes if capacity else None
     layers = held.section_of(name) if held else None
-    taken = 0
-    if held and layers and manifest and manifest.sha256 == held.manifest_sha256:
-        taken = section_need(manifest, held.settings, layers.start, layers.end).total
+    taken = sum(other.ram_bytes or 0 for _, other in said.sections.values())
+    if not section.ram_bytes and held and layers and manifest and manifest.sha256 == held.manifest_sha256:
+        taken += section_need(manifest, held.settings, layers.start, layers.end).total
     known = offered is not None and (layers is None or taken > 0)
     steps, decode_s = section.decode_steps, section.decode_s
     serving = bool(held and held.digest == plan.digest and name in plan.boards and not said.draining)
@@ -217,6 +223,13 @@ def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifes
         "ready": False,
         "in_plan": name in plan.boards,
         "section": {"start": layers.start, "end": layers.end} if layers else None,
+        "others": [
+            {"model": other.model, "start": own.start, "end": own.end, "ram_bytes": its.ram_bytes}
+            for other, its in said.sections.values() if other is not held for own in [other.section_of(name)]
+        ],
+        "loading": None if said.loading is None else {
+            "model": said.loading.model, "read_bytes": said.loading.read_bytes, "total_bytes": said.loading.total_bytes,
+        },
         "path": section.path,
         "ram_total_bytes": health.ram_total_bytes,
         "ram_offered_bytes": offered,
@@ -240,22 +253,26 @@ def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifes
     }
 
 
-def _mark_ready(rows: list[dict[str, Any]], plan: Plan, words: dict[str, Word], manifest: Manifest | None) -> None:
+def _mark_ready(
+    rows: list[dict[str, Any]], plan: Plan, words: dict[str, Word], manifest: Manifest | None, changes_over: bool
+) -> None:
     """Mark the boards that load their section at the next question, as after a restart, if every other board of the
     plan serves or does so too; else the next question makes another plan."""
     idle = [row for row in rows if row["in_plan"] and not row["serving"]]
-    if manifest is None or not all(_could_load(words.get(row["board"]), plan, manifest) for row in idle):
+    could = (_could_load(words.get(row["board"]), plan, manifest, changes_over) for row in idle if manifest)
+    if manifest is None or not all(could):
         return
     for row in idle:
         row["ready"], row["state"] = True, f"ready: loads {plan.section_of(row['board'])} at the next question"
 
 
-def _could_load(word: Word | None, plan: Plan, manifest: Manifest) -> bool:
-    """Return whether a board holds no section, and could hold that of the plan: it has the shards and the RAM."""
+def _could_load(word: Word | None, plan: Plan, manifest: Manifest, changes_over: bool) -> bool:
+    """Return whether a board holds no section, or if it `changes_over` none of this model, and could hold that of the
+    plan: it has the shards and the RAM."""
     said = word.status if word else None
     if word is None or said is None or word.lie or said.capacity is None:
         return False
-    if said.draining or said.claimed or said.plan is not None:
+    if said.draining or said.claimed or plan.manifest_sha256 in said.sections or (said.plan and not changes_over):
         return False
     if not said.manifest_sha256 == plan.manifest_sha256 == manifest.sha256:
         return False
@@ -308,6 +325,7 @@ def _notes(cluster: ClusterFile, ours: Plan, plan: Plan, words: dict[str, Word],
             "the next question or deploy follows it"
         )
     others = {n for n, w in words.items() if w.status and w.status.plan and w.status.plan.model != plan.model}
+    others |= {row["board"] for row in rows if row["serving"]}  # their last plan may be another model's
     epochs = {row["board"]: row["epoch"] for row in rows if row["epoch"] is not None and row["board"] not in others}
     newest = max(epochs.values(), default=None)
     if newest is not None and newest > plan.epoch:

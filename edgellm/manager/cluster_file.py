@@ -162,6 +162,15 @@ class ClusterFile:
             return found[0]
         raise UsageError(f"this cluster has no model {reprlib.repr(name)}. It has {', '.join(self.models)}.")
 
+    def led_by(self, name: str) -> "ClusterFile":
+        """Return the same cluster with this model as the default one. Raises UsageError if there is none of that
+        name."""
+        chosen = self.choose(name)
+        others = tuple(m for m in map(self.choose, self.models) if m.model != chosen.model)
+        return replace(
+            self, model=chosen.model, model_dir=chosen.model_dir, plan=chosen.plan, tag=chosen.tag, more=others
+        )
+
     def plans(self) -> dict[str, Plan]:
         """Return the plans of all models by the SHA-256 of their manifests, the default one's first."""
         return {plan.manifest_sha256: plan for plan in (self.plan, *(further.plan for further in self.more))}

@@ -33,10 +33,10 @@ _EVERY_S = 2.0
 _PING_S = 10.0
 _MOST_NEWS = 50
 _COLUMNS = (
-    "board", "address", "state", "serving", "ready", "in_plan", "section", "path", "ram_total_bytes",
-    "ram_offered_bytes", "ram_free_bytes", "disk_free_bytes", "slots", "free_slots", "temperature_c", "throttled",
-    "undervoltage", "link_mbit", "uptime_s", "predicted_ms_per_token", "measured_ms_per_token", "hop_s", "kernels",
-    "version",
+    "board", "address", "state", "serving", "ready", "in_plan", "section", "others", "loading", "path",
+    "ram_total_bytes", "ram_offered_bytes", "ram_free_bytes", "disk_free_bytes", "slots", "free_slots",
+    "temperature_c", "throttled", "undervoltage", "link_mbit", "uptime_s", "predicted_ms_per_token",
+    "measured_ms_per_token", "hop_s", "kernels", "version",
 )  # fmt: skip
 
 
@@ -74,8 +74,9 @@ class Watch:
     """What the boards of one client say, at most every two seconds however many look, and what has changed since
     somebody began to look. Connections to boards stay open while somebody does."""
 
-    def __init__(self, client: AsyncClient):
-        self.client = client
+    def __init__(self, client: AsyncClient, model: str | None = None):
+        """`model` is the one of several to tell of, by default whichever the boards serve."""
+        self.client, self._model = client, model
         self._asking = asyncio.Lock()
         self._state: dict[str, Any] | None = None
         self._looked_s = 0.0
@@ -122,7 +123,7 @@ class Watch:
         if self._connections is None:
             self._connections = Connections(tls)
         words = await ask_boards(cluster.addresses(), tls, connections=self._connections)
-        return await asyncio.to_thread(functools.partial(state_of, cluster, words, manifest))
+        return await asyncio.to_thread(functools.partial(state_of, cluster, words, manifest, self._model))
 
 
 class Watches:
@@ -133,14 +134,16 @@ class Watches:
         self._watches: dict[str, Watch] = {}
 
     def of(self, model: str) -> Watch:
-        """Return the watch of a model's boards. Raises ApiError while no model is loaded, UnknownModel."""
+        """Return the watch of a model's boards; "" is whichever they serve. Raises ApiError while no model is loaded,
+        UnknownModel."""
         clients = self._models.clients
         if not clients:
             raise ApiError("no model is loaded, so no boards are known", 503, code="cluster_unavailable", retry_s=5.0)
         name = find_name(model, list(clients))
-        watch = self._watches.get(name)
+        key = name if model else ""
+        watch = self._watches.get(key)
         if watch is None or watch.client is not clients[name]:
-            watch = self._watches[name] = Watch(clients[name])
+            watch = self._watches[key] = Watch(clients[name], name if model else None)
         return watch
 
     def close(self) -> None:
@@ -149,10 +152,13 @@ class Watches:
             watch.close()
 
 
-def state_of(cluster: ClusterFile, words: dict[str, Word], manifest: Manifest) -> dict[str, Any]:
-    """Return the boards' state as JSON."""
+def state_of(
+    cluster: ClusterFile, words: dict[str, Word], manifest: Manifest, model: str | None = None
+) -> dict[str, Any]:
+    """Return the boards' state as JSON: of the `model` with this manifest, or of whichever they serve."""
+    cluster = cluster if model is None else cluster.led_by(model)
     own = manifest if manifest.sha256 == cluster.plan.manifest_sha256 else None
-    told = describe(cluster, words, own, weigh=False)
+    told = describe(cluster, words, own, weigh=False, model=model)
     findings = [f for facts in facts_by_wire(cluster, words, own, told["boards"]) for f in diagnose(facts)]
     return {
         **{k: v for k, v in told.items() if k not in ("boards", "pairs")},

@@ -227,17 +227,20 @@ class BoardStatus:
 
     def of_model(self, manifest_sha256: str) -> "BoardStatus":
         """Return the same status with `shards` and `capacity` for that model, if the board has it, and with `plan` and
-        `section` if it serves it. If not, they stay what they are, so they may be of another model; so does what was
-        committed last."""
+        `section` if it serves it: then these and `beside` change places. If not, they stay what they are, so they may
+        be of another model."""
         said = self
         for here in self.more:
             if here.manifest_sha256 == manifest_sha256:
                 said = replace(
                     self, model=here.model, manifest_sha256=manifest_sha256, shards=here.shards, capacity=here.capacity
                 )
-        if manifest_sha256 in self.sections:
-            plan, section = self.sections[manifest_sha256]
-            said = replace(said, plan=plan, section=section)
+        own = next((entry for entry in self.beside or () if entry.plan.manifest_sha256 == manifest_sha256), None)
+        if own is not None:
+            others = [entry for entry in self.beside or () if entry is not own]
+            if self.plan is not None:
+                others.append(SectionBeside(self.plan, self.committed or {}, self.section or SectionStatus()))
+            said = replace(said, plan=own.plan, section=own.section, committed=own.committed, beside=tuple(others))
         return said
 
     @classmethod

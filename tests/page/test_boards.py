@@ -1,6 +1,6 @@
 """The boards in a browser: as they stand, and while one is killed."""
 
-from tests.page.browsing import Real, ask, boards, tab, until
+from tests.page.browsing import Real, ask, boards, events, findings, tab, until
 from tests.page.states import STATE
 
 
@@ -79,3 +79,41 @@ def test_what_changes_is_changed_in_place(browser, fake):
             return [card === find(".card"), tile === find(".tile b"), tile.textContent];
         }""", states)  # fmt: skip
         assert same == [True, True, "4.4"]
+
+
+def test_with_several_models_one_is_chosen_whose_boards_are_shown(browser, fake):
+    both = {**STATE, "models": ["qwen3-8b-q4_k_m", "phi3"], "standing": ["qwen3-8b-q4_k_m", "phi3"]}
+    first = {**both, "boards": [
+        {**STATE["boards"][0], "others": [{"model": "phi3", "start": 0, "end": 16, "ram_bytes": 1_900_000_000}]},
+        {**STATE["boards"][1], "others": [],
+         "loading": {"model": "phi3", "read_bytes": 300_000_000, "total_bytes": 1_200_000_000}},
+    ]}  # fmt: skip
+    other = {**both, "model": "phi3", "num_layers": 32, "boards": STATE["boards"][:1], "findings": []}
+    with tab(browser, fake.base) as page:
+        boards(page, first)
+        asked = []
+
+        def chosen(route):
+            asked.append(route.request.url)
+            route.fulfill(status=200, content_type="text/event-stream", body=events({"kind": "boards", **other}))
+
+        page.route("**/page/api/boards/live?model=*", chosen)
+        page.goto("/#/boards")
+        page.wait_for_selector(".card")
+        options = page.locator("#boards-model option").all_inner_texts()
+        assert options == ["qwen3-8b-q4_k_m – answers now", "phi3 – answers now"]
+        assert page.input_value("#boards-model") == "qwen3-8b-q4_k_m"
+        assert "phi3, layers 0–15, 1.9 GB" in page.locator(".card").nth(0).inner_text()
+        assert "phi3, 300 MB of 1.2 GB" in page.locator(".card").nth(1).inner_text()
+        assert not findings(page)
+        page.get_by_label("Model", exact=True).select_option("phi3")
+        page.wait_for_selector(".boards-in > .faint >> text=phi3 · 32 layers")
+        assert asked[0].endswith("/page/api/boards/live?model=phi3") and page.input_value("#boards-model") == "phi3"
+
+
+def test_with_one_model_there_is_nothing_to_choose(browser, fake):
+    with tab(browser, fake.base) as page:
+        boards(page, {**STATE, "models": ["qwen3-8b-q4_k_m"], "standing": []})
+        page.goto("/#/boards")
+        page.wait_for_selector(".card")
+        assert page.locator("#boards-model").count() == 0

@@ -79,5 +79,5 @@ export const server = {
   exportAll: `${BASE}/export`,
   answer: (question, signal) => events("POST", `${BASE}/answer`, question, signal),
   boardsOnce: () => ask("GET", `${BASE}/boards`),
-  boards: (signal) => events("GET", `${BASE}/boards/live`, undefined, signal),
+  boards: (signal, model) => events("GET", `${BASE}/boards/live${model ? `?model=${encodeURIComponent(model)}` : ""}`, undefined, signal),
 };

@@ -7,7 +7,18 @@ const AGAIN_MS = 2000;
 const COLOURS = 6;
 
 export class Boards {
-  constructor() { this.abort = null; this.told = 0; this.state = null; }
+  constructor() {
+    Object.assign(this, { abort: null, told: 0, state: null, model: "" });
+    $("boards").addEventListener("change", (e) => { if (e.target.id === "boards-model") this.choose(e.target.value); });
+  }
+
+  /** Watch the boards of another model. */
+  choose(model) {
+    this.model = model;
+    this.told = 0;
+    this.close();
+    this.open();
+  }
 
   /** Watch the boards until `close` is called. */
   async open() {
@@ -17,7 +28,8 @@ export class Boards {
     while (!abort.signal.aborted) {
       let lost = "The server ended the connection.";
       try {
-        for await (const event of server.boards(abort.signal)) {
+        for await (const event of server.boards(abort.signal, this.model)) {
+          if (abort.signal.aborted) return;
           if (event.kind === "error") throw new Error(event.message);
           this.draw(event);
         }
@@ -68,6 +80,7 @@ function view(state) {
   const free = Math.min(...stages.map((b) => b.free_slots ?? Infinity));
   return [
     make("div.headline", {}, make(`span.dot.${down.length ? "bad" : "good"}`), make("h2", {}, words)),
+    models(state),
     make("p.faint", {}, `${state.model} · ${state.num_layers} layers · plan ${state.epoch}, for ${state.objective}`),
     make("dl.tiles", {},
       tile("Measured", state.tokens_per_s === null ? "–" : rate(state.tokens_per_s), "tokens/s"),
@@ -80,6 +93,14 @@ function view(state) {
     findings(state),
     news(state.news),
   ].flat();
+}
+
+/** The choice of a model, where there are several: which of them answer now, and the one whose boards are shown. */
+function models(state) {
+  if ((state.models ?? []).length < 2) return [];
+  const options = state.models.map((name) => make("option", { value: name, selected: name === state.model ? "selected" : null },
+    state.standing.includes(name) ? `${name} – answers now` : name));
+  return [make("div.option.which", {}, make("label", { for: "boards-model" }, "Model"), make("select", { id: "boards-model" }, options))];
 }
 
 function tile(name, value, unit) {
@@ -104,6 +125,8 @@ function card(b, colour, several) {
   const state = b.serving ? "good" : b.ready ? "warn" : b.in_plan ? "bad" : "";
   const rows = [
     row("Layers", b.section ? `${span(b.section)}${b.path ? `, ${b.path}` : ""}` : null),
+    ...(b.others ?? []).map((o) => row("Beside", `${o.model}, layers ${span(o)}${o.ram_bytes ? `, ${size(o.ram_bytes)}` : ""}`)),
+    row("Loading", b.loading ? `${b.loading.model}, ${size(b.loading.read_bytes)} of ${size(b.loading.total_bytes)}` : null),
     row("Measured", b.measured_ms_per_token === null ? null : `${ms(b.measured_ms_per_token)} a token`, off ? "warn" : ""),
     row("Predicted", b.predicted_ms_per_token === null ? null : `${ms(b.predicted_ms_per_token)} a token`),
     row("Hop", several && b.hop_s !== null ? ms(b.hop_s * 1000) : null),
