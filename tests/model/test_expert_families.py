@@ -95,8 +95,10 @@ def test_yarn_is_that_of_transformers(options, truncate):
 
     from edgellm.model.families.rotary import rotary_of
 
-    given = dict(rope_type="yarn", rope_theta=15e4, factor=32.0, original_max_position_embeddings=4096,
-    truncate=truncate) config = hf.GptOssConfig(head_dim=64, rope_parameters=given | options) frequencies, scaling =
-    ROPE_INIT_FUNCTIONS["yarn"](config) found = rotary_of({"rope_parameters": given | options}, 64, 131072,
-    partial=True) np.testing.assert_allclose(found.frequencies[0], frequencies.numpy(), rtol=3e-7) assert found.scaling
-    == pytest.approx(scaling, rel=1e-12)
+    given = dict(rope_type="yarn", rope_theta=15e4, factor=32.0, truncate=truncate)
+    given |= dict(original_max_position_embeddings=4096)
+    config = hf.GptOssConfig(head_dim=64, rope_parameters=given | options)
+    frequencies, scaling = ROPE_INIT_FUNCTIONS["yarn"](config)
+    found = rotary_of({"rope_parameters": given | options}, 64, 131072, partial=True)
+    np.testing.assert_allclose(found.frequencies[0], frequencies.numpy(), rtol=3e-7)
+    assert found.scaling == pytest.approx(scaling, rel=1e-12)
