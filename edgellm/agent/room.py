@@ -23,7 +23,7 @@ class Room:
         self._board, self._manifest_of, self.ram_bytes, self._yielding = board, manifest_of, ram_bytes, yielding
 
     def offer_bytes(self, held: Iterable[Plan]) -> int:
-        """Return the RAM for a section, as if there were none: their KV counts as free, as mapped shards already do."""
+        """Return the RAM for a section, as if there were none: slots count as free, as mapped shards already do."""
         free = self._without(held)
         return min(free, self.ram_bytes) if self.ram_bytes else free
 
@@ -31,7 +31,7 @@ class Room:
         """Return the RAM that neither the sections that are held need nor those that are `coming`, each shard counted
         once, of what the board offers; unless it is `capped`, of all. The headroom of every plan isn't among it."""
         plans = [*held, *coming]
-        needs = sum(need.kv + need.activations for need in map(self.need, plans))
+        needs = sum(need.slots + need.activations for need in map(self.need, plans))
         weights = sum(s.ram_bytes for s in self._shards(plans).values())
         offer = self.offer_bytes(held) if capped else self._without(held)
         return max(0, usable_bytes(offer) - needs - weights)
@@ -57,21 +57,21 @@ class Room:
             )
 
     def is_beside(self, plan: Plan, held: Sequence[Plan], kept: Sequence[Plan] = ()) -> bool:
-        """Return whether KV and new shards fit beside what is held, until that is given up; shards are mapped once. Of
+        """Return whether slots and new shards fit beside what is held, until that is given up; shards are mapped once. Of
         what is `kept`, the weights have to stay in memory, though mapped files count as free."""
         need, new = self.need(plan), self._new_shards(plan, held)
         weights = sum(s.ram_bytes for s in new) + sum(self.need(p).weights for p in kept)
-        return not held or need.kv + need.activations + weights < self._free_bytes()
+        return not held or need.slots + need.activations + weights < self._free_bytes()
 
     def is_to_drain(self, plan: Plan, held: Sequence[Plan]) -> bool:
         """Return whether the section can compute beside what is held: the weights of all of them have to stay in
         memory, though mapped files count as free."""
         need = self.need(plan)
         weights = sum(s.ram_bytes for s in self._shards([*held, plan]).values())
-        return need.kv + need.activations + weights < usable_bytes(self._free_bytes())
+        return need.slots + need.activations + weights < usable_bytes(self._free_bytes())
 
     def _without(self, held: Iterable[Plan]) -> int:
-        return self._free_bytes() + sum(self.need(plan).kv for plan in held)
+        return self._free_bytes() + sum(self.need(plan).slots for plan in held)
 
     def _free_bytes(self) -> int:
         return measure.free_ram_bytes() + self._yielding()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgellm.checkpoint.journal import Journal
 from edgellm.checkpoint.json_file import read_json_if_there
+from edgellm.checkpoint.layer_facts import layer_facts
 from edgellm.checkpoint.layout import Layout
 from edgellm.checkpoint.shard import SHARD_FORMAT, ShardPlan, disk_error, make_entry, make_plan, write_shard
 from edgellm.checkpoint.sources import Progress, Source
@@ -53,7 +54,8 @@ def split(
 
 
 def _split(source: Source, out: Path, quantize: str, progress, force: bool, replace: bool, note) -> Manifest:
-    identity = f"{source.fingerprint} {quantize} {FORMAT} {SHARD_FORMAT}"
+    # The 1 was the manifest's format once. A split of that format stays known, so that its shards aren't written again.
+    identity = f"{source.fingerprint} {quantize} 1 {SHARD_FORMAT}"
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     head = {"fingerprint": fingerprint, "model": source.name, "quantize": quantize}
     journal = Journal(out, head)
@@ -124,6 +126,7 @@ def _write(
         rope_switch_len=layout.rope_switch_len,
         shards=tuple(shards),
         files=files,
+        **layer_facts(read_json_if_there(out / "config.json"), plans),
         source_sha256=journal.head["fingerprint"],
         pooling=source.pooling,
     )
@@ -214,6 +217,8 @@ def _changes(source: Source, files: tuple[ModelFile, ...], finished: Manifest) -
         changed.append("eos_token_ids")
     if source.pooling != finished.pooling:
         changed.append("pooling")
+    if finished.format != FORMAT:
+        changed.append(MANIFEST_NAME)
     return changed
 
 

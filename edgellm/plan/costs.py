@@ -62,7 +62,7 @@ def group_size(slots: int, boards: int, num_layers: int) -> int:
 
 def layer_sums(manifest: Manifest, layer_ns: int) -> list[int]:
     """Return the time of the first 0, 1, … layers in ns, where a layer of mean size takes `layer_ns`: a layer's time
-    is to its bytes as another's."""
+    is to the bytes that a token touches in it as another's."""
     n, sums = manifest.num_layers, _byte_sums(manifest)
     return [layer_ns * n * done // sums[-1] for done in sums]
 
@@ -74,5 +74,5 @@ def mean_layers(manifest: Manifest, start: int, end: int) -> float:
 
 
 def _byte_sums(manifest: Manifest) -> list[int]:
-    layers = [manifest.layer(i).ram_bytes for i in range(manifest.num_layers)]
+    layers = manifest.touched_bytes_per_token
     return [0, *accumulate(layers if any(layers) else [1] * len(layers))]

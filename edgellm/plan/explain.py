@@ -43,6 +43,7 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
                 "headroom_bytes": capacity.ram_bytes - usable,
                 "weights_bytes": need.weights,
                 "kv_bytes": need.kv,
+                "state_bytes": need.state,
                 "activations_bytes": need.activations,
                 "free_bytes": usable - need.total,
                 "stage_s": kind.token.of(section.start, section.end, alone) / 1e9,
@@ -75,9 +76,14 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
     """Return the plan in words, one line per board."""
     facts = explain_dict(plan, manifest, capacities)
     slots = f"{plan.slots} slot{'s' * (plan.slots > 1)}"
-    rows = [("board", "layers", "weights", "KV", "activations", "headroom", "free", "time a token")]
+    state = {"state": "state_bytes"} if any(manifest.state_bytes) else {}
+    columns = {
+        "weights": "weights_bytes", "KV": "kv_bytes", **state, "activations": "activations_bytes",
+        "headroom": "headroom_bytes", "free": "free_bytes",
+    }  # fmt: skip
+    rows: list[tuple[str, ...]] = [("board", "layers", *columns, "time a token")]
     for s in facts["sections"]:
-        sizes = ("weights_bytes", "kv_bytes", "activations_bytes", "headroom_bytes", "free_bytes")
+        sizes = columns.values()
         rows.append((s["board"], _layers(s), *(size(s[name]) for name in sizes), ms(s["stage_s"])))
     lines = [
         f"{plan.model} ({plan.num_layers} layers, quantization {manifest.quantization}) for {plan.objective}: "

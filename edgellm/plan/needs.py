@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from edgellm.limits import MAX_CHOICES
-from edgellm.plan.types import KV_DTYPES, Settings
+from edgellm.plan.types import Settings
 from edgellm.shards.manifest import Manifest
+from edgellm.shards.slot_memory import kv_bytes
 
 _MIN_HEADROOM_BYTES = 64 << 20
 _HEADROOM_SHARE = 20  # a twentieth of the offer: 5 %
@@ -33,10 +34,16 @@ class SectionNeed:
     weights: int
     kv: int
     activations: int
+    state: int = 0  # of recurrent layers, in all slots
+
+    @property
+    def slots(self) -> int:
+        """What the slots take, whatever is in them."""
+        return self.kv + self.state
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv + self.activations
+        return self.weights + self.slots + self.activations
 
 
 class Needs:
@@ -50,8 +57,9 @@ class Needs:
         self.num_layers = manifest.num_layers
         shards = manifest.shards[1:-1]
         self._weights = [0, *accumulate(s.ram_bytes for s in shards)]
-        token_bytes = KV_DTYPES[settings.kv_dtype] * settings.context * settings.slots
-        self._kv = [0, *accumulate(n * token_bytes for n in manifest.kv_elements_per_token)]
+        slots, each = settings.slots, manifest.kv_elements_per_token
+        self._kv = [0, *accumulate(slots * kv_bytes(n, settings.context, settings.kv_dtype) for n in each)]
+        self._state = [0, *accumulate(slots * state for state in manifest.state_bytes)]
         self._embedding = manifest.embedding.ram_bytes
         self._head = manifest.head.ram_bytes
         # One pass holds a chunk of one prompt, or a token of every slot with drafts up to as many as one step may have.
@@ -71,11 +79,13 @@ class Needs:
             weights=self._weights[end] - self._weights[start] + first * self._embedding + last * self._head,
             kv=self._kv[end] - self._kv[start],
             activations=self._activations + last * self._logits,
+            state=self._state[end] - self._state[start],
         )
 
     def total(self, start: int, end: int) -> int:
         """Return `of(start, end).total`, without the object."""
         need = self._weights[end] - self._weights[start] + self._kv[end] - self._kv[start] + self._activations
+        need += self._state[end] - self._state[start]
         if start == 0:
             need += self._embedding
         if end == self.num_layers:

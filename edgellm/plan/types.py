@@ -12,9 +12,10 @@ from typing import Any
 
 from edgellm import config
 from edgellm.errors import PlanError
+from edgellm.shards.slot_memory import KV_BYTES
 
 BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
-KV_DTYPES = {"float32": 4, "float16": 2}  # bytes per element
+KV_DTYPES = tuple(KV_BYTES)
 OBJECTIVES = ("latency", "throughput")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -196,7 +197,7 @@ class Plan:
 def _check_settings(value: Settings | Plan, what: str) -> None:
     for name in ("context", "slots", "chunk"):
         _check_int(getattr(value, name), 1, _MAX_TOKENS, f"{what}: {name}")
-    for name, allowed in (("kv_dtype", tuple(KV_DTYPES)), ("objective", OBJECTIVES)):
+    for name, allowed in (("kv_dtype", KV_DTYPES), ("objective", OBJECTIVES)):
         given = getattr(value, name)
         if not (isinstance(given, str) and given in allowed):
             raise PlanError(f"{what}: {name} is {reprlib.repr(given)}, expected {' or '.join(allowed)}")

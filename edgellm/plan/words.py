@@ -15,5 +15,6 @@ def size(n: int) -> str:
 
 def describe(need: SectionNeed) -> str:
     """Return what a section needs, in all and by purpose."""
-    parts = f"weights {size(need.weights)}, KV {size(need.kv)}, activations {size(need.activations)}"
+    state = f"state {size(need.state)}, " if need.state else ""
+    parts = f"weights {size(need.weights)}, KV {size(need.kv)}, {state}activations {size(need.activations)}"
     return f"{size(need.total)} ({parts})"

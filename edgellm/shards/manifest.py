@@ -16,13 +16,17 @@ from edgellm.errors import ManifestError
 from edgellm.files import write_atomically
 from edgellm.structure import OTHER_POOL, POOLS
 
-FORMAT = 1
+FORMAT = 2
+_FORMER = 1  # which lacks the fields that `_since_2` fills in
 SHARD_FORMAT = "edgellm-shard-2"  # of the shard files that are written and read now
 MANIFEST_NAME = "manifest.json"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _MAX_MANIFEST_BYTES = 8 << 20
 _MOST = 1 << 50  # of anything that is counted here
+_PER_LAYER = (
+    "kv_elements_per_token", "kv_scales_per_token", "kv_window_tokens", "state_bytes", "touched_bytes_per_token",
+)  # fmt: skip
 _COUNTS = (
     "num_layers", "hidden_size", "vocab_size", "max_seq_len", "activation_elements_per_token", "rope_switch_len",
 )  # fmt: skip
@@ -55,8 +59,13 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A split model. Sizes in bytes, lengths in tokens; `kv_elements_per_token` has one entry per layer (keys and
-    values together); `activation_elements_per_token` bounds what one layer's modules produce for one token.
+    """A split model. Sizes in bytes, lengths in tokens; `activation_elements_per_token` bounds what one layer's modules
+    produce for one token.
+
+    These have one entry per layer. `kv_elements_per_token`: keys and values together. `kv_scales_per_token`: the scales
+    that these need beside them in 8 bits. `kv_window_tokens`: how many tokens a slot has to keep, 0 for all.
+    `state_bytes`: what a slot keeps at any length. `touched_bytes_per_token`: the weights that one token is multiplied
+    with. Those that are left out have what a manifest of format 1 means, which didn't have them.
     """
 
     model: str
@@ -73,16 +82,17 @@ class Manifest:
     rope_switch_len: int | None  # LongRoPE: sequences longer than this use other factors, from position 0 on
     shards: tuple[Shard, ...]
     files: tuple[ModelFile, ...]
+    kv_scales_per_token: tuple[int, ...] = ()
+    kv_window_tokens: tuple[int, ...] = ()
+    state_bytes: tuple[int, ...] = ()
+    touched_bytes_per_token: tuple[int, ...] = ()
     source_sha256: str = ""  # of the source and the options: tells a finished split of the same source from another
-    format: int = FORMAT
+    format: int = FORMAT  # as it was read
     pooling: str = ""  # how its authors make an embedding: of POOLS, or OTHER_POOL; "" if the source doesn't say
     sha256: str = field(default="", compare=False)  # of manifest.json itself; set by `read`
 
     def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise ManifestError(
-                f"manifest has format {self.format}, this edgellm reads format {FORMAT}. Split the model again."
-            )
+        _check_format(self.format)
         for name in ("model", "architecture", "model_type", "quantization", "source_sha256"):
             value = getattr(self, name)
             if not (isinstance(value, str) and len(value) <= 256 and (value.isprintable() or not value)):
@@ -98,8 +108,10 @@ class Manifest:
             raise ManifestError(
                 f"manifest: pooling is {str(self.pooling)[:60]!r}, expected {', '.join(POOLS)} or {OTHER_POOL}"
             )
-        if len(self.kv_elements_per_token) != self.num_layers:
-            raise ManifestError(f"manifest: {len(self.kv_elements_per_token)} KV sizes for {self.num_layers} layers")
+        for name in _PER_LAYER:
+            count = len(getattr(self, name))
+            if count != self.num_layers and (count or name == _PER_LAYER[0]):
+                raise ManifestError(f"manifest: {name} has {count} entries for {self.num_layers} layers")
         expected = [("embedding", None), *(("layer", i) for i in range(self.num_layers)), ("head", None)]
         found = [(s.kind, s.layer) for s in self.shards]
         if found != expected:
@@ -113,6 +125,18 @@ class Manifest:
             sizes = (entry.bytes, getattr(entry, "ram_bytes", 0))
             if not (all(_is_int(n) and 0 <= n <= _MOST for n in sizes) and _SHA256.match(entry.sha256)):
                 raise ManifestError(f"manifest: {entry.name} has a bad size or SHA-256")
+        for name, values in self._since_2().items():
+            object.__setattr__(self, name, getattr(self, name) or values)
+
+    def _since_2(self) -> dict[str, tuple[int, ...]]:
+        """Return what the fields are that format 1 lacks: no layer forgets, and all weights are used. Heads have at
+        least 16 elements, each with a scale."""
+        none = (0,) * self.num_layers
+        return {
+            "kv_scales_per_token": tuple(-(-elements // 16) for elements in self.kv_elements_per_token),
+            "kv_window_tokens": none, "state_bytes": none,
+            "touched_bytes_per_token": tuple(s.ram_bytes for s in self.shards[1:-1]),
+        }  # fmt: skip
 
     @property
     def entries(self) -> tuple[Shard | ModelFile, ...]:
@@ -141,10 +165,10 @@ class Manifest:
 
     def to_json(self) -> str:
         content = asdict(self)
-        del content["sha256"]
+        del content["sha256"], content["format"]
         if not self.pooling:  # as before there was this field
             del content["pooling"]
-        return json.dumps({"format": content.pop("format"), **content}, indent=1) + "\n"
+        return json.dumps({"format": FORMAT, **content}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
@@ -156,16 +180,18 @@ class Manifest:
             raise ManifestError(f"manifest is not JSON: {e}") from None
         if not isinstance(content, dict):
             raise ManifestError("manifest is not a JSON object")
-        if content.get("format") != FORMAT:
-            raise ManifestError(
-                f"manifest has format {content.get('format')!r}, this edgellm reads format {FORMAT}. "
-                "Split the model again."
-            )
+        _check_format(content.get("format"))
         try:
+            lists = _PER_LAYER if content["format"] == FORMAT else _PER_LAYER[:1]
             content["shards"] = tuple(Shard(**s) for s in content["shards"])
             content["files"] = tuple(ModelFile(**f) for f in content["files"])
             content["eos_token_ids"] = tuple(_ints(content["eos_token_ids"]))
-            content["kv_elements_per_token"] = tuple(_ints(content["kv_elements_per_token"]))
+            for name in lists:
+                content[name] = tuple(_ints(content[name]))
+                if not content[name]:
+                    raise TypeError(f"{name} is empty")
+            if extra := content.keys() & set(_PER_LAYER) - set(lists):
+                raise TypeError(f"{min(extra)} in format {content['format']}")
             return cls(**content, sha256=hashlib.sha256(raw).hexdigest())
         except (TypeError, KeyError, AttributeError) as e:
             said = str(e).encode("unicode_escape").decode()  # on one line, whatever a field is called
@@ -192,6 +218,14 @@ class Manifest:
     def write(self, folder: Path | str) -> None:
         """Write FOLDER/manifest.json whole or not at all (temporary file, fsync, rename)."""
         write_atomically(Path(folder) / MANIFEST_NAME, self.to_json().encode())
+
+
+def _check_format(found: object) -> None:
+    if not (_is_int(found) and found in (_FORMER, FORMAT)):
+        raise ManifestError(
+            f"manifest has format {reprlib.repr(found)}, this edgellm reads {_FORMER} and {FORMAT}. Split the model "
+            "again."
+        )
 
 
 def _is_int(value: object) -> TypeGuard[int]:

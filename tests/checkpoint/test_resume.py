@@ -118,6 +118,19 @@ def test_changed_files_beside_the_weights_are_taken_over_and_shards_stay(tmp_pat
     assert split(open_source(str(copy)), out) == third and _times(out, "*.safetensors") == shards
 
 
+def test_a_manifest_of_format_1_is_written_again_and_the_shards_stay(tmp_path, folder, whole):
+    notes: list[str] = []
+    split(open_source(str(folder)), tmp_path)
+    path, shards = tmp_path / "manifest.json", _times(tmp_path, "*.safetensors")
+    content = json.loads(path.read_text()) | {"format": 1}
+    for name in ("kv_scales_per_token", "kv_window_tokens", "state_bytes", "touched_bytes_per_token"):
+        del content[name]
+    path.write_text(json.dumps(content))
+    assert split(open_source(str(folder)), tmp_path, note=notes.append) == whole
+    assert notes == [f"{tmp_path}: updated manifest.json. The shards are unchanged."]
+    assert json.loads(path.read_text())["format"] == 2 and _times(tmp_path, "*.safetensors") == shards
+
+
 def test_taking_files_over_can_be_cut_off_anywhere(tmp_path, folder, monkeypatch):
     copy, out = tmp_path / "copy", tmp_path / "out"
     shutil.copytree(folder, copy)

@@ -34,6 +34,14 @@ def test_need_counts_weights_kv_and_activations(make_manifest):
     assert section_need(manifest, replace(request, slots=32), 1, 2).activations == 2 * activations
 
 
+def test_state_is_needed_once_a_slot_at_any_context(make_manifest):
+    manifest = make_manifest([10, 20, 30], kv=[1, 0, 3], state_bytes=(0, 1000, 0))
+    for context in (64, 128):
+        needs = [section_need(manifest, Settings(context, 2, 16, "float16"), i, i + 1) for i in range(3)]
+        assert [(n.kv, n.state) for n in needs] == [(4 * context, 0), (0, 2000), (12 * context, 0)]
+        assert all(n.slots == n.kv + n.state and n.total == n.weights + n.slots + n.activations for n in needs)
+
+
 def test_headroom_is_64_mib_or_five_per_cent():
     assert headroom_bytes(1_000_000_000) == 64 << 20
     assert headroom_bytes(4_000_000_000) == 200_000_000

@@ -1,6 +1,7 @@
 """A plan in numbers and words, and boards typed on a command line."""
 
 import json
+import re
 
 import pytest
 
@@ -47,6 +48,16 @@ def test_sections_are_told_in_bytes_and_seconds(make_manifest, make_boards):
     assert "45.5 tokens/s, 22 ms a token" in text
     assert "66.7 tokens/s together, with as many of prompts; the slowest stage is pi2: 15 ms for a token" in text
     assert "0-3 (3)" in text
+
+
+def test_state_has_a_column_where_there_is_any(make_manifest, make_boards):
+    boards = make_boards((450, 2))
+    facts, text = explained(make_manifest([100] * 2, kv=1000, state_bytes=(0, 3 * MB)), boards, slots=2)
+    (section,) = facts["sections"]
+    assert section["state_bytes"] == 6 * MB and re.search(r"KV +state", text) and " 6.0 MB" in text
+    used = ("weights", "kv", "state", "activations", "headroom", "free")
+    assert sum(section[f"{name}_bytes"] for name in used) == section["offer_bytes"]
+    assert "state" not in explained(make_manifest([100] * 2), boards)[1]
 
 
 def test_many_answers_are_told_by_turns(make_manifest, make_boards):

@@ -79,8 +79,8 @@ def test_boards_get_the_expected_layers(make_manifest, make_boards, objective, o
 
 
 def test_kv_of_the_whole_context_and_all_slots_is_counted(make_manifest, make_boards):
-    manifest = make_manifest([1] * 4, kv=250)  # float32 at context 1000: 1 MB a layer and slot
-    boards = make_boards((9.1, 1), (4.1, 2))
+    manifest = make_manifest([1] * 4, kv=250)  # float32 at context 1000 (1008 are kept): 1 MB a layer and slot
+    boards = make_boards((9.2, 1), (4.2, 2))
     assert len(make_plan(manifest, boards, Settings(1000, chunk=1), 1).sections) == 1
     plan = make_plan(manifest, boards, Settings(1000, 2, chunk=1), 1)
     assert [s.num_layers for s in plan.sections] == [3, 1]
@@ -89,7 +89,7 @@ def test_kv_of_the_whole_context_and_all_slots_is_counted(make_manifest, make_bo
 
 def test_layers_may_differ_in_size_and_kv(make_manifest, make_boards):
     manifest = make_manifest([30, 1, 1, 1, 1, 1], kv=[0, 0, 0, 0, 0, 25_000])
-    plan = make_plan(manifest, make_boards((31.1, 1), (15, 2)), Settings(100, chunk=1), 1)
+    plan = make_plan(manifest, make_boards((31.1, 1), (15, 2)), Settings(96, chunk=1), 1)
     assert [(s.board, s.start, s.end) for s in plan.sections] == [("pi1", 0, 2), ("pi2", 2, 6)]
 
 
@@ -99,6 +99,10 @@ def test_layers_cost_what_their_bytes_do(make_manifest, make_boards):
     assert [s.num_layers for s in plan.sections] == [4, 8]
     facts = explain_dict(plan, manifest, make_boards((400, 5), (400, 5)))
     assert [s["stage_s"] for s in facts["sections"]] == [pytest.approx(0.030)] * 2  # 12 layers of mean size: 60 ms
+    # Of which only those count that a token touches: layers of experts.
+    manifest = make_manifest([90] * 4 + [10] * 8, touched_bytes_per_token=(20,) * 4 + (10,) * 8)
+    plan = make_plan(manifest, make_boards((400, 5), (400, 5)), Settings(16, chunk=1, objective="throughput"), 1)
+    assert [s.num_layers for s in plan.sections] == [4, 8]
 
 
 # (slots, ms for a further token and for a prompt's on pi1, on pi2): layers of pi1. A token alone takes 4 ms on both.

@@ -1,5 +1,6 @@
 """The manifest parses what it writes, and refuses everything else by field."""
 
+import hashlib
 import json
 
 import pytest
@@ -63,7 +64,33 @@ def test_no_name_leaves_the_folder(name):
 
 def test_another_format_says_what_to_do():
     content = json.loads(make_manifest().to_json()) | {"format": 9}
-    with pytest.raises(ManifestError, match="format 9, this edgellm reads format 1. Split the model again"):
+    with pytest.raises(ManifestError, match="format 9, this edgellm reads 1 and 2. Split the model again"):
+        Manifest.from_json(json.dumps(content))
+
+
+SINCE_2 = ("kv_scales_per_token", "kv_window_tokens", "state_bytes", "touched_bytes_per_token")
+
+
+def test_format_1_is_read_and_what_it_lacks_is_filled_in():
+    content = json.loads(make_manifest(2).to_json()) | {"format": 1, "kv_elements_per_token": [2, 33]}
+    for name in SINCE_2:
+        del content[name]
+    text = json.dumps(content)
+    read = Manifest.from_json(text)
+    assert [getattr(read, name) for name in SINCE_2] == [(1, 3), (0, 0), (0, 0), (8, 8)]
+    assert read.format == 1 and read.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    again = json.loads(read.to_json())
+    assert again["format"] == 2 and again["touched_bytes_per_token"] == [8, 8], "written in the newest format"
+    for format, extra in ((1, {"state_bytes": [0, 0]}), (2, {}), (2, dict.fromkeys(SINCE_2, [])), (True, {})):
+        with pytest.raises(ManifestError):
+            Manifest.from_json(json.dumps(content | extra | {"format": format}))
+
+
+@pytest.mark.parametrize("name", ["kv_elements_per_token", *SINCE_2])
+@pytest.mark.parametrize("value", [[], [1], [1, 2, 3], [1, -1], [1, 1 << 51], [1, True], [1, "2"], 7, None])
+def test_a_list_needs_an_entry_for_each_layer(name, value):
+    content = json.loads(make_manifest(2).to_json()) | {name: value}
+    with pytest.raises(ManifestError, match="manifest"):
         Manifest.from_json(json.dumps(content))
 
 

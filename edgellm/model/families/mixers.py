@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edgellm.kernels.abi import constants
 from edgellm.model.families.parts import Norm, Projection, Shape, Vector, merged, stored
+from edgellm.shards.slot_memory import kv_bytes
 
 _LOG_TOKENS: int = constants.LOG_TOKENS
 _HEADER_BYTES: int = constants.STATE_HEADER_BYTES
@@ -58,6 +59,15 @@ class Attention:
         return 2 * self.kv_heads * self.head_dim
 
     @property
+    def kv_scales_per_token(self) -> int:
+        """Scales of a token's key and value in 8 bits: one each a head."""
+        return 2 * self.kv_heads
+
+    def slot_bytes(self, context: int, kv_dtype: str) -> int:
+        """Return the bytes of a slot of `context` tokens that are this mixer's."""
+        return kv_bytes(self.kv_elements_per_token, context, kv_dtype)
+
+    @property
     def state_bytes(self) -> int:
         """Bytes that a slot needs at any length: recurrent state, of which attention has none."""
         return 0
@@ -90,6 +100,20 @@ class Recurrent:
     def kv_elements_per_token(self) -> int:
         """Elements that a token takes in a slot: none, because the state has one size."""
         return 0
+
+    @property
+    def kv_scales_per_token(self) -> int:
+        """Scales of a token's key and value: it has none."""
+        return 0
+
+    @property
+    def window(self) -> int:
+        """How many tokens it attends to: it has no window."""
+        return 0
+
+    def slot_bytes(self, context: int, kv_dtype: str) -> int:
+        """Return the bytes of a slot of `context` tokens that are this mixer's."""
+        return self.state_bytes
 
     @property
     def state_bytes(self) -> int:

@@ -52,6 +52,20 @@ class Layer:
         return self.mixer.state_bytes if self.mixer else 0
 
     @property
+    def kv_scales_per_token(self) -> int:
+        """Scales that a token's key and value have in a slot of 8 bits."""
+        return self.mixer.kv_scales_per_token if self.mixer else 0
+
+    @property
+    def kv_window_tokens(self) -> int:
+        """How many of the last tokens a slot has to keep, or 0 for all."""
+        return self.mixer.window if self.mixer else 0
+
+    def slot_bytes(self, context: int, kv_dtype: str) -> int:
+        """Return the bytes of a slot of `context` tokens that are this layer's."""
+        return self.mixer.slot_bytes(context, kv_dtype) if self.mixer else 0
+
+    @property
     def projections(self) -> tuple[Projection, ...]:
         """The matrices that every token is multiplied with: all but experts' own."""
         parts = (self.mixer, self.feed_forward)

@@ -10,8 +10,8 @@ from edgellm.kernels.library import ENCODINGS
 from edgellm.model.families.mixers import Attention
 from edgellm.model.families.spec import Layer
 from edgellm.model.protocols import Array
+from edgellm.shards.slot_memory import KV_BYTES, kept_positions
 
-KV_BYTES = {"float16": 2, "float32": 4}
 _KEYS: int = constants.KEYS  # that lie side by side: the context is rounded up to a multiple
 _LINE = 64
 
@@ -29,8 +29,7 @@ class NativeSlot:
         if max_seq_len < 1:
             raise ModelError(f"a slot for {max_seq_len} tokens can hold nothing")
         self.max_seq_len, self.filled = max_seq_len, 0
-        tokens = -(-max_seq_len // _KEYS) * _KEYS
-        self.ram_bytes = sum(layer.kv_elements_per_token for layer in layers) * tokens * KV_BYTES[kv_dtype]
+        self.ram_bytes = sum(layer.slot_bytes(max_seq_len, kv_dtype) for layer in layers)
         # fill() touches every page, because promised memory must not turn out to be missing in mid-sequence.
         memory = np.empty(self.ram_bytes + _LINE, np.uint8)
         memory.fill(0)
@@ -86,7 +85,7 @@ class NativeSlot:
     def _parts(self, start: int, end: int) -> list[tuple[Array, Array]]:
         """Return views of the bytes of positions [start, end): each layer's keys and values."""
         parts: list[Array] = []
-        tokens = -(-self.max_seq_len // _KEYS) * _KEYS
+        tokens = kept_positions(self.max_seq_len)
         at = 0
         for heads, row_bytes in self._layers:  # a row is what one head stores of one token
             for first, last, each in ((start // _KEYS, end // _KEYS, _KEYS), (start, end, 1)):

@@ -1,0 +1,36 @@
+"""What the manifest says of each layer besides its shard: what a slot keeps for it, and which of its weights a token
+touches."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgellm.checkpoint.shard import ShardPlan
+from edgellm.model.families.find import find_spec
+from edgellm.model.families.spec import Layer
+
+
+def layer_facts(config: Mapping[str, Any], plans: Sequence[ShardPlan]) -> dict[str, tuple[int, ...]]:
+    """Return the manifest's fields that have an entry per layer, for a model with this config.json and these shards.
+
+    Only a native section keeps less than all positions, or uses some of its experts alone: for a model without native
+    sections, nothing is left out, and the manifest has what it fills in by itself.
+    """
+    spec, _ = find_spec(dict(config))
+    if spec is None:
+        return {}
+    by_number = [plan for plan in plans if plan.kind == "layer"]
+    return {
+        "kv_scales_per_token": tuple(layer.kv_scales_per_token for layer in spec.layers),
+        "kv_window_tokens": tuple(layer.kv_window_tokens for layer in spec.layers),
+        "state_bytes": tuple(layer.state_bytes for layer in spec.layers),
+        "touched_bytes_per_token": tuple(map(_touched_bytes, spec.layers, by_number)),
+    }
+
+
+def _touched_bytes(layer: Layer, plan: ShardPlan) -> int:
+    """Return the bytes of a layer's weights that one token is multiplied with: of experts, those that are chosen."""
+    experts = layer.experts
+    names = {part.weight.name for part in experts.expert_projections} if experts else set()
+    held = sum(entry.ram_bytes for entry in plan.entries if entry.name in names)
+    top_k, count = (experts.router.top_k, experts.router.experts) if experts else (0, 1)
+    return plan.ram_bytes - held + -(-held * top_k // count)

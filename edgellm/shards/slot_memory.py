@@ -1,0 +1,15 @@
+"""How much a slot keeps for a layer, in positions and in bytes. kernels/section.h computes the same, and refuses a slot
+of another size. Standard library only, because planners count with it."""
+
+KV_BYTES = {"float32": 4, "float16": 2}  # of an element of a key or value
+_KEYS = 16  # that lie side by side (KEYS in kernels/abi.h)
+
+
+def kept_positions(context: int) -> int:
+    """Return for how many positions a slot of `context` tokens has room in a layer."""
+    return -(-context // _KEYS) * _KEYS
+
+
+def kv_bytes(elements: int, context: int, kv_dtype: str) -> int:
+    """Return the bytes of a layer's keys and values in a slot of `context` tokens, of which each has `elements`."""
+    return kept_positions(context) * elements * KV_BYTES[kv_dtype]
