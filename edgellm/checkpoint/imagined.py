@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edgellm.checkpoint.layer_facts import layer_facts
 from edgellm.checkpoint.layout import Layout, layout_of, shard_file_name
 from edgellm.checkpoint.shard import ShardPlan, make_entry, make_plan
 from edgellm.checkpoint.sources import Progress, open_source
@@ -98,5 +99,6 @@ def _manifest(name: str, quantize: str, layout: Layout, plans: list[ShardPlan]) 
         rope_switch_len=layout.rope_switch_len,
         shards=tuple(Shard(p.name, p.kind, p.layer, p.bytes, p.ram_bytes, _NO_SHA256) for p in plans),
         files=(ModelFile("config.json", 0, _NO_SHA256),),
+        **layer_facts(layout.spec, plans),
         sha256=_NO_SHA256,
     )

@@ -1,21 +1,19 @@
 """What the manifest says of each layer besides its shard: what a slot keeps for it, and which of its weights a token
 touches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from edgellm.checkpoint.shard import ShardPlan
-from edgellm.model.families.find import find_spec
-from edgellm.model.families.spec import Layer
+from edgellm.model.families.spec import Layer, Spec
 
 
-def layer_facts(config: Mapping[str, Any], plans: Sequence[ShardPlan]) -> dict[str, tuple[int, ...]]:
-    """Return the manifest's fields that have an entry per layer, for a model with this config.json and these shards.
+def layer_facts(spec: Spec | None, plans: Sequence[ShardPlan]) -> dict[str, Any]:
+    """Return fields of the manifest that have an entry per layer, for a model with `spec` and these shards.
 
-    Only a native section keeps less than all positions, or uses some of its experts alone: for a model without native
-    sections, nothing is left out, and the manifest has what it fills in by itself.
+    Only native sections keep less than all positions, or use some of their experts alone. Without a `spec` nothing is
+    left out, and a manifest fills that in by itself.
     """
-    spec, _ = find_spec(dict(config))
     if spec is None:
         return {}
     by_number = [plan for plan in plans if plan.kind == "layer"]

@@ -36,7 +36,8 @@ class ShardContent:
 
 @dataclass(frozen=True)
 class Layout:
-    """A model to be split, its shards in order; the other fields are the manifest's."""
+    """A model to be split, its shards in order; `spec` is how native sections compute it, None if they don't. The other
+    fields are the manifest's."""
 
     architecture: str
     model_type: str
@@ -47,6 +48,7 @@ class Layout:
     activation_elements_per_token: int
     rope_switch_len: int | None
     shards: tuple[ShardContent, ...]
+    spec: Spec | None
 
     @property
     def num_layers(self) -> int:
@@ -70,6 +72,7 @@ def layout_of(spec: Spec, shards: tuple[ShardContent, ...]) -> Layout:
         activation_elements_per_token=spec.activation_elements_per_token,
         rope_switch_len=spec.rope_switch_len,
         shards=shards,
+        spec=spec,
     )
 
 

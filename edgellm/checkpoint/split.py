@@ -126,7 +126,7 @@ def _write(
         rope_switch_len=layout.rope_switch_len,
         shards=tuple(shards),
         files=files,
-        **layer_facts(read_json_if_there(out / "config.json"), plans),
+        **layer_facts(layout.spec, plans),
         source_sha256=journal.head["fingerprint"],
         pooling=source.pooling,
     )

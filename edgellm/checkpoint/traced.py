@@ -3,6 +3,7 @@
 from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, unexpected
 from edgellm.checkpoint.sources import Source
 from edgellm.errors import CheckpointError
+from edgellm.model.families.find import find_spec
 
 
 def traced_layout(source: Source, rehearsed: bool = True) -> Layout:
@@ -60,4 +61,5 @@ def traced_layout(source: Source, rehearsed: bool = True) -> Layout:
         activation_elements_per_token=structure.activation_elements_per_token,
         rope_switch_len=structure.rope_switch_len,
         shards=tuple(shards),
+        spec=find_spec(source.config.to_dict())[0],
     )

@@ -30,9 +30,9 @@ def test_a_manifest_says_what_slots_keep(tmp_path, family):
 
 
 def test_windows_are_those_of_the_layers():
-    facts = layer_facts(CONFIGS["qwen2_window"]().to_dict(), [])
+    facts = layer_facts(find_spec(CONFIGS["qwen2_window"]().to_dict())[0], [])
     assert facts["kv_window_tokens"] == (0, 0, 8, 8, 8) and facts["kv_scales_per_token"] == (4,) * 5
-    assert layer_facts({"model_type": "unknown"}, []) == {}
+    assert layer_facts(None, []) == {}
 
 
 class Tensor:

@@ -51,6 +51,13 @@ def read_spec(manifest: Manifest, folder: Path | str, verify_sha256: bool = True
     ):
         if found != said:
             raise ManifestError(f"{path}: {name} is {found}, the manifest says {said}; split it again")
+    for i, layer in enumerate(spec.layers):  # plans have reserved what the manifest says, so slots must not need more
+        window, state_bytes = manifest.kv_window_tokens[i], manifest.state_bytes[i]
+        if layer.state_bytes > state_bytes or (window and not 0 < layer.kv_window_tokens <= window):
+            raise ManifestError(
+                f"{path}: layer {i} has a window of {layer.kv_window_tokens} tokens and {layer.state_bytes} bytes of "
+                f"state, the manifest says {window} and {state_bytes}; split it again"
+            )
     return spec, ""
 
 
