@@ -13,15 +13,19 @@ from edgellm.errors import CheckpointError
 from tests.model.families import CONFIGS, random_model
 
 SIZES = "name", "kind", "layer", "bytes", "ram_bytes"
+LISTS = (
+    "kv_elements_per_token", "kv_scales_per_token", "kv_window_tokens", "state_bytes", "touched_bytes_per_token",
+)  # fmt: skip
 
 
 def sizes(manifest):
     shards = [tuple(getattr(s, name) for name in SIZES) for s in manifest.shards]
-    return shards, manifest.kv_elements_per_token, manifest.activation_elements_per_token, manifest.max_seq_len
+    lists = [getattr(manifest, name) for name in LISTS]
+    return shards, lists, manifest.activation_elements_per_token, manifest.max_seq_len
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
-@pytest.mark.parametrize("family", ["smollm", "phi3_longrope", "gpt2"])
+@pytest.mark.parametrize("family", ["smollm", "phi3_longrope", "gpt2", "qwen2_window"])
 def test_a_config_alone_tells_the_sizes_of_a_split(tmp_path, family, quantize):
     folder, bare = tmp_path / "model", tmp_path / "bare"
     random_model(CONFIGS[family]()).save_pretrained(folder)

@@ -77,7 +77,7 @@ def test_a_corrupt_shard_a_changed_config_and_another_model_are_refused_by_name(
     with pytest.raises(ManifestError, match="config.json: hidden_size is 64, the manifest says 65"):
         load_section(dataclasses.replace(manifest, hidden_size=65), folder, 0, 1)
     less = dataclasses.replace(manifest, kv_window_tokens=(0, 8, 0, 0, 0))  # than a slot of this model needs
-    with pytest.raises(ManifestError, match="layer 1 has a window of 0 tokens and 0 bytes of state, the manifest says 8 "):
+    with pytest.raises(ManifestError, match="layer 1 has a window of 0 tokens .* the manifest says 8 and 0"):
         load_section(less, folder, 0, 1)
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
