@@ -35,6 +35,7 @@ static const uint64_t MOST_EXPERTS = 1024;
 static const uint64_t MOST_CHOSEN = 64;     // experts for one token
 static const uint64_t LOG_TOKENS = 32;      // that a recurrent layer can take back, from its checkpoint on (section.h)
 static const uint64_t STATE_HEADER_BYTES = 64;
+static const uint64_t MOST_KERNEL = 8;      // tokens that a recurrent layer's convolution reaches
 static const int MOST_THREADS = 64;
 
 enum Encoding {
@@ -145,14 +146,18 @@ typedef struct AttentionSpec {
     FloatsSpec q_norm, k_norm, v_norm, sinks;
 } AttentionSpec;
 
-// DELTA_RULE, SHORT_CONV and MAMBA2 use what they have of this.
+// DELTA_RULE, SHORT_CONV and MAMBA2 use what they have of this. Flags are 0 or 1. Rows of `in` are q, k and v, with z and a
+// of their own; or b, c and x of SHORT_CONV; or all that MAMBA2 takes: z, x, B, C, dt. `interleaved`: a delta rule's rows
+// lie by key head, those of `in` as (q, k, v, z), those of `b` as (b, a), and there is no z and no a. `tiled`: value head h
+// belongs to key head h % key_heads, not to h / (value_heads / key_heads).
 typedef struct RecurrentSpec {
     uint64_t channels, kernel;
     uint64_t key_heads, value_heads, key_dim, value_dim;  // of MAMBA2: groups, heads, state_dim, head_dim
+    uint64_t interleaved, tiled;
     uint64_t norm_groups, gate_first;
     double least_dt, most_dt;
-    ProjectionSpec in, z, a, b, out;  // in is qkv, (b, c, x), or all that MAMBA2 takes
-    FloatsSpec conv, conv_bias, a_log, dt_bias, d, norm;  // conv is [channels, kernel]
+    ProjectionSpec in, z, a, b, out;
+    FloatsSpec conv, conv_bias, rate, dt_bias, d, norm;  // conv is [kernel, channels]; rate is e^a_log
 } RecurrentSpec;
 
 // An MLP; without a gate it is plain. `up.data` is null where a layer has none.

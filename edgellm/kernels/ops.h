@@ -1,5 +1,5 @@
-// What a layer computes besides its products: norms, rotary positions, attention, activation functions. One table of
-// functions an instruction set. All give the same bits, and a token's don't depend on what else is computed.
+// What a layer computes besides its products: norms, rotary positions, attention, activation functions, recurrent
+// states. One table of functions an instruction set. All give the same bits, and a token's don't depend on what else is computed.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -63,6 +63,33 @@ struct RouteJob {
     float scale;
 };
 
+// A causal convolution of `n` channels over `tokens` rows, in place. A row is x + t * ldx; what goes in is
+// (x + x_bias) * (times + times_bias), and what comes out has `bias` added, is multiplied by silu of itself if `silu`, or by
+// (out_times + out_bias). All but x may be null; `times` and `out_times` are rows as those of x.
+struct ConvJob {
+    float* x;
+    const float *x_bias, *times, *times_bias, *out_times, *out_bias;
+    size_t ldx, tokens, n, kernel, channels;
+    float* before;                // [kernel - 1, channels]: what went in before, the oldest first; brought up to date
+    const float *weight, *bias;   // [kernel, channels]
+    float* log;                   // the first `logged` rows of what goes in are kept there
+    size_t ld_log, logged;
+    bool silu;
+};
+
+// A delta rule's or Mamba-2's state of one head over `tokens` tokens, whose rows are `ld` apart: state, keys and queries
+// [key_dim], and values [value_dim]; families/mixers.py has the formulas. Nothing comes out if `out` is null.
+struct StateJob {
+    float* state;  // [value_dim / LANE_COUNT, key_dim, LANE_COUNT]
+    const float *q, *k, *v;
+    const float *decay, *beta;  // of a delta rule
+    const float* dt;            // of Mamba-2
+    size_t ld, tokens, key_dim, value_dim;
+    float rate, d;
+    float* out;
+    size_t ld_out;
+};
+
 struct Ops {
     // x[n] += added[n] + bias[n] (either may be null); out = norm(x)
     void (*add_and_norm)(float* x, const float* added, const float* bias, const Norm&, size_t n, float* out);
@@ -90,6 +117,15 @@ struct Ops {
                                float limit, float* out);
     // By Activation. out = activation(x + bias); bias may be null
     void (*plain[ACTIVATIONS])(const float* x, const float* bias, size_t n, float* out);
+    void (*conv)(const ConvJob&);
+    // x *= scale / sqrt(sum of x squared + 1e-6)
+    void (*unit)(float* x, float scale, size_t n);
+    // a = exp(-rate * softplus(a + dt_bias)), b = sigmoid(b); n is any
+    void (*delta_gates)(float* a, float* b, const float* rate, const float* dt_bias, size_t n);
+    // dt = softplus(dt + bias + dt_bias), within [least, most]; bias may be null, n is any
+    void (*time_steps)(float* dt, const float* bias, const float* dt_bias, float least, float most, size_t n);
+    void (*delta_rule)(const StateJob&);
+    void (*mamba2)(const StateJob&);
 };
 
 extern const Ops BASE_OPS;

@@ -9,6 +9,8 @@
 
 #include "ops_experts.h"
 
+#include "ops_recurrent.h"
+
 namespace edgellm {
 
 const Ops AVX512_OPS =

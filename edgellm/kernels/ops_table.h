@@ -12,4 +12,10 @@
      route,
      accumulate,
      {silu_gated, gelu_gated, relu_squared_gated, swiglu_clamped},
-     {silu_plain, gelu_plain, relu_squared_plain, nullptr}};
+     {silu_plain, gelu_plain, relu_squared_plain, nullptr},
+     conv,
+     unit,
+     delta_gates,
+     time_steps,
+     delta_rule,
+     mamba2};

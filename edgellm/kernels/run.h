@@ -80,6 +80,7 @@ struct Run {
     const Projection* attention(const Attention&);
     const Projection* mlp(const Mlp&);
     const Projection* experts(const Layer&);
+    const Projection* recurrent(const Recurrent&);
 
     void embed();
     void settle(const Added&, size_t t);

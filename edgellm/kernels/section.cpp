@@ -90,6 +90,62 @@ int take(const AttentionSpec& spec, const Section& s, Attention* into) {
     return take(spec.sinks, a.heads, false, &a.sinks);
 }
 
+// Sizes of the heads, of DELTA_RULE and MAMBA2.
+bool fit(const RecurrentSpec& spec, int kind) {
+    if (!is_size(spec.key_dim) || spec.key_dim > MOST_HEAD_DIM || !is_size(spec.value_dim) ||
+        spec.value_dim > MOST_HEAD_DIM || spec.key_heads == 0 || spec.value_heads == 0 ||
+        spec.value_heads > MOST_HEADS || spec.value_heads % spec.key_heads)
+        return false;
+    const uint64_t keys = spec.key_heads * spec.key_dim, inner = spec.value_heads * spec.value_dim;
+    if (spec.channels != inner + 2 * keys) return false;
+    if (kind == DELTA_RULE) return spec.interleaved <= 1 && spec.tiled <= 1 && spec.interleaved + spec.tiled < 2;
+    return spec.norm_groups != 0 && inner % spec.norm_groups == 0 && inner / spec.norm_groups % LANE_COUNT == 0 &&
+           spec.gate_first <= 1 && spec.least_dt <= spec.most_dt;
+}
+
+int take(const RecurrentSpec& spec, int kind, const Section& s, Recurrent* into) {
+    if (!is_size(spec.channels) || spec.kernel == 0 || spec.kernel > MOST_KERNEL) return BAD_SHAPE;
+    if (kind != SHORT_CONV && !fit(spec, kind)) return BAD_SHAPE;
+    Recurrent& r = *into;
+    r.kind = kind;
+    r.channels = spec.channels;
+    r.kernel = spec.kernel;
+    CHECK(take(spec.conv, r.kernel * r.channels, true, &r.conv));
+    CHECK(take(spec.conv_bias, r.channels, false, &r.conv_bias));
+    if (kind == SHORT_CONV) {
+        CHECK(take(spec.in, 3 * r.channels, s.hidden, &r.in));
+        return take(spec.out, s.hidden, r.channels, &r.out);
+    }
+    r.key_heads = spec.key_heads;
+    r.value_heads = spec.value_heads;
+    r.key_dim = spec.key_dim;
+    r.value_dim = spec.value_dim;
+    CHECK(take(spec.rate, r.value_heads, true, &r.rate));
+    CHECK(take(spec.dt_bias, r.value_heads, true, &r.dt_bias));
+    CHECK(take(spec.out, s.hidden, r.inner(), &r.out));
+    if (kind == MAMBA2) {
+        r.norm_groups = spec.norm_groups;
+        r.gate_first = spec.gate_first;
+        r.least_dt = static_cast<float>(spec.least_dt);
+        r.most_dt = static_cast<float>(spec.most_dt);
+        CHECK(take(spec.d, r.value_heads, true, &r.d));
+        CHECK(take(spec.norm, r.inner(), true, &r.norm));
+        return take(spec.in, r.inner() + r.channels + r.value_heads, s.hidden, &r.in);
+    }
+    r.interleaved = spec.interleaved;
+    r.tiled = spec.tiled;
+    CHECK(take(spec.norm, r.value_dim, true, &r.norm));
+    if (spec.in.bias.data || spec.z.bias.data || spec.a.bias.data || spec.b.bias.data) return BAD_SHAPE;  // nor any model
+    if (r.interleaved) {
+        CHECK(take(spec.in, r.channels + r.inner(), s.hidden, &r.in));
+        return take(spec.b, 2 * r.value_heads, s.hidden, &r.b);
+    }
+    CHECK(take(spec.in, r.channels, s.hidden, &r.in));
+    CHECK(take(spec.z, r.inner(), s.hidden, &r.z));
+    CHECK(take(spec.a, r.value_heads, s.hidden, &r.a));
+    return take(spec.b, r.value_heads, s.hidden, &r.b);
+}
+
 int take(const MlpSpec& spec, size_t hidden, size_t experts, Mlp* into) {
     if (spec.activation < 0 || spec.activation >= ACTIVATIONS || !is_size(spec.up.rows)) return BAD_SHAPE;
     into->activation = static_cast<int>(spec.activation);
@@ -134,7 +190,7 @@ int take(const LayerSpec& spec, const Section& s, Layer* into) {
     if (spec.mixer < 0 || spec.mixer >= MIXERS) return BAD_SHAPE;
     into->mixer = static_cast<int>(spec.mixer);
     if (into->mixer == ATTENTION) CHECK(take(spec.attention, s, &into->attention));
-    if (into->mixer > ATTENTION) return BAD_SHAPE;
+    if (into->mixer > ATTENTION) CHECK(take(spec.recurrent, into->mixer, s, &into->recurrent));
     if (spec.mlp.up.data) CHECK(take(spec.mlp, s.hidden, 0, &into->mlp));
     if (spec.experts.count) return take(spec.experts, s, spec.mlp.up.data != nullptr, &into->experts);
     return OK;
@@ -167,7 +223,15 @@ int take(const SectionSpec& spec, Section* into) {
     return OK;
 }
 
-int check(const Section& s, const StepSpec& step) {
+// Whether what a layer remembers in a slot lets a step begin.
+bool can_begin(const uint8_t* memory, const StepSpec& step) {
+    StateHeader header;
+    memcpy(&header, memory, sizeof header);
+    return header.position <= step.context && header.checkpoint <= header.position && header.logged <= LOG_TOKENS &&
+           header.logged <= header.position - header.checkpoint && header.can_begin(step.position);
+}
+
+int check(const Section& s, const StepSpec& step, size_t layer_start, size_t layer_end) {
     if (step.tokens == 0 || step.tokens > MOST_TOKENS || step.logits > step.tokens || step.long_rope > 1)
         return BAD_SHAPE;
     if (step.context >= MOST || step.position > step.context || step.tokens > step.context - step.position)
@@ -184,7 +248,23 @@ int check(const Section& s, const StepSpec& step) {
         const Rope& rope = s.ropes[2 * layer.attention.rope + step.long_rope];
         if (rope.positions < end || rope.count != rope.positions * (layer.attention.rotary_dim / 2)) return BAD_SHAPE;
     }
-    return step.slot_bytes == bytes ? OK : BAD_LENGTH;
+    if (step.slot_bytes != bytes) return BAD_LENGTH;
+    const uint8_t* memory = static_cast<const uint8_t*>(step.slot);
+    for (size_t i = 0; i < layer_end; i++) {
+        if (i >= layer_start && s.layers[i].mixer > ATTENTION && !can_begin(memory, step)) return BAD_SHAPE;
+        memory += slot_bytes(s.layers[i], step.context, step.kv_encoding);
+    }
+    return OK;
+}
+
+// A state goes from step to step: one slot can't be in two steps of a call.
+bool share_a_state(const Section& s, const StepSpec* steps, size_t num_steps) {
+    bool has_state = false;
+    for (size_t i = 0; i < s.num_layers; i++) has_state |= s.layers[i].mixer > ATTENTION;
+    for (size_t i = 0; has_state && i < num_steps; i++)
+        for (size_t j = 0; j < i; j++)
+            if (steps[i].slot == steps[j].slot) return true;
+    return false;
 }
 
 }  // namespace
@@ -230,10 +310,11 @@ int edgellm_section_run(Section* section, const StepSpec* steps, uint64_t num_st
         return BAD_SHAPE;
     uint64_t tokens = 0, wanted = 0;
     for (uint64_t i = 0; i < num_steps; i++) {
-        CHECK(check(s, steps[i]));
+        CHECK(check(s, steps[i], layer_start, layer_end));
         tokens += steps[i].tokens;
         wanted += steps[i].logits;
     }
+    if (share_a_state(s, steps, num_steps)) return BAD_SHAPE;
     if (tokens > MOST_TOKENS || (ids && !s.embedding) || (wanted && !s.head)) return BAD_SHAPE;
     if (tokens != count || logits_elements != wanted * s.vocab) return BAD_LENGTH;
     if (out_elements != (out ? tokens * s.hidden : 0)) return BAD_LENGTH;

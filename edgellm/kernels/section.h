@@ -31,12 +31,46 @@ struct Attention {
     size_t qkv_rows() const { return q_rows() + 2 * kv_rows(); }
 };
 
+// A recurrent mixer. In a slot it has
+//   header      StateHeader, in STATE_HEADER_BYTES
+//   now         the last kernel - 1 tokens of what goes into its convolution [kernel - 1, channels], then its state: of each
+//               value head [value_dim / LANE_COUNT, key_dim, LANE_COUNT]
+//   checkpoint  the same, as it was at an earlier position
+//   log         what came in from the checkpoint on, of up to LOG_TOKENS tokens: a row of the convolution's [channels], then
+//               the gates [value_heads], of a delta rule two of them
+// all in float32. A step may begin where the state is now, at position 0, or from the checkpoint on as far as the log
+// reaches: then the state is computed again from there. A step that the log has no room for begins with a checkpoint. So a
+// step can always come again, and what a slot has taken in of drafts can be taken back.
 struct Recurrent {
+    int kind;  // of Mixer
     size_t channels, kernel, key_heads, value_heads, key_dim, value_dim, norm_groups;
-    bool gate_first;
+    bool interleaved, tiled, gate_first;
     float least_dt, most_dt;
     Projection in, z, a, b, out;
-    const float *conv, *conv_bias, *a_log, *dt_bias, *d, *norm;
+    const float *conv, *conv_bias, *rate, *dt_bias, *d, *norm;
+
+    size_t inner() const { return kind == SHORT_CONV ? channels : value_heads * value_dim; }
+    size_t head_state() const { return key_dim * value_dim; }
+    size_t conv_floats() const { return (kernel - 1) * channels; }
+    size_t now_floats() const { return conv_floats() + value_heads * head_state(); }
+    size_t gates() const { return kind == DELTA_RULE ? 2 * value_heads : value_heads; }
+    size_t log_floats() const { return channels + gates(); }
+    size_t state_bytes() const {
+        const size_t floats = 2 * now_floats() + LOG_TOKENS * log_floats();
+        return (STATE_HEADER_BYTES + floats * sizeof(float) + 63) / 64 * 64;
+    }
+    // Floats of a token behind the first products.
+    size_t rows() const { return in.rows + z.rows + a.rows + b.rows; }
+};
+
+// Where a recurrent mixer stands: its state is that behind `position` tokens, its checkpoint that behind `checkpoint`, and
+// the log has the `logged` tokens from there on.
+struct StateHeader {
+    uint64_t position, checkpoint, logged;
+
+    bool can_begin(uint64_t at) const {
+        return at == 0 || at == position || (at >= checkpoint && at - checkpoint <= logged && at < position);
+    }
 };
 
 struct Mlp {
@@ -114,6 +148,7 @@ struct Workspace {
     float *scale, *sum;
     int32_t* offset;
     ExpertsRoom experts;
+    float* replayed;            // [LOG_TOKENS, widest of what goes into a recurrent mixer]
     void* memory;
 };
 
@@ -147,12 +182,17 @@ inline size_t kv_bytes(const Attention& a, size_t context, int64_t encoding) {
 
 // Bytes that a slot holds for a layer; a multiple of 64.
 inline size_t slot_bytes(const Layer& layer, size_t context, int64_t encoding) {
+    if (layer.mixer > ATTENTION) return layer.recurrent.state_bytes();
     return layer.mixer == ATTENTION ? 2 * kv_bytes(layer.attention, context, encoding) : 0;
 }
 
 // Floats of a token that go into a layer's mixer behind its first product, and that come out of it before its last.
-inline size_t mixer_in(const Layer& layer) { return layer.mixer == ATTENTION ? layer.attention.qkv_rows() : 0; }
+inline size_t mixer_in(const Layer& layer) {
+    if (layer.mixer > ATTENTION) return layer.recurrent.rows();
+    return layer.mixer == ATTENTION ? layer.attention.qkv_rows() : 0;
+}
 inline size_t mixer_out(const Layer& layer) {
+    if (layer.mixer > ATTENTION) return layer.recurrent.inner();
     return layer.mixer == ATTENTION ? layer.attention.heads * layer.attention.dim : 0;
 }
 

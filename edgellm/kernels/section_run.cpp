@@ -97,7 +97,9 @@ void Run::all() {
         const Layer& layer = s.layers[i];
         if (layer.mixer) {
             enter_block(last, layer.before_mixer);
-            last = {attention(layer.attention), &layer.after_mixer, layer.residual_scale};
+            const Projection* from =
+                layer.mixer == ATTENTION ? attention(layer.attention) : recurrent(layer.recurrent);
+            last = {from, &layer.after_mixer, layer.residual_scale};
         }
         if (layer.experts.count || layer.mlp.up) {
             enter_block(last, layer.before_feed_forward);
@@ -121,13 +123,14 @@ void run(Section& section, const Pass& pass) { Run(section, pass).all(); }
 bool make_room(Section& s, size_t tokens) {
     Workspace& w = s.work;
     if (tokens <= w.tokens) return true;
-    size_t mixed = 0, attended = 0, inner = 0, gate_up = 0;
+    size_t mixed = 0, attended = 0, inner = 0, gate_up = 0, replayed = 0;
     size_t experts = 0, top_k = 0, expert_inner = 0, shared = 0;
     const auto reach = [](size_t& most, size_t size) { most = size > most ? size : most; };
     for (size_t i = 0; i < s.num_layers; i++) {
         const Layer& layer = s.layers[i];
         reach(mixed, mixer_in(layer));
         reach(attended, mixer_out(layer));
+        if (layer.mixer > ATTENTION) reach(replayed, LOG_TOKENS * mixer_in(layer));
         reach(inner, layer.mlp.inner());
         reach(gate_up, layer.mlp.gate ? 2 * layer.mlp.inner() : layer.mlp.inner());
         if (layer.experts.count == 0) continue;
@@ -157,7 +160,7 @@ bool make_room(Section& s, size_t tokens) {
         {&room.out, top_k ? s.hidden : 0}, {&room.sum, shared},
     };
     constexpr size_t LINE = 64 / sizeof(float);
-    size_t total = 0;
+    size_t total = (replayed + LINE - 1) / LINE * LINE;
     const auto lines = [=](size_t count) { return (count * tokens + LINE - 1) / LINE * LINE + LINE; };
     for (const auto& part : parts) total += lines(part.count);
     void* memory = nullptr;
@@ -170,6 +173,7 @@ bool make_room(Section& s, size_t tokens) {
         *part.place = at;
         at += lines(part.count);
     }
+    w.replayed = at;
     w.q = reinterpret_cast<int8_t*>(q);
     w.offset = reinterpret_cast<int32_t*>(offset);
     room.chosen = reinterpret_cast<uint32_t*>(chosen);

@@ -13,21 +13,26 @@ from edgellm.model.families.gemma import gemma, gemma2, gemma3
 from edgellm.model.families.glm4_moe import glm4_moe
 from edgellm.model.families.gpt2 import gpt2
 from edgellm.model.families.gpt_oss import gpt_oss
+from edgellm.model.families.granite_hybrid import granitemoehybrid
 from edgellm.model.families.granite_moe import granite_moe, granite_moe_shared
+from edgellm.model.families.lfm2 import lfm2
 from edgellm.model.families.llama import llama
 from edgellm.model.families.mistral import mistral
-from edgellm.model.families.mixers import Attention
+from edgellm.model.families.mixers import Attention, DeltaRule, Mamba2, Recurrent
+from edgellm.model.families.nemotron_h import nemotron_h
 from edgellm.model.families.olmoe import olmoe
 from edgellm.model.families.phi3 import phi3
 from edgellm.model.families.qwen2 import qwen2
 from edgellm.model.families.qwen3 import qwen3
+from edgellm.model.families.qwen3_5 import qwen3_5, qwen3_5_text
 from edgellm.model.families.qwen3_moe import qwen3_moe
 from edgellm.model.families.spec import Layer, Spec
 
 FAMILIES: dict[str, Callable[[Config], Spec]] = {
     "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "glm4_moe": glm4_moe, "gpt2": gpt2, "gpt_oss": gpt_oss,
-    "granitemoe": granite_moe, "granitemoeshared": granite_moe_shared, "llama": llama, "mistral": mistral,
-    "olmoe": olmoe, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3, "qwen3_moe": qwen3_moe,
+    "granitemoe": granite_moe, "granitemoehybrid": granitemoehybrid, "granitemoeshared": granite_moe_shared,
+    "lfm2": lfm2, "llama": llama, "mistral": mistral, "nemotron_h": nemotron_h, "olmoe": olmoe, "phi3": phi3,
+    "qwen2": qwen2, "qwen3": qwen3, "qwen3_5": qwen3_5, "qwen3_5_text": qwen3_5_text, "qwen3_moe": qwen3_moe,
 }  # fmt: skip
 
 # What the kernels take.
@@ -36,6 +41,7 @@ _TILE: int = constants.TILE  # rows of a shared matrix begin at multiples of it
 _MAX_HEAD_DIM: int = constants.MOST_HEAD_DIM
 _MAX_HEADS: int = constants.MOST_HEADS
 _MAX_GROUP: int = constants.MOST_ROWS  # query heads that share a kv head
+_MAX_KERNEL: int = constants.MOST_KERNEL
 _MAX_EXPERTS: int = constants.MOST_EXPERTS
 _MAX_CHOSEN: int = constants.MOST_CHOSEN
 
@@ -62,6 +68,8 @@ def _check(hidden_size: int, layer: Layer) -> None:
     _check_sizes(("hidden_size", hidden_size))
     if isinstance(layer.mixer, Attention):
         _check_attention(layer.mixer)
+    if isinstance(layer.mixer, Recurrent):
+        _check_recurrent(layer.mixer)
     if layer.feed_forward:
         _check_sizes(("intermediate_size", layer.feed_forward.intermediate_size))
     if layer.experts and layer.experts.shared:
@@ -82,6 +90,25 @@ def _check_attention(mixer: Attention) -> None:
         raise UnsupportedError(f"{mixer.heads} heads, at most {_MAX_HEADS}")
     if mixer.heads % mixer.kv_heads or mixer.heads // mixer.kv_heads > _MAX_GROUP:
         raise UnsupportedError(f"{mixer.heads} heads over {mixer.kv_heads} of keys and values")
+
+
+def _check_recurrent(mixer: Recurrent) -> None:
+    _check_sizes(("a convolution's number of channels", mixer.channels))
+    if mixer.kernel > _MAX_KERNEL:
+        raise UnsupportedError(f"a convolution over {mixer.kernel} tokens, at most {_MAX_KERNEL}")
+    heads, sizes = 0, (16, 16)
+    if isinstance(mixer, DeltaRule):
+        heads, sizes = mixer.value_heads, (mixer.key_dim, mixer.value_dim)
+    elif isinstance(mixer, Mamba2):
+        heads, sizes = mixer.heads, (mixer.state_dim, mixer.head_dim)
+        if mixer.heads * mixer.head_dim % mixer.norm_groups:
+            raise UnsupportedError(f"{mixer.heads * mixer.head_dim} values in {mixer.norm_groups} groups")
+        _check_sizes(("a norm's group", mixer.heads * mixer.head_dim // mixer.norm_groups))
+    if heads > _MAX_HEADS:
+        raise UnsupportedError(f"{heads} heads, at most {_MAX_HEADS}")
+    _check_sizes(("a side of a head's state", sizes[0]), ("a side of a head's state", sizes[1]))
+    if max(sizes) > _MAX_HEAD_DIM:
+        raise UnsupportedError(f"a head's state of {sizes[0]} by {sizes[1]}, at most {_MAX_HEAD_DIM} each")
 
 
 def _check_sizes(*sizes: tuple[str, int]) -> None:

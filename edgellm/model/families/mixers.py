@@ -11,6 +11,9 @@ from edgellm.shards.slot_memory import kv_bytes
 
 _LOG_TOKENS: int = constants.LOG_TOKENS
 _HEADER_BYTES: int = constants.STATE_HEADER_BYTES
+_KEYS: int = constants.KEYS
+_KV_BYTES = {"float16": 2, "float32": 4}
+_LINE = 64  # a layer's part of a slot is a multiple of it
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class Attention:
         """Elements that a token's key and value take in a slot."""
         return 2 * self.kv_heads * self.head_dim
 
+    def slot_bytes(self, context: int, kv_dtype: str) -> int:
+        """Return the bytes of a slot of `context` tokens that are this mixer's."""
+        return -(-context // _KEYS) * _KEYS * self.kv_elements_per_token * _KV_BYTES[kv_dtype]
+
     @property
     def kv_scales_per_token(self) -> int:
         """Scales of a token's key and value in 8 bits: one each a head."""
@@ -101,6 +108,10 @@ class Recurrent:
         """Elements that a token takes in a slot: none, because the state has one size."""
         return 0
 
+    def slot_bytes(self, context: int, kv_dtype: str) -> int:
+        """Return the bytes of a slot of `context` tokens that are this mixer's."""
+        return self.state_bytes
+
     @property
     def kv_scales_per_token(self) -> int:
         """Scales of a token's key and value: it has none."""
@@ -118,8 +129,13 @@ class Recurrent:
     @property
     def state_bytes(self) -> int:
         """Bytes that a slot needs at any length, in float32."""
-        state = self.state_elements + (self.kernel - 1) * self.channels
-        return _HEADER_BYTES + 4 * (2 * state + _LOG_TOKENS * self.log_elements)
+        needed = _HEADER_BYTES + 4 * (2 * self.remembered_elements + _LOG_TOKENS * self.log_elements)
+        return -(-needed // _LINE) * _LINE
+
+    @property
+    def remembered_elements(self) -> int:
+        """Elements of the state and of the convolution's last tokens: what a checkpoint keeps."""
+        return self.state_elements + (self.kernel - 1) * self.channels
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,10 @@ class DeltaRule(Recurrent):
     convolution and silu. With q and k normed to length 1, q scaled by key_dim^-0.5, g = -exp(a_log) * softplus(a +
     dt_bias) and beta = sigmoid(b), a value head's state S [key_dim, value_dim] becomes
     S = e^g S;  S += k (beta (v - k S))^T,  and gives q S; then an RMSNorm over the head, times silu(z), goes to `out`.
-    A key head serves value_heads / key_heads value heads, which follow each other.
+
+    A key head serves value_heads / key_heads value heads, which follow each other; if `tiled`, value head h belongs to
+    key head h % key_heads. Without `z` and `a`, rows lie by key head: those of `qkv` are its q, k, values and z, and
+    those of `b` its b and a. The convolution's channels are always all q, all k, all v.
     """
 
     key_heads: int
@@ -138,19 +157,25 @@ class DeltaRule(Recurrent):
     key_dim: int
     value_dim: int
     qkv: Projection
-    z: Projection
-    a: Projection
+    z: Projection | None
+    a: Projection | None
     b: Projection
     out: Projection
     conv: Vector  # [channels, 1, kernel]
     a_log: Vector
     dt_bias: Vector
     norm: Norm
+    tiled: bool = False
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether rows lie by key head."""
+        return self.z is None
 
     @property
     def projections(self) -> tuple[Projection, ...]:
         """The matrices that every token is multiplied with."""
-        return (self.qkv, self.z, self.a, self.b, self.out)
+        return tuple(part for part in (self.qkv, self.z, self.a, self.b, self.out) if part)
 
     @property
     def tensors(self) -> dict[str, Shape]:

@@ -7,7 +7,8 @@ import numpy as np
 from edgellm.errors import ModelError
 from edgellm.kernels.abi import constants
 from edgellm.model.families.feed_forwards import ACTIVATIONS, SCORINGS, Experts, FeedForward, GatedMlp, PlainMlp
-from edgellm.model.families.mixers import Attention, Mixer
+from edgellm.model.families.mixers import Attention, DeltaRule, Mamba2, Mixer, Recurrent, ShortConv
+from edgellm.model.families.parts import Vector
 from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.native import abi
 
@@ -32,7 +33,41 @@ def _mixer(spec: Spec, mixer: Mixer | None, tensors: "Tensors") -> abi.Fields:
         return {"mixer": constants.NO_MIXER}
     if isinstance(mixer, Attention):
         return {"mixer": constants.ATTENTION, "attention": _attention(spec, mixer, tensors)}
-    raise ModelError(f"the native library has no {type(mixer).__name__}")
+    kind, fields = _recurrent(mixer, tensors)
+    return {"mixer": kind, "recurrent": _shared(mixer, tensors) | fields}
+
+
+def _recurrent(part: DeltaRule | ShortConv | Mamba2, tensors: "Tensors") -> tuple[int, abi.Fields]:
+    """Return the kind of Mixer, and the fields of a RecurrentSpec that this kind alone has."""
+    if isinstance(part, ShortConv):
+        return constants.SHORT_CONV, {"in": tensors.projection(part.inner), "conv_bias": tensors.floats(part.conv_bias)}
+    gates = dict(rate=_rate(part.a_log, tensors), dt_bias=tensors.floats(part.dt_bias),
+                 norm=abi.floats(tensors.norm_weight(part.norm)))  # fmt: skip
+    if isinstance(part, DeltaRule):
+        return constants.DELTA_RULE, gates | {
+            "in": tensors.projection(part.qkv), "z": tensors.projection(part.z), "a": tensors.projection(part.a),
+            "b": tensors.projection(part.b), "interleaved": part.interleaved, "tiled": part.tiled,
+            "key_heads": part.key_heads, "value_heads": part.value_heads, "key_dim": part.key_dim,
+            "value_dim": part.value_dim,
+        }  # fmt: skip
+    least, most = part.dt_limits
+    return constants.MAMBA2, gates | {
+        "in": tensors.projection(part.inner), "conv_bias": tensors.floats(part.conv_bias), "d": tensors.floats(part.d),
+        "key_heads": part.groups, "value_heads": part.heads, "key_dim": part.state_dim, "value_dim": part.head_dim,
+        "norm_groups": part.norm_groups, "gate_first": part.gate_first, "least_dt": least, "most_dt": most,
+    }  # fmt: skip
+
+
+def _shared(part: Recurrent, tensors: "Tensors") -> abi.Fields:
+    assert isinstance(part, DeltaRule | ShortConv | Mamba2)
+    conv = tensors.vectors[part.conv.name].reshape(part.channels, part.kernel)
+    return dict(channels=part.channels, kernel=part.kernel, out=tensors.projection(part.out),
+                conv=abi.floats(tensors.keep(np.ascontiguousarray(conv.T))))  # fmt: skip
+
+
+def _rate(a_log: Vector, tensors: "Tensors") -> abi.Fields:
+    # In float64, because NumPy's powers in float32 differ from processor to processor.
+    return abi.floats(tensors.keep(np.exp(tensors.vectors[a_log.name].astype(np.float64)).astype(np.float32)))
 
 
 def _attention(spec: Spec, part: Attention, tensors: "Tensors") -> abi.Fields:

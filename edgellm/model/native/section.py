@@ -133,7 +133,8 @@ class NativeSection:
         filled: dict[int, int] = {}  # by slot, where a sequence has several steps
         for step in steps:
             tokens, before = self._check(step.x), filled.get(id(step.slot), step.slot.filled)
-            filled[id(step.slot)] = max(before, step.slot.check(step.position, tokens, before))
+            end = step.slot.check(step.position, tokens, before)
+            filled[id(step.slot)] = end if step.slot.states else max(before, end)
             if not 0 <= step.logits <= tokens:
                 raise ModelError(f"logits of {step.logits} tokens of a step of {tokens}")
         results: list[Array | None] = []
@@ -158,7 +159,7 @@ class NativeSection:
             b = min(tokens, a + MOST_TOKENS)
             self._set_step(0, b - a, position + a, slot, max(pass_len, position + tokens), 0)
             self._native.run(self._steps, 1, (0, self.end - self.start), x[a:b], out[a:b], None)
-        slot.filled = max(slot.filled, position + tokens)
+        slot.reach(position + tokens)
         return _normed(out, *self._loaded.final_norm, self.spec.eps)
 
     def trace(self, x: Array, position: int, slot: NativeSlot, pass_len: int) -> Array:
@@ -176,7 +177,7 @@ class NativeSection:
                 self._set_step(0, b - a, position + a, slot, pass_len, 0)
                 self._native.run(self._steps, 1, (layer, layer + 1), x[a:b], out[a:b], None)
             x = out
-        slot.filled = max(slot.filled, position + tokens)
+        slot.reach(position + tokens)
         return outputs
 
     def _run_long(self, step: Step[NativeSlot]) -> Array | None:
@@ -210,7 +211,7 @@ class NativeSection:
         results: list[Array | None] = []
         at = 0
         for step in steps:
-            step.slot.filled = max(step.slot.filled, step.position + len(step.x))
+            step.slot.reach(step.position + len(step.x))
             count = step.logits if self.is_last else len(step.x)
             results.append(out[at : at + count] if count else None)
             at += count

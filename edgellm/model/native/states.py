@@ -1,0 +1,74 @@
+"""The states that a slot's recurrent layers remember: from where a step may begin, and copies of them.
+
+kernels/section.h has their layout: a header, the state as it is now, a checkpoint, and a log of what came in since.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgellm.kernels.abi import constants
+from edgellm.model.families.mixers import Attention
+from edgellm.model.families.spec import Layer
+from edgellm.model.protocols import Array
+
+_HEADER_BYTES: int = constants.STATE_HEADER_BYTES
+LOG_TOKENS: int = constants.LOG_TOKENS
+
+
+class States:
+    """The recurrent layers' parts of a slot's memory, by the layer's number in the section; a layer's part begins at
+    its one of `offsets`."""
+
+    def __init__(self, layers: Sequence[Layer], offsets: Sequence[int], memory: Array):
+        self._headers: dict[int, Array] = {}  # uint64 position, checkpoint, logged
+        self._now: dict[int, Array] = {}
+        self._checkpoints: dict[int, Array] = {}
+        for i, (layer, offset) in enumerate(zip(layers, offsets, strict=True)):
+            if layer.mixer is None or isinstance(layer.mixer, Attention):
+                continue
+            part = memory[offset : offset + layer.state_bytes]
+            size = 4 * layer.mixer.remembered_elements
+            self._headers[i] = part[:24].view(np.uint64)
+            self._now[i] = part[_HEADER_BYTES : _HEADER_BYTES + size]
+            self._checkpoints[i] = part[_HEADER_BYTES + size : _HEADER_BYTES + 2 * size]
+
+    def __bool__(self) -> bool:
+        return bool(self._headers)
+
+    def __contains__(self, layer: int) -> bool:
+        return layer in self._headers
+
+    def bytes(self, layer: int) -> int:
+        """Return the bytes of what `export` returns of a layer."""
+        return self._now[layer].nbytes
+
+    @property
+    def earliest(self) -> int:
+        """The first position of those, without a gap up to where the states are, from which a step may begin."""
+        return max((self._earliest(*map(int, header)) for header in self._headers.values()), default=0)
+
+    @staticmethod
+    def _earliest(position: int, checkpoint: int, logged: int) -> int:
+        return checkpoint if checkpoint + logged == position else position
+
+    def can_begin(self, start: int) -> bool:
+        """Return whether a step may begin at this position in all layers; not 0, where every step may."""
+        for position, checkpoint, logged in (map(int, header) for header in self._headers.values()):
+            if start != position and not checkpoint <= start <= min(checkpoint + logged, position):
+                return False
+        return True
+
+    def export(self, layer: int, position: int) -> Array | None:
+        """Return a copy of a layer's state behind `position` tokens, uint8 [bytes]; None if that is neither where it is
+        now nor where its checkpoint is."""
+        now, checkpoint, _ = map(int, self._headers[layer])
+        if position == now:
+            return self._now[layer].copy()
+        return self._checkpoints[layer].copy() if position == checkpoint else None
+
+    def restore(self, layer: int, position: int, state: Array) -> None:
+        """Put back what `export` returned, of as many bytes."""
+        self._now[layer][...] = state
+        self._checkpoints[layer][...] = state
+        self._headers[layer][...] = position, position, 0

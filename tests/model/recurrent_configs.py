@@ -1,0 +1,51 @@
+"""Tiny configs of families with recurrent layers, each odd option set to something else than its default once."""
+
+import transformers as hf
+
+_BASE = dict(
+    vocab_size=512, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=256, tie_word_embeddings=False, eos_token_id=None, bos_token_id=None, pad_token_id=None,
+)  # fmt: skip
+_DELTA = dict(
+    head_dim=32, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32, linear_value_head_dim=16,
+)  # fmt: skip
+_GRANITE = dict(
+    _BASE, num_local_experts=0, shared_intermediate_size=96, mamba_n_heads=8, mamba_d_head=16, mamba_d_state=32,
+    layer_types=["mamba", "attention", "mamba", "mamba"], num_hidden_layers=4,
+)  # fmt: skip
+_NEMOTRON = dict(
+    _BASE, head_dim=16, ssm_state_size=16, mamba_num_heads=8, mamba_head_dim=16, n_groups=2,
+    hybrid_override_pattern="M-*M-",
+)  # fmt: skip
+
+CONFIGS = {
+    "qwen3_5": lambda: hf.Qwen3_5TextConfig(**_BASE, **_DELTA, num_hidden_layers=4),
+    "qwen3_5_odd": lambda: hf.Qwen3_5TextConfig(
+        **{**_BASE, "tie_word_embeddings": True}, **{**_DELTA, "linear_num_key_heads": 4}, linear_conv_kernel_dim=3,
+        attention_bias=True, num_hidden_layers=3, rms_norm_eps=1e-3,
+        layer_types=["full_attention", "linear_attention", "linear_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5,
+                         "mrope_section": [2, 1, 1], "mrope_interleaved": True},
+    ),
+    "lfm2": lambda: hf.Lfm2Config(**_BASE, num_hidden_layers=4, full_attn_idxs=[1, 3]),
+    "lfm2_odd": lambda: hf.Lfm2Config(
+        **{**_BASE, "tie_word_embeddings": True}, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"],
+        conv_bias=True, conv_L_cache=5, block_multiple_of=32, block_ffn_dim_multiplier=1.3, norm_eps=1e-3,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    ),
+    "lfm2_plain_width": lambda: hf.Lfm2Config(
+        **_BASE, num_hidden_layers=2, full_attn_idxs=[1], block_auto_adjust_ff_dim=False
+    ),
+    "granite4": lambda: hf.GraniteMoeHybridConfig(**_GRANITE),
+    "granite4_odd": lambda: hf.GraniteMoeHybridConfig(
+        **{**_GRANITE, "tie_word_embeddings": True}, position_embedding_type="rope", mamba_n_groups=2, mamba_d_conv=3,
+        mamba_conv_bias=False, mamba_proj_bias=True, attention_bias=True, embedding_multiplier=3.0, logits_scaling=2.5,
+        residual_multiplier=0.4, attention_multiplier=0.2, time_step_limit=(0.3, 0.9), rms_norm_eps=1e-3,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+    ),
+    "nemotron_h": lambda: hf.NemotronHConfig(**_NEMOTRON),
+    "nemotron_h_odd": lambda: hf.NemotronHConfig(
+        **{**_NEMOTRON, "hybrid_override_pattern": "*M-M", "n_groups": 1, "tie_word_embeddings": True}, use_bias=True,
+        use_conv_bias=False, conv_kernel=2, mlp_bias=True, layer_norm_epsilon=1e-3, time_step_min=0.4,
+    ),
+}  # fmt: skip
