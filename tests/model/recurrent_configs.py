@@ -17,6 +17,7 @@ _NEMOTRON = dict(
     _BASE, head_dim=16, ssm_state_size=16, mamba_num_heads=8, mamba_head_dim=16, n_groups=2,
     hybrid_override_pattern="M-*M-",
 )  # fmt: skip
+_EXPERTS = dict(num_experts_per_tok=3, moe_intermediate_size=48)
 
 CONFIGS = {
     "qwen3_5": lambda: hf.Qwen3_5TextConfig(**_BASE, **_DELTA, num_hidden_layers=4),
@@ -36,6 +37,21 @@ CONFIGS = {
     "lfm2_plain_width": lambda: hf.Lfm2Config(
         **_BASE, num_hidden_layers=2, full_attn_idxs=[1], block_auto_adjust_ff_dim=False
     ),
+    "lfm2_moe": lambda: hf.Lfm2MoeConfig(
+        **_BASE, **_EXPERTS, num_experts=8, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"],
+        num_dense_layers=1, routed_scaling_factor=1.5, norm_topk_prob=False,
+    ),
+    "qwen3_5_moe": lambda: hf.Qwen3_5MoeTextConfig(
+        **_BASE, **_DELTA, **_EXPERTS, num_experts=8, shared_expert_intermediate_size=96, num_hidden_layers=4
+    ),
+    "qwen3_next": lambda: hf.Qwen3NextConfig(
+        **_BASE, **_DELTA, **_EXPERTS, num_experts=8, shared_expert_intermediate_size=96, num_hidden_layers=4
+    ),
+    "qwen3_next_odd": lambda: hf.Qwen3NextConfig(
+        **_BASE, **{**_DELTA, "linear_num_key_heads": 4, "linear_num_value_heads": 4}, **_EXPERTS, num_experts=8,
+        shared_expert_intermediate_size=48, num_hidden_layers=4, mlp_only_layers=[0], decoder_sparse_step=2,
+        norm_topk_prob=False, full_attention_interval=3,
+    ),
     "granite4": lambda: hf.GraniteMoeHybridConfig(**_GRANITE),
     "granite4_odd": lambda: hf.GraniteMoeHybridConfig(
         **{**_GRANITE, "tie_word_embeddings": True}, position_embedding_type="rope", mamba_n_groups=2, mamba_d_conv=3,
@@ -43,9 +59,17 @@ CONFIGS = {
         residual_multiplier=0.4, attention_multiplier=0.2, time_step_limit=(0.3, 0.9), rms_norm_eps=1e-3,
         rope_parameters={"rope_type": "default", "rope_theta": 1e5},
     ),
+    "granite4_moe": lambda: hf.GraniteMoeHybridConfig(
+        **{**_GRANITE, "num_local_experts": 8, "intermediate_size": 48}, num_experts_per_tok=3
+    ),
     "nemotron_h": lambda: hf.NemotronHConfig(**_NEMOTRON),
     "nemotron_h_odd": lambda: hf.NemotronHConfig(
         **{**_NEMOTRON, "hybrid_override_pattern": "*M-M", "n_groups": 1, "tie_word_embeddings": True}, use_bias=True,
         use_conv_bias=False, conv_kernel=2, mlp_bias=True, layer_norm_epsilon=1e-3, time_step_min=0.4,
+    ),
+    "nemotron_h_moe": lambda: hf.NemotronHConfig(
+        **{**_NEMOTRON, "hybrid_override_pattern": "ME*E"}, n_routed_experts=8, num_experts_per_tok=3,
+        moe_intermediate_size=48, moe_shared_expert_intermediate_size=96, n_group=2, topk_group=1,
+        routed_scaling_factor=1.5, norm_topk_prob=False,
     ),
 }  # fmt: skip

@@ -1,13 +1,17 @@
 """Models with recurrent layers compute what transformers computes, and a token's result is the same bits however it is
 computed: in any chunk or batch, cut anywhere, again, behind drafts taken back, by any number of threads."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from expert_models import read_from
 from families import random_model
+from make_split import make_spec_split
 from native_sections import NativeRing, difference, load, reference_logits, step
 from recurrent_configs import CONFIGS
-from spec_split import split_by_spec
 
 from edgellm.errors import ModelError
 from edgellm.kernels import library
@@ -29,7 +33,20 @@ def model_of(name: str):
             p.copy_(torch.empty_like(p).uniform_(-3, 1, generator=rng))
         elif key.endswith(("conv1d.weight", "conv.conv.weight")):
             p.copy_(torch.empty_like(p).normal_(0, 0.5, generator=rng))
+        elif p.ndim == 3:
+            p.copy_(torch.empty_like(p).normal_(0, 0.4, generator=rng))
+    for key, buffer in model.named_buffers():
+        if key.endswith(("e_score_correction_bias", "expert_bias")):
+            buffer.copy_(torch.empty_like(buffer).normal_(0, 0.1, generator=rng))
     return model
+
+
+def split(model, folder: Path, encoding: str = "f32"):
+    """Return the manifest of a model that is split in `folder`."""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    spec, reason = find_spec(config)
+    assert spec is not None, reason
+    return make_spec_split(spec, config, folder, read_from(model, spec), encoding)
 
 
 def layer_outputs(model, ids) -> np.ndarray:
@@ -47,7 +64,7 @@ def layer_outputs(model, ids) -> np.ndarray:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_and_each_layer_are_those_of_transformers(name, tmp_path):
     model = model_of(name)
-    (section,) = load(split_by_spec(model, tmp_path), tmp_path, (0, model.config.num_hidden_layers))
+    (section,) = load(split(model, tmp_path), tmp_path, (0, model.config.num_hidden_layers))
     expected = reference_logits(model, IDS)
     assert difference(NativeRing([section], kv_dtype="float32").logits(IDS, (80,)), expected) < 5e-5
     assert difference(NativeRing([section]).logits(IDS, (80,)), expected) < 2e-2
@@ -56,12 +73,12 @@ def test_logits_and_each_layer_are_those_of_transformers(name, tmp_path):
         assert difference(got, layer) < 2e-5
 
 
-@pytest.fixture(scope="module", params=["qwen3_5", "lfm2_odd", "granite4_odd", "nemotron_h"])
+@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_next", "lfm2_odd", "granite4_odd", "nemotron_h"])
 def packed(request, tmp_path_factory):
     """Manifest, folder and one section of a model in int8."""
     folder = tmp_path_factory.mktemp(request.param)
     model = model_of(request.param)
-    manifest = split_by_spec(model, folder, "int8")
+    manifest = split(model, folder, "int8")
     return manifest, folder, load(manifest, folder, (0, manifest.num_layers))
 
 
@@ -154,22 +171,36 @@ def test_a_slot_says_where_a_step_may_begin(packed, expected):
     assert np.array_equal(got, expected[:10]) and (slot.filled, slot.earliest) == (10, 0)
 
 
-def test_a_state_that_was_put_back_goes_on_with_the_same_bits(packed, expected):
+def test_pages_put_back_go_on_with_the_same_bits(packed, expected):
+    (section,) = packed[2]
+    ids, slot, other = np.array(IDS), section.new_slot(96), section.new_slot(80)
+    section.forward(ids[:32], 0, slot, 80, 0)
+    first = slot.export(0, 32)
+    section.forward(ids[32:48], 32, slot, 80, 0)
+    second = slot.export(32, 48)
+    assert all(part is not None for part in (*first, *second))
+    section.forward(ids[48:50], 48, slot, 80, 0)
+    again = slot.export(32, 48)
+    for layer, memory in enumerate(section.memories):
+        gone = memory.kind == "state"  # neither where it is nor where its checkpoint is
+        assert again[layer] is None if gone else np.array_equal(again[layer], second[layer])
+    other.restore(0, 32, [None if memory.kind == "state" else part
+                          for part, memory in zip(first, section.memories, strict=True)])  # fmt: skip
+    other.restore(32, 48, second)
+    assert (other.filled, other.earliest) == (48, 48)
+    assert np.array_equal(section.forward(ids[48:], 48, other, 80, 32), expected[48:])
+    with pytest.raises(ModelError, match="parts of"):
+        other.restore(32, 48, [part[:1] for part in second])
+
+
+def test_a_page_of_the_checkpoint_is_still_there_behind_it(packed, expected):
     (section,) = packed[2]
     ids, slot, other = np.array(IDS), section.new_slot(96), section.new_slot(80)
     section.forward(ids[:48], 0, slot, 80, 0)
-    state = slot.states.export(48)
-    section.forward(ids[48:50], 48, slot, 80, 0)
-    assert np.array_equal(slot.states.export(48), state)  # the checkpoint of the last step
-    with pytest.raises(ModelError, match="a state behind 49 tokens"):
-        slot.states.export(49)
-    if any(layer.kv_elements_per_token for layer in section.spec.layers):
-        other.restore(0, 48, slot.export(0, 48))
-    other.states.restore(48, state)
-    other.filled = 48
+    for at in range(48, 60):
+        section.forward(ids[at : at + 1], at, slot, 80, 0)
+    other.restore(0, 48, slot.export(0, 48))
     assert np.array_equal(section.forward(ids[48:], 48, other, 80, 32), expected[48:])
-    with pytest.raises(ModelError, match="states of 3 bytes"):
-        other.states.restore(48, state[:3])
 
 
 def test_what_a_slot_needs_is_told_before_it_is_made(packed):
@@ -187,7 +218,7 @@ def test_a_header_that_no_step_wrote_is_refused(packed):
     (section,) = packed[2]
     slot = section.new_slot(96)
     section.forward(np.array(IDS[:8]), 0, slot, 80, 0)
-    header = slot.states._headers[0]
+    header = next(iter(slot.states._headers.values()))
     for bad in ((1 << 63, 0, 0), (8, 9, 0), (8, 0, LOG_TOKENS + 1), (8, 6, 3), (97, 0, 0), (7, 0, 7)):
         header[...] = bad
         slot.filled = 8
@@ -207,11 +238,11 @@ QWEN = dict(model_type="qwen3_5_text", hidden_size=64, intermediate_size=128, nu
     ({**QWEN, "layer_types": ["sliding_attention"] * 4}, "a layer is of type 'sliding_attention'"),
     ({"model_type": "qwen3_5"}, "it has no text_config"),
     ({"model_type": "lfm2", "hidden_size": 64, "full_attn_idxs": "all"}, "full_attn_idxs is not a list"),
-    ({"model_type": "granitemoehybrid"}, "experts"),
     ({"model_type": "granitemoehybrid", "num_local_experts": 0, "mamba_n_heads": 7}, "isn't 8192 together"),
     ({"model_type": "granitemoehybrid", "num_local_experts": 0, "time_step_limit": [1, 0]}, "time_step_limit is [1"),
     ({"model_type": "granitemoehybrid", "num_local_experts": 0, "logits_scaling": 0}, "logits_scaling is 0"),
-    ({"model_type": "nemotron_h"}, "experts"),
+    ({"model_type": "nemotron_h", "moe_latent_size": 64}, "moe_latent_size"),
+    ({"model_type": "nemotron_h", "n_group": 3}, "8 experts in 3 groups"),
     ({"model_type": "nemotron_h", "hybrid_override_pattern": "MX"}, "hybrid_override_pattern is 'MX'"),
     ({"model_type": "nemotron_h", "hybrid_override_pattern": ""}, "0 layers"),
     ({"model_type": "nemotron_h", "hybrid_override_pattern": "-", "mlp_hidden_act": "relu"}, "mlp_hidden_act is"),

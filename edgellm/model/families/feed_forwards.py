@@ -12,13 +12,14 @@ SCORINGS = ("softmax", "sigmoid", "softmax_of_chosen")  # so, too
 @dataclass(frozen=True)
 class GatedMlp:
     """down(activation(gate(x)) * up(x)). "swiglu_clamped" is gpt-oss's: gate * sigmoid(1.702 gate) * (up + 1), with the
-    gate at most `limit` and up within ±limit."""
+    gate at most `limit` and up within ±limit. `pieces` says what transformers holds as parts of other tensors."""
 
     gate: Projection
     up: Projection
     down: Projection
     activation: str = "silu"
     limit: float = 0.0
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def intermediate_size(self) -> int:
@@ -47,6 +48,7 @@ class PlainMlp:
     up: Projection
     down: Projection
     activation: str = "gelu_tanh"
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def intermediate_size(self) -> int:

@@ -1,9 +1,10 @@
-"""Granite 4: Mamba-2 and attention without positions, with multipliers. Pure."""
+"""Granite 4: Mamba-2 and attention without positions, dense or with experts, with multipliers. Pure."""
 
 from edgellm.model.families.config import Config, UnsupportedError
-from edgellm.model.families.feed_forwards import GatedMlp
+from edgellm.model.families.feed_forwards import FeedForward
+from edgellm.model.families.granite_moe import granite_experts, granite_scales, granite_shared_mlp
 from edgellm.model.families.mixers import Attention, Mamba2
-from edgellm.model.families.parts import Matrix, rms_norm, slices, whole
+from edgellm.model.families.parts import Matrix, rms_norm, whole
 from edgellm.model.families.recurrent import layer_types, mamba2
 from edgellm.model.families.rotary import rotary_of
 from edgellm.model.families.spec import Layer, Spec
@@ -28,24 +29,21 @@ def granitemoehybrid(config: Config) -> Spec:
         mixers[_FULL] = _attention(config, hidden, 0 if rotaries else None)
     if _LINEAR in kinds:
         mixers[_LINEAR] = _mamba(config, hidden)
-    feed_forward = _feed_forward(config, hidden)
+    feed_forward, scales = _feed_forward(config, hidden), granite_scales(config)
     layers = tuple(
         Layer(
             before_mixer=rms_norm("input_layernorm", hidden), mixer=mixers[kind],
             before_feed_forward=rms_norm("post_attention_layernorm", hidden), feed_forward=feed_forward,
-            residual_scale=config.number("residual_multiplier", 1.0),
+            residual_scale=scales.residual,
         ) for kind in kinds
     )  # fmt: skip
-    scaling = config.number("logits_scaling", 1.0)
-    if scaling == 0.0:
-        raise UnsupportedError("logits_scaling is 0")
     return Spec(
         model_type=config.content["model_type"], architecture="GraniteMoeHybridForCausalLM", hidden_size=hidden,
         vocab_size=vocab, max_seq_len=max_seq_len, eps=config.number("rms_norm_eps", 1e-6),
         embedding=Matrix("model.embed_tokens.weight", vocab, hidden), position_embedding=None, layers=layers,
         final_norm=rms_norm("model.norm", hidden), head=Matrix("lm_head.weight", vocab, hidden),
         tied=bool(config.content.get("tie_word_embeddings", False)), rotaries=rotaries,
-        embed_scale=config.number("embedding_multiplier", 1.0), logit_scale=1.0 / scaling,
+        embed_scale=scales.embedding, logit_scale=scales.logits,
     )  # fmt: skip
 
 
@@ -93,9 +91,8 @@ def _limits(config: Config) -> tuple[float, float]:
     return float(limits[0]), float(limits[1])
 
 
-def _feed_forward(config: Config, hidden: int) -> GatedMlp:
-    if config.count("num_local_experts", default=8, least=0):
-        raise UnsupportedError("its experts aren't known yet")
+def _feed_forward(config: Config, hidden: int) -> FeedForward:
     inner = config.count("shared_intermediate_size", default=1024)
-    gate, up = slices("shared_mlp.input_linear", (inner, inner), hidden)
-    return GatedMlp(gate, up, whole("shared_mlp.output_linear", hidden, inner))
+    if config.count("num_local_experts", default=8, least=0):
+        return granite_experts(config, inner)
+    return granite_shared_mlp(hidden, inner)

@@ -1,8 +1,10 @@
 """Granite 3's mixtures of experts, without a shared expert and with one. Pure."""
 
+from dataclasses import replace
+
 from edgellm.model.families.config import Config, UnsupportedError
 from edgellm.model.families.expert_layers import experts_of, gated_mlp, packed_experts
-from edgellm.model.families.feed_forwards import Experts, Router
+from edgellm.model.families.feed_forwards import Experts, GatedMlp, Router
 from edgellm.model.families.llama_like import Scales, make_spec
 from edgellm.model.families.parts import whole
 from edgellm.model.families.pieces import Piece
@@ -30,13 +32,17 @@ def granite_experts(config: Config, shared_inner: int) -> Experts:
     packed = packed_experts("block_sparse_moe.experts.", count, hidden, inner)
     if not shared_inner:
         return experts_of(packed, router)
-    shared = gated_mlp("shared_mlp.", hidden, shared_inner, ("gate_linear", "up_linear", "output_linear"))
+    shared = granite_shared_mlp(hidden, shared_inner)
+    return experts_of(packed, router, shared=shared, pieces=(*packed.pieces, *shared.pieces))
+
+
+def granite_shared_mlp(hidden: int, inner: int) -> GatedMlp:
+    """Return the MLP that computes every token; transformers has gate and up in one tensor."""
+    mlp = gated_mlp("shared_mlp.", hidden, inner, ("gate_linear", "up_linear", "output_linear"))
     fused = "shared_mlp.input_linear.weight"
-    halves = (
-        Piece(shared.gate.weight.name, fused, 0, 1, 2 * shared_inner),
-        Piece(shared.up.weight.name, fused, shared_inner, 1, 2 * shared_inner),
-    )
-    return experts_of(packed, router, shared=shared, pieces=(*packed.pieces, *halves))
+    return replace(mlp, pieces=(
+        Piece(mlp.gate.weight.name, fused, 0, 1, 2 * inner), Piece(mlp.up.weight.name, fused, inner, 1, 2 * inner),
+    ))  # fmt: skip
 
 
 def granite_scales(config: Config) -> Scales:

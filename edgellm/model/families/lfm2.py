@@ -1,11 +1,14 @@
-"""LFM2: short convolutions, and attention in some layers. Pure."""
+"""LFM2, dense and with experts: short convolutions, and attention in some layers. Pure."""
+
+from collections.abc import Callable
 
 from edgellm.model.families.config import Config, UnsupportedError
-from edgellm.model.families.feed_forwards import GatedMlp
-from edgellm.model.families.mixers import Attention, ShortConv
+from edgellm.model.families.expert_layers import gated_mlp, lfm2_feed_forward
+from edgellm.model.families.feed_forwards import FeedForward
+from edgellm.model.families.mixers import Attention, Mixer, ShortConv
 from edgellm.model.families.parts import Matrix, Vector, rms_norm, whole
 from edgellm.model.families.recurrent import conv_of, layer_types
-from edgellm.model.families.rotary import rotary_of
+from edgellm.model.families.rotary import Rotary, rotary_of
 from edgellm.model.families.spec import Layer, Spec
 
 _FULL, _CONV = "full_attention", "conv"
@@ -13,19 +16,20 @@ _FULL, _CONV = "full_attention", "conv"
 
 def lfm2(config: Config) -> Spec:
     """Return the Spec of a config of model_type lfm2; raises UnsupportedError."""
-    hidden = config.count("hidden_size", default=2560)
-    inner = _inner(config)
-    feed_forward = GatedMlp(
-        whole("feed_forward.w1", inner, hidden), whole("feed_forward.w3", inner, hidden),
-        whole("feed_forward.w2", hidden, inner),
-    )  # fmt: skip
+    config = Config({"hidden_size": 2560} | config.content)
+    dense = gated_mlp("feed_forward.", config.count("hidden_size"), _inner(config), ("w1", "w3", "w2"))
+    return _make_spec(config, "Lfm2ForCausalLM", lambda layer: dense)
+
+
+def lfm2_moe(config: Config) -> Spec:
+    """Return the Spec of a config of model_type lfm2_moe; raises UnsupportedError."""
+    config = Config({"hidden_size": 2048} | config.content)
+    return _make_spec(config, "Lfm2MoeForCausalLM", lambda layer: lfm2_feed_forward(config, layer))
+
+
+def _make_spec(config: Config, architecture: str, feed_forwards: Callable[[int], FeedForward]) -> Spec:
+    hidden = config.count("hidden_size")
     num_layers = config.layers("num_hidden_layers", default=32)
-    return make_lfm2(config, "Lfm2ForCausalLM", [feed_forward] * num_layers)
-
-
-def make_lfm2(config: Config, architecture: str, feed_forwards: list) -> Spec:
-    """Return the Spec of a config of LFM2's kind, with each layer's feed-forward; raises UnsupportedError."""
-    hidden = config.count("hidden_size", default=2560)
     vocab = config.count("vocab_size", default=65536)
     max_seq_len = config.count("max_position_embeddings", default=128000)
     heads = config.count("num_attention_heads", default=32)
@@ -33,7 +37,7 @@ def make_lfm2(config: Config, architecture: str, feed_forwards: list) -> Spec:
     dim = config.count("head_dim", default=max(1, hidden // heads))
     kernel = config.count("conv_L_cache", default=3)
     biased = config.flag("conv_bias", False)
-    mixers = {
+    mixers: dict[str, Mixer] = {
         _FULL: Attention(
             heads, kv_heads, dim, dim**-0.5, 0, whole("self_attn.q_proj", heads * dim, hidden),
             whole("self_attn.k_proj", kv_heads * dim, hidden), whole("self_attn.v_proj", kv_heads * dim, hidden),
@@ -49,8 +53,8 @@ def make_lfm2(config: Config, architecture: str, feed_forwards: list) -> Spec:
     layers = tuple(
         Layer(
             before_mixer=rms_norm("operator_norm", hidden), mixer=mixers[kind],
-            before_feed_forward=rms_norm("ffn_norm", hidden), feed_forward=feed_forward,
-        ) for kind, feed_forward in zip(_kinds(config, len(feed_forwards)), feed_forwards, strict=True)
+            before_feed_forward=rms_norm("ffn_norm", hidden), feed_forward=feed_forwards(i),
+        ) for i, kind in enumerate(_kinds(config, num_layers))
     )  # fmt: skip
     tied = config.get("tie_embedding", "tie_word_embeddings")
     return Spec(
@@ -62,7 +66,7 @@ def make_lfm2(config: Config, architecture: str, feed_forwards: list) -> Spec:
     )  # fmt: skip
 
 
-def _rotary(config: Config, dim: int, max_seq_len: int):
+def _rotary(config: Config, dim: int, max_seq_len: int) -> Rotary:
     theta = config.number("rope_theta", 1e6)
     return rotary_of({**config.content, "rope_theta": theta}, dim, max_seq_len, partial=False)
 

@@ -1,9 +1,11 @@
-"""Nemotron-H: blocks of one part each, Mamba-2, attention without positions, or an MLP. Pure."""
+"""Nemotron-H: blocks of one part each, Mamba-2, attention without positions, an MLP, or experts. Pure."""
 
 from edgellm.model.families.config import MAX_LAYERS, Config, UnsupportedError
-from edgellm.model.families.feed_forwards import FeedForward, PlainMlp
+from edgellm.model.families.expert_layers import check_groups
+from edgellm.model.families.feed_forwards import Experts, FeedForward, PlainMlp, Router
 from edgellm.model.families.mixers import Attention, Mamba2
-from edgellm.model.families.parts import Matrix, rms_norm, whole
+from edgellm.model.families.parts import Matrix, Projection, Vector, rms_norm, whole
+from edgellm.model.families.pieces import Piece
 from edgellm.model.families.recurrent import layer_types, mamba2
 from edgellm.model.families.spec import Layer, Spec
 
@@ -23,10 +25,8 @@ def nemotron_h(config: Config) -> Spec:
             mixers[kind] = _attention(config, hidden)
         elif kind == _LINEAR:
             mixers[kind] = _mamba(config, hidden)
-        elif kind == _MLP:
-            feed_forwards[kind] = _mlp(config, hidden)
         else:
-            raise UnsupportedError("its experts aren't known yet")
+            feed_forwards[kind] = _mlp(config, hidden) if kind == _MLP else _experts(config, hidden)
     norm = rms_norm("norm", hidden)
     layers = tuple(
         Layer(
@@ -88,7 +88,39 @@ def _mamba(config: Config, hidden: int) -> Mamba2:
 
 
 def _mlp(config: Config, hidden: int) -> PlainMlp:
+    return _plain(config, "mixer.", hidden, config.count("intermediate_size", default=21504))
+
+
+def _plain(config: Config, at: str, hidden: int, inner: int) -> PlainMlp:
     config.expect("mlp_hidden_act", "relu2", "relu2")
-    inner, biased = config.count("intermediate_size", default=21504), config.flag("mlp_bias", False)
-    up, down = whole("mixer.up_proj", inner, hidden, biased), whole("mixer.down_proj", hidden, inner, biased)
+    biased = config.flag("mlp_bias", False)
+    up, down = whole(f"{at}up_proj", inner, hidden, biased), whole(f"{at}down_proj", hidden, inner, biased)
     return PlainMlp(up, down, "relu_squared")
+
+
+def _experts(config: Config, hidden: int) -> Experts:
+    """Return plain MLPs in groups, chosen by sigmoids with a correction, beside a shared one."""
+    if config.get("moe_latent_size") is not None:
+        raise UnsupportedError("its experts compute in a latent space (moe_latent_size)")
+    count = config.count("n_routed_experts", "num_local_experts", default=8)
+    top_k = config.count("num_experts_per_tok", default=2, most=count)
+    router = Router(
+        whole("mixer.gate", count, hidden), count, top_k, "sigmoid", config.flag("norm_topk_prob", True),
+        config.number("routed_scaling_factor", 1.0),
+        Vector("mixer.gate.e_score_correction_bias", count), config.count("n_group", default=1),
+        config.count("topk_group", default=1),
+    )  # fmt: skip
+    check_groups(router)
+    inner = config.count("moe_intermediate_size", default=7688)
+    up, down = (
+        Projection(Matrix(f"mixer.experts.{name}_proj.weight", rows, columns, count), 0, rows)
+        for name, rows, columns in (("up", inner, hidden), ("down", hidden, inner))
+    )
+    pieces = tuple(
+        Piece(part.weight.name, part.weight.name.removesuffix(".weight"), 0, 1, part.rows) for part in (up, down)
+    )
+    shared = config.count("moe_shared_expert_intermediate_size", default=7688)
+    return Experts(
+        router, None, up, down, "relu_squared", shared=_plain(config, "mixer.shared_experts.", hidden, shared),
+        pieces=pieces,
+    )  # fmt: skip

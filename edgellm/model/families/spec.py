@@ -82,7 +82,7 @@ class Layer:
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """Return which of its tensors transformers holds as parts of others."""
-        return self.experts.pieces if self.experts else ()
+        return self.feed_forward.pieces if self.feed_forward else ()
 
     @property
     def matrices(self) -> dict[str, Matrix]:

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.errors import ModelError
 from edgellm.kernels.abi import constants
 from edgellm.model.families.feed_forwards import ACTIVATIONS, SCORINGS, Experts, FeedForward, GatedMlp, PlainMlp
 from edgellm.model.families.mixers import Attention, DeltaRule, Mamba2, Mixer, Recurrent, ShortConv

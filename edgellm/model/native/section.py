@@ -10,7 +10,7 @@ import numpy as np
 from edgellm.errors import ManifestError, ModelError
 from edgellm.kernels import library
 from edgellm.model.families.find import find_spec
-from edgellm.model.families.spec import Spec
+from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, SectionHandle, new_steps
 from edgellm.model.native.load import load
 from edgellm.model.native.slot import NativeSlot
@@ -78,7 +78,6 @@ class NativeSection:
 
     path = "native"
     batches = True  # forward_many gives what forward gives one by one, and reads the weights once
-    reuses_any = True
     reuses = True  # keys and values depend on the tokens before them, and on nothing else
 
     def __init__(self, spec: Spec, manifest: Manifest, folder: Path | str, start: int, end: int, *,
@@ -95,7 +94,8 @@ class NativeSection:
                             verify_sha256=verify_sha256, progress=progress)  # fmt: skip
         self.ram_bytes = self._loaded.ram_bytes
         self.page_layout = f"native {library.digest()}"
-        self.memories = (Memory(),) * (end - start)
+        self.memories = tuple(_memory(layer) for layer in spec.layers[start:end])
+        self.reuses_any = all(memory.reach is None for memory in self.memories)
         self._native = SectionHandle(self._loaded.spec)
         self._steps = new_steps()
         self._tables: list[tuple[np.ndarray, np.ndarray]] = []
@@ -250,6 +250,10 @@ class NativeSection:
                 self._native.set_rope(2 * i + long_rope, *sets[long_rope if len(sets) > 1 else 0])
             tables += sets
         self._tables = tables
+
+
+def _memory(layer: Layer) -> Memory:
+    return Memory("state", 1) if layer.state_bytes else Memory()
 
 
 def _normed(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:

@@ -92,14 +92,14 @@ class NativeSlot:
         return found
 
     def restore(self, start: int, end: int, parts: Sequence[Array | None]) -> None:
-        """Store what a slot of the same layers and number format exported. None leaves a layer as it is, which only a
-        recurrent one may be. Raises ModelError if a part is missing, has another size, leaves a gap or doesn't fit."""
+        """Store what a slot of the same layers and number format exported. None leaves a layer as it is, which only one
+        without keys may be. Raises ModelError if a part is missing, has another size, leaves a gap or doesn't fit."""
         self._check_page(start, end)
         if start > self.filled:
             raise ModelError(f"positions {start} to {end} can't follow the {self.filled} that the slot holds")
         sizes = [None if part is None else part.size for part in parts]
         expected = [
-            None if part is None and layer in self.states else self._part_bytes(layer, start, end)
+            None if part is None and self._may_miss(layer) else self._part_bytes(layer, start, end)
             for layer, part in enumerate(parts)
         ]
         if sizes != expected or len(parts) != len(self._layers):
@@ -126,6 +126,9 @@ class NativeSlot:
             parts.append(whole.reshape(heads, tokens // each, each * row_bytes)[:, first:last])
             at += whole.size
         return parts
+
+    def _may_miss(self, layer: int) -> bool:
+        return not self._layers[layer][1]
 
     def _part_bytes(self, layer: int, start: int, end: int) -> int:
         if layer in self.states:
