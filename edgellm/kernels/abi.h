@@ -138,12 +138,13 @@ typedef struct NormSpec {
 } NormSpec;
 
 // families/mixers.py says what all of this means. `rope` is a set of rotary factors, or NO_ROPE. Flags are 0 or 1.
+// `scale_every` is 0 where there are no query_scales.
 typedef struct AttentionSpec {
     uint64_t heads, kv_heads, head_dim, rotary_dim, rope, window;
-    uint64_t interleaved, gated;
+    uint64_t interleaved, gated, scale_every;
     double scale, soft_cap;
     ProjectionSpec q, k, v, o;  // without a v, values are what k gives
-    FloatsSpec q_norm, k_norm, v_norm, sinks;
+    FloatsSpec q_norm, k_norm, v_norm, sinks, query_scales;
 } AttentionSpec;
 
 // DELTA_RULE, SHORT_CONV and MAMBA2 use what they have of this. Flags are 0 or 1. Rows of `in` are q, k and v, with z and a

@@ -47,10 +47,11 @@ struct Attending {
         }
         float* row = run.w.mixed + t * qkv_rows;
         const size_t stride = q_rows / a.heads, at = kv_head * a.dim;
+        const float scale = a.query_scales ? a.scale * a.query_scales[position / a.scale_every] : a.scale;
         const float* q_bias = a.q_norm_whole ? nullptr : a.q.bias;
         for (size_t h = kv_head * group; h < (kv_head + 1) * group; h++)
             run.op.head(row + h * stride, {q_bias ? q_bias + h * stride : nullptr, a.q_norm_whole ? nullptr : a.q_norm,
-                                           run.s.eps, a.scale, cos, sin, half, a.dim, a.interleaved});
+                                           run.s.eps, scale, cos, sin, half, a.dim, a.interleaved});
         float *key = row + q_rows + at, *value = key + a.kv_rows();
         const float* k_bias = a.k_norm_whole ? nullptr : a.k.bias;
         run.op.head(key, {k_bias ? k_bias + at : nullptr, a.k_norm_whole ? nullptr : a.k_norm, run.s.eps, 1.0f, cos, sin,

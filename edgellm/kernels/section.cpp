@@ -87,6 +87,10 @@ int take(const AttentionSpec& spec, const Section& s, Attention* into) {
     CHECK(take_norm(spec.k_norm, a.dim, a.kv_heads, &a.k_norm, &a.k_norm_whole));
     if ((a.q_norm_whole && a.gated) || (!a.v && a.k.bias)) return BAD_SHAPE;  // no model is like this
     CHECK(take(spec.v_norm, a.dim, false, &a.v_norm));
+    CHECK(take(spec.query_scales, spec.query_scales.count, false, &a.query_scales));
+    if ((a.query_scales != nullptr) != (spec.scale_every != 0)) return BAD_SHAPE;
+    a.num_scales = spec.query_scales.count;
+    a.scale_every = spec.scale_every;
     return take(spec.sinks, a.heads, false, &a.sinks);
 }
 
@@ -244,9 +248,12 @@ int check(const Section& s, const StepSpec& step, size_t layer_start, size_t lay
     for (size_t i = 0; i < s.num_layers; i++) {
         const Layer& layer = s.layers[i];
         bytes += slot_bytes(layer, step.context, step.kv_encoding);
-        if (layer.mixer != ATTENTION || layer.attention.rope == NO_ROPE) continue;
-        const Rope& rope = s.ropes[2 * layer.attention.rope + step.long_rope];
-        if (rope.positions < end || rope.count != rope.positions * (layer.attention.rotary_dim / 2)) return BAD_SHAPE;
+        if (layer.mixer != ATTENTION) continue;
+        const Attention& a = layer.attention;
+        if (a.query_scales && (end - 1) / a.scale_every >= a.num_scales) return BAD_SHAPE;
+        if (a.rope == NO_ROPE) continue;
+        const Rope& rope = s.ropes[2 * a.rope + step.long_rope];
+        if (rope.positions < end || rope.count != rope.positions * (a.rotary_dim / 2)) return BAD_SHAPE;
     }
     if (step.slot_bytes != bytes) return BAD_LENGTH;
     const uint8_t* memory = static_cast<const uint8_t*>(step.slot);

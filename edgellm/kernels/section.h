@@ -26,6 +26,8 @@ struct Attention {
     Projection q, k, v, o;
     const float *q_norm, *k_norm, *v_norm, *sinks;
     bool q_norm_whole, k_norm_whole;  // over all heads at once
+    const float* query_scales;        // [num_scales], or null: of positions from n * scale_every on
+    size_t num_scales, scale_every;
     size_t q_rows() const { return heads * dim * (gated ? 2 : 1); }
     size_t kv_rows() const { return kv_heads * dim; }
     size_t qkv_rows() const { return q_rows() + 2 * kv_rows(); }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from families import _BASE, CONFIGS, generate, random_model
+from families import _BASE, _LONGROPE, CONFIGS, generate, random_model
 from make_split import make_split, round_weights
 from native_sections import NativeRing, difference, load, reference_logits, rounded_inputs, step
 from test_families import prompt
@@ -17,6 +17,7 @@ from edgellm.model.families.rotary import rotary_of
 from edgellm.model.generic.structure import trace
 
 _LINEAR = dict(rope_type="linear", rope_theta=1e4, factor=4.0)
+_YARN = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=64, beta_fast=8.0)
 _PARTIAL = dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)
 _TIED = {k: v for k, v in _BASE.items() if k != "tie_word_embeddings"}  # by default
 _ODD_ROPES = {"full_attention": {**_LINEAR, "rope_theta": 2e5}, "sliding_attention": {"rope_theta": 3e3}}
@@ -47,6 +48,44 @@ FAMILIES = {
         **_BASE, head_dim=32, query_pre_attn_scalar=24, final_logit_softcapping=1.5, sliding_window=5,
         attention_bias=True, rope_parameters=_ODD_ROPES, rms_norm_eps=1e-3,
         layer_types=["full_attention", "sliding_attention", *["full_attention"] * 3],
+    ),
+    "smollm3": CONFIGS["smollm3"],
+    "smollm3_odd": lambda: hf.SmolLM3Config(
+        **_BASE, no_rope_layers=[0, 1, 1, 0, 0], use_sliding_window=True, sliding_window=7, attention_bias=True,
+        mlp_bias=True, rope_parameters=_LINEAR,
+    ),
+    "olmo2": CONFIGS["olmo2"],
+    "olmo2_odd": lambda: hf.Olmo2Config(
+        **{**_BASE, "num_key_value_heads": 1}, attention_bias=True, rope_parameters=_LINEAR, rms_norm_eps=1e-3
+    ),
+    "olmo3": lambda: hf.Olmo3Config(**_BASE, sliding_window=6),
+    "olmo3_odd": lambda: hf.Olmo3Config(
+        **_BASE, sliding_window=9, attention_bias=True, layer_types=["full_attention", *["sliding_attention"] * 4],
+        rope_parameters={"full_attention": _YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 3e3}},
+    ),
+    "granite": lambda: hf.GraniteConfig(
+        **_BASE, embedding_multiplier=3.0, logits_scaling=0.7, residual_multiplier=0.3, attention_multiplier=0.2,
+        attention_bias=True, mlp_bias=True,
+    ),
+    "ministral": lambda: hf.MinistralConfig(
+        **_BASE, head_dim=32, sliding_window=6,
+        layer_types=[*["sliding_attention", "full_attention"] * 2, "full_attention"]
+    ),
+    "ministral3": lambda: hf.Ministral3Config(
+        **_BASE, head_dim=32, sliding_window=21,
+        rope_parameters={**_YARN, "llama_4_scaling_beta": 0.7, "original_max_position_embeddings": 16},
+    ),
+    "glm4": lambda: hf.Glm4Config(**_BASE, head_dim=16),
+    "glm4_odd": lambda: hf.Glm4Config(
+        **_BASE, head_dim=32, attention_bias=False, rms_norm_eps=1e-3,
+        rope_parameters={**_LINEAR, "partial_rotary_factor": 0.75},
+    ),
+    "starcoder2": lambda: hf.Starcoder2Config(**_TIED, sliding_window=7),
+    "starcoder2_odd": lambda: hf.Starcoder2Config(**_BASE, use_bias=False, norm_epsilon=1e-2, rope_parameters=_LINEAR),
+    "phi4_mini": lambda: hf.Phi3Config(
+        **{**_BASE, "tie_word_embeddings": True}, original_max_position_embeddings=32,
+        rope_parameters={**_LONGROPE, "partial_rotary_factor": 0.75, "short_factor": [1.0 + 0.1 * i for i in range(6)],
+                         "long_factor": [2.0 + 0.5 * i for i in range(6)]},
     ),
     "odd_vocab": lambda: hf.LlamaConfig(**{**_BASE, "vocab_size": 509}),
 }  # fmt: skip
@@ -88,7 +127,9 @@ def test_longrope_switches_where_generate_does(prompt_len, tmp_path):
 @pytest.mark.parametrize(
     "encoding, head", [("bf16", None), ("f16", None), ("int8", None), ("int4", "int8"), ("int4s", "int8")]
 )
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3", "phi3", "mistral_window", "odd_vocab"])
+@pytest.mark.parametrize("family", [
+    "gpt2", "llama", "qwen2", "qwen3", "phi3", "mistral_window", "odd_vocab", "gemma3_odd", "glm4", "olmo2", "starcoder2",
+])  # fmt: skip
 def test_packed_weights_give_the_logits_of_the_unpacked_model(family, encoding, head, tmp_path):
     """With packed weights the reference rounds what goes into its products too. A value that lies just between two
     steps may be rounded the other way: from that token on the wider bound holds."""
@@ -102,7 +143,10 @@ def test_packed_weights_give_the_logits_of_the_unpacked_model(family, encoding, 
     assert difference(got, expected, np.min) < 1e-5 and difference(got, expected) < 0.1
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "phi3_longrope", "qwen3", "mistral_window"])
+@pytest.fixture(scope="module", params=[
+    "llama", "gpt2", "phi3_longrope", "qwen3", "mistral_window", "gemma2_odd", "gemma3_odd", "glm4_odd", "granite",
+    "ministral3", "olmo3_odd", "smollm3_odd", "starcoder2",
+])  # fmt: skip
 def packed(request, tmp_path_factory):
     """Manifest, folder and one section of a model in int4, or int8 where widths aren't made for it."""
     folder = tmp_path_factory.mktemp(request.param)

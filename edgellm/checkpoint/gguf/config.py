@@ -5,16 +5,17 @@ It states every size, even a config class's default, because those defaults are 
 
 from collections.abc import Callable
 
+from edgellm.checkpoint.gguf import gemma_configs as gemma
 from edgellm.checkpoint.gguf import generic_configs as generic
 from edgellm.checkpoint.gguf import native_configs as native
 from edgellm.checkpoint.gguf.header import Header
 from edgellm.errors import CheckpointError
 
 ARCHITECTURES: dict[str, Callable[[Header], dict]] = {
-    "bloom": generic.bloom, "falcon": generic.falcon, "gemma2": generic.gemma2, "gemma3": generic.gemma3,
-    "gpt2": native.gpt2, "llama": native.llama, "minimax-m2": generic.minimax_m2, "nemotron": generic.nemotron,
-    "phi3": native.phi3, "qwen2": native.qwen2, "qwen2moe": generic.qwen2moe, "qwen3": native.qwen3,
-    "qwen3moe": generic.qwen3moe, "stablelm": generic.stablelm, "starcoder2": generic.starcoder2,
+    "bloom": generic.bloom, "falcon": generic.falcon, "gemma": gemma.gemma, "gemma2": gemma.gemma2,
+    "gemma3": gemma.gemma3, "gpt2": native.gpt2, "llama": native.llama, "minimax-m2": generic.minimax_m2,
+    "nemotron": generic.nemotron, "phi3": native.phi3, "qwen2": native.qwen2, "qwen2moe": generic.qwen2moe,
+    "qwen3": native.qwen3, "qwen3moe": generic.qwen3moe, "stablelm": generic.stablelm, "starcoder2": native.starcoder2,
 }  # fmt: skip
 
 

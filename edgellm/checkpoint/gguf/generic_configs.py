@@ -3,7 +3,6 @@
 from edgellm.checkpoint.gguf.header import (
     QKV_BIASES,
     Header,
-    Sizes,
     expect_default_head_dim,
     expect_plain_scale,
     qwen_window,
@@ -11,9 +10,7 @@ from edgellm.checkpoint.gguf.header import (
     read_rms_eps,
     read_rope,
     read_sizes,
-    read_window,
 )
-from edgellm.errors import CheckpointError
 
 
 def _experts(header: Header, gating: int = 1) -> dict:
@@ -78,79 +75,6 @@ def qwen3moe(header: Header) -> dict:
     }
 
 
-def _gemma(header: Header, layers_of_largest: int) -> tuple[Sizes, dict]:
-    """Read what Gemma 2 and 3 share. `layers_of_largest` tells the model whose scores are scaled by another size than
-    the head's: no file says it, and llama.cpp goes by the layers too."""
-    sizes, metadata = read_sizes(header), header.metadata
-    largest = sizes.num_hidden_layers == layers_of_largest
-    scalar = sizes.hidden_size // sizes.num_attention_heads if largest else sizes.head_dim
-    if stated := metadata.number("attention.scale", 0.0):
-        scalar = round(stated**-2)
-        metadata.expect("attention.scale", max(scalar, 1) ** -0.5)  # a config has whole numbers
-    caps = {name: metadata.number(name, 0.0) or None for name in ("attn_logit_softcapping", "final_logit_softcapping")}
-    return sizes, {
-        **sizes.settings(),
-        **read_rms_eps(header),
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": scalar,
-        **caps,
-    }
-
-
-def _layer_types(header: Header, sizes: Sizes, period: int, window: int | None) -> dict:
-    """Return which layers have a window: all but the last of every `period`, unless the file says otherwise."""
-    metadata, layers = header.metadata, sizes.num_hidden_layers
-    stated = metadata.raw("attention.sliding_window_pattern")
-    if isinstance(stated, list):
-        if len(stated) < layers or any(type(v) not in (bool, int) for v in stated):
-            raise CheckpointError(
-                f"{metadata.where}: {metadata.key('attention.sliding_window_pattern')} has {len(stated)} entries, "
-                f"expected true or false for each of {layers} layers"
-            )
-        slides = [bool(v) for v in stated[:layers]]
-    else:
-        period = metadata.count("attention.sliding_window_pattern", period)
-        slides = [(i + 1) % period != 0 for i in range(layers)]
-    if window is None:
-        return {"layer_types": ["full_attention"] * layers, "sliding_window": sizes.max_position_embeddings}
-    return {
-        "layer_types": ["sliding_attention" if s else "full_attention" for s in slides],
-        "sliding_window": window,
-    }
-
-
-def gemma2(header: Header) -> dict:
-    """Return the config of Gemma 2."""
-    sizes, config = _gemma(header, layers_of_largest=46)
-    for name, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
-        if header.metadata.get(name) is None:  # llama.cpp's and the model's own
-            config[name] = default
-    window = header.metadata.count("attention.sliding_window", 4096, least=0) or None
-    return {
-        "model_type": "gemma2",
-        **config,
-        **_layer_types(header, sizes, 2, window),
-        "rope_parameters": read_rope(header, sizes),
-    }
-
-
-def gemma3(header: Header) -> dict:
-    """Return the config of Gemma 3 (text)."""
-    sizes, config = _gemma(header, layers_of_largest=62)
-    window = header.metadata.count("attention.sliding_window", 0, least=0) or None
-    # Layers with a window have a rotary base of their own and no scaling; without windows there is one for all.
-    local = header.metadata.number("rope.freq_base_swa", 10000.0)
-    return {
-        "model_type": "gemma3_text",
-        **config,
-        **_layer_types(header, sizes, 6, window),
-        "rope_parameters": {
-            "full_attention": read_rope(header, sizes),
-            "sliding_attention": {"rope_type": "default", "rope_theta": local},
-        },
-    }
-
-
 def falcon(header: Header) -> dict:
     """Return the config of Falcon, in the layout of 7B or of 40B and later."""
     metadata, sizes = header.metadata, read_sizes(header, gated=False)
@@ -212,22 +136,6 @@ def stablelm(header: Header) -> dict:
         "use_qkv_bias": header.has(*QKV_BIASES),
         "qk_layernorm": header.has("attn_q_norm.weight"),
         "rope_parameters": {"partial_rotary_factor": 1.0} | read_rope(header, sizes, partial=True),
-    }
-
-
-def starcoder2(header: Header) -> dict:
-    """Return the config of StarCoder2."""
-    sizes = read_sizes(header)
-    expect_plain_scale(header, sizes)
-    expect_default_head_dim(header, sizes)
-    return {
-        "model_type": "starcoder2",
-        **sizes.settings("head_dim"),
-        **read_layer_norm_eps(header, "norm_epsilon"),
-        "hidden_act": "gelu_pytorch_tanh",
-        "use_bias": header.has(*QKV_BIASES, "ffn_up.bias"),
-        "sliding_window": read_window(header, sizes),
-        "rope_parameters": read_rope(header, sizes),
     }
 
 

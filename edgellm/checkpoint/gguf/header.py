@@ -115,3 +115,25 @@ def qwen_window(header: Header, sizes: Sizes) -> dict:
     if not window:
         return {"use_sliding_window": False}
     return {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
+
+
+def layer_types(header: Header, sizes: Sizes, period: int, window: int | None) -> dict:
+    """Return which layers have a window: all but the last of every `period`, unless the file says otherwise."""
+    metadata, layers = header.metadata, sizes.num_hidden_layers
+    stated = metadata.raw("attention.sliding_window_pattern")
+    if isinstance(stated, list):
+        if len(stated) < layers or any(type(v) not in (bool, int) for v in stated):
+            raise CheckpointError(
+                f"{metadata.where}: {metadata.key('attention.sliding_window_pattern')} has {len(stated)} entries, "
+                f"expected true or false for each of {layers} layers"
+            )
+        slides = [bool(v) for v in stated[:layers]]
+    else:
+        period = metadata.count("attention.sliding_window_pattern", period)
+        slides = [(i + 1) % period != 0 for i in range(layers)]
+    if window is None:
+        return {"layer_types": ["full_attention"] * layers, "sliding_window": sizes.max_position_embeddings}
+    return {
+        "layer_types": ["sliding_attention" if s else "full_attention" for s in slides],
+        "sliding_window": window,
+    }

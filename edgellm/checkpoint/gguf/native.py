@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from edgellm.checkpoint.gguf.file import GGUFTensor
 from edgellm.checkpoint.gguf.rope import FACTOR_TENSORS
-from edgellm.checkpoint.gguf.rows import matrix, origin_of, rotary_order, vector, zeros
+from edgellm.checkpoint.gguf.rows import matrix, origin_of, rotary_order, shifted, vector, zeros
 from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, layout_of, unexpected
 from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError
@@ -82,11 +82,21 @@ def _mlp_names(mlp: GatedMlp | PlainMlp) -> list[tuple[str, str]]:
     return [*names, *_projection_names(mlp.up, "ffn_up"), *_projection_names(mlp.down, "ffn_down")]
 
 
+def _offsets(spec: Spec) -> dict[str, float]:
+    """Return what the model adds to the weights of its norms, by name in the shard: a GGUF has them with it."""
+    norms = [spec.final_norm]
+    for layer in spec.layers:
+        parts = vars(layer.mixer).values() if layer.mixer else ()
+        norms += [*layer.norms, *(part for part in parts if isinstance(part, Norm))]
+    return {norm.weight.name: norm.offset for norm in norms}
+
+
 class _Reader:
     """Takes tensors by name, and knows which were taken."""
 
     def __init__(self, tensors: Mapping[str, GGUFTensor], where: str, spec: Spec, llama: bool):
         self.tensors, self.where, self.spec, self.llama = tensors, where, spec, llama
+        self.offsets = _offsets(spec)
         self.taken: set[str] = set()
 
     def read(
@@ -96,6 +106,8 @@ class _Reader:
         shape = shapes[ours]
         tensor = self._tensor(theirs, shape, layer)
         check_shape(tensor, shape, ours)
+        if offset := self.offsets.get(ours):
+            tensor = shifted(tensor, -offset)
         return StoredTensor(ours, tensor, packable=len(shape) == 2)
 
     def _tensor(self, name: str, shape: tuple[int, ...], layer: Layer | None) -> SourceTensor:

@@ -103,3 +103,19 @@ def gpt2(header: Header) -> dict:
         "activation_function": "gelu_new",
         **read_layer_norm_eps(header, "layer_norm_epsilon"),
     }
+
+
+def starcoder2(header: Header) -> dict:
+    """Return the config of StarCoder2."""
+    sizes = read_sizes(header)
+    expect_plain_scale(header, sizes)
+    expect_default_head_dim(header, sizes)
+    return {
+        "model_type": "starcoder2",
+        **sizes.settings("head_dim"),
+        **read_layer_norm_eps(header, "norm_epsilon"),
+        "hidden_act": "gelu_pytorch_tanh",
+        "use_bias": header.has(*QKV_BIASES, "ffn_up.bias"),
+        "sliding_window": read_window(header, sizes),
+        "rope_parameters": read_rope(header, sizes),
+    }

@@ -50,6 +50,15 @@ def vector(name: str, info: GGUFTensor, order: np.ndarray | None = None) -> Sour
     )
 
 
+def shifted(tensor: SourceTensor, by: float) -> SourceTensor:
+    """Return a vector with `by` added to each of its values, in float32."""
+
+    def load() -> np.ndarray:
+        return tensor.rows().read_all_f32() + np.float32(by)
+
+    return SourceTensor(tensor.shape, "f32", tensor.origin, lambda transposed: LoadedRows(tensor.shape, "f32", load))
+
+
 def zeros(size: int, origin: str) -> SourceTensor:
     """Return a bias that the file leaves out."""
     return SourceTensor(

@@ -39,13 +39,13 @@ def read_window(config: Config, default: int | None) -> int:
 
 
 def rotaries_of_types(
-    config: Config, head_dim: int, max_seq_len: int, thetas: Mapping[str, tuple[str, float]]
+    config: Config, head_dim: int, max_seq_len: int, thetas: Mapping[str, tuple[str | None, float]]
 ) -> dict[str, Rotary]:
     """Return the rotary factors of each type of layer.
 
     `rope_parameters` has a set for each; in older configs `rope_scaling` counts for the layers that see every token.
-    `thetas` gives for each type what the config calls its base outside of the set, and the family's default. Raises
-    UnsupportedError.
+    `thetas` gives for each type what the config calls its base outside of the set, None if nothing, and the family's
+    default. Raises UnsupportedError.
     """
     given, scaling = config.content.get("rope_parameters") or {}, config.content.get("rope_scaling") or {}
     if not isinstance(given, dict) or not isinstance(scaling, dict) or given.keys() - thetas.keys():
@@ -57,7 +57,9 @@ def rotaries_of_types(
             raise UnsupportedError(f"its rotary parameters of {name} are no set")
         if name == FULL:
             parameters = {**parameters, **scaling}
-        base = config.content.get(outer)
+        base = config.content.get(outer) if outer else None
         parameters = {"rope_theta": default if base is None else base, **parameters}
         found[name] = rotary_of({"rope_parameters": parameters}, head_dim, max_seq_len, partial=False)
+        if found[name].switch_len is not None:
+            raise UnsupportedError(f"LongRoPE in layers of type {name}")
     return found

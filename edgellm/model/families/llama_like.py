@@ -7,7 +7,7 @@ from edgellm.model.families.config import Config
 from edgellm.model.families.feed_forwards import FeedForward, GatedMlp
 from edgellm.model.families.layer_types import Windows, read_layer_types, read_window, windows_of
 from edgellm.model.families.mixers import Attention
-from edgellm.model.families.parts import Matrix, Norm, rms_norm, slices, whole
+from edgellm.model.families.parts import Matrix, Norm, layer_norm, rms_norm, slices, whole
 from edgellm.model.families.rotary import Rotary, rotary_of
 from edgellm.model.families.spec import Layer, Spec
 
@@ -16,23 +16,28 @@ _ATTENTION, _MLP = "self_attn.", "mlp."
 
 @dataclass(frozen=True)
 class Norms:
-    """A layer's norms by name, None where there is none. `offset` is added to their weights."""
+    """A layer's norms by name, None where there is none. `offset` is added to their weights. `biased` ones are
+    LayerNorms. `eps` is what the config calls their epsilon."""
 
     before_mixer: str | None = "input_layernorm"
     after_mixer: str | None = None
     before_feed_forward: str | None = "post_attention_layernorm"
     after_feed_forward: str | None = None
     offset: float = 0.0
+    biased: bool = False
+    eps: str = "rms_norm_eps"
 
 
 @dataclass(frozen=True)
 class Positions:
     """How layers know positions: the model's sets of rotary factors, and which of them a layer takes, None for none.
-    `interleaved`: neighbours turn together."""
+    `interleaved`: neighbours turn together. `query_scales` and `scale_every`: see Attention."""
 
     rotaries: tuple[Rotary, ...]
     of_layer: Callable[[int], int | None] = lambda layer: 0
     interleaved: bool = False
+    query_scales: tuple[float, ...] = ()
+    scale_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,20 +101,24 @@ def make_spec(
         positions = Positions((rotary_of(config.content, dim, max_seq_len, partial=partial_rotary),))
     scale = dim**-0.5 if scales.attention is None else scales.attention
 
-    def norm(name: str | None) -> Norm | None:
-        return rms_norm(name, hidden, norms.offset) if name else None
+    def norm(name: str) -> Norm:
+        return layer_norm(name, hidden) if norms.biased else rms_norm(name, hidden, norms.offset)
+
+    def norm_if(name: str | None) -> Norm | None:
+        return norm(name) if name else None
 
     def layer(i: int) -> Layer:
         return Layer(
-            before_mixer=norm(norms.before_mixer),
+            before_mixer=norm_if(norms.before_mixer),
             mixer=Attention(
                 heads, kv_heads, dim, scale, windows(i), q, k, v, o, q_norm, k_norm, rope=positions.of_layer(i),
                 interleaved=positions.interleaved, soft_cap=scales.attention_cap,
+                query_scales=positions.query_scales, scale_every=positions.scale_every,
             ),
-            before_feed_forward=norm(norms.before_feed_forward),
+            before_feed_forward=norm_if(norms.before_feed_forward),
             feed_forward=feed_forwards(i) if feed_forwards else mlp,
-            after_mixer=norm(norms.after_mixer),
-            after_feed_forward=norm(norms.after_feed_forward),
+            after_mixer=norm_if(norms.after_mixer),
+            after_feed_forward=norm_if(norms.after_feed_forward),
             residual_scale=scales.residual,
         )  # fmt: skip
 
@@ -120,11 +129,11 @@ def make_spec(
         hidden_size=hidden,
         vocab_size=vocab,
         max_seq_len=max_seq_len,
-        eps=config.number("rms_norm_eps", eps),
+        eps=config.number(norms.eps, eps),
         embedding=Matrix("model.embed_tokens.weight", vocab, hidden),
         position_embedding=None,
         layers=tuple(layer(i) for i in range(num_layers)),
-        final_norm=rms_norm("model.norm", hidden, norms.offset),
+        final_norm=norm("model.norm"),
         head=Matrix("lm_head.weight", vocab, hidden),
         tied=bool(config.content.get("tie_word_embeddings", tied)),
         rotaries=positions.rotaries,

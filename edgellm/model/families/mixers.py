@@ -25,7 +25,8 @@ class Attention:
     has one score a head that takes its share of the softmax, and no value. `gated`: the rows of `q` are for each head
     its queries and then as many gates, whose sigmoid multiplies what the head gives. Without `v`, values are what `k`
     gives, before its norm. Norms of queries, keys and values go over each head's dimensions if they are as many, else
-    over all heads at once; a norm of values needs no weight (`v_norm` says that there is one).
+    over all heads at once; a norm of values needs no weight (`v_norm` says that there is one). Queries of the positions
+    from n * `scale_every` on are multiplied by query_scales[n], where there are any.
     """
 
     heads: int
@@ -45,6 +46,8 @@ class Attention:
     soft_cap: float = 0.0
     sinks: Vector | None = None
     gated: bool = False
+    query_scales: tuple[float, ...] = ()
+    scale_every: int = 0
 
     @property
     def projections(self) -> tuple[Projection, ...]:

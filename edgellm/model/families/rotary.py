@@ -37,18 +37,20 @@ class Rotary:
         return np.cos(angles).astype(np.float32) * scaling, np.sin(angles).astype(np.float32) * scaling
 
 
-def rotary_of(config: Mapping[str, Any], head_dim: int, max_seq_len: int, *, partial: bool) -> Rotary:
+def rotary_of(
+    config: Mapping[str, Any], head_dim: int, max_seq_len: int, *, partial: bool, theta: float = _DEFAULT_THETA
+) -> Rotary:
     """Return the factors that `rope_parameters` (in older configs, `rope_scaling` and `rope_theta`) ask for.
 
-    `partial`: the family knows partial_rotary_factor. Formulas: transformers' modeling_rope_utils. Raises
-    UnsupportedError.
+    `partial`: the family knows partial_rotary_factor; `theta` is its default base. Formulas: transformers'
+    modeling_rope_utils. Raises UnsupportedError.
     """
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
         raise UnsupportedError("its rotary parameters aren't one set for all layers")
     kind = given.get("rope_type", given.get("type", "default"))
     outer = config.get("rope_theta")
-    theta = _number(given, "rope_theta", _DEFAULT_THETA if outer is None else outer)
+    theta = _number(given, "rope_theta", theta if outer is None else outer)
     outer = config.get("partial_rotary_factor")
     factor = _number(given, "partial_rotary_factor", 1.0 if outer is None else outer)
     if factor != 1.0 and not partial or factor > 1.0:

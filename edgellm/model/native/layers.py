@@ -72,6 +72,7 @@ def _rate(a_log: Vector, tensors: "Tensors") -> abi.Fields:
 def _attention(spec: Spec, part: Attention, tensors: "Tensors") -> abi.Fields:
     q_norm, k_norm = (abi.floats(tensors.norm_weight(n)) if n else {} for n in (part.q_norm, part.k_norm))
     v_norm = abi.floats(tensors.keep(np.ones(part.head_dim, np.float32))) if part.v_norm else {}
+    scales = abi.floats(tensors.keep(np.array(part.query_scales, np.float32))) if part.query_scales else {}
     return dict(
         heads=part.heads, kv_heads=part.kv_heads, head_dim=part.head_dim,
         rotary_dim=0 if part.rope is None else spec.rotaries[part.rope].rotary_dim,
@@ -79,6 +80,7 @@ def _attention(spec: Spec, part: Attention, tensors: "Tensors") -> abi.Fields:
         interleaved=part.interleaved, gated=part.gated, scale=part.scale, soft_cap=part.soft_cap,
         q=tensors.projection(part.q), k=tensors.projection(part.k), v=tensors.projection(part.v),
         o=tensors.projection(part.o), q_norm=q_norm, k_norm=k_norm, v_norm=v_norm, sinks=tensors.floats(part.sinks),
+        query_scales=scales, scale_every=part.scale_every,
     )  # fmt: skip
 
 
