@@ -3,16 +3,20 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgellm.blocking import Client as Client
     from edgellm.client import AsyncClient as AsyncClient
-    from edgellm.client import Client as Client
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
     """Return what is imported only when it is used, because it takes a while."""
-    if name in ("AsyncClient", "Client"):
-        from edgellm import client
+    if name == "AsyncClient":
+        from edgellm.client import AsyncClient
 
-        return getattr(client, name)
+        return AsyncClient
+    if name == "Client":
+        from edgellm.blocking import Client
+
+        return Client
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

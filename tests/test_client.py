@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import edgellm
-from edgellm.client import AsyncClient, Client, Options
+from edgellm.blocking import Client
+from edgellm.client import AsyncClient, Options
 from edgellm.errors import BoardError, ClaimError, DeadlineError, UsageError
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.sampling import Sampling

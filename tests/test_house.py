@@ -32,6 +32,7 @@ BELOW = {
     "agent": GROUND | {"model", "kernels", "shards", "plan", "wire", "text"},
     "manager": GROUND | {"shards", "plan", "wire", "text"},
     "client.py": GROUND | {"manager", "plan", "wire", "text"},
+    "blocking.py": GROUND | {"client.py", "manager", "plan"},
     "conversations.py": GROUND,
     "server": GROUND | {"client.py", "controller", "conversations.py", "manager", "plan", "wire", "text", "shards"},
     "check": GROUND | {"model", "kernels", "shards", "plan", "wire", "manager", "text"},

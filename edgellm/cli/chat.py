@@ -53,10 +53,10 @@ def chat(go_on, system, max_tokens, temperature, seed, think, no_history, cluste
       edgellm chat -c
       edgellm chat --system "Answer in one sentence."
     """
+    from edgellm.blocking import Client
     from edgellm.cli.ask import tell_loading
     from edgellm.cli.embedded import embedded
     from edgellm.cli.talk import last_conversation
-    from edgellm.client import Client
     from edgellm.manager.cluster_file import find
 
     conversation = last_conversation() if go_on else None

@@ -98,10 +98,9 @@ def with_authority(ca: Path | str, manager: Path | str, now: datetime) -> Iterat
 def revoke(
     ca: Path | str, manager: Path | str, who: str, *, missing_ok: bool = False, now: datetime | None = None
 ) -> Revoked:
-    """Revoke every certificate of `who`: a name, or board:NAME or manager:NAME where both have it. With a board goes
-    the server there, because a copy of the board's disk has both keys.
+    """Revoke every certificate of `who`: a name, or board:NAME or manager:NAME where both have it.
 
-    This machine's own identity, if it is that one, gets a new key at once. Raises ClusterError if there is none of that
+    With a board goes the server there, because a copy of the board's disk has both keys. This machine's own identity, if it is that one, gets a new key at once. Raises ClusterError if there is none of that
     name, unless `missing_ok`, or a board and a manager.
     """
     kind, _, name = who.rpartition(":")
