@@ -100,8 +100,9 @@ def revoke(
 ) -> Revoked:
     """Revoke every certificate of `who`: a name, or board:NAME or manager:NAME where both have it.
 
-    With a board goes the server there, because a copy of the board's disk has both keys. This machine's own identity, if it is that one, gets a new key at once. Raises ClusterError if there is none of that
-    name, unless `missing_ok`, or a board and a manager.
+    With a board goes the server there, because a copy of the board's disk has both keys. This machine's own identity,
+    if it is that one, gets a new key at once. Raises ClusterError if there is none of that name, unless `missing_ok`,
+    or a board and a manager.
     """
     kind, _, name = who.rpartition(":")
     ca, manager = Path(ca).absolute(), Path(manager).absolute()
