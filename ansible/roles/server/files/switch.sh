@@ -47,19 +47,19 @@ if [ "$(cat "$state/.joined" 2>/dev/null)" != "$2" ] || [ ! -e "$state/cluster.j
   runuser -u "$user" -- env HOME="$state" "$root/current/bin/edgellm" join "$new/server.edgellm" --to "$state" --force >&2
   echo "$2" >"$state/.joined"
 fi
-answers() {   # waits until the server answers, whatever it says
+answers() {   # waits until this server answers: another program may have its port
   "$root/current/bin/python" - "$3" "$4" <<'END'
-import ssl, sys, time, urllib.error, urllib.request
+import json, ssl, sys, time, urllib.request
 context = ssl._create_unverified_context()  # whether it answers, not who
 deadline = time.monotonic() + float(sys.argv[2])
 while time.monotonic() < deadline:
     try:
-        urllib.request.urlopen(sys.argv[1] + "/health", timeout=5, context=context)
-        sys.exit()
-    except urllib.error.HTTPError:
-        sys.exit()
-    except OSError:
-        time.sleep(0.3)
+        with urllib.request.urlopen(sys.argv[1] + "/health", timeout=5, context=context) as answer:
+            if "boards" in json.loads(answer.read(65536)):
+                sys.exit()
+    except (OSError, ValueError, TypeError):
+        pass
+    time.sleep(0.3)
 sys.exit(1)
 END
 }
