@@ -85,6 +85,7 @@ class Agent:
             await self._measure()
             if self.cache is not None and await in_own_thread(self.cache.start):
                 self.holding.cache = self.cache
+                self.holding.share_ram()
             await server.start_serving()
             log.info(
                 "%s: %s, %.2f ms a layer, offers %.2f GB, listens on %s:%d",

@@ -34,7 +34,7 @@ class Cluster:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self.boards = Boards(self.folder, 3, whole_manifest())
+        self.boards = Boards(self.folder, 3, whole_manifest(), cache_ram_bytes=10**7)
         self.call(self.boards.__aenter__())
         self.plan = self.call(self.boards.form((0, 3, 6)))
         sshd.user_key.write_private_key_file(str(folder / "key"))
@@ -110,6 +110,9 @@ def test_status_shows_a_table_and_exits_with_0(cluster):
     assert rows["b0"][-1] == rows["b1"][-1] == "serving"
     assert "spare: not in the plan of epoch 1" in done.stdout
     assert "fake: 6 layers, 2 slots of 64 tokens, throughput, epoch 1" in done.stdout
+    # What a board without a plan could keep counts too.
+    kept = "prompts: 0.00 of 0.00 GB on disks, 0.00 of 0.03 GB in RAM that no plan needs"
+    assert kept in " ".join(done.stdout.split())
 
 
 def test_status_json(cluster):
@@ -117,6 +120,7 @@ def test_status_json(cluster):
     content = json.loads(done.stdout)
     assert done.exit_code == 0 and content["serving"] and content["cluster_file"] == str(cluster.file)
     assert [b["board"] for b in content["boards"]] == ["b0", "b1", "b2"]
+    assert content["boards"][0]["cache"]["ram_budget_bytes"] == 10**7
 
 
 def test_status_exits_with_1_when_a_board_of_the_plan_is_gone(lame):
