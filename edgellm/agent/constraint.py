@@ -23,8 +23,9 @@ _THREADS = 8  # that wait for the process
 _TRIES = 3
 _IDLE_S = 300.0  # without a constraint, after which the process and its memory are given back
 _MAX_TOKENIZER_BYTES = 64 << 20
-# What the process needs before it was measured: a vocabulary of 49k tokens took 68 MB, one of 262k 352 MB.
-_PROCESS_BYTES, _TOKEN_BYTES = 25 << 20, 1400
+# What the process needs before it was measured: a vocabulary of 49k tokens took 68 MB, one of 262k 352 MB. It has the
+# tokenizer's file in several forms at once while it reads it.
+_PROCESS_BYTES, _TOKEN_BYTES, _COPIES = 20 << 20, 1260, 3
 _LEAST_BYTES = 32 << 20  # for grammars
 _FILE = "tokenizer.json"
 _AGAIN = "the process that follows constraints ends again and again"
@@ -37,7 +38,9 @@ class Grammars:
 
     def __init__(self, manifest: Manifest, folder: Path, spare_bytes: Callable[[], int] | None = None):
         self._manifest, self._folder, self.spare_bytes = manifest, folder, spare_bytes
-        self.need_bytes = _PROCESS_BYTES + _TOKEN_BYTES * manifest.vocab_size  # until it is measured
+        file_bytes = sum(f.bytes for f in manifest.files if f.name == _FILE)
+        # Until it is measured:
+        self.need_bytes = _PROCESS_BYTES + _TOKEN_BYTES * manifest.vocab_size + _COPIES * file_bytes
         self._process = GrammarProcess()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="constraint")
         self._loading = threading.Lock()

@@ -228,7 +228,7 @@ def test_a_board_without_ram_for_the_process_says_so_and_takes_other_questions(t
 
     said, free, tokens, board_free, estimate, grammars = on_boards(tmp_path, (0, 3, 6), go)
     assert said == (
-        "board b1 is busy: 41 MB of RAM are left beside the plan, and constraints of fake take 57 MB. Plan with a "
+        "board b1 is busy: 41 MB of RAM are left beside the plan, and constraints of fake take 52 MB. Plan with a "
         "smaller context or fewer slots."
     )
     assert free == 5 and tokens == Oracle(tmp_path).answer(PROMPT, SCHEMA, 80) and board_free > 100 << 20

@@ -317,6 +317,7 @@ def test_a_prompt_that_no_slot_holds_any_more_comes_from_ram(kept, monkeypatch):
         assert await cluster.ask(PROMPT) == [192, 192]
         await cluster.form((0, 3, 6))  # slots are new then
         assert await cluster.ask(PROMPT) == [192, 192]
+        await cluster.quiet()
         status = await cluster.status()
         assert (status.hits, status.restored_tokens, status.ram_restored_tokens) == (2, 384, 384)
         assert status.ram_pages == status.pages == 3 + 2 + 2 and status.ram_budget_bytes == MB
@@ -326,10 +327,9 @@ def test_a_prompt_that_no_slot_holds_any_more_comes_from_ram(kept, monkeypatch):
 
 def test_ram_alone_keeps_prompts_where_the_disk_is_not_to(kept, tmp_path):
     async def go(cluster):
-        await cluster.ask(PROMPT)
-        for other in OTHERS:
-            await cluster.ask(other)
-        await cluster.quiet()
+        for prompt in (PROMPT, *OTHERS):
+            await cluster.ask(prompt)
+            await cluster.quiet()
         assert await cluster.ask(PROMPT) == [192, 192]
         status = await cluster.status()
         assert (status.budget_bytes, status.pages, status.written_today_bytes) == (0, 0, 0) and status.ram_pages == 7
@@ -346,8 +346,9 @@ def test_what_ram_has_is_written_though_its_slot_has_gone_to_another(kept, monke
         for agent in cluster.boards.agents:
             write = agent.cache.store.write
             monkeypatch.setattr(agent.cache.store, "write", lambda *args, write=write: gate.wait(20) and write(*args))
-        for prompt in (PROMPT, *OTHERS):
+        for prompt, pages in ((PROMPT, 3), (OTHERS[0], 5), (OTHERS[1], 7)):
             await cluster.ask(prompt)
+            await until(lambda pages=pages: all(a.cache.memory.pages == pages for a in cluster.boards.agents))
         gate.set()
         await cluster.restart()
         assert await cluster.ask(PROMPT) == [192, 192]
