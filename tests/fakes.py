@@ -198,7 +198,7 @@ class Boards:
     takes 1 ms for a layer and `head_s` for the head, or so it says; `start_s` has other boards' times for a layer.
     `paces` has by board what its steps are said to take, and `hops` says that links are measured. With
     `cache_bytes`, they keep pages of prompts in folders under `folder`, with `cache_ram_bytes` in RAM.
-    `more` are further models, by the folders in which they are written.
+    `more` are further models, by the folders in which they are written; with `real`, they are there too.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class Boards:
         if not real:
             write_shards(folder, self.manifest, (0, self.manifest.num_layers))
         self.more = tuple(more or {})
-        for other, its in (more or {}).items():
+        for other, its in () if real else (more or {}).items():
             other.mkdir(exist_ok=True)
             its.write(other)
             write_shards(other, its, (0, its.num_layers))

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from edgellm.cli import main
 from edgellm.manager.cluster_file import ClusterFile
-from tests.fakes import Boards, connect_all, generate
+from edgellm.shards.manifest import Manifest
+from tests.fakes import Boards, connect_all, generate, make_plan
 from tests.tiny import environment, write_tokenizer
 
 # One token a character: the fake model's vocabulary of 97.
@@ -41,20 +42,26 @@ class Pace:
 
 
 class Cluster:
-    """Two boards of the fake model in a thread, and the cluster file for them."""
+    """Two boards of the fake model in a thread, and the cluster file for them. `other` is a further fake model."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, other: Manifest | None = None):
         self.model_dir, self.file, self.pace = folder / "model", folder / "cluster.json", Pace()
         self.model_dir.mkdir()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         try:
-            self.boards = Boards(self.model_dir, 2, gates={"b1": self.pace})
-            write_tokenizer(self.model_dir, VOCAB)
+            more = {} if other is None else {folder / other.model: other}
+            self.boards = Boards(self.model_dir, 2, gates={"b1": self.pace}, more=more)
+            for model_dir in (self.model_dir, *more):
+                write_tokenizer(model_dir, VOCAB)
             self.call(self.boards.__aenter__())
             self.plan = self.call(self.boards.form((0, 3, 6), context=CONTEXT, slots=2, chunk=16))
-            ClusterFile.make(self.model_dir, self.boards.addresses, self.plan).write(self.file)
+            file = ClusterFile.make(self.model_dir, self.boards.addresses, self.plan)
+            for model_dir in more:
+                manifest = Manifest.read(model_dir)
+                file = file.adding(model_dir, make_plan(manifest, (0, 2, manifest.num_layers), epoch=0, context=CONTEXT))
+            file.write(self.file)
         except BaseException:
             self.stop_loop()
             raise

@@ -369,6 +369,43 @@ def test_the_model_that_stands_counts_and_the_others_are_named():
     assert content["cluster_file_epoch"] == 0
 
 
+def both_on(name: str, ours, other) -> Word:
+    """What a board says that serves `other` beside `ours`."""
+    more = [{"model": "fake", "manifest_sha256": MANIFEST.sha256, "shards": {}, "capacity": said(name).status.capacity}]
+    section = {"start": 0, "end": 2, "ram_bytes": 300}
+    held = {"committed": {"plan": ours.to_dict()}, "section": {"start": 0, "end": 3, "ram_bytes": 500}}
+    return said(
+        name, other, model="other", manifest_sha256="6" * 64, more=more, beside=[held], section=section, epoch=2
+    )
+
+
+def test_of_two_models_on_the_same_boards_each_can_be_asked_about():
+    ours, other = plan_of(), make_plan(OTHER_MANIFEST, (0, 2, 4), epoch=2)
+    cluster = cluster_of(ours, 2).adding("other", other)
+    words = {name: both_on(name, ours, other) for name in ("b0", "b1")}
+    content = describe(cluster, words, MANIFEST)
+    assert (content["model"], content["standing"], content["epoch"]) == ("fake", ["fake", "other"], 1)
+    assert content["serving"] and not content["notes"] and set(states(content).values()) == {"serving"}
+    row = content["boards"][0]
+    assert (row["section"], row["others"]) == (
+        {"start": 0, "end": 3}, [{"model": "other", "start": 0, "end": 2, "ram_bytes": 300}],
+    )  # fmt: skip
+    assert row["ram_offered_bytes"] - row["ram_free_bytes"] == 800
+    content = describe(cluster.led_by("other"), words, OTHER_MANIFEST, model="other")
+    assert (content["model"], content["models"], content["epoch"]) == ("other", ["other", "fake"], 2)
+    assert content["serving"] and content["boards"][0]["others"][0]["model"] == "fake"
+
+
+def test_a_model_that_is_not_loaded_is_ready_if_boards_could_change_over():
+    ours, other = plan_of(), make_plan(OTHER_MANIFEST, (0, 2, 4), epoch=2)
+    cluster = cluster_of(ours, 2).adding("other", other)
+    words = {n: said(n, other, model="other", manifest_sha256="6" * 64, more=[
+        {"model": "fake", "manifest_sha256": MANIFEST.sha256, "shards": SHARDS, "capacity": said(n).status.capacity}
+    ]) for n in ("b0", "b1")}  # fmt: skip
+    content = describe(cluster, words, MANIFEST, model="fake")
+    assert not content["serving"] and content["ready"] and content["standing"] == ["other"]
+
+
 def test_two_models_that_stand_at_once_are_both_told():
     ours, other = plan_of((0, 6)), make_plan(OTHER_MANIFEST, (0, 4), epoch=2)
     other = replace(other, sections=(replace(other.sections[0], board="b1"),))

@@ -14,6 +14,7 @@ from edgellm.server.app import Settings, make_app
 from edgellm.server.change_over import SeveralModels
 from edgellm.server.http import Http
 from edgellm.server.listen import listen
+from edgellm.shards.manifest import Manifest
 from tests.cli.commands import Cluster
 from tests.fakes import until
 
@@ -21,11 +22,13 @@ TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
 class Serving:
-    """Two boards with two slots of the fake model, whose template writes contents alone; and a server for them."""
+    """Two boards with two slots of the fake model, whose template writes contents alone; and a server for them. `other`
+    is a further fake model."""
 
-    def __init__(self, folder: Path, patience_s: float = 20.0, **settings):
-        self.cluster = Cluster(folder)
-        (self.cluster.model_dir / "chat_template.jinja").write_text(TEMPLATE)
+    def __init__(self, folder: Path, patience_s: float = 20.0, other: Manifest | None = None, **settings):
+        self.cluster = Cluster(folder, other)
+        for model_dir in (self.cluster.model_dir, *self.cluster.boards.more):
+            (model_dir / "chat_template.jinja").write_text(TEMPLATE)
         self.settings = Settings(folder / "api-keys.json", **settings)
         self.told: list[str] = []
         self.models = SeveralModels(self.cluster.file, self.told.append, patience_s)
