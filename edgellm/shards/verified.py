@@ -45,8 +45,9 @@ class Verified:
             for piece in _pieces(mapping):
                 piece[:: mmap.PAGESIZE].max()  # no step is to wait for the disk
             return expected
-        digest = hashlib.sha256()
-        for piece in _pieces(mapping):
+        pieces = _pieces(mapping)
+        digest = hashlib.sha256(next(pieces).data)
+        for piece in pieces:
             digest.update(piece.data)
         found = digest.hexdigest()
         self._wrong.pop(identity, None)

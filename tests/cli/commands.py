@@ -60,7 +60,8 @@ class Cluster:
             file = ClusterFile.make(self.model_dir, self.boards.addresses, self.plan)
             for model_dir in more:
                 manifest = Manifest.read(model_dir)
-                file = file.adding(model_dir, make_plan(manifest, (0, 2, manifest.num_layers), epoch=0, context=CONTEXT))
+                plan = make_plan(manifest, (0, 2, manifest.num_layers), epoch=0, context=CONTEXT)
+                file = file.adding(model_dir, plan)
             file.write(self.file)
         except BaseException:
             self.stop_loop()

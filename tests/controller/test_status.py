@@ -67,7 +67,7 @@ def test_a_cluster_that_serves():
     first = content["boards"][0]
     assert first == {
         "board": "b0", "address": "10.0.0.1:7710", "state": "serving", "serving": True, "ready": False,
-        "in_plan": True,
+        "in_plan": True, "others": [], "loading": None,
         "section": {"start": 0, "end": 3}, "path": "generic", "ram_total_bytes": 4_000_000_000,
         "ram_offered_bytes": 2_000_000_000, "ram_free_bytes": first["ram_free_bytes"],
         "disk_free_bytes": 5_000_000_000, "slots": 4, "free_slots": 3, "temperature_c": 51.5, "throttled": False,
@@ -369,9 +369,15 @@ def test_the_model_that_stands_counts_and_the_others_are_named():
     assert content["cluster_file_epoch"] == 0
 
 
+def here_of(name: str, shards) -> dict:
+    """What a board says of the fake model as a further one."""
+    capacity = said(name).status.capacity.to_dict()
+    return {"model": "fake", "manifest_sha256": MANIFEST.sha256, "shards": shards, "capacity": capacity}
+
+
 def both_on(name: str, ours, other) -> Word:
     """What a board says that serves `other` beside `ours`."""
-    more = [{"model": "fake", "manifest_sha256": MANIFEST.sha256, "shards": {}, "capacity": said(name).status.capacity}]
+    more = [here_of(name, {})]
     section = {"start": 0, "end": 2, "ram_bytes": 300}
     held = {"committed": {"plan": ours.to_dict()}, "section": {"start": 0, "end": 3, "ram_bytes": 500}}
     return said(
@@ -399,9 +405,9 @@ def test_of_two_models_on_the_same_boards_each_can_be_asked_about():
 def test_a_model_that_is_not_loaded_is_ready_if_boards_could_change_over():
     ours, other = plan_of(), make_plan(OTHER_MANIFEST, (0, 2, 4), epoch=2)
     cluster = cluster_of(ours, 2).adding("other", other)
-    words = {n: said(n, other, model="other", manifest_sha256="6" * 64, more=[
-        {"model": "fake", "manifest_sha256": MANIFEST.sha256, "shards": SHARDS, "capacity": said(n).status.capacity}
-    ]) for n in ("b0", "b1")}  # fmt: skip
+    words = {
+        n: said(n, other, model="other", manifest_sha256="6" * 64, more=[here_of(n, SHARDS)]) for n in ("b0", "b1")
+    }
     content = describe(cluster, words, MANIFEST, model="fake")
     assert not content["serving"] and content["ready"] and content["standing"] == ["other"]
 

@@ -10,6 +10,7 @@ import pytest
 from edgellm.errors import ManifestError
 from edgellm.shards import mapped, verified
 from edgellm.shards.manifest import ModelFile
+from edgellm.shards.reading import watched
 from edgellm.shards.verified import Verified
 
 GOOD = b"weights " * 512
@@ -219,3 +220,16 @@ def test_what_cannot_be_written_is_told(hashing, shard, tmp_path, monkeypatch, c
     mapped.map_checked(*shard)
     first.save()
     assert "can't be written, so the next start hashes shards again: Not a directory" in caplog.text
+
+
+def test_what_is_read_is_told_piece_by_piece_whether_it_is_hashed_or_remembered(hashing, shard, monkeypatch):
+    monkeypatch.setattr(verified, "PIECE_BYTES", 1000)
+    told: list[int] = []
+    for _ in range(2):
+        with watched(told.append):
+            assert mapped.map_checked(*shard)[:] == GOOD
+        assert sum(told) == len(GOOD) and max(told) <= 1000
+        told.clear()
+    assert hashing.count == 1
+    mapped.map_checked(*shard)
+    assert not told  # nobody watches any more
