@@ -45,6 +45,21 @@ class Chooser:
 
         self._grammars.submit(compile)
 
+    def deliver(self, outcomes: list[Outcome]) -> None:
+        """Choose tokens where there are logits, then hand the outcomes to the loop: each sequence's choice at once, so
+        that the first board doesn't wait for the others'. Runs in the engine's thread."""
+        for outcome in outcomes:
+            sequence = self._stage.sequence_of(outcome.step.seq_id)
+            if outcome.result is not None and sequence is not None and not outcome.step.alone:
+                if sequence.matching is not None:  # the engine goes on meanwhile
+                    self.choose_apart(sequence, outcome)
+                    continue
+                try:
+                    self.choose(sequence, outcome)
+                except Exception as e:  # NaN, or anything else: it ends this sequence
+                    outcome.error = e
+            self._stage.computed_soon([outcome])
+
     def choose_apart(self, sequence: Sequence, outcome: Outcome) -> None:
         """Do the same as `choose` in a thread that may wait for a constraint, and then hand the outcome to the loop."""
         assert self._grammars is not None and sequence.matching is not None

@@ -1,15 +1,14 @@
 """This board's stage of a running plan: sequences come in, hidden states go to the next board, tokens close the loop.
 
-All of it runs in the event loop; only `_deliver` and `_congested` are called by the engine's thread. Messages have
-passed checks.py.
+All of it runs in the event loop; the engine's thread calls only what says so. Its parts have files of their own: who
+gets a slot (admission.py, opening.py), the first board's (feeder.py), the last board's (chooser.py), and what passes
+between boards (passing.py). Messages have passed checks.py.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from collections.abc import Sequence as Ids
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,18 @@ from edgellm.agent import report
 from edgellm.agent.admission import Ended, Granting, Taking
 from edgellm.agent.chooser import Chooser
 from edgellm.agent.constraint import Grammars
-from edgellm.agent.draft import Drafter
 from edgellm.agent.engine import Engine
+from edgellm.agent.feeder import Feeder
 from edgellm.agent.link import Link, Links
+from edgellm.agent.opening import Opening
 from edgellm.agent.pace import SectionPace
-from edgellm.agent.pages import PAGE_TOKENS
+from edgellm.agent.passing import Computed, Passing
 from edgellm.agent.prefix_cache import Prefixes
-from edgellm.agent.sequence import Sequence, agreed
-from edgellm.agent.slots import HeldSlot, ids_of
+from edgellm.agent.sequence import Sequence
 from edgellm.agent.steps import Outcome, Step
 from edgellm.agent.trace import Traces
 from edgellm.agent.turns import Turns
-from edgellm.config import STALL_TIMEOUT_S, START_TIMEOUT_S
+from edgellm.agent.watch import Watch
 from edgellm.errors import BusyError, UsageError
 from edgellm.model.protocols import Section, Slot
 from edgellm.plan import Plan
@@ -40,7 +39,6 @@ from edgellm.wire.status import SequenceStats
 
 log = logging.getLogger(__name__)
 _SWEEP_S = 0.5
-_MAX_WAITING_BYTES = 64 << 20  # hidden states that may wait here before a board is made to send no more
 
 
 class Stage:
@@ -55,7 +53,7 @@ class Stage:
         rope_switch_len: int | None = None, *, links: Links, pace: SectionPace | None = None,
         grammars: Grammars | None = None, prefixes: Prefixes | None = None, turns: Turns | None = None,
     ):  # fmt: skip
-        self.pace, self._prefixes = pace, prefixes
+        self.pace = pace
         self.plan, self.board, self.section, self.addresses = plan, board, section, addresses
         self.epoch = plan.epoch
         own = plan.section_of(board)
@@ -63,9 +61,8 @@ class Stage:
         self.hidden_from = None if self.is_first else plan.boards[plan.stage_of(board) - 1]
         self.tokens_from = plan.boards[-1] if self.is_first else None
         self.loop = asyncio.get_running_loop()
-        self._rope_switch_len = rope_switch_len
+        self.rope_switch_len = rope_switch_len
         self._sequences: dict[int, Sequence] = {}
-        self._paused: set[Peer] = set()
 
         def link_to(other: str) -> Link:
             return links.to(other, addresses[other], lambda board, reason: self._fail_all("link", reason, board))
@@ -74,22 +71,28 @@ class Stage:
         self._next = link_to(after) if after is not None else None  # takes hidden states
         self._first = link_to(plan.boards[0]) if self.is_last and not self.is_first else None  # takes tokens
         self._chooser, self._traces, self._ended = Chooser(self, self._first, grammars), Traces(self), Ended()
+        self._opening, self.feeder, self.passing = Opening(self, prefixes), Feeder(self), Passing(self, self._next)
         self._door: Granting | Taking = Granting(self) if self.is_first else Taking(self)
         groups = len(plan.boards) if self.is_first else 0
+        deliver = self._chooser.deliver if self.is_last else self.computed_soon
         self.engine = Engine(
-            section, slots, self._deliver, self._congested, groups, plan.chunk,
-            freed=lambda: self._soon(self._serve), died=lambda error: self._soon(self._engine_died, error),
-            left=self._left, pace=pace, turns=turns,
+            section, slots, deliver, lambda: self.passing.congested, groups, plan.chunk,
+            freed=lambda: self.soon(self._serve), died=lambda error: self.soon(self._engine_died, error),
+            left=self._opening.keep, pace=pace, turns=turns,
         )  # fmt: skip
         self._stopped = False
-        self._swept_s = self.loop.time()
-        self._watched_s = 0.0  # a clock that stands while this process does, because nothing arrives then
+        self._watch = Watch(self, _SWEEP_S)
         self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
 
     @property
     def running(self) -> int:
         """How many sequences hold a slot."""
         return len(self._sequences)
+
+    @property
+    def watched_s(self) -> float:
+        """Seconds on a clock that stands while this process does."""
+        return self._watch.watched_s
 
     @property
     def link_sent_bytes(self) -> int:
@@ -106,7 +109,7 @@ class Stage:
         self._sweeping.cancel()
         self.turn_away(code, reason)
         self._fail_all(code, reason)
-        self._relieve(all_of_them=True)
+        self.passing.relieve(all_of_them=True)
         for link in self._links:
             link.close()
         self.engine.stop()
@@ -136,20 +139,13 @@ class Stage:
             return
         if message.reuse > sequence.reused:
             reason = f"a start at position {message.reuse}; the slot holds {sequence.reused} tokens"
-            self._fail(sequence, "error", reason)
+            self.fail(sequence, "error", reason)
             return
         sequence.used = True
         if sequence.restoring:
             sequence.start = message
         else:
-            self._begin(sequence, message)
-
-    def _begin(self, sequence: Sequence, message: m.Start) -> None:
-        sequence.started = True
-        if message.speculate and self.engine.batches and not sequence.pool:
-            sequence.drafter = Drafter(sequence.ids)
-        sequence.progress.begin(self._watched_s, len(sequence.ids))
-        self._feed(sequence, min(message.reuse, sequence.reused))
+            self.feeder.begin(sequence, message)
 
     def trace(self, peer: Peer, message: m.Trace, x: np.ndarray) -> None:
         """Queue a piece of a trace, which is answered by one `traced` a layer. Raises UsageError for a sequence that
@@ -157,11 +153,7 @@ class Stage:
         sequence = self._sequences.get(message.seq_id)
         if sequence is None or sequence.owner is not peer or sequence.started:
             raise UsageError(f"trace of sequence {message.seq_id:x}, which isn't open for it")
-        if sequence.traced is not None:
-            raise UsageError(f"two pieces of a trace of sequence {message.seq_id:x} at once")
-        sequence.traced, sequence.used = replace(message, data=b""), True
-        long = self._is_long(message.pass_len)
-        self._submit(Step(message.seq_id, x, message.position, message.pass_len, 0, (), long, trace=True))
+        self._traces.begin(sequence, message, x)
 
     def close(self, peer: Peer, message: m.Close) -> None:
         """Free the slot and answer `closed` with what was done; for an unknown sequence, with nothing."""
@@ -193,62 +185,14 @@ class Stage:
 
     def admit(self, sequence: Sequence) -> None:
         """Open a sequence, for which a slot is free."""
-        seq_id, ids = sequence.seq_id, sequence.ids
-        number = None if self.is_first else sequence.slot
-        sequence.slot, sequence.reused = self.engine.open(
-            seq_id, ids, sequence.reuse, self._is_long(len(ids)), number=number, avoid=self._ended.slots,
-            cache=sequence.cache, keep=sequence.keep,
-        )  # fmt: skip
+        self._opening.take_slot(sequence, self._ended.slots)
         self._ended.taken(sequence.slot)
-        self._sequences[seq_id] = sequence
+        self._sequences[sequence.seq_id] = sequence
         if self.is_last:
             self._chooser.constrain(sequence)
         for link in self._links:
             link.ensure()
-        promised = self._restore(sequence)
-        if self.is_first:
-            sequence.reused = max(promised, sequence.reused)  # and if less is there at its start, it begins earlier
-        if self.is_first or not promised:
-            self._opened(sequence)
-
-    def _restore(self, sequence: Sequence) -> int:
-        """Have the pages of its prompt put into the slot of a sequence, if that saves time; return how many tokens are
-        to be there then, 0 if none are read."""
-        most, long = min(sequence.reuse, len(sequence.ids) - 1), self._is_long(len(sequence.ids))
-        if self._prefixes is None or most <= sequence.reused:
-            return 0
-        ids, token_s = ids_of(sequence.ids[:most]), None if self.pace is None else self.pace.prompt_token_s()
-        pages = self._prefixes.find(ids, most, sequence.reused, sequence.cache, long, token_s)
-        if not pages:
-            return 0
-        slot, give_back = self.engine.lend(sequence.seq_id, long)
-
-        def done(tokens: int) -> None:
-            if give_back():
-                self._soon(self._restored, sequence, tokens)
-
-        sequence.restoring = True
-        self._prefixes.restore(slot, ids, sequence.reused, pages, token_s, done)
-        return len(pages) * PAGE_TOKENS
-
-    def _restored(self, sequence: Sequence, tokens: int) -> None:
-        """Go on with a sequence whose slot holds so many tokens now."""
-        if not self.holds(sequence):
-            return
-        sequence.restoring, sequence.reused = False, tokens
-        if not self.is_first:
-            self._opened(sequence)
-        elif sequence.start is not None:
-            self._begin(sequence, sequence.start)
-
-    def _opened(self, sequence: Sequence) -> None:
-        seq_id, ids = sequence.seq_id, sequence.ids
-        sequence.opened_s = self.loop.time()
-        sequence.owner.send(m.Opened(self.epoch, seq_id, sequence.reused, self.engine.batches, sequence.slot))
-        log.info(
-            "%s asks: sequence %x in slot %d, %d tokens, %d of them held, epoch %d", sequence.owner.name, seq_id,
-            sequence.slot, len(ids), sequence.reused, self.epoch,
-        )  # fmt: skip
+        self._opening.begin(sequence)
 
     def refuse(self, sequence: Sequence, code: str, reason: str) -> None:
         """Tell a sequence's manager why it gets no slot."""
@@ -273,72 +217,68 @@ class Stage:
 
     def hidden(self, peer: Peer, message: m.Hidden) -> None:
         """Queue a step. One of a sequence that isn't open here, because it was cancelled, is dropped."""
-        # Not copied: NumPy would let go of the GIL, and the engine begin without the steps that came along.
-        x = np.frombuffer(message.data, "<f4").reshape(len(message.ids), -1).astype(np.float32, copy=False)
-        long = self._is_long(message.pass_len)
-        self._submit(Step(
-            message.seq_id, x, message.position, message.pass_len, message.logits, message.ids, long,
-            pool=self._pools(message.seq_id),
-        ))  # fmt: skip
-        if self.engine.waiting_bytes > _MAX_WAITING_BYTES and peer not in self._paused:
-            self._paused.add(peer)
-            peer.pause_reading()
+        self.passing.hidden(peer, message)
 
     def tokens(self, message: m.Tokens) -> None:
-        """Continue with tokens that the last board has chosen. Repeated ones change nothing."""
+        """Continue with tokens that the last board has chosen, or end the sequence."""
         sequence = self._sequences.get(message.seq_id)
         if sequence is None:
             return
         if message.finish:
             self.end(message.seq_id)  # the slot is free for the next one, whenever the manager closes
-            return
-        known = len(sequence.ids)
-        if message.position > known:
-            self._fail(sequence, "error", f"tokens for position {message.position}, expected position {known}")
-            return
-        fresh = message.ids[known - message.position :]
-        if not fresh:
-            return
-        if known + len(fresh) > self.plan.context:
-            self._fail(sequence, "error", f"{known + len(fresh)} tokens, a slot holds {self.plan.context}")
-            return
-        sequence.ids += fresh
-        crossed = not self._is_long(known) and self._is_long(len(sequence.ids))
-        computed = agreed(sequence.drafts, fresh)
-        if sequence.drafter is not None:
-            sequence.drafter.learn(len(sequence.drafts), computed)
-            sequence.drafter.extend(fresh)
-        if crossed:
-            self._feed(sequence, 0)
         else:
-            self._go_on(sequence, known + computed)
+            self.feeder.tokens(sequence, message)
+
+    # For the parts of a stage
+
+    def soon(self, function: Callable[..., None], *args: object) -> None:
+        """Have the event loop call a function, from any thread; nobody does once the loop has ended."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(function, *args)
+
+    def submit(self, step: Step) -> None:
+        """Queue a step; one that can't be fails its sequence."""
+        try:
+            self.engine.submit(step)
+        except ValueError as e:
+            if step.seq_id in self._sequences:
+                self.fail(self._sequences[step.seq_id], "error", str(e))
+
+    def fail(self, sequence: Sequence, code: str, reason: str, board: str = "") -> None:
+        """End a sequence, and tell its manager why."""
+        self._drop(sequence.seq_id)
+        log.warning("sequence %x failed: %s", sequence.seq_id, reason)
+        sequence.owner.send(m.Failed(self.epoch, sequence.seq_id, m.FAILURES.index(code), reason, board))
+
+    def is_long(self, pass_len: int) -> bool:
+        """Return whether a pass of this length has the long rotary factors (LongRoPE)."""
+        return self.rope_switch_len is not None and pass_len > self.rope_switch_len
+
+    def sequence_of(self, seq_id: int) -> Sequence | None:
+        """Return the open sequence of this number."""
+        return self._sequences.get(seq_id)
+
+    def pools(self, seq_id: int) -> bool:
+        """Return whether an embedding is made here of a sequence's steps."""
+        sequence = self._sequences.get(seq_id)
+        return self.is_last and sequence is not None and bool(sequence.pool)
 
     # From other threads
 
     def computed_soon(self, outcomes: list[Outcome]) -> None:
-        """Have the loop take outcomes, with what was chosen from them."""
-        self._soon(self._computed, outcomes)
+        """Have the loop take outcomes, with what was chosen from them. Called in any thread."""
+        self.soon(self._computed, outcomes)
 
     def fail_soon(self, sequence: Sequence, error: Exception) -> None:
         """Have the loop end a sequence, if it is still open."""
 
         def fail() -> None:
             if self.holds(sequence):
-                self._fail(sequence, *_told(error))
+                self.fail(sequence, *_told(error))
 
-        self._soon(fail)
+        self.soon(fail)
 
     # Inside
-
-    def _soon(self, function: Callable[..., None], *args: object) -> None:
-        """Have the event loop call a function, from any thread; nobody does once the loop has ended."""
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(function, *args)
-
-    def _left(self, slot: HeldSlot) -> None:
-        """Keep what a slot holds, now that its sequence has left it. Called in any thread."""
-        if self._prefixes is not None:
-            self._prefixes.save(slot, lambda: self.engine.idle)
 
     def _serve(self) -> None:
         if not self._stopped:
@@ -348,77 +288,15 @@ class Stage:
     def _links(self) -> list[Link]:
         return [link for link in (self._next, self._first) if link is not None]
 
-    def _is_long(self, pass_len: int) -> bool:
-        """Return whether a pass of this length has the long rotary factors (LongRoPE)."""
-        return self._rope_switch_len is not None and pass_len > self._rope_switch_len
-
-    def _pools(self, seq_id: int) -> bool:
-        """Return whether an embedding is made here of a sequence's steps."""
-        sequence = self._sequences.get(seq_id)
-        return self.is_last and sequence is not None and bool(sequence.pool)
-
-    def _feed(self, sequence: Sequence, start: int) -> None:
-        """Queue ids[start:]; a token is to be chosen after the last of them."""
-        sequence.drafts = ()
-        self._submit_ids(sequence, start, sequence.ids[start:], 0 if sequence.pool else 1)
-
-    def _go_on(self, sequence: Sequence, start: int) -> None:
-        """Queue ids[start:], the last token and those that a constraint has forced before it, and drafts behind it."""
-        ids, sequence.drafts = sequence.ids[start:], ()
-        if sequence.drafter is not None:
-            most = sequence.most_drafts(self.plan.context, self._rope_switch_len, len(self._sequences), len(ids))
-            sequence.drafts = sequence.drafter.propose(most)
-        self._submit_ids(sequence, start, (*ids, *sequence.drafts), 1 + len(sequence.drafts))
-
-    def _submit_ids(self, sequence: Sequence, position: int, ids: Ids[int], logits: int) -> None:
-        x, end = np.asarray(ids, dtype=np.int64), position + len(ids)
-        pool = self._pools(sequence.seq_id)
-        self._submit(Step(sequence.seq_id, x, position, end, logits, ids, self._is_long(end), pool=pool))
-
-    def _submit(self, step: Step) -> None:
-        try:
-            self.engine.submit(step)
-        except ValueError as e:
-            if step.seq_id in self._sequences:
-                self._fail(self._sequences[step.seq_id], "error", str(e))
-
-    def _congested(self) -> bool:
-        return self._next is not None and self._next.congested
-
-    def _deliver(self, outcomes: list[Outcome]) -> None:
-        """Choose tokens where there are logits, then hand them to the loop: each sequence's choice at once, so that the
-        first board doesn't wait for the others'. Runs in the engine's thread."""
-        if not self.is_last:
-            self.loop.call_soon_threadsafe(self._computed, outcomes)
-            return
-        for outcome in outcomes:
-            sequence = self._sequences.get(outcome.step.seq_id)
-            if outcome.result is not None and sequence is not None and not outcome.step.alone:
-                if sequence.matching is not None:  # the engine goes on meanwhile
-                    self._chooser.choose_apart(sequence, outcome)
-                    continue
-                try:
-                    self._chooser.choose(sequence, outcome)
-                except Exception as e:  # NaN, or anything else: it ends this sequence
-                    outcome.error = e
-            self.loop.call_soon_threadsafe(self._computed, [outcome])
-
-    def _relieve(self, all_of_them: bool = False) -> None:
-        """Read again from paused boards, if enough of the waiting states are gone."""
-        if self._paused and (all_of_them or self.engine.waiting_bytes <= _MAX_WAITING_BYTES // 2):
-            for peer in self._paused:
-                peer.resume_reading()
-            self._paused.clear()
-
     def _computed(self, outcomes: list[Outcome]) -> None:
-        self._relieve()
-        computed: list[tuple[Sequence, Step, np.ndarray]] = []  # what goes to the next board
+        self.passing.relieve()
+        computed: list[Computed] = []  # what goes to the next board
         for outcome in outcomes:
             step, result, sequence = outcome.step, outcome.result, self._sequences.get(outcome.step.seq_id)
             if sequence is None:
                 continue
             if outcome.error is not None:
-                self._fail(sequence, *_told(outcome.error))
+                self.fail(sequence, *_told(outcome.error))
             elif result is None:
                 self._chooser.prefilled(sequence, step.end, self.loop.time())  # a chunk in mid-prompt
             elif step.trace:
@@ -429,43 +307,22 @@ class Stage:
                 computed.append((sequence, step, result))
             else:
                 self._chooser.chosen(sequence, outcome)
-        if computed and self._next is not None:
-            self._push(self._next, computed)
-
-    def _push(self, link: Link, computed: list[tuple[Sequence, Step, np.ndarray]]) -> None:
-        """Send steps that ran together in one piece, so that they run together on the next board too."""
-        before = link.sent_bytes
-        link.send(*(
-            m.Hidden(
-                self.epoch, step.seq_id, step.position, step.pass_len, step.logits, tuple(step.ids),
-                result.astype("<f4", copy=False).tobytes(),
-            )
-            for _, step, result in computed
-        ))  # fmt: skip
-        sent, tokens = link.sent_bytes - before, sum(len(step.x) for _, step, _ in computed)
-        for sequence, step, _ in computed:
-            if step.is_decode:
-                sequence.sent_bytes += sent * len(step.x) // tokens
+        self.passing.push(computed)
 
     def _drop(self, seq_id: int) -> SequenceStats | None:
         """Free what a sequence holds here; return what was done for it, or None if it isn't open."""
         sequence = self._sequences.pop(seq_id, None)
         stats = self.engine.close(seq_id)
-        self._relieve()
+        self.passing.relieve()
         if sequence is not None and sequence.matching is not None:
             sequence.matching.close()
         if sequence is None or stats is None:
             return None
         return report.sequence_stats(sequence, stats, self.section.path)
 
-    def _fail(self, sequence: Sequence, code: str, reason: str, board: str = "") -> None:
-        self._drop(sequence.seq_id)
-        log.warning("sequence %x failed: %s", sequence.seq_id, reason)
-        sequence.owner.send(m.Failed(self.epoch, sequence.seq_id, m.FAILURES.index(code), reason, board))
-
     def _fail_all(self, code: str, reason: str, board: str = "") -> None:
         for sequence in list(self._sequences.values()):
-            self._fail(sequence, code, reason, board)
+            self.fail(sequence, code, reason, board)
 
     def _engine_died(self, error: Exception) -> None:
         reason = f"board {self.board} can't compute any more ({type(error).__name__}: {error}) and has to be restarted"
@@ -476,20 +333,8 @@ class Stage:
         """Notice what nobody else would: waits that are over, slots that nobody uses, steps that were lost."""
         self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
         now_s = self.loop.time()
-        self._watched_s += min(now_s - self._swept_s, 2 * _SWEEP_S)
-        self._swept_s = now_s
         self._door.sweep(now_s)
-        for sequence in list(self._sequences.values()) if self.is_first else ():
-            if not sequence.used and now_s - sequence.opened_s > START_TIMEOUT_S:
-                reason = f"a slot was held for {START_TIMEOUT_S:g} s without a start or a trace"
-                self._fail(sequence, "error", reason)
-            if not sequence.started:
-                continue
-            seq_id, known = sequence.seq_id, len(sequence.ids)
-            computed, busy = self.engine.steps_of(seq_id), self.engine.has_work(seq_id)
-            if sequence.progress.is_stuck(self._watched_s, known, computed, busy):
-                reason = f"no token came back to board {self.board} for {STALL_TIMEOUT_S:g} s: a step was lost"
-                self._fail(sequence, "link", reason)
+        self._watch.look(now_s, list(self._sequences.values()))
 
 
 def _told(error: Exception) -> tuple[str, str]:

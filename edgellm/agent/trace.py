@@ -1,9 +1,12 @@
 """A trace: what each layer gives for a piece of a sequence, for `edgellm verify`."""
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgellm.agent.sequence import Sequence
+from edgellm.agent.steps import Step
+from edgellm.errors import UsageError
 from edgellm.model.protocols import Array
 from edgellm.wire import messages as m
 
@@ -18,6 +21,14 @@ class Traces:
     def __init__(self, stage: "Stage"):
         self._stage = stage
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, sequence: Sequence, message: m.Trace, x: Array) -> None:
+        """Queue a piece of a trace of a sequence. Raises UsageError while there is another one."""
+        if sequence.traced is not None:
+            raise UsageError(f"two pieces of a trace of sequence {message.seq_id:x} at once")
+        sequence.traced, sequence.used = replace(message, data=b""), True
+        long = self._stage.is_long(message.pass_len)
+        self._stage.submit(Step(message.seq_id, x, message.position, message.pass_len, 0, (), long, trace=True))
 
     def send(self, sequence: Sequence, layers: Array) -> None:
         """Send one `traced` for each of `layers`, float32 [layers, tokens, hidden_size]."""

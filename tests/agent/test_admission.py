@@ -459,7 +459,7 @@ def test_only_the_first_board_is_started(tmp_path):
 
 def test_a_slot_that_nobody_uses_is_given_back(tmp_path, monkeypatch):
     monkeypatch.setattr("edgellm.agent.stage._SWEEP_S", 0.01)
-    monkeypatch.setattr("edgellm.agent.stage.START_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("edgellm.agent.watch.START_TIMEOUT_S", 0.05)
 
     async def go():
         async with managers(tmp_path, 1, slots=1) as (boards, manager):

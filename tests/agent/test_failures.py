@@ -46,7 +46,7 @@ def test_a_link_that_is_refused_right_after_the_hello_fails_its_sequence(tmp_pat
 
 
 def test_a_link_that_was_made_to_wait_is_read_again_after_a_cancel(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgellm.agent.stage._MAX_WAITING_BYTES", 2 * 5 * HIDDEN * 4)
+    monkeypatch.setattr("edgellm.agent.passing._MAX_WAITING_BYTES", 2 * 5 * HIDDEN * 4)
     gate = threading.Event()
 
     async def go():
@@ -55,7 +55,7 @@ def test_a_link_that_was_made_to_wait_is_read_again_after_a_cancel(tmp_path, mon
             stage = boards.agents[1].stage
             async with ClusterClient.dial(plan, boards.addresses) as cluster:
                 long = asyncio.create_task(ask(cluster, PROMPT * 10))
-                await until(lambda: stage._paused)
+                await until(lambda: stage.passing.paused)
                 long.cancel()
                 await asyncio.gather(long, return_exceptions=True)
                 gate.set()

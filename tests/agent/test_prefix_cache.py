@@ -178,7 +178,7 @@ def test_after_a_change_of_plan_boards_find_the_layers_that_they_had(kept, tmp_p
         await cluster.ask(PROMPT)
         await cluster.quiet()
         await cluster.form((0, 2, 6))
-        wanted = [agent.stage._prefixes for agent in cluster.boards.agents]
+        wanted = [agent.stage._opening.prefixes for agent in cluster.boards.agents]
         assert [len(prefixes.find(ids_of(PROMPT), 199, 0, "", False, None)) for prefixes in wanted] == [3, 0]
         assert await cluster.ask(PROMPT) == [0, 0]
         await cluster.quiet()

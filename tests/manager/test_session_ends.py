@@ -231,7 +231,7 @@ def test_boards_that_are_all_lost_before_the_first_token_are_waited_for(tmp_path
         async with Boards(tmp_path, 2) as boards:
             plan, got = await boards.form((0, 3, 6), context=256), Asked()
             stage = boards.agents[0].stage
-            stage._feed = lambda sequence, start: None  # no first token
+            stage.feeder.feed = lambda sequence, start: None  # no first token
             answer = asyncio.create_task(asked(boards, plan, {}, 50, got=got))
             await until(lambda: stage.running)
             await stop(0, 1)(boards)
