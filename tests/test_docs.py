@@ -42,7 +42,8 @@ from edgellm.wire import messages as m
 from edgellm.wire.asking import State
 from edgellm.wire.frames import FrameReader
 from edgellm.wire.peer import Peer
-from edgellm.wire.status import BoardStatus, Compute, Health, SectionStatus
+from edgellm.wire.section_status import SectionLoading, SectionStatus
+from edgellm.wire.status import BoardStatus, Compute, Health
 from tests.certificates import make_cluster
 from tests.fakes import Boards, ask, connect_all, run
 
@@ -288,6 +289,7 @@ def test_json_fields_of_plans_boards_and_answers(tmp_path):
     assert names(WIRE, "field of capacity") == set(told["capacity"])
     assert names(WIRE, "field of compute") == set(told["compute"]) == {f.name for f in fields(Compute)}
     assert names(WIRE, "field of section") == set(told["section"]) == {f.name for f in fields(SectionStatus)}
+    assert names(WIRE, "field of loading") == {f.name for f in fields(SectionLoading)} and told["beside"] == []
     assert names(WIRE, "field of health") == set(told["health"]) == {f.name for f in fields(Health)}
     assert set(told["shards"]) == {"embedding", "layers", "head", "damaged"} and told["shards"]["layers"] == [[0, 6]]
     assert names(WIRE, "stat") == set(stats)
@@ -316,7 +318,7 @@ def test_json_fields_of_claims_and_commits_and_the_options_of_an_open(tmp_path, 
                 await boards.form((0, 3, 6), epoch=2, context=5000)
 
     run(go())
-    seen[m.Commit].add("drain")  # of changes that aren't needed
+    seen[m.Commit] |= {"drain", "unload"}  # of changes that aren't needed
     seen[m.Assign] |= {"certificate", "signature", "drain"}
     for message in (m.Claim, m.Claimed, m.Assigned, m.Commit, m.Committed):
         assert names(WIRE, f"field of {message.__name__.lower()}") == seen[message], message
