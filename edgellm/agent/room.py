@@ -57,8 +57,8 @@ class Room:
             )
 
     def is_beside(self, plan: Plan, held: Sequence[Plan], kept: Sequence[Plan] = ()) -> bool:
-        """Return whether slots and new shards fit beside what is held, until that is given up; shards are mapped once. Of
-        what is `kept`, the weights have to stay in memory, though mapped files count as free."""
+        """Return whether slots and new shards fit beside what is held, until that is given up; shards are mapped once.
+        Of what is `kept`, the weights have to stay in memory, though mapped files count as free."""
         need, new = self.need(plan), self._new_shards(plan, held)
         weights = sum(s.ram_bytes for s in new) + sum(self.need(p).weights for p in kept)
         return not held or need.slots + need.activations + weights < self._free_bytes()

@@ -105,7 +105,8 @@ def values(codes: np.ndarray, scales: np.ndarray, name: str) -> np.ndarray:
         weights = d[..., None] * q
         if m is not None:
             weights += m[..., None]
-    return weights.reshape(rows, -1)
+    found: np.ndarray = weights.reshape(rows, -1)
+    return found
 
 
 def not_finite(scales: np.ndarray, name: str) -> int:
@@ -123,7 +124,8 @@ def _low_codes(q: np.ndarray, encoding: Encoding) -> np.ndarray:
     along = {"q6_k": 64}.get(encoding.name, 32 if encoding.name in ("q2_k", "q3_k", "q4_k", "q5_k") else 16)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     fields = q.reshape(*q.shape[:2], -1, 1, along) >> shifts & np.uint8((1 << bits) - 1)
-    return fields.reshape(*q.shape[:2], groups, GROUP)
+    found: np.ndarray = fields.reshape(*q.shape[:2], groups, GROUP)
+    return found
 
 
 def _high_bits(h: np.ndarray, encoding: Encoding) -> np.ndarray:
@@ -133,14 +135,16 @@ def _high_bits(h: np.ndarray, encoding: Encoding) -> np.ndarray:
     bits = encoding.planes[1]
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     fields = h.reshape(*h.shape[:2], -1, 1, GROUP) >> shifts & np.uint8((1 << bits) - 1)
-    return fields.reshape(*h.shape[:2], encoding.groups, GROUP)
+    found: np.ndarray = fields.reshape(*h.shape[:2], encoding.groups, GROUP)
+    return found
 
 
 def _scales_of_iq4_xs(low: np.ndarray) -> np.ndarray:
     """Return four bytes whose low four bits are those of groups 0 to 3, and the high ones those of groups 4 to 7; in
     GGUF two groups that follow one another share a byte."""
     nibbles = np.stack([low & 15, low >> 4], axis=3).reshape(*low.shape[:2], 8)
-    return nibbles[:, :, :4] | nibbles[:, :, 4:] << 4
+    found: np.ndarray = nibbles[:, :, :4] | nibbles[:, :, 4:] << 4
+    return found
 
 
 def _numbers(codes: np.ndarray, name: str) -> np.ndarray:

@@ -128,7 +128,8 @@ def test_longrope_switches_where_generate_does(prompt_len, tmp_path):
     "encoding, head", [("bf16", None), ("f16", None), ("int8", None), ("int4", "int8"), ("int4s", "int8")]
 )
 @pytest.mark.parametrize("family", [
-    "gpt2", "llama", "qwen2", "qwen3", "phi3", "mistral_window", "odd_vocab", "gemma3_odd", "glm4", "olmo2", "starcoder2",
+    "gpt2", "llama", "qwen2", "qwen3", "phi3", "mistral_window", "odd_vocab", "gemma3_odd", "glm4", "olmo2",
+    "starcoder2",
 ])  # fmt: skip
 def test_packed_weights_give_the_logits_of_the_unpacked_model(family, encoding, head, tmp_path):
     """With packed weights the reference rounds what goes into its products too. A value that lies just between two

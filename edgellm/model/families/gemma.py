@@ -33,9 +33,10 @@ def gemma(config: Config) -> Spec:
     """Return the Spec of a config of model_type gemma; raises UnsupportedError."""
     config.expect("hidden_act", _GELU, _GELU, "gelu")  # transformers takes "gelu" as what was meant
     sizes = {"hidden_size": 3072, "intermediate_size": 24576, "num_attention_heads": 16, "num_hidden_layers": 28}
+    bias = _bias(config)
     return make_spec(
         config, "GemmaForCausalLM", kv_heads=16, eps=1e-6, max_seq_len=8192, windows=lambda layer: 0, head_dim=256,
-        **_biases(config), activation="gelu_tanh", norms=Norms(offset=1.0),
+        qkv_bias=bias, o_bias=bias, activation="gelu_tanh", norms=Norms(offset=1.0),
         scales=Scales(embedding=_embedding(config, 3072)), defaults={**sizes, "vocab_size": 256000}, tied=True,
     )  # fmt: skip
 
@@ -45,9 +46,10 @@ def gemma2(config: Config) -> Spec:
     config.expect("hidden_activation", _GELU, _GELU)
     windows, _ = _windows(config, lambda layer: layer % 2 == 0)
     caps = _cap(config, "attn_logit_softcapping", 50.0), _cap(config, "final_logit_softcapping", 30.0)
+    bias = _bias(config)
     return make_spec(
         config, "Gemma2ForCausalLM", kv_heads=4, eps=1e-6, max_seq_len=8192, windows=windows, head_dim=256,
-        **_biases(config), activation="gelu_tanh", norms=_AROUND, scales=_scales(config, *caps),
+        qkv_bias=bias, o_bias=bias, activation="gelu_tanh", norms=_AROUND, scales=_scales(config, *caps),
         defaults={**_SIZES, "vocab_size": 256000}, tied=True,
     )  # fmt: skip
 
@@ -64,9 +66,10 @@ def gemma3(config: Config) -> Spec:
         config, dim, max_seq_len, {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)}
     )
     sets = sorted(set(types))
+    bias = _bias(config)
     return make_spec(
         config, "Gemma3ForCausalLM", kv_heads=4, eps=1e-6, max_seq_len=131072, windows=windows, head_dim=256,
-        **_biases(config), qk_norm=True, activation="gelu_tanh", norms=_AROUND,
+        qkv_bias=bias, o_bias=bias, qk_norm=True, activation="gelu_tanh", norms=_AROUND,
         scales=_scales(config, 0.0, _cap(config, "final_logit_softcapping", 0.0)),
         positions=Positions(tuple(rotaries[name] for name in sets), lambda layer: sets.index(types[layer])),
         defaults={**_SIZES, "vocab_size": 262208}, tied=True,
@@ -79,11 +82,11 @@ def _windows(config: Config, slides: Callable[[int], bool]) -> tuple[Windows, li
     return windows_of(types, read_window(config, 4096)), types
 
 
-def _biases(config: Config) -> dict[str, bool]:
+def _bias(config: Config) -> bool:
+    """Return whether attention's matrices have biases. Raises UnsupportedError for a model that isn't causal."""
     if config.get("use_bidirectional_attention"):
         raise UnsupportedError("use_bidirectional_attention is true: it doesn't write text from left to right")
-    bias = config.flag("attention_bias", False)
-    return {"qkv_bias": bias, "o_bias": bias}
+    return config.flag("attention_bias", False)
 
 
 def _cap(config: Config, name: str, default: float) -> float:

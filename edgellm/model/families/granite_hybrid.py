@@ -6,7 +6,7 @@ from edgellm.model.families.granite_moe import granite_experts, granite_scales, 
 from edgellm.model.families.mixers import Attention, Mamba2
 from edgellm.model.families.parts import Matrix, rms_norm, whole
 from edgellm.model.families.recurrent import layer_types, mamba2
-from edgellm.model.families.rotary import rotary_of
+from edgellm.model.families.rotary import Rotary, rotary_of
 from edgellm.model.families.spec import Layer, Spec
 
 _FULL, _LINEAR = "full_attention", "linear_attention"
@@ -19,7 +19,7 @@ def granitemoehybrid(config: Config) -> Spec:
     num_layers = config.layers("num_hidden_layers", default=32)
     max_seq_len = config.count("max_position_embeddings", default=2048)
     config.expect("hidden_act", "silu", "silu", "swish")
-    rotaries = ()
+    rotaries: tuple[Rotary, ...] = ()
     if config.content.get("position_embedding_type") == "rope":
         rotaries = (rotary_of(config.content, _head_dim(config, hidden), max_seq_len, partial=False),)
     kinds = layer_types(config, "layer_types", num_layers, (_FULL, _LINEAR))

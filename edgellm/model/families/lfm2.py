@@ -16,14 +16,14 @@ _FULL, _CONV = "full_attention", "conv"
 
 def lfm2(config: Config) -> Spec:
     """Return the Spec of a config of model_type lfm2; raises UnsupportedError."""
-    config = Config({"hidden_size": 2560} | config.content)
+    config = Config({"hidden_size": 2560, **config.content})
     dense = gated_mlp("feed_forward.", config.count("hidden_size"), _inner(config), ("w1", "w3", "w2"))
     return _make_spec(config, "Lfm2ForCausalLM", lambda layer: dense)
 
 
 def lfm2_moe(config: Config) -> Spec:
     """Return the Spec of a config of model_type lfm2_moe; raises UnsupportedError."""
-    config = Config({"hidden_size": 2048} | config.content)
+    config = Config({"hidden_size": 2048, **config.content})
     return _make_spec(config, "Lfm2MoeForCausalLM", lambda layer: lfm2_feed_forward(config, layer))
 
 

@@ -33,7 +33,7 @@ def ministral3(config: Config) -> Spec:
     heads = config.count("num_attention_heads", default=32)
     default = config.count("hidden_size", default=4096) // heads if config.is_null("head_dim") else 128
     dim = config.count("head_dim", default=default)
-    given = Config(config.content | ({} if _rope(config) else {"rope_parameters": _YARN}))
+    given = Config({**config.content, **({} if _rope(config) else {"rope_parameters": _YARN})})
     scales, every = _query_scales(Config(_rope(given)), max_seq_len)
     rotary = rotary_of(given.content, dim, max_seq_len, partial=False)
     return make_spec(

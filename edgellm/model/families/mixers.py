@@ -11,8 +11,6 @@ from edgellm.shards.slot_memory import kv_bytes
 
 _LOG_TOKENS: int = constants.LOG_TOKENS
 _HEADER_BYTES: int = constants.STATE_HEADER_BYTES
-_KEYS: int = constants.KEYS
-_KV_BYTES = {"float16": 2, "float32": 4}
 _LINE = 64  # a layer's part of a slot is a multiple of it
 
 
@@ -64,10 +62,6 @@ class Attention:
         """Elements that a token's key and value take in a slot."""
         return 2 * self.kv_heads * self.head_dim
 
-    def slot_bytes(self, context: int, kv_dtype: str) -> int:
-        """Return the bytes of a slot of `context` tokens that are this mixer's."""
-        return -(-context // _KEYS) * _KEYS * self.kv_elements_per_token * _KV_BYTES[kv_dtype]
-
     @property
     def kv_scales_per_token(self) -> int:
         """Scales of a token's key and value in 8 bits: one each a head."""
@@ -110,10 +104,6 @@ class Recurrent:
     def kv_elements_per_token(self) -> int:
         """Elements that a token takes in a slot: none, because the state has one size."""
         return 0
-
-    def slot_bytes(self, context: int, kv_dtype: str) -> int:
-        """Return the bytes of a slot of `context` tokens that are this mixer's."""
-        return self.state_bytes
 
     @property
     def kv_scales_per_token(self) -> int:

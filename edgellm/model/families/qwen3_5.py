@@ -23,7 +23,7 @@ def qwen3_5(config: Config) -> Spec:
 
 def qwen3_5_text(config: Config) -> Spec:
     """Return the Spec of a config of model_type qwen3_5_text; raises UnsupportedError."""
-    config = Config({"hidden_size": 4096} | config.content)
+    config = Config({"hidden_size": 4096, **config.content})
     dense = gated_mlp("mlp.", config.count("hidden_size"), config.count("intermediate_size", default=12288))
     return _make_spec(config, "Qwen3_5ForCausalLM", lambda layer: dense, vocab=248320, layers=32, kv_heads=4)
 
@@ -36,14 +36,14 @@ def qwen3_5_moe(config: Config) -> Spec:
 
 def qwen3_5_moe_text(config: Config) -> Spec:
     """Return the Spec of a config of model_type qwen3_5_moe_text; raises UnsupportedError."""
-    config = Config({"hidden_size": 2048} | config.content)
+    config = Config({"hidden_size": 2048, **config.content})
     experts = qwen_experts(config, top_k=8, count=256, inner=512, normalises=None, shared_inner=512)
     return _make_spec(config, "Qwen3_5MoeForCausalLM", lambda layer: experts, vocab=248320, layers=40, kv_heads=2)
 
 
 def qwen3_next(config: Config) -> Spec:
     """Return the Spec of a config of model_type qwen3_next; raises UnsupportedError."""
-    config = Config({"hidden_size": 2048} | config.content)
+    config = Config({"hidden_size": 2048, **config.content})
     dense = gated_mlp("mlp.", config.count("hidden_size"), config.count("intermediate_size", default=5632))
     experts = qwen_experts(config, top_k=10, count=512, inner=512, normalises=True, shared_inner=512)
     return _make_spec(
@@ -115,4 +115,4 @@ def quarter_rotary(config: Config, max_seq_len: int) -> Rotary:
     """Return rotary factors of a quarter of each head, unless the config says another part. Sections of positions, for
     images (mrope), are all the same for text."""
     dim = config.count("head_dim", default=256)
-    return rotary_of({"partial_rotary_factor": 0.25} | config.content, dim, max_seq_len, partial=True)
+    return rotary_of({"partial_rotary_factor": 0.25, **config.content}, dim, max_seq_len, partial=True)

@@ -51,10 +51,6 @@ class Layer:
         """Bytes of recurrent state in a slot, independent of its length."""
         return self.mixer.state_bytes if self.mixer else 0
 
-    def slot_bytes(self, context: int, kv_dtype: str) -> int:
-        """Return the bytes of a slot of `context` tokens that are this layer's."""
-        return self.mixer.slot_bytes(context, kv_dtype) if self.mixer else 0
-
     @property
     def kv_scales_per_token(self) -> int:
         """Scales that a token's key and value have in a slot of 8 bits."""
