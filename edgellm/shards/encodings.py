@@ -149,10 +149,9 @@ def _scales_of_iq4_xs(low: np.ndarray) -> np.ndarray:
 
 def _numbers(codes: np.ndarray, name: str) -> np.ndarray:
     """Return what codes mean before they are scaled, float32."""
-    if name in ("iq4_nl", "iq4_xs"):
-        return IQ4_VALUES[codes].astype(np.float32)
-    if name == "mxfp4":
-        return MXFP4_VALUES[codes].astype(np.float32)
+    table = {"iq4_nl": IQ4_VALUES, "iq4_xs": IQ4_VALUES, "mxfp4": MXFP4_VALUES}.get(name)
+    if table is not None:
+        return np.asarray(table[codes], np.float32)
     if name == "int8":
         return codes.view(np.int8).astype(np.float32)
     centre = {"int4s": 8, "q5_0": 16, "q3_k": 4, "q6_k": 32}.get(name, 0)
