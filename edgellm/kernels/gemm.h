@@ -85,7 +85,16 @@ constexpr bool has_minima(int encoding) {
 // Whether halves of groups have scales of their own.
 constexpr bool has_halves(int encoding) { return encoding == Q2_K || encoding == Q3_K || encoding == Q6_K; }
 
-constexpr bool is_table(int encoding) { return encoding == IQ4_NL || encoding == IQ4_XS || encoding == MXFP4; }
+// What multiplies the dot products of a group: one number, with minima, one for each half, or that with minima.
+enum Kind { PLAIN_KIND, MINIMA_KIND, HALVES_KIND, BOTH_KIND };
+
+constexpr Kind kind_of(int encoding) {
+    return has_halves(encoding) ? has_minima(encoding) ? BOTH_KIND : HALVES_KIND
+           : has_minima(encoding) ? MINIMA_KIND : PLAIN_KIND;
+}
+
+constexpr bool kind_has_minima(Kind kind) { return kind == MINIMA_KIND || kind == BOTH_KIND; }
+constexpr size_t kind_halves(Kind kind) { return kind == HALVES_KIND || kind == BOTH_KIND ? 2 : 1; }
 
 // Bits of a code that lie in the plane of its low ones, and in the one of its high ones.
 constexpr int low_bits(int encoding) { return encoding == INT8 ? 8 : encoding == Q2_K || encoding == Q3_K ? 2 : 4; }

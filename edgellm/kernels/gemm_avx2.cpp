@@ -101,6 +101,95 @@ ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in
 
 #include "gemm_vector.h"
 
+// ---- codes
+
+inline I field(I v, size_t low, size_t count, size_t to) {
+    const I moved = low < to ? _mm256_slli_epi32(v, static_cast<int>(to - low)) : _mm256_srli_epi32(v, static_cast<int>(low - to));
+    return _mm256_and_si256(moved, _mm256_set1_epi8(static_cast<char>(((1 << count) - 1) << to)));
+}
+
+inline I raised(I v, int by) { return _mm256_add_epi8(v, _mm256_set1_epi8(static_cast<char>(by))); }
+
+template <int BY>
+inline I looked_up(I codes, const int8_t (&table)[16]) {
+    const I values = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    return _mm256_shuffle_epi8(BY ? raised(values, BY) : values, codes);
+}
+
+inline I widened8(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+inline I widened16(const uint8_t* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+
+// maddubs's first factor is unsigned, and pairs of products must fit into 16 bits. What has one scale and no minima is
+// multiplied as INT8, with its sign given to x.
+template <int E>
+constexpr int LIFT = has_halves(E) ? centre(E) : 0;
+
+template <Kind K>
+constexpr int READY_LIFT = K == HALVES_KIND ? 32 : 0;
+
+constexpr bool few_ask_ahead(size_t tokens) { return tokens > 2; }
+constexpr size_t few_vectors(Kind, size_t tokens) { return tokens <= 2 ? 2 : 1; }
+constexpr size_t many_vectors(Kind) { return 1; }
+constexpr size_t many_tokens(Kind) { return 4; }
+
+// What the dot products of half H of a group start from.
+template <int LIFT_BY, int H>
+inline I lifted_half(int32_t offset) {
+    constexpr int times = LIFT_BY / 4;  // of -4 times the sum
+    return _mm256_srai_epi32(_mm256_madd_epi16(_mm256_set1_epi32(offset), _mm256_set1_epi32(H ? times << 16 : times)), 1);
+}
+
+template <class Q, size_t P, size_t T>
+ALWAYS_INLINE void code_dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
+                             I (&acc)[Q::HALVES][P][T]) {
+    constexpr bool SIGNED = Q::KIND == PLAIN_KIND;
+    constexpr size_t SUMS = SIGNED ? 1 : 32767 / (2 * 127 * Q::MOST);  // of pairs that fit into 16 bits
+    constexpr size_t CHUNKS = SUMS >= 8 ? 4 : SUMS >= 4 ? 2 : 1;       // in which they are
+    static_assert(SUMS >= 2 || SIGNED, "a chunk's sums fit into 16 bits");
+    const I ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 8
+    for (size_t t = 0; t < T; t++)
+#pragma GCC unroll 8
+        for (size_t p = 0; p < P; p++) {
+            acc[0][p][t] = I{};
+            if constexpr (Q::HALVES == 2) acc[1][p][t] = I{};
+            if constexpr (Q::HALVES == 2 && Q::LIFTED != 0) {
+                acc[0][p][t] = lifted_half<Q::LIFTED, 0>(offset[t * groups]);
+                acc[1][p][t] = lifted_half<Q::LIFTED, 1>(offset[t * groups]);
+            }
+        }
+    I pairs[P][T];
+#pragma GCC unroll 4
+    for (size_t c = 0; c < 4; c++) {
+        constexpr size_t LAST = Q::HALVES - 1;
+#pragma GCC unroll 8
+        for (size_t p = 0; p < P; p++) {
+            I a, b;
+            Q::load(w[p], c, a, b);
+#pragma GCC unroll 8
+            for (size_t t = 0; t < T; t++) {
+                const int8_t* at = x + t * in + 8 * c;
+                I& sum = acc[c / 2 * LAST][p][t];
+                if constexpr (SIGNED) {
+                    const I first = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(four(at), a));
+                    const I second = _mm256_maddubs_epi16(_mm256_abs_epi8(b), _mm256_sign_epi8(four(at + 4), b));
+                    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(first, ones));
+                    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(second, ones));
+                } else {
+                    const I both = _mm256_add_epi16(_mm256_maddubs_epi16(a, four(at)), _mm256_maddubs_epi16(b, four(at + 4)));
+                    pairs[p][t] = c % CHUNKS == 0 ? both : _mm256_add_epi16(pairs[p][t], both);
+                    if ((c + 1) % CHUNKS == 0 || (Q::HALVES == 2 && c == 1)) {
+                        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs[p][t], ones));
+                        if (CHUNKS == 4 && c == 1) pairs[p][t] = I{};
+                    }
+                }
+            }
+        }
+    }
+}
+
+#include "gemm_codes.h"
+
 inline int sum_of(I v) {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));

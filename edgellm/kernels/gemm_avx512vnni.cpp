@@ -1,6 +1,7 @@
 // Products with AVX-512 and its dot product of bytes (VNNI).
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of GCC 12's own header, falsely
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 #include <string.h>
@@ -105,6 +106,81 @@ ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in
 }
 
 #include "gemm_vector.h"
+
+// ---- codes
+
+inline I field(I v, size_t low, size_t count, size_t to) {
+    const I moved = low < to ? _mm512_slli_epi32(v, static_cast<unsigned>(to - low)) : _mm512_srli_epi32(v, static_cast<unsigned>(low - to));
+    return _mm512_and_si512(moved, _mm512_set1_epi8(static_cast<char>(((1 << count) - 1) << to)));
+}
+
+inline I raised(I v, int by) { return _mm512_add_epi8(v, _mm512_set1_epi8(static_cast<char>(by))); }
+
+template <int BY>
+inline I looked_up(I codes, const int8_t (&table)[16]) {
+    const I values = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    return _mm512_shuffle_epi8(raised(values, BY), codes);
+}
+
+inline I widened8(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline I widened16(const uint8_t* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+
+// dpbusd's first factor is unsigned.
+template <int E>
+constexpr int LIFT = E == IQ4_NL || E == IQ4_XS ? 128 : E == MXFP4 ? 16 : centre(E);
+
+template <Kind K>
+constexpr int READY_LIFT = K == PLAIN_KIND ? 128 : K == HALVES_KIND ? 32 : 0;
+
+constexpr bool few_ask_ahead(size_t tokens) { return tokens > 2; }
+constexpr size_t few_vectors(Kind kind, size_t tokens) { return kind_halves(kind) == 1 && tokens <= 2 ? 4 : 2; }
+constexpr size_t many_vectors(Kind kind) { return kind_halves(kind) == 2 ? 1 : 2; }
+constexpr size_t many_tokens(Kind) { return 8; }
+
+// What the dot products of half H of a group start from.
+template <int LIFT_BY, int H>
+inline I lifted_half(int32_t offset) {
+    constexpr int times = LIFT_BY / 4;  // of -4 times the sum
+    const I twice = _mm512_madd_epi16(_mm512_set1_epi32(offset), _mm512_set1_epi32(H ? times << 16 : times));
+    return _mm512_srai_epi32(twice, 1);
+}
+
+template <class Q, size_t P, size_t T>
+ALWAYS_INLINE void code_dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t* offset, size_t groups,
+                             I (&acc)[Q::HALVES][P][T]) {
+#pragma GCC unroll 8
+    for (size_t t = 0; t < T; t++)
+#pragma GCC unroll 8
+        for (size_t p = 0; p < P; p++) {
+            if constexpr (Q::LIFTED == 0) {
+                for (size_t h = 0; h < Q::HALVES; h++) acc[h][p][t] = I{};
+            } else if constexpr (Q::HALVES == 1) {
+                acc[0][p][t] = lifted<Q::LIFTED>(offset[t * groups]);
+            } else {
+                acc[0][p][t] = lifted_half<Q::LIFTED, 0>(offset[t * groups]);
+                acc[1][p][t] = lifted_half<Q::LIFTED, 1>(offset[t * groups]);
+            }
+        }
+#pragma GCC unroll 4
+    for (size_t c = 0; c < 4; c++) {
+        constexpr size_t LAST = Q::HALVES - 1;
+        I a[P], b[P];
+#pragma GCC unroll 8
+        for (size_t p = 0; p < P; p++) Q::load(w[p], c, a[p], b[p]);
+#pragma GCC unroll 8
+        for (size_t t = 0; t < T; t++) {
+            const int8_t* at = x + t * in + 8 * c;
+            const I first = four(at), second = four(at + 4);
+#pragma GCC unroll 8
+            for (size_t p = 0; p < P; p++) {
+                I& sum = acc[c / 2 * LAST][p][t];
+                sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, a[p], first), b[p], second);
+            }
+        }
+    }
+}
+
+#include "gemm_codes.h"
 
 void quantize(const float* x, size_t tokens, size_t in, int8_t* q, float* scale, float* sum, int32_t* offset) {
     for (size_t at = 0, g = 0; at < tokens * in; at += GROUP, g++) {

@@ -76,6 +76,42 @@ ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in
 
 #include "gemm_vector.h"
 
+constexpr size_t few_vectors(Kind kind, size_t tokens) { return tokens <= 2 && kind_halves(kind) == 1 ? 4 : 2; }
+constexpr size_t many_vectors(Kind kind) { return kind_halves(kind) == 2 ? 1 : 2; }
+constexpr size_t many_tokens(Kind) { return 4; }
+
+template <class Q, size_t P, size_t T>
+ALWAYS_INLINE void code_dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t*, size_t,
+                             I (&acc)[Q::HALVES][P][T]) {
+    constexpr size_t LAST = Q::HALVES - 1;
+#pragma GCC unroll 8
+    for (size_t t = 0; t < T; t++)
+#pragma GCC unroll 8
+        for (size_t p = 0; p < P; p++) acc[0][p][t] = acc[LAST][p][t] = vdupq_n_s32(ROUNDER_BITS);
+#pragma GCC unroll 2
+    for (size_t half_of = 0; half_of < 2; half_of++) {
+        int8x16_t columns[T];
+#pragma GCC unroll 8
+        for (size_t t = 0; t < T; t++) columns[t] = vld1q_s8(x + t * in + 16 * half_of);
+#pragma GCC unroll 8
+        for (size_t p = 0; p < P; p++) {
+            I a[4];
+            Q::load(w[p], 2 * half_of, a[0], a[1]);
+            Q::load(w[p], 2 * half_of + 1, a[2], a[3]);
+#pragma GCC unroll 8
+            for (size_t t = 0; t < T; t++) {
+                I& sum = acc[half_of * LAST][p][t];
+                sum = vdotq_laneq_s32(sum, vreinterpretq_s8_s32(a[0]), columns[t], 0);
+                sum = vdotq_laneq_s32(sum, vreinterpretq_s8_s32(a[1]), columns[t], 1);
+                sum = vdotq_laneq_s32(sum, vreinterpretq_s8_s32(a[2]), columns[t], 2);
+                sum = vdotq_laneq_s32(sum, vreinterpretq_s8_s32(a[3]), columns[t], 3);
+            }
+        }
+    }
+}
+
+#include "gemm_codes.h"
+
 // ---- more tokens than one pass takes: activations in blocks of eight tokens, copied once for all the rows of a call
 
 constexpr size_t BLOCK = 8;             // tokens: a weight is unpacked once for all of them

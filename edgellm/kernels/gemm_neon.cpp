@@ -108,6 +108,58 @@ ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in
 
 #include "gemm_vector.h"
 
+constexpr size_t few_vectors(Kind kind, size_t tokens) { return tokens == 1 && kind_halves(kind) == 1 ? 4 : tokens <= 2 ? 2 : 1; }
+constexpr size_t many_vectors(Kind kind) { return kind == MINIMA_KIND ? 2 : 1; }
+constexpr size_t many_tokens(Kind) { return 4; }
+
+// Of columns 4s ... 4s + 3, those of slot s, repeated for the four rows of a vector.
+ALWAYS_INLINE int8x16_t columns_of(const int8_t* x, size_t s) {
+    const int8x16_t columns = vld1q_s8(x + s / 4 * 16);
+    return s % 4 == 0 ? four<0>(columns) : s % 4 == 1 ? four<1>(columns) : s % 4 == 2 ? four<2>(columns) : four<3>(columns);
+}
+
+// Products are summed in 16 bits as far as they fit.
+template <class Q, size_t P, size_t T>
+ALWAYS_INLINE void code_dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in, const int32_t*, size_t,
+                             I (&acc)[Q::HALVES][P][T]) {
+    constexpr int MOST = Q::KIND == HALVES_KIND ? 32 : Q::MOST;  // of what is signed
+    constexpr size_t FIT = 32767 / (127 * MOST), LAST = Q::HALVES - 1;
+    constexpr size_t CHUNKS = FIT >= 8 && LAST == 0 ? 4 : FIT >= 4 ? 2 : 1;  // of two products each
+    constexpr bool TWO_FIT = 2 * CHUNKS * 2 * 127 * MOST <= 32767;
+    int16x8_t low[P][T], high[P][T];  // rows 0 and 1, rows 2 and 3, of the vector
+#pragma GCC unroll 4
+    for (size_t c = 0; c < 4; c++) {
+        int8x16_t a[P], b[P];
+#pragma GCC unroll 8
+        for (size_t p = 0; p < P; p++) {
+            I first, second;
+            Q::load(w[p], c, first, second);
+            a[p] = vreinterpretq_s8_s32(first), b[p] = vreinterpretq_s8_s32(second);
+        }
+#pragma GCC unroll 8
+        for (size_t t = 0; t < T; t++) {
+            const int8x16_t one = columns_of(x + t * in, 2 * c), two = columns_of(x + t * in, 2 * c + 1);
+#pragma GCC unroll 8
+            for (size_t p = 0; p < P; p++) {
+                int16x8_t &l = low[p][t], &h = high[p][t];
+                const bool fresh = c % CHUNKS == 0;
+                l = fresh ? vmull_s8(vget_low_s8(a[p]), vget_low_s8(one)) : vmlal_s8(l, vget_low_s8(a[p]), vget_low_s8(one));
+                h = fresh ? vmull_high_s8(a[p], one) : vmlal_high_s8(h, a[p], one);
+                l = vmlal_s8(l, vget_low_s8(b[p]), vget_low_s8(two));
+                h = vmlal_high_s8(h, b[p], two);
+                if ((c + 1) % CHUNKS) continue;
+                I sum;
+                if constexpr (TWO_FIT) sum = vpaddlq_s16(vpaddq_s16(l, h));
+                else sum = vpaddq_s32(vpaddlq_s16(l), vpaddlq_s16(h));
+                I& into = acc[c / 2 * LAST][p][t];
+                into = c < CHUNKS || (LAST && c / 2 * 2 + CHUNKS - 1 == c) ? sum : vaddq_s32(into, sum);
+            }
+        }
+    }
+}
+
+#include "gemm_codes.h"
+
 }  // namespace
 
 const Target NEON_TARGET = {"neon", quantize, product, product_exact, dequantize, read};

@@ -35,6 +35,43 @@ inline F widen(const uint8_t* p) {
     else return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
 
+// ---- codes: all are signed bytes here, of the weights' own integers
+
+inline I field(I v, size_t low, size_t count, size_t to) {
+    uint8x16_t bytes = vreinterpretq_u8_s32(v);
+    if (low < to) bytes = bytes << static_cast<unsigned char>(to - low);
+    else if (low > to) bytes = bytes >> static_cast<unsigned char>(low - to);
+    const bool alone = low >= to ? low + count == 8 && to == 0 : false;  // nothing is left to mask
+    return vreinterpretq_s32_u8(alone ? bytes : vandq_u8(bytes, vdupq_n_u8(static_cast<uint8_t>(((1 << count) - 1) << to))));
+}
+
+inline I raised(I v, int by) {
+    return vreinterpretq_s32_s8(vaddq_s8(vreinterpretq_s8_s32(v), vdupq_n_s8(static_cast<int8_t>(by))));
+}
+
+template <int BY>
+inline I looked_up(I codes, const int8_t (&table)[16]) {
+    static_assert(BY == 0, "values are signed");
+    return vreinterpretq_s32_s8(vqtbl1q_s8(vld1q_s8(table), vreinterpretq_u8_s32(codes)));
+}
+
+inline I widened8(const uint8_t* p) {
+    uint32_t word;
+    memcpy(&word, p, 4);
+    const uint8x8_t bytes = vreinterpret_u8_u32(vdup_n_u32(word));
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
+}
+
+inline I widened16(const uint8_t* p) { return vreinterpretq_s32_u32(vmovl_u16(vreinterpret_u16_u8(vld1_u8(p)))); }
+
+template <int E>
+constexpr int LIFT = 0;
+
+template <Kind>
+constexpr int READY_LIFT = 0;
+
+constexpr bool few_ask_ahead(size_t) { return true; }
+
 // Both numbers of an offset, added to four sums.
 inline I with_offset(I sums, const int32_t* offset) {
     return vpadalq_s16(sums, vreinterpretq_s16_s32(vld1q_dup_s32(offset)));

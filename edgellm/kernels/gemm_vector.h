@@ -352,28 +352,6 @@ uint64_t read(const uint8_t* data, size_t bytes) {
     return total;
 }
 
-void product(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
-    switch (w.encoding) {
-        case INT4: return integer_of<INT4>(w, a, y, ldy, row_start, row_end);
-        case INT4S: return integer_of<INT4S>(w, a, y, ldy, row_start, row_end);
-        case INT8: return integer_of<INT8>(w, a, y, ldy, row_start, row_end);
-        case BF16: return plain_of<BF16>(w, a, y, ldy, row_start, row_end);
-        case F16: return plain_of<F16>(w, a, y, ldy, row_start, row_end);
-        case F32: return plain_of<F32>(w, a, y, ldy, row_start, row_end);
-        default: return scalar_product(w, a, y, ldy, row_start, row_end);
-    }
-}
-
-void product_exact(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
-    switch (w.encoding) {
-        case INT4: return exact_of<INT4>(w, a, y, ldy, row_start, row_end);
-        case INT4S: return exact_of<INT4S>(w, a, y, ldy, row_start, row_end);
-        case INT8: return exact_of<INT8>(w, a, y, ldy, row_start, row_end);
-        case BF16: case F16: case F32: return product(w, a, y, ldy, row_start, row_end);
-        default: return scalar_product_exact(w, a, y, ldy, row_start, row_end);
-    }
-}
-
 template <int E>
 void dequantize_tile(const Matrix& w, size_t tile, float* into) {  // [32 columns][16 rows] a group, then turned
     for (size_t g = 0; g < w.in / GROUP; g++) {
@@ -385,18 +363,5 @@ void dequantize_tile(const Matrix& w, size_t tile, float* into) {  // [32 column
         }
         for (size_t r = 0; r < TILE; r++)
             for (size_t k = 0; k < GROUP; k++) into[r * w.in + g * GROUP + k] = columns[k][r];
-    }
-}
-
-void dequantize(const Matrix& w, size_t row_start, size_t row_end, float* into) {
-    while (row_start < row_end) {
-        const bool tiled = is_nibbles(w.encoding) || w.encoding == INT8;
-        const bool whole = tiled && row_start % TILE == 0 && row_start + TILE <= row_end;
-        const size_t rows = whole ? TILE : 1;
-        if (whole && w.encoding == INT4) dequantize_tile<INT4>(w, row_start / TILE, into);
-        if (whole && w.encoding == INT4S) dequantize_tile<INT4S>(w, row_start / TILE, into);
-        if (whole && w.encoding == INT8) dequantize_tile<INT8>(w, row_start / TILE, into);
-        if (!whole) scalar_dequantize(w, row_start, row_start + 1, into);
-        row_start += rows, into += rows * w.in;
     }
 }
