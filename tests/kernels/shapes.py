@@ -15,6 +15,56 @@ ATTENDS = ["interleaved", "gated", "soft cap", "sinks", "values are keys", "valu
 PLAIN, PACKED = ["bf16", "f16", "f32"], ["int4", "int4s", "int8"]
 
 
+RECURRENT = [constants.DELTA_RULE, constants.SHORT_CONV, constants.MAMBA2]
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """Sizes and features of a recurrent mixer, as in abi.h."""
+
+    kind: int
+    kernel: int
+    key_heads: int
+    each: int  # value heads of a key head
+    key_dim: int
+    value_dim: int
+    order: str  # of a delta rule's heads: "tiled", "interleaved" or ""
+    norm_groups: int
+    gate_first: bool
+    conv_bias: bool
+
+    @property
+    def value_heads(self) -> int:
+        return self.key_heads * self.each
+
+    @property
+    def inner(self) -> int:
+        return self.value_heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        return self.inner + (0 if self.kind == constants.SHORT_CONV else 2 * self.key_heads * self.key_dim)
+
+    @property
+    def bytes(self) -> int:
+        """Of a slot: the header, twice what is remembered, and the log, filled up to lines."""
+        gates = {constants.DELTA_RULE: 2, constants.MAMBA2: 1}.get(self.kind, 0) * self.value_heads
+        state = self.value_heads * self.key_dim * self.value_dim if gates else 0
+        floats = 2 * ((self.kernel - 1) * self.channels + state) + constants.LOG_TOKENS * (self.channels + gates)
+        return -(-(constants.STATE_HEADER_BYTES + 4 * floats) // 64) * 64
+
+
+@st.composite
+def recurrents(draw, unit: int) -> Recurrent:
+    """Any recurrent mixer that the library takes, small."""
+    return Recurrent(
+        kind=draw(st.sampled_from(RECURRENT)), kernel=draw(st.integers(1, constants.MOST_KERNEL)),
+        key_heads=draw(st.integers(1, 3)), each=draw(st.integers(1, 3)), key_dim=16 * draw(st.integers(1, 2)),
+        value_dim=unit * draw(st.integers(1, 3)), order=draw(st.sampled_from(["", "tiled", "interleaved"])),
+        norm_groups=draw(st.sampled_from([1, 2])), gate_first=draw(st.booleans()), conv_bias=draw(st.booleans()),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Shape:
     """Sizes and features of a section, as in abi.h; those of a layer in lists."""
@@ -43,11 +93,17 @@ class Shape:
     has_head: bool
     values: str
     seed: int
+    recurrent: tuple[Recurrent | None, ...] = ()  # in place of attention; none at all if it is empty
 
-    @property
-    def kv_bytes(self) -> int:
+    def is_recurrent(self, layer: int) -> bool:
+        return bool(self.recurrent) and self.recurrent[layer] is not None
+
+    def slot_bytes(self, layer: int) -> int:
+        """Bytes that a slot has for a layer."""
+        if self.is_recurrent(layer):
+            return self.recurrent[layer].bytes
         padded = -(-self.context // KEYS) * KEYS
-        return 2 * len(self.gated) * padded * self.kv_heads * self.head_dim * (2 if self.kv == "f16" else 4)
+        return 2 * padded * self.kv_heads * self.head_dim * (2 if self.kv == "f16" else 4)
 
 
 @st.composite
@@ -77,6 +133,7 @@ def shapes(draw) -> Shape:
         odd=draw(st.booleans()),
         has_embedding=draw(st.booleans()), has_head=has_head,
         values=draw(st.sampled_from(["ordinary", "huge", "zeros", "any"])), seed=draw(st.integers(0, 2**32 - 1)),
+        recurrent=tuple(draw(st.lists(st.none() | recurrents(unit), **each))),
     )  # fmt: skip
 
 
@@ -124,8 +181,11 @@ class Made:
             context=self.shape.context, kv_encoding=encoding,
         )  # fmt: skip
 
-    def slot(self) -> np.ndarray:
-        return np.zeros(self.shape.kv_bytes // 4, np.float32)
+    def slot(self, num_layers: int | None = None) -> np.ndarray:
+        """Return a slot for the first layers, all by default."""
+        layers = range(len(self.shape.gated) if num_layers is None else num_layers)
+        size = sum(self.shape.slot_bytes(i) for i in layers if self.layers[i].mixer != constants.NO_MIXER)
+        return np.zeros(max(1, size // 4), np.float32)[: size // 4]
 
     def _keep(self, array: np.ndarray) -> np.ndarray:
         self.kept.append(array)
@@ -156,11 +216,15 @@ class Made:
 
     def _layer(self, index: int) -> Fields:
         s = self.shape
-        attention, mlp = self._attention(s.encodings[index], s.windows[index]), self._mlp(s.encodings[index], index)
         layer = dict(
             before_mixer=self._norm(), before_feed_forward=self._norm(), mixer=constants.ATTENTION,
-            attention=attention, mlp=mlp, residual_scale=1.0, output_scale=1.0,
+            mlp=self._mlp(s.encodings[index], index), residual_scale=1.0, output_scale=1.0,
         )  # fmt: skip
+        if s.is_recurrent(index):
+            recurrent = s.recurrent[index]
+            layer |= dict(mixer=recurrent.kind, recurrent=self._recurrent(s.encodings[index], recurrent))
+        else:
+            layer["attention"] = self._attention(s.encodings[index], s.windows[index])
         if s.odd:
             layer |= dict(after_mixer=self._norm(), residual_scale=0.5, output_scale=1.25)
             del layer["before_feed_forward"]
@@ -183,6 +247,36 @@ class Made:
             o=self._weight(encoding, s.hidden, q, biased), q_norm=q_norm, k_norm=k_norm,
             v_norm=self._floats(s.head_dim, has("value norm")), sinks=self._floats(s.heads, has("sinks")),
         )  # fmt: skip
+
+    def _recurrent(self, encoding: str, r: Recurrent) -> Fields:
+        s, biased = self.shape, self.shape.biases
+        common = dict(
+            channels=r.channels, kernel=r.kernel, conv=self._floats(r.kernel * r.channels),
+            out=self._weight(encoding, s.hidden, r.inner, biased),
+        )  # fmt: skip
+        if r.kind == constants.SHORT_CONV:
+            projections = {"in": self._weight(encoding, 3 * r.channels, s.hidden, biased)}
+            return common | projections | {"conv_bias": self._floats(r.channels, r.conv_bias)}
+        common |= dict(
+            key_heads=r.key_heads, value_heads=r.value_heads, key_dim=r.key_dim, value_dim=r.value_dim,
+            rate=self._floats(r.value_heads), dt_bias=self._floats(r.value_heads),
+        )  # fmt: skip
+        if r.kind == constants.MAMBA2:
+            rows = r.inner + r.channels + r.value_heads
+            groups = r.norm_groups if r.inner % (16 * r.norm_groups) == 0 else 1
+            return common | {
+                "in": self._weight(encoding, rows, s.hidden, biased), "conv_bias": self._floats(r.channels, r.conv_bias),
+                "norm": self._floats(r.inner), "norm_groups": groups, "gate_first": r.gate_first,
+                "d": self._floats(r.value_heads), "least_dt": 0.1, "most_dt": 0.9,
+            }  # fmt: skip
+        common |= dict(norm=self._floats(r.value_dim), tiled=r.order == "tiled", interleaved=r.order == "interleaved")
+        if r.order == "interleaved":
+            return common | {"in": self._weight(encoding, r.channels + r.inner, s.hidden),
+                             "b": self._weight(encoding, 2 * r.value_heads, s.hidden)}  # fmt: skip
+        return common | {
+            "in": self._weight(encoding, r.channels, s.hidden), "z": self._weight(encoding, r.inner, s.hidden, first=16),
+            "a": self._weight(encoding, r.value_heads, s.hidden), "b": self._weight(encoding, r.value_heads, s.hidden),
+        }  # fmt: skip
 
     def _mlp(self, encoding: str, index: int) -> Fields:
         s, biased, gated = self.shape, self.shape.biases, self.shape.gated[index]

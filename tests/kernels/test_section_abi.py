@@ -60,8 +60,7 @@ class Open:
         return call("edgellm_section_rope", self.handle, which, cos.ctypes.data, sin.ctypes.data, count, positions)
 
     def slot(self) -> np.ndarray:
-        whole = self.made.shape.kv_bytes // self.made.spec.num_layers
-        return np.zeros(whole * self.spec.num_layers // 4, np.float32)
+        return self.made.slot(self.spec.num_layers)
 
     def inputs(self, tokens: int) -> np.ndarray:
         rng = np.random.default_rng(2)
