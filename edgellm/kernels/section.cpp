@@ -231,6 +231,7 @@ int take(const SectionSpec& spec, Section* into) {
 bool can_begin(const uint8_t* memory, const StepSpec& step) {
     StateHeader header;
     memcpy(&header, memory, sizeof header);
+    if (step.position == 0) return true;  // then it begins anew
     return header.position <= step.context && header.checkpoint <= header.position && header.logged <= LOG_TOKENS &&
            header.logged <= header.position - header.checkpoint && header.can_begin(step.position);
 }

@@ -27,6 +27,8 @@ struct Features {
     bool joined;      // q, k and v are rows of one weight, gate and up too
     bool positions;   // learned ones
     size_t ropes;     // LongRoPE has two sets of factors
+    int mixer = ATTENTION;  // of every other layer
+    bool interleaved = false, tiled = false;
 };
 
 static const Features FAMILIES[] = {
@@ -41,6 +43,14 @@ static const Features FAMILIES[] = {
     {"phi3 partial", 64, 2, 1, 64, 44, 128, 64, 11, INT8, INT8, F32, false, false, true, false, true, false, 1},
     {"gpt2", 64, 4, 4, 16, 0, 256, 65, 0, INT8, F16, F16, true, true, false, false, true, true, 0},
     {"odd widths", 48, 3, 3, 16, 6, 80, 31, 1, F32, F32, F32, true, false, false, true, false, true, 1},
+    {"delta rule", 64, 4, 2, 16, 16, 128, 64, 0, INT8, INT8, F16, false, false, true, true, false, false, 1, DELTA_RULE},
+    {"delta rule by key head", 64, 4, 2, 16, 16, 128, 64, 0, INT4, BF16, F16, false, false, true, true, false, false, 1,
+     DELTA_RULE, true},
+    {"tiled delta rule", 96, 4, 2, 16, 16, 128, 64, 0, BF16, BF16, F16, false, false, true, true, false, false, 1,
+     DELTA_RULE, false, true},
+    {"short convolution", 64, 4, 2, 16, 16, 128, 64, 0, INT4S, INT8, F32, false, true, true, true, false, false, 1,
+     SHORT_CONV},
+    {"mamba 2", 64, 4, 2, 16, 0, 128, 64, 0, INT8, INT8, F16, false, true, true, false, false, false, 0, MAMBA2},
     {"many heads", 32, 64, 1, 16, 16, 32, 16, 0, INT8, INT8, F16, false, false, true, false, false, false, 1},
 };
 
@@ -87,11 +97,45 @@ struct Memory {
         return p;
     }
 
+    RecurrentSpec recurrent(const Features& f) {
+        RecurrentSpec r = {};
+        const auto rows = [&](size_t count, bool biased) {
+            return part(weight(f.weights, count, f.hidden), 0, count, biased);
+        };
+        const size_t inner = 4 * 32, keys = 2 * 16;
+        r.kernel = f.mixer == SHORT_CONV ? 3 : 4;
+        r.channels = f.mixer == SHORT_CONV ? inner : inner + 2 * keys;
+        r.conv = floats(true, r.kernel * r.channels, 0.5f);
+        r.out = part(weight(f.weights, f.hidden, inner), 0, f.hidden, f.biases);
+        r.conv_bias = floats(f.biases, r.channels, 0);
+        if (f.mixer == SHORT_CONV) {
+            r.in = rows(3 * inner, f.biases);
+            return r;
+        }
+        r.key_heads = 2, r.value_heads = 4, r.key_dim = 16, r.value_dim = 32;
+        r.rate = floats(true, 4, 1), r.dt_bias = floats(true, 4, -2);
+        if (f.mixer == MAMBA2) {
+            r.in = rows(inner + r.channels + 4, f.biases);
+            r.norm_groups = 2, r.gate_first = 1, r.least_dt = 0.01, r.most_dt = 0.9;
+            r.d = floats(true, 4, 1), r.norm = floats(true, inner, 1);
+            return r;
+        }
+        r.norm = floats(true, 32, 1), r.interleaved = f.interleaved, r.tiled = f.tiled;
+        r.in = rows(f.interleaved ? r.channels + inner : r.channels, false);
+        r.b = rows(f.interleaved ? 8 : 4, false);
+        if (!f.interleaved) r.z = rows(inner, false), r.a = rows(4, false);
+        return r;
+    }
+
     LayerSpec layer(const Features& f, size_t index) {
         const size_t q = f.heads * f.head_dim, kv = f.kv_heads * f.head_dim;
         LayerSpec l = {};
         l.before_mixer = norm(f), l.before_feed_forward = norm(f);
         l.mixer = ATTENTION, l.residual_scale = l.output_scale = 1;
+        if (f.mixer != ATTENTION && index % 2 == 0) {
+            l.mixer = f.mixer;
+            l.recurrent = recurrent(f);
+        }
         AttentionSpec& a = l.attention;
         a.heads = f.heads, a.kv_heads = f.kv_heads, a.head_dim = f.head_dim, a.rotary_dim = f.rotary_dim;
         a.rope = f.rotary_dim ? 0 : NO_ROPE;
@@ -149,8 +193,8 @@ struct Trial {
             expect(edgellm_section_rope(section, which, cos, sin, count, context), "rope");
         }
         for (int64_t& id : ids) id = below(f.vocab);
-        const size_t padded = (context + KEYS - 1) / KEYS * KEYS;
-        kv_bytes = 2 * LAYERS * padded * f.kv_heads * f.head_dim * (f.kv == F16 ? 2 : 4);
+        kv_bytes = 0;
+        for (size_t i = 0; i < LAYERS; i++) kv_bytes += slot_bytes(section->layers[i], context, f.kv);
     }
     ~Trial() { edgellm_section_free(section); }
     Trial(const Trial&) = delete;
@@ -210,6 +254,13 @@ struct Trial {
             same(run({step(kv, at, count, count)}), &logits[at * f.vocab], "chunks");
             at += count;
         }
+
+        // Tokens taken back, some at the beginning of a step, some in the middle of it.
+        kv = slot();
+        const size_t early = n / 3;
+        run({step(kv, 0, early, 0)});
+        for (const size_t begin : {early, early + 3, early + 1, early + 2})
+            same(run({step(kv, begin, 5, 5)}), &logits[begin * f.vocab], "a step again");
 
         // Sequences of several lengths, a token each; then a token of one beside the last chunk of another.
         std::vector<uint8_t*> slots;
