@@ -265,16 +265,17 @@ class Made:
             rows = r.inner + r.channels + r.value_heads
             groups = r.norm_groups if r.inner % (16 * r.norm_groups) == 0 else 1
             return common | {
-                "in": self._weight(encoding, rows, s.hidden, biased), "conv_bias": self._floats(r.channels, r.conv_bias),
-                "norm": self._floats(r.inner), "norm_groups": groups, "gate_first": r.gate_first,
-                "d": self._floats(r.value_heads), "least_dt": 0.1, "most_dt": 0.9,
+                "in": self._weight(encoding, rows, s.hidden, biased), "d": self._floats(r.value_heads),
+                "conv_bias": self._floats(r.channels, r.conv_bias), "norm": self._floats(r.inner),
+                "norm_groups": groups, "gate_first": r.gate_first, "least_dt": 0.1, "most_dt": 0.9,
             }  # fmt: skip
         common |= dict(norm=self._floats(r.value_dim), tiled=r.order == "tiled", interleaved=r.order == "interleaved")
         if r.order == "interleaved":
             return common | {"in": self._weight(encoding, r.channels + r.inner, s.hidden),
                              "b": self._weight(encoding, 2 * r.value_heads, s.hidden)}  # fmt: skip
         return common | {
-            "in": self._weight(encoding, r.channels, s.hidden), "z": self._weight(encoding, r.inner, s.hidden, first=16),
+            "in": self._weight(encoding, r.channels, s.hidden),
+            "z": self._weight(encoding, r.inner, s.hidden, first=16),
             "a": self._weight(encoding, r.value_heads, s.hidden), "b": self._weight(encoding, r.value_heads, s.hidden),
         }  # fmt: skip
 
