@@ -12,6 +12,7 @@ from gguf import (
     ExpertGatingFuncType,
     GGMLQuantizationType,
     GGUFWriter,
+    RopeScalingType,
     TokenType,
     get_tensor_name_map,
 )
@@ -22,8 +23,10 @@ Q = GGMLQuantizationType
 _ARCH = {"llama": ARCH.LLAMA, "gpt2": ARCH.GPT2, "phi3": ARCH.PHI3, "qwen2": ARCH.QWEN2, "qwen3": ARCH.QWEN3,
          "gemma2": ARCH.GEMMA2, "gemma3_text": ARCH.GEMMA3, "qwen3_moe": ARCH.QWEN3MOE, "qwen2_moe": ARCH.QWEN2MOE,
          "mistral": ARCH.LLAMA, "falcon": ARCH.FALCON, "bloom": ARCH.BLOOM, "stablelm": ARCH.STABLELM,
-         "starcoder2": ARCH.STARCODER2, "nemotron": ARCH.NEMOTRON, "minimax_m2": ARCH.MINIMAXM2}  # fmt: skip
-_PERMUTED = ("llama", "mistral")
+         "gemma": ARCH.GEMMA, "granite": ARCH.GRANITE, "smollm3": ARCH.SMOLLM3, "ministral3": ARCH.MISTRAL3,
+         "glm4": ARCH.GLM4, "olmo2": ARCH.OLMO2, "olmo3": ARCH.OLMO2, "starcoder2": ARCH.STARCODER2,
+         "nemotron": ARCH.NEMOTRON, "minimax_m2": ARCH.MINIMAXM2}  # fmt: skip
+_PERMUTED = ("llama", "mistral", "granite", "smollm3", "ministral3")
 _LAYER_NORM_EPS = {
     "gpt2": "layer_norm_epsilon", "falcon": "layer_norm_epsilon", "bloom": "layer_norm_epsilon",
     "stablelm": "layer_norm_eps", "starcoder2": "norm_epsilon", "nemotron": "norm_eps",
@@ -70,6 +73,13 @@ def write_gguf(path: Path, model, kinds=None, extra=None, extra_tensors=None, to
         writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
+    if config.model_type == "olmo3":
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    if config.model_type == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     if extra:
         extra(writer)
     if tokenizer:
@@ -107,14 +117,34 @@ def _add_sizes(writer: GGUFWriter, config) -> None:
     elif kind not in ("gpt2", "bloom"):
         writer.add_head_count_kv(config.num_key_value_heads)
         rope = config.rope_parameters
+        if kind == "gemma3_text":
+            writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
         rope = rope.get("full_attention", rope)
+        _add_rope_scaling(writer, kind, rope)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
         writer.add_rope_freq_base(rope["rope_theta"])
         writer.add_vocab_size(config.vocab_size)
-        if kind not in _PERMUTED:
+        if kind not in _PERMUTED or head_dim * heads != config.hidden_size:
             writer.add_key_length(head_dim)
             writer.add_value_length(head_dim)
+
+
+def _add_rope_scaling(writer: GGUFWriter, kind: str, rope: dict) -> None:
+    if rope["rope_type"] not in ("linear", "yarn"):
+        return
+    writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
+    writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "linear":
+        return
+    writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if "beta_fast" in rope:
+        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+    if kind == "ministral3":
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+    if kind == "olmo3":
+        writer.add_rope_scaling_attn_factors(rope["attention_factor"])
 
 
 def arch_name(model_type: str) -> str:

@@ -28,7 +28,7 @@ def test_where_the_folder_is_said_to_work_its_family_can_be_split(architecture):
 @pytest.mark.parametrize(
     ("architecture", "said"),
     [
-        ("olmo2", "but it can split the model's safetensors folder. Give that."),
+        ("olmo", "but it can split the model's safetensors folder. Give that."),
         ("mamba", "and it can't split the model's safetensors folder either: its layers keep a recurrent state."),
         ("gemma4", "split the model's safetensors folder either: its layers read what depends on token ids."),
         ("nonesuch", "It can split the model's safetensors folder if transformers knows the model."),

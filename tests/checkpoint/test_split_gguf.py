@@ -12,16 +12,23 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
+    Glm4Config,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     MiniMaxM2Config,
+    Ministral3Config,
     MistralConfig,
     NemotronConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
     StableLmConfig,
     Starcoder2Config,
 )
@@ -57,6 +64,7 @@ def _rope(partial: float | None = None) -> dict:
     return rope | ({"partial_rotary_factor": partial} if partial else {})
 
 
+_YARN = {**_rope(), "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 _CONFIGS = {
     "llama": lambda: LlamaConfig(**_WIDE),
     "llama-tied": lambda: LlamaConfig(**_WIDE, tie_word_embeddings=True),
@@ -64,8 +72,30 @@ _CONFIGS = {
     "qwen3": lambda: Qwen3Config(**_WIDE, head_dim=64),
     "phi3": lambda: Phi3Config(**_WIDE),
     "gpt2": lambda: GPT2Config(vocab_size=64, n_embd=256, n_layer=2, n_head=4, n_positions=64),
+    "gemma": lambda: GemmaConfig(**_WIDE, head_dim=64, rope_parameters=_rope()),
     "gemma2": lambda: Gemma2Config(**_WIDE, head_dim=32, sliding_window=16, query_pre_attn_scalar=32),
     "gemma3": lambda: Gemma3TextConfig(**_WIDE, head_dim=32, sliding_window=16, query_pre_attn_scalar=32),
+    "gemma3-scaled": lambda: Gemma3TextConfig(
+        **_WIDE, head_dim=32, sliding_window=16, query_pre_attn_scalar=32,
+        rope_parameters={"full_attention": {**_rope(), "rope_type": "linear", "factor": 8.0},
+                         "sliding_attention": {"rope_type": "default", "rope_theta": 7000.0}},
+    ),
+    "granite": lambda: GraniteConfig(
+        **_WIDE, embedding_multiplier=12.0, logits_scaling=8.0, residual_multiplier=0.22, attention_multiplier=0.015625,
+    ),
+    "glm4": lambda: Glm4Config(**_WIDE, head_dim=32, rope_parameters=_rope(0.5)),
+    "glm4-plain": lambda: Glm4Config(**_WIDE, head_dim=32, attention_bias=False, rope_parameters=_rope(1.0)),
+    "ministral": lambda: Ministral3Config(
+        **_WIDE, head_dim=64, rope_parameters={
+            **_YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 24.0, "llama_4_scaling_beta": 0.1,
+        },
+    ),
+    "olmo2": lambda: Olmo2Config(**_WIDE, rope_parameters=_rope()),
+    "olmo3": lambda: Olmo3Config(
+        **{**_WIDE, "num_hidden_layers": 4}, sliding_window=16,
+        rope_parameters={"full_attention": {**_YARN, "attention_factor": 1.25}, "sliding_attention": _rope()},
+    ),
+    "smollm3": lambda: SmolLM3Config(**{**_WIDE, "num_hidden_layers": 4}, rope_parameters=_rope()),
     "qwen3-moe": lambda: Qwen3MoeConfig(
         **_WIDE, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=256, norm_topk_prob=True
     ),
@@ -89,7 +119,7 @@ _CONFIGS = {
     "nemotron": lambda: NemotronConfig(**_NORMED, rope_parameters=_rope(0.5)),
 }
 # Families whose norms are stored as 1 + w, which rounds them.
-_ROUNDED = ("gemma2", "gemma3", "nemotron")
+_ROUNDED = ("gemma", "gemma2", "gemma3", "gemma3-scaled", "nemotron")
 GPT2_CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
@@ -121,7 +151,9 @@ def test_every_family_in_f32(tmp_path, family):
     path = write_gguf(tmp_path / "m.gguf", model)
     manifest = split(open_source(str(path)), tmp_path / "out")
     assert manifest.architecture == type(model).__name__
-    state = _state(path, model) if family in _ROUNDED else model.state_dict()
+    state = model.state_dict()
+    if family in _ROUNDED:
+        state = {n: (t + 1) - 1 if n.endswith("norm.weight") else t for n, t in state.items()}
     assert_same_weights(tmp_path / "out", state, _conv1d(family))
 
 

@@ -13,9 +13,11 @@ from edgellm.errors import CheckpointError
 
 ARCHITECTURES: dict[str, Callable[[Header], dict]] = {
     "bloom": generic.bloom, "falcon": generic.falcon, "gemma": gemma.gemma, "gemma2": gemma.gemma2,
-    "gemma3": gemma.gemma3, "gpt2": native.gpt2, "llama": native.llama, "minimax-m2": generic.minimax_m2,
-    "nemotron": generic.nemotron, "phi3": native.phi3, "qwen2": native.qwen2, "qwen2moe": generic.qwen2moe,
-    "qwen3": native.qwen3, "qwen3moe": generic.qwen3moe, "stablelm": generic.stablelm, "starcoder2": native.starcoder2,
+    "gemma3": gemma.gemma3, "glm4": native.glm4, "gpt2": native.gpt2, "granite": native.granite,
+    "llama": native.llama, "minimax-m2": generic.minimax_m2, "mistral3": native.mistral3,
+    "nemotron": generic.nemotron, "olmo2": native.olmo2, "phi3": native.phi3, "qwen2": native.qwen2,
+    "qwen2moe": generic.qwen2moe, "qwen3": native.qwen3, "qwen3moe": generic.qwen3moe, "smollm3": native.smollm3,
+    "stablelm": generic.stablelm, "starcoder2": native.starcoder2,
 }  # fmt: skip
 
 

@@ -107,6 +107,12 @@ def read_layer_norm_eps(header: Header, name: str) -> dict:
     return {name: eps}
 
 
+def read_scale(header: Header, name: str, default: float) -> float:
+    """Return a multiplier as the decimal number that was rounded to float32; `default` for 0 too."""
+    value = header.metadata.number(name, 0.0)
+    return float(f"{value:.7g}") if value else default
+
+
 QKV_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
 
 

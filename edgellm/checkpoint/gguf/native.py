@@ -14,17 +14,19 @@ from edgellm.model.families.mixers import Attention
 from edgellm.model.families.parts import Norm, Projection
 from edgellm.model.families.spec import Layer, Spec
 
+# Architectures whose rows of q and k llama.cpp's converters reorder, so that what turns together lies side by side.
+PERMUTED = ("granite", "llama", "mistral3", "smollm3")
 # Inverse frequencies, which old converters stored and nothing reads.
 _UNREAD = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
 
 
-def native_layout(spec: Spec, tensors: Mapping[str, GGUFTensor], where: str, *, llama: bool) -> Layout:
+def native_layout(spec: Spec, tensors: Mapping[str, GGUFTensor], where: str, *, permuted: bool) -> Layout:
     """Return the layout of a model with `spec`; reads headers only.
 
-    `llama` says that q and k have llama.cpp's order of rows, and that biases may be missing. Raises CheckpointError for
-    a tensor that is missing, one too many, or of another shape.
+    `permuted` says that q and k have llama.cpp's order of rows, and that biases may be missing. Raises CheckpointError
+    for a tensor that is missing, one too many, or of another shape.
     """
-    reader = _Reader(tensors, where, spec, llama)
+    reader = _Reader(tensors, where, spec, permuted)
     embedding = [reader.read("token_embd.weight", spec.embedding.name, spec.embedding_tensors)]
     if spec.position_embedding:
         embedding.append(reader.read("position_embd.weight", spec.position_embedding.name, spec.embedding_tensors))
@@ -94,8 +96,8 @@ def _offsets(spec: Spec) -> dict[str, float]:
 class _Reader:
     """Takes tensors by name, and knows which were taken."""
 
-    def __init__(self, tensors: Mapping[str, GGUFTensor], where: str, spec: Spec, llama: bool):
-        self.tensors, self.where, self.spec, self.llama = tensors, where, spec, llama
+    def __init__(self, tensors: Mapping[str, GGUFTensor], where: str, spec: Spec, permuted: bool):
+        self.tensors, self.where, self.spec, self.permuted = tensors, where, spec, permuted
         self.offsets = _offsets(spec)
         self.taken: set[str] = set()
 
@@ -113,14 +115,14 @@ class _Reader:
     def _tensor(self, name: str, shape: tuple[int, ...], layer: Layer | None) -> SourceTensor:
         info = self.tensors.get(name)
         if info is None:
-            if self.llama and name.endswith(".bias"):
+            if self.permuted and name.endswith(".bias"):
                 return zeros(shape[0], f"{self.where}: tensor {name}")
             raise CheckpointError(
                 f"{self.where}: tensor {name} is missing; {self.spec.architecture} needs it with shape {list(shape)}"
             )
         self.taken.add(name)
         order = None
-        if self.llama and layer and (heads := self._rotated_heads(name, layer)) and info.shape[0] == shape[0]:
+        if self.permuted and layer and (heads := self._rotated_heads(name, layer)) and info.shape[0] == shape[0]:
             order = rotary_order(shape[0], heads)
         return matrix(name, info, order) if len(shape) == 2 else vector(name, info, order)
 

@@ -3,12 +3,15 @@
 from edgellm.checkpoint.gguf.header import (
     QKV_BIASES,
     Header,
+    Sizes,
     expect_default_head_dim,
     expect_plain_scale,
+    layer_types,
     qwen_window,
     read_layer_norm_eps,
     read_rms_eps,
     read_rope,
+    read_scale,
     read_sizes,
     read_window,
 )
@@ -118,4 +121,109 @@ def starcoder2(header: Header) -> dict:
         "use_bias": header.has(*QKV_BIASES, "ffn_up.bias"),
         "sliding_window": read_window(header, sizes),
         "rope_parameters": read_rope(header, sizes),
+    }
+
+
+def smollm3(header: Header) -> dict:
+    """Return the config of SmolLM3. No file says which layers know no positions: every fourth, as for llama.cpp."""
+    sizes = read_sizes(header)
+    expect_plain_scale(header, sizes)
+    return {
+        "model_type": "smollm3",
+        **sizes.settings(),
+        **read_rms_eps(header),
+        "hidden_act": "silu",
+        "no_rope_layer_interval": 4,
+        "attention_bias": header.has(*QKV_BIASES, "attn_output.bias"),
+        "mlp_bias": header.has("ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"),
+        "rope_parameters": read_rope(header, sizes),
+    }
+
+
+def olmo2(header: Header) -> dict:
+    """Return the config of OLMo 2, or of OLMo 3 if it has a window."""
+    sizes = read_sizes(header)
+    expect_plain_scale(header, sizes)
+    rope = read_rope(header, sizes)
+    if rope["rope_type"] == "yarn":
+        # Its converter writes the whole factor, which for others counts beside YaRN's own.
+        rope["attention_factor"] = read_scale(header, "rope.scaling.attn_factor", 1.0)
+    config = {
+        **sizes.settings(),
+        **read_rms_eps(header),
+        "hidden_act": "silu",
+        "attention_bias": header.has(*QKV_BIASES, "attn_output.bias"),
+    }
+    window = header.metadata.count("attention.sliding_window", 0, least=0)
+    if not window:
+        return {"model_type": "olmo2", **config, "rope_parameters": rope}
+    return {
+        "model_type": "olmo3",
+        **config,
+        **layer_types(header, sizes, 4, window),
+        "rope_parameters": {
+            "full_attention": rope,
+            "sliding_attention": {"rope_type": "default", "rope_theta": rope["rope_theta"]},
+        },
+    }
+
+
+def granite(header: Header) -> dict:
+    """Return the config of Granite 3, dense."""
+    sizes = read_sizes(header)
+    return {
+        "model_type": "granite",
+        **sizes.settings(),
+        **read_rms_eps(header),
+        "hidden_act": "silu",
+        "attention_bias": header.has(*QKV_BIASES, "attn_output.bias"),
+        "mlp_bias": header.has("ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"),
+        "rope_parameters": read_rope(header, sizes),
+        **granite_multipliers(header, sizes),
+    }
+
+
+def granite_multipliers(header: Header, sizes: Sizes) -> dict:
+    """Return Granite's multipliers; those that a file leaves out, or has as 0, are llama.cpp's."""
+    return {
+        "attention_multiplier": read_scale(header, "attention.scale", sizes.head_dim**-0.5),
+        "embedding_multiplier": read_scale(header, "embedding_scale", 1.0),
+        "residual_multiplier": read_scale(header, "residual_scale", 1.0),
+        "logits_scaling": read_scale(header, "logit_scale", 1.0),
+    }
+
+
+def mistral3(header: Header) -> dict:
+    """Return the config of Ministral 3, or of Mistral if its queries don't grow with their position."""
+    sizes = read_sizes(header)
+    expect_plain_scale(header, sizes)
+    rope = read_rope(header, sizes)
+    if of_all := read_scale(header, "rope.scaling.yarn_log_multiplier", 0.0):
+        rope |= {"mscale": 1.0, "mscale_all_dim": of_all}
+    beta = read_scale(header, "attention.temperature_scale", 0.0)
+    if beta:
+        original = header.metadata.count("rope.scaling.original_context_length", sizes.max_position_embeddings)
+        header.metadata.expect("attention.temperature_length", original)
+        rope |= {"llama_4_scaling_beta": beta, "original_max_position_embeddings": original}
+    return {
+        "model_type": "ministral3" if beta else "mistral",
+        **sizes.settings(),
+        **read_rms_eps(header),
+        "hidden_act": "silu",
+        "sliding_window": read_window(header, sizes),
+        "rope_parameters": rope,
+    }
+
+
+def glm4(header: Header) -> dict:
+    """Return the config of GLM-4."""
+    sizes = read_sizes(header)
+    expect_plain_scale(header, sizes)
+    return {
+        "model_type": "glm4",
+        **sizes.settings(),
+        **read_rms_eps(header),
+        "hidden_act": "silu",
+        "attention_bias": header.has(*QKV_BIASES),
+        "rope_parameters": {"partial_rotary_factor": 1.0} | read_rope(header, sizes, partial=True),
     }

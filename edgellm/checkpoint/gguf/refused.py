@@ -9,11 +9,10 @@ FOLDER_WORKS = {
     "afmoe": "afmoe", "apertus": "apertus", "arcee": "arcee", "bitnet": "bitnet", "chatglm": "glm",
     "cohere2": "cohere2", "command-r": "cohere", "deepseek2": "deepseek_v3", "ernie4_5": "ernie4_5",
     "ernie4_5-moe": "ernie4_5_moe",
-    "exaone-moe": "exaone_moe", "exaone4": "exaone4", "glm4": "glm4", "glm4moe": "glm4_moe",
-    "gpt-oss": "gpt_oss", "gptj": "gptj", "gptneox": "gpt_neox", "granite": "granite", "granitemoe": "granitemoe",
-    "jais2": "jais2", "minicpm3": "minicpm3", "mistral3": "ministral3", "mpt": "mpt", "olmo": "olmo", "olmo2": "olmo2",
-    "olmoe": "olmoe",
-    "phi2": "phi", "phimoe": "phimoe", "seed_oss": "seed_oss", "smollm3": "smollm3", "starcoder": "gpt_bigcode",
+    "exaone-moe": "exaone_moe", "exaone4": "exaone4", "glm4moe": "glm4_moe",
+    "gpt-oss": "gpt_oss", "gptj": "gptj", "gptneox": "gpt_neox", "granitemoe": "granitemoe",
+    "jais2": "jais2", "minicpm3": "minicpm3", "mpt": "mpt", "olmo": "olmo", "olmoe": "olmoe",
+    "phi2": "phi", "phimoe": "phimoe", "seed_oss": "seed_oss", "starcoder": "gpt_bigcode",
 }  # fmt: skip
 
 _RECURRENT = "its layers keep a recurrent state"

@@ -80,9 +80,9 @@ class GGUFSource(Source):
 
     def layout(self) -> Layout:
         if self.spec:
-            from edgellm.checkpoint.gguf.native import native_layout
+            from edgellm.checkpoint.gguf.native import PERMUTED, native_layout
 
-            return native_layout(self.spec, self._gguf.tensors, self.where, llama=self.architecture == "llama")
+            return native_layout(self.spec, self._gguf.tensors, self.where, permuted=self.architecture in PERMUTED)
         return super().layout()
 
     def tensors(self, model: Any) -> dict[str, SourceTensor]:
