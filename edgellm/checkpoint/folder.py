@@ -12,6 +12,7 @@ from edgellm.checkpoint.sources import NEVER_ASKED, Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.checkpoint.vocabulary.ends import end_token_ids
 from edgellm.errors import CheckpointError
+from edgellm.model.families.multimodal import text_config, text_tensor
 from edgellm.shards.positioned_file import CheckpointFile
 from edgellm.shards.safetensors_file import SafetensorsFile, TensorInfo
 from edgellm.structure import OTHER_POOL
@@ -34,9 +35,14 @@ class FolderSource(Source):
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
         self._config_json = read_json(folder / "config.json")
+        text = text_config(self._config_json)
+        self._text_alone = text is not None
         # Both keys are in use; what is read here is no longer quantized, and config.json doesn't say so any more.
         quantization = [self._config_json.pop(k, None) for k in ("quantization_config", "compression_config")]
         self._quantization = next((q for q in quantization if q), None)
+        if text is not None:
+            self._config_json = text
+            self.notes += (f"{folder} is a model for images too. Its text model alone is split: it reads no images.",)
         self._block = block_of(self._quantization, str(folder)) if self._quantization else BLOCK
         with quiet_transformers():
             config = config_from_dict(self._config_json, f"{folder}/config.json")
@@ -46,6 +52,9 @@ class FolderSource(Source):
         self.pooling = read_pooling(self.folder)
         if self.pooling == OTHER_POOL:
             self.notes += (f"{folder}: its authors make embeddings in a way that edgellm doesn't know; it makes none.",)
+        if self._text_alone and any(text_tensor(n) == "lm_head.weight" for file in self._files for n in file.tensors):
+            # Its head is a tensor of its own, whatever the default for the whole model is.
+            self._config_json["tie_word_embeddings"] = config.tie_word_embeddings = False
         self._generation_json = read_json_if_there(folder / "generation_config.json")
         eos = self._generation_json.get("eos_token_id")
         if eos is None:
@@ -136,11 +145,14 @@ class FolderSource(Source):
         for name, (path, info) in there.items():
             if name in scales.values() or (self._quantization and is_other_scale(name)):
                 continue
+            ours = text_tensor(name) if self._text_alone else name
+            if ours is None:
+                continue
             scale = None
             if name in scales:
                 scale_file, scale_info = there[scales[name]]
                 scale = Scale(scale_file, scale_info, self._block, _origin(scale_file, scales[name]))
-            found[name] = _tensor(path, info, name, scale)
+            found[ours] = _tensor(path, info, name, scale)
         return map_names(model, found, self.where)
 
     def fingerprint_parts(self) -> list[bytes]:

@@ -22,6 +22,7 @@ from edgellm.model.families.llama import llama
 from edgellm.model.families.ministral import ministral, ministral3
 from edgellm.model.families.mistral import mistral
 from edgellm.model.families.mixers import Attention, DeltaRule, Mamba2, Recurrent
+from edgellm.model.families.multimodal import text_config
 from edgellm.model.families.nemotron_h import nemotron_h
 from edgellm.model.families.olmo import olmo2, olmo3
 from edgellm.model.families.olmoe import olmoe
@@ -59,6 +60,7 @@ def find_spec(config: Any) -> tuple[Spec | None, str]:
     """Return the Spec of a config.json's content, or None and why the generic path has to take it."""
     if not isinstance(config, dict):
         return None, "its config is not a JSON object"
+    config = text_config(config) or config
     model_type = config.get("model_type")
     make = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if make is None:
