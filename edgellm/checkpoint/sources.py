@@ -62,10 +62,13 @@ class Source:
         return digest.hexdigest()
 
 
-def open_source(text: str, progress: Progress | None = None) -> Source:
-    """Return the source that `text` names: a folder, a .gguf file, "smollm2-135m", or a hub id "org/name".
+def open_source(
+    text: str, progress: Progress | None = None, note: Callable[[str], None] = lambda text: None
+) -> Source:
+    """Return the source that `text` names: a folder, a .gguf file, a built-in model, or a hub id "org/name".
 
-    Fetches what isn't here yet, reporting to `progress`; raises CheckpointError in one line for what can't be used.
+    Fetches what isn't here yet, reporting to `progress`, after the terms of a built-in model went to `note`. Raises
+    CheckpointError in one line for what can't be used.
     """
     from edgellm.checkpoint.builtin import BUILTIN, fetch_builtin
 
@@ -73,6 +76,8 @@ def open_source(text: str, progress: Progress | None = None) -> Source:
     if text in BUILTIN and not path.exists():
         from edgellm.checkpoint.gguf.source import GGUFSource
 
+        if terms := BUILTIN[text].terms:
+            note(terms)
         return GGUFSource(fetch_builtin(text, progress), name=text, sampling=BUILTIN[text].sampling)
     if path.is_dir():
         from edgellm.checkpoint.folder import FolderSource

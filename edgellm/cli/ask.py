@@ -10,7 +10,7 @@ import click
 
 from edgellm import config
 from edgellm.cli.group import make_settings, utf8_text, verbose_option
-from edgellm.cli.models import default_model
+from edgellm.cli.models import builtin_model
 from edgellm.console import Progress, for_terminal, note
 from edgellm.errors import ClusterError, UsageError
 from edgellm.sampling import Sampling
@@ -37,7 +37,9 @@ _AUTHORS = "[default: the model authors']"
               help="Print text, tokens, sampling, timings and finish reason as JSON.")  # fmt: skip
 @click.option("--cluster", type=click.Path(path_type=Path), metavar="FILE",
               help="Cluster file.  [default: $EDGELLM_CLUSTER, ./cluster.json, the user's config folder]")  # fmt: skip
-@click.option("--model", metavar="NAME", help="Which of the cluster's models answers.  [default: its first]")
+@click.option("--model", metavar="NAME",
+              help="Which of the cluster's models answers; without a cluster, which built-in one.  "
+                   "[default: its first]")  # fmt: skip
 @click.option("--wait", type=click.FloatRange(0), default=config.PATIENCE_S, show_default=True, metavar="SECONDS",
               help="After losing boards, give up once no token has arrived for this long.")  # fmt: skip
 @click.option("--speculate/--no-speculate", default=True, show_default=True,
@@ -88,10 +90,14 @@ def ask(prompt, go_on, system, raw, no_history, as_json, cluster, model, wait, v
         question = replace(question, messages=(*as_chat(talk, system), {"role": "user", "content": text}))
     path = find(str(cluster) if cluster else None)
     if path is None and model is not None:
-        raise UsageError("--model names a model of a cluster, and there is no cluster file. Leave it out, or deploy.")
+        from edgellm.checkpoint.builtin import BUILTIN
+
+        if model not in BUILTIN:
+            raise UsageError("--model names a model of a cluster, and there is no cluster file. Leave it out, deploy, "
+                             f"or name a built-in model: {', '.join(BUILTIN)}.")  # fmt: skip
     kept = (talk, text, system) if not (raw or no_history) else None
     if path is None:
-        sys.exit(_ask_embedded(question, options, wait, as_json, verbose, kept))
+        sys.exit(_ask_embedded(question, options, wait, as_json, verbose, kept, model or config.DEFAULT_MODEL))
     sys.exit(_ask_cluster(path, question, options, wait, as_json, verbose, kept, model=model))
 
 
@@ -226,7 +232,7 @@ def summary(answer) -> str:
     )
 
 
-def _ask_embedded(question, options, wait, as_json, verbose, kept) -> int:
+def _ask_embedded(question, options, wait, as_json, verbose, kept, model: str) -> int:
     import asyncio
     import tempfile
 
@@ -234,11 +240,11 @@ def _ask_embedded(question, options, wait, as_json, verbose, kept) -> int:
     from edgellm.manager.answer import Asker
     from edgellm.manager.cluster_file import FILE_NAME, ClusterFile
 
-    note(f"no cluster file: this machine ({socket.gethostname()}) answers, with the built-in {config.DEFAULT_MODEL} "
+    note(f"no cluster file: this machine ({socket.gethostname()}) answers, with the built-in {model} "
          "on two agents ('edgellm local up' keeps them running)")  # fmt: skip
     note("no board is asked: ask on the machine that deployed them, or copy its cluster file, with the folders that it "
          "names, and give --cluster FILE")  # fmt: skip
-    model_dir = default_model()
+    model_dir = builtin_model(model)
     asker = Asker(model_dir)
     settings = make_settings(asker.manifest, None, 1, config.DEFAULT_CHUNK, "float16", "throughput")
     asker.encode(question, settings.context)  # refuses what can be refused before agents start

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgellm import config
 from edgellm.cli.group import make_settings
-from edgellm.cli.models import default_model
+from edgellm.cli.models import builtin_model
 from edgellm.console import Progress, note
 
 
@@ -24,7 +24,7 @@ def embedded(name: str, slots: int = config.DEFAULT_SLOTS) -> Iterator[Path]:
 
     note(f"no cluster file: this machine ({socket.gethostname()}) answers, with the built-in {config.DEFAULT_MODEL} "
          "on two agents")  # fmt: skip
-    model_dir = default_model()
+    model_dir = builtin_model()
     manifest = Manifest.read(model_dir)
     settings = make_settings(manifest, None, slots, config.DEFAULT_CHUNK, "float16", "throughput")
     with (

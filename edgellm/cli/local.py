@@ -6,7 +6,7 @@ import click
 
 from edgellm import config
 from edgellm.cli.group import make_settings, verbose_option, with_plan_options
-from edgellm.cli.models import default_model
+from edgellm.cli.models import builtin_model
 from edgellm.console import Progress, note
 from edgellm.errors import UsageError
 
@@ -67,7 +67,7 @@ def local_up(
         raise UsageError("a local cluster is already up. Stop it with 'edgellm local down' first.")
     if path.exists() and not ClusterFile.read(path).is_local():
         raise UsageError(f"{path} describes a cluster of boards. Give another path with --cluster FILE.")
-    model_dir, *more = [model.resolve() for model in models or (default_model(),)]
+    model_dir, *more = [model.resolve() for model in models or (builtin_model(),)]
     manifests = [Manifest.read(folder) for folder in (model_dir, *more)]
     settings = [make_settings(manifest, context, slots, chunk, kv_dtype, objective) for manifest in manifests]
     ram_bytes = parse_size(ram, "--ram") if ram else None

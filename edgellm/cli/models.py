@@ -23,9 +23,9 @@ from edgellm.errors import UsageError
 def split(source, out, quantize, force, as_json, verbose):
     """Split a model into one shard file per layer, and a manifest.
 
-    SOURCE is a Hugging Face folder, a .gguf file, a hub id (org/name) or the built-in name smollm2-135m. If split is
-    interrupted, the same command continues. If only the tokenizer, the chat template or the generation config has
-    changed since, split updates only these files.
+    SOURCE is a Hugging Face folder, a .gguf file, a hub id (org/name) or a built-in model's name: smollm2-135m or
+    gemma3-270m. If split is interrupted, the same command continues. If only the tokenizer, the chat template or the
+    generation config has changed since, split updates only these files.
 
     \b
     Examples:
@@ -49,7 +49,7 @@ def split_source_to(source, out, quantize, force=False, replace=False):
     from edgellm.checkpoint.split import split as split_source
 
     with Progress() as progress:
-        opened = open_source(str(source), progress)
+        opened = open_source(str(source), progress, note)
         at_first = opened.notes
         for text in at_first:
             note(text)
@@ -63,8 +63,8 @@ def split_source_to(source, out, quantize, force=False, replace=False):
         return manifest
 
 
-def default_model() -> Path:
-    """Return the built-in model's split; make it now if it is missing or if an older edgellm made it differently."""
+def builtin_model(name: str = config.DEFAULT_MODEL) -> Path:
+    """Return a built-in model's split; make it now if it is missing or if an older edgellm made it differently."""
     from edgellm.checkpoint.builtin import BUILTIN
     from edgellm.errors import CheckpointError
     from edgellm.manager.local import models_dir
@@ -72,16 +72,16 @@ def default_model() -> Path:
     from edgellm.shards.safetensors_file import SafetensorsFile
     from edgellm.text.json_file import read_json
 
-    out = models_dir() / config.DEFAULT_MODEL
+    out = models_dir() / name
     try:
         found = SafetensorsFile.open(out / "embedding.safetensors").metadata.get("format")
         generation = read_json(out / "generation_config.json")
     except CheckpointError:
         found, generation = None, {}
-    advised = BUILTIN[config.DEFAULT_MODEL].sampling.items() <= generation.items()
+    advised = BUILTIN[name].sampling.items() <= generation.items()
     if found != SHARD_FORMAT or not advised or not (out / "manifest.json").is_file():
         out.parent.mkdir(parents=True, exist_ok=True)
-        split_source_to(config.DEFAULT_MODEL, out, "none", replace=True)
+        split_source_to(name, out, "none", replace=True)
     return out
 
 

@@ -29,12 +29,12 @@ def native_answer(ids: list[int], max_tokens: int) -> dict:
     """The same by all layers in one native section, with neither agents nor a wire, a token at a time."""
     import numpy as np
 
-    from edgellm.cli.models import default_model
+    from edgellm.cli.models import builtin_model
     from edgellm.model.native.section import NativeSection, read_spec
     from edgellm.shards.manifest import Manifest
     from edgellm.text.tokenizer import Tokenizer
 
-    folder = default_model()
+    folder = builtin_model()
     manifest = Manifest.read(folder)
     section = NativeSection(read_spec(manifest, folder)[0], manifest, folder, 0, manifest.num_layers)
     slot, x, position, tokens = section.new_slot(len(ids) + max_tokens, "float16"), np.array(ids), 0, []

