@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from edgellm.model.families.pieces import Piece
 from edgellm.model.generic.build import build_empty, find_layers, read_config
-from edgellm.model.generic.packed import unpack
+from edgellm.model.generic.joined import joined, read_pieces, widened
 from edgellm.model.generic.shardfile import ShardFile
 from edgellm.model.generic.structure import trace
 from edgellm.shards.manifest import Manifest, Shard
-from edgellm.shards.mapped import PACKED
 
 
 class Reference:
@@ -23,9 +23,10 @@ class Reference:
     def __init__(self, manifest: Manifest, folder: Path):
         config = read_config(folder)
         self.manifest, self._folder = manifest, folder
-        self._structure = trace(config)
+        self._structure, self._pieces = trace(config), read_pieces(folder)
         self._model = build_empty(config, real_buffers=True)
         self._layers = find_layers(self._model)[1]
+        self._filled: dict[str, list[str]] = {}  # tensors by shard
         self._outputs: list[torch.Tensor] = []
         self._progress: Callable[[int], None] = lambda layer: None
         for i, layer in enumerate(self._layers):
@@ -51,17 +52,18 @@ class Reference:
     def _fill(self, shard: Shard, layer: int | None) -> None:
         if layer is not None:
             self._progress(layer)
-        structure = self._structure
-        for name, stored in ShardFile(self._folder, shard).tensors.items():
+        filled = self._filled[shard.name] = []
+        for name, stored in joined(ShardFile(self._folder, shard), self._pieces_of(layer)).items():
             key = name if layer is None else (layer, name)
-            if stored.encoding in PACKED:
-                data = unpack(stored.data, stored.encoding, stored.shape)
-            else:
-                data = stored.data.float() if stored.encoding else stored.data
-            self._set(layer, name, data.T if key in structure.transposed else data)
+            data = widened(stored)
+            self._set(layer, name, data.T if key in self._structure.transposed else data)
+            filled.append(name)
+
+    def _pieces_of(self, layer: int | None) -> tuple[Piece, ...]:
+        return () if layer is None or not self._pieces else self._pieces[layer]
 
     def _empty(self, shard: Shard, layer: int | None, out=None) -> None:
-        for name in ShardFile(self._folder, shard, verify_sha256=False).tensors:
+        for name in self._filled.pop(shard.name, ()):
             self._set(layer, name, None)
         if layer is not None:
             self._outputs.append((out[0] if isinstance(out, tuple) else out)[0])

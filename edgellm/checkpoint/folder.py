@@ -3,15 +3,18 @@
 import json
 from pathlib import Path
 
+from edgellm.checkpoint.described import described_layout, needs_description
 from edgellm.checkpoint.float8 import BLOCK, FLOAT8, Float8Rows, Scale, block_of, is_other_scale, scale_names
 from edgellm.checkpoint.folder_pooling import read_pooling
 from edgellm.checkpoint.folder_tokenizer import read_tokenizer
 from edgellm.checkpoint.json_file import read_json, read_json_if_there, to_bytes
+from edgellm.checkpoint.layout import Layout
 from edgellm.checkpoint.names import map_names, quiet_transformers
 from edgellm.checkpoint.sources import NEVER_ASKED, Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.checkpoint.vocabulary.ends import end_token_ids
 from edgellm.errors import CheckpointError
+from edgellm.model.families.find import find_spec
 from edgellm.model.families.multimodal import text_config, text_tensor
 from edgellm.shards.positioned_file import CheckpointFile
 from edgellm.shards.safetensors_file import SafetensorsFile, TensorInfo
@@ -128,7 +131,17 @@ class FolderSource(Source):
                 raise CheckpointError(f"{index} names {name[:120]!r}, which is not a plain file name")
         return indexed
 
+    def layout(self) -> Layout:
+        spec, _ = find_spec(self._config_json)
+        if spec and needs_description(spec):
+            return described_layout(spec, self.config, self._named_tensors(), self.where)
+        return super().layout()
+
     def tensors(self, model) -> dict[str, SourceTensor]:
+        return map_names(model, self._named_tensors(), self.where)
+
+    def _named_tensors(self) -> dict[str, SourceTensor]:
+        """Return the tensors by the checkpoint's own names."""
         there: dict[str, tuple[CheckpointFile, TensorInfo]] = {}
         for file in self._files:
             for name, info in file.tensors.items():
@@ -153,7 +166,7 @@ class FolderSource(Source):
                 scale_file, scale_info = there[scales[name]]
                 scale = Scale(scale_file, scale_info, self._block, _origin(scale_file, scales[name]))
             found[ours] = _tensor(path, info, name, scale)
-        return map_names(model, found, self.where)
+        return found
 
     def fingerprint_parts(self) -> list[bytes]:
         parts = [json.dumps([self._config_json, self._quantization], sort_keys=True).encode()]

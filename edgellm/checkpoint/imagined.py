@@ -58,10 +58,10 @@ def _of_config(path: Path, name: str, quantize: str) -> Manifest:
     encoding = _encoding(config)
     plans = []
     for kind, layer in [("embedding", None), *(("layer", i) for i in range(spec.num_layers)), ("head", None)]:
-        matrices = spec.matrices(kind, layer)
+        matrices, kept = spec.matrices(kind, layer), spec.kept(layer)
         entries = [
             make_entry(tensor, SourceTensor(shape, encoding, f"{path}: {tensor}", _nothing), False, tensor in matrices,
-                       kind, quantize)
+                       kind, "none" if tensor in kept else quantize)
             for tensor, shape in spec.shard_tensors(kind, layer).items()
         ]  # fmt: skip
         plans.append(make_plan(shard_file_name(kind, layer), kind, layer, entries))

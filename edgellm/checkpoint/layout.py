@@ -12,13 +12,15 @@ class StoredTensor:
     """A tensor of a shard by its name there.
 
     A `packable` one is used as a whole by a linear or embedding module, so it may be stored in another encoding.
-    `transposed` tensors are Conv1D weights: [in, out] in the source, [out, in] in the shard.
+    `transposed` tensors are Conv1D weights: [in, out] in the source, [out, in] in the shard. `kept` ones stay in the
+    source's encoding whatever others are quantized to.
     """
 
     name: str
     source: SourceTensor
     packable: bool
     transposed: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True)

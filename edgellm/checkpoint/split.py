@@ -236,6 +236,9 @@ def plan_split(source: Source, quantize: str) -> tuple[Layout, list[ShardPlan]]:
     layout = source.layout()
     plans = []
     for shard in layout.shards:
-        entries = [make_entry(t.name, t.source, t.transposed, t.packable, shard.kind, quantize) for t in shard.tensors]
+        entries = [
+            make_entry(t.name, t.source, t.transposed, t.packable, shard.kind, "none" if t.kept else quantize)
+            for t in shard.tensors
+        ]
         plans.append(make_plan(shard.file_name, shard.kind, shard.layer, entries))
     return layout, plans

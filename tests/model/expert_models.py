@@ -2,7 +2,8 @@
 
 import torch
 import transformers as hf
-from families import _BASE, random_model
+
+from tests.model.families import _BASE, random_model
 
 _YARN = dict(rope_type="yarn", rope_theta=1e4, factor=8.0, original_max_position_embeddings=32)
 _QWEN = dict(**_BASE, head_dim=16, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=48)

@@ -9,7 +9,7 @@ from edgellm.checkpoint.gguf.rows import matrix, origin_of, rotary_order, shifte
 from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, layout_of, unexpected
 from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError
-from edgellm.model.families.feed_forwards import GatedMlp, PlainMlp
+from edgellm.model.families.feed_forwards import Experts, GatedMlp, PlainMlp
 from edgellm.model.families.mixers import Attention
 from edgellm.model.families.parts import Norm, Projection
 from edgellm.model.families.spec import Layer, Spec
@@ -61,7 +61,9 @@ def _layer_names(layer: Layer) -> list[tuple[str, str]]:
     names += _norm_names(layer.after_feed_forward, "post_ffw_norm")
     if isinstance(layer.mixer, Attention):
         names += _attention_names(layer.mixer)
-    if isinstance(layer.feed_forward, GatedMlp | PlainMlp):
+    if isinstance(layer.feed_forward, Experts):
+        names += _experts_names(layer.feed_forward)
+    elif layer.feed_forward:
         names += _mlp_names(layer.feed_forward)
     return names
 
@@ -77,11 +79,23 @@ def _attention_names(attention: Attention) -> list[tuple[str, str]]:
     return [*names, *_norm_names(attention.q_norm, "attn_q_norm"), *_norm_names(attention.k_norm, "attn_k_norm")]
 
 
-def _mlp_names(mlp: GatedMlp | PlainMlp) -> list[tuple[str, str]]:
+def _mlp_names(mlp: GatedMlp | PlainMlp | Experts, suffix: str = "") -> list[tuple[str, str]]:
     names: list[tuple[str, str]] = []
-    if isinstance(mlp, GatedMlp) and mlp.gate.weight != mlp.up.weight:
-        names += _projection_names(mlp.gate, "ffn_gate")
-    return [*names, *_projection_names(mlp.up, "ffn_up"), *_projection_names(mlp.down, "ffn_down")]
+    if not isinstance(mlp, PlainMlp) and mlp.gate and mlp.gate.weight != mlp.up.weight:
+        names += _projection_names(mlp.gate, f"ffn_gate{suffix}")
+    names += _projection_names(mlp.up, f"ffn_up{suffix}")
+    return [*names, *_projection_names(mlp.down, f"ffn_down{suffix}")]
+
+
+def _experts_names(experts: Experts) -> list[tuple[str, str]]:
+    names = [*_projection_names(experts.router.weight, "ffn_gate_inp"), *_mlp_names(experts, "_exps")]
+    if experts.router.correction:
+        names.append(("exp_probs_b.bias", experts.router.correction.name))
+    if experts.shared:
+        names += _mlp_names(experts.shared, "_shexp")
+    if experts.shared_gate:
+        names += _projection_names(experts.shared_gate, "ffn_gate_inp_shexp")
+    return names
 
 
 def _offsets(spec: Spec) -> dict[str, float]:
@@ -110,7 +124,9 @@ class _Reader:
         check_shape(tensor, shape, ours)
         if offset := self.offsets.get(ours):
             tensor = shifted(tensor, -offset)
-        return StoredTensor(ours, tensor, packable=len(shape) == 2)
+        if layer is None:
+            return StoredTensor(ours, tensor, packable=len(shape) == 2)
+        return StoredTensor(ours, tensor, packable=ours in layer.matrices, kept=ours in layer.kept)
 
     def _tensor(self, name: str, shape: tuple[int, ...], layer: Layer | None) -> SourceTensor:
         info = self.tensors.get(name)

@@ -81,6 +81,15 @@ class Layer:
         return self.feed_forward.pieces if self.feed_forward else ()
 
     @property
+    def kept(self) -> frozenset[str]:
+        """Return the names of matrices that aren't to be quantized: routers, and shared experts' gates. They are small,
+        and an expert that is chosen wrongly is a large error."""
+        if self.experts is None:
+            return frozenset()
+        parts = (self.experts.router.weight, self.experts.shared_gate)
+        return frozenset(part.weight.name for part in parts if part)
+
+    @property
     def matrices(self) -> dict[str, Matrix]:
         """Return the layer's matrices by name: what may be packed."""
         experts = self.experts.expert_projections if self.experts else ()
@@ -169,3 +178,7 @@ class Spec:
             return self.layers[layer].matrices
         ends = (self.embedding, self.position_embedding) if kind == "embedding" else (self.head,)
         return {matrix.name: matrix for matrix in ends if matrix}
+
+    def kept(self, layer: int | None) -> frozenset[str]:
+        """Return which of a layer's matrices are stored as the source has them, whatever others are quantized to."""
+        return frozenset() if layer is None else self.layers[layer].kept

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 from edgellm.errors import ManifestError, ModelError
+from edgellm.model.families.pieces import Piece
+from edgellm.model.generic.joined import joined
 from edgellm.model.generic.packed import PackedEmbedding, PackedLinear
 from edgellm.model.generic.shardfile import ShardFile, Stored
 from edgellm.model.generic.structure import Key, Structure
@@ -61,8 +63,11 @@ def leave_out(model: nn.Module, names: tuple[str, ...]) -> None:
             _replace(model, path, _LeftOut())
 
 
-def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) -> int:
-    """Put every tensor of a shard where it belongs. Return the bytes of RAM that it takes, mapped ones included.
+def fill(
+    model: nn.Module, structure: Structure, file: ShardFile, shard: Shard, pieces: tuple[Piece, ...] = ()
+) -> int:
+    """Put every tensor of a shard where it belongs, `pieces` of it together first. Return the bytes of RAM that it
+    takes, mapped ones included.
 
     Raises ManifestError, naming the file and the tensor, if one is missing, superfluous or of another shape.
     """
@@ -74,14 +79,15 @@ def fill(model: nn.Module, structure: Structure, file: ShardFile, shard: Shard) 
     else:
         names = structure.embedding_names if shard.kind == "embedding" else structure.head_names
         keys, prefix = {name: name for name in names}, ""
-    for name in (*keys, *file.tensors):
-        if name not in file.tensors:
+    tensors = joined(file, pieces)
+    for name in (*keys, *tensors):
+        if name not in tensors:
             raise ManifestError(f"{file.path}: {name} is missing; split the model again")
         if name not in keys:
             raise ManifestError(f"{file.path}: {name[:200]!r} is not a tensor of this model; split the model again")
     ram_bytes, packed = 0, list[tuple[str, Stored, str]]()
     for name, key in keys.items():
-        stored, shape = file.tensors[name], structure.shapes[key]
+        stored, shape = tensors[name], structure.shapes[key]
         if key in structure.packable:
             _check_shape(file, name, stored, shape[::-1] if key in structure.transposed else shape)
             if stored.encoding is None:

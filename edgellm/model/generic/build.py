@@ -4,6 +4,7 @@ import copy
 import json
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,16 +26,20 @@ def read_config(folder: Path | str) -> PreTrainedConfig:
 
     Raises ManifestError for a file that can't be read, ModelError for a config that transformers doesn't know.
     """
+    return config_from_dict(read_content(folder), str(Path(folder) / "config.json"))
+
+
+def read_content(folder: Path | str) -> Any:
+    """Return the content of FOLDER/config.json; raises ManifestError if it can't be read."""
     path = Path(folder) / "config.json"
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ManifestError(f"{path}: {path.stat().st_size} bytes, a config has at most {_MAX_CONFIG_BYTES}")
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as e:
         raise ManifestError(f"{path}: {e.strerror or e}. Push the model again.") from None
     except (ValueError, RecursionError) as e:
         raise ManifestError(f"{path} is not JSON: {e}") from None
-    return config_from_dict(content, str(path))
 
 
 def config_from_dict(content: dict, origin: str = "config") -> PreTrainedConfig:

@@ -15,6 +15,7 @@ from torch import nn
 from edgellm.errors import ManifestError, ModelError
 from edgellm.model.generic import assemble, rope
 from edgellm.model.generic.build import build_empty, find_layers, read_config
+from edgellm.model.generic.joined import read_pieces
 from edgellm.model.generic.shardfile import ShardFile, map_checked
 from edgellm.model.generic.slot import KVSlot
 from edgellm.model.generic.structure import Structure, trace
@@ -84,7 +85,7 @@ class GenericSection:
             raise ManifestError(f"{folder}: the manifest lists no config.json; split the model again")
         map_checked(folder / entry.name, entry, verify_sha256)
         config = read_config(folder)
-        structure = _matching(trace(config), manifest, folder)
+        structure, pieces = _matching(trace(config), manifest, folder), read_pieces(folder)
         model = build_empty(config, real_buffers=True)
         assemble.pass_over(find_layers(model)[1], structure, start, end)
         section = cls(model, structure, start, end, without_ends)
@@ -92,7 +93,8 @@ class GenericSection:
         done, total = 0, sum(s.bytes for s in shards)
         for shard in shards:
             file = ShardFile(folder, shard, verify_sha256)
-            section.ram_bytes += assemble.fill(model, structure, file, shard)
+            of_layer = pieces[shard.layer] if pieces and shard.layer is not None else ()
+            section.ram_bytes += assemble.fill(model, structure, file, shard, of_layer)
             done += shard.bytes
             if progress:
                 progress(shard.name, done, total)

@@ -1,0 +1,98 @@
+"""Folders of models with experts: what a shard stores apart comes out of transformers' tensors, and goes back in."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+
+from edgellm.check.reference import Reference
+from edgellm.checkpoint.sources import open_source
+from edgellm.checkpoint.split import split
+from edgellm.errors import CheckpointError
+from edgellm.model.generic.section import GenericSection
+from tests.model.expert_models import CONFIGS, expert_model
+from tests.model.native_sections import NativeRing, difference, load, reference_logits
+
+IDS = np.random.default_rng(3).integers(3, 500, 40).tolist()
+
+
+def saved(name, folder):
+    model = expert_model(name)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_folder_is_split_natively_and_its_reference_is_transformers(name, tmp_path):
+    model = saved(name, tmp_path / "folder")
+    manifest = split(open_source(str(tmp_path / "folder")), tmp_path / "split")
+    expected = reference_logits(model, IDS)
+    native = NativeRing(load(manifest, tmp_path / "split", (0, 2, 5)), kv_dtype="float32")
+    assert difference(native.logits(IDS, (16,)), expected) < 2e-5
+    logits, layers = Reference(manifest, tmp_path / "split").run(IDS, 40)
+    assert difference(logits.numpy(), expected) < 1e-6 and len(layers) == 5
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "granitemoeshared"])
+def test_the_generic_path_puts_experts_together_again(name, tmp_path):
+    saved(name, tmp_path / "folder")
+    manifest = split(open_source(str(tmp_path / "folder")), tmp_path / "split", "int8")
+    expected, _ = Reference(manifest, tmp_path / "split").run(IDS, 1)
+    section = GenericSection.load(manifest, tmp_path / "split", 0, 5)
+    got = section.forward(np.array(IDS), 0, section.new_slot(64), len(IDS), 1)
+    assert difference(got, expected.numpy()) < 1e-5
+
+
+def separate(folder):
+    """Write the experts of a folder one by one, as checkpoints have them."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in [n for n in tensors if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        whole, prefix = tensors.pop(name), name.rpartition(".")[0]
+        for i, matrix in enumerate(whole):
+            names = ("gate_proj", "up_proj") if name.endswith("gate_up_proj") else ("down_proj",)
+            for part, rows in zip(names, matrix.chunk(len(names)), strict=True):
+                tensors[f"{prefix}.{i}.{part}.weight"] = rows.contiguous().clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return tensors
+
+
+@pytest.mark.parametrize("quantize", ["none", "int4"])
+def test_experts_that_are_tensors_of_their_own_give_the_same_shards(quantize, tmp_path):
+    saved("qwen3_moe_options", tmp_path / "folder")
+    together = split(open_source(str(tmp_path / "folder")), tmp_path / "together", quantize)
+    assert separate(tmp_path / "folder")
+    apart = split(open_source(str(tmp_path / "folder")), tmp_path / "apart", quantize)
+    assert [s.sha256 for s in together.shards] == [s.sha256 for s in apart.shards]
+
+
+def test_routers_stay_as_they_are_and_experts_are_packed(tmp_path):
+    saved("gpt_oss", tmp_path / "folder")
+    split(open_source(str(tmp_path / "folder")), tmp_path / "split", "int4")
+    raw = (tmp_path / "split" / "layer-0000.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    packed = json.loads(header["__metadata__"]["encodings"])
+    assert packed["mlp.experts.gate_proj.weight"] == ["int4", [8, 128, 64]]
+    assert packed["mlp.experts.down_proj.weight"] == ["int4", [8, 64, 128]]
+    assert header["mlp.router.weight"]["dtype"] == "F32" and "mlp.router.weight" not in packed
+    assert header["mlp.experts.up_proj.bias"]["shape"] == [8, 128]
+
+
+def test_a_missing_expert_is_named(tmp_path):
+    saved("qwen3_moe", tmp_path / "folder")
+    tensors = separate(tmp_path / "folder")
+    del tensors["model.layers.1.mlp.experts.3.up_proj.weight"]
+    save_file(tensors, tmp_path / "folder" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.experts"):
+        split(open_source(str(tmp_path / "folder")), tmp_path / "split")
+
+
+def test_experts_in_bfloat16_stay_so(tmp_path):
+    model = saved("qwen3_moe", tmp_path / "folder").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    manifest = split(open_source(str(tmp_path / "half")), tmp_path / "split")
+    native = NativeRing(load(manifest, tmp_path / "split", (0, 5)), kv_dtype="float32")
+    again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32)
+    assert difference(native.logits(IDS, (40,)), reference_logits(again, IDS)) < 2e-5
