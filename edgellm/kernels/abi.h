@@ -29,6 +29,7 @@ static const uint64_t MOST_HEADS = 1024;    // of queries
 static const uint64_t MOST_HEAD_DIM = 1024;
 static const uint64_t MOST_ROWS = 64;       // heads of queries that share one of keys and values
 static const uint64_t KEYS = 16;            // keys that lie side by side in a slot: its context is a multiple, rounded up
+static const uint64_t RING = 64;            // a window's ring (section.h) is a multiple, and so much or more beyond the window
 static const uint64_t ROPES = 8;            // tables of rotary factors: two for each set, because LongRoPE has long ones
 static const uint64_t NO_ROPE = 255;        // of a layer whose attention knows no positions
 static const uint64_t MOST_EXPERTS = 1024;

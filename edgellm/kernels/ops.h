@@ -9,13 +9,13 @@
 namespace edgellm {
 
 // One layer's keys and values in a slot, of one kv head, as fp16 or float32 (half says which):
-//   keys    [context / KEYS, head_dim, KEYS]: a register of the same dimension of 16 keys is read at once
-//   values  [context, head_dim]
-// with the context rounded up to a multiple of KEYS.
+//   keys    [kept / KEYS, head_dim, KEYS]: a register of the same dimension of 16 keys is read at once
+//   values  [kept, head_dim]
+// Position p lies at p modulo `kept`, which is a multiple of RING, or of KEYS and beyond all positions.
 struct KeysValues {
     void* keys;
     void* values;
-    size_t dim;
+    size_t dim, kept;
     bool half;
 };
 

@@ -9,6 +9,7 @@
 namespace {
 
 constexpr size_t BLOCK = 4 * KEYS;
+static_assert(RING % BLOCK == 0, "no block goes beyond the end of a ring");
 constexpr size_t ROWS = 4;  // that share what is read
 
 struct Row {
@@ -138,8 +139,9 @@ void attend_as(const AttentionJob& job) {
     };
     const size_t until = job.position + job.queries;  // of the last query
     for (size_t start = sees_from(job.position) / BLOCK * BLOCK; start < until; start += BLOCK) {
-        const T* keys = static_cast<const T*>(job.kv.keys) + start * dim;
-        const T* values = static_cast<const T*>(job.kv.values) + start * dim;
+        const size_t at = start % job.kv.kept * dim;  // blocks lie in one piece
+        const T* keys = static_cast<const T*>(job.kv.keys) + at;
+        const T* values = static_cast<const T*>(job.kv.values) + at;
         // Rows are taken together while they see the same part of the block.
         for (size_t i = 0; i < all;) {
             const auto sight = [&](size_t row, size_t* first, size_t* end) {

@@ -98,7 +98,7 @@ void store_key_as(T* tile, size_t dim, const float* key) {
 }
 
 void store_key(const KeysValues& kv, size_t position, const float* key) {
-    const size_t at = position / KEYS * KEYS * kv.dim + position % KEYS;
+    const size_t place = position % kv.kept, at = place / KEYS * KEYS * kv.dim + place % KEYS;
     if (kv.half)
         store_key_as(static_cast<uint16_t*>(kv.keys) + at, kv.dim, key);
     else
@@ -107,7 +107,7 @@ void store_key(const KeysValues& kv, size_t position, const float* key) {
 
 void store_value(const KeysValues& kv, size_t position, const float* value, const float* bias) {
     for (size_t d = 0; d < kv.dim; d += LANES) {
-        const size_t at = position * kv.dim + d;
+        const size_t at = position % kv.kept * kv.dim + d;
         Lanes v = load(value + d);
         if (bias) v = add(v, load(bias + d));
         if (kv.half)

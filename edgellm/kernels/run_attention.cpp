@@ -19,7 +19,7 @@ struct Attending {
         const StepSpec& spec = run.pass.steps[step];
         const size_t bytes = kv_bytes(a, spec.context, spec.kv_encoding), head_bytes = bytes / a.kv_heads;
         uint8_t* keys = run.slots[step] + kv_head * head_bytes;
-        return {keys, keys + bytes, a.dim, spec.kv_encoding == F16};
+        return {keys, keys + bytes, a.dim, kept_positions(a, spec.context), spec.kv_encoding == F16};
     }
 
     // What all heads of a token need at once: norms over all of them, values that are what keys were.
@@ -103,20 +103,29 @@ struct Attending {
         }
         size_t first = 0;
         for (size_t i = 0; i < run.pass.num_steps; first += run.pass.steps[i].tokens, i++) {
-            const size_t count = run.pass.steps[i].tokens;
-            run.for_tokens(count, [&](size_t j) {
-                if (prepares) prepare(first + j);
-                for (size_t kv_head = 0; kv_head < a.kv_heads; kv_head++) place(i, first + j, j, kv_head);
-            });
-            const size_t group = a.heads / a.kv_heads, at_once = MOST_ROWS / group;
-            const size_t runs = (count + at_once - 1) / at_once;
-            share(runs * a.kv_heads, 1, [&](size_t start, size_t end) {
-                for (size_t u = start; u < end; u++) {
-                    const size_t kv_head = u / runs, j = u % runs * at_once;
-                    attend(i, first, j, count - j < at_once ? count - j : at_once, kv_head);
-                }
-            });
+            const StepSpec& step = run.pass.steps[i];
+            const size_t kept = kept_positions(a, step.context);
+            // What goes round a ring takes the place of what was there: tokens look back before that is still needed.
+            const size_t most = kept < step.context ? kept - a.window : step.tokens;
+            for (size_t j = 0; j < step.tokens; j += most)
+                several(i, first, j, step.tokens - j < most ? step.tokens - j : most, prepares);
         }
+    }
+
+    // Tokens [start, start + count) of a step, whose first one is `first`.
+    void several(size_t step, size_t first, size_t start, size_t count, bool prepares) const {
+        run.for_tokens(count, [&](size_t j) {
+            if (prepares) prepare(first + start + j);
+            for (size_t kv_head = 0; kv_head < a.kv_heads; kv_head++) place(step, first + start + j, start + j, kv_head);
+        });
+        const size_t group = a.heads / a.kv_heads, at_once = MOST_ROWS / group;
+        const size_t runs = (count + at_once - 1) / at_once;
+        share(runs * a.kv_heads, 1, [&](size_t from, size_t end) {
+            for (size_t u = from; u < end; u++) {
+                const size_t kv_head = u / runs, j = u % runs * at_once;
+                attend(step, first, start + j, count - j < at_once ? count - j : at_once, kv_head);
+            }
+        });
     }
 };
 

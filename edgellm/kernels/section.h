@@ -177,9 +177,21 @@ struct Pass {
 
 void run(Section&, const Pass&);
 
+constexpr size_t rounded_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Positions for which a slot has room in a layer: all, or of a window a ring, in which position p lies at p modulo its size.
+// It holds what a window sees and at least RING tokens more, so that as many can be stored before they look back, and the
+// last ones can be taken back.
+inline size_t kept_positions(const Attention& a, size_t context) {
+    const size_t all = rounded_up(context, KEYS);
+    if (a.window == 0 || a.window >= context) return all;
+    const size_t ring = rounded_up(a.window + RING, RING);
+    return ring < all ? ring : all;
+}
+
 // Bytes of one layer's keys, or values, in a slot.
 inline size_t kv_bytes(const Attention& a, size_t context, int64_t encoding) {
-    return (context + KEYS - 1) / KEYS * KEYS * a.kv_rows() * (encoding == F16 ? 2 : 4);
+    return kept_positions(a, context) * a.kv_rows() * (encoding == F16 ? 2 : 4);
 }
 
 // Bytes that a slot holds for a layer; a multiple of 64.

@@ -41,7 +41,8 @@ class Slot(Protocol):
 
     @property
     def earliest(self) -> int:
-        """The smallest position besides 0 from which a step may begin now, at most `filled`; 0 if any may be next."""
+        """The smallest position besides 0 from which a step may begin now; more than `filled` if only 0 will do, and 0
+        if any position will."""
 
     def export(self, start: int, end: int, layers: Collection[int] | None = None) -> Sequence[Array | None]:
         """Return for each layer a copy of what it keeps of positions [start, end), or of its state at `end`: uint8

@@ -3,13 +3,27 @@ of another size. Standard library only, because planners count with it."""
 
 KV_BYTES = {"float32": 4, "float16": 2}  # of an element of a key or value
 _KEYS = 16  # that lie side by side (KEYS in kernels/abi.h)
+_RING = 64  # RING there
 
 
-def kept_positions(context: int) -> int:
-    """Return for how many positions a slot of `context` tokens has room in a layer."""
-    return -(-context // _KEYS) * _KEYS
+def kept_positions(window: int, context: int) -> int:
+    """Return for how many positions a slot of `context` tokens has room in a layer: all, or of a `window` (0: none) a
+    ring, in which position p lies at p modulo its size."""
+    every = _up(context, _KEYS)
+    return min(every, _up(window + _RING, _RING)) if 0 < window < context else every
 
 
-def kv_bytes(elements: int, context: int, kv_dtype: str) -> int:
+def kv_bytes(elements: int, window: int, context: int, kv_dtype: str) -> int:
     """Return the bytes of a layer's keys and values in a slot of `context` tokens, of which each has `elements`."""
-    return kept_positions(context) * elements * KV_BYTES[kv_dtype]
+    return kept_positions(window, context) * elements * KV_BYTES[kv_dtype]
+
+
+def earliest(window: int, context: int, filled: int) -> int:
+    """Return the smallest position from which a step may begin in a layer with a `window` (0: none), of whose positions
+    the first `filled` were stored; 0 if nothing is overwritten."""
+    kept = kept_positions(window, context)
+    return 0 if kept >= min(filled, context) else filled - (kept - window + 1)
+
+
+def _up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit

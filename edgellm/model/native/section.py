@@ -133,8 +133,7 @@ class NativeSection:
         filled: dict[int, int] = {}  # by slot, where a sequence has several steps
         for step in steps:
             tokens, before = self._check(step.x), filled.get(id(step.slot), step.slot.filled)
-            end = step.slot.check(step.position, tokens, before)
-            filled[id(step.slot)] = end if step.slot.states else max(before, end)
+            filled[id(step.slot)] = step.slot.check(step.position, tokens, before)
             if not 0 <= step.logits <= tokens:
                 raise ModelError(f"logits of {step.logits} tokens of a step of {tokens}")
         results: list[Array | None] = []
@@ -155,6 +154,7 @@ class NativeSection:
         if not self.is_last or self._loaded.final_norm is None:
             raise ModelError(f"section {self.start}-{self.end} isn't the last one, which embeddings come from")
         x, out = np.ascontiguousarray(x), np.empty((tokens, self.hidden_size), np.float32)
+        slot.begin(position, tokens)
         for a in range(0, tokens, MOST_TOKENS):
             b = min(tokens, a + MOST_TOKENS)
             self._set_step(0, b - a, position + a, slot, max(pass_len, position + tokens), 0)
@@ -171,6 +171,7 @@ class NativeSection:
         slot.check(position, tokens, slot.filled)
         x = np.ascontiguousarray(x)
         outputs = np.empty((self.end - self.start, tokens, self.hidden_size), np.float32)
+        slot.begin(position, tokens)
         for layer, out in enumerate(outputs):
             for a in range(0, tokens, _TRACED_TOKENS):
                 b = min(tokens, a + _TRACED_TOKENS)
@@ -194,6 +195,7 @@ class NativeSection:
     def _run_batch(self, steps: list[Step[NativeSlot]] | list[_Step]) -> list[Array | None]:
         total = wanted = 0
         for i, step in enumerate(steps):
+            step.slot.begin(step.position, len(step.x))
             logits = step.logits if self.is_last else 0
             self._set_step(i, len(step.x), step.position, step.slot, step.pass_len, logits)
             total += len(step.x)
@@ -253,7 +255,9 @@ class NativeSection:
 
 
 def _memory(layer: Layer) -> Memory:
-    return Memory("state", 1) if layer.state_bytes else Memory()
+    if layer.state_bytes:
+        return Memory("state", 1)
+    return Memory("window", layer.kv_window_tokens) if layer.kv_window_tokens else Memory()
 
 
 def _normed(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:

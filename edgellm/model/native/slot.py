@@ -1,6 +1,7 @@
 """The KV slot of a native section: preallocated, written at explicit positions."""
 
 from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from edgellm.kernels.library import ENCODINGS
 from edgellm.model.families.mixers import Attention
 from edgellm.model.families.spec import Layer
 from edgellm.model.native.states import States
+from edgellm.model.native.windows import Windows
 from edgellm.model.protocols import Array
 from edgellm.shards.slot_memory import KV_BYTES, kept_positions
 
@@ -17,11 +19,22 @@ _KEYS: int = constants.KEYS  # that lie side by side: the context is rounded up 
 _LINE = 64
 
 
+class _Place(NamedTuple):
+    """Where a layer's part of a slot is, for how many positions it has room, and what it stores of a token: of each
+    head's key, and of its value, `row_bytes`."""
+
+    at: int
+    window: int
+    kept: int
+    heads: int
+    row_bytes: int
+
+
 class NativeSlot:
     """What `layers` remember for up to `max_seq_len` tokens, of which `filled` are stored.
 
-    Layout (ops.h): for each layer all keys [kv_heads, context / 16, head_dim, 16], then all values
-    [kv_heads, context, head_dim], the context rounded up to a multiple of 16.
+    Layout (ops.h): for each layer all keys [kv_heads, kept / 16, head_dim, 16], then all values [kv_heads, kept,
+    head_dim], where `kept` is the context, rounded up to a multiple of 16, or of a window a ring.
     """
 
     def __init__(self, layers: Sequence[Layer], max_seq_len: int, kv_dtype: str):
@@ -40,25 +53,32 @@ class NativeSlot:
         self.address = ffi.cast("void *", self._memory.ctypes.data)  # as a step takes it
         self.encoding = ENCODINGS["f16" if kv_dtype == "float16" else "f32"]
         offsets = [sum(sizes[:i]) for i in range(len(sizes))]
-        # Where each layer's part begins, how many heads have keys, and bytes that a head stores of one token.
-        self._layers: list[tuple[int, int, int]] = []
-        for at, mixer in zip(offsets, (layer.mixer for layer in layers), strict=True):
-            heads, dim = (mixer.kv_heads, mixer.head_dim) if isinstance(mixer, Attention) else (0, 0)
-            self._layers.append((at, heads, dim * KV_BYTES[kv_dtype]))
+        self._layers = [
+            _Place(at, layer.kv_window_tokens, kept_positions(layer.kv_window_tokens, max_seq_len),
+                   *_rows(layer, kv_dtype))
+            for at, layer in zip(offsets, layers, strict=True)
+        ]  # fmt: skip
+        self._windows = Windows(layers, max_seq_len)
         self.states = States(layers, offsets, self._memory)
 
     @property
     def earliest(self) -> int:
-        """The smallest position besides 0 from which a step may begin now; 0 if any may be next."""
-        return self.states.earliest
+        """The smallest position besides 0 from which a step may begin now, or more than `filled`; 0 if any may."""
+        return max(self._windows.earliest, self.states.earliest)
 
     def check(self, position: int, tokens: int, filled: int | None = None) -> int:
-        """Return the end of `tokens` stored from `position` on, where `filled` (or as many as now) are stored before.
-        Raises ModelError if they leave a gap or don't fit."""
+        """Return how many are stored once `tokens` are from `position` on, where `filled` (or as many as now) are
+        before. Raises ModelError if they leave a gap, don't fit, or see what isn't there any more."""
         filled = self.filled if filled is None else filled
         if not 0 <= position <= filled:
             raise ModelError(f"tokens from position {position} on can't follow the {filled} that the slot holds")
         follows = position == filled != self.filled  # another step of the same call, which has yet to run
+        forgotten = position < self._windows.earliest and not follows
+        if forgotten and position:
+            raise ModelError(
+                f"tokens from position {position} on see more than what a window keeps of {filled}; it goes back to "
+                f"{self.earliest}, or begins anew"
+            )
         if self.states and position and not follows and not self.states.can_begin(position):
             raise ModelError(
                 f"tokens from position {position} on can't follow a state that has taken in {self.filled} and "
@@ -67,7 +87,16 @@ class NativeSlot:
         end = position + tokens
         if end > self.max_seq_len:
             raise ModelError(f"positions {position} to {end} don't fit a slot of {self.max_seq_len} tokens")
-        return end
+        return end if forgotten or self.states else max(filled, end)
+
+    def begin(self, position: int, tokens: int) -> None:
+        """Note that `tokens` are about to be stored from `position` on. They are part of what the slot holds once
+        `filled` counts them."""
+        if position < self._windows.earliest:
+            self.filled = 0
+        if self.states:
+            self.filled = min(self.filled, position)
+        self._windows.store(position, position + tokens)
 
     def reach(self, end: int) -> None:
         """Note that a step has stored its tokens up to `end`. A state has forgotten whatever came behind."""
@@ -77,65 +106,89 @@ class NativeSlot:
         """Return for each of `layers` (all) a copy of what it remembers, as uint8 [bytes], and None for others.
 
         Of attention these are the keys and values of positions [start, end), multiples of 16: the keys [kv_heads,
-        tokens / 16, head_dim, 16], then the values [kv_heads, tokens, head_dim]. Of a recurrent layer it is the state
-        behind `end` tokens, or None if that is neither where it is nor where its checkpoint is.
+        tokens / 16, head_dim, 16], then the values [kv_heads, tokens, head_dim]; None if its window is further on. Of a
+        recurrent layer it is the state behind `end` tokens, or None if that is neither where it is nor where its
+        checkpoint is.
         """
         self._check_page(start, end)
         found: list[Array | None] = []
-        for layer in range(len(self._layers)):
+        for layer, place in enumerate(self._layers):
+            part = None
             if layers is not None and layer not in layers:
-                found.append(None)
+                pass
             elif layer in self.states:
-                found.append(self.states.export(layer, end))
-            else:
-                found.append(np.concatenate([part.reshape(-1) for part in self._parts(layer, start, end)]))
+                part = self.states.export(layer, end)
+            elif start >= self._windows.lowest(place.window):
+                part = np.concatenate([view[at].reshape(-1) for view, at in self._parts(place, start, end)])
+                if start < self._windows.lowest(place.window):
+                    part = None  # a step of another thread has gone round meanwhile
+            found.append(part)
         return found
 
     def restore(self, start: int, end: int, parts: Sequence[Array | None]) -> None:
-        """Store what a slot of the same layers and number format exported. None leaves a layer as it is, which only one
-        without keys may be. Raises ModelError if a part is missing, has another size, leaves a gap or doesn't fit."""
+        """Store what a slot of the same layers and number format exported. A part may be missing of a layer with a
+        state, which stays as it is, or with a window, which then has nothing before `end`. Raises ModelError if another
+        one is missing, has another size, leaves a gap or doesn't fit."""
         self._check_page(start, end)
         if start > self.filled:
             raise ModelError(f"positions {start} to {end} can't follow the {self.filled} that the slot holds")
         sizes = [None if part is None else part.size for part in parts]
         expected = [
-            None if part is None and self._may_miss(layer) else self._part_bytes(layer, start, end)
-            for layer, part in enumerate(parts)
+            None if parts[layer] is None and self._may_miss(layer) else self._part_bytes(layer, start, end)
+            for layer in range(min(len(parts), len(self._layers)))
         ]
         if sizes != expected or len(parts) != len(self._layers):
             raise ModelError(f"parts of {sizes} bytes for positions {start} to {end}, expected {expected}")
-        for layer, part in enumerate(parts):
+        if not start and self.earliest:
+            self.filled = 0
+        self._windows.restore(start, end, {
+            place.window for place, part in zip(self._layers, parts, strict=True) if part is None
+        })  # fmt: skip
+        for layer, (place, part) in enumerate(zip(self._layers, parts, strict=True)):
             if part is None:
                 continue
             if layer in self.states:
                 self.states.restore(layer, end, part)
                 continue
-            at = 0
-            for place in self._parts(layer, start, end):
-                place[...] = part[at : at + place.size].reshape(place.shape)
-                at += place.size
+            done = 0
+            for view, at in self._parts(place, start, end):
+                size = view[at].size
+                view[at] = part[done : done + size].reshape(view[at].shape)
+                done += size
         self.filled = max(self.filled, end)
 
-    def _parts(self, layer: int, start: int, end: int) -> list[Array]:
-        """Return views of the bytes of positions [start, end): a layer's keys, then its values."""
-        parts: list[Array] = []
-        tokens = kept_positions(self.max_seq_len)
-        at, heads, row_bytes = self._layers[layer]
-        for first, last, each in ((start // _KEYS, end // _KEYS, _KEYS), (start, end, 1)):
-            whole = self._memory[at : at + heads * tokens * row_bytes]
-            parts.append(whole.reshape(heads, tokens // each, each * row_bytes)[:, first:last])
-            at += whole.size
+    def _parts(self, place: "_Place", start: int, end: int) -> list[tuple[Array, tuple[Any, ...]]]:
+        """Return a layer's keys and values, as views of bytes, and where in them positions [start, end) are."""
+        parts = []
+        at, size = place.at, place.heads * place.kept * place.row_bytes
+        for each in (_KEYS, 1):
+            view = self._memory[at : at + size].reshape(place.heads, place.kept // each, each * place.row_bytes)
+            parts.append((view, (slice(None), _around(start // each, end // each, place.kept // each))))
+            at += size
         return parts
 
     def _may_miss(self, layer: int) -> bool:
-        return not self._layers[layer][1]
+        place = self._layers[layer]
+        return not place.heads or place.window in self._windows
 
     def _part_bytes(self, layer: int, start: int, end: int) -> int:
         if layer in self.states:
             return self.states.bytes(layer)
-        _, heads, row_bytes = self._layers[layer]
-        return 2 * heads * (end - start) * row_bytes
+        place = self._layers[layer]
+        return 2 * place.heads * (end - start) * place.row_bytes
 
     def _check_page(self, start: int, end: int) -> None:
         if start % _KEYS or end % _KEYS or not 0 <= start < end <= self.max_seq_len:
             raise ModelError(f"a page of positions {start} to {end} in a slot of {self.max_seq_len} tokens")
+
+
+def _rows(layer: Layer, kv_dtype: str) -> tuple[int, int]:
+    """Return a layer's heads of keys, and the bytes that each stores of a key."""
+    mixer = layer.mixer
+    return (mixer.kv_heads, mixer.head_dim * KV_BYTES[kv_dtype]) if isinstance(mixer, Attention) else (0, 0)
+
+
+def _around(start: int, end: int, kept: int) -> slice | Array:
+    """Return where positions [start, end) lie in a ring of `kept`."""
+    first = start % kept if kept else 0
+    return slice(first, first + end - start) if first + end - start <= kept else np.arange(start, end) % kept
