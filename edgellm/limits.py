@@ -6,3 +6,4 @@ MAX_CHOICES = 16  # tokens that one step may choose: one, and one after each dra
 MAX_LOGPROBS = 20  # likeliest tokens whose logarithms of probability one answer may ask for
 MAX_CACHE_NAME = 64  # letters in the name of a cache of prompts
 MAX_WAIT_S = 86_400.0  # the longest that a sequence may ask to wait for a slot
+MAX_CHECKPOINTS = 256  # positions that a board may name at which a sequence may begin

@@ -19,6 +19,7 @@ from edgellm.agent.steps import Outcome, Stats, Step
 from edgellm.agent.turns import Turns
 from edgellm.config import DEFAULT_CHUNK
 from edgellm.errors import BusyError
+from edgellm.limits import MAX_CHECKPOINTS
 from edgellm.model.protocols import Section, Slot
 
 log = logging.getLogger(__name__)
@@ -167,6 +168,15 @@ class Engine:
             self._held[seq_id] = _Held(slot, reused)
         return slot.number, reused
 
+    def begins(self, seq_id: int) -> tuple[int, tuple[int, ...]]:
+        """Return how many tokens a sequence that has no step yet may reuse; and if it may not begin anywhere before
+        them, where it may, besides at 0."""
+        held = self._held[seq_id]
+        earliest = held.slot.earliest
+        if not (held.filled and earliest):
+            return held.filled, ()
+        return held.filled, tuple(range(earliest, held.filled + 1)[-MAX_CHECKPOINTS:])
+
     def lend(self, seq_id: int, long: bool) -> tuple[HeldSlot, Callable[[], bool]]:
         """Lend the slot of a sequence that has no step yet, to store keys and values of the regime of `long` behind
         those that it may reuse. Return it, and what to call, in any thread, when that is done: it returns whether the
@@ -180,7 +190,7 @@ class Engine:
         def done() -> bool:
             with self._changed:
                 held.lent = False
-                held.filled = len(held.slot.ids)
+                held.filled = held.slot.begins_at(len(held.slot.ids))
                 if held.closed:
                     self._give_back(held)
             if held.closed:

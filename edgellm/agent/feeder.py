@@ -26,7 +26,10 @@ class Feeder:
         if message.speculate and self._stage.engine.batches and not sequence.pool:
             sequence.drafter = Drafter(sequence.ids)
         sequence.progress.begin(self._stage.watched_s, len(sequence.ids))
-        self.feed(sequence, min(message.reuse, sequence.reused))
+        begin = message.reuse
+        if begin > sequence.reused:  # less was restored than expected, and a window may not go back so far elsewhere
+            begin = 0 if self._stage.forgets else sequence.reused
+        self.feed(sequence, begin)
 
     def tokens(self, sequence: Sequence, message: m.Tokens) -> None:
         """Continue with tokens that the last board has chosen. Repeated ones change nothing."""

@@ -256,6 +256,7 @@ class Holding:
         stage = Stage(
             plan, self.board, coming.addresses, loaded.section, loaded.slots, model.manifest.rope_switch_len,
             links=self.links,
+            forgets=any((*model.manifest.kv_window_tokens, *model.manifest.state_bytes)),
             pace=model.pace.section(mean_layers(model.manifest, own.start, own.end), own.end == plan.num_layers),
             grammars=model.grammars,
             prefixes=self._prefixes(plan, loaded.section),

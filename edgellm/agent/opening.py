@@ -34,10 +34,11 @@ class Opening:
     def begin(self, sequence: Sequence) -> None:
         """Fill the slot from pages, if that saves time, and answer `opened`: on the first board at once, on the others
         when it is done."""
-        promised, is_first = self._restore(sequence), self._stage.is_first
-        if is_first:
-            sequence.reused = max(promised, sequence.reused)  # and if less is there at its start, it begins earlier
-        if is_first or not promised:
+        stage, promised = self._stage, self._restore(sequence)
+        sequence.reused, sequence.checkpoints = stage.engine.begins(sequence.seq_id)
+        if stage.is_first and promised > sequence.reused:  # if less is there at its start, it begins earlier
+            sequence.reused, sequence.checkpoints = promised, (promised,) if stage.forgets else ()
+        if stage.is_first or not promised:
             self._opened(sequence)
 
     def keep(self, slot: HeldSlot) -> None:
@@ -60,18 +61,19 @@ class Opening:
 
         def done(tokens: int) -> None:
             if give_back():
-                stage.soon(self._restored, sequence, tokens)
+                stage.soon(self._restored, sequence)
 
         sequence.restoring = True
         self.prefixes.restore(slot, ids, sequence.reused, pages, token_s, done)
         return len(pages) * PAGE_TOKENS
 
-    def _restored(self, sequence: Sequence, tokens: int) -> None:
-        """Go on with a sequence whose slot holds so many tokens now."""
+    def _restored(self, sequence: Sequence) -> None:
+        """Go on with a sequence whose slot holds what pages had."""
         stage = self._stage
         if not stage.holds(sequence):
             return
-        sequence.restoring, sequence.reused = False, tokens
+        sequence.restoring = False
+        sequence.reused, sequence.checkpoints = stage.engine.begins(sequence.seq_id)
         if not stage.is_first:
             self._opened(sequence)
         elif sequence.start is not None:
@@ -80,7 +82,9 @@ class Opening:
     def _opened(self, sequence: Sequence) -> None:
         stage, seq_id = self._stage, sequence.seq_id
         sequence.opened_s = stage.loop.time()
-        sequence.owner.send(m.Opened(stage.epoch, seq_id, sequence.reused, stage.engine.batches, sequence.slot))
+        sequence.owner.send(m.Opened(
+            stage.epoch, seq_id, sequence.reused, stage.engine.batches, sequence.slot, sequence.checkpoints
+        ))  # fmt: skip
         log.info(
             "%s asks: sequence %x in slot %d, %d tokens, %d of them held, epoch %d", sequence.owner.name, seq_id,
             sequence.slot, len(sequence.ids), sequence.reused, stage.epoch,

@@ -68,7 +68,8 @@ class Sequence:
     reuse: int = 0  # at most this many tokens of the prompt
     wait_s: float = 0.0
     slot: int = 0
-    reused: int = 0  # computing may begin here
+    reused: int = 0  # computing may begin here, or before; if there are `checkpoints`, only at these, or at 0
+    checkpoints: tuple[int, ...] = ()
     opened_s: float = 0.0
     restoring: bool = False  # pages are being put into its slot
     start: m.Start | None = None  # that came meanwhile

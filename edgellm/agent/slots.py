@@ -41,10 +41,24 @@ class HeldSlot:
             self.forget()
             self.cache = cache
 
+    def shares(self, ids: Ids, long: bool, cache: str) -> int:
+        """Return how many tokens at the beginning of `ids`, those of a sequence of `cache`, the slot holds."""
+        return common_prefix(self.ids, ids) if (self.long, self.cache) == (long, cache) else 0
+
+    def begins_at(self, count: int) -> int:
+        """Return where a sequence begins of which the slot holds `count` tokens: behind them, or at 0 where a window or
+        a state is further on."""
+        return count if count >= self.earliest else 0
+
+    @property
+    def earliest(self) -> int:
+        """The smallest position besides 0 from which a step may begin (see Slot)."""
+        return 0 if self.kv is None else self.kv.earliest
+
     def begin(self, position: int, ids: Sequence[int], long: bool) -> None:
         """Forget what the slot holds from `position` on, unless it was computed after just these tokens, which are
-        about to be computed there."""
-        if long != self.long:
+        about to be computed there; forget all if it begins anew."""
+        if long != self.long or position < self.earliest:
             self.forget()
             self.long = long
         elif position < len(self.ids):
@@ -53,11 +67,14 @@ class HeldSlot:
                 self.forget(position)
 
     def computed(self, position: int, ids: Sequence[int]) -> None:
-        """Record that these tokens were computed at `position`. Behind a gap, they don't count."""
+        """Record that these tokens were computed at `position`. Behind a gap, they don't count, nor does what a state
+        has forgotten."""
         if position == len(self.ids):
             self.ids.extend(ids)
         elif position < len(self.ids) < position + len(ids):
             self.ids[position:] = ids_of(ids)
+        if self.kv is not None and self.kv.filled < len(self.ids):
+            self.forget(self.kv.filled)
 
     def forget(self, position: int = 0) -> None:
         """Count nothing that the slot holds from `position` on any more."""
@@ -129,7 +146,8 @@ def choose_slot(
     most = min(most, len(ids) - 1)
     if most <= 0:
         return free[0], 0
-    shared = [common_prefix(slot.ids, ids) if (slot.long, slot.cache) == (long, cache) else 0 for slot in free]
+    shared = [slot.shares(ids, long, cache) for slot in free]
+    shared = [n if slot.begins_at(min(most, n)) else 0 for n, slot in zip(shared, free, strict=True)]
     saved = [n - (len(slot.ids) - n) / 8 for n, slot in zip(shared, free, strict=True)]
     saved[0] = shared[0]
     best = max(range(len(saved)), key=saved.__getitem__)  # the first of equal ones
@@ -140,8 +158,7 @@ def held_of(slot: HeldSlot, ids: Ids, most: int, long: bool = False, cache: str 
     """Return how many tokens at the beginning of `ids`, up to `most` and never all, the slot already holds for
     sequences of `cache`."""
     most = min(most, len(ids) - 1)
-    same = (slot.long, slot.cache) == (long, cache)
-    return min(most, common_prefix(slot.ids, ids)) if most > 0 and same else 0
+    return slot.begins_at(min(most, slot.shares(ids, long, cache))) if most > 0 else 0
 
 
 def common_prefix(a: Ids, b: Ids) -> int:

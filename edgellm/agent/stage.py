@@ -45,15 +45,16 @@ class Stage:
     """`section` with its KV `slots` under `plan` on board `board`. `addresses` gives (host, port) by board, and
     `links` is what it reaches them with. `hidden_from` and `tokens_from` name the boards that may send those; None:
     nobody. `prefixes` are the pages of prompts that its slots are filled from and kept in; None: there are none. It
-    computes in turns with the board's other stages that have the same `turns`.
+    computes in turns with the board's other stages that have the same `turns`. With `forgets`, a slot of some board of
+    the plan can't go back to every position that it holds.
     """
 
     def __init__(
         self, plan: Plan, board: str, addresses: dict[str, Address], section: Section[Any], slots: list[Slot],
-        rope_switch_len: int | None = None, *, links: Links, pace: SectionPace | None = None,
+        rope_switch_len: int | None = None, *, links: Links, forgets: bool = False, pace: SectionPace | None = None,
         grammars: Grammars | None = None, prefixes: Prefixes | None = None, turns: Turns | None = None,
     ):  # fmt: skip
-        self.pace = pace
+        self.pace, self.forgets = pace, forgets
         self.plan, self.board, self.section, self.addresses = plan, board, section, addresses
         self.epoch = plan.epoch
         own = plan.section_of(board)

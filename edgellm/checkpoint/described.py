@@ -4,7 +4,7 @@ Other folders' tensors have the same names in their shards as in transformers' m
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -144,10 +144,12 @@ def stack_experts(
         encodings = {expert.encoding for expert in experts}
         encoding = encodings.pop() if len(encodings) == 1 else "f32"
         origin = f"{experts[0].origin} and {len(experts) - 1} more"
-        found[stacked] = SourceTensor(
-            (len(experts), *experts[0].shape), encoding, origin,
-            lambda transposed, experts=experts, encoding=encoding: _StackedRows(experts, encoding),
-        )  # fmt: skip
+        shape = len(experts), *experts[0].shape
+        found[stacked] = SourceTensor(shape, encoding, origin, _stacked_rows(experts, encoding))
         for name in names.values():
             del rest[name]
     return found, rest
+
+
+def _stacked_rows(experts: list[SourceTensor], encoding: str) -> Callable[[bool], Rows]:
+    return lambda transposed: _StackedRows(experts, encoding)

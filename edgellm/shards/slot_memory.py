@@ -18,12 +18,5 @@ def kv_bytes(elements: int, window: int, context: int, kv_dtype: str) -> int:
     return kept_positions(window, context) * elements * KV_BYTES[kv_dtype]
 
 
-def earliest(window: int, context: int, filled: int) -> int:
-    """Return the smallest position from which a step may begin in a layer with a `window` (0: none), of whose positions
-    the first `filled` were stored; 0 if nothing is overwritten."""
-    kept = kept_positions(window, context)
-    return 0 if kept >= min(filled, context) else filled - (kept - window + 1)
-
-
 def _up(n: int, unit: int) -> int:
     return -(-n // unit) * unit

@@ -104,7 +104,8 @@ class Asking:
         self, epoch: int, seq_id: int, boards: Sequence[str], ids: Sequence[int], options: Mapping[str, Any]
     ):
         self.state = State.NEW
-        self.reuse, self.batches = 0, False  # once it is OPEN: the least that all boards hold, and whether all verify
+        self.reuse, self.batches = 0, False  # once it is OPEN: where all boards can begin, and whether all verify
+        self._begins: set[int] | None = None  # where they can, besides at 0, if one can't begin anywhere before `reuse`
         self.seq_id = seq_id
         self._epoch, self._boards = epoch, tuple(boards)
         self._ids, self._options = tuple(ids), dict(options)
@@ -175,18 +176,27 @@ class Asking:
             return [], [InLine(message.position)]
         opened = _opened(message)
         self.reuse, self.batches = opened.reused, opened.batches
-        self._waited = set(self._boards[1:])
-        self.state = State.RESERVING if self._waited else State.OPEN
+        self._waited = set(self._boards)
+        self.state = State.RESERVING
+        self._agree(board, opened)
         same = {"reuse": opened.reused, "slot": opened.slot}
         return [(other, self._open(same)) for other in self._boards[1:]], []
 
     def _reserving(self, board: str, message: m.Message) -> None:
         if board in self._waited:
-            opened = _opened(message)
-            self._waited.remove(board)
-            self.reuse, self.batches = min(self.reuse, opened.reused), self.batches and opened.batches
-            if not self._waited:
-                self.state = State.OPEN
+            self._agree(board, _opened(message))
+
+    def _agree(self, board: str, opened: m.Opened) -> None:
+        """Take what a board says of its slot; when all have, begin as far on as all of them can."""
+        self._waited.remove(board)
+        self.reuse, self.batches = min(self.reuse, opened.reused), self.batches and opened.batches
+        if opened.checkpoints:
+            own = set(opened.checkpoints)
+            self._begins = own if self._begins is None else self._begins & own
+        if not self._waited:
+            self.state = State.OPEN
+            if self._begins is not None:
+                self.reuse = max((position for position in self._begins if position <= self.reuse), default=0)
 
     def _token(self, board: str, message: m.Message) -> list[Event]:
         if board != self._boards[-1]:

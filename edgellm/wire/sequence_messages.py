@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from edgellm.errors import RemoteProtocolError
-from edgellm.limits import MAX_CHOICES, MAX_FRAME_BYTES
+from edgellm.limits import MAX_CHECKPOINTS, MAX_CHOICES, MAX_FRAME_BYTES
 from edgellm.wire.body import KB, MB, check_size, cut, json_of, object_of, text_of, unpack
 from edgellm.wire.printable import printable
 
@@ -55,7 +55,6 @@ class Open:
 
 
 _OPENED = struct.Struct(">IQIBI")
-_MAX_CHECKPOINTS = 256
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Opened:
     matter what is computed with it, so drafts may be verified."""
 
     TYPE: ClassVar[int] = 11
-    LIMIT: ClassVar[int] = _OPENED.size + 4 * _MAX_CHECKPOINTS
+    LIMIT: ClassVar[int] = _OPENED.size + 4 * MAX_CHECKPOINTS
     epoch: int
     seq_id: int
     reused: int = 0
@@ -81,8 +80,8 @@ class Opened:
     def decode(cls, body: bytes) -> "Opened":
         epoch, seq_id, reused, batches, slot = unpack("opened", _OPENED, body)
         size = len(body) - _OPENED.size
-        if size % 4 or size > 4 * _MAX_CHECKPOINTS:
-            raise RemoteProtocolError(f"opened: {size} bytes of checkpoints, at most {_MAX_CHECKPOINTS} of 4 each")
+        if size % 4 or size > 4 * MAX_CHECKPOINTS:
+            raise RemoteProtocolError(f"opened: {size} bytes of checkpoints, at most {MAX_CHECKPOINTS} of 4 each")
         if batches > 1:
             raise RemoteProtocolError(f"opened: batches {batches}, expected 0 or 1")
         checkpoints = struct.unpack_from(f"<{size // 4}I", body, _OPENED.size)

@@ -9,9 +9,15 @@ from hypothesis import strategies as st
 from edgellm.agent.slots import HeldSlot, Slots, choose_slot, common_prefix, held_of, ids_of
 
 
+class Kv(str):
+    """A section's slot, by name: one that forgets nothing."""
+
+    earliest, filled = 0, 1 << 20
+
+
 def slots(*held: list[int]) -> list[HeldSlot]:
     """Free slots a, b, c, … that hold these."""
-    made = Slots("abcdef"[: len(held)]).free()
+    made = Slots([Kv(name) for name in "abcdef"[: len(held)]]).free()
     for slot, ids in zip(made, held, strict=True):
         slot.ids = ids_of(ids)
     return made
@@ -45,7 +51,7 @@ def test_a_sequence_gets_the_slot_that_has_most_of_it(held, ids, most, kv, reuse
 
 
 def test_slots_are_chosen_oldest_unused_first():
-    held = Slots("abc")
+    held = Slots([Kv(name) for name in "abc"])
     a, b, c = held.free()
     assert [slot.number for slot in (a, b, c)] == [0, 1, 2]
     for slot in (a, b, c):
@@ -71,7 +77,7 @@ def test_other_rotary_factors_are_another_sequence():
 
 
 def test_steps_change_what_a_slot_holds():
-    slot = HeldSlot("a", 0)
+    slot = HeldSlot(Kv("a"), 0)
 
     def run(position, *ids, long=False):
         slot.begin(position, ids, long)
@@ -88,8 +94,39 @@ def test_steps_change_what_a_slot_holds():
     assert run(1, 2, long=False) == []  # never both
 
 
+def test_a_slot_that_forgets_is_of_use_only_where_it_still_has_what_a_step_sees():
+    free = slots(LONG, LONG[:40], [])
+    free[0].kv.earliest, free[0].kv.filled = 90, 100
+    for count, chosen, reused in ((101, 0, 100), (100, 0, 99), (91, 0, 90), (90, 1, 40), (50, 1, 40)):
+        ids = ids_of([*LONG[: count - 1], 777])
+        assert choose_slot(free, ids, count) == (free[chosen], reused), count
+        assert held_of(free[chosen], ids, count) == reused
+    assert held_of(free[0], ids_of(LONG), 89) == 0, "another board holds no more"
+
+
+def test_a_step_before_that_begins_anew_and_whoever_copies_notices():
+    slot = HeldSlot(Kv("a"), 0, ids_of(LONG))
+    slot.kv.earliest, slot.kv.filled = 90, 100
+    before = slot.version
+    slot.begin(95, LONG[95:], False)
+    assert len(slot.ids) == 100 and slot.version == before
+    slot.begin(0, LONG[:5], False)  # the same tokens, in the place of those behind
+    assert not slot.ids and slot.version > before
+    slot.kv.filled = 5
+    slot.computed(0, LONG[:5])
+    assert list(slot.ids) == LONG[:5]
+
+
+def test_what_a_state_has_forgotten_does_not_count():
+    slot = HeldSlot(Kv("a"), 0, ids_of(LONG))
+    slot.kv.filled = 97  # a step that came again ended there
+    slot.begin(95, LONG[95:97], False)
+    slot.computed(95, LONG[95:97])
+    assert list(slot.ids) == LONG[:97]
+
+
 def test_what_is_being_computed_is_not_held_yet():
-    slot = HeldSlot("a", 0, ids_of([1, 2, 3]))
+    slot = HeldSlot(Kv("a"), 0, ids_of([1, 2, 3]))
     slot.begin(1, (9, 9), False)
     assert list(slot.ids) == [1]
 
@@ -122,7 +159,7 @@ STEPS = st.lists(
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
 @given(STEPS)
 def test_whatever_steps_come_a_slot_claims_nothing_that_is_not_there(steps):
-    slot, memory = HeldSlot("a", 0), Memory()
+    slot, memory = HeldSlot(Kv("a"), 0), Memory()
     for position, ids, long in steps:
         if position > len(memory.rows):  # the engine refuses gaps
             continue
@@ -154,7 +191,7 @@ def reused_share(boards: int, seed: int) -> float:
     """The share of prompt tokens that needn't be computed when six chats go on, three at a time, over four slots; ends
     of answers reach each board but the first in an order of its own."""
     random = Random(seed)
-    held = [Slots([None] * 4) for _ in range(boards)]
+    held = [Slots([Kv()] * 4) for _ in range(boards)]
     texts = [[chat * 100_000 + i for i in range(200)] for chat in range(6)]
     reused = asked = 0
     for _ in range(60):

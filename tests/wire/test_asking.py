@@ -73,6 +73,34 @@ def test_the_others_take_the_slot_of_the_first_and_the_least_that_all_hold_is_re
     assert asking.start(speculate=False) == [("a", m.Start(1, 2, 1, False))]
 
 
+@pytest.mark.parametrize("b, c, begins", [
+    ((500, range(440, 501)), (480, ()), 480),  # c can begin anywhere
+    ((500, range(440, 501)), (430, ()), 0),
+    ((500, range(440, 501)), (490, range(430, 461)), 460),
+    ((500, range(440, 501)), (450, range(400, 440)), 0),
+    ((0, ()), (500, range(440, 501)), 0),
+    ((500, ()), (510, ()), 490),
+    ((500, (64, 128, 256, 512)), (500, (64, 128, 192)), 128),
+])  # fmt: skip
+@pytest.mark.parametrize("a", [(), (0,), range(64, 491, 2)])
+def test_computing_begins_as_far_on_as_every_board_can(a, b, c, begins):
+    asking = new()
+    asking.open(wait_s=0)
+    asking.receive("a", m.Opened(1, 2, 490, True, 5, tuple(a)))
+    asking.receive("c", m.Opened(1, 2, c[0], True, 5, tuple(c[1])))
+    asking.receive("b", m.Opened(1, 2, b[0], True, 5, tuple(b[1])))
+    expected = begins if len(a) != 1 else 0
+    assert (asking.state, asking.reuse) == (State.OPEN, expected)
+    assert asking.start(speculate=False) == [("a", m.Start(1, 2, expected, False))]
+
+
+def test_a_single_board_begins_where_it_can():
+    asking = new(("a",))
+    asking.open(wait_s=0)
+    asking.receive("a", m.Opened(1, 2, 300, True, 5, (100, 200, 1000)))
+    assert (asking.state, asking.reuse) == (State.OPEN, 200)
+
+
 def test_a_single_board_is_open_at_once():
     asking = new(("a",))
     asking.open(wait_s=0)
