@@ -111,11 +111,13 @@ def test_the_server_moves_once_it_answers_at_the_other_board(cluster: Cluster, c
     key, identity = key_of(controller), controller.config / "ca/servers" / first.name
     cluster.inventory(edgellm_server=second.name)
     # Something else has the port there: the new server doesn't start, and the old one goes on.
-    second.root(f"systemd-run --unit=squatter python3 -m http.server --bind {second.host} {PORT}")
-    played = controller.deploy()
-    assert played.rc != 0 and "the server doesn't answer" in played.text
-    assert answers(asker, old, controller)
-    second.root("systemctl stop squatter")
+    second.root(f"systemd-run --collect --unit=squatter python3 -m http.server --bind {second.host} {PORT}")
+    try:
+        played = controller.deploy()
+        assert played.rc != 0 and "the server doesn't answer" in played.text and "Address already in use" in played.text
+        assert answers(asker, old, controller)
+    finally:
+        second.root("systemctl stop squatter")
     controller.deploy().good()
     assert answers(asker, new, controller) and key_of(controller) == key
     assert is_revoked(controller, asker, identity) and left_of_a_server(first) == []
