@@ -102,6 +102,8 @@ def make_spec_split(
         num_layers=spec.num_layers, hidden_size=spec.hidden_size, vocab_size=spec.vocab_size,
         max_seq_len=spec.max_seq_len, eos_token_ids=(), kv_elements_per_token=spec.kv_elements_per_token,
         activation_elements_per_token=spec.activation_elements_per_token, rope_switch_len=spec.rope_switch_len,
+        state_bytes=tuple(layer.state_bytes for layer in spec.layers),
+        kv_window_tokens=tuple(layer.kv_window_tokens for layer in spec.layers),
         shards=tuple(shards), files=(ModelFile(path.name, path.stat().st_size, _sha256(path)),),
     )  # fmt: skip
     manifest.write(folder)
