@@ -2,7 +2,10 @@
 
 import click
 
-_WEIGHTS = ("int4s", "int4", "int8", "bf16", "f16", "f32")
+_WEIGHTS = (
+    "int4s", "int4", "int8", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "q5_0", "q5_1", "bf16",
+    "f16", "f32",
+)  # fmt: skip
 _SHAPES = ("smollm2-135m", "llama-3.2-1b", "phi-3-mini", "llama-3.1-8b")
 
 
@@ -40,6 +43,12 @@ def bench(shape, weights, tokens, threads, cores, seconds, target, as_json):
     from edgellm.errors import UsageError
     from edgellm.kernels import library
 
+    try:
+        for encoding in weights:
+            for matrix in measuring.SHAPES[shape].matrices:
+                library.weight_bytes(encoding, matrix)
+    except ValueError as e:
+        raise UsageError(f"{shape} can't be measured with --weights {encoding}: {e}.") from None
     numbers = parse_list(cores) if cores else fastest_kind(read_cores(allowed_cores()))
     count = threads or len(numbers)
     if count > len(numbers):

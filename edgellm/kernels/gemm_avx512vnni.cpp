@@ -132,7 +132,7 @@ constexpr int LIFT = E == IQ4_NL || E == IQ4_XS ? 128 : E == MXFP4 ? 16 : centre
 template <Kind K>
 constexpr int READY_LIFT = K == PLAIN_KIND ? 128 : K == HALVES_KIND ? 32 : 0;
 
-constexpr bool few_ask_ahead(size_t tokens) { return tokens > 2; }
+constexpr bool few_ask_ahead(size_t) { return true; }
 constexpr size_t few_vectors(Kind kind, size_t tokens) { return kind_halves(kind) == 1 && tokens <= 2 ? 4 : 2; }
 constexpr size_t many_vectors(Kind kind) { return kind_halves(kind) == 2 ? 1 : 2; }
 constexpr size_t many_tokens(Kind) { return 8; }

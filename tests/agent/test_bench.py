@@ -38,6 +38,21 @@ def test_rows_agree_with_the_bytes_and_operations_of_a_layer():
         assert row.gop_per_s * seconds * 1e9 == pytest.approx(2 * row.tokens * weights)
 
 
+def test_every_encoding_of_weights_can_be_measured():
+    from edgellm.cli import bench as command
+
+    assert set(command._WEIGHTS) == set(library.ENCODINGS)
+    wide = bench.Shape("wide", 256, 512, 4, 4, 64)
+    rows = list(bench.measure(wide, list(command._WEIGHTS), [5], seconds=0, cold_bytes=1 << 10))
+    assert [row.encoding for row in rows] == list(command._WEIGHTS)
+
+
+def test_an_encoding_whose_blocks_are_wider_than_the_shape_is_refused_in_a_line():
+    done = run("--shape", "smollm2-135m", "--weights", "q4_k")
+    assert done.returncode == 2 and done.stdout == ""
+    assert "smollm2-135m can't be measured with --weights q4_k: q4_k packs rows in groups of 256" in done.stderr
+
+
 def test_reading_is_measured():
     assert bench.read_speed(1 << 20, seconds=0) > 0
 
