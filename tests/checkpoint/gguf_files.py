@@ -25,8 +25,10 @@ _ARCH = {"llama": ARCH.LLAMA, "gpt2": ARCH.GPT2, "phi3": ARCH.PHI3, "qwen2": ARC
          "mistral": ARCH.LLAMA, "falcon": ARCH.FALCON, "bloom": ARCH.BLOOM, "stablelm": ARCH.STABLELM,
          "gemma": ARCH.GEMMA, "granite": ARCH.GRANITE, "smollm3": ARCH.SMOLLM3, "ministral3": ARCH.MISTRAL3,
          "glm4": ARCH.GLM4, "olmo2": ARCH.OLMO2, "olmo3": ARCH.OLMO2, "starcoder2": ARCH.STARCODER2,
+         "gpt_oss": ARCH.GPT_OSS, "olmoe": ARCH.OLMOE, "granitemoe": ARCH.GRANITE_MOE,
+         "granitemoeshared": ARCH.GRANITE_MOE, "glm4_moe": ARCH.GLM4_MOE,
          "nemotron": ARCH.NEMOTRON, "minimax_m2": ARCH.MINIMAXM2}  # fmt: skip
-_PERMUTED = ("llama", "mistral", "granite", "smollm3", "ministral3")
+_PERMUTED = ("llama", "mistral", "granite", "granitemoe", "granitemoeshared", "smollm3", "ministral3")
 _LAYER_NORM_EPS = {
     "gpt2": "layer_norm_epsilon", "falcon": "layer_norm_epsilon", "bloom": "layer_norm_epsilon",
     "stablelm": "layer_norm_eps", "starcoder2": "norm_epsilon", "nemotron": "norm_eps",
@@ -63,10 +65,20 @@ def write_gguf(path: Path, model, kinds=None, extra=None, extra_tensors=None, to
     writer = GGUFWriter(path, arch_name(config.model_type))
     writer.add_name("tiny")
     _add_sizes(writer, config)
-    if "moe" in config.model_type or config.model_type == "minimax_m2":
+    if "moe" in config.model_type or config.model_type in ("minimax_m2", "gpt_oss"):
         writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
+    if config.model_type == "glm4_moe":
+        writer.add_expert_shared_count(config.n_shared_experts)
+        writer.add_leading_dense_block_count(config.first_k_dense_replace)
+        writer.add_expert_weights_scale(config.routed_scaling_factor)
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+        writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
+    if config.model_type == "granitemoeshared":
+        writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
     if config.model_type == "qwen2_moe":
         writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     if config.model_type == "minimax_m2":
@@ -75,7 +87,7 @@ def write_gguf(path: Path, model, kinds=None, extra=None, extra_tensors=None, to
         writer.add_sliding_window(config.sliding_window)
     if config.model_type == "olmo3":
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
-    if config.model_type == "granite":
+    if config.model_type.startswith("granite"):
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
@@ -159,6 +171,9 @@ def _gguf_tensors(model, names):
         weight = value.float().numpy()
         if full == "lm_head.weight" and tied:
             continue
+        if (found := _of_gpt_oss(config, full, weight) or _of_granite(config, full, weight)) is not None:
+            yield from found
+            continue
         if full.endswith("experts.gate_up_proj"):
             base = full.removesuffix("gate_up_proj")
             half = weight.shape[1] // 2
@@ -174,6 +189,46 @@ def _gguf_tensors(model, names):
         name = names.get_name(stem) or names.get_name(stem.removeprefix("transformer."))
         assert name, full
         yield f"{name}.{suffix}", np.ascontiguousarray(_as_converted(config, full, weight))
+
+
+_Named = list[tuple[str, np.ndarray]]  # tensors by their names in a GGUF
+
+
+def _of_granite(config, full: str, weight: np.ndarray) -> _Named | None:
+    """Granite's experts, and its shared one."""
+    block, names = f"blk.{(full.split('.') + ['', ''])[2]}", ("gate", "up")
+    if not config.model_type.startswith("granitemoe"):
+        return None
+    if full.endswith("router.weight"):
+        return [(f"{block}.ffn_gate_inp.weight", weight)]
+    if full.endswith("experts.down_proj"):
+        return [(f"{block}.ffn_down_exps.weight", weight)]
+    if full.endswith("shared_mlp.output_linear.weight"):
+        return [(f"{block}.ffn_down_shexp.weight", weight)]
+    if full.endswith(("experts.gate_up_proj", "input_linear.weight")):
+        kind, rows = ("exps", np.split(weight, 2, axis=1)) if weight.ndim == 3 else ("shexp", np.split(weight, 2))
+        return [(f"{block}.ffn_{n}_{kind}.weight", np.ascontiguousarray(r)) for n, r in zip(names, rows, strict=True)]
+    return None
+
+
+def _of_gpt_oss(config, full: str, weight: np.ndarray) -> _Named | None:
+    """gpt-oss' own layout: experts' gate and up take turns, and all is transposed."""
+    if config.model_type != "gpt_oss":
+        return None
+    block, name = f"blk.{(full.split('.') + ['', ''])[2]}", full.partition("mlp.experts.")[2]
+    if name in ("gate_up_proj", "gate_up_proj_bias"):
+        rows, kind = (weight, "bias") if name.endswith("bias") else (weight.swapaxes(1, 2), "weight")
+        parts = enumerate(("gate", "up"))
+        return [(f"{block}.ffn_{part}_exps.{kind}", np.ascontiguousarray(rows[:, i::2])) for i, part in parts]
+    if name == "down_proj":
+        return [(f"{block}.ffn_down_exps.weight", np.ascontiguousarray(weight.swapaxes(1, 2)))]
+    if name == "down_proj_bias":
+        return [(f"{block}.ffn_down_exps.bias", weight)]
+    if full.endswith("sinks"):
+        return [(f"{block}.attn_sinks.weight", weight)]
+    if full.endswith("post_attention_layernorm.weight"):
+        return [(f"{block}.post_attention_norm.weight", weight)]
+    return None
 
 
 def _as_converted(config, full: str, weight: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from edgellm.files import sha256_of
+from edgellm.model.families.find import find_spec
 from edgellm.model.generic.packed import unpack
 from edgellm.shards.manifest import Manifest
 
@@ -58,8 +59,10 @@ def save(model, folder: Path, **kwargs) -> Path:
 
 
 def read_split(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a split by state_dict name, packed ones unpacked to float32, Conv1D weights as stored."""
+    """Every tensor of a split by state_dict name, packed ones unpacked to float32, Conv1D weights as stored; those that
+    a shard has apart together again."""
     manifest = Manifest.read(folder)
+    spec, _ = find_spec(json.loads((folder / "config.json").read_text()))
     tensors = {}
     for shard in manifest.shards:
         path = folder / shard.name
@@ -75,6 +78,15 @@ def read_split(folder: Path) -> dict[str, torch.Tensor]:
                     encoding, shape = encodings[name]
                     data = unpack(data, encoding, tuple(shape))
                 tensors[f"{shard.kind}:{prefix}{name}"] = data
+        pieces = spec.layers[shard.layer].pieces if spec and shard.layer is not None else ()
+        together = {p.tensor: torch.empty(0) for p in pieces}
+        for name in together:
+            parts = [p for p in pieces if p.tensor == name]
+            stored = [tensors.pop(f"layer:{prefix}{p.name}") for p in parts]
+            whole = torch.empty(parts[0].whole_shape(tuple(stored[0].shape)), dtype=stored[0].dtype)
+            for part, data in zip(parts, stored, strict=True):
+                part.cut(whole, data.shape[-1 if part.is_bias else -2])[...] = data
+            tensors[f"layer:{prefix}{name}"] = whole
     return tensors
 
 

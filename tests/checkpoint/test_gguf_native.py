@@ -3,22 +3,31 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
+from edgellm.check.reference import Reference
 from edgellm.checkpoint.gguf.source import GGUFSource
 from edgellm.checkpoint.split import split
 from edgellm.errors import CheckpointError
 from edgellm.model.families.find import FAMILIES
-from tests.checkpoint.gguf_files import Q, write_gguf
-from tests.checkpoint.helpers import read_split
+from tests.checkpoint.gguf_files import Q, reference, write_gguf
+from tests.checkpoint.helpers import encodings, read_split
 from tests.checkpoint.test_split_gguf import _CONFIGS, _model
+from tests.model import native_sections
 
 # Those that transformers' tables know too, and others.
 TABLED = ["llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen3", "phi3", "gpt2", "gemma2", "gemma3",
           "starcoder2"]  # fmt: skip
-NATIVE = [*TABLED, "gemma", "glm4", "granite", "ministral", "olmo2", "olmo3", "smollm3"]
-_FOLDERS_ONLY = {"ministral"}  # llama.cpp's converters know no such architecture
+EXPERTS = ["qwen3-moe", "gpt-oss", "olmoe", "granite-moe", "granite-moe-shared", "glm4-moe"]
+NATIVE = [*TABLED, *EXPERTS, "gemma", "glm4", "granite", "ministral", "olmo2", "olmo3", "smollm3"]
+_FOLDERS_ONLY = {  # llama.cpp's converters know no such architecture, or it is recurrent
+    "ministral", "granitemoehybrid", "lfm2", "lfm2_moe", "nemotron_h", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text",
+    "qwen3_5_text", "qwen3_next",
+}  # fmt: skip
 _KINDS = {
+    "ffn_gate_inp": Q.F32, "ffn_gate_exps": Q.Q4_K, "ffn_up_exps": Q.MXFP4, "ffn_down_exps": Q.Q6_K,
     "attn_q": Q.Q4_1, "attn_k": Q.Q4_0, "attn_v": Q.Q6_K, "attn_qkv": Q.Q4_1, "attn_output": Q.BF16, "ffn_up": Q.Q8_0,
     "ffn_gate": Q.F16, "ffn_down": Q.Q4_0, "token_embd": Q.Q8_0, "output.weight": Q.Q5_0, "position_embd": Q.F16,
 }  # fmt: skip
@@ -106,3 +115,41 @@ def test_a_missing_tensor_is_named(tmp_path, monkeypatch, family, drop, named):
     source = GGUFSource(write_gguf(tmp_path / "m.gguf", _model(family)))
     with pytest.raises(CheckpointError, match=rf"tensor {named} is missing; \w+ needs it with shape \["):
         split(source, tmp_path / "out")
+
+
+def test_experts_stay_quantized_and_answer_as_their_dequantized_weights_do(tmp_path, monkeypatch):
+    """gpt-oss as its files are: experts in MXFP4, all else in other types, the router in float32."""
+    model = _model("gpt-oss").eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn(p.shape) * (1 if "sinks" in name else 0.05) + name.endswith("norm.weight"))
+    kinds = {"_exps": Q.MXFP4, "ffn_gate_inp": Q.F32, "sinks": Q.F32}
+    path = write_gguf(tmp_path / "m.gguf", model, lambda n: next((k for p, k in kinds.items() if p in n), Q.Q8_0))
+    manifest = split(GGUFSource(path), tmp_path / "out")
+    layer = encodings(tmp_path / "out", "layer-0001.safetensors")
+    assert {e for n, e in layer.items() if ".experts." in n and n.endswith("weight")} == {"mxfp4"}
+    assert layer["mlp.router.weight"] == "f32" and layer["self_attn.q_proj.weight"] == "int8"
+    assert sum(s.bytes for s in manifest.shards) <= 1.03 * path.stat().st_size
+    ids = list(range(3, 43))
+    expected, _ = Reference(manifest, tmp_path / "out").run(ids, 40)
+    sections = native_sections.load(manifest, tmp_path / "out", (0, 2, 4))
+    found = native_sections.NativeRing(sections, kv_dtype="float32").logits(ids, (40,))
+    assert native_sections.difference(found, expected.numpy(), np.median) < 0.05
+    again = native_sections.NativeRing(sections, kv_dtype="float32").logits(ids, (1, 7))
+    assert np.array_equal(again, found)
+
+
+def test_experts_in_the_types_of_q4_k_m_are_lossless(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", _model("qwen3-moe"), _kind)
+    manifest = split(GGUFSource(path), tmp_path / "out")
+    layer = encodings(tmp_path / "out", "layer-0001.safetensors")
+    found = {n.split(".")[2]: e for n, e in layer.items() if ".experts." in n}
+    assert found == {"gate_proj": "q4_k", "up_proj": "mxfp4", "down_proj": "q6_k"}
+    state, split_state = reference(path, _model("qwen3-moe")), read_split(tmp_path / "out")
+    for name in ("gate_up_proj", "down_proj"):
+        key = f"layers.1.mlp.experts.{name}"
+        torch.testing.assert_close(split_state[f"layer:{key}"], state[f"model.{key}"], rtol=0, atol=0)
+    touched = manifest.touched_bytes_per_token[0]
+    held = manifest.layer(0).ram_bytes
+    experts = 4 * 3 * 256 * 256
+    assert held - touched == pytest.approx(experts / 2 * (4.5 + 4.25 + 6.5625) / 8 / 3, rel=1e-3)

@@ -14,8 +14,12 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
+    Glm4MoeConfig,
     GPT2Config,
+    GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
+    GraniteMoeSharedConfig,
     LlamaConfig,
     MiniMaxM2Config,
     Ministral3Config,
@@ -23,6 +27,7 @@ from transformers import (
     NemotronConfig,
     Olmo2Config,
     Olmo3Config,
+    OlmoeConfig,
     Phi3Config,
     Qwen2Config,
     Qwen2MoeConfig,
@@ -98,6 +103,23 @@ _CONFIGS = {
     "smollm3": lambda: SmolLM3Config(**{**_WIDE, "num_hidden_layers": 4}, rope_parameters=_rope()),
     "qwen3-moe": lambda: Qwen3MoeConfig(
         **_WIDE, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=256, norm_topk_prob=True
+    ),
+    "gpt-oss": lambda: GptOssConfig(
+        **{**_WIDE, "num_hidden_layers": 4}, head_dim=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=16,
+        rope_parameters=_YARN,
+    ),
+    "olmoe": lambda: OlmoeConfig(**_WIDE, num_experts=4, num_experts_per_tok=2),
+    "granite-moe": lambda: GraniteMoeConfig(
+        **_WIDE, num_local_experts=4, num_experts_per_tok=2, embedding_multiplier=12.0, logits_scaling=6.0,
+        residual_multiplier=0.22, attention_multiplier=0.015625,
+    ),
+    "granite-moe-shared": lambda: GraniteMoeSharedConfig(
+        **_WIDE, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=96, attention_multiplier=0.015625,
+    ),
+    "glm4-moe": lambda: Glm4MoeConfig(
+        **{**_WIDE, "num_hidden_layers": 3}, head_dim=32, n_routed_experts=8, num_experts_per_tok=2,
+        moe_intermediate_size=256, n_group=2, topk_group=1, routed_scaling_factor=1.5, use_qk_norm=True,
+        rope_parameters=_rope(0.5),
     ),
     "qwen2-moe": lambda: Qwen2MoeConfig(
         **_WIDE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=96

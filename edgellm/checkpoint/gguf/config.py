@@ -5,6 +5,7 @@ It states every size, even a config class's default, because those defaults are 
 
 from collections.abc import Callable
 
+from edgellm.checkpoint.gguf import expert_configs as experts
 from edgellm.checkpoint.gguf import gemma_configs as gemma
 from edgellm.checkpoint.gguf import generic_configs as generic
 from edgellm.checkpoint.gguf import native_configs as native
@@ -13,10 +14,11 @@ from edgellm.errors import CheckpointError
 
 ARCHITECTURES: dict[str, Callable[[Header], dict]] = {
     "bloom": generic.bloom, "falcon": generic.falcon, "gemma": gemma.gemma, "gemma2": gemma.gemma2,
-    "gemma3": gemma.gemma3, "glm4": native.glm4, "gpt2": native.gpt2, "granite": native.granite,
+    "gemma3": gemma.gemma3, "glm4": native.glm4, "glm4moe": experts.glm4moe, "gpt-oss": experts.gpt_oss,
+    "gpt2": native.gpt2, "granite": native.granite, "granitemoe": experts.granitemoe, "olmoe": experts.olmoe,
     "llama": native.llama, "minimax-m2": generic.minimax_m2, "mistral3": native.mistral3,
     "nemotron": generic.nemotron, "olmo2": native.olmo2, "phi3": native.phi3, "qwen2": native.qwen2,
-    "qwen2moe": generic.qwen2moe, "qwen3": native.qwen3, "qwen3moe": generic.qwen3moe, "smollm3": native.smollm3,
+    "qwen2moe": generic.qwen2moe, "qwen3": native.qwen3, "qwen3moe": experts.qwen3moe, "smollm3": native.smollm3,
     "stablelm": generic.stablelm, "starcoder2": native.starcoder2,
 }  # fmt: skip
 

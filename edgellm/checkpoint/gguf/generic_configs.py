@@ -1,5 +1,6 @@
 """From a GGUF's header to a config.json, for families that transformers computes: one function per architecture."""
 
+from edgellm.checkpoint.gguf.expert_configs import SIGMOID, SOFTMAX, expert_width, normalizes_weights, read_experts
 from edgellm.checkpoint.gguf.header import (
     QKV_BIASES,
     Header,
@@ -13,28 +14,9 @@ from edgellm.checkpoint.gguf.header import (
 )
 
 
-def _experts(header: Header, gating: int = 1) -> dict:
-    """Read what mixtures of experts share; `gating` is llama.cpp's number for how they are weighed, 1 for softmax."""
-    metadata = header.metadata
-    used = metadata.count("expert_used_count")
-    metadata.expect("expert_gating_func", 0, gating)
-    return {
-        "num_experts": metadata.count("expert_count"),
-        "num_experts_per_tok": used,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-    }
-
-
-def _normalizes_weights(header: Header, default: bool) -> bool:
-    value = header.metadata.get("expert_weights_norm")
-    header.metadata.expect("expert_weights_norm", False, True)
-    return default if value is None else bool(value)
-
-
 def qwen2moe(header: Header) -> dict:
     """Return the config of Qwen's mixtures of experts with a shared one."""
-    sizes, experts = read_sizes(header), _experts(header)
+    sizes, experts = read_sizes(header), read_experts(header, SOFTMAX)
     expect_plain_scale(header, sizes)
     expect_default_head_dim(header, sizes)
     inner = sizes.intermediate_size
@@ -42,35 +24,15 @@ def qwen2moe(header: Header) -> dict:
         "model_type": "qwen2_moe",
         **sizes.settings("head_dim"),
         **experts,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
         **read_rms_eps(header),
         **qwen_window(header, sizes),
         "hidden_act": "silu",
         # llama.cpp's defaults.
-        "moe_intermediate_size": header.metadata.count(
-            "expert_feed_forward_length", max(1, inner // experts["num_experts_per_tok"])
-        ),
+        "moe_intermediate_size": expert_width(header, inner // experts["num_experts_per_tok"]),
         "shared_expert_intermediate_size": header.metadata.count("expert_shared_feed_forward_length", inner),
-        "norm_topk_prob": _normalizes_weights(header, False),
-        "rope_parameters": read_rope(header, sizes),
-    }
-
-
-def qwen3moe(header: Header) -> dict:
-    """Return the config of Qwen3's mixtures of experts."""
-    sizes, experts = read_sizes(header), _experts(header)
-    expect_plain_scale(header, sizes)
-    return {
-        "model_type": "qwen3_moe",
-        **sizes.settings(),
-        **experts,
-        **read_rms_eps(header),
-        **qwen_window(header, sizes),
-        "hidden_act": "silu",
-        "attention_bias": header.has(*QKV_BIASES, "attn_output.bias"),
-        "moe_intermediate_size": header.metadata.count(
-            "expert_feed_forward_length", max(1, sizes.intermediate_size // experts["num_experts_per_tok"])
-        ),
-        "norm_topk_prob": _normalizes_weights(header, True),
+        "norm_topk_prob": normalizes_weights(header, False),
         "rope_parameters": read_rope(header, sizes),
     }
 
@@ -156,7 +118,7 @@ def nemotron(header: Header) -> dict:
 
 def minimax_m2(header: Header) -> dict:
     """Return the config of MiniMax-M2."""
-    sizes, experts = read_sizes(header), _experts(header, gating=2)  # sigmoid
+    sizes, experts = read_sizes(header), read_experts(header, SIGMOID)
     expect_plain_scale(header, sizes)
     header.metadata.expect("expert_feed_forward_length", sizes.intermediate_size)
     header.metadata.expect("expert_weights_norm", True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from edgellm.checkpoint.gguf.file import GGUFTensor
 from edgellm.checkpoint.gguf.rope import FACTOR_TENSORS
-from edgellm.checkpoint.gguf.rows import matrix, origin_of, rotary_order, shifted, vector, zeros
+from edgellm.checkpoint.gguf.rows import as_row, matrix, origin_of, rotary_order, shifted, vector, zeros
 from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, layout_of, unexpected
 from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError
@@ -15,7 +15,7 @@ from edgellm.model.families.parts import Norm, Projection
 from edgellm.model.families.spec import Layer, Spec
 
 # Architectures whose rows of q and k llama.cpp's converters reorder, so that what turns together lies side by side.
-PERMUTED = ("granite", "llama", "mistral3", "smollm3")
+PERMUTED = ("granite", "granitemoe", "llama", "mistral3", "smollm3")
 # Inverse frequencies, which old converters stored and nothing reads.
 _UNREAD = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
 
@@ -32,13 +32,21 @@ def native_layout(spec: Spec, tensors: Mapping[str, GGUFTensor], where: str, *, 
         embedding.append(reader.read("position_embd.weight", spec.position_embedding.name, spec.embedding_tensors))
     shards = [ShardContent("embedding", None, tuple(embedding))]
     for i, layer in enumerate(spec.layers):
-        stored = [reader.read(f"blk.{i}.{theirs}", ours, layer.tensors, layer) for theirs, ours in _layer_names(layer)]
+        names = _layer_names(layer, _ffn_norm(tensors, i))
+        stored = [reader.read(f"blk.{i}.{theirs}", ours, layer.tensors, layer) for theirs, ours in names]
         shards.append(ShardContent("layer", i, tuple(stored)))
     head = "token_embd.weight" if spec.tied and "output.weight" not in tensors else "output.weight"
     names = [*_norm_names(spec.final_norm, "output_norm"), (head, spec.head.name)]
     shards.append(ShardContent("head", None, tuple(reader.read(a, b, spec.head_tensors) for a, b in names)))
     reader.check_rest()
     return layout_of(spec, tuple(shards))
+
+
+def _ffn_norm(tensors: Mapping[str, GGUFTensor], layer: int) -> str:
+    """Return the name of the norm before the feed-forward: some of llama.cpp's converters call it the one after
+    attention."""
+    names = "ffn_norm", "post_attention_norm"
+    return next((name for name in names if f"blk.{layer}.{name}.weight" in tensors), names[0])
 
 
 def _norm_names(norm: Norm | None, theirs: str) -> Iterator[tuple[str, str]]:
@@ -54,9 +62,12 @@ def _projection_names(projection: Projection, theirs: str) -> Iterator[tuple[str
         yield f"{theirs}.bias", projection.bias.name
 
 
-def _layer_names(layer: Layer) -> list[tuple[str, str]]:
-    """Return (name in the GGUF, name in the shard) of each tensor of a layer, both without the layer's number."""
-    names = [*_norm_names(layer.before_mixer, "attn_norm"), *_norm_names(layer.before_feed_forward, "ffn_norm")]
+def _layer_names(layer: Layer, ffn_norm: str) -> list[tuple[str, str]]:
+    """Return (name in the GGUF, name in the shard) of each tensor of a layer, both without the layer's number.
+
+    `ffn_norm` is what the GGUF calls the norm before the feed-forward.
+    """
+    names = [*_norm_names(layer.before_mixer, "attn_norm"), *_norm_names(layer.before_feed_forward, ffn_norm)]
     names += _norm_names(layer.after_mixer, "post_attention_norm")
     names += _norm_names(layer.after_feed_forward, "post_ffw_norm")
     if isinstance(layer.mixer, Attention):
@@ -76,6 +87,8 @@ def _attention_names(attention: Attention) -> list[tuple[str, str]]:
         for projection, theirs in ((attention.q, "attn_q"), (attention.k, "attn_k"), (attention.v, "attn_v")):
             names += _projection_names(projection, theirs) if projection else ()
     names += _projection_names(attention.o, "attn_output")
+    if attention.sinks:
+        names.append(("attn_sinks.weight", attention.sinks.name))
     return [*names, *_norm_names(attention.q_norm, "attn_q_norm"), *_norm_names(attention.k_norm, "attn_k_norm")]
 
 
@@ -120,7 +133,7 @@ class _Reader:
     ) -> StoredTensor:
         """Return the tensor `theirs` of the file under the name `ours` of the shard."""
         shape = shapes[ours]
-        tensor = self._tensor(theirs, shape, layer)
+        tensor = self._tensor(theirs, ours, shape, layer)
         check_shape(tensor, shape, ours)
         if offset := self.offsets.get(ours):
             tensor = shifted(tensor, -offset)
@@ -128,7 +141,7 @@ class _Reader:
             return StoredTensor(ours, tensor, packable=len(shape) == 2)
         return StoredTensor(ours, tensor, packable=ours in layer.matrices, kept=ours in layer.kept)
 
-    def _tensor(self, name: str, shape: tuple[int, ...], layer: Layer | None) -> SourceTensor:
+    def _tensor(self, name: str, ours: str, shape: tuple[int, ...], layer: Layer | None) -> SourceTensor:
         info = self.tensors.get(name)
         if info is None:
             if self.permuted and name.endswith(".bias"):
@@ -140,7 +153,10 @@ class _Reader:
         order = None
         if self.permuted and layer and (heads := self._rotated_heads(name, layer)) and info.shape[0] == shape[0]:
             order = rotary_order(shape[0], heads)
-        return matrix(name, info, order) if len(shape) == 2 else vector(name, info, order)
+        if layer is not None and ours in layer.matrices and info.shape == shape[1:]:
+            return as_row(vector(name, info))  # a projection to one value, which llama.cpp has as a vector
+        is_matrix = ours in layer.matrices if layer else len(shape) == 2
+        return matrix(name, info, order) if is_matrix else vector(name, info, order)
 
     def _rotated_heads(self, name: str, layer: Layer) -> int:
         if not isinstance(layer.mixer, Attention):

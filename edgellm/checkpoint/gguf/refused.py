@@ -8,11 +8,9 @@ from edgellm.errors import CheckpointError
 FOLDER_WORKS = {
     "afmoe": "afmoe", "apertus": "apertus", "arcee": "arcee", "bitnet": "bitnet", "chatglm": "glm",
     "cohere2": "cohere2", "command-r": "cohere", "deepseek2": "deepseek_v3", "ernie4_5": "ernie4_5",
-    "ernie4_5-moe": "ernie4_5_moe",
-    "exaone-moe": "exaone_moe", "exaone4": "exaone4", "glm4moe": "glm4_moe",
-    "gpt-oss": "gpt_oss", "gptj": "gptj", "gptneox": "gpt_neox", "granitemoe": "granitemoe",
-    "jais2": "jais2", "minicpm3": "minicpm3", "mpt": "mpt", "olmo": "olmo", "olmoe": "olmoe",
-    "phi2": "phi", "phimoe": "phimoe", "seed_oss": "seed_oss", "starcoder": "gpt_bigcode",
+    "ernie4_5-moe": "ernie4_5_moe", "exaone-moe": "exaone_moe", "exaone4": "exaone4", "gptj": "gptj",
+    "gptneox": "gpt_neox", "jais2": "jais2", "minicpm3": "minicpm3", "mpt": "mpt", "olmo": "olmo", "phi2": "phi",
+    "phimoe": "phimoe", "seed_oss": "seed_oss", "starcoder": "gpt_bigcode",
 }  # fmt: skip
 
 _RECURRENT = "its layers keep a recurrent state"

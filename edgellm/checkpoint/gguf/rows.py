@@ -59,6 +59,16 @@ def shifted(tensor: SourceTensor, by: float) -> SourceTensor:
     return SourceTensor(tensor.shape, "f32", tensor.origin, lambda transposed: LoadedRows(tensor.shape, "f32", load))
 
 
+def as_row(tensor: SourceTensor) -> SourceTensor:
+    """Return a vector as a matrix of one row, in float32."""
+    shape = (1, *tensor.shape)
+
+    def load() -> np.ndarray:
+        return tensor.rows().read_all_f32().reshape(shape)
+
+    return SourceTensor(shape, "f32", tensor.origin, lambda transposed: LoadedRows(shape, "f32", load))
+
+
 def zeros(size: int, origin: str) -> SourceTensor:
     """Return a bias that the file leaves out."""
     return SourceTensor(
