@@ -74,6 +74,12 @@ def generate(ids: list[int], count: int, sampling: Sampling = GREEDY, switch: in
     return ids[start:]
 
 
+class NamedSlot(str):
+    """A slot that is nothing but its name, and holds whatever it is said to."""
+
+    earliest, filled = 0, 1 << 20
+
+
 class FakeSlot:
     """What each of the fake layers stores of each token, [layers, max_seq_len, 2]; `held` is that of the last one."""
 

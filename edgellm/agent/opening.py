@@ -37,7 +37,7 @@ class Opening:
         stage, promised = self._stage, self._restore(sequence)
         sequence.reused, sequence.checkpoints = stage.engine.begins(sequence.seq_id)
         if stage.is_first and promised > sequence.reused:  # if less is there at its start, it begins earlier
-            sequence.reused, sequence.checkpoints = promised, (promised,) if stage.forgets else ()
+            sequence.reused, sequence.checkpoints = promised, () if stage.section.reuses_any else (promised,)
         if stage.is_first or not promised:
             self._opened(sequence)
 

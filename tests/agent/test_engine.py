@@ -9,6 +9,7 @@ import pytest
 from edgellm.agent.engine import Engine
 from edgellm.agent.steps import Step
 from edgellm.errors import BusyError
+from tests.fakes import NamedSlot
 
 CHUNK = 32
 
@@ -41,7 +42,7 @@ def make(slots=2, congested=lambda: False, batches=False, groups=0, reuses=True)
             delivered.extend(outcomes)
             done.notify_all()
 
-    engine = Engine(section, [f"slot{i}" for i in range(slots)], deliver, congested, groups, CHUNK)
+    engine = Engine(section, [NamedSlot(f"slot{i}") for i in range(slots)], deliver, congested, groups, CHUNK)
 
     def wait_for(count):
         with done:
@@ -258,7 +259,7 @@ def test_a_trace_that_fails_ends_its_sequence_and_nothing_else():
 
 def test_a_thread_that_ends_by_a_mistake_of_ours_is_seen_and_told():
     told = threading.Event()
-    engine = Engine(Recorder(), ["slot0"], lambda outcomes: None, died=lambda error: told.set())
+    engine = Engine(Recorder(), [NamedSlot("slot0")], lambda outcomes: None, died=lambda error: told.set())
 
     def broken(now_s, congested):
         raise IndexError("a mistake")
@@ -281,7 +282,7 @@ def test_an_engine_that_was_told_to_end_has_not_died():
 def test_a_slot_that_becomes_free_is_told_at_once_or_when_its_step_has_ended():
     freed = threading.Semaphore(0)
     section = Recorder()
-    engine = Engine(section, ["slot0", "slot1"], lambda outcomes: None, freed=freed.release)
+    engine = Engine(section, [NamedSlot("slot0"), NamedSlot("slot1")], lambda outcomes: None, freed=freed.release)
     engine.open(1)
     engine.close(1)
     assert freed.acquire(blocking=False)

@@ -255,6 +255,7 @@ def test_a_step_before_the_pages_are_there_is_refused():
         engine.close(1)
         assert engine.free_slots == 0 and not freed and engine.idle
         assert done() is False and engine.free_slots == 1 and freed
+        slot.kv.filled = 2
         slot.computed(0, [5, 6])
         assert engine.open(2, [5, 6, 7], reuse=3) == (0, 2)
         _, done = engine.lend(2, True)  # of another regime: nothing counts

@@ -7,17 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.agent.slots import HeldSlot, Slots, choose_slot, common_prefix, held_of, ids_of
-
-
-class Kv(str):
-    """A section's slot, by name: one that forgets nothing."""
-
-    earliest, filled = 0, 1 << 20
+from tests.fakes import NamedSlot
 
 
 def slots(*held: list[int]) -> list[HeldSlot]:
     """Free slots a, b, c, … that hold these."""
-    made = Slots([Kv(name) for name in "abcdef"[: len(held)]]).free()
+    made = Slots([NamedSlot(name) for name in "abcdef"[: len(held)]]).free()
     for slot, ids in zip(made, held, strict=True):
         slot.ids = ids_of(ids)
     return made
@@ -51,7 +46,7 @@ def test_a_sequence_gets_the_slot_that_has_most_of_it(held, ids, most, kv, reuse
 
 
 def test_slots_are_chosen_oldest_unused_first():
-    held = Slots([Kv(name) for name in "abc"])
+    held = Slots([NamedSlot(name) for name in "abc"])
     a, b, c = held.free()
     assert [slot.number for slot in (a, b, c)] == [0, 1, 2]
     for slot in (a, b, c):
@@ -77,7 +72,7 @@ def test_other_rotary_factors_are_another_sequence():
 
 
 def test_steps_change_what_a_slot_holds():
-    slot = HeldSlot(Kv("a"), 0)
+    slot = HeldSlot(NamedSlot("a"), 0)
 
     def run(position, *ids, long=False):
         slot.begin(position, ids, long)
@@ -105,7 +100,7 @@ def test_a_slot_that_forgets_is_of_use_only_where_it_still_has_what_a_step_sees(
 
 
 def test_a_step_before_that_begins_anew_and_whoever_copies_notices():
-    slot = HeldSlot(Kv("a"), 0, ids_of(LONG))
+    slot = HeldSlot(NamedSlot("a"), 0, ids_of(LONG))
     slot.kv.earliest, slot.kv.filled = 90, 100
     before = slot.version
     slot.begin(95, LONG[95:], False)
@@ -118,7 +113,7 @@ def test_a_step_before_that_begins_anew_and_whoever_copies_notices():
 
 
 def test_what_a_state_has_forgotten_does_not_count():
-    slot = HeldSlot(Kv("a"), 0, ids_of(LONG))
+    slot = HeldSlot(NamedSlot("a"), 0, ids_of(LONG))
     slot.kv.filled = 97  # a step that came again ended there
     slot.begin(95, LONG[95:97], False)
     slot.computed(95, LONG[95:97])
@@ -126,7 +121,7 @@ def test_what_a_state_has_forgotten_does_not_count():
 
 
 def test_what_is_being_computed_is_not_held_yet():
-    slot = HeldSlot(Kv("a"), 0, ids_of([1, 2, 3]))
+    slot = HeldSlot(NamedSlot("a"), 0, ids_of([1, 2, 3]))
     slot.begin(1, (9, 9), False)
     assert list(slot.ids) == [1]
 
@@ -159,7 +154,7 @@ STEPS = st.lists(
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
 @given(STEPS)
 def test_whatever_steps_come_a_slot_claims_nothing_that_is_not_there(steps):
-    slot, memory = HeldSlot(Kv("a"), 0), Memory()
+    slot, memory = HeldSlot(NamedSlot("a"), 0), Memory()
     for position, ids, long in steps:
         if position > len(memory.rows):  # the engine refuses gaps
             continue
@@ -191,7 +186,7 @@ def reused_share(boards: int, seed: int) -> float:
     """The share of prompt tokens that needn't be computed when six chats go on, three at a time, over four slots; ends
     of answers reach each board but the first in an order of its own."""
     random = Random(seed)
-    held = [Slots([Kv()] * 4) for _ in range(boards)]
+    held = [Slots([NamedSlot()] * 4) for _ in range(boards)]
     texts = [[chat * 100_000 + i for i in range(200)] for chat in range(6)]
     reused = asked = 0
     for _ in range(60):

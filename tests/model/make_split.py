@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from edgellm.kernels.library import BLOCK_COLUMNS
+from edgellm.model.families.find import find_spec
 from edgellm.model.families.spec import Spec
 from edgellm.model.generic import packed
 from edgellm.model.generic.shardfile import FORMAT
@@ -65,6 +66,7 @@ def make_split(model, folder: Path, encoding: str = "f32", head_encoding: str | 
         rope_switch_len=structure.rope_switch_len,
         shards=tuple(shards),
         files=(ModelFile(config.name, config.stat().st_size, _sha256(config)),),
+        **_kept(find_spec(model.config.to_dict())[0]),
     )
     manifest.write(folder)
     return manifest
@@ -102,12 +104,20 @@ def make_spec_split(
         num_layers=spec.num_layers, hidden_size=spec.hidden_size, vocab_size=spec.vocab_size,
         max_seq_len=spec.max_seq_len, eos_token_ids=(), kv_elements_per_token=spec.kv_elements_per_token,
         activation_elements_per_token=spec.activation_elements_per_token, rope_switch_len=spec.rope_switch_len,
-        state_bytes=tuple(layer.state_bytes for layer in spec.layers),
-        kv_window_tokens=tuple(layer.kv_window_tokens for layer in spec.layers),
         shards=tuple(shards), files=(ModelFile(path.name, path.stat().st_size, _sha256(path)),),
+        **_kept(spec),
     )  # fmt: skip
     manifest.write(folder)
     return manifest
+
+
+def _kept(spec: Spec | None) -> dict:
+    """Return what a manifest says that slots keep, if sections are native."""
+    return {} if spec is None else {
+        "kv_scales_per_token": tuple(layer.kv_scales_per_token for layer in spec.layers),
+        "kv_window_tokens": tuple(layer.kv_window_tokens for layer in spec.layers),
+        "state_bytes": tuple(layer.state_bytes for layer in spec.layers),
+    }  # fmt: skip
 
 
 def packable(columns: int, encoding: str) -> bool:
