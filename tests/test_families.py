@@ -16,7 +16,7 @@ from tests.model.families import CONFIGS, generate, random_model
 # Those that boards run, and a few of the many that go the generic path with them.
 FAMILIES = [
     "gpt2", "smollm", "llama3_rope", "phi3", "phi3_longrope", "qwen2", "qwen2_window", "qwen3", "mistral_window",
-    "gemma2", "gemma3", "gptneox", "mixtral",
+    "gemma2", "gemma3", "olmo2", "granite", "glm4", "smollm3", "starcoder2", "ministral3", "gptneox", "mixtral",
 ]  # fmt: skip
 NEW_TOKENS = 24
 PROMPTS = [[(7 * i + 3 * k) % 500 for k in range(length)] for i, length in enumerate((20, 13, 9, 25), 1)]

@@ -212,12 +212,52 @@ def test_yarn_with_all_its_keys():
     expected = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
     assert rope == expected
     scaling |= {
-        "rope.scaling.attn_factor": 1.5, "rope.scaling.yarn_attn_factor": 2.0, "rope.scaling.yarn_beta_fast": 16.0,
-        "rope.scaling.yarn_beta_slow": 2.0,
+        "rope.scaling.attn_factor": 1.5, "rope.scaling.yarn_beta_fast": 16.0, "rope.scaling.yarn_beta_slow": 2.0,
     }  # fmt: skip
     rope = _make("qwen2", {f"qwen2.{k}": v for k, v in scaling.items()})[0]["rope_parameters"]
-    assert rope.pop("attention_factor") == pytest.approx(3.0 * (0.1 * np.log(4.0) + 1.0))
+    assert rope.pop("attention_factor") == pytest.approx(1.5 * (0.1 * np.log(4.0) + 1.0))
     assert rope == expected | {"beta_fast": 16.0, "beta_slow": 2.0}
+    scaling["rope.scaling.yarn_attn_factor"] = float(np.float32(1.1))  # the config's own attention_factor
+    rope = _make("qwen2", {f"qwen2.{k}": v for k, v in scaling.items()})[0]["rope_parameters"]
+    assert rope["attention_factor"] == 1.1
+
+
+def _yarn(architecture: str, **more) -> dict:
+    scaling = {"type": "yarn", "factor": 8.0, "original_context_length": 16}
+    return {f"{architecture}.rope.scaling.{k}": v for k, v in (scaling | more).items()}
+
+
+@pytest.mark.parametrize("key", ["attn_factor", "yarn_attn_factor"])
+def test_olmo3s_converters_write_the_whole_attention_factor(key):
+    """The first ones as attn_factor, today's as yarn_attn_factor."""
+    more = _yarn("olmo2", **{key: 1.25}) | {"olmo2.attention.sliding_window": 16, "olmo2.rope.freq_base": 5e5}
+    config, _ = _make("olmo2", more)
+    full, sliding = config["rope_parameters"]["full_attention"], config["rope_parameters"]["sliding_attention"]
+    assert (config["model_type"], full["attention_factor"]) == ("olmo3", 1.25)
+    assert sliding == {"rope_type": "default", "rope_theta": 5e5}
+    config, _ = _make("olmo2", more | {"olmo2.rope.freq_base_swa": 7e3})
+    assert config["rope_parameters"]["sliding_attention"]["rope_theta"] == 7e3
+
+
+def test_mistral3_is_ministral_if_queries_grow_with_their_position():
+    config, _ = _make("mistral3", _yarn("mistral3"))
+    assert config["model_type"] == "mistral" and config["rope_parameters"]["rope_type"] == "yarn"
+    more = _yarn("mistral3", yarn_log_multiplier=1.0) | {"mistral3.attention.temperature_scale": float(np.float32(0.1))}
+    config, _ = _make("mistral3", more)
+    rope = config["rope_parameters"]
+    assert (config["model_type"], rope["llama_4_scaling_beta"], rope["mscale"], rope["mscale_all_dim"]) == (
+        "ministral3", 0.1, 1.0, 1.0
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="mistral3.attention.temperature_length is 32, which edgellm can't run"):
+        _make("mistral3", more | {"mistral3.attention.temperature_length": 32})
+
+
+def test_granites_multipliers_are_llama_cpps_where_a_file_has_none():
+    config, _ = _make("granite", {"granite.logit_scale": 8.0, "granite.embedding_scale": 0.0})
+    names = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
+    assert [config[name] for name in names] == [16**-0.5, 1.0, 1.0, 8.0]
+    with pytest.raises(CheckpointError, match="granite.rope.scaling.finetuned is False, which edgellm can't run"):
+        _make("granite", {"granite.rope.scaling.finetuned": False})
 
 
 def test_gemma3_has_two_rotary_bases_and_a_pattern_of_windows():

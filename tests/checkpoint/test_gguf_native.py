@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from edgellm.check.reference import Reference
+from edgellm.checkpoint.gguf import generic_configs
+from edgellm.checkpoint.gguf.config import ARCHITECTURES
 from edgellm.checkpoint.gguf.source import GGUFSource
 from edgellm.checkpoint.split import split
 from edgellm.errors import CheckpointError
-from edgellm.model.families.find import FAMILIES
-from tests.checkpoint.gguf_files import Q, reference, write_gguf
+from tests.checkpoint.gguf_files import Q, arch_name, reference, write_gguf
 from tests.checkpoint.helpers import encodings, read_split
 from tests.checkpoint.test_split_gguf import _CONFIGS, _model
 from tests.model import native_sections
@@ -22,10 +23,6 @@ TABLED = ["llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen3", "p
           "starcoder2"]  # fmt: skip
 EXPERTS = ["qwen3-moe", "gpt-oss", "olmoe", "granite-moe", "granite-moe-shared", "glm4-moe"]
 NATIVE = [*TABLED, *EXPERTS, "gemma", "glm4", "granite", "ministral", "olmo2", "olmo3", "smollm3"]
-_FOLDERS_ONLY = {  # llama.cpp's converters know no such architecture, or it is recurrent
-    "ministral", "granitemoehybrid", "lfm2", "lfm2_moe", "nemotron_h", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text",
-    "qwen3_5_text", "qwen3_next",
-}  # fmt: skip
 _KINDS = {
     "ffn_gate_inp": Q.F32, "ffn_gate_exps": Q.Q4_K, "ffn_up_exps": Q.MXFP4, "ffn_down_exps": Q.Q6_K,
     "attn_q": Q.Q4_1, "attn_k": Q.Q4_0, "attn_v": Q.Q6_K, "attn_qkv": Q.Q4_1, "attn_output": Q.BF16, "ffn_up": Q.Q8_0,
@@ -37,8 +34,9 @@ def _kind(name: str):
     return next((kind for part, kind in _KINDS.items() if part in name), Q.F32)
 
 
-def test_every_native_family_is_here():
-    assert {_CONFIGS[family]().model_type for family in NATIVE} == set(FAMILIES) - _FOLDERS_ONLY
+def test_every_native_architecture_is_here():
+    native = {name for name, make in ARCHITECTURES.items() if make.__module__ != generic_configs.__name__}
+    assert {arch_name(_CONFIGS[family]().model_type) for family in NATIVE} == native
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8", "int4"])

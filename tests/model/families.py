@@ -79,6 +79,12 @@ CONFIGS = {
     ),
     "phi": lambda: hf.PhiConfig(**_BASE),
     "stablelm": lambda: hf.StableLmConfig(**_BASE),
+    "ministral3": lambda: hf.Ministral3Config(
+        **_BASE, head_dim=16, rope_parameters=dict(
+            rope_type="yarn", rope_theta=1e4, factor=8.0, original_max_position_embeddings=16, beta_fast=8.0,
+            mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.3,
+        ),
+    ),
     "cohere": lambda: hf.CohereConfig(**_BASE),
     "cohere2": lambda: hf.Cohere2Config(**_BASE, sliding_window=8),
     "granite": lambda: hf.GraniteConfig(**_BASE, embedding_multiplier=3.0),

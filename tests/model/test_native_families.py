@@ -18,6 +18,7 @@ LLAMA = dict(
     num_attention_heads=4,
 )  # fmt: skip
 PHI3 = {**LLAMA, "model_type": "phi3", "pad_token_id": 0}
+GEMMA3 = {**LLAMA, "model_type": "gemma3_text", "head_dim": 16, "num_key_value_heads": 2}
 GPT2 = dict(model_type="gpt2", n_embd=64, n_layer=2, n_head=4)
 LONG = dict(type="su", short_factor=[1.0] * 8, long_factor=[2.0] * 8)
 
@@ -121,6 +122,23 @@ def test_rotary_factors_of_older_configs_are_those_of_transformers(config):
         ({**PHI3, "rope_scaling": {**LONG, "short_mscale": 1.1}}, "mscale"),
         ({**LLAMA, "model_type": "qwen2", "layer_types": ["full_attention"] * 4}, "layer_types is not a list"),
         ({**LLAMA, "model_type": "qwen2", "num_key_value_heads": 4, "layer_types": ["chunked"] * 5}, "type 'chunked'"),
+        ({**LLAMA, "model_type": "gemma", "hidden_act": "relu"}, "gemma: hidden_act is 'relu'"),
+        ({**GEMMA3, "hidden_activation": "gelu"}, "hidden_activation is 'gelu', the native path knows 'gelu_pytorch"),
+        ({**GEMMA3, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping is given, which nothing computes"),
+        ({**GEMMA3, "use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
+        ({**GEMMA3, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+        ({**GEMMA3, "sliding_window": None}, "layers have a sliding window, but its size isn't given"),
+        ({**GEMMA3, "rope_parameters": {"rope_type": "default"}}, "aren't one set for each of full_attention, sliding"),
+        ({**GEMMA3, "rope_parameters": {"full_attention": LONG}}, "LongRoPE in layers of type full_attention"),
+        ({**GEMMA3, "rope_parameters": {"full_attention": 3}}, "its rotary parameters of full_attention are no set"),
+        ({**GEMMA3, "rope_local_base_freq": -1}, "rope_theta is -1"),
+        ({**LLAMA, "model_type": "smollm3", "no_rope_layers": [1, 0]}, "no_rope_layers is not a list of 0 or 1 for ea"),
+        ({**LLAMA, "model_type": "granite", "logits_scaling": 0}, "logits_scaling is 0, by which logits can't be div"),
+        ({**LLAMA, "model_type": "granite", "residual_multiplier": -1.0}, "residual_multiplier is -1.0"),
+        ({**LLAMA, "model_type": "starcoder2", "hidden_act": "gelu"}, "starcoder2: hidden_act is 'gelu'"),
+        ({**LLAMA, "model_type": "ministral3", "rope_parameters": [1]}, "ministral3: its rotary parameters are no set"),
+        ({**LLAMA, "model_type": "ministral3", "rope_parameters": {
+            "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 1}}, "262144 positions are 262144 times"),
         ({**GPT2, "activation_function": "relu"}, "activation_function is 'relu'"),
         ({**GPT2, "add_cross_attention": True}, "add_cross_attention"),
         ({**GPT2, "n_head": 5}, "64 dimensions for 5 heads"),

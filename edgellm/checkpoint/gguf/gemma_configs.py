@@ -50,12 +50,9 @@ def gemma2(header: Header) -> dict:
         if header.metadata.get(name) is None:  # llama.cpp's and the model's own
             config[name] = default
     window = header.metadata.count("attention.sliding_window", 4096, least=0) or None
-    return {
-        "model_type": "gemma2",
-        **config,
-        **layer_types(header, sizes, 2, window),
-        "rope_parameters": read_rope(header, sizes),
-    }
+    rope = read_rope(header, sizes)
+    header.metadata.expect("rope.freq_base_swa", rope["rope_theta"])
+    return {"model_type": "gemma2", **config, **layer_types(header, sizes, 2, window), "rope_parameters": rope}
 
 
 def gemma3(header: Header) -> dict:

@@ -145,9 +145,9 @@ def olmo2(header: Header) -> dict:
     sizes = read_sizes(header)
     expect_plain_scale(header, sizes)
     rope = read_rope(header, sizes)
-    if rope["rope_type"] == "yarn":
-        # Its converter writes the whole factor, which for others counts beside YaRN's own.
-        rope["attention_factor"] = read_scale(header, "rope.scaling.attn_factor", 1.0)
+    if rope["rope_type"] == "yarn" and (stated := read_scale(header, "rope.scaling.attn_factor", 0.0)):
+        # Its first converters wrote the whole factor here, which for others counts beside YaRN's own.
+        rope["attention_factor"] = stated
     config = {
         **sizes.settings(),
         **read_rms_eps(header),
@@ -163,7 +163,10 @@ def olmo2(header: Header) -> dict:
         **layer_types(header, sizes, 4, window),
         "rope_parameters": {
             "full_attention": rope,
-            "sliding_attention": {"rope_type": "default", "rope_theta": rope["rope_theta"]},
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": header.metadata.number("rope.freq_base_swa", rope["rope_theta"]),
+            },
         },
     }
 
@@ -171,6 +174,7 @@ def olmo2(header: Header) -> dict:
 def granite(header: Header) -> dict:
     """Return the config of Granite 3, dense."""
     sizes = read_sizes(header)
+    header.metadata.expect("rope.scaling.finetuned", True)  # false says here that no layer knows positions
     return {
         "model_type": "granite",
         **sizes.settings(),

@@ -75,12 +75,14 @@ def _yarn(metadata: Metadata, factor: float, original: int) -> dict:
     for ours, theirs in (("beta_fast", "rope.scaling.yarn_beta_fast"), ("beta_slow", "rope.scaling.yarn_beta_slow")):
         if value := metadata.number(theirs, 0.0):
             found[ours] = value
-    # llama.cpp multiplies YaRN's own attention factor with these; a config states the product.
-    scale = (metadata.number("rope.scaling.attn_factor", 1.0) or 1.0) * (
-        metadata.number("rope.scaling.yarn_attn_factor", 1.0) or 1.0
-    )
-    if abs(scale - 1.0) > _CLOSE:
-        found["attention_factor"] = scale * (0.1 * math.log(factor) + 1.0)
+    # Converters write a config's attention_factor as the second of these. llama.cpp, which leaves that out, multiplies
+    # YaRN's own factor with the first.
+    names = "rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"
+    beside, whole = (metadata.number(name, 1.0) or 1.0 for name in names)
+    if abs(whole - 1.0) > _CLOSE:
+        found["attention_factor"] = float(f"{whole:.7g}")
+    elif abs(beside - 1.0) > _CLOSE:
+        found["attention_factor"] = beside * (0.1 * math.log(factor) + 1.0)
     return found
 
 
