@@ -13,7 +13,7 @@ from tests.boards.test_server import PORT, answers, key_of, left_of_a_server
 
 
 def copy_of_the_project(name: str, version: str, *, broken: str = "") -> Path:
-    """A clone with the work tree's files, another version, and a `broken` command that can't start: agent, serve."""
+    """A clone with the work tree's files, another version, and a `broken` module, which can't be imported."""
     folder = HOME / "copies" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -29,8 +29,8 @@ def copy_of_the_project(name: str, version: str, *, broken: str = "") -> Path:
     assert count == 1
     init.write_text(text)
     if broken:
-        command = folder / f"edgellm/cli/{broken}.py"
-        command.write_text(command.read_text() + '\n\nraise RuntimeError("this version is broken")\n')
+        module = folder / f"edgellm/{broken}.py"
+        module.write_text(module.read_text() + '\n\nraise RuntimeError("this version is broken")\n')
     return folder
 
 
@@ -42,7 +42,7 @@ def versions(cluster) -> list[str]:
 def test_an_upgrade_to_a_broken_version_rolls_back(cluster, controller, reference):
     before = versions(cluster)
     started = [b.agent_started() for b in cluster.boards]
-    copy = copy_of_the_project("broken", "99.0.0", broken="agent")
+    copy = copy_of_the_project("broken", "99.0.0", broken="cli/agent")
     played = controller.ansible("playbooks/upgrade.yml", root=copy, timeout=700)
     assert played.rc != 0
     assert "board1" in played.text and "this version is broken" in played.text
@@ -81,7 +81,7 @@ def test_an_upgrade_takes_the_server_along_and_one_that_does_not_start_goes_back
     assert answers(asker, url, controller) and key_of(controller) == key
     assert board.root(f"stat -c %W {conversations}") == made, "what it keeps is still there"
 
-    copy = copy_of_the_project("unserved", "99.0.3", broken="serve")
+    copy = copy_of_the_project("unserved", "99.0.3", broken="server/listen")
     played = controller.ansible("playbooks/upgrade.yml", root=copy, timeout=700)
     back = r"the server of edgellm 99\.0\.3\S* doesn't answer .* 99\.0\.2\S* runs again"
     assert played.rc != 0 and re.search(back, played.text)
