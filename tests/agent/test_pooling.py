@@ -8,6 +8,7 @@ import torch
 
 from edgellm.agent.pooling import Pooling
 from edgellm.manager.session import Session
+from edgellm.model.families.find import find_spec
 from edgellm.structure import POOLS
 from tests.fakes import Boards, run
 from tests.model.families import CONFIGS, random_model
@@ -36,9 +37,10 @@ def test_it_is_the_same_in_any_pieces(kind, cuts):
     np.testing.assert_allclose(pooling.vector(), pooled(HIDDEN.astype(np.float64))[kind], rtol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma2"])  # one runs natively, one by transformers' layers
-def test_boards_pool_what_transformers_gives(family, tmp_path):
+@pytest.mark.parametrize(("family", "natively"), [("qwen3", True), ("phi", False)])
+def test_boards_pool_what_transformers_gives(family, natively, tmp_path):
     model = random_model(CONFIGS[family]())
+    assert (find_spec(model.config.to_dict())[0] is not None) == natively
     make_split(model, tmp_path / "split")
     with torch.inference_mode():
         states = model.base_model(torch.tensor([IDS])).last_hidden_state[0].double().numpy()
