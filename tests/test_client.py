@@ -290,7 +290,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("edgellm.manager.survey.Fleet._share_ram", lambda fleet: None)
     monkeypatch.setattr("edgellm.agent.measure.free_ram_bytes", lambda: 4 << 30)
     monkeypatch.setattr("edgellm.manager.failures.STEADY_S", 0.0)
-    monkeypatch.setattr("edgellm.manager.keeper._WEIGH_EVERY_S", 0.0)
+    monkeypatch.setattr("edgellm.manager.growth._WEIGH_EVERY_S", 0.0)
 
 
 def test_200_answers_on_4_slots_are_right_while_a_board_dies_and_another_one_joins(tmp_path, quick):

@@ -280,6 +280,7 @@ class Holding:
                 log.info("gives up layers %s of %s", one.plan.section_of(self.board), one.plan.model)
             leaves = [self.held.give_up(one) for one in going]
             await self.held.leave(leaves, f"board {self.board} was told to give the model up")
+            self.share_ram()
         finally:
             self.release(peer)
 

@@ -3,8 +3,8 @@
 import click
 
 _WEIGHTS = (
-    "int4s", "int4", "int8", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "q5_0", "q5_1", "bf16",
-    "f16", "f32",
+    "int4s", "int4", "int8", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "q5_0", "q5_1",
+    "bf16", "f16", "f32",
 )  # fmt: skip
 _SHAPES = ("smollm2-135m", "llama-3.2-1b", "phi-3-mini", "llama-3.1-8b")
 

@@ -6,19 +6,18 @@
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Set
-from dataclasses import replace
+from collections.abc import Callable, Collection, Coroutine, Mapping, Set
 from typing import Any
 
 from edgellm.errors import BoardError, ClaimError, EdgellmError, LinkError, LoadError, OtherModelError, PlanError
-from edgellm.manager.beside import Waiting, shared, ways
-from edgellm.manager.connections import all_of
+from edgellm.manager.beside import Waiting, ways
 from edgellm.manager.failures import Failures
-from edgellm.manager.progress import Progress
+from edgellm.manager.growth import Growth
+from edgellm.manager.progress import Progress, followed
 from edgellm.manager.rebalance import Avoid, Outcome, describe, propose, serving_plan, settle, still_answer
-from edgellm.manager.survey import Fleet, newest_plan, other_models
+from edgellm.manager.seeing import check_it_sees_enough, try_ways
+from edgellm.manager.survey import Fleet, other_models
 from edgellm.manager.take import take, unload
 from edgellm.plan import Move, Plan
 from edgellm.plan.around import links
@@ -29,11 +28,8 @@ from edgellm.wire.status import BoardStatus
 
 log = logging.getLogger(__name__)
 SURVEY_EVERY_S = 10.0  # of a client that stays
-_WEIGH_EVERY_S = 60.0  # the same boards: a search for a better plan takes this process a while
 _SURVEY_LIMIT_S = 2.0  # that `finish` waits for a survey
-_RECENT_S = 600.0  # for which a load that failed keeps a board from being given a section that it needn't have
 _MAX_TOLD = 256
-_PROGRESS_EVERY_S = 0.5  # while boards load
 
 Tell = Callable[[str], None]
 Tag = dict[str, str]  # a plan's certificate and signature
@@ -73,8 +69,7 @@ class Keeper:
         self._moving: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
         self._committing = False  # the optional move that is under way can't be given up any more
-        self._wants_idle = False  # a better plan is known, and boards have no room to load it beside the old one
-        self._weighed: tuple[object, float] | None = None  # what was weighed last, and when
+        self._growth = Growth(always=every_s is not None)
         self._waiting = Waiting()
         self.progress: Progress | None = None  # of the boards, while they load a plan
 
@@ -184,15 +179,18 @@ class Keeper:
         if not self._may_plan and not self.alone:
             missing = "; ".join(self.missing.values()) or "no plan stands"
             raise BoardError(f"{missing}. {self._who} may ask, but not plan: an admin must change the plan.")
-        await self._check_it_sees_enough()
+        await check_it_sees_enough(self._fleet, self.plan, self._met)
         for _ in range(len(self._fleet.reports) + 1):  # boards that can't load are left out, one by one
             try:
-                async with self._telling():
+                self.progress = Progress(self._fleet.manifest.model)
+                async with followed(self.progress, self._fleet, self._on_progress):
                     await self._settle(beside)
                 return
             except LoadError as e:
                 self._load_failed(e)
                 await self._survey(self.plan.boards)
+            finally:
+                self.progress = None
         raise BoardError("; ".join(self._failures.cannot_load(_clock_s()).values()))
 
     async def _settle(self, beside: bool) -> None:
@@ -252,63 +250,9 @@ class Keeper:
             self._fleet, None, self.plan, grow=False, tell=self._tell, avoid=avoid, may_commit=may_commit
         )
 
-    @contextlib.asynccontextmanager
-    async def _telling(self) -> AsyncGenerator[None, None]:
-        """Follow in `progress` how far boards are with loading, in this block."""
-        progress = self.progress = Progress(self._fleet.manifest.model)
-
-        async def ask() -> None:
-            while True:
-                await asyncio.sleep(_PROGRESS_EVERY_S)
-                progress.heard(await self._fleet.loading())
-                if progress.total_bytes:
-                    self._on_progress(progress)
-
-        asking = _task(ask())
-        try:
-            yield
-        finally:
-            asking.cancel()
-            self.progress = None
-
-    async def _check_it_sees_enough(self) -> None:
-        """Raise BoardError if the plan before stands for others: boards that this manager has never reached are reached
-        by boards of that plan. One that sees less than the others changes nothing."""
-        fleet = self._fleet
-        newest = newest_plan(fleet.reports)
-        if newest is None or newest.epoch < self.plan.epoch:
-            return
-        unseen = [b for b in newest.boards if b not in fleet.reports]
-        askers = [b for b in newest.boards if b in fleet.reports and fleet.reports[b].plan == newest]
-        never_met = unseen and not self._met & set(unseen) and fleet.unreached.issuperset(unseen)
-        if not never_met or not askers or len(unseen) + len(askers) < len(newest.boards):
-            return
-        asker = next((a for a, b in links(newest) if a in askers and b in unseen), askers[0])
-        places = fleet.reports[asker].addresses
-        reached = await fleet.reached_by(asker, {b: places[b] for b in unseen if b in places})
-        if reached == set(unseen):
-            board = unseen[0]
-            raise BoardError(
-                f"{fleet.missing.get(board, f'board {board} does not answer')}, but board {asker} reaches it. The plan "
-                "stays as it is, because other managers may use it. Check the network between this machine and "
-                f"{board}.", board,
-            )  # fmt: skip
-
     async def _try_ways(self) -> None:
-        """Have boards dial those that they say they couldn't reach, or that an answer couldn't get to."""
-        reports, now_s = self._fleet.reports, _clock_s()
-        said = {(a, b) for a, r in reports.items() for b, link in r.links.items() if link.broken}
-        pairs = {(a, b) for a, b in said | self._failures.suspected(now_s) if a in reports and b in reports}
-        pairs -= self._failures.broken(now_s).keys()
-        tries = {a: {b: self._fleet.addresses[b] for x, b in pairs if x == a} for a, _ in pairs}
-        if not tries or not self._may_plan:
-            return
-        reached = dict(zip(tries, await all_of(self._fleet.reached_by(a, tries[a]) for a in tries), strict=True))
-        for a, b in pairs:
-            if b not in reached[a]:
-                link = reports[a].links.get(b)
-                why = link.reason if link is not None and link.broken else "it can't reach it now"
-                self._failures.way_failed((a, b), f"board {a} can't reach board {b}: {why}", now_s, certain=True)
+        if self._may_plan:
+            await try_ways(self._fleet, self._failures, _clock_s())
 
     def _load_failed(self, error: LoadError) -> None:
         assert error.board is not None
@@ -334,7 +278,7 @@ class Keeper:
         if self._looking is None:
             return
         await asyncio.wait([self._looking], timeout=_SURVEY_LIMIT_S)
-        if self._looking.done() and self._wants_idle:
+        if self._looking.done() and self._growth.wants_idle:
             self.look()
             await asyncio.wait([self._looking], timeout=_SURVEY_LIMIT_S)
         if self._moving is not None and not self._moving.done():
@@ -367,32 +311,17 @@ class Keeper:
 
     async def _better(self) -> tuple[Move, Set[str]] | None:
         """Return a move that is worth it, and that may begin now; and the digests of what goes on beside it."""
-        fleet, plan, now_s = self._fleet, self.plan, _clock_s()
+        fleet, now_s = self._fleet, _clock_s()
         reports = fleet.reports
         at_work = any(r.claimed or r.draining for r in reports.values())
-        if not self._may_plan or at_work or (self._wants_idle and not self._idle()):
+        if not self._may_plan or at_work or (self._growth.wants_idle and not self._idle()):
             return None
         await self._try_ways()
-        avoid = self._avoid()
-        recently = {
-            b: f"board {b}: {e.reason}" for b, r in reports.items()
-            if (e := r.load_error) is not None and (e.age_s or 0.0) < _RECENT_S and not self._failures.has_seen(b)
-        }  # fmt: skip
-        avoid = replace(avoid, loads={**recently, **avoid.loads})  # also those that failed under another manager
-        spare = {b for b, r in reports.items() if b not in self.plan.boards and b not in avoid.loads and not r.others}
-        unsteady = {b for b in spare if self._failures.steady_in_s(b, reports[b].up_s, now_s) > 0}
-        off = {b for b in self.plan.boards if b in reports and reports[b].is_off}
-        if not spare - unsteady and not off and self._every_s is None:
+        avoid = self._growth.begin(reports, self.plan, self._avoid(), self._failures, now_s)
+        if avoid is None:
             return None
-        what = self.plan.digest, frozenset(spare - unsteady), frozenset(off)
-        if self._weighed is not None and self._weighed[0] == what and not self._wants_idle:
-            if now_s - self._weighed[1] < _WEIGH_EVERY_S:
-                return None
-        left_out = {b: f"board {b} has just come" for b in unsteady}
-        left_out |= {b: f"board {b} has another model" for b, r in reports.items() if r.others and b not in plan.boards}
-        avoid = shared(reports, replace(avoid, boards={**avoid.boards, **left_out}), other_models(reports))
         move = await propose(fleet, self.plan.settings, self.plan, avoid=avoid)
-        self._weighed, self._wants_idle = (what, now_s), False
+        self._growth.weighed(now_s)
         return (move, avoid.keep) if move.changed else None
 
     async def _take(self, move: Move, keep: Set[str]) -> None:
@@ -402,8 +331,8 @@ class Keeper:
         async def may_commit(in_place: Set[str]) -> bool:
             if in_place:
                 await self._survey(self.plan.boards)
-            self._wants_idle = bool(in_place) and not self._idle()
-            self._committing = not self._wants_idle
+            self._growth.wants_idle = bool(in_place) and not self._idle()
+            self._committing = not self._growth.wants_idle
             return self._committing
 
         self._tell(describe(move.plan))

@@ -1,9 +1,14 @@
-"""How far boards are with loading their sections of a plan, from what they report meanwhile. Pure."""
+"""How far boards are with loading their sections of a plan, from what they report meanwhile."""
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from edgellm.manager.survey import Fleet
 from edgellm.wire.section_status import SectionLoading
+
+_EVERY_S = 0.5  # between two looks
 
 
 @dataclass
@@ -44,3 +49,22 @@ class Progress:
     def __str__(self) -> str:
         unit, scale = ("GB", 1e9) if self.total_bytes >= 1e9 else ("MB", 1e6)
         return f"{self.read_bytes / scale:.1f} of {self.total_bytes / scale:.1f} {unit}"
+
+
+@contextlib.asynccontextmanager
+async def followed(progress: Progress, fleet: Fleet, told: Callable[[Progress], None]) -> AsyncGenerator[None, None]:
+    """Ask the boards of `fleet` now and then in this block how far they are, and call `told` while they load."""
+
+    async def ask() -> None:
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            progress.heard(await fleet.loading())
+            if progress.total_bytes:
+                told(progress)
+
+    asking = asyncio.create_task(ask())
+    try:
+        yield
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)

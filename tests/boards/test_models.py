@@ -54,8 +54,8 @@ def test_boards_serve_two_models_at_once_and_lose_the_one_that_is_dropped(cluste
     assert "".join(b.journal(400) for b in cluster.boards).count("loads layers") == loads
 
     # The server's identity is an admin's: it can have the boards give a model up, and load it again.
-    path = controller.config / f"ca/servers/{server.name}/cert.pem"
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    pem = (controller.config / "ca/servers" / server.name / "cert.pem").read_bytes()
+    certificate = x509.load_pem_x509_certificate(pem)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"edgellm:admin:server-{server.name}"]
     url, auth = f"http://{server.host}:{PORT}", ("--header", f"Authorization: Bearer {key_of(controller)}")

@@ -314,7 +314,7 @@ def test_a_better_plan_that_can_t_be_loaded_is_told_once_and_tried_again_later(t
             async with Manager(boards, plan) as manager:
                 tries = []
                 for now_s in (1e3, 1e3 + 1, 1e3 + 6, 1e3 + 7, 1e3 + 17):  # noqa: B007
-                    manager.keeper._weighed = None
+                    manager.keeper._growth._weighed = None
                     await manager.looked()
                     tries.append(sum(board == "b2" for board, *_ in boards.loads))
                 assert await manager.ask() == generate(PROMPT, 10) and manager.session.plan == plan
@@ -346,7 +346,7 @@ def test_a_board_that_has_just_come_or_comes_and_goes_gets_no_section_that_it_ne
                     now_s, up_s = now_s + passed_s, up_s + passed_s
                     for _ in range(losses):
                         keeper._failures.lost("b2", now_s)
-                    keeper._weighed = None
+                    keeper._growth._weighed = None
                     if passed_s == 2 and losses == 0:
                         keeper._failures.steady_in_s("b2", up_s, now_s)
                     await manager.looked()
@@ -412,7 +412,7 @@ def test_trouble_gives_up_a_move_that_is_only_better(boards_of):
 
 
 def test_a_client_that_stays_mends_and_grows_by_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgellm.manager.keeper._WEIGH_EVERY_S", 0.0)
+    monkeypatch.setattr("edgellm.manager.growth._WEIGH_EVERY_S", 0.0)
     monkeypatch.setattr("edgellm.manager.failures.STEADY_S", 0.0)
 
     async def go():

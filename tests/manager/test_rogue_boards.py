@@ -10,9 +10,11 @@ import pytest
 from edgellm.agent.link import Links
 from edgellm.agent.loading import Loaded
 from edgellm.agent.stage import Stage
+from edgellm.controller.status import ask_boards
 from edgellm.errors import ClaimError, EdgellmError
 from edgellm.manager.survey import MAX_BOARDS, Fleet
 from edgellm.plan import Plan, Section
+from edgellm.wire.section_status import SectionBeside, SectionStatus
 from edgellm.wire.signed import sign
 from tests.certificates import make_cluster
 from tests.fakes import VOCAB, Boards, FakeSection, claim, generate, run
@@ -76,6 +78,29 @@ def test_a_board_that_makes_itself_a_plan_is_left_out_and_named(boards_of, tag):
     assert [p for p, *_ in manager.adopted] == [plan] and set(manager.adopted[0][2]) == {"certificate", "signature"}
     (named,) = [t for t in manager.told if "no admin of this cluster made" in t]
     assert re.match("board b1 reports a plan that no admin .*It is left out: deploy to it again, or remove it.", named)
+
+
+def bare(plan: Plan, boards: Boards) -> dict:
+    return {"plan": plan.to_dict()}
+
+
+@pytest.mark.parametrize("tag", [bare, unsigned, by_itself], ids=["bare", "unsigned", "own"])
+def test_a_board_that_says_it_serves_another_model_beside_is_not_believed_without_an_admin(boards_of, tag):
+    async def go():
+        async with boards_of(3) as boards:
+            plan = await boards.form((0, 2, 4, 6))
+            lie = replace(evil(plan, "b1"), epoch=0, model="lie", manifest_sha256="7" * 64)
+            dispatcher, status = boards.agents[1].dispatcher, boards.agents[1].dispatcher._status
+            beside = (SectionBeside(lie, tag(lie, boards), SectionStatus(ram_bytes=1 << 30)),)
+            dispatcher._status = lambda: replace(status(), beside=beside)
+            async with Fleet(boards.manifest, boards.addresses, boards.client_tls) as fleet:
+                await fleet.survey()
+                words = await ask_boards(boards.addresses, boards.client_tls)
+                return fleet.liars, set(fleet.reports), words["b1"]
+
+    liars, reports, word = run(go())
+    assert set(liars) == {"b1"} and reports == {"b0", "b2"} and "no admin of this cluster made" in liars["b1"]
+    assert word.lie == liars["b1"] and not word.status.sections
 
 
 def test_epochs_can_t_be_used_up(boards_of):
@@ -171,7 +196,7 @@ def test_whatever_a_board_says_nothing_but_a_board_error_comes_of_it(boards_of, 
                             return {**status().to_dict(), **self.changed}
 
                     dispatcher._status = Said
-                    manager.keeper._weighed = None
+                    manager.keeper._growth._weighed = None
                     try:
                         await manager.keeper.after(manager.session.plan, EdgellmError("lost"))
                     except EdgellmError:

@@ -1,12 +1,14 @@
 """Reports of boards: built and parsed by one class, and hostile until parsed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from edgellm.plan import Capacity, Plan, Section
 from edgellm.wire.addresses import is_host, is_loopback, parse_address
-from edgellm.wire.status import BoardStatus, CacheStatus, Compute, Health, SectionStatus, SequenceStats, ShardsHere
+from edgellm.wire.section_status import SectionLoading, SectionStatus
+from edgellm.wire.status import BoardStatus, CacheStatus, Compute, Health, SequenceStats, ShardsHere
 
 PLAN = Plan(7, "fake", "5" * 64, 6, "latency", 64, 2, 8, "float32", (Section("b0", 0, 3), Section("b1", 3, 6)))
 CAPACITY = Capacity("b0", 1 << 30, 0.001, 0.002, 0.0005, 4)
@@ -92,3 +94,56 @@ def test_addresses(content, address):
 def test_hosts():
     assert is_host("pi_1.local.") and not is_host("1.2.3") and not is_host(5) and not is_host("x" * 64)
     assert is_loopback("127.0.0.9") and is_loopback("LOCALHOST.") and not is_loopback("10.0.0.1")
+
+
+# Several sections
+
+OTHER = Plan(5, "other", "6" * 64, 4, "latency", 64, 2, 8, "float32", (Section("b0", 0, 4),))
+BESIDE = {"committed": {"plan": OTHER.to_dict(), "signature": "x"}, "section": {"start": 0, "end": 4, "ram_bytes": 9}}
+
+
+def beside(*entries: object) -> BoardStatus:
+    return BoardStatus.from_dict("b0", said({**FULL.to_dict(), "beside": list(entries)}))
+
+
+def test_what_a_board_serves_beside_its_last_plan_comes_back_and_can_be_looked_at_from_there():
+    status = beside(BESIDE)
+    assert BoardStatus.from_dict("b0", said(status.to_dict())) == status and not status.faults
+    assert set(status.sections) == {PLAN.manifest_sha256, OTHER.manifest_sha256}
+    assert status.serves(PLAN) and status.serves(OTHER) and not status.serves(replace(OTHER, epoch=6))
+    view = status.of_model(OTHER.manifest_sha256)
+    assert (view.plan, view.section.ram_bytes, view.committed["signature"]) == (OTHER, 9, "x")
+    assert view.sections == status.sections and view.of_model(PLAN.manifest_sha256).plan == PLAN
+    assert status.of_model("0" * 64) == status
+
+
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [
+        (7, "board b0 reports an invalid plan: plan is None, expected an object"),
+        ({**BESIDE, "committed": {"plan": {}}}, "board b0 reports an invalid plan: plan lacks chunk"),
+        ({**BESIDE, "committed": {"plan": replace(OTHER, sections=(Section("b1", 0, 4),)).to_dict()}},
+         "board b0 reports an invalid plan: board b0 has no section in the plan of epoch 5"),
+        ({**BESIDE, "committed": {"plan": PLAN.to_dict()}}, "board b0 reports two plans of fake"),
+    ],
+)  # fmt: skip
+def test_what_no_agent_would_serve_beside_is_a_fault(entry, fault):
+    status = beside(entry)
+    assert status.beside == () and status.faults[0].startswith(fault)
+
+
+def test_two_sections_of_one_model_are_a_fault_and_too_many_are_left_out():
+    assert beside(BESIDE, BESIDE).faults == ("board b0 reports two plans of other",)
+    many = [
+        {**BESIDE, "committed": {"plan": replace(OTHER, manifest_sha256=f"{i:064x}").to_dict()}} for i in range(50)
+    ]
+    assert len(beside(*many).beside) == 16
+    assert BoardStatus.from_dict("b0", {**said(FULL.to_dict()), "beside": "x"}).beside == ()
+    assert BoardStatus.from_dict("b0", {"beside": None}).beside is None
+
+
+@pytest.mark.parametrize("change", [{"epoch": -1}, {"model": 5}, {"read_bytes": None}, {"total_bytes": "9"}])
+def test_a_load_that_is_not_well_formed_is_none(change):
+    told = {"epoch": 8, "model": "fake", "start": 0, "end": 3, "read_bytes": 5, "total_bytes": 4, "age_s": 1.5}
+    assert SectionLoading.from_dict(told) == SectionLoading(8, "fake", 0, 3, 4, 4, 1.5)
+    assert SectionLoading.from_dict({**told, **change}) is None
