@@ -3,20 +3,22 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from edgellm.controller import pairs as between
 from edgellm.controller.request import Request
 from edgellm.errors import BoardError, ClusterError, EdgellmError, PlanError
 from edgellm.files import write_atomically
+from edgellm.manager.beside import shared
 from edgellm.manager.cluster_file import ClusterFile, FurtherModel
 from edgellm.manager.local import could_hold
 from edgellm.manager.pairs import HERE, Pair, try_pairs
-from edgellm.manager.rebalance import Outcome, propose, settle
+from edgellm.manager.rebalance import NOTHING, Avoid, Outcome, propose, settle
 from edgellm.manager.session import Session
-from edgellm.manager.survey import Fleet
+from edgellm.manager.survey import Fleet, other_models
 from edgellm.plan import Plan, Settings
 from edgellm.plan.around import links
 from edgellm.sampling import Sampling
@@ -24,6 +26,7 @@ from edgellm.shards.manifest import Manifest
 from edgellm.text.tokenizer import Tokenizer
 from edgellm.wire.status import SequenceStats
 
+_T = TypeVar("_T")
 _RETRY_FOR_S = 60.0  # another manager may be at it, or an agent be starting
 CANARY_PROMPT = "Once upon a time, a small board"
 CANARY_TOKENS = 8
@@ -50,7 +53,9 @@ async def _form(request: Request, path: Path, tell: Callable[[str], None], dry_r
                 name: replace(r, capacity=request.on_disk(r.capacity)) for name, r in fleet.reports.items()
             }
             try:
-                move = await propose(fleet, request.settings, known, any_shard=True)
+                move = await _beside(fleet, lambda avoid: propose(
+                    fleet, request.settings, known, any_shard=True, avoid=avoid
+                ))  # fmt: skip
             except PlanError as e:
                 raise _without(fleet, e) from None
             outcome = Outcome(move.plan, move, move.changed, {})
@@ -151,7 +156,9 @@ async def _settled(fleet: Fleet, settings: Settings, known: Plan | None, tell: C
         if not fleet.reports:
             raise BoardError("no board answers: " + "; ".join(fleet.missing.values()))
         try:
-            return await settle(fleet, settings, known, grow=True, tell=tell)
+            return await _beside(fleet, lambda avoid: settle(
+                fleet, settings, known, grow=True, tell=tell, avoid=avoid
+            ))  # fmt: skip
         except PlanError as e:
             raise _without(fleet, e) from None
         except BoardError as e:
@@ -161,6 +168,18 @@ async def _settled(fleet: Fleet, settings: Settings, known: Plan | None, tell: C
                 told = str(e)
                 tell(f"{told}; trying again for up to {_RETRY_FOR_S:.0f} s …")
         await asyncio.sleep(1.0)
+
+
+async def _beside(fleet: Fleet, plan: Callable[[Avoid], Awaitable[_T]]) -> _T:
+    """Return what `plan` makes in the RAM that other models leave, which go on; if there isn't enough, in their place.
+    """
+    others = other_models(fleet.reports)
+    if others:
+        try:
+            return await plan(shared(fleet.reports, NOTHING, others))
+        except PlanError:
+            pass
+    return await plan(NOTHING)
 
 
 def _without(fleet: Fleet, error: PlanError) -> PlanError:

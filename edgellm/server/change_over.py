@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 _LOAD_PATIENCE_S = 15.0  # that a question waits for its model before it is told to come back
 _LOOK_S = 0.1  # between looks at whose turn it is, while anybody waits
 _RETRY_S = 0.5
+_AGAIN_S = 10.0  # until boards are told again to give up a model that another program asks
 _CARD_BYTES_S = 80e6  # as fast as a card reads, before a load was timed
 
 
@@ -186,6 +187,7 @@ class SeveralModels:
                 log.info("the boards have given up %s, because nobody asked for it", name)
         except ClaimError as e:  # another program's answers run, or it changes the plan
             log.info("the boards keep %s for now: %s", name, e)
+            self._turns.stay(name, _now_s() + _AGAIN_S)
             return
         except EdgellmError as e:
             log.warning("the boards were not told to give up %s: %s", name, e)

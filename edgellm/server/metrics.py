@@ -245,6 +245,10 @@ def _plans(clients: dict[str, AsyncClient]) -> Iterator[Metric]:
 def _sections(statuses: dict[str, BoardStatus]) -> Iterator[Metric]:
     layers = GaugeMetricFamily("edgellm_board_layers", "Layers that the board holds.", labels=["board", "model"])
     first = GaugeMetricFamily("edgellm_board_first_layer", "The first of these, from 0.", labels=["board", "model"])
+    taken = GaugeMetricFamily(
+        "edgellm_board_section_bytes", "RAM that a model's weights, slots and scratch memory take on the board.",
+        labels=["board", "model"],
+    )  # fmt: skip
     hop = GaugeMetricFamily(
         "edgellm_board_hop_seconds", "A message's way to another board that this one sends to.", labels=["board", "to"]
     )
@@ -253,10 +257,12 @@ def _sections(statuses: dict[str, BoardStatus]) -> Iterator[Metric]:
             if section.start is not None and section.end is not None:
                 layers.add_metric([name, plan.model], section.end - section.start)
                 first.add_metric([name, plan.model], section.start)
+            if section.ram_bytes is not None:
+                taken.add_metric([name, plan.model], section.ram_bytes)
         for other, link in status.links.items():
             if link.hop_s is not None:
                 hop.add_metric([name, other], link.hop_s)
-    yield from (layers, first, hop)
+    yield from (layers, first, taken, hop)
 
 
 def _gauge(name: str, about: str) -> GaugeMetricFamily:

@@ -51,6 +51,10 @@ class Turns:
         stay_s = KEEP_ALIVE_S if keep_alive_s is None else keep_alive_s
         self._stays_until_s[name] = math.inf if stay_s < 0 else now_s + stay_s
 
+    def stay(self, name: str, until_s: float) -> None:
+        """Have a model that nobody asks here stay until then."""
+        self._stays_until_s[name] = until_s
+
     @property
     def is_idle(self) -> bool:
         """Whether no answer runs."""

@@ -11,12 +11,13 @@ from edgellm.controller import forming
 from edgellm.errors import BoardError, PlanError
 from edgellm.manager.cluster_file import ClusterFile, SshAccess
 from edgellm.manager.session import Session
-from edgellm.manager.survey import Fleet
+from edgellm.manager.survey import Fleet, other_models
+from edgellm.manager.take import take
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
 from tests.certificates import make_cluster
 from tests.controller.asked import LARGE, SETTINGS, request_of
-from tests.fakes import Boards, claim, generate, make_manifest, run, unclaim, until
+from tests.fakes import Boards, claim, generate, make_manifest, make_plan, run, unclaim, until
 
 PROMPT = [5, 17, 3, 42, 8, 1, 90]
 
@@ -264,3 +265,25 @@ def test_further_models_get_a_plan_that_is_kept_and_one_that_can_not_be_held_is_
     assert held.epoch == 2 and back["epoch"] == 3 and file.choose("other").plan == held
     assert list(back["without"]) == ["strange"] and file.models == ["fake", "other"]
     assert "strange is left out: " in told[-1] and "has the shards of another model" in told[-1]
+
+
+def test_a_deploy_leaves_another_model_alone_that_has_room_beside(deploy, tmp_path):
+    other = replace(make_manifest(4, ram_bytes=20_000_000), model="other")
+
+    async def go(boards, controller):
+        await controller.form()
+        manifest = Manifest.read(tmp_path / "other")
+        second = make_plan(manifest, (0, 2, 4), epoch=2)
+        async with Fleet(manifest, boards.addresses) as fleet:
+            await fleet.survey()
+            (first,) = other_models(fleet.reports)
+            await take(fleet, second, keep={first})
+        more = [str(tmp_path / "other")]
+        again = await controller.form(more=more)
+        changed = await controller.form(more=more, settings={**SETTINGS.to_dict(), "slots": 1})
+        held = [{one.plan.model: one.plan.epoch for one in a.holding.held.served} for a in boards.agents]
+        return again, changed, held, boards.loads
+
+    again, changed, held, loads = deploy(go, more={tmp_path / "other": other})
+    assert again["epoch"] == 1 and changed["epoch"] == 3
+    assert held == [{"fake": 3, "other": 2}] * 2 and len(loads) == 6

@@ -226,7 +226,9 @@ def test_a_model_beside_the_default_one_is_unloaded_after_its_time(tmp_path, mon
             assert client.unloaded == 0 and served._turns.stands == {"a", "b"}
             client.error = ClaimError("board b0 still has 1 running answer of b")
             await hold(served, "b", 0)
+            await until(lambda: served._turns.expires_in_s("b", change_over._now_s()))  # it is put off
             client.error = None
+            served._turns.stay("b", change_over._now_s())
             await until(lambda: served._turns.stands == {"a"})
             return client.unloaded, await hold(served, "b"), served._turns.stands
 
