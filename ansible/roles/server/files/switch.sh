@@ -73,7 +73,7 @@ else
 fi
 if ! answers "$@"; then
   said=$(journalctl --unit="$unit" "--since=@$began" --lines=40 --no-pager --output=cat |
-    grep -v 'systemd\|Started\|Stopped\|Scheduled\|Main process\|Failed with' | tail -n 3 | tr '\n' '|')
+    grep -v '^ \|^Traceback\|systemd\|Started\|Stopped\|Scheduled\|Main process\|Failed with' | tail -n 3 | tr '\n' '|')
   if [ -n "$before" ] && [ "$before" != "versions/$1" ] && [ -e "$root/$before/.complete" ]; then
     ln -s "$before" "$new/current"
     mv -fT "$new/current" "$root/current"
