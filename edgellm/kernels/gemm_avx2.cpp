@@ -127,7 +127,7 @@ constexpr int LIFT = has_halves(E) ? centre(E) : 0;
 template <Kind K>
 constexpr int READY_LIFT = K == HALVES_KIND ? 32 : 0;
 
-constexpr bool few_ask_ahead(size_t tokens) { return tokens > 2; }
+constexpr size_t FEW = 4;
 constexpr size_t few_vectors(Kind, size_t tokens) { return tokens <= 2 ? 2 : 1; }
 constexpr size_t many_vectors(Kind) { return 1; }
 constexpr size_t many_tokens(Kind) { return 4; }
@@ -135,8 +135,9 @@ constexpr size_t many_tokens(Kind) { return 4; }
 // What the dot products of half H of a group start from.
 template <int LIFT_BY, int H>
 inline I lifted_half(int32_t offset) {
-    constexpr int times = LIFT_BY / 4;  // of -4 times the sum
-    return _mm256_srai_epi32(_mm256_madd_epi16(_mm256_set1_epi32(offset), _mm256_set1_epi32(H ? times << 16 : times)), 1);
+    constexpr int whole = LIFT_BY % 8 == 0 ? 8 : 4, times = LIFT_BY / whole;
+    const I sum = _mm256_madd_epi16(_mm256_set1_epi32(offset), _mm256_set1_epi32(H ? times << 16 : times));
+    return whole == 8 ? sum : _mm256_srai_epi32(sum, 1);
 }
 
 template <class Q, size_t P, size_t T>

@@ -132,17 +132,19 @@ constexpr int LIFT = E == IQ4_NL || E == IQ4_XS ? 128 : E == MXFP4 ? 16 : centre
 template <Kind K>
 constexpr int READY_LIFT = K == PLAIN_KIND ? 128 : K == HALVES_KIND ? 32 : 0;
 
-constexpr bool few_ask_ahead(size_t) { return true; }
-constexpr size_t few_vectors(Kind kind, size_t tokens) { return kind_halves(kind) == 1 && tokens <= 2 ? 4 : 2; }
+constexpr size_t FEW = 8;
+constexpr size_t few_vectors(Kind kind, size_t tokens) {
+    return kind_halves(kind) == 2 ? tokens <= 4 ? 2 : 1 : tokens <= 2 ? 4 : 2;
+}
 constexpr size_t many_vectors(Kind kind) { return kind_halves(kind) == 2 ? 1 : 2; }
 constexpr size_t many_tokens(Kind) { return 8; }
 
 // What the dot products of half H of a group start from.
 template <int LIFT_BY, int H>
 inline I lifted_half(int32_t offset) {
-    constexpr int times = LIFT_BY / 4;  // of -4 times the sum
-    const I twice = _mm512_madd_epi16(_mm512_set1_epi32(offset), _mm512_set1_epi32(H ? times << 16 : times));
-    return _mm512_srai_epi32(twice, 1);
+    constexpr int whole = LIFT_BY % 8 == 0 ? 8 : 4, times = LIFT_BY / whole;
+    const I sum = _mm512_madd_epi16(_mm512_set1_epi32(offset), _mm512_set1_epi32(H ? times << 16 : times));
+    return whole == 8 ? sum : _mm512_srai_epi32(sum, 1);
 }
 
 template <class Q, size_t P, size_t T>

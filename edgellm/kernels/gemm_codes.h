@@ -7,11 +7,13 @@
 //   LIFT<E>, READY_LIFT<KIND>  what is added to the integers of a weight for code_dots, which takes it off again
 //   code_dots<Q, P, T>(w, x, in, offset, groups, acc)  as dots, of what Q::load reads; acc[h] has the sums of each half if
 //                             Q::HALVES is 2
-//   few_vectors<KIND>(tokens), many_vectors<KIND>()  how many vectors of rows are computed at once
+//   FEW                       tokens that read codes where they lie
+//   few_vectors(kind, tokens), many_vectors(kind)  how many vectors of rows are computed at once; they divide PARTS, or that
+//                             is 1
+//   many_tokens(kind)         the largest T of a pass over what is ready
 // A few tokens are multiplied with codes as they are unpacked (Direct). For more of them, a turn of groups is unpacked once,
 // and what that gives, which is the same for all encodings of a kind, serves all the tokens (Ready).
 
-constexpr size_t FEW = 4;           // tokens that read codes where they lie
 constexpr size_t TURN_GROUPS = 16;  // that are unpacked at once: they stay in the first cache
 constexpr size_t VECTOR_BYTES = 4 * WIDTH;
 
@@ -221,17 +223,19 @@ ALWAYS_INLINE void store_all(const F (&total)[P][T], float* y, size_t ldy, size_
 
 // P vectors of rows times the first T tokens.
 template <int E, size_t P, size_t T>
-void direct_block(const Matrix& w, const Activations& activations, float* y, size_t ldy, size_t v, size_t row_end) {
+void direct_block(const Matrix& w, const Activations& activations, float* y, size_t ldy, size_t v, size_t v_end,
+                  size_t row_end) {
     const Tokens a(activations, w.in, 0);
     const uint8_t* rows[P];
     F total[P][T];
 #pragma GCC unroll 8
     for (size_t p = 0; p < P; p++) {
-        rows[p] = PARTS % P == 0 ? vector_at<E>(w, v) + p * VECTOR_BYTES : vector_at<E>(w, v + p);
+        // Vectors past the last tile are the last one again, and not stored.
+        rows[p] = PARTS % P == 0 ? vector_at<E>(w, v) + p * VECTOR_BYTES : vector_at<E>(w, least(v + p, v_end - 1));
 #pragma GCC unroll 16
         for (size_t t = 0; t < T; t++) total[p][t] = zero();
     }
-    const bool asks = few_ask_ahead(T) && v % PARTS == 0;  // of a tile's vectors only the first
+    const bool asks = v % PARTS == 0;  // of a tile's vectors only the first
     for (size_t g = 0; g < a.groups; g += block_groups(E)) {
         BlockScales<E> scales[P];
 #pragma GCC unroll 8
@@ -254,11 +258,23 @@ void direct_block(const Matrix& w, const Activations& activations, float* y, siz
 template <int E, size_t T>
 void direct_tokens(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
     constexpr size_t P = few_vectors(kind_of(E), T);
-    const size_t v_end = (row_end + WIDTH - 1) / WIDTH;
-    size_t v = row_start / WIDTH;
-    if (PARTS > 1 || !at_hand<E>(w.in, T))  // else one tile after the other, which memory likes best
-        for (; v + P <= v_end; v += P) direct_block<E, P, T>(w, a, y, ldy, v, row_end);
-    for (; v < v_end; v++) direct_block<E, 1, T>(w, a, y, ldy, v, row_end);
+    const size_t first = row_start / WIDTH, v_end = (row_end + WIDTH - 1) / WIDTH;
+    if constexpr (PARTS == 1 && T <= 2) {
+        if (at_hand<E>(w.in, T)) {  // one tile after the other, which memory likes best
+            for (size_t v = first; v < v_end; v++) direct_block<E, 1, T>(w, a, y, ldy, v, v_end, row_end);
+            return;
+        }
+    }
+    for (size_t v = first; v < v_end; v += P) direct_block<E, P, T>(w, a, y, ldy, v, v_end, row_end);
+}
+
+// direct_tokens for all tokens, of at most T.
+template <int E, size_t T>
+void direct_count(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
+    if constexpr (T > 1) {
+        if (a.tokens < T) return direct_count<E, T - 1>(w, a, y, ldy, row_start, row_end);
+    }
+    direct_tokens<E, T>(w, a, y, ldy, row_start, row_end);
 }
 
 // ---- more tokens
@@ -272,7 +288,7 @@ struct Turnful {
 
 // Unpacks `count` groups, whole blocks, from those at rows[p] on.
 template <int E, size_t P>
-void make_ready(const uint8_t* const (&from)[P], size_t v, size_t count, size_t ahead_bytes, Turnful<kind_of(E), P>& into) {
+void make_ready(const uint8_t* const (&from)[P], size_t v, size_t count, Turnful<kind_of(E), P>& into) {
     constexpr Kind K = kind_of(E);
     for (size_t p = 0; p < P; p++) {
         const uint8_t* rows = from[p];
@@ -280,7 +296,6 @@ void make_ready(const uint8_t* const (&from)[P], size_t v, size_t count, size_t 
             BlockScales<E> scales;
             scales.load(rows, (v + p) % PARTS);
             for (size_t i = 0; i < block_groups(E); i++) {
-                if ((v + p) % PARTS == 0) fetch<E>(rows + i * group_bytes(E) + ahead_bytes);
                 uint8_t* codes = into.codes[g + i][p];
 #pragma GCC unroll 4
                 for (size_t c = 0; c < 4; c++) {
@@ -314,33 +329,48 @@ ALWAYS_INLINE GroupScales ready_of(const float (&s)[ready_scales(K)][WIDTH]) {
     return of;
 }
 
-// T tokens times P vectors of rows, over groups [group, group + count): y begins at the first token.
+// A pass of tokens over a turn: its groups [group, group + count), and its share of the next turn to fetch, one of the
+// `passes` turns that have `bytes` a group from next[p] on.
+template <size_t P>
+struct Pass {
+    size_t group, count, pass, passes, bytes;
+    const uint8_t* next[P];
+};
+
+// T tokens times P vectors of rows. y begins at the first token.
 template <Kind K, size_t P, size_t T>
-void ready_block(const Turnful<K, P>& turn, const Tokens& a, size_t group, size_t count, float* y, size_t ldy, size_t v,
+void ready_block(const Turnful<K, P>& turn, const Pass<P>& pass, const Tokens& a, float* y, size_t ldy, size_t v,
                  size_t row_end) {
     F total[P][T];
 #pragma GCC unroll 8
     for (size_t p = 0; p < P; p++)
 #pragma GCC unroll 16
         for (size_t t = 0; t < T; t++)
-            total[p][t] = group ? load_rows(y + t * ldy, (v + p) * WIDTH, row_end) : zero();
-    for (size_t g = 0; g < count; g++) {
+            total[p][t] = pass.group ? load_rows(y + t * ldy, (v + p) * WIDTH, row_end) : zero();
+    size_t due = v % PARTS == 0 ? pass.pass : pass.count;  // of a tile's vectors only the first fetches
+    for (size_t g = 0; g < pass.count; g++) {
+        if (g == due) {
+            due += pass.passes;
+#pragma GCC unroll 8
+            for (size_t p = 0; p < P; p += PARTS)
+                for (size_t at = 0; at < pass.bytes; at += 64) __builtin_prefetch(pass.next[p] + g * pass.bytes + at);
+        }
         const uint8_t* codes[P];
 #pragma GCC unroll 8
         for (size_t p = 0; p < P; p++) codes[p] = turn.codes[g][p];
-        add_group<Ready<K>, P, T>(codes, [&](size_t p) { return ready_of<K>(turn.scales[g][p]); }, a, group + g, total);
+        add_group<Ready<K>, P, T>(codes, [&](size_t p) { return ready_of<K>(turn.scales[g][p]); }, a, pass.group + g, total);
     }
     store_all(total, y, ldy, v, row_end);
 }
 
 // ready_block for T = tokens, of at most T.
 template <Kind K, size_t P, size_t T>
-void ready_tokens(size_t tokens, const Turnful<K, P>& turn, const Tokens& a, size_t group, size_t count, float* y, size_t ldy,
+void ready_tokens(size_t tokens, const Turnful<K, P>& turn, const Pass<P>& pass, const Tokens& a, float* y, size_t ldy,
                   size_t v, size_t row_end) {
     if constexpr (T > 1) {
-        if (tokens < T) return ready_tokens<K, P, T - 1>(tokens, turn, a, group, count, y, ldy, v, row_end);
+        if (tokens < T) return ready_tokens<K, P, T - 1>(tokens, turn, pass, a, y, ldy, v, row_end);
     }
-    ready_block<K, P, T>(turn, a, group, count, y, ldy, v, row_end);
+    ready_block<K, P, T>(turn, pass, a, y, ldy, v, row_end);
 }
 
 // Tokens [first, end), in passes of even size over each turn.
@@ -358,11 +388,13 @@ void ready_passes(const Matrix& w, const Activations& activations, float* y, siz
             const uint8_t* rows[P];
             for (size_t p = 0; p < P; p++)  // vectors past the last one are computed, and not stored
                 rows[p] = vector_at<E>(w, least(v + p, v_end - 1)) + group * group_bytes(E);
-            make_ready<E, P>(rows, v, count, TURN_GROUPS * group_bytes(E), turn);
-            for (size_t pass = 0, token = first; pass < passes; pass++) {
-                const size_t next = first + tokens * (pass + 1) / passes;
-                ready_tokens<K, P, MOST>(next - token, turn, Tokens(activations, w.in, token), group, count,
-                                         y + token * ldy, ldy, v, row_end);
+            make_ready<E, P>(rows, v, count, turn);
+            Pass<P> pass = {group, count, 0, passes, group_bytes(E), {}};
+            for (size_t p = 0; p < P; p++) pass.next[p] = rows[p] + count * group_bytes(E);
+            for (size_t token = first; pass.pass < passes; pass.pass++) {
+                const size_t next = first + tokens * (pass.pass + 1) / passes;
+                ready_tokens<K, P, MOST>(next - token, turn, pass, Tokens(activations, w.in, token), y + token * ldy, ldy, v,
+                                         row_end);
                 token = next;
             }
         }
@@ -370,13 +402,8 @@ void ready_passes(const Matrix& w, const Activations& activations, float* y, siz
 
 template <int E>
 void codes_product(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
-    switch (a.tokens) {
-        case 1: return direct_tokens<E, 1>(w, a, y, ldy, row_start, row_end);
-        case 2: return direct_tokens<E, 2>(w, a, y, ldy, row_start, row_end);
-        case 3: return direct_tokens<E, 3>(w, a, y, ldy, row_start, row_end);
-        case 4: return direct_tokens<E, 4>(w, a, y, ldy, row_start, row_end);
-        default: break;
-    }
+    if (a.tokens == 0) return;
+    if (a.tokens <= FEW) return direct_count<E, FEW>(w, a, y, ldy, row_start, row_end);
     const size_t fit = ACTIVATION_BYTES / token_bytes(w.in), at_once = fit > 64 ? fit : 64;
     const size_t rounds = (a.tokens + at_once - 1) / at_once;
     for (size_t i = 0; i < rounds; i++)
