@@ -20,7 +20,7 @@ from edgellm.agent.turns import Turns
 from edgellm.config import DEFAULT_CHUNK
 from edgellm.errors import BusyError
 from edgellm.limits import MAX_CHECKPOINTS
-from edgellm.model.protocols import Section, Slot
+from edgellm.model.protocols import CHECKPOINT_TOKENS, Section, Slot
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,9 @@ class Engine:
         self._reuses = section.reuses
         self._slots = Slots(slots)
         self._held: dict[int, _Held] = {}
-        self._scheduler = Scheduler(chunk, batches=self.batches, groups=groups)
+        has_state = any(memory.kind == "state" for memory in section.memories)
+        cut = CHECKPOINT_TOKENS if has_state else 0
+        self._scheduler = Scheduler(chunk, batches=self.batches, groups=groups, cut=cut)
         self._running = 0
         self._step_since_s: float | None = None
         self._stopping = self._dead = False

@@ -57,13 +57,15 @@ class Scheduler:
     """The queues of one section, one a sequence. Times are seconds of any clock that never goes back.
 
     `chunk` is in tokens. `batches` says that steps give the same bits together as alone, and that together is faster.
-    `groups` is the number of groups of short steps that keep all boards busy, one a board; 0 where none gather.
+    `groups` is the number of groups of short steps that keep all boards busy, one a board; 0 where none gather. Chunks
+    end at multiples of `cut` tokens of the sequence, unless it is 0.
     """
 
-    def __init__(self, chunk: int, *, batches: bool, groups: int = 0):
+    def __init__(self, chunk: int, *, batches: bool, groups: int = 0, cut: int = 0):
         self.waiting = 0  # steps
         self.waiting_bytes = 0  # of their x
         self._chunk, self._batches, self._groups = chunk, batches, groups if batches else 0
+        self._cut = cut
         self._batch_tokens = min(_BATCH_TOKENS, max(chunk, _SHORT_TOKENS))
         self._queues: dict[int, _Queue] = {}
         self._order = 0
@@ -141,8 +143,13 @@ class Scheduler:
 
     def _chunk_of(self, queue: _Queue) -> int:
         """Return how many tokens to compute next: a chunk, but tokens that need logits stay together."""
-        left = queue.left
-        return left if left <= self._chunk else min(self._chunk, left - queue.steps[0].logits) or left
+        left, step = queue.left, queue.steps[0]
+        count = left if left <= self._chunk else min(self._chunk, left - step.logits) or left
+        if self._cut and not step.alone:
+            until = self._cut - (step.position + queue.taken) % self._cut
+            if until <= left - step.logits:
+                return min(count, until)
+        return count
 
     def _is_short(self, queue: _Queue) -> bool:
         step = queue.steps[0]

@@ -40,6 +40,7 @@ struct Attention {
 //   checkpoint  the same, as it was at an earlier position
 //   log         what came in from the checkpoint on, of up to LOG_TOKENS tokens: a row of the convolution's [channels], then
 //               the gates [value_heads], of a delta rule two of them
+//   kept        a state as it was once, which the library leaves to its caller
 // all in float32. A step may begin where the state is now, at position 0, or from the checkpoint on as far as the log
 // reaches: then the state is computed again from there. A step that the log has no room for begins with a checkpoint. So a
 // step can always come again, and what a slot has taken in of drafts can be taken back.
@@ -58,7 +59,7 @@ struct Recurrent {
     size_t gates() const { return kind == DELTA_RULE ? 2 * value_heads : value_heads; }
     size_t log_floats() const { return channels + gates(); }
     size_t state_bytes() const {
-        const size_t floats = 2 * now_floats() + LOG_TOKENS * log_floats();
+        const size_t floats = 3 * now_floats() + LOG_TOKENS * log_floats();
         return (STATE_HEADER_BYTES + floats * sizeof(float) + 63) / 64 * 64;
     }
     // Floats of a token behind the first products.

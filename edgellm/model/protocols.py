@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+CHECKPOINT_TOKENS = 256  # prompts are cut at multiples, where slots keep the states of recurrent layers
 Progress = Callable[[str, int, int], None]  # shard name, bytes done, bytes in all
 
 

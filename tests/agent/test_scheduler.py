@@ -20,8 +20,8 @@ def step(seq_id, position, count=1, logits=1, pass_len=None):
 class Clock:
     """A scheduler and its time: each run takes as long as it is told to."""
 
-    def __init__(self, batches=True, groups=0, chunk=CHUNK):
-        self.scheduler = Scheduler(chunk, batches=batches, groups=groups)
+    def __init__(self, batches=True, groups=0, chunk=CHUNK, cut=0):
+        self.scheduler = Scheduler(chunk, batches=batches, groups=groups, cut=cut)
         self.now_s = 100.0
 
     def add(self, *steps):
@@ -93,6 +93,30 @@ def test_known_tokens_are_computed_in_chunks(position, count, logits, chunk, exp
     assert [p.position for p in parts] == [position + sum(expected[:i]) for i in range(len(expected))]
     assert [p.logits for p in parts] == [0] * (len(parts) - 1) + [logits]
     assert {p.pass_len for p in parts} == {whole.pass_len}
+
+
+@pytest.mark.parametrize(
+    "position, count, logits, expected",
+    [
+        (0, 130, 1, [32, 32, 32, 4, 30]),
+        (90, 40, 1, [10, 30]),
+        (95, 10, 1, [5, 5]),  # a short tail, too
+        (99, 2, 1, [1, 1]),
+        (99, 1, 1, [1]),
+        (95, 10, 10, [10]),  # not drafts, which stay together
+        (100, 40, 1, [32, 8]),
+        (180, 40, 0, [20, 20]),
+    ],
+)
+def test_chunks_end_where_states_are_kept(position, count, logits, expected):
+    clock = Clock(cut=100)
+    clock.add(step(1, position, count, logits))
+    parts = []
+    while steps := clock.next().steps:
+        clock.scheduler.done(steps, 0.0, 0.01)
+        parts += steps
+    assert [len(p.x) for p in parts] == expected
+    assert [p.logits for p in parts] == [0] * (len(parts) - 1) + [logits]
 
 
 def test_steps_of_a_sequence_run_in_order():

@@ -47,10 +47,10 @@ class Recurrent:
 
     @property
     def bytes(self) -> int:
-        """Of a slot: the header, twice what is remembered, and the log, filled up to lines."""
+        """Of a slot: the header, three times what is remembered, and the log, filled up to lines."""
         gates = {constants.DELTA_RULE: 2, constants.MAMBA2: 1}.get(self.kind, 0) * self.value_heads
         state = self.value_heads * self.key_dim * self.value_dim if gates else 0
-        floats = 2 * ((self.kernel - 1) * self.channels + state) + constants.LOG_TOKENS * (self.channels + gates)
+        floats = 3 * ((self.kernel - 1) * self.channels + state) + constants.LOG_TOKENS * (self.channels + gates)
         return -(-(constants.STATE_HEADER_BYTES + 4 * floats) // 64) * 64
 
 

@@ -1,52 +1,21 @@
 """Models with recurrent layers compute what transformers computes, and a token's result is the same bits however it is
 computed: in any chunk or batch, cut anywhere, again, behind drafts taken back, by any number of threads."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from expert_models import read_from
-from families import random_model
-from make_split import make_spec_split
-from native_sections import NativeRing, difference, load, reference_logits, step
-from recurrent_configs import CONFIGS
 
 from edgellm.errors import ModelError
 from edgellm.kernels import library
 from edgellm.kernels.abi import constants
 from edgellm.model.families.find import find_spec
+from edgellm.model.protocols import CHECKPOINT_TOKENS
+from tests.model.native_sections import NativeRing, difference, load, reference_logits, step
+from tests.model.recurrent_models import CONFIGS, recurrent_model, split
 
 IDS = np.random.default_rng(3).integers(3, 500, 80).tolist()
+LONG = np.random.default_rng(4).integers(3, 500, 300)
 LOG_TOKENS = constants.LOG_TOKENS
-
-
-def model_of(name: str):
-    """A random model whose recurrent layers remember for some tokens."""
-    model = random_model(CONFIGS[name]())
-    rng = torch.Generator().manual_seed(2)
-    for key, p in model.named_parameters():
-        if key.endswith("A_log"):
-            p.copy_(torch.empty_like(p).uniform_(-2, 1, generator=rng))
-        elif key.endswith("dt_bias"):
-            p.copy_(torch.empty_like(p).uniform_(-3, 1, generator=rng))
-        elif key.endswith(("conv1d.weight", "conv.conv.weight")):
-            p.copy_(torch.empty_like(p).normal_(0, 0.5, generator=rng))
-        elif p.ndim == 3:
-            p.copy_(torch.empty_like(p).normal_(0, 0.4, generator=rng))
-    for key, buffer in model.named_buffers():
-        if key.endswith(("e_score_correction_bias", "expert_bias")):
-            buffer.copy_(torch.empty_like(buffer).normal_(0, 0.1, generator=rng))
-    return model
-
-
-def split(model, folder: Path, encoding: str = "f32"):
-    """Return the manifest of a model that is split in `folder`."""
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    spec, reason = find_spec(config)
-    assert spec is not None, reason
-    return make_spec_split(spec, config, folder, read_from(model, spec), encoding)
 
 
 def layer_outputs(model, ids) -> np.ndarray:
@@ -63,7 +32,7 @@ def layer_outputs(model, ids) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_and_each_layer_are_those_of_transformers(name, tmp_path):
-    model = model_of(name)
+    model = recurrent_model(name)
     (section,) = load(split(model, tmp_path), tmp_path, (0, model.config.num_hidden_layers))
     expected = reference_logits(model, IDS)
     assert difference(NativeRing([section], kv_dtype="float32").logits(IDS, (80,)), expected) < 5e-5
@@ -77,7 +46,7 @@ def test_logits_and_each_layer_are_those_of_transformers(name, tmp_path):
 def packed(request, tmp_path_factory):
     """Manifest, folder and one section of a model in int8."""
     folder = tmp_path_factory.mktemp(request.param)
-    model = model_of(request.param)
+    model = recurrent_model(request.param)
     manifest = split(model, folder, "int8")
     return manifest, folder, load(manifest, folder, (0, manifest.num_layers))
 
@@ -201,6 +170,22 @@ def test_a_page_of_the_checkpoint_is_still_there_behind_it(packed, expected):
         section.forward(ids[at : at + 1], at, slot, 80, 0)
     other.restore(0, 48, slot.export(0, 48))
     assert np.array_equal(section.forward(ids[48:], 48, other, 80, 32), expected[48:])
+
+
+def test_a_prompts_state_at_a_multiple_of_256_is_there_for_pages(packed):
+    (section,) = packed[2]
+    states = [i for i, memory in enumerate(section.memories) if memory.kind == "state"]
+    whole = section.forward(LONG, 0, section.new_slot(320), 300, 1)
+    slot, other = section.new_slot(320), section.new_slot(320)
+    for start, end in ((0, 250), (250, CHECKPOINT_TOKENS), (CHECKPOINT_TOKENS, 299)):
+        section.forward(LONG[start:end], start, slot, 300, 0)
+    other.restore(0, CHECKPOINT_TOKENS, slot.export(0, CHECKPOINT_TOKENS))
+    assert (other.filled, other.earliest) == (CHECKPOINT_TOKENS,) * 2
+    assert np.array_equal(section.forward(LONG[CHECKPOINT_TOKENS:], CHECKPOINT_TOKENS, other, 300, 1), whole)
+    assert np.array_equal(section.forward(LONG[299:], 299, slot, 300, 1), whole)
+    section.forward(LONG[:40], 0, slot, 300, 0)  # another text: what was kept isn't its state
+    parts = slot.export(0, CHECKPOINT_TOKENS)
+    assert states and all(parts[i] is None for i in states)
 
 
 def test_what_a_slot_needs_is_told_before_it_is_made(packed):

@@ -86,8 +86,9 @@ class Attention:
 @dataclass(frozen=True)
 class Recurrent:
     """What the recurrent mixers share: a causal convolution over the last `kernel` tokens of each of `channels`, and a
-    state of `state_elements` floats. A slot keeps both, twice (now, and at the checkpoint), and what came in since the
-    checkpoint, up to LOG_TOKENS tokens of `log_elements` (kernels/abi.h)."""
+    state of `state_elements` floats. A slot keeps both three times (now, at the checkpoint, and where a prompt came
+    to a multiple of CHECKPOINT_TOKENS last), and what came in since the checkpoint, up to LOG_TOKENS tokens of
+    `log_elements` (kernels/abi.h)."""
 
     channels: int
     kernel: int
@@ -122,7 +123,7 @@ class Recurrent:
     @property
     def state_bytes(self) -> int:
         """Bytes that a slot needs at any length, in float32."""
-        needed = _HEADER_BYTES + 4 * (2 * self.remembered_elements + _LOG_TOKENS * self.log_elements)
+        needed = _HEADER_BYTES + 4 * (3 * self.remembered_elements + _LOG_TOKENS * self.log_elements)
         return -(-needed // _LINE) * _LINE
 
     @property

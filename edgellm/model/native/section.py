@@ -159,7 +159,7 @@ class NativeSection:
             b = min(tokens, a + MOST_TOKENS)
             self._set_step(0, b - a, position + a, slot, max(pass_len, position + tokens), 0)
             self._native.run(self._steps, 1, (0, self.end - self.start), x[a:b], out[a:b], None)
-        slot.reach(position + tokens)
+        slot.reach(position, tokens)
         return _normed(out, *self._loaded.final_norm, self.spec.eps)
 
     def trace(self, x: Array, position: int, slot: NativeSlot, pass_len: int) -> Array:
@@ -178,7 +178,7 @@ class NativeSection:
                 self._set_step(0, b - a, position + a, slot, pass_len, 0)
                 self._native.run(self._steps, 1, (layer, layer + 1), x[a:b], out[a:b], None)
             x = out
-        slot.reach(position + tokens)
+        slot.reach(position, tokens)
         return outputs
 
     def _run_long(self, step: Step[NativeSlot]) -> Array | None:
@@ -213,7 +213,7 @@ class NativeSection:
         results: list[Array | None] = []
         at = 0
         for step in steps:
-            step.slot.reach(step.position + len(step.x))
+            step.slot.reach(step.position, len(step.x))
             count = step.logits if self.is_last else len(step.x)
             results.append(out[at : at + count] if count else None)
             at += count

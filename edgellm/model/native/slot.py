@@ -96,19 +96,22 @@ class NativeSlot:
             self.filled = 0
         if self.states:
             self.filled = min(self.filled, position)
+            self.states.begin(position)
         self._windows.store(position, position + tokens)
 
-    def reach(self, end: int) -> None:
-        """Note that a step has stored its tokens up to `end`. A state has forgotten whatever came behind."""
+    def reach(self, position: int, tokens: int) -> None:
+        """Note that a step has stored its tokens, from `position` on. A state has forgotten whatever came behind."""
+        end = position + tokens
         self.filled = end if self.states else max(self.filled, end)
+        self.states.reach(end, tokens)
 
     def export(self, start: int, end: int, layers: Collection[int] | None = None) -> list[Array | None]:
         """Return for each of `layers` (all) a copy of what it remembers, as uint8 [bytes], and None for others.
 
         Of attention these are the keys and values of positions [start, end), multiples of 16: the keys [kv_heads,
         tokens / 16, head_dim, 16], then the values [kv_heads, tokens, head_dim]; None if its window is further on. Of a
-        recurrent layer it is the state behind `end` tokens, or None if that is neither where it is nor where its
-        checkpoint is.
+        recurrent layer it is the state behind `end` tokens, or None if it isn't there: it is there now, at its
+        checkpoint, and where a prompt came to a multiple of CHECKPOINT_TOKENS last.
         """
         self._check_page(start, end)
         found: list[Array | None] = []
@@ -141,6 +144,7 @@ class NativeSlot:
             raise ModelError(f"parts of {sizes} bytes for positions {start} to {end}, expected {expected}")
         if not start and self.earliest:
             self.filled = 0
+        self.states.begin(start)
         self._windows.restore(start, end, {
             place.window for place, part in zip(self._layers, parts, strict=True) if part is None
         })  # fmt: skip
@@ -149,6 +153,7 @@ class NativeSlot:
                 continue
             if layer in self.states:
                 self.states.restore(layer, end, part)
+                self.filled = end
                 continue
             done = 0
             for view, at in self._parts(place, start, end):

@@ -1,6 +1,7 @@
 """The states that a slot's recurrent layers remember: from where a step may begin, and copies of them.
 
-kernels/section.h has their layout: a header, the state as it is now, a checkpoint, and a log of what came in since.
+kernels/section.h has their layout: a header, the state as it is now, a checkpoint, a log of what came in since, and
+room for one more, which pages need: the state as it was when a prompt came to a multiple of CHECKPOINT_TOKENS last.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import numpy as np
 from edgellm.kernels.abi import constants
 from edgellm.model.families.mixers import Attention
 from edgellm.model.families.spec import Layer
-from edgellm.model.protocols import Array
+from edgellm.model.protocols import CHECKPOINT_TOKENS, Array
 
 _HEADER_BYTES: int = constants.STATE_HEADER_BYTES
 LOG_TOKENS: int = constants.LOG_TOKENS
@@ -24,6 +25,8 @@ class States:
         self._headers: dict[int, Array] = {}  # uint64 position, checkpoint, logged
         self._now: dict[int, Array] = {}
         self._checkpoints: dict[int, Array] = {}
+        self._kept: dict[int, Array] = {}
+        self._kept_at = 0  # tokens; 0: nothing is kept
         for i, (layer, offset) in enumerate(zip(layers, offsets, strict=True)):
             if layer.mixer is None or isinstance(layer.mixer, Attention):
                 continue
@@ -32,6 +35,8 @@ class States:
             self._headers[i] = part[:24].view(np.uint64)
             self._now[i] = part[_HEADER_BYTES : _HEADER_BYTES + size]
             self._checkpoints[i] = part[_HEADER_BYTES + size : _HEADER_BYTES + 2 * size]
+            kept = _HEADER_BYTES + 2 * size + 4 * LOG_TOKENS * layer.mixer.log_elements
+            self._kept[i] = part[kept : kept + size]
 
     def __bool__(self) -> bool:
         return bool(self._headers)
@@ -61,11 +66,25 @@ class States:
 
     def export(self, layer: int, position: int) -> Array | None:
         """Return a copy of a layer's state behind `position` tokens, uint8 [bytes]; None if that is neither where it is
-        now nor where its checkpoint is."""
+        now, nor where its checkpoint is, nor where one is kept."""
         now, checkpoint, _ = map(int, self._headers[layer])
         if position == now:
             return self._now[layer].copy()
-        return self._checkpoints[layer].copy() if position == checkpoint else None
+        if position == checkpoint:
+            return self._checkpoints[layer].copy()
+        return self._kept[layer].copy() if position == self._kept_at else None
+
+    def begin(self, position: int) -> None:
+        """Note that a step begins at `position`: what was kept of a state behind that is of other tokens."""
+        if position < self._kept_at:
+            self._kept_at = 0
+
+    def reach(self, position: int, tokens: int) -> None:
+        """Note that a step of `tokens` has brought the states to `position`. If it's a prompt's, they may be kept."""
+        if tokens > 1 and position % CHECKPOINT_TOKENS == 0:
+            for layer, now in self._now.items():
+                self._kept[layer][...] = now
+            self._kept_at = position
 
     def restore(self, layer: int, position: int, state: Array) -> None:
         """Put back what `export` returned, of as many bytes."""

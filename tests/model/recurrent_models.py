@@ -1,10 +1,20 @@
-"""Tiny configs of families with recurrent layers, each odd option set to something else than its default once."""
+"""Tiny random models with recurrent layers, each odd option set to something else than its default once."""
 
+import json
+from pathlib import Path
+
+import torch
 import transformers as hf
+
+from edgellm.model.families.find import find_spec
+from edgellm.shards.manifest import Manifest
+from tests.model.expert_models import read_from
+from tests.model.families import random_model
+from tests.model.make_split import make_spec_split
 
 _BASE = dict(
     vocab_size=512, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=256, tie_word_embeddings=False, eos_token_id=None, bos_token_id=None, pad_token_id=None,
+    max_position_embeddings=512, tie_word_embeddings=False, eos_token_id=None, bos_token_id=None, pad_token_id=None,
 )  # fmt: skip
 _DELTA = dict(
     head_dim=32, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32, linear_value_head_dim=16,
@@ -73,3 +83,30 @@ CONFIGS = {
         routed_scaling_factor=1.5, norm_topk_prob=False,
     ),
 }  # fmt: skip
+
+
+def recurrent_model(name: str):
+    """A random model whose recurrent layers remember for some tokens."""
+    model = random_model(CONFIGS[name]())
+    rng = torch.Generator().manual_seed(2)
+    for key, p in model.named_parameters():
+        if key.endswith("A_log"):
+            p.copy_(torch.empty_like(p).uniform_(-2, 1, generator=rng))
+        elif key.endswith("dt_bias"):
+            p.copy_(torch.empty_like(p).uniform_(-3, 1, generator=rng))
+        elif key.endswith(("conv1d.weight", "conv.conv.weight")):
+            p.copy_(torch.empty_like(p).normal_(0, 0.5, generator=rng))
+        elif p.ndim == 3:
+            p.copy_(torch.empty_like(p).normal_(0, 0.4, generator=rng))
+    for key, buffer in model.named_buffers():
+        if key.endswith(("e_score_correction_bias", "expert_bias")):
+            buffer.copy_(torch.empty_like(buffer).normal_(0, 0.1, generator=rng))
+    return model
+
+
+def split(model, folder: Path, encoding: str = "f32") -> Manifest:
+    """Return the manifest of a model that is split in `folder`."""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    spec, reason = find_spec(config)
+    assert spec is not None, reason
+    return make_spec_split(spec, config, folder, read_from(model, spec), encoding)
