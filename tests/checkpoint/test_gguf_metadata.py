@@ -21,7 +21,7 @@ def _base(architecture: str) -> dict[str, object]:
         "block_count": _LAYERS, "context_length": 128, "embedding_length": 64, "feed_forward_length": 256,
         "attention.head_count": 4, "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": 1e-5,
     }  # fmt: skip
-    if "moe" in architecture or architecture == "minimax-m2":
+    if "moe" in architecture or architecture in ("minimax-m2", "gpt-oss"):
         own |= {"expert_count": 4, "expert_used_count": 2}
     return {"general.architecture": architecture} | {f"{architecture}.{name}": value for name, value in own.items()}
 

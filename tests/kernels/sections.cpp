@@ -29,6 +29,8 @@ struct Features {
     size_t ropes;     // LongRoPE has two sets of factors
     int mixer = ATTENTION;  // of every other layer
     bool interleaved = false, tiled = false;
+    size_t experts = 0, top_k = 0, groups = 1;  // in every other layer, beside the MLP
+    int scoring = SOFTMAX;
 };
 
 static const Features FAMILIES[] = {
@@ -51,6 +53,12 @@ static const Features FAMILIES[] = {
     {"short convolution", 64, 4, 2, 16, 16, 128, 64, 0, INT4S, INT8, F32, false, true, true, true, false, false, 1,
      SHORT_CONV},
     {"mamba 2", 64, 4, 2, 16, 0, 128, 64, 0, INT8, INT8, F16, false, true, true, false, false, false, 0, MAMBA2},
+    {"experts", 64, 4, 2, 16, 16, 96, 64, 0, INT4S, INT8, F16, false, true, true, true, false, false, 1, ATTENTION, false,
+     false, 24, 5, 1, SOFTMAX},
+    {"experts in groups", 96, 4, 2, 16, 16, 64, 64, 0, INT8, INT8, F16, false, false, true, false, false, false, 1,
+     ATTENTION, false, false, 20, 3, 4, SIGMOID},
+    {"plain experts", 64, 4, 2, 16, 16, 80, 64, 9, BF16, BF16, F32, false, true, true, false, false, false, 1, ATTENTION,
+     false, false, 7, 7, 1, SOFTMAX_OF_CHOSEN},
     {"many heads", 32, 64, 1, 16, 16, 32, 16, 0, INT8, INT8, F16, false, false, true, false, false, false, 1},
 };
 
@@ -97,6 +105,28 @@ struct Memory {
         return p;
     }
 
+    // The same of each of several experts.
+    ProjectionSpec of_each(int encoding, size_t out, size_t in, size_t experts, bool biased) {
+        ProjectionSpec all = weight(encoding, out * experts, in);
+        all.out = all.rows = out, all.experts = experts;
+        all.bias = floats(biased, out * experts, 0);
+        return all;
+    }
+
+    ExpertsSpec experts(const Features& f) {
+        ExpertsSpec e = {};
+        e.count = f.experts, e.top_k = f.top_k, e.groups = f.groups, e.top_groups = (f.groups + 1) / 2;
+        e.scoring = f.scoring, e.normalise = f.scoring == SIGMOID, e.scale = 1.5;
+        e.router = part(weight(F32, f.experts, f.hidden), 0, f.experts, f.biases);
+        e.correction = floats(f.groups > 1, f.experts, 0);
+        e.shared_gate = part(weight(F32, 1, f.hidden), 0, 1, f.biases);
+        e.experts.activation = SWIGLU_CLAMPED, e.experts.limit = 0.9;
+        e.experts.gate = of_each(f.weights, f.inner, f.hidden, f.experts, f.biases);
+        e.experts.up = of_each(f.weights, f.inner, f.hidden, f.experts, f.biases);
+        e.experts.down = of_each(f.weights, f.hidden, f.inner, f.experts, f.biases);
+        return e;
+    }
+
     RecurrentSpec recurrent(const Features& f) {
         RecurrentSpec r = {};
         const auto rows = [&](size_t count, bool biased) {
@@ -136,6 +166,7 @@ struct Memory {
             l.mixer = f.mixer;
             l.recurrent = recurrent(f);
         }
+        if (f.experts && index % 2 == 0) l.experts = experts(f);
         AttentionSpec& a = l.attention;
         a.heads = f.heads, a.kv_heads = f.kv_heads, a.head_dim = f.head_dim, a.rotary_dim = f.rotary_dim;
         a.rope = f.rotary_dim ? 0 : NO_ROPE;

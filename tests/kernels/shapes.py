@@ -66,6 +66,37 @@ def recurrents(draw, unit: int) -> Recurrent:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """How many experts there are in place of an MLP, or beside it, and how they are chosen, as in abi.h."""
+
+    groups: int
+    each: int  # experts of a group
+    top_groups: int
+    top_k: int
+    scoring: int
+    normalise: bool
+    corrected: bool
+    shared: bool
+    shared_gate: bool
+    router: str  # its encoding
+
+    @property
+    def count(self) -> int:
+        return self.groups * self.each
+
+
+@st.composite
+def experts(draw, encoding) -> Experts:
+    """Any experts that the library takes, few; `encoding` draws the router's."""
+    groups = draw(st.integers(1, 4))
+    each, top_groups = draw(st.integers(2 if groups > 1 else 1, 6)), draw(st.integers(1, groups))
+    return Experts(
+        groups, each, top_groups, draw(st.integers(1, each * top_groups)), draw(st.integers(0, constants.SCORINGS - 1)),
+        *(draw(st.booleans()) for _ in range(4)), draw(encoding),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Shape:
     """Sizes and features of a section, as in abi.h; those of a layer in lists."""
 
@@ -94,6 +125,7 @@ class Shape:
     values: str
     seed: int
     recurrent: tuple[Recurrent | None, ...] = ()  # in place of attention; none at all if it is empty
+    experts: tuple[Experts | None, ...] = ()
 
     def is_recurrent(self, layer: int) -> bool:
         return bool(self.recurrent) and self.recurrent[layer] is not None
@@ -134,6 +166,7 @@ def shapes(draw) -> Shape:
         has_embedding=draw(st.booleans()), has_head=has_head,
         values=draw(st.sampled_from(["ordinary", "huge", "zeros", "any"])), seed=draw(st.integers(0, 2**32 - 1)),
         recurrent=tuple(draw(st.lists(st.none() | recurrents(unit), **each))),
+        experts=tuple(draw(st.lists(st.none() | experts(encoding), **each))),
     )  # fmt: skip
 
 
@@ -198,28 +231,35 @@ class Made:
         bias = self._floats(self.shape.hidden, self.shape.layer_norm)
         return {"weight": self._floats(self.shape.hidden), "bias": bias}
 
-    def _weight(self, encoding: str, out: int, columns: int, biased: bool = False, first: int = 0) -> Fields:
-        """Rows from `first` on of one of first + out rows."""
-        size = weight_bytes(encoding, (first + out, columns))
+    def _weight(
+        self, encoding: str, out: int, columns: int, biased: bool = False, first: int = 0, experts: int = 0
+    ) -> Fields:
+        """Rows from `first` on of one of first + out rows, or of each expert's."""
+        size = weight_bytes(encoding, (first + out, columns)) * max(1, experts)
         if encoding == "f32":
-            data = self.floats(first + out, columns)
+            data = self.floats(max(1, experts) * (first + out), columns)
         else:
             data = self._rng.integers(0, 256, size, dtype=np.uint8)
             if self.shape.values != "any":
                 data &= 0xBB  # no half is infinite
         self._keep(data)
-        bias = self._floats(out, biased)
+        bias = self._floats(out * max(1, experts), biased)
         return {
             "data": ffi.cast("void *", data.ctypes.data), "bytes": size, "out": first + out, "in": columns,
-            "first": first, "rows": out, "encoding": ENCODINGS[encoding], "bias": bias,
+            "first": first, "rows": out, "experts": experts, "encoding": ENCODINGS[encoding], "bias": bias,
         }  # fmt: skip
 
     def _layer(self, index: int) -> Fields:
         s = self.shape
         layer = dict(
             before_mixer=self._norm(), before_feed_forward=self._norm(), mixer=constants.ATTENTION,
-            mlp=self._mlp(s.encodings[index], index), residual_scale=1.0, output_scale=1.0,
+            residual_scale=1.0, output_scale=1.0,
         )  # fmt: skip
+        chosen = s.experts[index] if s.experts else None
+        if chosen is None or chosen.shared:
+            layer["mlp"] = self._mlp(s.encodings[index], index)
+        if chosen:
+            layer["experts"] = self._experts(s.encodings[index], index, chosen)
         if s.is_recurrent(index):
             recurrent = s.recurrent[index]
             layer |= dict(mixer=recurrent.kind, recurrent=self._recurrent(s.encodings[index], recurrent))
@@ -279,15 +319,25 @@ class Made:
             "a": self._weight(encoding, r.value_heads, s.hidden), "b": self._weight(encoding, r.value_heads, s.hidden),
         }  # fmt: skip
 
-    def _mlp(self, encoding: str, index: int) -> Fields:
+    def _experts(self, encoding: str, index: int, e: Experts) -> Fields:
+        s, biased = self.shape, self.shape.biases
+        gate = self._weight(e.router, 1, s.hidden, biased) if e.shared and e.shared_gate else {}
+        return dict(
+            count=e.count, top_k=e.top_k, groups=e.groups, top_groups=e.top_groups, normalise=e.normalise,
+            scoring=e.scoring, scale=1.5, router=self._weight(e.router, e.count, s.hidden, biased),
+            correction=self._floats(e.count, e.corrected), experts=self._mlp(encoding, index, e.count),
+            shared_gate=gate,
+        )  # fmt: skip
+
+    def _mlp(self, encoding: str, index: int, experts: int = 0) -> Fields:
         s, biased, gated = self.shape, self.shape.biases, self.shape.gated[index]
         kinds = (constants.SILU, constants.GELU_TANH, constants.SWIGLU_CLAMPED)
         kinds = kinds if gated else (constants.RELU_SQUARED, constants.GELU_TANH, constants.GELU_TANH)
         mlp = dict(
             activation=kinds[s.activation], limit=7.0,
-            up=self._weight(encoding, s.intermediate, s.hidden, biased, 32),
-            down=self._weight(encoding, s.hidden, s.intermediate, biased),
+            up=self._weight(encoding, s.intermediate, s.hidden, biased, 32, experts),
+            down=self._weight(encoding, s.hidden, s.intermediate, biased, 0, experts),
         )  # fmt: skip
         if gated:
-            mlp["gate"] = self._weight(encoding, s.intermediate, s.hidden, biased)
+            mlp["gate"] = self._weight(encoding, s.intermediate, s.hidden, biased, 0, experts)
         return mlp
