@@ -5,6 +5,7 @@ Other folders' tensors have the same names in their shards as in transformers' m
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from edgellm.checkpoint.tensors import Rows, SourceTensor
 from edgellm.errors import CheckpointError
 from edgellm.model.families.pieces import Piece
 from edgellm.model.families.spec import Spec
+from edgellm.shards.tiles import BLOCK_BYTES
 
 
 def needs_description(spec: Spec) -> bool:
@@ -66,9 +68,14 @@ class _Reader:
             if piece is None:
                 tensor = self._find(prefix + name, shape)
             else:
-                tensor = _cut(self._find(prefix + piece.tensor, piece.whole_shape(shape)), piece, shape)
+                tensor = self._find_piece(prefix + piece.tensor, piece, shape)
             stored.append(StoredTensor(name, tensor, name in matrices, kept=name in kept))
         return ShardContent(kind, layer, tuple(stored))
+
+    def _find_piece(self, name: str, piece: Piece, shape: tuple[int, ...]) -> SourceTensor:
+        if name in self.tensors and self.tensors[name].encoding in BLOCK_BYTES:
+            piece = replace(piece, transposed=False)  # packed weights lie by rows, whatever others do
+        return _cut(self._find(name, piece.whole_shape(shape)), piece, shape)
 
     def _find(self, name: str, shape: tuple[int, ...]) -> SourceTensor:
         tensor = self.tensors.get(name)

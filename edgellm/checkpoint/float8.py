@@ -12,6 +12,7 @@ from edgellm.shards.positioned_file import CheckpointFile
 from edgellm.shards.safetensors_file import TensorInfo
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
+MXFP4 = "mxfp4"  # what a config calls it
 _SCALE_SUFFIXES = ("_scale_inv", "_scale")  # after the weight's name; either is multiplied with
 # Scales of activations and of the KV cache: edgellm rounds both in its own way.
 _OTHER_SCALES = ("input_scale", "output_scale", "activation_scale", "input_scale_ub", "q_scale", "k_scale", "v_scale")
@@ -20,13 +21,14 @@ _SCALE_ENCODINGS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 def block_of(quantization: Any, where: str) -> tuple[int, int]:
-    """Return the rows and columns that share a scale, where a config's `quantization_config` has 8-bit floats.
+    """Return the rows and columns that share a scale, where a config's `quantization_config` has 8-bit floats; MXFP4,
+    which has experts alone, says nothing of it.
 
     Raises CheckpointError for any other quantization.
     """
     config = quantization if isinstance(quantization, dict) else {}
     method, block = config.get("quant_method"), config.get("weight_block_size")
-    known = method in ("fp8", "fbgemm_fp8") or (method == "modelopt" and config.get("quant_algo") == "FP8")
+    known = method in ("fp8", "fbgemm_fp8", MXFP4) or (method == "modelopt" and config.get("quant_algo") == "FP8")
     if method == "compressed-tensors":
         groups = config.get("config_groups")
         some = groups.values() if isinstance(groups, dict) else []
@@ -36,7 +38,7 @@ def block_of(quantization: Any, where: str) -> tuple[int, int]:
     if not known:
         raise CheckpointError(
             f"{where}: the weights are already quantized (method {str(method or 'unknown')[:40]}), and edgellm "
-            "reads only 8-bit floats. Use the unquantized checkpoint or a GGUF file."
+            "reads only 8-bit floats and MXFP4. Use the unquantized checkpoint or a GGUF file."
         )
     if block is None:
         return BLOCK

@@ -9,6 +9,7 @@ from edgellm.checkpoint.folder_pooling import read_pooling
 from edgellm.checkpoint.folder_tokenizer import read_tokenizer
 from edgellm.checkpoint.json_file import read_json, read_json_if_there, to_bytes
 from edgellm.checkpoint.layout import Layout
+from edgellm.checkpoint.mxfp4 import join_mxfp4
 from edgellm.checkpoint.names import map_names, quiet_transformers
 from edgellm.checkpoint.sources import NEVER_ASKED, Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
@@ -166,7 +167,7 @@ class FolderSource(Source):
                 scale_file, scale_info = there[scales[name]]
                 scale = Scale(scale_file, scale_info, self._block, _origin(scale_file, scales[name]))
             found[ours] = _tensor(path, info, name, scale)
-        return found
+        return join_mxfp4(found) if self._quantization else found
 
     def fingerprint_parts(self) -> list[bytes]:
         parts = [json.dumps([self._config_json, self._quantization], sort_keys=True).encode()]

@@ -160,7 +160,7 @@ def test_merged_experts_have_scales_of_three_dimensions(tmp_path):
     "quantization, method",
     [
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "mxfp4"}, "mxfp4"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
         (compressed(type="int"), "compressed-tensors"),
         (compressed(num_bits=4), "compressed-tensors"),
         ({"quant_method": "compressed-tensors", "config_groups": {}}, "compressed-tensors"),

@@ -13,6 +13,7 @@ from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from edgellm.errors import CheckpointError
 from edgellm.model.generic.section import GenericSection
+from tests.checkpoint.helpers import encodings
 from tests.model.expert_models import CONFIGS, expert_model
 from tests.model.native_sections import NativeRing, difference, load, reference_logits
 
@@ -96,3 +97,53 @@ def test_experts_in_bfloat16_stay_so(tmp_path):
     native = NativeRing(load(manifest, tmp_path / "split", (0, 5)), kv_dtype="float32")
     again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32)
     assert difference(native.logits(IDS, (40,)), reference_logits(again, IDS)) < 2e-5
+
+
+def to_mxfp4(folder):
+    """Write the experts of a gpt-oss folder in MXFP4, as its authors' checkpoint has them. Return (blocks, scales) by
+    name."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    tensors, found = load_file(folder / "model.safetensors"), {}
+    for name in [n for n in tensors if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        rows = tensors.pop(name).transpose(1, 2).contiguous().numpy()
+        packed = quantize(rows, GGMLQuantizationType.MXFP4).reshape(*rows.shape[:2], -1, 17)
+        codes = np.concatenate([packed[..., 1:] & 15, packed[..., 1:] >> 4], axis=-1)
+        blocks, scales = codes[..., 0::2] | codes[..., 1::2] << 4, packed[..., 0]
+        found[name] = tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (blocks, scales))
+        tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = found[name]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return found
+
+
+@pytest.mark.parametrize("quantize", ["none", "int4"])
+def test_mxfp4_stays_as_it_is(quantize, tmp_path):
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    model = saved("gpt_oss", tmp_path / "folder")
+    for name, (blocks, scales) in to_mxfp4(tmp_path / "folder").items():
+        exact = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        with torch.no_grad():
+            model.get_parameter(name).copy_(exact)
+    manifest = split(open_source(str(tmp_path / "folder")), tmp_path / "split", quantize)
+    packed = encodings(tmp_path / "split", "layer-0002.safetensors")
+    assert {e for n, e in packed.items() if ".experts." in n and n.endswith("weight")} == {"mxfp4"}
+    if quantize == "none":
+        logits, _ = Reference(manifest, tmp_path / "split").run(IDS, 40)
+        assert difference(logits.numpy(), reference_logits(model, IDS)) < 1e-6
+        native = NativeRing(load(manifest, tmp_path / "split", (0, 5)), kv_dtype="float32")
+        assert difference(native.logits(IDS, (16,)), reference_logits(model, IDS), np.median) < 0.05
+
+
+def test_mxfp4_without_its_exponents_is_refused(tmp_path):
+    saved("gpt_oss", tmp_path / "folder")
+    to_mxfp4(tmp_path / "folder")
+    tensors = load_file(tmp_path / "folder" / "model.safetensors")
+    tensors.pop("model.layers.1.mlp.experts.down_proj_scales")
+    save_file(tensors, tmp_path / "folder" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1\.mlp\.experts\.down_proj_scales no tensor, expected \[experts, rows"):
+        split(open_source(str(tmp_path / "folder")), tmp_path / "split")
