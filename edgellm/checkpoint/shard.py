@@ -79,15 +79,17 @@ class ShardPlan:
 
 
 def choose_encoding(encoding: str, shape: tuple[int, ...], packable: bool, kind: str, quantize: str) -> str:
-    """The encoding a tensor is stored in. `shape` as stored; --quantize int4 keeps embedding and head at int8, and what
-    is packed at no more bits than asked for stays as it is."""
+    """The encoding a tensor is stored in. `shape` as stored; --quantize int4 gives q4_k where rows are long enough for
+    its blocks, keeps embedding and head at int8, and what is packed at no more bits than asked for stays as it is."""
     columns = BLOCK_COLUMNS.get(encoding, GROUP)
     fits = packable and len(shape) in (2, 3) and shape[-1] % columns == 0 and min(shape) > 0
     if not fits:
         return plain_encoding(encoding)
     if quantize == "none" or encoding not in (*FLOATS, *BLOCK_BYTES):
         return encoding
-    wanted = "int4" if quantize == "int4" and kind == "layer" else "int8"
+    wanted = "int8"
+    if quantize == "int4" and kind == "layer":
+        wanted = "int4" if shape[-1] % BLOCK_COLUMNS["q4_k"] else "q4_k"
     return encoding if encoding in BLOCK_BYTES and ENCODINGS[encoding].bits <= ENCODINGS[wanted].bits else wanted
 
 

@@ -1,6 +1,8 @@
 """Splitting a source into shard files and a manifest, a few rows of one tensor at a time, resumable at every shard."""
 
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +20,7 @@ from edgellm.errors import CheckpointError, ManifestError, UsageError
 from edgellm.files import fsync_folder, locked, sha256_of
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import FORMAT, MANIFEST_NAME, Manifest, ModelFile, Shard
+from edgellm.shards.safetensors_file import SafetensorsFile
 from edgellm.text.chat_template import check_template
 
 QUANTIZE = ("none", "int8", "int4")
@@ -242,3 +245,17 @@ def plan_split(source: Source, quantize: str) -> tuple[Layout, list[ShardPlan]]:
         ]
         plans.append(make_plan(shard.file_name, shard.kind, shard.layer, entries))
     return layout, plans
+
+
+def bits_per_weight(out: Path, manifest: Manifest) -> float:
+    """Return how many bits a weight takes on average in the split in `out`: of matrices, not of norms and biases."""
+    weights = bits = 0
+    for shard in manifest.shards:
+        file = SafetensorsFile.open(out / shard.name)
+        packed = json.loads(file.metadata.get("encodings", "{}"))
+        for name, info in file.tensors.items():
+            shape = packed[name][1] if name in packed else info.shape
+            if len(shape) > 1:
+                weights += math.prod(shape)
+                bits += 8 * info.bytes
+    return bits / weights if weights else 0.0

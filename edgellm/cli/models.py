@@ -34,13 +34,15 @@ def split(source, out, quantize, force, as_json, verbose):
       edgellm split model.Q4_1.gguf --out model
     """
     manifest = split_source_to(source, out, quantize, force)
-    total = sum(s.bytes for s in manifest.shards)
+    from edgellm.checkpoint.split import bits_per_weight
+
+    total, bits = sum(s.bytes for s in manifest.shards), bits_per_weight(out, manifest)
     if as_json:
-        click.echo(json.dumps({"model": manifest.model, "manifest": str(out / "manifest.json"),
-                               "shards": len(manifest.shards), "bytes": total}))  # fmt: skip
+        click.echo(json.dumps({"model": manifest.model, "manifest": str(out / "manifest.json"), "bytes": total,
+                               "shards": len(manifest.shards), "bits_per_weight": round(bits, 3)}))  # fmt: skip
     else:
         click.echo(f"{out}: {manifest.model}, {manifest.num_layers} layers, {total / 1e9:.2f} GB in "
-                   f"{len(manifest.shards)} shards")  # fmt: skip
+                   f"{len(manifest.shards)} shards, {bits:.2f} bits a weight")  # fmt: skip
 
 
 def split_source_to(source, out, quantize, force=False, replace=False):

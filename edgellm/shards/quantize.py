@@ -1,8 +1,9 @@
-"""Packing float32 weights into tiles of int4 or int8, in NumPy; docs/shards.md has the arithmetic."""
+"""Packing float32 weights into tiles of q4_k, int4 or int8, in NumPy; docs/shards.md has the arithmetic."""
 
 import numpy as np
 
 from edgellm.kernels.library import GROUP
+from edgellm.shards.search import q4_k
 from edgellm.shards.tiles import to_tiles
 
 LEVELS = {"int4": 15, "int8": 127}  # steps from the minimum (int4) or zero (int8) to the largest weight
@@ -11,10 +12,14 @@ _ZERO = np.float32(0.0)
 
 
 def quantize(weight: np.ndarray, encoding: str) -> np.ndarray:
-    """Return finite float32 [rows, columns], columns a multiple of 32, as tiles: uint8 [tiles, bytes of a tile].
+    """Return finite float32 [rows, columns], columns a multiple of the encoding's block, as tiles: uint8 [tiles, bytes
+    of a tile].
 
-    Every element is off by at most d / 2. Raises ValueError for elements too large for fp16 scales.
+    Every element is off by at most d / 2, but in q4_k, whose scales are those of the least squares. Raises ValueError
+    for elements too large for fp16 scales.
     """
+    if encoding == "q4_k":
+        return to_tiles(encoding, *q4_k(weight))
     levels = LEVELS[encoding]
     groups = weight.reshape(len(weight), -1, GROUP)  # [rows, groups, 32]
     if encoding == "int4":
