@@ -87,7 +87,9 @@ ALWAYS_INLINE void code_dots(const uint8_t* const (&w)[P], const int8_t* x, size
 #pragma GCC unroll 8
     for (size_t t = 0; t < T; t++)
 #pragma GCC unroll 8
-        for (size_t p = 0; p < P; p++) acc[0][p][t] = acc[LAST][p][t] = vdupq_n_s32(ROUNDER_BITS);
+        for (size_t p = 0; p < P; p++)
+#pragma GCC unroll 2
+            for (size_t h = 0; h <= LAST; h++) acc[h][p][t] = vdupq_n_s32(ROUNDER_BITS);
 #pragma GCC unroll 2
     for (size_t half_of = 0; half_of < 2; half_of++) {
         int8x16_t columns[T];
@@ -238,13 +240,106 @@ void blocks_of(const Matrix& w, const Activations& a, float* y, size_t ldy, size
         block_passes<E>(w, a, y, ldy, row_start, row_end, a.tokens * i / rounds, a.tokens * (i + 1) / rounds);
 }
 
-void product_in_blocks(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
-    switch (w.encoding) {
-        case INT4: return blocks_of<INT4>(w, a, y, ldy, row_start, row_end);
-        case INT4S: return blocks_of<INT4S>(w, a, y, ldy, row_start, row_end);
-        case INT8: return blocks_of<INT8>(w, a, y, ldy, row_start, row_end);
-        default: return product(w, a, y, ldy, row_start, row_end);
+// ---- the same for codes: a turn of groups of a vector of rows is unpacked once for all the blocks
+
+// A vector of rows times the T tokens of a block.
+template <Kind K, size_t T>
+void block_ready(const Turnful<K, 1>& turn, const BlockGroup* x, size_t group, size_t count, float* y, size_t ldy, size_t v,
+                 size_t row_end) {
+    F total[T];
+#pragma GCC unroll 8
+    for (size_t t = 0; t < T; t++) total[t] = group ? load_rows(y + t * ldy, v * WIDTH, row_end) : zero();
+    for (size_t g = 0; g < count; g++, x++) {
+        const uint8_t* codes = turn.codes[g][0];
+        const GroupScales of = ready_of<K>(turn.scales[g][0]);
+        F dot[T];
+#pragma GCC unroll 2
+        for (size_t half_of = 0; half_of < 2; half_of++) {
+            I acc[T];
+            if (half_of == 0 || kind_halves(K) == 2) {
+#pragma GCC unroll 8
+                for (size_t t = 0; t < T; t++) acc[t] = vdupq_n_s32(ROUNDER_BITS);
+            } else {
+#pragma GCC unroll 8
+                for (size_t t = 0; t < T; t++) acc[t] = vreinterpretq_s32_f32(dot[t]);
+            }
+            int8x16_t a[4];
+#pragma GCC unroll 4
+            for (size_t s = 0; s < 4; s++) a[s] = vreinterpretq_s8_s32(words(codes + (4 * half_of + s) * VECTOR_BYTES));
+#pragma GCC unroll 8
+            for (size_t t = 0; t < T; t++) {
+                const int8x16_t columns = vld1q_s8(x->columns[half_of][t]);
+                acc[t] = vdotq_laneq_s32(acc[t], a[0], columns, 0);
+                acc[t] = vdotq_laneq_s32(acc[t], a[1], columns, 1);
+                acc[t] = vdotq_laneq_s32(acc[t], a[2], columns, 2);
+                acc[t] = vdotq_laneq_s32(acc[t], a[3], columns, 3);
+            }
+#pragma GCC unroll 8
+            for (size_t t = 0; t < T; t++) {
+                if constexpr (kind_halves(K) == 2)
+                    dot[t] = half_of ? fma(of.s[1], dot_value(acc[t]), dot[t]) : mul(of.s[0], dot_value(acc[t]));
+                else dot[t] = half_of ? dot_value(acc[t]) : vreinterpretq_f32_s32(acc[t]);
+            }
+        }
+#pragma GCC unroll 8
+        for (size_t t = 0; t < T; t++) {
+            if constexpr (K == MINIMA_KIND) total[t] = fma(of.m, spread_of(x->sum, t), total[t]);
+            total[t] = fma(of.d, mul(spread_of(x->scale, t), dot[t]), total[t]);
+        }
     }
+#pragma GCC unroll 8
+    for (size_t t = 0; t < T; t++) store_rows(y + t * ldy, v * WIDTH, row_end, total[t]);
+}
+
+// Tokens [first, end), at most ROUND, over all rows.
+template <int E>
+void ready_blocks(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end, size_t first,
+                  size_t end) {
+    constexpr Kind K = kind_of(E);
+    constexpr int LIKE = K == MINIMA_KIND ? INT4 : INT8;  // of what is copied of activations
+    BlockGroup scratch[ROUND / BLOCK * TURN_GROUPS];
+    Turnful<K, 1> unpacked;
+    const size_t groups = w.in / GROUP, v_end = (row_end + WIDTH - 1) / WIDTH;
+    const size_t tokens = end - first, passes = (tokens + BLOCK - 1) / BLOCK;
+    const auto each_block = [&](const auto& f) {
+        for (size_t pass = 0; pass < passes; pass++) {
+            const size_t token = first + tokens * pass / passes, next = first + tokens * (pass + 1) / passes;
+            with_count<BLOCK>(next - token, [&](auto count) { f(pass, scratch + pass * TURN_GROUPS, token, count); });
+        }
+    };
+    for (size_t group = 0; group < groups; group += TURN_GROUPS) {
+        const size_t count = least(groups - group, TURN_GROUPS);
+        const Turn turn = {group, group + count, 0, 0, 1};
+        each_block([&](size_t, BlockGroup* block, size_t token, auto n) { copy_block<LIKE, n.value>(a, w.in, token, turn, block); });
+        for (size_t v = row_start / WIDTH; v < v_end; v++) {
+            const uint8_t* rows[1] = {vector_at<E>(w, v) + group * group_bytes(E)};
+            make_ready<E, 1>(rows, v, count, unpacked);
+            each_block([&](size_t pass, const BlockGroup* block, size_t token, auto n) {
+                // What comes next are the same groups of the next tile: each pass fetches its share.
+                for (size_t g = pass; v % PARTS == 0 && g < count; g += passes)
+                    fetch<E>(rows[0] + g * group_bytes(E) + stride_bytes(E, w.in));
+                block_ready<K, n.value>(unpacked, block, group, count, y + token * ldy, ldy, v, row_end);
+            });
+        }
+    }
+}
+
+template <int E>
+void packed_in_blocks(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
+    if constexpr (is_nibbles(E) || E == INT8) {
+        blocks_of<E>(w, a, y, ldy, row_start, row_end);
+    } else if (a.tokens <= FEW || E == Q2_K) {
+        codes_product<E>(w, a, y, ldy, row_start, row_end);
+    } else if constexpr (E != Q2_K) {
+        const size_t rounds = (a.tokens + ROUND - 1) / ROUND;
+        for (size_t i = 0; i < rounds; i++)
+            ready_blocks<E>(w, a, y, ldy, row_start, row_end, a.tokens * i / rounds, a.tokens * (i + 1) / rounds);
+    }
+}
+
+void product_in_blocks(const Matrix& w, const Activations& a, float* y, size_t ldy, size_t row_start, size_t row_end) {
+    const auto packed = [&](auto code) { packed_in_blocks<code.value>(w, a, y, ldy, row_start, row_end); };
+    if (!with_packed(w.encoding, packed)) product(w, a, y, ldy, row_start, row_end);
 }
 
 }  // namespace

@@ -70,6 +70,15 @@ def test_a_quantized_file_answers_as_its_dequantized_weights_do(tmp_path, mix):
         assert np.array_equal(again, found)
 
 
+def test_a_type_that_can_not_stay_is_told_with_its_sizes(tmp_path):
+    model = AutoModelForCausalLM.from_config(_CONFIG)
+    path = write_gguf(tmp_path / "m.gguf", model, lambda name: Q.TQ2_0 if "ffn_down" in name else Q.Q8_0)
+    (note,) = (note for note in open_source(str(path)).notes if "float16" in note)
+    # Two matrices of 512 x 256: 66 bytes for 256 weights, then 512.
+    assert note.startswith(f"{path} has 0.1 MB in TQ2_0, which become 0.5 MB in float16 and are as much slower.")
+    assert not any("float16" in note for note in open_source(str(_written(tmp_path / "k.gguf", "small")[0])).notes)
+
+
 def _experts(encoding, shape):
     """(a source's tensor of random blocks, what it stands for)"""
     blocks = random_blocks(encoding, shape[0] * shape[1], shape[2])

@@ -1,11 +1,15 @@
 """Reading the tensors of a GGUF: blocks that a shard packs as they are, all else plain, rows in any order."""
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 
 from edgellm.checkpoint.gguf.file import GGUFTensor
 from edgellm.checkpoint.tensors import BlockRows, FileRows, LoadedRows, Rows, SourceTensor
 from edgellm.shards.encodings import ENCODINGS
 
+_KEPT = ("Q4_K", "Q5_K", "Q6_K", "Q3_K", "IQ4_XS", "MXFP4")  # to name some
 _AS_STORED = {"F32": "f32", "F16": "f16", "BF16": "bf16"} | {e.gguf: name for name, e in ENCODINGS.items()}
 
 
@@ -18,6 +22,22 @@ def open_rows(name: str, info: GGUFTensor) -> Rows:
         wide = FileRows(info.file, info.offset, info.shape, "f64", what)
         return LoadedRows(info.shape, "f32", wide.read_all_f32)
     return BlockRows(info.file, info.offset, info.shape, info.row_bytes, info.type_id, what)
+
+
+def widened_types(where: str, tensors: Mapping[str, GGUFTensor]) -> tuple[str, ...]:
+    """Return what to tell the owner of a file of whose types some can't stay as they are: one sentence, or none."""
+    bytes_, wide = dict[str, int](), 0
+    for info in tensors.values():
+        if info.type not in _AS_STORED and info.type != "F64":
+            bytes_[info.type] = bytes_.get(info.type, 0) + info.bytes
+            wide += 2 * math.prod(info.shape)
+    if not bytes_:
+        return ()
+    now = sum(bytes_.values()) / 1e6
+    return (
+        f"{where} has {now:.1f} MB in {', '.join(sorted(bytes_))}, which become {wide / 1e6:.1f} MB in float16 and are "
+        f"as much slower. A file in {', '.join(_KEPT)} keeps its size.",
+    )
 
 
 def origin_of(*names: str, info: GGUFTensor) -> str:

@@ -12,7 +12,7 @@ from edgellm.checkpoint.gguf.header import Header
 from edgellm.checkpoint.gguf.metadata import POOLING_TYPES, Metadata
 from edgellm.checkpoint.gguf.parts import open_gguf
 from edgellm.checkpoint.gguf.refused import refuse_architecture
-from edgellm.checkpoint.gguf.rows import open_rows
+from edgellm.checkpoint.gguf.rows import open_rows, widened_types
 from edgellm.checkpoint.gguf_tokenizer import gguf_end_token_ids, write_tokenizer
 from edgellm.checkpoint.layout import Layout
 from edgellm.checkpoint.names import quiet_transformers
@@ -61,6 +61,7 @@ class GGUFSource(Source):
         self.pooling = POOLING_TYPES.get(pooling, "") if type(pooling) is int else ""
         ends = gguf_end_token_ids(metadata, self.where)
         self.eos_token_ids = tuple(i for i in ends if i < self._config["vocab_size"])
+        self.notes += widened_types(self.where, self._gguf.tensors)
         if not has_vocabulary(metadata):
             self.notes += (f"{path} has no vocabulary (tokenizer.ggml.tokens): {NEVER_ASKED}",)
 
