@@ -25,7 +25,7 @@ from edgellm.kernels.library import ENCODINGS, GROUP
 SOURCE = Path(__file__).with_name("one_product.cpp")
 CPUS = {"neon": "cortex-a72", "dotprod": "cortex-a76"}  # of qemu, by instruction set
 _MODELS = {"neon": "cortex-a72", "dotprod": "neoverse-n1"}  # of llvm-mca: Neoverse N1 is a Cortex-A76 for servers
-PACKED = ("int4s", "int4", "int8")
+PACKED = ("int4s", "int4", "int8", "q4_k", "q5_k", "q6_k", "mxfp4", "iq4_xs")
 _OBJDUMP = "aarch64-linux-gnu-objdump"
 # The fewest rows that a section gives a thread at a time, because some kernels copy activations once for all rows of a
 # call; and rows so long that what a block begins and ends with is small.

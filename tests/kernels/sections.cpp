@@ -59,6 +59,12 @@ static const Features FAMILIES[] = {
      ATTENTION, false, false, 20, 3, 4, SIGMOID},
     {"plain experts", 64, 4, 2, 16, 16, 80, 64, 9, BF16, BF16, F32, false, true, true, false, false, false, 1, ATTENTION,
      false, false, 7, 7, 1, SOFTMAX_OF_CHOSEN},
+    {"K-quants", 256, 4, 2, 64, 64, 512, 67, 0, Q4_K, Q6_K, F16, false, false, true, false, false, false, 1},
+    {"K-quants of more bits", 256, 4, 4, 64, 64, 256, 64, 0, Q5_K, Q5_1, F16, false, true, true, false, true, false, 1},
+    {"K-quants of fewer bits", 256, 4, 2, 64, 64, 256, 64, 0, Q3_K, Q2_K, F16, false, false, true, true, false, false, 1},
+    {"tables", 256, 4, 2, 64, 64, 256, 64, 9, IQ4_XS, IQ4_NL, F16, false, false, true, true, false, false, 1},
+    {"MXFP4 experts", 64, 4, 2, 16, 16, 96, 64, 0, MXFP4, Q5_0, F16, false, true, true, true, false, false, 1, ATTENTION,
+     false, false, 8, 3, 1, SOFTMAX_OF_CHOSEN},
     {"many heads", 32, 64, 1, 16, 16, 32, 16, 0, INT8, INT8, F16, false, false, true, false, false, false, 1},
 };
 
@@ -83,8 +89,11 @@ struct Memory {
         const size_t count = matrix_bytes(encoding, out, in);
         uint8_t* data = bytes(count);
         for (size_t i = 0; i < count; i++) data[i] = next();
-        const uint8_t sign = 0x80;
-        const uint8_t high = is_nibbles(encoding) ? 0x20 : encoding == INT8 ? 0x14 : encoding == BF16 ? 0x3d : 0x28;
+        const bool powers = encoding == MXFP4;  // its scales are bytes, and no halves
+        const uint8_t sign = powers ? 0 : 0x80;
+        const uint8_t high = powers ? 0x74 : is_super(encoding) ? 0x08 : encoding == Q5_0 || encoding == Q5_1 ? 0x1c
+                             : is_nibbles(encoding) ? 0x20 : encoding == INT8 || encoding == IQ4_NL ? 0x14
+                             : encoding == BF16 ? 0x3d : 0x28;
         const size_t group = is_packed(encoding) ? group_bytes(encoding) * block_groups(encoding) : 2;
         const size_t first = is_packed(encoding) ? scales_at_byte(encoding) + d_at_byte(encoding) : 0;
         if (encoding == F32)
@@ -94,7 +103,7 @@ struct Memory {
             }
         else
             for (size_t at = 0; at < count; at += group)
-                for (size_t i = first + 1; i < group; i += 2)
+                for (size_t i = powers ? first : first + 1; i < group; i += powers ? 1 : 2)
                     data[at + i] = (data[at + i] & sign) | (high + (encoding == BF16 ? 0 : data[at + i] & 7));
         return {data, count, out, in, 0, out, 0, encoding, {nullptr, 0}};
     }

@@ -12,7 +12,7 @@ from tests.native_abi import new
 
 KEYS = constants.KEYS
 ATTENDS = ["interleaved", "gated", "soft cap", "sinks", "values are keys", "value norm"]
-PLAIN, PACKED = ["bf16", "f16", "f32"], ["int4", "int4s", "int8"]
+PLAIN, PACKED = ["bf16", "f16", "f32"], ["int4", "int4s", "int8", "q5_0", "q5_1", "iq4_nl", "mxfp4"]
 
 
 RECURRENT = [constants.DELTA_RULE, constants.SHORT_CONV, constants.MAMBA2]

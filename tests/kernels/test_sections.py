@@ -19,7 +19,7 @@ def expected(sanitized):
 
 def test_sections_neither_leave_their_buffers_nor_overflow_and_are_the_same_everywhere(expected):
     hashes, sets = expected
-    assert len(hashes) > 13 and len({line.split(": ")[1] for line in hashes}) == len(hashes)
+    assert len(hashes) > 23 and len({line.split(": ")[1] for line in hashes}) == len(hashes)
     assert sets[-1] == "scalar"
 
 
