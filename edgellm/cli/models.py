@@ -93,8 +93,9 @@ def builtin_model(name: str = config.DEFAULT_MODEL) -> Path:
               help="A split model's folder, or its manifest.json.")  # fmt: skip
 @click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True,
               help="How a split of SOURCE would pack weights.")  # fmt: skip
-@click.option("--board", "boards", multiple=True, required=True, metavar="NAME=SIZE[@TIME],…",
-              help="A board's free RAM, and its decode time per layer if known (repeatable).")  # fmt: skip
+@click.option("--board", "boards", multiple=True, required=True, metavar="NAME=SIZE[@TIME|@RATE],…",
+              help="A board's free RAM, and if known its decode time per layer, or how fast it reads weights: "
+                   "pi1=7GB@25ms, pi1=7GB@9GB/s (repeatable).")  # fmt: skip
 @click.option("--objective", type=click.Choice(["latency", "throughput"]), default="latency", show_default=True,
               help="latency: few, fast boards; throughput: the least time on the slowest board.")  # fmt: skip
 @with_plan_options

@@ -42,6 +42,7 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
                 "offer_bytes": capacity.ram_bytes,
                 "headroom_bytes": capacity.ram_bytes - usable,
                 "weights_bytes": need.weights,
+                "touched_bytes": _touched(manifest, section),
                 "kv_bytes": need.kv,
                 "state_bytes": need.state,
                 "activations_bytes": need.activations,
@@ -77,8 +78,9 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
     facts = explain_dict(plan, manifest, capacities)
     slots = f"{plan.slots} slot{'s' * (plan.slots > 1)}"
     state = {"state": "state_bytes"} if any(manifest.state_bytes) else {}
+    chosen = {"of which a token reads": "touched_bytes"} if _has_experts(manifest) else {}
     columns = {
-        "weights": "weights_bytes", "KV": "kv_bytes", **state, "activations": "activations_bytes",
+        "weights": "weights_bytes", **chosen, "KV": "kv_bytes", **state, "activations": "activations_bytes",
         "headroom": "headroom_bytes", "free": "free_bytes",
     }  # fmt: skip
     rows: list[tuple[str, ...]] = [("board", "layers", *columns, "time a token")]
@@ -98,6 +100,18 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         *(f"wouldn't fit: {text}" for text in facts["would_not_fit"]),
     ]
     return "\n".join(lines)
+
+
+def _touched(manifest: Manifest, section: Section) -> int:
+    """Return the bytes of a section's weights that one token is multiplied with; of the embedding it reads one row."""
+    head = manifest.head.ram_bytes if section.end == manifest.num_layers else 0
+    return sum(manifest.touched_bytes_per_token[section.start : section.end]) + head
+
+
+def _has_experts(manifest: Manifest) -> bool:
+    """Return whether a token reads only some of the layers' weights."""
+    held = tuple(shard.ram_bytes for shard in manifest.shards[1:-1])
+    return manifest.touched_bytes_per_token != held
 
 
 def explain_move_dict(

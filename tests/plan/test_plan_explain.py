@@ -50,6 +50,24 @@ def test_sections_are_told_in_bytes_and_seconds(make_manifest, make_boards):
     assert "0-3 (3)" in text
 
 
+def test_bytes_that_a_token_reads_are_told_beside_those_held_where_there_are_experts(make_manifest, make_boards):
+    boards = make_boards((650, 2, 9, 1))
+    manifest = make_manifest([100] * 4, head=30, touched_bytes_per_token=(10 * MB, 20 * MB, 30 * MB, 40 * MB))
+    facts, text = explained(manifest, boards)
+    assert [s["touched_bytes"] for s in facts["sections"]] == [130 * MB]
+    assert re.search(r"weights +of which a token reads", text) and re.search(r"0.43 GB +0.13 GB", text)
+    assert "reads" not in explained(make_manifest([100] * 4), boards)[1]
+
+
+def test_a_boards_time_is_that_of_the_bytes_that_a_token_touches(make_manifest):
+    manifest = make_manifest([100] * 2, head=50, touched_bytes_per_token=(10 * MB, 20 * MB))
+    assert parse_board("pi1=1GB", manifest).layer_s == pytest.approx(15 * MB / 6e9)
+    board = parse_board("pi1=1GB@3GB/s", manifest)
+    assert board.layer_s == pytest.approx(0.005) and board.head_s == pytest.approx(50 * MB / 3e9)
+    with pytest.raises(UsageError, match="pi1's memory rate is '3XB/s', expected a number with GB/s or MB/s"):
+        parse_board("pi1=1GB@3XB/s", manifest)
+
+
 def test_state_has_a_column_where_there_is_any(make_manifest, make_boards):
     boards = make_boards((450, 2))
     facts, text = explained(make_manifest([100] * 2, kv=1000, state_bytes=(0, 3 * MB)), boards, slots=2)
