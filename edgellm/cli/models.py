@@ -110,7 +110,7 @@ def plan(source, manifest, quantize, boards, objective, context, slots, chunk, k
 
     \b
     Examples:
-      edgellm plan Qwen3-30B-A3B/config.json --quantize int4 --board pi1=7GB,pi2=7GB,pi3=3.1GB,pi4=3.1GB --explain
+      edgellm plan Qwen3-30B-A3B/config.json --quantize int4 --board pi1=16GB@9GB/s,pi2=8GB@6GB/s
       edgellm plan --manifest phi3 --board pi1=3.1GB,pi2=3.1GB --explain
       edgellm plan --manifest phi3 --board pi1=3.1GB@25ms --board pc=6GB@40ms --objective throughput
     """

@@ -32,8 +32,8 @@ def parse_boards(texts: Iterable[str], manifest: Manifest) -> tuple[Capacity, ..
 
 
 def parse_board(text: str, manifest: Manifest) -> Capacity:
-    """Parse one board: NAME=SIZE, NAME=SIZE@TIME or NAME=SIZE@RATE, SIZE in GB, GiB, MB or MiB, TIME of one token through
-    one layer in s, ms or us, RATE of reading weights in GB/s or the like.
+    """Parse one board: NAME=SIZE, NAME=SIZE@TIME or NAME=SIZE@RATE, SIZE in GB, GiB, MB or MiB, TIME of one token
+    through one layer in s, ms or us, RATE of reading weights in GB/s or the like.
 
     Without a time, it is that of reading the bytes of a layer that a token touches, at RATE or a guessed one. Raises
     UsageError for anything else.
@@ -42,8 +42,8 @@ def parse_board(text: str, manifest: Manifest) -> Capacity:
     shown = text if len(text) <= 60 and text.isprintable() else repr(text[:60])
     if not (match := _BOARD.match(text)):
         raise UsageError(
-            f"--board: {shown} is not a board, expected NAME=SIZE, NAME=SIZE@TIME or NAME=SIZE@RATE, like pi1=3.1GB@25ms "
-            "or pi1=3.1GB@9GB/s"
+            f"--board: {shown} is not a board, expected NAME=SIZE, NAME=SIZE@TIME or NAME=SIZE@RATE, like "
+            "pi1=3.1GB@25ms or pi1=3.1GB@9GB/s"
         )
     name = match["name"].strip()
     if not BOARD_NAME.match(name):
