@@ -23,7 +23,9 @@ class Reference:
     def __init__(self, manifest: Manifest, folder: Path):
         config = read_config(folder)
         self.manifest, self._folder = manifest, folder
-        self._structure, self._pieces = trace(config), read_pieces(folder)
+        self._pieces = read_pieces(folder)
+        recurrent = any(manifest.state_bytes)  # can't be traced; no such family has transposed weights
+        self._transposed = frozenset() if recurrent else trace(config).transposed
         self._model = build_empty(config, real_buffers=True)
         self._layers = find_layers(self._model)[1]
         self._filled: dict[str, list[str]] = {}  # tensors by shard
@@ -56,7 +58,7 @@ class Reference:
         for name, stored in joined(ShardFile(self._folder, shard), self._pieces_of(layer)).items():
             key = name if layer is None else (layer, name)
             data = widened(stored)
-            self._set(layer, name, data.T if key in self._structure.transposed else data)
+            self._set(layer, name, data.T if key in self._transposed else data)
             filled.append(name)
 
     def _pieces_of(self, layer: int | None) -> tuple[Piece, ...]:

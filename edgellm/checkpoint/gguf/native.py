@@ -1,21 +1,32 @@
 """The layout of a GGUF whose family the native path knows: names and shapes from its Spec, without transformers."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 
 from edgellm.checkpoint.gguf.file import GGUFTensor
 from edgellm.checkpoint.gguf.rope import FACTOR_TENSORS
-from edgellm.checkpoint.gguf.rows import as_row, matrix, origin_of, rotary_order, shifted, vector, zeros
+from edgellm.checkpoint.gguf.rows import (
+    as_row,
+    decay_log,
+    matrix,
+    origin_of,
+    reshaped,
+    rotary_order,
+    shifted,
+    vector,
+    zeros,
+)
 from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, layout_of, unexpected
 from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError
 from edgellm.model.families.feed_forwards import Experts, GatedMlp, PlainMlp
-from edgellm.model.families.mixers import Attention
+from edgellm.model.families.mixers import Attention, DeltaRule, Mamba2, ShortConv
 from edgellm.model.families.parts import Norm, Projection
 from edgellm.model.families.spec import Layer, Spec
 
 # Architectures whose rows of q and k llama.cpp's converters reorder, so that what turns together lies side by side.
-PERMUTED = ("granite", "granitemoe", "llama", "mistral3", "smollm3")
+PERMUTED = ("granite", "granitehybrid", "granitemoe", "llama", "mistral3", "nemotron_h", "nemotron_h_moe", "smollm3")
 # Inverse frequencies, which old converters stored and nothing reads.
 _UNREAD = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
 
@@ -32,11 +43,12 @@ def native_layout(spec: Spec, tensors: Mapping[str, GGUFTensor], where: str, *, 
         embedding.append(reader.read("position_embd.weight", spec.position_embedding.name, spec.embedding_tensors))
     shards = [ShardContent("embedding", None, tuple(embedding))]
     for i, layer in enumerate(spec.layers):
-        names = _layer_names(layer, _ffn_norm(tensors, i))
+        names = _layer_names(layer, _ffn_norm(tensors, i) if layer.mixer else "attn_norm")
         stored = [reader.read(f"blk.{i}.{theirs}", ours, layer.tensors, layer) for theirs, ours in names]
         shards.append(ShardContent("layer", i, tuple(stored)))
     head = "token_embd.weight" if spec.tied and "output.weight" not in tensors else "output.weight"
-    names = [*_norm_names(spec.final_norm, "output_norm"), (head, spec.head.name)]
+    final_norm = "output_norm" if "output_norm.weight" in tensors else "token_embd_norm"  # so for LFM2
+    names = [*_norm_names(spec.final_norm, final_norm), (head, spec.head.name)]
     shards.append(ShardContent("head", None, tuple(reader.read(a, b, spec.head_tensors) for a, b in names)))
     reader.check_rest()
     return layout_of(spec, tuple(shards))
@@ -72,6 +84,8 @@ def _layer_names(layer: Layer, ffn_norm: str) -> list[tuple[str, str]]:
     names += _norm_names(layer.after_feed_forward, "post_ffw_norm")
     if isinstance(layer.mixer, Attention):
         names += _attention_names(layer.mixer)
+    elif layer.mixer:
+        names += _recurrent_names(layer.mixer)
     if isinstance(layer.feed_forward, Experts):
         names += _experts_names(layer.feed_forward)
     elif layer.feed_forward:
@@ -90,6 +104,30 @@ def _attention_names(attention: Attention) -> list[tuple[str, str]]:
     if attention.sinks:
         names.append(("attn_sinks.weight", attention.sinks.name))
     return [*names, *_norm_names(attention.q_norm, "attn_q_norm"), *_norm_names(attention.k_norm, "attn_k_norm")]
+
+
+def _recurrent_names(mixer: DeltaRule | ShortConv | Mamba2) -> list[tuple[str, str]]:
+    names: list[tuple[str, str]] = []
+    if isinstance(mixer, ShortConv):
+        named = {"shortconv.in_proj": mixer.inner, "shortconv.out_proj": mixer.out}
+        conv = "shortconv.conv"
+    elif isinstance(mixer, Mamba2):
+        named, conv = {"ssm_in": mixer.inner, "ssm_out": mixer.out}, "ssm_conv1d"
+        names.append(("ssm_d", mixer.d.name))
+    else:
+        assert mixer.z and mixer.a, "no GGUF has rows by key head"
+        named = {"attn_qkv": mixer.qkv, "attn_gate": mixer.z, "ssm_alpha": mixer.a, "ssm_beta": mixer.b,
+                 "ssm_out": mixer.out}  # fmt: skip
+        conv = "ssm_conv1d"
+    for theirs, projection in named.items():
+        names += _projection_names(projection, theirs)
+    names.append((f"{conv}.weight", mixer.conv.name))
+    if not isinstance(mixer, DeltaRule) and mixer.conv_bias:
+        names.append((f"{conv}.bias", mixer.conv_bias.name))
+    if not isinstance(mixer, ShortConv):
+        names += [("ssm_a", mixer.a_log.name), ("ssm_dt.bias", mixer.dt_bias.name),
+                  *_norm_names(mixer.norm, "ssm_norm")]  # fmt: skip
+    return names
 
 
 def _mlp_names(mlp: GatedMlp | PlainMlp | Experts, suffix: str = "") -> list[tuple[str, str]]:
@@ -120,6 +158,15 @@ def _offsets(spec: Spec) -> dict[str, float]:
     return {norm.weight.name: norm.offset for norm in norms}
 
 
+def _of_state(
+    tensor: SourceTensor, ours: str, shape: tuple[int, ...], mixer: DeltaRule | ShortConv | Mamba2
+) -> SourceTensor:
+    """Return one of a recurrent mixer's vectors, which a GGUF has in another shape, and decays as what they are."""
+    if math.prod(tensor.shape) == math.prod(shape) and tensor.shape != shape:
+        tensor = reshaped(tensor, shape)
+    return decay_log(tensor) if not isinstance(mixer, ShortConv) and ours == mixer.a_log.name else tensor
+
+
 class _Reader:
     """Takes tensors by name, and knows which were taken."""
 
@@ -134,6 +181,9 @@ class _Reader:
         """Return the tensor `theirs` of the file under the name `ours` of the shard."""
         shape = shapes[ours]
         tensor = self._tensor(theirs, ours, shape, layer)
+        mixer = layer.mixer if layer else None
+        if mixer and not isinstance(mixer, Attention) and ours not in layer.matrices:
+            tensor = _of_state(tensor, ours, shape, mixer)
         check_shape(tensor, shape, ours)
         if offset := self.offsets.get(ours):
             tensor = shifted(tensor, -offset)
@@ -165,9 +215,15 @@ class _Reader:
             return layer.mixer.heads
         return layer.mixer.kv_heads if ".attn_k." in name else 0
 
+    def _is_beyond(self, name: str) -> bool:
+        block = re.match(r"blk\.(\d{1,5})\.", name)
+        return block is not None and int(block[1]) >= self.spec.num_layers
+
     def check_rest(self) -> None:
         """Raise CheckpointError for a tensor that the model doesn't have."""
         for name, info in self.tensors.items():
+            if self.spec.model_type.startswith("qwen3_5") and self._is_beyond(name):
+                continue  # of layers that predict further tokens
             if name not in self.taken and name not in FACTOR_TENSORS and not _UNREAD.fullmatch(name):
                 origin = origin_of(name, info=info)
                 raise unexpected(origin, self.spec.architecture, len(self.tensors), len(self.taken))

@@ -10,7 +10,7 @@ FOLDER_WORKS = {
     "cohere2": "cohere2", "command-r": "cohere", "deepseek2": "deepseek_v3", "ernie4_5": "ernie4_5",
     "ernie4_5-moe": "ernie4_5_moe", "exaone-moe": "exaone_moe", "exaone4": "exaone4", "gptj": "gptj",
     "gptneox": "gpt_neox", "jais2": "jais2", "minicpm3": "minicpm3", "mpt": "mpt", "olmo": "olmo", "phi2": "phi",
-    "phimoe": "phimoe", "seed_oss": "seed_oss", "starcoder": "gpt_bigcode",
+    "phimoe": "phimoe", "qwen3next": "qwen3_next", "seed_oss": "seed_oss", "starcoder": "gpt_bigcode",
 }  # fmt: skip
 
 _RECURRENT = "its layers keep a recurrent state"
@@ -18,9 +18,8 @@ _MULTIMODAL = "it is a multimodal model's, and only text-only language models ca
 _NO_DECODER = "it doesn't write text from left to right"
 _OWN_CODE = "it brings code of its own, which is never run"
 FOLDER_FAILS = (
-    dict.fromkeys(("falcon-h1", "granitehybrid", "jamba", "kimi-linear", "lfm2", "lfm2moe", "mamba", "mamba2",
-                   "nemotron_h", "nemotron_h_moe", "plamo2", "qwen35", "qwen35moe", "qwen3next", "rwkv6", "rwkv6qwen2",
-                   "rwkv7", "arwkv7"), _RECURRENT)
+    dict.fromkeys(("falcon-h1", "jamba", "kimi-linear", "mamba", "mamba2", "plamo2", "rwkv6", "rwkv6qwen2", "rwkv7",
+                   "arwkv7"), _RECURRENT)
     | dict.fromkeys(("chameleon", "clip", "cogvlm", "deepseek2-ocr", "hunyuan_vl", "llama4", "paddleocr", "qwen2vl",
                      "qwen3vl", "qwen3vlmoe"), _MULTIMODAL)
     | dict.fromkeys(("bert", "dream", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llada",

@@ -7,6 +7,7 @@ import numpy as np
 
 from edgellm.checkpoint.gguf.file import GGUFTensor
 from edgellm.checkpoint.tensors import BlockRows, FileRows, LoadedRows, Rows, SourceTensor
+from edgellm.errors import CheckpointError
 from edgellm.shards.encodings import ENCODINGS
 
 _KEPT = ("Q4_K", "Q5_K", "Q6_K", "Q3_K", "IQ4_XS", "MXFP4")  # to name some
@@ -75,6 +76,27 @@ def shifted(tensor: SourceTensor, by: float) -> SourceTensor:
 
     def load() -> np.ndarray:
         return tensor.rows().read_all_f32() + np.float32(by)
+
+    return SourceTensor(tensor.shape, "f32", tensor.origin, lambda transposed: LoadedRows(tensor.shape, "f32", load))
+
+
+def reshaped(tensor: SourceTensor, shape: tuple[int, ...]) -> SourceTensor:
+    """Return as many values in another shape, in float32."""
+
+    def load() -> np.ndarray:
+        return tensor.rows().read_all_f32().reshape(shape)
+
+    return SourceTensor(shape, "f32", tensor.origin, lambda transposed: LoadedRows(shape, "f32", load))
+
+
+def decay_log(tensor: SourceTensor) -> SourceTensor:
+    """Return the logarithms of decays that llama.cpp has as -e^x, in float32."""
+
+    def load() -> np.ndarray:
+        values = tensor.rows().read_all_f32().astype(np.float64)
+        if not (values < 0).all():
+            raise CheckpointError(f"{tensor.origin} has a value that isn't negative, so a state would grow")
+        return np.log(-values).astype(np.float32)
 
     return SourceTensor(tensor.shape, "f32", tensor.origin, lambda transposed: LoadedRows(tensor.shape, "f32", load))
 

@@ -29,7 +29,7 @@ from edgellm.model.families.olmoe import olmoe
 from edgellm.model.families.phi3 import phi3
 from edgellm.model.families.qwen2 import qwen2
 from edgellm.model.families.qwen3 import qwen3
-from edgellm.model.families.qwen3_5 import qwen3_5, qwen3_5_moe, qwen3_5_moe_text, qwen3_5_text, qwen3_next
+from edgellm.model.families.qwen3_5 import qwen3_5_moe_text, qwen3_5_text, qwen3_next
 from edgellm.model.families.qwen3_moe import qwen3_moe
 from edgellm.model.families.smollm3 import smollm3
 from edgellm.model.families.spec import Layer, Spec
@@ -38,9 +38,9 @@ from edgellm.model.families.starcoder2 import starcoder2
 FAMILIES: dict[str, Callable[[Config], Spec]] = {
     "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "glm4": glm4, "glm4_moe": glm4_moe, "gpt2": gpt2,
     "gpt_oss": gpt_oss, "granite": granite, "granitemoe": granite_moe, "granitemoehybrid": granitemoehybrid,
-    "granitemoeshared": granite_moe_shared, "lfm2": lfm2, "lfm2_moe": lfm2_moe, "llama": llama, "ministral": ministral,
-    "ministral3": ministral3, "mistral": mistral, "nemotron_h": nemotron_h, "olmo2": olmo2, "olmo3": olmo3,
-    "olmoe": olmoe, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3, "qwen3_5": qwen3_5, "qwen3_5_moe": qwen3_5_moe,
+    "granitemoeshared": granite_moe_shared, "lfm2": lfm2, "lfm2_moe": lfm2_moe, "llama": llama,
+    "ministral": ministral, "ministral3": ministral3, "mistral": mistral, "nemotron_h": nemotron_h, "olmo2": olmo2,
+    "olmo3": olmo3, "olmoe": olmoe, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3,
     "qwen3_5_moe_text": qwen3_5_moe_text, "qwen3_5_text": qwen3_5_text, "qwen3_moe": qwen3_moe,
     "qwen3_next": qwen3_next, "smollm3": smollm3, "starcoder2": starcoder2,
 }  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edgellm.kernels.abi import constants
 from edgellm.model.families.parts import Norm, Projection, Shape, Vector, merged, stored
+from edgellm.model.families.pieces import Piece, Tiled
 from edgellm.shards.slot_memory import kv_bytes
 
 _LOG_TOKENS: int = constants.LOG_TOKENS
@@ -46,6 +47,11 @@ class Attention:
     gated: bool = False
     query_scales: tuple[float, ...] = ()
     scale_every: int = 0
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Return which of its tensors transformers has in another way: none."""
+        return ()
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -92,6 +98,11 @@ class Recurrent:
 
     channels: int
     kernel: int
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Return which of its tensors transformers has in another way: none."""
+        return ()
 
     @property
     def state_elements(self) -> int:
@@ -160,6 +171,22 @@ class DeltaRule(Recurrent):
     dt_bias: Vector
     norm: Norm
     tiled: bool = False
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Return which of its tensors transformers has in another order."""
+        if not self.tiled:
+            return ()
+        assert self.z and self.a, "rows by key head aren't tiled"
+        keys, dim = 2 * self.key_heads * self.key_dim, self.value_dim
+        gates = (self.a.weight.name, self.b.weight.name, self.a_log.name, self.dt_bias.name)
+        rows = {self.qkv.weight.name: (keys, dim), self.z.weight.name: (0, dim), self.conv.name: (keys, dim)}
+        rows |= dict.fromkeys(gates, (0, 1))
+        heads, out = (self.value_heads, self.key_heads), self.out.weight.name
+        return (
+            *(Tiled(name, name, first, each, heads[0], key_heads=heads[1]) for name, (first, each) in rows.items()),
+            Tiled(out, out, 0, dim, heads[0], transposed=True, key_heads=heads[1]),
+        )
 
     @property
     def interleaved(self) -> bool:

@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-# model_type → that of its text model where text_config doesn't say it.
-_TEXT = {"gemma3": "gemma3_text", "mistral3": "mistral"}
+# model_type → that of its text model where text_config doesn't say it, and whether the head is tied where nothing does.
+_TEXT = {
+    "gemma3": ("gemma3_text", True), "mistral3": ("mistral", True), "qwen3_5": ("qwen3_5_text", False),
+    "qwen3_5_moe": ("qwen3_5_moe_text", False),
+}  # fmt: skip
 # How names begin, in checkpoints of today and of before, and what the text model has in place of that.
 _RENAMED = (
     ("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.lm_head.", "lm_head."),
 )  # fmt: skip
-_OTHERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_OTHERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
+           "model.visual.", "visual.")  # fmt: skip
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -19,7 +23,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     # What counts for the whole model is said beside text_config, in it, or is transformers' default for these models.
     outer = {name: config[name] for name in ("tie_word_embeddings", "eos_token_id") if config.get(name) is not None}
-    return {"model_type": _TEXT[model_type], "tie_word_embeddings": True, **text, **outer}
+    text_type, tied = _TEXT[model_type]
+    return {"model_type": text_type, "tie_word_embeddings": tied, **text, **outer}
 
 
 def text_tensor(name: str) -> str | None:

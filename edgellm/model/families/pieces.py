@@ -46,6 +46,32 @@ class Piece:
         self.cut(whole, count)[...] = stored
 
 
+@dataclass(frozen=True)
+class Tiled(Piece):
+    """A stored tensor of transformers' shape, whose `rows` value heads of `step` values, behind `first` others, are in
+    another order: of R value heads of each of K key heads, transformers has those of a key head one after the other,
+    and the stored tensor the first ones of all `key_heads` before the second ones. They are columns where it is
+    `transposed`."""
+
+    key_heads: int = 1
+
+    def whole_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def cut(self, whole: np.ndarray, count: int) -> np.ndarray:
+        return self._reordered(whole, (self.key_heads, self.rows // self.key_heads))
+
+    def put(self, stored: np.ndarray, whole: np.ndarray) -> None:
+        whole[...] = self._reordered(stored, (self.rows // self.key_heads, self.key_heads))
+
+    def _reordered(self, values: np.ndarray, heads: tuple[int, int]) -> np.ndarray:
+        rows = values.swapaxes(0, -1) if self.transposed else values
+        found = rows.copy()
+        of_heads = rows[self.first :].reshape(*heads, self.step, *rows.shape[1:])
+        found[self.first :] = of_heads.swapaxes(0, 1).reshape(rows[self.first :].shape)
+        return found.swapaxes(0, -1) if self.transposed else found
+
+
 def assemble(pieces: Iterable[Piece], stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return transformers' tensors, in float32, by name, of those pieces that are in `stored`."""
     found: dict[str, np.ndarray] = {}

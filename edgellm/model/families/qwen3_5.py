@@ -3,7 +3,7 @@ attention with gates. Pure."""
 
 from collections.abc import Callable
 
-from edgellm.model.families.config import Config, UnsupportedError
+from edgellm.model.families.config import Config
 from edgellm.model.families.expert_layers import gated_mlp, is_sparse, qwen_experts
 from edgellm.model.families.feed_forwards import FeedForward
 from edgellm.model.families.mixers import Attention, Mixer
@@ -15,23 +15,11 @@ from edgellm.model.families.spec import Layer, Spec
 _FULL, _LINEAR = "full_attention", "linear_attention"
 
 
-def qwen3_5(config: Config) -> Spec:
-    """Return the Spec of a config of model_type qwen3_5, which has the text model's in text_config; raises
-    UnsupportedError."""
-    return qwen3_5_text(_text_config(config))
-
-
 def qwen3_5_text(config: Config) -> Spec:
     """Return the Spec of a config of model_type qwen3_5_text; raises UnsupportedError."""
     config = Config({"hidden_size": 4096, **config.content})
     dense = gated_mlp("mlp.", config.count("hidden_size"), config.count("intermediate_size", default=12288))
     return _make_spec(config, "Qwen3_5ForCausalLM", lambda layer: dense, vocab=248320, layers=32, kv_heads=4)
-
-
-def qwen3_5_moe(config: Config) -> Spec:
-    """Return the Spec of a config of model_type qwen3_5_moe, which has the text model's in text_config; raises
-    UnsupportedError."""
-    return qwen3_5_moe_text(_text_config(config))
 
 
 def qwen3_5_moe_text(config: Config) -> Spec:
@@ -50,14 +38,6 @@ def qwen3_next(config: Config) -> Spec:
         config, "Qwen3NextForCausalLM", lambda layer: experts if is_sparse(config, layer) else dense, vocab=151936,
         layers=48, kv_heads=2, interleaved=True,
     )  # fmt: skip
-
-
-def _text_config(config: Config) -> Config:
-    inner = config.content.get("text_config")
-    if not isinstance(inner, dict):
-        raise UnsupportedError("it has no text_config")
-    tied = config.content.get("tie_word_embeddings", False)
-    return Config({"tie_word_embeddings": tied, **inner, "model_type": config.content["model_type"]})
 
 
 def _make_spec(

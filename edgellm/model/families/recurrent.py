@@ -36,6 +36,9 @@ def delta_rule(config: Config, hidden: int, *, interleaved: bool) -> DeltaRule:
     kernel = config.count("linear_conv_kernel_dim", default=4)
     if value_heads % key_heads:
         raise UnsupportedError(f"{value_heads} heads of values over {key_heads} of keys")
+    tiled = config.flag("linear_value_heads_tiled", False)  # so in a GGUF; transformers knows no such thing
+    if tiled and interleaved:
+        raise UnsupportedError("heads of values that are tiled, in rows by key head")
     inner = value_heads * value_dim
     channels, at = 2 * key_heads * key_dim + inner, "linear_attn."
     if interleaved:
@@ -48,7 +51,7 @@ def delta_rule(config: Config, hidden: int, *, interleaved: bool) -> DeltaRule:
         channels=channels, kernel=kernel, key_heads=key_heads, value_heads=value_heads, key_dim=key_dim,
         value_dim=value_dim, qkv=qkv, z=z, a=a, b=b, out=whole(f"{at}out_proj", hidden, inner),
         conv=conv_of(f"{at}conv1d", channels, kernel), a_log=Vector(f"{at}A_log", value_heads),
-        dt_bias=Vector(f"{at}dt_bias", value_heads), norm=rms_norm(f"{at}norm", value_dim),
+        dt_bias=Vector(f"{at}dt_bias", value_heads), norm=rms_norm(f"{at}norm", value_dim), tiled=tiled,
     )  # fmt: skip
 
 

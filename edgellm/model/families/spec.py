@@ -78,7 +78,8 @@ class Layer:
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """Return which of its tensors transformers holds as parts of others."""
-        return self.feed_forward.pieces if self.feed_forward else ()
+        parts = (self.mixer, self.feed_forward)
+        return tuple(piece for part in parts if part for piece in part.pieces)
 
     @property
     def kept(self) -> frozenset[str]:

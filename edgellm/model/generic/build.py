@@ -49,7 +49,7 @@ def config_from_dict(content: dict, origin: str = "config") -> PreTrainedConfig:
     model_type = content["model_type"]
     if model_type not in CONFIG_MAPPING:
         raise ModelError(f"{origin}: the installed transformers knows no model_type {model_type!r}")
-    known = {k: v for k, v in content.items() if not k.startswith("_") and k not in _REFUSED_KEYS}
+    known = {k: _numbers(v) for k, v in content.items() if not k.startswith("_") and k not in _REFUSED_KEYS}
     scaling = known.get("rope_scaling")
     if isinstance(scaling, dict) and "su" in (scaling.get("type"), scaling.get("rope_type")):
         known["rope_scaling"] = {**scaling, "type": "longrope", "rope_type": "longrope"}  # Phi-3's first name for it
@@ -60,6 +60,15 @@ def config_from_dict(content: dict, origin: str = "config") -> PreTrainedConfig:
     if type(getattr(config.get_text_config(), "vocab_size", None)) is not int:
         raise ModelError(f"{origin} is not a valid {model_type} config: it names no vocab_size")
     return config
+
+
+def _numbers(value: Any) -> Any:
+    """Return a value of a config.json with numbers in place of what transformers writes for Infinity, in lists too."""
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, dict) and value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity"):
+        return float(value["__float__"])
+    return value
 
 
 def causal_class(config: PreTrainedConfig) -> type[nn.Module]:
