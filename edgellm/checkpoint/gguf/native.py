@@ -181,9 +181,8 @@ class _Reader:
         """Return the tensor `theirs` of the file under the name `ours` of the shard."""
         shape = shapes[ours]
         tensor = self._tensor(theirs, ours, shape, layer)
-        mixer = layer.mixer if layer else None
-        if mixer and not isinstance(mixer, Attention) and ours not in layer.matrices:
-            tensor = _of_state(tensor, ours, shape, mixer)
+        if layer and layer.mixer and not isinstance(layer.mixer, Attention) and ours not in layer.matrices:
+            tensor = _of_state(tensor, ours, shape, layer.mixer)
         check_shape(tensor, shape, ours)
         if offset := self.offsets.get(ours):
             tensor = shifted(tensor, -offset)

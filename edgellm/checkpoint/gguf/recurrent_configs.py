@@ -26,11 +26,13 @@ def _read_layers(header: Header) -> tuple[Sizes, list[int], list[int]]:
     has none. Raises CheckpointError."""
     metadata = header.metadata
     count = metadata.count("block_count")
-    lists, values = [], dict(metadata.values)
+    lists: list[list[int]] = []
+    values = dict(metadata.values)
     for name in ("attention.head_count_kv", "feed_forward_length"):
         value = metadata.raw(name)
-        numbers = value if isinstance(value, list) else [value] * count
-        if len(numbers) != count or not all(type(n) is int and 0 <= n < 1 << 31 for n in numbers):
+        found = value if isinstance(value, list) else [value] * count
+        numbers = [n for n in found if type(n) is int and 0 <= n < 1 << 31]
+        if len(found) != count or len(numbers) != count:
             raise CheckpointError(
                 f"{metadata.where}: {metadata.key(name)} is {reprlib.repr(value)}, expected a whole number for each of "
                 f"{count} layers"
