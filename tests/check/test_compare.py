@@ -11,19 +11,21 @@ from edgellm.checkpoint.split import split
 from edgellm.errors import ClusterError, UsageError
 from tests.fakes import Boards, run
 from tests.model.families import CONFIGS, random_model
+from tests.model.recurrent_models import recurrent_model
 
 PROMPT = [(7 * i + 3) % 500 for i in range(20)]
 
 
 def checked(tmp_path, family, quantize, count, harm=lambda boards: None, **settings):
     """The result of verify on two agents, after `harm` was done to them."""
-    model = random_model(CONFIGS[family]())
+    model = random_model(CONFIGS[family]()) if family in CONFIGS else recurrent_model(family)
+    cut, layers = model.config.num_hidden_layers // 2, model.config.num_hidden_layers
     model.save_pretrained(tmp_path / "checkpoint")
     split(open_source(str(tmp_path / "checkpoint")), tmp_path / "split", quantize)
 
     async def go():
         async with Boards(tmp_path / "split", 2, real=True) as boards:
-            plan = await boards.form((0, 2, 5), chunk=8, context=64, **settings)
+            plan = await boards.form((0, cut, layers), chunk=8, context=64, **settings)
             harm(boards)
             told = []
             return await asyncio.to_thread(
@@ -44,6 +46,13 @@ def test_a_sound_cluster_is_equal(tmp_path, family, quantize):
     assert len(result.tokens) == 24 and [x.layer for x in result.layers] == [0, 1, 2, 3, 4]
     assert "tokens   equal, all 24" in result.to_text()
     assert result.to_dict()["equal"] is True
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_next", "lfm2", "granite4_odd", "nemotron_h"])
+def test_a_cluster_of_a_model_with_recurrent_layers_is_equal(tmp_path, family):
+    result = checked(tmp_path, family, "none", 24)
+    assert result.equal, result.to_text()
+    assert len(result.tokens) == 24
 
 
 def test_the_first_layer_that_differs_is_named_with_its_board(tmp_path):
