@@ -1,4 +1,5 @@
-"""What integer activations cost: a text's perplexity in a native section, beside transformers on the same weights.
+"""What integer activations, and formats of keys and values, cost: a text's perplexity in a native section, beside
+transformers on the same weights, and how far the probabilities of its next tokens are from transformers'.
 
     python -m benchmarks.perplexity SPLIT
     python -m benchmarks.perplexity SPLIT --text book.txt --tokens 512 --json
@@ -17,6 +18,7 @@ import numpy as np
 from benchmarks import report
 from benchmarks.report import Row, at_most
 from edgellm.shards.manifest import Manifest
+from edgellm.shards.slot_memory import KV_BYTES
 from edgellm.text.tokenizer import Tokenizer
 
 TEXT = Path(__file__).parent.parent / "tests/texts/alice.txt"  # Lewis Carroll, 1865
@@ -33,14 +35,28 @@ def perplexity(logits: np.ndarray, ids: list[int]) -> float:
     return math.exp(float(np.mean(log_sums - rows[np.arange(len(rows)), ids[1:]])))
 
 
-def native_logits(manifest: Manifest, folder: Path, ids: list[int], chunk: int = _CHUNK) -> np.ndarray:
-    """Logits float32 [len(ids), vocab_size] of one native section with all layers, the text in chunks, KV in fp16."""
+def divergence(expected: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
+    """The mean Kullback-Leibler divergence of `logits` from those `expected`, float [tokens, vocab_size] both, and the
+    share of tokens after which both choose the same."""
+    p, q = (_log_softmax(rows.astype(np.float64)) for rows in (expected, logits))
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean()), float((p.argmax(1) == q.argmax(1)).mean())
+
+
+def _log_softmax(rows: np.ndarray) -> np.ndarray:
+    rows = rows - rows.max(axis=1, keepdims=True)
+    return rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+
+
+def native_logits(
+    manifest: Manifest, folder: Path, ids: list[int], chunk: int = _CHUNK, kv_dtype: str = "float16"
+) -> np.ndarray:
+    """Logits float32 [len(ids), vocab_size] of one native section with all layers, the text in chunks."""
     from edgellm.agent.load import load_section
 
     section = load_section(manifest, folder, 0, manifest.num_layers)
     if section.path != "native":
         raise ValueError(f"{folder}: {manifest.model} takes the {section.path} path, there is nothing to compare")
-    slot, x, found = section.new_slot(len(ids), "float16"), np.array(ids, np.int64), []
+    slot, x, found = section.new_slot(len(ids), kv_dtype), np.array(ids, np.int64), []
     for start in range(0, len(ids), chunk):
         part = x[start : start + chunk]
         found.append(section.forward(part, start, slot, len(ids), len(part)))
@@ -83,15 +99,20 @@ def main() -> None:
     began = time.perf_counter()
     ours = perplexity(native_logits(manifest, folder, ids), ids)
     middle = time.perf_counter()
-    theirs = perplexity(reference_logits(manifest, folder, ids), ids)
+    expected = reference_logits(manifest, folder, ids)
+    theirs, ended = perplexity(expected, ids), time.perf_counter()
     difference = 100 * (ours / theirs - 1)
     rows = [
         Row("weights", encoding), Row("tokens", len(ids)), Row("native section", ours, "perplexity"),
         Row("transformers, dequantized weights", theirs, "perplexity"),
         at_most("difference", difference, "%", 100 * LIMITS[encoding]) if encoding in LIMITS else
         Row("difference", difference, "%"),
-        Row("seconds, native", middle - began, "s"), Row("seconds, reference", time.perf_counter() - middle, "s"),
+        Row("seconds, native", middle - began, "s"), Row("seconds, reference", ended - middle, "s"),
     ]  # fmt: skip
+    for kv_dtype in KV_BYTES:
+        mean, same = divergence(expected, native_logits(manifest, folder, ids, kv_dtype=kv_dtype))
+        rows.append(Row(f"KV {kv_dtype}: divergence from the reference", 1000 * mean, "/ 1000"))
+        rows.append(Row(f"KV {kv_dtype}: same first choice", 100 * same, "%"))
     print(report.text("perplexity", machine, rows, arguments.json))
 
 

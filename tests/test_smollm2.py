@@ -154,3 +154,15 @@ def test_integer_activations_cost_little_perplexity(model, model_dir, tmp_path, 
     theirs = perplexity.perplexity(perplexity.reference_logits(manifest, folder, ids), ids)
     assert 15 < theirs < 30  # English, and read in its order
     assert ours == pytest.approx(theirs, rel=perplexity.LIMITS[encoding])
+
+
+def test_keys_and_values_in_8_bits_cost_little_beside_integer_activations(model_dir):
+    manifest = Manifest.read(model_dir)
+    ids = perplexity.text_ids(model_dir, perplexity.TEXT.read_text(), perplexity.TOKENS)
+    expected = perplexity.reference_logits(manifest, model_dir, ids)
+    half, eighth = (
+        perplexity.divergence(expected, perplexity.native_logits(manifest, model_dir, ids, kv_dtype=kv_dtype))
+        for kv_dtype in ("float16", "int8")
+    )
+    assert half[0] < 0.0035 and eighth[0] < 0.0042, "0.0029 and 0.0034"
+    assert half[1] > 0.94 and eighth[1] > 0.94

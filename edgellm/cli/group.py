@@ -101,8 +101,8 @@ _PLAN_OPTIONS = [
                  help="Number of answers at once."),
     click.option("--chunk", type=click.IntRange(1, 8192), default=config.DEFAULT_CHUNK, show_default=True,
                  metavar="TOKENS", help="Prompt tokens per prefill chunk, at most --context."),
-    click.option("--kv-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
-                 help="Number format of the KV cache; float32 takes twice the RAM."),
+    click.option("--kv-dtype", type=click.Choice(["float16", "float32", "int8"]), default="float16", show_default=True,
+                 help="Number format of the KV cache; float32 takes twice the RAM, int8 little more than half."),
 ]  # fmt: skip
 
 

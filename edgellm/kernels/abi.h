@@ -204,7 +204,7 @@ typedef struct StepSpec {
     uint64_t logits;     // wanted after how many of its last tokens
     void *slot;          // for each layer what it remembers (section.h)
     uint64_t slot_bytes, context;
-    int64_t kv_encoding;  // F16 or F32
+    int64_t kv_encoding;  // F16, F32 or INT8
 } StepSpec;
 
 typedef struct Section Section;

@@ -44,6 +44,9 @@ inline void store(float* p, Lanes a) { _mm512_storeu_ps(p, a.v); }
 inline Lanes load(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+inline Lanes load(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 inline void store(uint16_t* p, Lanes a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -90,6 +93,10 @@ inline __m128i eight_halves(const uint16_t* p) { return _mm_loadu_si128(reinterp
 inline Lanes load(const uint16_t* p) {
     return {{_mm256_cvtph_ps(eight_halves(p)), _mm256_cvtph_ps(eight_halves(p + 8))}};
 }
+inline __m256 eight_bytes(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline Lanes load(const int8_t* p) { return {{eight_bytes(p), eight_bytes(p + 8)}}; }
 inline void store(uint16_t* p, Lanes a) {
     for (int i = 0; i < 2; i++)
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8 * i), _mm256_cvtps_ph(a.v[i], _MM_FROUND_TO_NEAREST_INT));
@@ -135,6 +142,12 @@ inline void store(float* p, Lanes a) {
     for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, a.v[i]);
 }
 inline Lanes load(const uint16_t* p) { return EACH(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)))); }
+inline Lanes load(const int8_t* p) {
+    const int8x16_t q = vld1q_s8(p);
+    const int16x8_t low = vmovl_s8(vget_low_s8(q)), high = vmovl_s8(vget_high_s8(q));
+    return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+             vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
+}
 inline void store(uint16_t* p, Lanes a) {
     for (int i = 0; i < 4; i++) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
 }
@@ -196,6 +209,9 @@ inline Lanes load(const float* p) {
 }
 inline Lanes load(const uint16_t* p) {
     return each([=](size_t i) { return half_to_float(p[i]); });
+}
+inline Lanes load(const int8_t* p) {
+    return each([=](size_t i) { return static_cast<float>(p[i]); });
 }
 inline void store(float* p, Lanes a) { memcpy(p, a.v, sizeof a.v); }
 inline void store(uint16_t* p, Lanes a) {

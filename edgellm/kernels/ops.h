@@ -8,15 +8,19 @@
 
 namespace edgellm {
 
-// One layer's keys and values in a slot, of one kv head, as fp16 or float32 (half says which):
+// One layer's keys and values in a slot, of one kv head, in an encoding:
 //   keys    [kept / KEYS, head_dim, KEYS]: a register of the same dimension of 16 keys is read at once
 //   values  [kept, head_dim]
+// F16 and F32 are as they are called. In INT8, each position has a scale for its key and one for its value: with a = max |x|
+// over the head, scale = a / 127 and q = round_half_even(x * (127 / a)). As gemm.h has it, scale and q are 0 for a < 2^-100,
+// and the scale is NaN where a value isn't finite.
 // Position p lies at p modulo `kept`, which is a multiple of RING, or of KEYS and beyond all positions.
 struct KeysValues {
     void* keys;
     void* values;
+    float *key_scales, *value_scales;  // [kept], of INT8
     size_t dim, kept;
-    bool half;
+    int encoding;
 };
 
 struct Norm {
@@ -98,7 +102,7 @@ struct Ops {
     // x[n] += added[n] + bias[n]; bias may be null
     void (*add)(float* x, const float* added, const float* bias, size_t n);
     void (*head)(float* x, const HeadJob&);
-    // Writes the key or value of a position; values too large for fp16 become the largest fp16.
+    // Writes the key or value of a position; in fp16, values that are too large become the largest one.
     void (*store_key)(const KeysValues&, size_t position, const float* key);
     void (*store_value)(const KeysValues&, size_t position, const float* value, const float* bias);
     void (*attend)(const AttentionJob&);

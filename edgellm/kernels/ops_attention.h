@@ -3,7 +3,8 @@
 // What a query gets depends on its position and window alone: blocks begin at multiples of 64 of the position, and within
 // one, keys and dimensions go in ascending order. For each block, with scores s = sum over d of q[d] * k[d] (a chain):
 //   m' = max(m, s...),  p = e^(s - m'),  l = fma(l, e^(m - m'), sum p),  out[d] = out[d] * e^(m - m'), then + p * v[d]
-// where a soft cap bounds s first, and in the end out / l. m begins with a head's sink, and l then with 1. Of a block that a
+// where a soft cap bounds s first, and in the end out / l. In 8 bits, a key's s is multiplied by its scale, and p by the
+// value's before it weighs. m begins with a head's sink, and l then with 1. Of a block that a
 // query sees in part, keys out of sight are neither in s nor touched in v.
 
 namespace {
@@ -18,20 +19,33 @@ struct Row {
     float most, total;  // of the softmax so far
 };
 
+// A block's keys and values, and the scales of those in 8 bits.
+template <class T>
+struct Block {
+    const T *keys, *values;
+    const float *key_scales, *value_scales;
+    size_t dim;
+    static constexpr bool scaled = sizeof(T) == 1;
+};
+
 // Scores of `R` rows with keys [first, end), whole tiles of them: from end to end, as memory is fastest.
 template <class T, size_t R>
-void score(Row* const* rows, const T* keys, size_t dim, size_t first, size_t end, float (*scores)[BLOCK]) {
+void score(Row* const* rows, const Block<T>& b, size_t first, size_t end, float (*scores)[BLOCK]) {
+    const size_t dim = b.dim;
     for (size_t tile = first / KEYS * KEYS; tile < end; tile += KEYS) {
         Lanes s[R];
 #pragma GCC unroll 8
         for (size_t r = 0; r < R; r++) s[r] = splat(0);
         for (size_t d = 0; d < dim; d++) {
-            const Lanes k = load(keys + tile * dim + d * KEYS);
+            const Lanes k = load(b.keys + tile * dim + d * KEYS);
 #pragma GCC unroll 8
             for (size_t r = 0; r < R; r++) s[r] = fma(splat(rows[r]->q[d]), k, s[r]);
         }
 #pragma GCC unroll 8
-        for (size_t r = 0; r < R; r++) store(scores[r] + tile, s[r]);
+        for (size_t r = 0; r < R; r++) {
+            if constexpr (Block<T>::scaled) s[r] = mul(s[r], load(b.key_scales + tile));
+            store(scores[r] + tile, s[r]);
+        }
     }
 }
 
@@ -95,12 +109,12 @@ void weigh(Row* const* rows, const float* factors, const T* values, size_t dim, 
 
 // Keys [first, end) of a block, which all of the rows see.
 template <class T, size_t R>
-void block_of(Row* const* rows, const T* keys, const T* values, size_t dim, size_t first, size_t end, float soft_cap) {
+void block_of(Row* const* rows, const Block<T>& b, size_t first, size_t end, float soft_cap) {
     alignas(64) float scores[R][BLOCK];
     if (end - first < BLOCK)
         for (size_t r = 0; r < R; r++)
             for (size_t i = 0; i < BLOCK; i++) scores[r][i] = -__builtin_inff();
-    score<T, R>(rows, keys, dim, first, end, scores);
+    score<T, R>(rows, b, first, end, scores);
     float factors[R];
     for (size_t r = 0; r < R; r++) {
         if (soft_cap != 0.0f)
@@ -109,18 +123,20 @@ void block_of(Row* const* rows, const T* keys, const T* values, size_t dim, size
         for (size_t i = first / KEYS * KEYS; i < first; i++) scores[r][i] = -__builtin_inff();
         for (size_t i = end; i % KEYS; i++) scores[r][i] = -__builtin_inff();
         factors[r] = soften(*rows[r], scores[r]);
+        if constexpr (Block<T>::scaled)
+            for (size_t i = first / KEYS * KEYS; i < end; i += KEYS)
+                store(scores[r] + i, mul(load(scores[r] + i), load(b.value_scales + i)));
     }
-    weigh<T, R>(rows, factors, values, dim, first, end, scores);
+    weigh<T, R>(rows, factors, b.values, b.dim, first, end, scores);
 }
 
 template <class T>
-void block(Row* const* rows, size_t count, const T* keys, const T* values, size_t dim, size_t first, size_t end,
-           float soft_cap) {
+void block(Row* const* rows, size_t count, const Block<T>& b, size_t first, size_t end, float soft_cap) {
     switch (count) {
-        case 1: return block_of<T, 1>(rows, keys, values, dim, first, end, soft_cap);
-        case 2: return block_of<T, 2>(rows, keys, values, dim, first, end, soft_cap);
-        case 3: return block_of<T, 3>(rows, keys, values, dim, first, end, soft_cap);
-        default: return block_of<T, 4>(rows, keys, values, dim, first, end, soft_cap);
+        case 1: return block_of<T, 1>(rows, b, first, end, soft_cap);
+        case 2: return block_of<T, 2>(rows, b, first, end, soft_cap);
+        case 3: return block_of<T, 3>(rows, b, first, end, soft_cap);
+        default: return block_of<T, 4>(rows, b, first, end, soft_cap);
     }
 }
 
@@ -139,9 +155,9 @@ void attend_as(const AttentionJob& job) {
     };
     const size_t until = job.position + job.queries;  // of the last query
     for (size_t start = sees_from(job.position) / BLOCK * BLOCK; start < until; start += BLOCK) {
-        const size_t at = start % job.kv.kept * dim;  // blocks lie in one piece
-        const T* keys = static_cast<const T*>(job.kv.keys) + at;
-        const T* values = static_cast<const T*>(job.kv.values) + at;
+        const size_t at = start % job.kv.kept;  // blocks lie in one piece
+        const Block<T> b = {static_cast<const T*>(job.kv.keys) + at * dim, static_cast<const T*>(job.kv.values) + at * dim,
+                            job.kv.key_scales + at, job.kv.value_scales + at, dim};
         // Rows are taken together while they see the same part of the block.
         for (size_t i = 0; i < all;) {
             const auto sight = [&](size_t row, size_t* first, size_t* end) {
@@ -157,7 +173,7 @@ void attend_as(const AttentionJob& job) {
                 if (first_too != first || end_too != end) break;
                 together[count] = &rows[i + count];
             }
-            if (first < end) block<T>(together, count, keys, values, dim, first, end, job.soft_cap);
+            if (first < end) block<T>(together, count, b, first, end, job.soft_cap);
             i += count;
         }
     }
@@ -167,6 +183,9 @@ void attend_as(const AttentionJob& job) {
     }
 }
 
-void attend(const AttentionJob& job) { job.kv.half ? attend_as<uint16_t>(job) : attend_as<float>(job); }
+void attend(const AttentionJob& job) {
+    if (job.kv.encoding == INT8) return attend_as<int8_t>(job);
+    job.kv.encoding == F16 ? attend_as<uint16_t>(job) : attend_as<float>(job);
+}
 
 }  // namespace

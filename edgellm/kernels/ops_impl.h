@@ -87,33 +87,72 @@ void head(float* x, const HeadJob& job) {
 
 inline Lanes within_half(Lanes a) { return most(splat(-65504.0f), least(splat(65504.0f), a)); }
 
+inline void store_as(uint16_t* p, Lanes a) { store(p, within_half(a)); }
+inline void store_as(float* p, Lanes a) { store(p, a); }
+
+// Calls put(i, q) for each dimension i of x[n], in 8 bits as ops.h says; returns their scale.
+template <class F>
+inline float in_8_bits(const float* x, size_t n, const F& put) {
+    Lanes largest_yet = splat(0), not_finite = splat(0);
+    for (size_t i = 0; i < n; i += LANES) {
+        const Lanes v = load(x + i);
+        largest_yet = most(largest_yet, most(v, sub(splat(0), v)));
+        not_finite = fma(v, splat(0), not_finite);  // infinities and NaN times 0 are NaN
+    }
+    const float a = largest(largest_yet);
+    if (!(sum(not_finite) == 0.0f) || a < 0x1p-100f) {
+        for (size_t i = 0; i < n; i++) put(i, int8_t{0});
+        return sum(not_finite) == 0.0f ? 0.0f : __builtin_nanf("");
+    }
+    const Lanes inverse = splat(127.0f / a), shift = splat(12582912.0f);  // 1.5 * 2^23: see exp
+    for (size_t i = 0; i < n; i += LANES) {
+        float shifted[LANES];
+        store(shifted, add(mul(load(x + i), inverse), shift));
+        for (size_t k = 0; k < LANES; k++) put(i + k, static_cast<int8_t>(to_bits(shifted[k]) & 0xff));
+    }
+    return a / 127.0f;
+}
+
 template <class T>
 void store_key_as(T* tile, size_t dim, const float* key) {
     for (size_t d = 0; d < dim; d += LANES) {
         T values[LANES];
-        const Lanes k = load(key + d);
-        store(values, sizeof(T) == 2 ? within_half(k) : k);
+        store_as(values, load(key + d));
         for (size_t i = 0; i < LANES; i++) tile[(d + i) * KEYS] = values[i];
     }
 }
 
 void store_key(const KeysValues& kv, size_t position, const float* key) {
     const size_t place = position % kv.kept, at = place / KEYS * KEYS * kv.dim + place % KEYS;
-    if (kv.half)
+    if (kv.encoding == INT8) {
+        int8_t* tile = static_cast<int8_t*>(kv.keys) + at;
+        kv.key_scales[place] = in_8_bits(key, kv.dim, [=](size_t i, int8_t q) { tile[i * KEYS] = q; });
+    } else if (kv.encoding == F16) {
         store_key_as(static_cast<uint16_t*>(kv.keys) + at, kv.dim, key);
-    else
+    } else {
         store_key_as(static_cast<float*>(kv.keys) + at, kv.dim, key);
+    }
+}
+
+template <class T>
+void store_value_as(T* row, size_t dim, const float* value, const float* bias) {
+    for (size_t d = 0; d < dim; d += LANES) {
+        const Lanes v = load(value + d);
+        store_as(row + d, bias ? add(v, load(bias + d)) : v);
+    }
 }
 
 void store_value(const KeysValues& kv, size_t position, const float* value, const float* bias) {
-    for (size_t d = 0; d < kv.dim; d += LANES) {
-        const size_t at = position % kv.kept * kv.dim + d;
-        Lanes v = load(value + d);
-        if (bias) v = add(v, load(bias + d));
-        if (kv.half)
-            store(static_cast<uint16_t*>(kv.values) + at, within_half(v));
-        else
-            store(static_cast<float*>(kv.values) + at, v);
+    const size_t place = position % kv.kept, at = place * kv.dim;
+    if (kv.encoding == INT8) {
+        float biased[MOST_HEAD_DIM];
+        store_value_as(biased, kv.dim, value, bias);
+        int8_t* row = static_cast<int8_t*>(kv.values) + at;
+        kv.value_scales[place] = in_8_bits(biased, kv.dim, [=](size_t i, int8_t q) { row[i] = q; });
+    } else if (kv.encoding == F16) {
+        store_value_as(static_cast<uint16_t*>(kv.values) + at, kv.dim, value, bias);
+    } else {
+        store_value_as(static_cast<float*>(kv.values) + at, kv.dim, value, bias);
     }
 }
 

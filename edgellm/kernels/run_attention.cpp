@@ -17,9 +17,13 @@ struct Attending {
 
     KeysValues keys_values(size_t step, size_t kv_head) const {
         const StepSpec& spec = run.pass.steps[step];
-        const size_t bytes = kv_bytes(a, spec.context, spec.kv_encoding), head_bytes = bytes / a.kv_heads;
-        uint8_t* keys = run.slots[step] + kv_head * head_bytes;
-        return {keys, keys + bytes, a.dim, kept_positions(a, spec.context), spec.kv_encoding == F16};
+        const size_t kept = kept_positions(a, spec.context), bytes = kv_bytes(a, spec.context, spec.kv_encoding);
+        const size_t head_bytes = kept * a.dim * kv_element_bytes(spec.kv_encoding), heads = a.kv_heads;
+        uint8_t *keys = run.slots[step], *values = keys + bytes;
+        float* key_scales = reinterpret_cast<float*>(keys + heads * head_bytes) + kv_head * kept;
+        float* value_scales = reinterpret_cast<float*>(values + heads * head_bytes) + kv_head * kept;
+        return {keys + kv_head * head_bytes, values + kv_head * head_bytes, key_scales, value_scales, a.dim, kept,
+                static_cast<int>(spec.kv_encoding)};
     }
 
     // What all heads of a token need at once: norms over all of them, values that are what keys were.

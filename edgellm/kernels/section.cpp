@@ -241,7 +241,7 @@ int check(const Section& s, const StepSpec& step, size_t layer_start, size_t lay
         return BAD_SHAPE;
     if (step.context >= MOST || step.position > step.context || step.tokens > step.context - step.position)
         return BAD_SHAPE;
-    if (step.kv_encoding != F16 && step.kv_encoding != F32) return BAD_ENCODING;
+    if (step.kv_encoding != F16 && step.kv_encoding != F32 && step.kv_encoding != INT8) return BAD_ENCODING;
     if (step.slot == nullptr || reinterpret_cast<uintptr_t>(step.slot) % 4) return BAD_POINTER;
     const size_t end = step.position + step.tokens;
     if (s.position_embedding && s.positions < end) return BAD_SHAPE;

@@ -190,9 +190,13 @@ inline size_t kept_positions(const Attention& a, size_t context) {
     return ring < all ? ring : all;
 }
 
-// Bytes of one layer's keys, or values, in a slot.
+// Bytes of an element of a key or value.
+constexpr size_t kv_element_bytes(int64_t encoding) { return encoding == INT8 ? 1 : encoding == F16 ? 2 : 4; }
+
+// Bytes of one layer's keys, or values, in a slot: of all heads, in INT8 with the scales of all heads behind them.
 inline size_t kv_bytes(const Attention& a, size_t context, int64_t encoding) {
-    return kept_positions(a, context) * a.kv_rows() * (encoding == F16 ? 2 : 4);
+    const size_t scales = encoding == INT8 ? a.kv_heads * sizeof(float) : 0;
+    return kept_positions(a, context) * (a.kv_rows() * kv_element_bytes(encoding) + scales);
 }
 
 // Bytes that a slot holds for a layer; a multiple of 64.

@@ -117,8 +117,8 @@ class Section(Protocol[S]):
         """What each layer remembers, as slots export it."""
 
     def new_slot(self, max_seq_len: int, kv_dtype: str = ...) -> S:
-        """Return memory for one sequence; kv_dtype is float16 or float32, and each kind has its own default. Raises
-        ModelError for more tokens than the model is made for."""
+        """Return memory for one sequence; kv_dtype is float16, float32 or int8, and each kind has its own default.
+        Raises ModelError for more tokens than the model is made for, or a number format that the section lacks."""
 
     def example(self) -> Array:
         """Return an x of one token, to time a step with."""

@@ -57,8 +57,11 @@ class Needs:
         self.num_layers = manifest.num_layers
         shards = manifest.shards[1:-1]
         self._weights = [0, *accumulate(s.ram_bytes for s in shards)]
-        slots, each = settings.slots, zip(manifest.kv_elements_per_token, manifest.kv_window_tokens, strict=True)
-        kv = (slots * kv_bytes(n, window, settings.context, settings.kv_dtype) for n, window in each)
+        slots, context, kv_dtype = settings.slots, settings.context, settings.kv_dtype
+        layers = zip(
+            manifest.kv_elements_per_token, manifest.kv_scales_per_token, manifest.kv_window_tokens, strict=True
+        )
+        kv = (slots * kv_bytes(*layer, context, kv_dtype) for layer in layers)
         self._kv = [0, *accumulate(kv)]
         self._state = [0, *accumulate(slots * state for state in manifest.state_bytes)]
         self._embedding = manifest.embedding.ram_bytes

@@ -31,6 +31,7 @@ struct Features {
     bool interleaved = false, tiled = false;
     size_t experts = 0, top_k = 0, groups = 1;  // in every other layer, beside the MLP
     int scoring = SOFTMAX;
+    size_t more = 0;  // tokens, so that a window goes round its ring
 };
 
 static const Features FAMILIES[] = {
@@ -65,6 +66,11 @@ static const Features FAMILIES[] = {
     {"tables", 256, 4, 2, 64, 64, 256, 64, 9, IQ4_XS, IQ4_NL, F16, false, false, true, true, false, false, 1},
     {"MXFP4 experts", 64, 4, 2, 16, 16, 96, 64, 0, MXFP4, Q5_0, F16, false, true, true, true, false, false, 1, ATTENTION,
      false, false, 8, 3, 1, SOFTMAX_OF_CHOSEN},
+    {"int8 slot", 64, 4, 2, 48, 16, 128, 67, 0, INT8, INT8, INT8, false, true, true, true, false, false, 1},
+    {"ring", 64, 8, 2, 16, 16, 96, 64, 20, INT8, INT8, F16, false, false, true, false, false, false, 1, ATTENTION, false,
+     false, 0, 0, 1, SOFTMAX, 90},
+    {"int8 ring", 32, 2, 1, 16, 16, 32, 64, 64, INT4, INT8, INT8, false, false, true, false, false, false, 1, ATTENTION,
+     false, false, 0, 0, 1, SOFTMAX, 80},
     {"many heads", 32, 64, 1, 16, 16, 32, 16, 0, INT8, INT8, F16, false, false, true, false, false, false, 1},
 };
 
@@ -248,7 +254,7 @@ struct Trial {
     // What another sequence may have left there doesn't matter.
     uint8_t* slot() {
         uint8_t* kv = memory.bytes(kv_bytes);
-        for (size_t i = 0; i < kv_bytes; i++) kv[i] = f.kv == F16 || i % 4 == 3 ? next() & 0x3f : 0;
+        for (size_t i = 0; i < kv_bytes; i++) kv[i] = f.kv != F32 || i % 4 == 3 ? next() & 0x3f : 0;
         return kv;
     }
 
@@ -365,7 +371,7 @@ static Features some(size_t number) {
     Features f = {name, unit * (1 + below(3)), kv_heads * group, kv_heads, head_dim, rotary_dim};
     f.inner = unit * (1 + below(4)), f.vocab = 1 + below(80), f.window = coin() ? 1 + below(80) : 0;
     f.weights = static_cast<int>(packed ? below(2) : BF16 + below(3));
-    f.ends = static_cast<int>(packed ? below(5) : BF16 + below(3)), f.kv = coin() ? F16 : F32;
+    f.ends = static_cast<int>(packed ? below(5) : BF16 + below(3)), f.kv = coin() ? F16 : coin() ? F32 : INT8;
     f.layer_norm = coin(), f.biases = coin(), f.gated = coin(), f.qk_norm = coin(), f.joined = coin();
     f.positions = coin(), f.ropes = rotary_dim ? 1 + below(2) : 0;
     return f;
@@ -391,7 +397,7 @@ int main(int count, char** arguments) {
             for (const char* name : sets) {
                 if (!use_target(name)) return printf("this processor has no %s\n", name), 1;
                 state = begin;
-                Trial trial(f, tokens);
+                Trial trial(f, tokens + f.more);
                 trial.rope = rope;
                 const std::vector<float> got = trial.all();
                 if (expected.empty()) expected = got;

@@ -116,7 +116,7 @@ def test_forward_refuses_what_does_not_fit(llama, x, position, logits, message):
 def test_slots_and_sections_that_can_not_be_are_refused(llama):
     manifest, folder, section = llama
     for arguments, message in (((257,), "a slot of 257 tokens; the model is made for 256"), ((0,), "can hold nothing"),
-                               ((8, "int8"), "kv_dtype is 'int8'")):  # fmt: skip
+                               ((8, "int4"), "kv_dtype is 'int4'")):  # fmt: skip
         with pytest.raises(ModelError, match=message):
             section.new_slot(*arguments)
     with pytest.raises(ModelError, match="section 3-6 is not within the model's 5 layers"):

@@ -80,7 +80,7 @@ LAST = section(board="pi1", start=4, end=6)
         ({"context": 0}, "context is 0"),
         ({"slots": 1.0}, "slots is 1.0"),
         ({"chunk": 1 << 40}, "chunk"),
-        ({"kv_dtype": "float64"}, "kv_dtype is 'float64', expected float32 or float16"),
+        ({"kv_dtype": "float64"}, "kv_dtype is 'float64', expected float32 or float16 or int8"),
         ({"sections": {}}, "sections"),
         ({"sections": []}, "end at layer 0"),
         ({"sections": [None]}, "section"),

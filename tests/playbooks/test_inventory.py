@@ -31,7 +31,7 @@ def test_the_sample_is_sound():
         ("edgellm_port", "", "edgellm_port is '', expected"),
         ("edgellm_slots", 0, "expected a whole number from 1 to 1024"),
         ("edgellm_threads", "all", "expected a whole number from 1 to 1024"),
-        ("edgellm_kv_dtype", "int8", "expected one of float16, float32"),
+        ("edgellm_kv_dtype", "int4", "expected one of float16, float32, int8"),
         ("edgellm_objective", "speed", "expected one of latency, throughput"),
         ("edgellm_memory_max", "lots", "expected a size for systemd, such as 90% or 3G"),
         ("edgellm_cores", "big", "expected cores, such as 4-7 or 0,2"),

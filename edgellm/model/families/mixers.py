@@ -75,7 +75,7 @@ class Attention:
 
     def slot_bytes(self, context: int, kv_dtype: str) -> int:
         """Return the bytes of a slot of `context` tokens that are this mixer's."""
-        return kv_bytes(self.kv_elements_per_token, self.window, context, kv_dtype)
+        return kv_bytes(self.kv_elements_per_token, self.kv_scales_per_token, self.window, context, kv_dtype)
 
     @property
     def state_bytes(self) -> int:

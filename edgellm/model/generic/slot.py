@@ -67,7 +67,10 @@ class KVSlot(Cache):
 
     def __init__(self, num_layers: int, held: dict[int, tuple[int, int, int, int]], max_seq_len: int, kv_dtype: str):
         if kv_dtype not in KV_DTYPES:
-            raise ModelError(f"kv_dtype is {kv_dtype!r}, expected one of {', '.join(KV_DTYPES)}")
+            raise ModelError(
+                f"keys and values in {kv_dtype} need native sections, and this board has a generic one; plan with "
+                f"{' or '.join(KV_DTYPES)}"
+            )
         if max_seq_len < 1:
             raise ModelError(f"a slot for {max_seq_len} tokens can hold nothing")
         self.max_seq_len, self.position, self.filled = max_seq_len, 0, 0

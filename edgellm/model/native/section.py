@@ -101,7 +101,8 @@ class NativeSection:
         self._tables: list[tuple[np.ndarray, np.ndarray]] = []
 
     def new_slot(self, max_seq_len: int, kv_dtype: str = "float16") -> NativeSlot:
-        """Return a slot for one sequence of up to `max_seq_len` tokens, reserved at once; kv_dtype float16 or float32.
+        """Return a slot for one sequence of up to `max_seq_len` tokens, reserved at once; kv_dtype float16, float32
+        or int8.
 
         Raises ModelError for more tokens than the model is made for.
         """

@@ -13,28 +13,31 @@ from edgellm.model.families.spec import Layer
 from edgellm.model.native.states import States
 from edgellm.model.native.windows import Windows
 from edgellm.model.protocols import Array
-from edgellm.shards.slot_memory import KV_BYTES, kept_positions
+from edgellm.shards.slot_memory import KV_BYTES, SCALE_BYTES, kept_positions
 
 _KEYS: int = constants.KEYS  # that lie side by side: the context is rounded up to a multiple
 _LINE = 64
+_ENCODINGS = {"float32": "f32", "float16": "f16", "int8": "int8"}
 
 
 class _Place(NamedTuple):
     """Where a layer's part of a slot is, for how many positions it has room, and what it stores of a token: of each
-    head's key, and of its value, `row_bytes`."""
+    head's key, and of its value, `row_bytes` and `scale_bytes`."""
 
     at: int
     window: int
     kept: int
     heads: int
     row_bytes: int
+    scale_bytes: int
 
 
 class NativeSlot:
     """What `layers` remember for up to `max_seq_len` tokens, of which `filled` are stored.
 
     Layout (ops.h): for each layer all keys [kv_heads, kept / 16, head_dim, 16], then all values [kv_heads, kept,
-    head_dim], where `kept` is the context, rounded up to a multiple of 16, or of a window a ring.
+    head_dim], where `kept` is the context, rounded up to a multiple of 16, or of a window a ring. In int8, scales in
+    float32 [kv_heads, kept] follow both.
     """
 
     def __init__(self, layers: Sequence[Layer], max_seq_len: int, kv_dtype: str):
@@ -51,11 +54,11 @@ class NativeSlot:
         start = memory.ctypes.data
         self._memory = memory[-start % _LINE :][: self.ram_bytes]
         self.address = ffi.cast("void *", self._memory.ctypes.data)  # as a step takes it
-        self.encoding = ENCODINGS["f16" if kv_dtype == "float16" else "f32"]
+        self.encoding = ENCODINGS[_ENCODINGS[kv_dtype]]
         offsets = [sum(sizes[:i]) for i in range(len(sizes))]
         self._layers = [
             _Place(at, layer.kv_window_tokens, kept_positions(layer.kv_window_tokens, max_seq_len),
-                   *_rows(layer, kv_dtype))
+                   *_rows(layer, kv_dtype), SCALE_BYTES[kv_dtype])
             for at, layer in zip(offsets, layers, strict=True)
         ]  # fmt: skip
         self._windows = Windows(layers, max_seq_len)
@@ -109,9 +112,9 @@ class NativeSlot:
         """Return for each of `layers` (all) a copy of what it remembers, as uint8 [bytes], and None for others.
 
         Of attention these are the keys and values of positions [start, end), multiples of 16: the keys [kv_heads,
-        tokens / 16, head_dim, 16], then the values [kv_heads, tokens, head_dim]; None if its window is further on. Of a
-        recurrent layer it is the state behind `end` tokens, or None if it isn't there: it is there now, at its
-        checkpoint, and where a prompt came to a multiple of CHECKPOINT_TOKENS last.
+        tokens / 16, head_dim, 16], then the values [kv_heads, tokens, head_dim], in int8 each with its scales; None if
+        its window is further on. Of a recurrent layer it is the state behind `end` tokens, or None if it isn't there: it
+        is there now, at its checkpoint, and where a prompt came to a multiple of CHECKPOINT_TOKENS last.
         """
         self._check_page(start, end)
         found: list[Array | None] = []
@@ -163,11 +166,17 @@ class NativeSlot:
         self.filled = max(self.filled, end)
 
     def _parts(self, place: "_Place", start: int, end: int) -> list[tuple[Array, tuple[Any, ...]]]:
-        """Return a layer's keys and values, as views of bytes, and where in them positions [start, end) are."""
+        """Return a layer's keys and values, each with its scales, as views of bytes, and where in them positions
+        [start, end) are."""
         parts = []
-        at, size = place.at, place.heads * place.kept * place.row_bytes
-        for each in (_KEYS, 1):
-            view = self._memory[at : at + size].reshape(place.heads, place.kept // each, each * place.row_bytes)
+        at = place.at
+        for each, row_bytes in (
+            (_KEYS, place.row_bytes), (1, place.scale_bytes), (1, place.row_bytes), (1, place.scale_bytes)
+        ):  # fmt: skip
+            if not row_bytes:
+                continue
+            size = place.heads * place.kept * row_bytes
+            view = self._memory[at : at + size].reshape(place.heads, place.kept // each, each * row_bytes)
             parts.append((view, (slice(None), _around(start // each, end // each, place.kept // each))))
             at += size
         return parts
@@ -180,7 +189,7 @@ class NativeSlot:
         if layer in self.states:
             return self.states.bytes(layer)
         place = self._layers[layer]
-        return 2 * place.heads * (end - start) * place.row_bytes
+        return 2 * place.heads * (end - start) * (place.row_bytes + place.scale_bytes)
 
     def _check_page(self, start: int, end: int) -> None:
         if start % _KEYS or end % _KEYS or not 0 <= start < end <= self.max_seq_len:
