@@ -81,10 +81,13 @@ def native_addresses(model_dir, tmp_path_factory):
         yield agents.start()
 
 
-def form(model_dir: Path, addresses: dict, cuts: tuple[int, ...], epoch: int, kv_dtype: str = "float32") -> Plan:
+def form(
+    model_dir: Path, addresses: dict, cuts: tuple[int, ...], epoch: int, kv_dtype: str = "float32", context: int = 256
+) -> Plan:
     manifest = Manifest.read(model_dir)
     sections = tuple(Section(f"local{i}", a, b) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False), 1))
-    plan = Plan(epoch, manifest.model, manifest.sha256, 30, "throughput", 256, 4, 32, kv_dtype, sections)
+    plan = Plan(epoch, manifest.model, manifest.sha256, manifest.num_layers, "throughput", context, 4, 32, kv_dtype,
+                sections)  # fmt: skip
 
     async def go():
         boards = await connect_all({b: addresses[b] for b in plan.boards})
