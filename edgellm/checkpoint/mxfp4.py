@@ -1,5 +1,7 @@
 """Experts in MXFP4 as gpt-oss' checkpoints have them: blocks of 32 weights in one tensor, exponents in another."""
 
+from functools import partial
+
 import numpy as np
 
 from edgellm.checkpoint.tensors import Rows, SourceTensor, block_shape
@@ -28,10 +30,12 @@ def join_mxfp4(tensors: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
             raise CheckpointError(f"{blocks.origin} and its scales are {blocks.encoding} and {scales.encoding}, not u8")
         shape = (*scales.shape[:-1], scales.shape[-1] * GROUP)
         del found[name], found[whole + _SCALES]
-        found[whole] = SourceTensor(
-            shape, "mxfp4", blocks.origin, lambda transposed, b=blocks, s=scales, shape=shape: _JoinedRows(b, s, shape)
-        )
+        found[whole] = SourceTensor(shape, "mxfp4", blocks.origin, partial(_joined, blocks, scales, shape))
     return found
+
+
+def _joined(blocks: SourceTensor, scales: SourceTensor, shape: tuple[int, ...], transposed: bool) -> Rows:
+    return _JoinedRows(blocks, scales, shape)
 
 
 class _JoinedRows(Rows):

@@ -113,8 +113,8 @@ class NativeSlot:
 
         Of attention these are the keys and values of positions [start, end), multiples of 16: the keys [kv_heads,
         tokens / 16, head_dim, 16], then the values [kv_heads, tokens, head_dim], in int8 each with its scales; None if
-        its window is further on. Of a recurrent layer it is the state behind `end` tokens, or None if it isn't there: it
-        is there now, at its checkpoint, and where a prompt came to a multiple of CHECKPOINT_TOKENS last.
+        its window is further on. Of a recurrent layer it is the state behind `end` tokens, or None if it isn't there:
+        it is there now, at its checkpoint, and where a prompt came to a multiple of CHECKPOINT_TOKENS last.
         """
         self._check_page(start, end)
         found: list[Array | None] = []
