@@ -260,7 +260,7 @@ inline float largest(Lanes a) {
     return found;
 }
 
-// e^x to about 1 ulp; 0 below -87, its value at 88 above. Cephes' polynomial.
+// e^x to about 1 ulp; 0 below -87, its value at 88 above, no number for none. Cephes' polynomial.
 inline Lanes exp(Lanes x) {
     const Lanes shift = splat(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     const Lanes y = least(splat(88.0f), x);
@@ -272,7 +272,8 @@ inline Lanes exp(Lanes x) {
     p = fma(p, r, splat(1.6666665459e-1f));
     p = fma(p, r, splat(5.0000001201e-1f));
     p = add(fma(p, mul(r, r), r), splat(1.0f));
-    return unless_below(x, -87.0f, scale_by_power(p, shifted));
+    // y - y is 0, or no number: scaling by integers would make one of it.
+    return unless_below(x, -87.0f, add(scale_by_power(p, shifted), sub(y, y)));
 }
 
 }  // namespace
