@@ -39,12 +39,12 @@ def test_rows_agree_with_the_bytes_and_operations_of_a_layer():
 
 
 def test_every_encoding_of_weights_can_be_measured():
-    from edgellm.cli import bench as command
+    from edgellm.cli.bench import _WEIGHTS
 
-    assert set(command._WEIGHTS) == set(library.ENCODINGS)
+    assert set(_WEIGHTS) == set(library.ENCODINGS)
     wide = bench.Shape("wide", 256, 512, 4, 4, 64)
-    rows = list(bench.measure(wide, list(command._WEIGHTS), [5], seconds=0, cold_bytes=1 << 10))
-    assert [row.encoding for row in rows] == list(command._WEIGHTS)
+    rows = list(bench.measure(wide, list(_WEIGHTS), [5], seconds=0, cold_bytes=1 << 10))
+    assert [row.encoding for row in rows] == list(_WEIGHTS)
 
 
 def test_an_encoding_whose_blocks_are_wider_than_the_shape_is_refused_in_a_line():
