@@ -15,6 +15,7 @@ from edgellm.plan.short import largest_context, largest_slots
 from edgellm.plan.types import Capacity, Plan, Section, Settings
 from edgellm.plan.words import ms, size
 from edgellm.shards.manifest import Manifest
+from edgellm.shards.slot_memory import kept_positions
 
 _MOST_SLOTS = 1024
 
@@ -61,6 +62,7 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         "epoch": plan.epoch,
         "num_layers": plan.num_layers,
         **plan.settings.to_dict(),
+        "kept_tokens": _kept_tokens(manifest, plan.context),
         "sections": sections,
         "token_s": token_s,
         "tokens_per_s": _rate(token_s),
@@ -93,6 +95,7 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         "",
         *_table(rows),
         "",
+        *_windows(facts["kept_tokens"], plan.context),
         f"one answer:   {facts['tokens_per_s']:.1f} tokens/s, {ms(facts['token_s'])} a token (predicted)",
         f"many at once: {facts['pipelined_tokens_per_s']:.1f} tokens/s together, with as many of prompts; the slowest "
         f"stage is {facts['slowest_board']}: {ms(facts['slowest_stage_s'])} for a token of {_answers(facts['group'])}",
@@ -190,6 +193,18 @@ def explain_move(move: Move, manifest: Manifest, capacities: Sequence[Capacity],
             f"{'moved' if move.changed else 'kept'}:".ljust(14) + move.reason,
         ]
     )
+
+
+def _kept_tokens(manifest: Manifest, context: int) -> list[int]:
+    """Return for each layer how many tokens' keys and values a slot keeps; 0 for one that has none."""
+    layers = zip(manifest.kv_elements_per_token, manifest.kv_window_tokens, strict=True)
+    return [min(context, kept_positions(window, context)) if elements else 0 for elements, window in layers]
+
+
+def _windows(kept_tokens: Sequence[int], context: int) -> list[str]:
+    fewer = sorted({kept for kept in kept_tokens if 0 < kept < context})
+    parts = [f"{kept_tokens.count(kept)} of {len(kept_tokens)} layers keep {kept} tokens" for kept in fewer]
+    return [f"windows:      {', '.join(parts)} of {context}"] if parts else []
 
 
 def _start_end(section: Section | None) -> dict[str, int] | None:

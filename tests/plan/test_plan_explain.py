@@ -78,6 +78,25 @@ def test_state_has_a_column_where_there_is_any(make_manifest, make_boards):
     assert "state" not in explained(make_manifest([100] * 2), boards)[1]
 
 
+def test_windows_are_told_and_their_slots_are_small(make_manifest, make_boards):
+    manifest = make_manifest([100] * 4, kv=[64, 64, 64, 0], kv_window_tokens=(0, 100, 100, 0))
+    boards = make_boards((450, 2))
+    plan = make_plan(manifest, boards, Settings(1000, 2, chunk=1, kv_dtype="float16"), 1)
+    facts, text = explain_dict(plan, manifest, boards), explain_text(plan, manifest, boards)
+    assert facts["kept_tokens"] == [1000, 192, 192, 0]
+    assert "windows:      2 of 4 layers keep 192 tokens of 1000" in text
+    assert facts["sections"][0]["kv_bytes"] == 2 * 64 * 2 * (1008 + 2 * 192)
+    assert "windows" not in explain_text(make_plan(manifest, boards, Settings(96), 1), manifest, boards)
+
+
+def test_keys_and_values_in_8_bits_have_scales_beside_them(make_manifest, make_boards):
+    manifest = make_manifest([100] * 2, kv=256, kv_scales_per_token=(4, 8))
+    boards = make_boards((450, 2))
+    plan = make_plan(manifest, boards, Settings(1000, 3, chunk=1, kv_dtype="int8"), 1)
+    (section,) = explain_dict(plan, manifest, boards)["sections"]
+    assert section["kv_bytes"] == 3 * 1008 * (2 * 256 + 4 * (4 + 8))
+
+
 def test_many_answers_are_told_by_turns(make_manifest, make_boards):
     boards = make_boards((450, 2, 4, 1, 1, 0.5), (450, 3, 9, 1, 1, 0.5))
     facts, text = explained(make_manifest([100] * 6, embedding=50), boards, slots=4)
