@@ -11,7 +11,7 @@ from edgellm.model.native.abi import Fields, Struct, floats, new_layers, new_sec
 from tests.native_abi import new
 
 KEYS = constants.KEYS
-ATTENDS = ["interleaved", "gated", "soft cap", "sinks", "values are keys", "value norm"]
+ATTENDS = ["interleaved", "gated", "soft cap", "sinks", "values are keys", "value norm", "query scales"]
 PLAIN, PACKED = ["bf16", "f16", "f32"], ["int4", "int4s", "int8", "q5_0", "q5_1", "iq4_nl", "mxfp4"]
 
 
@@ -286,6 +286,8 @@ class Made:
             v={} if shared else self._weight(encoding, kv, s.hidden, biased),
             o=self._weight(encoding, s.hidden, q, biased), q_norm=q_norm, k_norm=k_norm,
             v_norm=self._floats(s.head_dim, has("value norm")), sinks=self._floats(s.heads, has("sinks")),
+            query_scales=self._floats(-(-s.context // 16), has("query scales")),
+            scale_every=16 if has("query scales") else 0,
         )  # fmt: skip
 
     def _recurrent(self, encoding: str, r: Recurrent) -> Fields:
