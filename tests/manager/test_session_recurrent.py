@@ -5,7 +5,7 @@ import pytest
 
 from edgellm.sampling import Sampling
 from tests.fakes import GREEDY, Boards, run
-from tests.manager.asking import PROMPT, asked, cut, restart, stop
+from tests.manager.asking import PROMPT, asked, cut, form, restart, stop
 from tests.model.families import generate
 from tests.model.recurrent_models import recurrent_model, split
 
@@ -35,3 +35,20 @@ def test_a_replayed_answer_is_that_of_transformers(tmp_path, family):
     assert [a.tokens for a in stormy] == [a.tokens for a in calm]
     assert stormy[0].adopted and stormy[1].adopted, "nothing happened"
     assert calm[0].tokens == generate(model, PROMPT, COUNT)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "nemotron_h"])
+def test_layers_that_move_in_mid_answer_change_no_token(tmp_path, family):
+    split(recurrent_model(family), tmp_path / "split")
+    *_, layers = CUTS[family]
+    at = {6: form((0, 2, 3, layers), epoch=50), 18: form((0, 1, layers - 1, layers), epoch=90)}
+
+    async def go():
+        async with Boards(tmp_path / "split", 3, real=True) as boards:
+            plan = await boards.form(CUTS[family], chunk=5, context=256)
+            calm = await asked(boards, plan, {}, COUNT)
+            return calm, await asked(boards, plan, at, COUNT)
+
+    calm, moved = run(go(), 100)
+    assert moved.tokens == calm.tokens
+    assert [plan.epoch for plan in moved.adopted][-1] == 90

@@ -10,6 +10,8 @@ from edgellm.kernels import library
 from edgellm.kernels.abi import constants
 from edgellm.model.families.find import find_spec
 from edgellm.model.protocols import CHECKPOINT_TOKENS
+from edgellm.plan.needs import Needs
+from edgellm.plan.types import Settings
 from tests.model.native_sections import NativeRing, difference, load, reference_logits, step
 from tests.model.recurrent_models import CONFIGS, recurrent_model, split
 
@@ -189,7 +191,9 @@ def test_a_prompts_state_at_a_multiple_of_256_is_there_for_pages(packed):
 
 
 def test_what_a_slot_needs_is_told_before_it_is_made(packed):
-    (section,) = packed[2]
+    manifest, _, (section,) = packed
+    need = Needs(manifest, Settings(context=90, slots=3)).of(0, manifest.num_layers)
+    assert need.slots == 3 * section.new_slot(90, "float32").ram_bytes and need.state == 3 * sum(manifest.state_bytes)
     for context in (16, 90):
         slot = section.new_slot(context, "float32")
         layers = section.spec.layers

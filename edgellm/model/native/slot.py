@@ -124,6 +124,8 @@ class NativeSlot:
                 pass
             elif layer in self.states:
                 part = self.states.export(layer, end)
+            elif not place.heads:
+                part = np.empty(0, np.uint8)  # a feed-forward alone
             elif start >= self._windows.lowest(place.window):
                 part = np.concatenate([view[at].reshape(-1) for view, at in self._parts(place, start, end)])
                 if start < self._windows.lowest(place.window):
