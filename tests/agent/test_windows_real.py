@@ -2,6 +2,8 @@
 
 import pytest
 
+from edgellm.check.one_process import run_whole
+from edgellm.errors import EdgellmError
 from edgellm.manager.client import ClusterClient
 from edgellm.sampling import Sampling
 from tests.fakes import GREEDY, Boards, run, until
@@ -62,17 +64,20 @@ def test_a_chat_goes_on_where_windows_allow_it(tmp_path, family, cuts, sampling)
     run(go(), 60)
 
 
-@pytest.mark.parametrize("family", ["qwen2_window", "gemma3"])
-def test_drafts_that_are_not_chosen_are_taken_back(tmp_path, family):
+@pytest.mark.parametrize("family, kv_dtype", [("qwen2_window", "float16"), ("gemma3", "int8")])
+def test_drafts_that_are_not_chosen_are_taken_back(tmp_path, family, kv_dtype):
     make_split(random_model(CONFIGS[family]()), tmp_path / "split")
 
     async def go():
         async with Boards(tmp_path / "split", 2, real=True) as boards:
-            ask = Asked(boards, await boards.form((0, 2, 5), epoch=1, context=256, chunk=32))
+            ask = Asked(boards, await boards.form((0, 2, 5), epoch=1, context=256, chunk=32, kv_dtype=kv_dtype))
             ids = [*PROMPT[:70]] * 2  # so that there is something to draft from
             drafted, _ = await ask(ids, count=40, reuse=False)
             plain, _ = await ask(ids, count=40, reuse=False, speculate=False)
             assert drafted == plain
+            sequence = [*ids, *(token for token, _ in plain)]
+            expected = run_whole(boards.manifest, tmp_path / "split", sequence[:-1], len(plain), kv_dtype)
+            assert [token for token, _ in plain] == [int(row.argmax()) for row in expected], "as in one process"
 
     run(go(), 60)
 
@@ -98,5 +103,16 @@ def test_pages_bring_back_the_end_of_a_window_after_a_restart(tmp_path, plans):
                 for i in range(2):
                     await boards.stop(i)
                     await boards.start(i)
+
+    run(go(), 60)
+
+
+def test_a_board_with_a_generic_section_says_that_it_has_no_keys_and_values_in_8_bits(tmp_path):
+    make_split(random_model(CONFIGS["opt"]()), tmp_path / "split")
+
+    async def go():
+        async with Boards(tmp_path / "split", 1, real=True) as boards:
+            with pytest.raises(EdgellmError, match="keys and values in int8 need native sections"):
+                await boards.form((0, 5), epoch=1, context=64, kv_dtype="int8")
 
     run(go(), 60)

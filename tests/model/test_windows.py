@@ -181,7 +181,8 @@ def test_a_page_that_goes_round_the_ring_is_put_together(made, whole):
 ])  # fmt: skip
 def test_a_ring_has_the_window_and_64_more_in_multiples_of_64(window, context, kept):
     assert kept_positions(window, context) == kept
-    assert kv_bytes(10, window, context, "float16") == 20 * kept
+    assert kv_bytes(10, 3, window, context, "float16") == 20 * kept
+    assert kv_bytes(10, 3, window, context, "int8") == (10 + 3 * 4) * kept
 
 
 @pytest.mark.parametrize("kv_dtype", ["float16", "float32"])
