@@ -69,6 +69,12 @@ def test_any_chunking_gives_the_same_bits(packed, expected, chunks):
     assert np.array_equal(NativeRing(packed[2]).logits(IDS, chunks), expected)
 
 
+def test_keys_and_values_in_8_bits_lie_beside_states(packed, expected):
+    found = NativeRing(packed[2], kv_dtype="int8").logits(IDS, (80,))
+    assert np.array_equal(NativeRing(packed[2], kv_dtype="int8").logits(IDS, (7, 1)), found)
+    assert difference(found, expected, np.median) < 0.05
+
+
 def test_threads_and_instruction_sets_change_no_bit(packed, expected):
     try:
         for name in ("avx512vnni", "avx2", "dotprod", "neon", "scalar"):
@@ -162,6 +168,20 @@ def test_pages_put_back_go_on_with_the_same_bits(packed, expected):
     assert np.array_equal(section.forward(ids[48:], 48, other, 80, 32), expected[48:])
     with pytest.raises(ModelError, match="parts of"):
         other.restore(32, 48, [part[:1] for part in second])
+
+
+def test_a_state_that_a_step_changes_meanwhile_is_no_page(packed, monkeypatch):
+    """Another thread copies: whatever the step has done by then, the copy may be of both."""
+    (section,) = packed[2]
+    ids, slot = np.array(IDS), section.new_slot(96)
+    section.forward(ids[:48], 0, slot, 80, 0)
+    states = [i for i, memory in enumerate(section.memories) if memory.kind == "state"]
+    copied = []
+    run = section._native.run
+    monkeypatch.setattr(section._native, "run", lambda *step: copied.append(slot.export(0, 48)) or run(*step))
+    section.forward(ids[48:49], 48, slot, 80, 0)
+    assert copied and all(copied[0][i] is None for i in states)
+    assert all(slot.export(0, 48)[i] is not None for i in states)  # its checkpoint
 
 
 def test_a_page_of_the_checkpoint_is_still_there_behind_it(packed, expected):

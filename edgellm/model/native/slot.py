@@ -166,6 +166,7 @@ class NativeSlot:
                 view[at] = part[done : done + size].reshape(view[at].shape)
                 done += size
         self.filled = max(self.filled, end)
+        self.states.settle()
 
     def _parts(self, place: "_Place", start: int, end: int) -> list[tuple[Array, tuple[Any, ...]]]:
         """Return a layer's keys and values, each with its scales, as views of bytes, and where in them positions

@@ -27,6 +27,7 @@ class States:
         self._checkpoints: dict[int, Array] = {}
         self._kept: dict[int, Array] = {}
         self._kept_at = 0  # tokens; 0: nothing is kept
+        self._changes, self._changing = 0, False  # another thread may copy a state meanwhile
         for i, (layer, offset) in enumerate(zip(layers, offsets, strict=True)):
             if layer.mixer is None or isinstance(layer.mixer, Attention):
                 continue
@@ -66,16 +67,19 @@ class States:
 
     def export(self, layer: int, position: int) -> Array | None:
         """Return a copy of a layer's state behind `position` tokens, uint8 [bytes]; None if that is neither where it is
-        now, nor where its checkpoint is, nor where one is kept."""
+        now, nor where its checkpoint is, nor where one is kept, or if a step of another thread has changed it."""
+        before = self._changes
         now, checkpoint, _ = map(int, self._headers[layer])
-        if position == now:
-            return self._now[layer].copy()
-        if position == checkpoint:
-            return self._checkpoints[layer].copy()
-        return self._kept[layer].copy() if position == self._kept_at else None
+        state = {self._kept_at: self._kept, checkpoint: self._checkpoints, now: self._now}.get(position)
+        if state is None or self._changing:
+            return None
+        copy = state[layer].copy()
+        return copy if not self._changing and self._changes == before else None
 
     def begin(self, position: int) -> None:
         """Note that a step begins at `position`: what was kept of a state behind that is of other tokens."""
+        self._changing = True
+        self._changes += 1
         if position < self._kept_at:
             self._kept_at = 0
 
@@ -85,6 +89,11 @@ class States:
             for layer, now in self._now.items():
                 self._kept[layer][...] = now
             self._kept_at = position
+        self.settle()
+
+    def settle(self) -> None:
+        """Note that whatever began has ended."""
+        self._changing = False
 
     def restore(self, layer: int, position: int, state: Array) -> None:
         """Put back what `export` returned, of as many bytes."""
