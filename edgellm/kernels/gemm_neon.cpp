@@ -109,8 +109,8 @@ ALWAYS_INLINE void dots(const uint8_t* const (&w)[P], const int8_t* x, size_t in
 #include "gemm_vector.h"
 
 constexpr size_t few_vectors(Kind kind, size_t tokens) { return tokens == 1 && kind_halves(kind) == 1 ? 4 : tokens <= 2 ? 2 : 1; }
-constexpr size_t many_vectors(Kind kind) { return kind == MINIMA_KIND ? 2 : 1; }
-constexpr size_t many_tokens(Kind) { return 4; }
+constexpr size_t many_vectors(Kind kind) { return kind == PLAIN_KIND ? 1 : 2; }
+constexpr size_t many_tokens(Kind kind) { return kind_halves(kind) == 2 ? 2 : 4; }
 
 // Of columns 4s ... 4s + 3, those of slot s, repeated for the four rows of a vector.
 ALWAYS_INLINE int8x16_t columns_of(const int8_t* x, size_t s) {
