@@ -33,6 +33,7 @@ class _Held:
     filled: int = 0
     begun: bool = False
     running: bool = False
+    prompted: bool = False  # its prompt is computed
     lent: bool = False  # to whoever restores what it holds
     closed: bool = False
     stats: Stats = field(default_factory=Stats)
@@ -43,7 +44,8 @@ class Engine:
 
     The thread calls `deliver(outcomes)` with the outcomes of steps that ran together, and asks `congested()` whether
     results can't be sent on just now. `freed()` is called, in any thread, whenever a slot has become free;
-    `left(slot)`, in any thread, when a sequence has left one that it wants kept, just before others may have it;
+    `left(slot)`, in any thread, when a sequence has left one that it wants kept, just before others may have it, and
+    where slots forget also by the thread, when a prompt is computed: the end of an answer is too far on to begin there;
     `died(error)` by the thread if it ends by itself. `chunk` and `groups` are the scheduler's;
     `pace` is told what steps took. The thread waits for its turn among the engines that have the same `turns`.
     """
@@ -71,7 +73,7 @@ class Engine:
         self._left = left
         self._pace = pace
         self._turns = turns or Turns()
-        self._reuses = section.reuses
+        self._reuses, self._forgets = section.reuses, not section.reuses_any
         self._slots = Slots(slots)
         self._held: dict[int, _Held] = {}
         has_state = any(memory.kind == "state" for memory in section.memories)
@@ -297,6 +299,10 @@ class Engine:
             held.stats.add(step, took_s / len(batch))
             self.total.add(step, took_s / len(batch))
             self.steps += 1
+            if not held.prompted and step.end == step.pass_len and not step.alone:
+                held.prompted = True
+                if self._forgets and held.slot.keeps:
+                    self._left(held.slot)
         if self._pace is not None:
             self._pace.computed([step for step, _ in batch], took_s, ended_s)
         freed = False

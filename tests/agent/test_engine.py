@@ -18,7 +18,7 @@ class Recorder:
     """A section that records what it is asked, and waits at `gate`."""
 
     def __init__(self, batches=False, reuses=True):
-        self.batches, self.reuses, self.memories = batches, reuses, ()
+        self.batches, self.reuses, self.memories, self.reuses_any = batches, reuses, (), True
         self.gate = threading.Event()
         self.gate.set()
         self.calls = []

@@ -107,6 +107,20 @@ def test_pages_bring_back_the_end_of_a_window_after_a_restart(tmp_path, plans):
     run(go(), 60)
 
 
+def test_the_same_prompt_again_begins_at_the_last_page_that_was_kept_behind_it(tmp_path):
+    make_split(random_model(CONFIGS["qwen2_window"]()), tmp_path / "split")
+
+    async def go():
+        for ram_bytes, expected in ((0, 0), (10**8, 64)):
+            async with Boards(tmp_path / "split", 2, real=True, cache_ram_bytes=ram_bytes) as boards:
+                ask = Asked(boards, await boards.form((0, 3, 5), epoch=1, context=256, chunk=32))
+                answer, _ = await ask(PROMPT[:90], count=140)  # so long that its window is far beyond the prompt
+                await kept(boards)
+                assert await ask(PROMPT[:90], count=140) == (answer, expected)
+
+    run(go(), 60)
+
+
 def test_a_board_with_a_generic_section_says_that_it_has_no_keys_and_values_in_8_bits(tmp_path):
     make_split(random_model(CONFIGS["opt"]()), tmp_path / "split")
 

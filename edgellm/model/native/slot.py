@@ -173,11 +173,8 @@ class NativeSlot:
         [start, end) are."""
         parts = []
         at = place.at
-        for each, row_bytes in (
-            (_KEYS, place.row_bytes), (1, place.scale_bytes), (1, place.row_bytes), (1, place.scale_bytes)
-        ):  # fmt: skip
-            if not row_bytes:
-                continue
+        scales = [(1, place.scale_bytes)] if place.scale_bytes else []
+        for each, row_bytes in ((_KEYS, place.row_bytes), *scales, (1, place.row_bytes), *scales):
             size = place.heads * place.kept * row_bytes
             view = self._memory[at : at + size].reshape(place.heads, place.kept // each, each * row_bytes)
             parts.append((view, (slice(None), _around(start // each, end // each, place.kept // each))))
