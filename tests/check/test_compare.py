@@ -80,8 +80,9 @@ def test_a_native_section_that_is_off_is_named_with_its_board(tmp_path):
     assert not result.equal and result.logits_difference > 0
 
 
-def test_native_sections_give_the_bits_of_one_process_and_layers_near_those_of_transformers(tmp_path):
-    result = checked(tmp_path, "llama", "int4", 12)
+@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
+def test_native_sections_give_the_bits_of_one_process_and_layers_near_those_of_transformers(tmp_path, kv_dtype):
+    result = checked(tmp_path, "llama", "int4", 12, kv_dtype=kv_dtype)
     assert (result.logits_difference, result.logits_tolerance, result.tolerance) == (0, 0, 0.1)
     assert 0 < max(x.difference for x in result.layers) < 0.05
     assert "no bit may differ" in result.to_text()
