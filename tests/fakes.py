@@ -77,13 +77,13 @@ def generate(ids: list[int], count: int, sampling: Sampling = GREEDY, switch: in
 class NamedSlot(str):
     """A slot that is nothing but its name, and holds whatever it is said to."""
 
-    earliest, filled = 0, 1 << 20
+    earliest, checkpoint, filled = 0, 0, 1 << 20
 
 
 class FakeSlot:
     """What each of the fake layers stores of each token, [layers, max_seq_len, 2]; `held` is that of the last one."""
 
-    ram_bytes = earliest = 0
+    ram_bytes = earliest = checkpoint = 0
 
     def __init__(self, max_seq_len: int, layers: int = 1):
         self.kept, self.max_seq_len, self.filled = np.full((layers, max_seq_len, 2), np.nan), max_seq_len, 0

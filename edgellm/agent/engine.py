@@ -176,10 +176,11 @@ class Engine:
         """Return how many tokens a sequence that has no step yet may reuse; and if it may not begin anywhere before
         them, where it may, besides at 0."""
         held = self._held[seq_id]
-        earliest = held.slot.earliest
+        earliest, checkpoint = held.slot.earliest, held.slot.checkpoint
         if not (held.filled and earliest):
             return held.filled, ()
-        return held.filled, tuple(range(earliest, held.filled + 1)[-MAX_CHECKPOINTS:])
+        positions = range(earliest, held.filled + 1)[1 - MAX_CHECKPOINTS :]
+        return held.filled, ((checkpoint,) if 0 < checkpoint <= held.filled else ()) + tuple(positions)
 
     def lend(self, seq_id: int, long: bool) -> tuple[HeldSlot, Callable[[], bool]]:
         """Lend the slot of a sequence that has no step yet, to store keys and values of the regime of `long` behind

@@ -46,21 +46,30 @@ class HeldSlot:
         return common_prefix(self.ids, ids) if (self.long, self.cache) == (long, cache) else 0
 
     def begins_at(self, count: int) -> int:
-        """Return where a sequence begins of which the slot holds `count` tokens: behind them, or at 0 where a window or
-        a state is further on."""
-        return count if count >= self.earliest else 0
+        """Return where a sequence begins of which the slot holds `count` tokens: behind them, or at a checkpoint or 0
+        where a window or a state is further on."""
+        if count >= self.earliest:
+            return count
+        return self.checkpoint if self.checkpoint <= count else 0
 
     @property
     def earliest(self) -> int:
         """The smallest position besides 0 from which a step may begin (see Slot)."""
         return 0 if self.kv is None else self.kv.earliest
 
+    @property
+    def checkpoint(self) -> int:
+        """A position before that from which a step may begin, too; 0: none (see Slot)."""
+        return 0 if self.kv is None else self.kv.checkpoint
+
     def begin(self, position: int, ids: Sequence[int], long: bool) -> None:
         """Forget what the slot holds from `position` on, unless it was computed after just these tokens, which are
         about to be computed there; forget all if it begins anew."""
-        if long != self.long or position < self.earliest:
+        if long != self.long or (position < self.earliest and position != self.checkpoint):
             self.forget()
             self.long = long
+        elif position < self.earliest:  # back to a checkpoint: what is behind it will be computed again
+            self.forget(position)
         elif position < len(self.ids):
             there = self.ids[position : position + len(ids)]
             if there != ids_of(ids[: len(there)]):
@@ -147,7 +156,8 @@ def choose_slot(
     if most <= 0:
         return free[0], 0
     shared = [slot.shares(ids, long, cache) for slot in free]
-    shared = [n if slot.begins_at(min(most, n)) else 0 for n, slot in zip(shared, free, strict=True)]
+    begins = [slot.begins_at(min(most, n)) for n, slot in zip(shared, free, strict=True)]
+    shared = [n if at == min(most, n) else at for n, at in zip(shared, begins, strict=True)]
     saved = [n - (len(slot.ids) - n) / 8 for n, slot in zip(shared, free, strict=True)]
     saved[0] = shared[0]
     best = max(range(len(saved)), key=saved.__getitem__)  # the first of equal ones

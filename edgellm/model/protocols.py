@@ -32,8 +32,8 @@ class Slot(Protocol):
     """What a section remembers of one sequence of up to `max_seq_len` tokens, reserved at once.
 
     `filled` tokens are stored. A step may begin at any position from `earliest` to there, also where one has begun
-    before, or at 0. A layer with a window or a state forgets: then a step that begins at 0 begins anew, and so
-    `filled` may be less after a step than before.
+    before, at a `checkpoint` before that, or at 0. A layer with a window or a state forgets: then a step that begins at
+    0 begins anew, and so `filled` may be less after a step than before.
     """
 
     max_seq_len: int
@@ -44,6 +44,10 @@ class Slot(Protocol):
     def earliest(self) -> int:
         """The smallest position besides 0 from which a step may begin now; more than `filled` if only 0 will do, and 0
         if any position will."""
+
+    @property
+    def checkpoint(self) -> int:
+        """A position before `earliest` from which a step may begin, too; 0 if there is none."""
 
     def export(self, start: int, end: int, layers: Collection[int] | None = None) -> Sequence[Array | None]:
         """Return for each layer a copy of what it keeps of positions [start, end), or of its state at `end`: uint8

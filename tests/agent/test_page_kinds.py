@@ -25,7 +25,7 @@ class Hybrid:
     """A slot of three layers: a state that it has at its `checkpoints`, a window that it has from `windows` on, and
     full attention. `held` has what was restored, by layer and end."""
 
-    earliest, filled = 0, 1 << 20
+    earliest, checkpoint, filled = 0, 0, 1 << 20
 
     def __init__(self, checkpoints=(128, 256), windows=64):
         self.checkpoints, self.windows = checkpoints, windows

@@ -316,7 +316,7 @@ def test_a_day_writes_some_budgets_and_no_more(store, monkeypatch):
 class Stored:
     """A slot's memory in which a step may come between."""
 
-    earliest, filled = 0, 1 << 20
+    earliest, checkpoint, filled = 0, 0, 1 << 20
 
     def __init__(self):
         self.between = lambda: None

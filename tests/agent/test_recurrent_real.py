@@ -50,6 +50,21 @@ def test_a_chat_goes_on_where_states_allow_it(tmp_path, family, sampling):
 
 
 @pytest.mark.parametrize("family", CUTS)
+def test_a_prompt_that_goes_on_otherwise_begins_at_a_checkpoint(tmp_path, family):
+    split(recurrent_model(family), tmp_path / "split")
+
+    async def go():
+        async with Boards(tmp_path / "split", 2, real=True) as boards:
+            plan = await boards.form(CUTS[family], epoch=1, context=400, chunk=32, slots=2)
+            await ask(boards, plan, PROMPT)
+            await same(boards, plan, [*PROMPT[:270], 5, 6, 7], 256)
+            await same(boards, plan, [*PROMPT[:258], 8], 258)  # as far as the log of the last chunk reaches
+            await same(boards, plan, [*PROMPT[:250], 8], 0)
+
+    run(go(), 60)
+
+
+@pytest.mark.parametrize("family", CUTS)
 def test_drafts_that_are_not_chosen_are_taken_back(tmp_path, family):
     split(recurrent_model(family), tmp_path / "split")
 

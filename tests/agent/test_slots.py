@@ -112,6 +112,17 @@ def test_a_step_before_that_begins_anew_and_whoever_copies_notices():
     assert list(slot.ids) == LONG[:5]
 
 
+def test_a_slot_goes_back_to_its_checkpoint():
+    (slot, other) = free = slots(LONG, LONG[:40])
+    slot.kv.earliest, slot.kv.filled, slot.kv.checkpoint = 90, 100, 64
+    for count, chosen, reused in ((100, slot, 99), (90, slot, 64), (65, slot, 64), (60, other, 40)):
+        ids = ids_of([*LONG[: count - 1], 777, 778][: count + 1])
+        assert choose_slot(free, ids, count) == (chosen, min(reused, count - 1) if chosen is slot else reused), count
+    before = slot.version
+    slot.begin(64, LONG[64:70], False)
+    assert list(slot.ids) == LONG[:64] and slot.version > before, "pages behind it are being changed"
+
+
 def test_what_a_state_has_forgotten_does_not_count():
     slot = HeldSlot(NamedSlot("a"), 0, ids_of(LONG))
     slot.kv.filled = 97  # a step that came again ended there

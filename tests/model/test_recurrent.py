@@ -205,6 +205,8 @@ def test_a_prompts_state_at_a_multiple_of_256_is_there_for_pages(packed):
     assert (other.filled, other.earliest) == (CHECKPOINT_TOKENS,) * 2
     assert np.array_equal(section.forward(LONG[CHECKPOINT_TOKENS:], CHECKPOINT_TOKENS, other, 300, 1), whole)
     assert np.array_equal(section.forward(LONG[299:], 299, slot, 300, 1), whole)
+    assert (slot.earliest, slot.checkpoint) == (299, CHECKPOINT_TOKENS)
+    assert np.array_equal(section.forward(LONG[CHECKPOINT_TOKENS:], CHECKPOINT_TOKENS, slot, 300, 1), whole)
     section.forward(LONG[:40], 0, slot, 300, 0)  # another text: what was kept isn't its state
     parts = slot.export(0, CHECKPOINT_TOKENS)
     assert states and all(parts[i] is None for i in states)

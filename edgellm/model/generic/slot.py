@@ -83,6 +83,11 @@ class KVSlot(Cache):
         """The smallest position from which a step may begin: windowed layers keep all positions here too."""
         return 0
 
+    @property
+    def checkpoint(self) -> int:
+        """A further position from which a step may begin: none is needed."""
+        return 0
+
     def seek(self, position: int, tokens: int) -> None:
         """Go to `position` to store `tokens` there. Raises ModelError if that leaves a gap or doesn't fit."""
         if not 0 <= position <= self.filled:

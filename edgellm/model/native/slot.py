@@ -69,6 +69,12 @@ class NativeSlot:
         """The smallest position besides 0 from which a step may begin now, or more than `filled`; 0 if any may."""
         return max(self._windows.earliest, self.states.earliest)
 
+    @property
+    def checkpoint(self) -> int:
+        """A position before `earliest` from which a step may begin, too; 0 if there is none: a state is kept there."""
+        at = self.states.kept_at
+        return at if self._windows.earliest <= at < self.states.earliest else 0
+
     def check(self, position: int, tokens: int, filled: int | None = None) -> int:
         """Return how many are stored once `tokens` are from `position` on, where `filled` (or as many as now) are
         before. Raises ModelError if they leave a gap, don't fit, or see what isn't there any more."""
@@ -82,7 +88,8 @@ class NativeSlot:
                 f"tokens from position {position} on see more than what a window keeps of {filled}; it goes back to "
                 f"{self.earliest}, or begins anew"
             )
-        if self.states and position and not follows and not self.states.can_begin(position):
+        kept = self.states.can_begin(position) or position == self.checkpoint
+        if self.states and position and not follows and not kept:
             raise ModelError(
                 f"tokens from position {position} on can't follow a state that has taken in {self.filled} and "
                 f"goes back to {self.earliest}"
@@ -99,6 +106,8 @@ class NativeSlot:
             self.filled = 0
         if self.states:
             self.filled = min(self.filled, position)
+            if position and position == self.checkpoint and not self.states.can_begin(position):
+                self.states.go_back()
             self.states.begin(position)
         self._windows.store(position, position + tokens)
 

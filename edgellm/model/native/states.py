@@ -26,7 +26,7 @@ class States:
         self._now: dict[int, Array] = {}
         self._checkpoints: dict[int, Array] = {}
         self._kept: dict[int, Array] = {}
-        self._kept_at = 0  # tokens; 0: nothing is kept
+        self.kept_at = 0  # tokens behind which a state is kept; 0: nothing is
         self._changes, self._changing = 0, False  # another thread may copy a state meanwhile
         for i, (layer, offset) in enumerate(zip(layers, offsets, strict=True)):
             if layer.mixer is None or isinstance(layer.mixer, Attention):
@@ -70,7 +70,7 @@ class States:
         now, nor where its checkpoint is, nor where one is kept, or if a step of another thread has changed it."""
         before = self._changes
         now, checkpoint, _ = map(int, self._headers[layer])
-        state = {self._kept_at: self._kept, checkpoint: self._checkpoints, now: self._now}.get(position)
+        state = {self.kept_at: self._kept, checkpoint: self._checkpoints, now: self._now}.get(position)
         if state is None or self._changing:
             return None
         copy = state[layer].copy()
@@ -80,16 +80,21 @@ class States:
         """Note that a step begins at `position`: what was kept of a state behind that is of other tokens."""
         self._changing = True
         self._changes += 1
-        if position < self._kept_at:
-            self._kept_at = 0
+        if position < self.kept_at:
+            self.kept_at = 0
 
     def reach(self, position: int, tokens: int) -> None:
         """Note that a step of `tokens` has brought the states to `position`. If it's a prompt's, they may be kept."""
         if tokens > 1 and position % CHECKPOINT_TOKENS == 0:
             for layer, now in self._now.items():
                 self._kept[layer][...] = now
-            self._kept_at = position
+            self.kept_at = position
         self.settle()
+
+    def go_back(self) -> None:
+        """Make the states those that are kept."""
+        for layer, kept in self._kept.items():
+            self.restore(layer, self.kept_at, kept)
 
     def settle(self) -> None:
         """Note that whatever began has ended."""
