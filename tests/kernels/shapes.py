@@ -134,8 +134,11 @@ class Shape:
         """Bytes that a slot has for a layer."""
         if self.is_recurrent(layer):
             return self.recurrent[layer].bytes
-        padded = -(-self.context // KEYS) * KEYS
-        return 2 * padded * self.kv_heads * self.head_dim * (2 if self.kv == "f16" else 4)
+        kept, window = -(-self.context // KEYS) * KEYS, self.windows[layer]
+        if 0 < window < self.context:
+            kept = min(kept, -(-(window + constants.RING) // constants.RING) * constants.RING)
+        each, scale = {"f16": (2, 0), "f32": (4, 0), "int8": (1, 4)}[self.kv]
+        return 2 * kept * self.kv_heads * (self.head_dim * each + scale)
 
 
 @st.composite
@@ -155,9 +158,9 @@ def shapes(draw) -> Shape:
     return Shape(
         hidden=unit * draw(st.integers(1, 3)), heads=kv_heads * group, kv_heads=kv_heads, head_dim=head_dim,
         rotary_dim=2 * draw(st.integers(0, head_dim // 2)), intermediate=unit * draw(st.integers(1, 9)),
-        vocab=draw(st.integers(1, 40)), positions=draw(st.sampled_from([0, 90])),
-        context=draw(st.sampled_from([1, 16, 17, 64, 70])), encodings=tuple(draw(st.lists(encoding, **each))),
-        ends=draw(encoding), kv=draw(st.sampled_from(["f16", "f32"])),
+        vocab=draw(st.integers(1, 40)), positions=draw(st.sampled_from([0, 160])),
+        context=draw(st.sampled_from([1, 16, 17, 64, 70, 150])), encodings=tuple(draw(st.lists(encoding, **each))),
+        ends=draw(encoding), kv=draw(st.sampled_from(["f16", "f32", "int8"])),
         gated=tuple(draw(st.lists(st.booleans(), **each))),
         windows=tuple(draw(st.lists(st.sampled_from([0, 1, 5, 64, 2**64 - 1]), **each))),
         layer_norm=draw(st.booleans()), biases=draw(st.booleans()), qk_norm=draw(st.sampled_from(["", "head", "all"])),
