@@ -117,7 +117,8 @@ def _metadata(writer: GGUFWriter, config) -> None:
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if kind.startswith("qwen3_5"):
         writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_feed_forward_length(getattr(config, "intermediate_size", 128))
+        if kind == "qwen3_5_text":
+            writer.add_feed_forward_length(config.intermediate_size)
         writer.add_key_length(dim)
         writer.add_value_length(dim)
         writer.add_rope_dimension_count(dim // 4)
@@ -277,6 +278,7 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("name, extra, change, reason", [
     ("granite4", lambda w: w.add_ssm_time_step_rank(7), None, "128, not a multiple of 7 heads"),
+    ("lfm2", lambda w: w.add_block_count(1 << 30), None, "block_count is 1073741824, at most 1024"),
     ("lfm2", lambda w: w.add_head_count_kv([2, 0]), None, "expected a whole number for each of 4 layers"),
     ("qwen3_5", lambda w: w.add_nextn_predict_layers(4), None, "4 of 4 layers predict further tokens"),
     ("nemotron_h", lambda w: w.add_uint32("nemotron_h.moe_latent_size", 8), None, "moe_latent_size"),

@@ -17,8 +17,17 @@ from edgellm.checkpoint.gguf.header import (
 from edgellm.checkpoint.gguf.metadata import Metadata
 from edgellm.checkpoint.gguf.native_configs import granite_multipliers
 from edgellm.errors import CheckpointError
+from edgellm.model.families.config import MAX_LAYERS
 
 _FULL, _LINEAR = "full_attention", "linear_attention"
+
+
+def _with(header: Header, values: dict[str, int]) -> Header:
+    """Return the header with other values for some of the architecture's own keys."""
+    metadata = header.metadata
+    same = Metadata(dict(metadata.values) | {metadata.key(n): v for n, v in values.items()}, metadata.where)
+    same.used = metadata.used
+    return replace(header, metadata=same)
 
 
 def _read_layers(header: Header) -> tuple[Sizes, list[int], list[int]]:
@@ -26,22 +35,21 @@ def _read_layers(header: Header) -> tuple[Sizes, list[int], list[int]]:
     has none. Raises CheckpointError."""
     metadata = header.metadata
     count = metadata.count("block_count")
-    lists: list[list[int]] = []
-    values = dict(metadata.values)
+    if count > MAX_LAYERS:
+        raise CheckpointError(f"{metadata.where}: {metadata.key('block_count')} is {count}, at most {MAX_LAYERS}")
+    lists: dict[str, list[int]] = {}
     for name in ("attention.head_count_kv", "feed_forward_length"):
         value = metadata.raw(name)
         found = value if isinstance(value, list) else [value] * count
-        numbers = [n for n in found if type(n) is int and 0 <= n < 1 << 31]
-        if len(found) != count or len(numbers) != count:
+        lists[name] = [n for n in found if type(n) is int and 0 <= n < 1 << 31]
+        if len(found) != count or len(lists[name]) != count:
             raise CheckpointError(
                 f"{metadata.where}: {metadata.key(name)} is {reprlib.repr(value)}, expected a whole number for each of "
                 f"{count} layers"
             )
-        lists.append(numbers)
-        values[metadata.key(name)] = max(1, *numbers) if numbers else 1
-    same = Metadata(values, metadata.where)
-    same.used = metadata.used
-    return read_sizes(replace(header, metadata=same)), lists[0], lists[1]
+    sizes = read_sizes(_with(header, {name: max(1, *numbers) for name, numbers in lists.items()}))
+    kv_heads, widths = lists.values()
+    return sizes, kv_heads, widths
 
 
 # Qwen3.5
@@ -84,9 +92,10 @@ def qwen35(header: Header) -> dict:
 
 def qwen35moe(header: Header) -> dict:
     """Return the config of Qwen3.5 with experts."""
-    sizes, experts = read_sizes(header), read_experts(header, SOFTMAX)
+    experts, width = read_experts(header, SOFTMAX), header.metadata.count("expert_feed_forward_length")
+    dense = header.metadata.count("feed_forward_length", width)  # of which no layer makes use
+    sizes = read_sizes(_with(header, {"feed_forward_length": dense}))
     header.metadata.expect("expert_weights_norm", True)
-    width = expert_width(header, sizes.intermediate_size)
     return {
         "model_type": "qwen3_5_moe_text",
         **_delta_rule(header, sizes),
