@@ -162,7 +162,7 @@ def test_what_has_no_whole_blocks_is_plain(shape, stored):
 
 @pytest.mark.parametrize("encoding, int8, int4", [
     ("q2_k", "q2_k", "q2_k"), ("q4_k", "q4_k", "q4_k"), ("mxfp4", "mxfp4", "mxfp4"), ("iq4_xs", "iq4_xs", "iq4_xs"),
-    ("q5_k", "q5_k", "int4"), ("q6_k", "q6_k", "int4"), ("int8", "int8", "int4"),
+    ("q5_k", "q5_k", "q4_k"), ("q6_k", "q6_k", "q4_k"), ("int8", "int8", "q4_k"),
 ])  # fmt: skip
 def test_quantize_leaves_what_has_no_more_bits(encoding, int8, int4):
     tensor = SourceTensor((16, 256), encoding, "m.gguf: tensor w", None)
