@@ -69,7 +69,7 @@ async def answer(model_dir: Path, port: int) -> tuple[int, dict]:
             board.close()
 
 
-@pytest.mark.parametrize(("family", "path", "loads"), [("smollm", "native", set()), ("gemma3", "generic", {"torch"})])
+@pytest.mark.parametrize(("family", "path", "loads"), [("smollm", "native", set()), ("cohere", "generic", {"torch"})])
 def test_an_agent_imports_torch_only_for_a_generic_section(tmp_path, family, path, loads):
     model_dir = tmp_path / "split"
     make_split(random_model(CONFIGS[family]()), model_dir, "int8")

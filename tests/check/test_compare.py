@@ -38,7 +38,7 @@ def checked(tmp_path, family, quantize, count, harm=lambda boards: None, **setti
 # A longrope sequence of 20 + 24 tokens crosses its switch at 32.
 @pytest.mark.parametrize(
     "family, quantize",
-    [("llama", "none"), ("llama", "int4"), ("gpt2", "int8"), ("phi3_longrope", "none"), ("granite", "int4")],
+    [("llama", "none"), ("llama", "int4"), ("gpt2", "int8"), ("phi3_longrope", "none"), ("cohere", "int4")],
 )
 def test_a_sound_cluster_is_equal(tmp_path, family, quantize):
     result = checked(tmp_path, family, quantize, 24)
@@ -61,7 +61,7 @@ def test_the_first_layer_that_differs_is_named_with_its_board(tmp_path):
         norm = model.model.layers[3].input_layernorm
         norm.weight = torch.nn.Parameter(norm.weight * 1.3)  # the old one is the mapped file
 
-    result = checked(tmp_path, "granite", "int8", 12, harm)
+    result = checked(tmp_path, "cohere", "int8", 12, harm)
     assert not result.equal
     assert (result.first_layer_that_differs.layer, result.first_layer_that_differs.board) == (3, "b1")
     assert result.logits_difference > result.logits_tolerance
@@ -89,7 +89,7 @@ def test_native_sections_give_the_bits_of_one_process_and_layers_near_those_of_t
 
 
 def test_float16_kv_is_within_its_wider_tolerance(tmp_path):
-    result = checked(tmp_path, "granite", "none", 12, kv_dtype="float16")
+    result = checked(tmp_path, "cohere", "none", 12, kv_dtype="float16")
     assert result.tolerance == 1e-2 and 0 < result.logits_difference < 1e-2 and result.first_layer_that_differs is None
 
 

@@ -23,6 +23,13 @@ def _base(architecture: str) -> dict[str, object]:
     }  # fmt: skip
     if "moe" in architecture or architecture in ("minimax-m2", "gpt-oss"):
         own |= {"expert_count": 4, "expert_used_count": 2}
+    if architecture.startswith(("qwen35", "granitehybrid", "nemotron_h")):
+        own |= {"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.inner_size": 64, "ssm.time_step_rank": 4}
+        own |= {"ssm.group_count": 2, "attention.head_count_kv": 4}
+    if architecture.startswith("lfm2"):
+        own |= {"shortconv.l_cache": 3, "attention.head_count_kv": 4}
+    if architecture == "qwen35moe":
+        own |= {"expert_feed_forward_length": 32}
     return {"general.architecture": architecture} | {f"{architecture}.{name}": value for name, value in own.items()}
 
 

@@ -90,7 +90,7 @@ def test_a_model_that_could_not_be_tried_is_split_and_its_owner_told(tmp_path, m
 @pytest.mark.parametrize(
     "config, layers, kept",
     [
-        (lambda: hf.Gemma3TextConfig(num_hidden_layers=12), 6, {"head_dim": 256}),
+        (lambda: hf.Cohere2Config(num_hidden_layers=12, head_dim=128), 4, {"head_dim": 128}),
         (lambda: hf.MixtralConfig(num_hidden_layers=4), 2, {"num_experts_per_tok": 2}),
         (lambda: hf.FalconConfig(num_hidden_layers=4), 2, {"parallel_attn": True}),
         (lambda: hf.Llama4TextConfig(num_hidden_layers=8, head_dim=128), 4, {"head_dim": 128}),

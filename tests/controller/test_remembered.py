@@ -75,8 +75,9 @@ def test_a_plan_that_nobody_signed_is_named_and_not_followed(tmp_path):
             honest = await ask_boards(boards.addresses, boards.client_tls)
             evil = make_plan(boards.manifest, (0, 3, 6), epoch=plan.epoch + 1)
             holding = boards.agents[1].holding
-            holding.epoch, holding.stage.plan = evil.epoch, evil
-            holding.stage.addresses["b9"] = ("192.0.2.1", 9)
+            (served,) = holding.held.served
+            holding.epoch, served.stage.plan = evil.epoch, evil
+            served.stage.addresses["b9"] = ("192.0.2.1", 9)
             holding.committed = {**holding.committed, "plan": evil.to_dict()}
             asked: list[str] = []
             lying = await ask_boards(boards.addresses, boards.client_tls, asked.extend)

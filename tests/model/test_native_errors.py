@@ -89,7 +89,7 @@ def test_a_section_is_generic_if_asked_for_and_where_the_family_is_unknown(llama
     manifest, folder, _ = llama
     assert load_section(manifest, folder, 0, 5).path == "native"
     assert load_section(manifest, folder, 0, 5, path="generic").path == "generic"
-    other = make_split(random_model(CONFIGS["olmo2"]()), tmp_path)
+    other = make_split(random_model(CONFIGS["cohere"]()), tmp_path)
     assert load_section(other, tmp_path, 0, 5).path == "generic"
     with pytest.raises(UsageError, match="path is 'fast'"):
         load_section(manifest, folder, 0, 5, path="fast")

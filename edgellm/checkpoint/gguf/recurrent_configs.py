@@ -52,6 +52,17 @@ def _read_layers(header: Header) -> tuple[Sizes, list[int], list[int]]:
     return sizes, kv_heads, widths
 
 
+def _heads(header: Header) -> tuple[int, int]:
+    """Return how many heads a state has, and how wide each is. Raises CheckpointError."""
+    metadata = header.metadata
+    heads, inner = metadata.count("ssm.time_step_rank"), metadata.count("ssm.inner_size")
+    if inner % heads:
+        raise CheckpointError(
+            f"{metadata.where}: {metadata.key('ssm.inner_size')} is {inner}, not a multiple of {heads} heads"
+        )
+    return heads, inner // heads
+
+
 # Qwen3.5
 
 
@@ -61,13 +72,12 @@ def _delta_rule(header: Header, sizes: Sizes) -> dict:
     metadata = header.metadata
     expect_plain_scale(header, sizes)
     metadata.raw("rope.dimension_sections")  # positions in images; in a text all sections are the same
-    heads, inner = metadata.count("ssm.time_step_rank"), metadata.count("ssm.inner_size")
+    heads, head_dim = _heads(header)
     key_heads = metadata.count("ssm.group_count")
     extra = metadata.count("nextn_predict_layers", 0, least=0)
-    if extra >= sizes.num_hidden_layers or inner % heads:
+    if extra >= sizes.num_hidden_layers:
         raise CheckpointError(
-            f"{metadata.where}: {extra} of {sizes.num_hidden_layers} layers predict further tokens, and {heads} heads "
-            f"are {inner} wide together"
+            f"{metadata.where}: {metadata.key('nextn_predict_layers')} is {extra}, of {sizes.num_hidden_layers} layers"
         )
     return {
         **replace(sizes, num_hidden_layers=sizes.num_hidden_layers - extra).settings(),
@@ -78,7 +88,7 @@ def _delta_rule(header: Header, sizes: Sizes) -> dict:
         "linear_num_key_heads": key_heads,
         "linear_num_value_heads": heads,
         "linear_key_head_dim": metadata.count("ssm.state_size"),
-        "linear_value_head_dim": inner // heads,
+        "linear_value_head_dim": head_dim,
         "linear_conv_kernel_dim": metadata.count("ssm.conv_kernel"),
         "linear_value_heads_tiled": heads != key_heads,
         "rope_parameters": {"partial_rotary_factor": 1.0} | read_rope(header, sizes, partial=True),
@@ -146,17 +156,6 @@ def lfm2moe(header: Header) -> dict:
 # Mamba-2
 
 
-def _mamba(header: Header) -> tuple[int, int]:
-    """Return how many heads there are, and how wide each is."""
-    metadata = header.metadata
-    heads, inner = metadata.count("ssm.time_step_rank"), metadata.count("ssm.inner_size")
-    if inner % heads:
-        raise CheckpointError(
-            f"{metadata.where}: {metadata.key('ssm.inner_size')} is {inner}, not a multiple of {heads} heads"
-        )
-    return heads, inner // heads
-
-
 def _rows(header: Header, part: str, default: int) -> int:
     """Return how many rows the first tensor of this name has; `default` where there is none."""
     return next((shape[-2] for name, shape in header.shapes.items() if name.endswith(f".{part}.weight")), default)
@@ -172,7 +171,7 @@ def granitehybrid(header: Header) -> dict:
     """Return the config of Granite 4."""
     sizes, kv_heads, _ = _read_layers(header)
     metadata = header.metadata
-    heads, head_dim = _mamba(header)
+    heads, head_dim = _heads(header)
     conv_bias, biased = _mamba_biases(header)
     rope, turns = read_rope(header, sizes), metadata.get("rope.scaling.finetuned")
     if heads * head_dim % sizes.hidden_size:
@@ -212,7 +211,7 @@ def _nemotron(header: Header) -> dict:
     sizes, kv_heads, widths = _read_layers(header)
     metadata = header.metadata
     expect_plain_scale(header, sizes)
-    heads, head_dim = _mamba(header)
+    heads, head_dim = _heads(header)
     conv_bias, biased = _mamba_biases(header)
     read_rope(header, sizes, partial=True)  # no layer knows positions
     has_experts = metadata.count("expert_count", 0, least=0)
