@@ -280,7 +280,7 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
     ("granite4", lambda w: w.add_ssm_time_step_rank(7), None, "128, not a multiple of 7 heads"),
     ("lfm2", lambda w: w.add_block_count(1 << 30), None, "block_count is 1073741824, at most 1024"),
     ("lfm2", lambda w: w.add_head_count_kv([2, 0]), None, "expected a whole number for each of 4 layers"),
-    ("qwen3_5", lambda w: w.add_nextn_predict_layers(4), None, "4 of 4 layers predict further tokens"),
+    ("qwen3_5", lambda w: w.add_nextn_predict_layers(4), None, "nextn_predict_layers is 4, of 4 layers"),
     ("nemotron_h", lambda w: w.add_uint32("nemotron_h.moe_latent_size", 8), None, "moe_latent_size"),
     ("granite4", None, lambda n, w: -w if n == "blk.0.ssm_a" else w, "a value that isn't negative"),
     ("granite4", None, lambda n, w: w[:-1] if n == "blk.0.ssm_d" else w, "ssm_d has shape"),
