@@ -1,7 +1,8 @@
-"""Which records of pages a tier has, and which go first. Pure: no thread, no disk, no clock."""
+"""Which records of pages a tier has, and which go first. No disk, and no clock."""
 
+import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from edgellm.agent.pages import Record
 
@@ -68,3 +69,41 @@ class Index:
         for record in reversed(list(records)):
             if record in self._sizes:
                 self._sizes.move_to_end(record)
+
+
+class Tier:
+    """Records in one place, at most `budget_bytes`, and what is asked about them. For several threads."""
+
+    def __init__(self, budget_bytes: int):
+        self._lock = threading.Lock()
+        self._index = Index(budget_bytes)
+
+    @property
+    def budget_bytes(self) -> int:
+        """The most that the records may take now."""
+        return self._index.budget_bytes
+
+    @property
+    def pages(self) -> int:
+        """How many pages there is anything of."""
+        return self._index.pages
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all records."""
+        return self._index.bytes
+
+    def records_of(self, key: bytes) -> tuple[Record, ...]:
+        """Return the records of a page."""
+        with self._lock:
+            return self._index.of(key)
+
+    def bytes_at(self, key: bytes) -> int:
+        """Return the bytes of a page's records."""
+        with self._lock:
+            return self._index.bytes_at(key)
+
+    def used(self, records: Sequence[Record]) -> None:
+        """Record that a sequence uses these records, in the order of its pages."""
+        with self._lock:
+            self._index.use(records)

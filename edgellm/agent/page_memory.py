@@ -1,61 +1,29 @@
 """Pages in RAM that nothing else needs: they outlive the slots that they come from, and a change of plan."""
 
 import mmap
-import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from edgellm.agent.page_index import Index
+from edgellm.agent.page_index import Tier
 from edgellm.agent.page_section import Pick
 from edgellm.agent.pages import Record
 
 
-class PageMemory:
+class PageMemory(Tier):
     """Records in RAM, at most `most_bytes`, and never more than `budget_bytes`, which changes with what the board
     has free. For several threads."""
 
     def __init__(self, most_bytes: int):
+        super().__init__(0)
         self.most_bytes = most_bytes
-        self._lock = threading.Lock()
-        self._index = Index(0)
         self._parts: dict[Record, dict[int, np.ndarray]] = {}
-
-    @property
-    def budget_bytes(self) -> int:
-        """The most that they may take now."""
-        return self._index.budget_bytes
-
-    @property
-    def pages(self) -> int:
-        """How many pages there is anything of."""
-        return self._index.pages
-
-    @property
-    def size_bytes(self) -> int:
-        """The bytes of all records."""
-        return self._index.bytes
 
     def limit(self, limit_bytes: int) -> None:
         """Let the records take so many bytes from now on, and give back what is more at once."""
         with self._lock:
             self._index.budget_bytes = max(0, min(limit_bytes, self.most_bytes))
             self._drop(self._index.shrink())
-
-    def records_of(self, key: bytes) -> tuple[Record, ...]:
-        """Return the records of a page."""
-        with self._lock:
-            return self._index.of(key)
-
-    def bytes_at(self, key: bytes) -> int:
-        """Return the bytes of a page's records."""
-        with self._lock:
-            return self._index.bytes_at(key)
-
-    def used(self, records: Sequence[Record]) -> None:
-        """Record that a sequence uses these records, in the order of its pages."""
-        with self._lock:
-            self._index.use(records)
 
     def read(self, picks: Iterable[Pick]) -> dict[int, np.ndarray] | None:
         """Return the parts of these layers, uint8 [bytes] each, without a copy; None if one of them is gone."""

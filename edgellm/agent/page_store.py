@@ -10,14 +10,13 @@ import contextlib
 import fcntl
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from edgellm.agent.page_index import Index
+from edgellm.agent.page_index import Tier
 from edgellm.agent.page_section import Pick
 from edgellm.agent.pages import Place, Record, head_bytes, is_name, pack, record_of, unpack
 
@@ -29,13 +28,12 @@ _TOUCH_S = 3600.0  # a page's use is written down if the one before was longer a
 _AFTER_ERROR_S = 600.0  # no writing for this long after the disk refused
 
 
-class PageStore:
+class PageStore(Tier):
     """The records in `folder`, at most `budget_bytes`. For several threads, of which one reads."""
 
     def __init__(self, folder: Path, budget_bytes: int):
-        self.folder, self.budget_bytes = folder, budget_bytes
-        self._lock = threading.Lock()
-        self._index = Index(budget_bytes)
+        super().__init__(budget_bytes)
+        self.folder = folder
         self._written: tuple[int, int] = (_today(), 0)  # day, bytes
         self._broken_until_s = 0.0
         self._held = -1
@@ -69,16 +67,6 @@ class PageStore:
             os.close(self._held)
             self._held = -1
 
-    def records_of(self, key: bytes) -> tuple[Record, ...]:
-        """Return the records of a page."""
-        with self._lock:
-            return self._index.of(key)
-
-    def bytes_at(self, key: bytes) -> int:
-        """Return the bytes of a page's records."""
-        with self._lock:
-            return self._index.bytes_at(key)
-
     def bytes_of(self, picks: Iterable[Pick]) -> int:
         """Return about how many bytes have to be read for these."""
         total = 0.0
@@ -89,8 +77,7 @@ class PageStore:
 
     def used(self, records: Sequence[Record]) -> None:
         """Record that a sequence uses these records, in the order of its pages."""
-        with self._lock:
-            self._index.use(records)
+        super().used(records)
         now_s = time.time()
         for record in reversed(records):
             with contextlib.suppress(OSError):  # for the order after the next start; nothing depends on it
@@ -149,16 +136,6 @@ class PageStore:
         for other in gone:
             self._remove(other)
         return True
-
-    @property
-    def pages(self) -> int:
-        """How many pages there is anything of."""
-        return self._index.pages
-
-    @property
-    def size_bytes(self) -> int:
-        """The bytes of all records."""
-        return self._index.bytes
 
     @property
     def written_today_bytes(self) -> int:

@@ -2,7 +2,8 @@
 
 from edgellm.model.families.config import Config, UnsupportedError
 from edgellm.model.families.feed_forwards import FeedForward
-from edgellm.model.families.granite_moe import granite_experts, granite_scales, granite_shared_mlp
+from edgellm.model.families.granite import granite_scales
+from edgellm.model.families.granite_moe import granite_experts, granite_shared_mlp
 from edgellm.model.families.mixers import Attention, Mamba2
 from edgellm.model.families.parts import Matrix, rms_norm, whole
 from edgellm.model.families.recurrent import layer_types, mamba2

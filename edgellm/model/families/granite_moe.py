@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from edgellm.model.families.config import Config, UnsupportedError
+from edgellm.model.families.config import Config
 from edgellm.model.families.expert_layers import experts_of, gated_mlp, packed_experts
 from edgellm.model.families.feed_forwards import Experts, GatedMlp, Router
-from edgellm.model.families.llama_like import Scales, make_spec
+from edgellm.model.families.granite import granite_scales
+from edgellm.model.families.llama_like import make_spec
 from edgellm.model.families.parts import whole
 from edgellm.model.families.pieces import Piece
 from edgellm.model.families.spec import Spec
@@ -43,17 +44,6 @@ def granite_shared_mlp(hidden: int, inner: int) -> GatedMlp:
     return replace(mlp, pieces=(
         Piece(mlp.gate.weight.name, fused, 0, 1, 2 * inner), Piece(mlp.up.weight.name, fused, inner, 1, 2 * inner),
     ))  # fmt: skip
-
-
-def granite_scales(config: Config) -> Scales:
-    """Return what a Granite model multiplies by. Raises UnsupportedError."""
-    divisor = config.number("logits_scaling", 1.0)
-    if not divisor:
-        raise UnsupportedError("logits_scaling is 0")
-    return Scales(
-        attention=config.number("attention_multiplier", 1.0), embedding=config.number("embedding_multiplier", 1.0),
-        residual=config.number("residual_multiplier", 1.0), logits=1 / divisor,
-    )  # fmt: skip
 
 
 def _spec(config: Config, architecture: str, shared_inner: int) -> Spec:
