@@ -30,7 +30,7 @@ import psutil
 from benchmarks import report
 from benchmarks.processes import memory_of
 from benchmarks.report import Row, at_least, at_most, holds, median, ratio
-from edgellm.cli.models import default_model
+from edgellm.cli.models import builtin_model
 from edgellm.client import AsyncClient
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.connections import Connections
@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    model = default_model()
+    model = builtin_model()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cluster = folder / "cluster.json"

@@ -1,13 +1,16 @@
 """The benchmarks' tables and arithmetic; what they measure is for `make bench`."""
 
+import importlib
 import json
 import platform
+from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
 import torch
 
+import benchmarks
 from benchmarks import baseline, constrained, perplexity, phi3, profile, report, schemas, startup
 from benchmarks.engine import Measurements, wire_rows
 from benchmarks.processes import BenchmarkError
@@ -167,3 +170,8 @@ def test_samples_are_counted_by_kind_of_work():
         profile.shares("  7f10a [unknown] (/a/libedgellm.so)")
     with pytest.raises(BenchmarkError, match="no samples"):
         profile.shares("\n")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in Path(benchmarks.__file__).parent.glob("*.py")))
+def test_what_a_benchmark_imports_is_there(name):
+    importlib.import_module(f"benchmarks.{name}")
