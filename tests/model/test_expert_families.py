@@ -74,7 +74,7 @@ def test_no_bit_depends_on_cuts_chunks_threads_or_instruction_sets(name, tmp_pat
         ("qwen3_moe", dict(mlp_only_layers=["1"]), "qwen3_moe: mlp_only_layers is no list of layers' numbers"),
         ("qwen3_moe", dict(num_experts_per_tok=9), "qwen3_moe: num_experts_per_tok is 9, expected a whole number "
          "from 1 to 8"),
-        ("granitemoe", dict(logits_scaling=0), "granitemoe: logits_scaling is 0"),
+        ("granitemoe", dict(logits_scaling=0), "granitemoe: logits_scaling is 0, by which logits can't be divided"),
         ("glm4_moe", dict(n_group=3), "glm4_moe: 8 experts in 3 groups, 1 chosen"),
         ("glm4_moe", dict(n_group=4), "glm4_moe: 3 experts of 1 groups of 2"),
         ("granitemoeshared", dict(shared_intermediate_size=100), "granitemoeshared: the shared expert's size is 100, "
