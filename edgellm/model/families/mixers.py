@@ -3,6 +3,7 @@
 Each mixer says what it stores by name, what a slot holds for it, and how many weights a token touches.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from edgellm.kernels.abi import constants
@@ -90,7 +91,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Recurrent:
+class Recurrent(ABC):
     """What the recurrent mixers share: a causal convolution over the last `kernel` tokens of each of `channels`, and a
     state of `state_elements` floats. A slot keeps both three times (now, at the checkpoint, and where a prompt came
     to a multiple of CHECKPOINT_TOKENS last), and what came in since the checkpoint, up to LOG_TOKENS tokens of
@@ -105,12 +106,14 @@ class Recurrent:
         return ()
 
     @property
+    @abstractmethod
     def state_elements(self) -> int:
-        raise NotImplementedError
+        """Floats of the state."""
 
     @property
+    @abstractmethod
     def log_elements(self) -> int:
-        raise NotImplementedError
+        """Floats of a token in the log."""
 
     @property
     def kv_elements_per_token(self) -> int:
