@@ -26,11 +26,8 @@ class Objects:
 
     @classmethod
     def build(cls, folder: Path, defines: dict[str, str], linker: list[str]) -> "Objects":
-        """Build all the kernels into a folder with these variables of CMake, unless it has them; raises
+        """Build what isn't up to date of all the kernels in a folder, with these variables of CMake; raises
         CalledProcessError."""
-        objects = cls(folder, tuple(linker))
-        if objects.shared.exists():
-            return objects
         # What pip installs beside this Python counts, whether or not its folder is on PATH.
         search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         environment = wheels.build_environment() | {"PATH": search}
@@ -40,7 +37,7 @@ class Objects:
         configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", *(f"-D{k}={v}" for k, v in defines.items())]
         for command in (configure, [cmake, "--build", folder, "--parallel", "2"]):
             subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-        return objects
+        return cls(folder, tuple(linker))
 
     @classmethod
     def of_boards(cls, folder: Path) -> "Objects":
@@ -54,9 +51,10 @@ class Objects:
         return self.folder / "libedgellm.so"
 
     def program(self, source: Path) -> Path:
-        """Return a program of this C++ file and the kernels, linked once."""
+        """Return a program of this C++ file and the kernels, linked if any of them is newer."""
         into = self.folder / source.stem
-        if not into.exists():
+        newest = max(path.stat().st_mtime_ns for path in (source, self.shared, *KERNELS.glob("*.h")))
+        if not into.exists() or into.stat().st_mtime_ns < newest:
             objects = sorted(self.folder.glob("CMakeFiles/edgellm.dir/**/*.o"))
             part = into.with_name(f"{into.name}.{os.getpid()}")  # another process may be linking it, too
             subprocess.run([*self.linker, *_PROGRAM, source, *objects, "-lpthread", "-o", part], check=True)

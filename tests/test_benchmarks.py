@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import platform
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +14,6 @@ from benchmarks import baseline, constrained, perplexity, phi3, profile, report,
 from benchmarks.engine import Measurements, wire_rows
 from benchmarks.processes import BenchmarkError
 from benchmarks.report import Row, at_least, at_most, holds
-from benchmarks.two_level import speed as two_level
 from edgellm.cli.local import local_up
 from edgellm.kernels import library
 from edgellm.model.generic.structure import trace
@@ -143,15 +141,6 @@ def test_the_phi3_model_has_its_weights():
     written = [None, *range(config.num_hidden_layers)]
     assert {n: tuple(s) for group in written for n, s in phi3.tensors(group).items()} == weights
     assert sum(phi3.elements(group) for group in written) == 3_821_079_552  # as published
-
-
-def test_the_two_level_products_are_what_their_bytes_stand_for(tmp_path):
-    if platform.machine() != "x86_64":
-        pytest.skip("two_level's product is for x86-64 alone")
-    product = two_level.build(tmp_path)
-    if library.target() != "avx512vnni":
-        pytest.skip("two_level's product was built, and this processor has no AVX512-VNNI to run it")
-    two_level.check(product)
 
 
 def test_samples_are_counted_by_kind_of_work():

@@ -1,6 +1,4 @@
-"""The kernels as C++ tests take them, built once for all workers."""
-
-import os
+"""The kernels as C++ tests take them, in pytest's cache: built once for all workers and runs."""
 
 import pytest
 from building import needs
@@ -14,13 +12,11 @@ SANITIZED = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recove
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory):
-    """Calls a function with a folder of this name that all of pytest-xdist's workers share, one after the other."""
+def build(request):
+    """Calls a function with a folder of this name in the cache, which one process after the other may use."""
 
     def built(name, make):
-        base = tmp_path_factory.getbasetemp()
-        folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / name
-        folder.mkdir(exist_ok=True)
+        folder = request.config.cache.mkdir(f"kernels-{name}")
         with locked(folder, timeout_s=280):
             return make(folder)
 

@@ -1,1 +1,0 @@
-"""Two-level int4 beside the affine one that the project uses: speed and quality."""
