@@ -6,8 +6,8 @@ QUIET = --quiet
 PIP = $(BIN)/pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt
 export PROMPT
 
-.PHONY: ask serve install controller test quick test-boards test-boards-all test-arm test-clients test-prometheus \
-	test-page screenshots lint bench vocabularies constraints messages wheels clean
+.PHONY: ask serve install controller test quick test-kernels test-boards test-boards-all test-arm test-clients \
+	test-prometheus test-page screenshots lint bench vocabularies constraints messages wheels clean
 
 # One question to the built-in model, split over two agents on this machine.
 ask: .venv/ready
@@ -26,10 +26,14 @@ install: .venv/ready
 controller: .venv/controller
 	@echo 'installed: $(BIN)/edgellm deploy --help'
 
-# Every test that needs only loopback, in two processes. apt provides what the tests of the aarch64 kernels need.
+# Every test that needs only loopback. Three processes keep two cores busy, because some tests wait.
 test: .venv/dev lint
+	$(BIN)/python -m pytest -n 3 --dist worksteal
+
+# The kernels with sanitizers, and for aarch64 under qemu-user, as boards have them. apt provides what is missing.
+test-kernels: .venv/dev
 	@tests/kernels/install
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/kernels -m kernels --durations=10
 
 # The tests that need no native build, in under a minute.
 QUICK = $(addprefix tests/,controller manager plan shards text wire test_docs.py test_house.py test_sampling.py)

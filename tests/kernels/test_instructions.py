@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks.instructions import SOURCE, count
 
+pytestmark = pytest.mark.kernels
+
 BOUNDS = {  # of decode, of prefill; int4s of dotprod in prefill: 55 % of what 0.1 executed, 7.70
     ("neon", "int4s"): (10.5, 9.0), ("neon", "int4"): (10.9, 8.8), ("neon", "int8"): (10.7, 10.1),
     ("dotprod", "int4s"): (7.4, 4.23), ("dotprod", "int4"): (8.0, 4.6), ("dotprod", "int8"): (6.0, 4.1),

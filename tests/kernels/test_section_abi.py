@@ -253,6 +253,7 @@ def test_nothing_is_no_section():
     call("edgellm_section_free", None)
 
 
+@pytest.mark.kernels
 def test_all_of_it_with_sanitizers(sanitized):
     """In a process of its own, whose allocations are watched, too."""
     code = (

@@ -6,8 +6,10 @@ from building import HERE, available, run
 
 from benchmarks.crossbuild import EMULATOR
 
+pytestmark = pytest.mark.kernels
+
 SIZE = ["70", "3"]  # tokens, more than a block of attention; sections of random features, beside the families'
-SHORT = ["20", "3"]
+SHORT = ["12", "3"]
 SOURCE = HERE / "sections.cpp"
 
 
@@ -32,6 +34,7 @@ def test_sections_neither_leave_their_buffers_nor_overflow_and_are_the_same_ever
     assert len(short) == len(expected) and sets == [*fast, scalar]
 
 
+@pytest.mark.parametrize("aarch64", ["zig"], indirect=True)
 @pytest.mark.parametrize("cpu, sets", [("cortex-a72", ["neon"]), ("cortex-a76", ["dotprod"])])
 def test_sections_give_the_same_bits_on_aarch64(aarch64, expected, cpu, sets):
     lines = run(EMULATOR, "-cpu", cpu, aarch64.program(SOURCE), *SIZE, *sets)
