@@ -13,8 +13,12 @@ _WIDTH, _LEFT, _RIGHT, _BAR, _GAP, _TOP = 1280, 400, 230, 16, 14, 64
 _TEXT, _SMALL, _TITLE = 16, 13, 20
 
 
-def draw(results: list[Result], caption: str, path: Path) -> None:
-    """Write the chart; raises OSError if it can't be written. Needs Pillow, of the extra `bench`."""
+_TIMES = "times llama.cpp RPC (the last row: times its own speed without speculation)"
+
+
+def draw(results: list[Result], caption: str, path: Path, what: str = _TIMES, base: str = "llama.cpp RPC") -> None:
+    """Write the chart, with `what` as its title; raises OSError if it can't be written. Needs Pillow, of the extra
+    `bench`."""
     from PIL import Image, ImageDraw, ImageFont
 
     times = [r for r in results if r.times is not None]
@@ -29,14 +33,14 @@ def draw(results: list[Result], caption: str, path: Path) -> None:
 
     y = 0
     if times:
-        write((_LEFT, 24), "times llama.cpp RPC (the last row: times its own speed without speculation)", _TITLE)
+        write((_LEFT, 24), what, _TITLE)
         rows = [(r.target.title, [(r.times, _OURS, _rates(r))], r.target.times) for r in times]
         y = _panel(pen, write, rows, 0, lambda value: f"{value:g} x")
     if shares:
         write((_LEFT, y + 24), "weights read a second, of what one core reads", _TITLE)
         rows = [
             (r.target.title, [(r.share, _OURS, f"edgellm {percent(r.share)}"),
-                              (r.base_share or 0.0, _BASE, f"llama.cpp RPC {percent(r.base_share)}")], r.target.share)
+                              (r.base_share or 0.0, _BASE, f"{base} {percent(r.base_share)}")], r.target.share)
             for r in shares
         ]  # fmt: skip
         y = _panel(pen, write, rows, y, percent, most=1.0)
@@ -52,7 +56,8 @@ def ticks(most: float) -> list[float]:
 
 
 def _rates(result: Result) -> str:
-    return f"{number(result.ours)} against {number(result.base)} tok/s"
+    unit = "GB/s" if result.target.measure == "bytes" else "tok/s"
+    return f"{number(result.ours)} against {number(result.base)} {unit}"
 
 
 def _panel_height(rows: int, bars: int) -> int:

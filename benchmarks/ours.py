@@ -1,9 +1,10 @@
-"""edgellm, measured: two agents, each pinned to a core with one thread, asked over loopback as a manager asks."""
+"""edgellm, measured: agents that are pinned to their cores, a thread a core, asked over loopback as a manager asks."""
 
 import asyncio
 import os
 import random
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,14 +43,17 @@ class AgentMemory:
 
 
 class Cluster:
-    """Two agents that serve a model, as `with`. `serving_s` is what it took from their start until both served. They
-    keep in `state` what they found out, and logs beside it."""
+    """Agents that serve a model, as `with`: one for each of `cores`, or for each tuple of them, with as many threads.
+    `serving_s` is what it took from their start until all served. They keep in `state` what they found out, and logs
+    beside it."""
 
-    def __init__(self, model: Model, settings: Settings, cores: list[int], state: Path):
+    def __init__(self, model: Model, settings: Settings, cores: Sequence[int | tuple[int, ...]], state: Path):
         self.model, self.manifest, logs = model, model.manifest, state / "logs"
         self._settings = replace(settings, context=min(settings.context, self.manifest.max_seq_len))
         kept = ["env", f"STATE_DIRECTORY={state}"]
-        by_name = {f"local{i}": [*kept, *pinned(core)] for i, core in enumerate(cores, 1)}
+        each = [(own,) if isinstance(own, int) else own for own in cores]
+        by_name = {f"local{i}": [*kept, *pinned(*own)] for i, own in enumerate(each, 1)}
+        self._cores = {core for own in each for core in own}
         self._agents = local.LocalAgents(
             model.split, len(cores), logs, prefix=by_name.__getitem__, cache_gb=0, cache_ram_gb=0
         )
@@ -57,9 +61,13 @@ class Cluster:
         self.paths: set[str] = set()  # what agents say they compute with: native, generic
 
     def __enter__(self) -> "Cluster":
-        began = time.perf_counter()
+        before, began = os.sched_getaffinity(0), time.perf_counter()
         try:
-            self.addresses = self._agents.start()
+            os.sched_setaffinity(0, self._cores)  # agents share the cores that we may use
+            try:
+                self.addresses = self._agents.start()
+            finally:
+                os.sched_setaffinity(0, before)
             self.plan: Plan = asyncio.run(self._form())
         except BaseException:
             self._agents.stop()

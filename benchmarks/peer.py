@@ -1,4 +1,5 @@
-"""llama.cpp over RPC, measured: two ggml-rpc-servers, each pinned to a core with one thread, and its own benchmarks.
+"""llama.cpp, measured by its own benchmarks: over RPC with two ggml-rpc-servers, each pinned to a core with one thread,
+or without a network.
 
 llama-bench measures one stream, llama-batched-bench several in one batch: what its developers measure with, without the
 cost of HTTP or of sampling.
@@ -11,10 +12,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import BenchmarkError, memory_of, pinned, run_measured
+from benchmarks.processes import BenchmarkError, Finished, memory_of, pinned, run_measured
 
 _START_TIMEOUT_S, _STOP_TIMEOUT_S, _MEASURE_TIMEOUT_S = 30.0, 10.0, 1800.0
 _SETTINGS = ("backends", "n_threads", "n_batch", "n_ubatch", "type_k", "type_v", "flash_attn", "split_mode")  # if told
+MICRO_BATCHES = (32, 64, 128, 256, 512)  # tokens
 _EVERYTHING = 99  # layers to offload: more than there are
 
 
@@ -29,6 +31,8 @@ class PeerMemory:
 class Peer:
     """llama.cpp's programs in `programs`, their logs in `logs`; a worker on each of `cores`."""
 
+    _cold: tuple[str, ...] = ("--no-warmup",)
+
     def __init__(self, programs: Path, cores: list[int], logs: Path):
         self._programs, self._cores, self._logs = programs, cores, logs
         self.memory: dict[str, PeerMemory] = {}  # of each model, the largest seen
@@ -39,13 +43,19 @@ class Peer:
         return self._bench(gguf, "-p", "0", "-n", str(tokens), "-d", str(context))
 
     def prefill(self, gguf: Path, tokens: int, micro_batch: int | None = None) -> float:
-        """Tokens a second of a prompt. Without a warm-up, which would be the same prompt once more.
+        """Tokens a second of a prompt. Over RPC without a warm-up, which would be the same prompt once more.
 
         By default llama.cpp passes on up to 512 tokens at once, so one worker waits for the other; in smaller
         micro-batches they overlap.
         """
         options = [] if micro_batch is None else ["-ub", str(micro_batch)]
-        return self._bench(gguf, "-p", str(tokens), "-n", "0", "--no-warmup", *options)
+        return self._bench(gguf, "-p", str(tokens), "-n", "0", *self._cold, *options)
+
+    def best_micro_batch(self, gguf: Path, tokens: int) -> int:
+        """The micro-batch in tokens that a prompt is fastest in."""
+        sizes = ",".join(str(n) for n in MICRO_BATCHES if n <= tokens)
+        said = self._run(gguf, "llama-bench", "-r", "1", "-o", "json", "-p", str(tokens), "-n", "0", "-ub", sizes)
+        return parse_micro_batches(said)
 
     def streams(self, gguf: Path, count: int, context: int, tokens: int) -> float:
         """Tokens a second of `count` streams together, decoded from `context` tokens on."""
@@ -67,15 +77,42 @@ class Peer:
                 str(self._programs / program), "-m", str(gguf), "--rpc", ",".join(workers.addresses),
                 "-ngl", str(_EVERYTHING), "-t", "1", *options,
             ]  # fmt: skip
-            log = self._logs / f"{program}.log"
-            with open(log, "wb") as stderr:
-                done = run_measured(command, _MEASURE_TIMEOUT_S, stderr)
-            if done.code:
-                raise BenchmarkError(f"{program} ended with code {done.code}: {_last_line(log)}")
+            done = self._measured(program, command)
             before = self.memory.get(str(gguf), PeerMemory((0,) * len(self._cores), 0))
             peaks = tuple(max(a, b) for a, b in zip(workers.peak_bytes(), before.workers, strict=True))
             self.memory[str(gguf)] = PeerMemory(peaks, max(done.peak_bytes, before.client))
         return done.stdout
+
+    def _measured(self, program: str, command: list[str]) -> Finished:
+        log = self._logs / f"{program}.log"
+        with open(log, "wb") as stderr:
+            done = run_measured(command, _MEASURE_TIMEOUT_S, stderr)
+        if done.code:
+            raise BenchmarkError(f"{program} ended with code {done.code}: {_last_line(log)}")
+        return done
+
+
+class BoardPeer(Peer):
+    """The same without a network: one process, with a thread on each of `cores`. A prompt comes after a warm-up,
+    because the first one also waits for the file's pages."""
+
+    _cold = ()
+
+    def _run(self, gguf: Path, program: str, *options: str) -> str:
+        command = [
+            *pinned(*self._cores), str(self._programs / program), "-m", str(gguf), "-ngl", "0",
+            "-t", str(len(self._cores)), *options,
+        ]  # fmt: skip
+        return self._measured(program, command).stdout
+
+
+def parse_micro_batches(said: str) -> int:
+    """The micro-batch of the fastest of llama-bench's tests, in JSON."""
+    try:
+        rates = {int(test["n_ubatch"]): float(test["avg_ts"]) for test in json.loads(said)}
+        return max(rates, key=lambda size: rates[size])
+    except (ValueError, TypeError, KeyError) as e:
+        raise BenchmarkError(f"llama-bench said something else than tests' JSON ({e}): {said[:200]!r}") from None
 
 
 def parse_bench(said: str) -> tuple[float, dict]:

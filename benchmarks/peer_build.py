@@ -22,7 +22,7 @@ from edgellm.files import sha256_of
 
 PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-PROGRAMS = ("ggml-rpc-server", "llama-bench", "llama-batched-bench")
+PROGRAMS = ("ggml-rpc-server", "llama-bench", "llama-batched-bench", "llama-logits")
 # As fast as it gets on a CPU: this machine's own instructions, tinyBLAS (GGML_LLAMAFILE) and OpenMP as by default.
 FLAGS = {
     "CMAKE_BUILD_TYPE": "Release", "BUILD_SHARED_LIBS": "OFF", "GGML_NATIVE": "ON", "GGML_RPC": "ON",
@@ -32,6 +32,7 @@ FLAGS = {
 }  # fmt: skip
 # Built with gcc 12 on a CPU with AMX it crashes, and its RPC workers use no AMX anyway.
 _WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+_OURS = Path(__file__).with_name("llama_logits.cmake")  # a program of our own in its build
 _SOURCE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
 _DISK_BYTES = 1_500_000_000  # source and objects, while it builds
 _FETCH_TIMEOUT_S, _CONFIGURE_TIMEOUT_S, _BUILD_TIMEOUT_S = 900.0, 600.0, 3 * 3600.0
@@ -52,7 +53,8 @@ def build() -> Path:
             source = unpack(fetch(work, said, log), work)
             progress("configure llama.cpp")
             command = [_tool("cmake"), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", "-S", str(source)]
-            _run([*command, "-B", str(made), *flags], said, _CONFIGURE_TIMEOUT_S, log)
+            command += ["-B", str(made), f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={_OURS}", *flags]
+            _run(command, said, _CONFIGURE_TIMEOUT_S, log)
             command = [_tool("ninja"), "-C", str(made), f"-j{cores()}", *PROGRAMS]
             _run(command, said, _BUILD_TIMEOUT_S, log, lambda line: _compiled(line, progress))
         whole = work / "whole"

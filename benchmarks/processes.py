@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from edgellm.errors import EdgellmError
+
 # A process's peak RSS as wait() tells it starts from that of the process it was forked from: so from a small one.
 _LAUNCHER = """
 import json, resource, subprocess, sys, time
@@ -27,6 +29,9 @@ print(json.dumps({"code": done.returncode, "stdout": done.stdout.decode(errors="
 
 class BenchmarkError(Exception):
     """Something can't be measured here: one line, with what to do about it."""
+
+
+FAILURES = (EdgellmError, BenchmarkError, TimeoutError)  # after which the other measurements go on
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,9 @@ def worker_cores(count: int) -> list[int]:
     return cores[:count]
 
 
-def pinned(core: int) -> list[str]:
-    """What to put before a command so that it runs on this core alone."""
-    return ["taskset", "--cpu-list", str(core)]
+def pinned(*cores: int) -> list[str]:
+    """What to put before a command so that it runs on these cores alone."""
+    return ["taskset", "--cpu-list", ",".join(map(str, cores))]
 
 
 def cpu_s(pids: list[int]) -> tuple[float, float]:

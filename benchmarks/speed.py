@@ -1,15 +1,20 @@
-"""Measures edgellm beside llama.cpp RPC: two workers each, a core a worker, one thread each, over loopback.
+"""Measures edgellm beside llama.cpp, in three tables of benchmarks/results/: `speed` and `pipeline` beside llama.cpp
+RPC, two workers each, a core a worker, one thread each, over loopback; `board` beside llama.cpp without a network, two
+threads each.
 
-Both sides run the same weights, in turns (but the head of the int4 shapes: Q6_K there, int8 here); every speed in the
-first table is a median of five runs, every ratio is taken within a run. What one core reads is measured in the same
-run. The first time llama.cpp is built, and some 15 GB of models with random weights are written into the user's cache;
-after that a run takes about half an hour. Needs 16 GB of RAM, and two cores that nothing else uses.
+Both sides run the same weights, in turns; a speed is a median of five runs, every ratio is taken within a run. What
+one core reads is measured in the same run. The first time llama.cpp is built, and models with random weights are
+written into the user's cache, of which up to 15 GB are kept. Needs 16 GB of RAM, and two cores that nothing else uses.
+All takes some two hours, so each model of `pipeline` and `board` can be measured on its own, in minutes: its rows take
+their places in the table.
 
     python -m benchmarks.speed
+    python -m benchmarks.speed --table pipeline --models qwen3.5-4b,gemma3-1b
     python -m benchmarks.speed --quick --only smollm2 --only repeated
+    python -m benchmarks.speed --quick --layers 4 --table board      # does it work?
     python -m benchmarks.speed --clean
 
-Table, JSON and chart go to benchmarks/results/. What falls short is shown, and is no error.
+What falls short is shown, and is no error.
 """
 
 import argparse
@@ -19,25 +24,22 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import asking, chart, lean, models, peer_build, report
+from benchmarks import asking, chart, lean, models, peer_build, report, tables
 from benchmarks.models import Model
 from benchmarks.ours import Cluster, Memory
 from benchmarks.peer import Peer
-from benchmarks.processes import BenchmarkError, worker_cores
+from benchmarks.processes import FAILURES, worker_cores
 from benchmarks.report import Row
 from benchmarks.targets import COLUMNS, TARGETS, Result, Run, Target, cells, make_result, markdown
 from edgellm.console import note
-from edgellm.errors import EdgellmError
 from edgellm.plan import Settings
 
 WORKERS, CONTEXT, DECODED, PREFILL, STREAMS = 2, 32, 64, 512, 4
 MICRO_BATCH = 64  # tokens; of 16, 32, 64, 96, 128, 256 and 512 llama.cpp took a prompt fastest in 64 or 128
 QUICK_DECODED = 16
-FAILURES = (EdgellmError, BenchmarkError, TimeoutError)
 RESULTS = Path(__file__).parent / "results"
 _SETTINGS = {  # slots that hold what is measured, and no more
     "phi3-int4": Settings(context=640, slots=1, kv_dtype="float16", objective="throughput"),
@@ -182,15 +184,31 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     keys = [*(t.key for t in TARGETS), "lean"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="append", choices=["speed", *tables.TABLES], dest="tables",
+                        help="measure this table (repeatable); by default all, or speed with --only")  # fmt: skip
     parser.add_argument("--only", action="append", choices=keys, metavar="ROW",
-                        help=f"measure this row (repeatable): {', '.join(keys)}; lean is memory and start-up")
+                        help=f"measure this row of speed (repeatable): {', '.join(keys)}; lean is memory and start-up")
+    known = {name: list(dict.fromkeys(t.model for t in found)) for name, found in tables.TABLES.items()}
+    parser.add_argument("--models", type=lambda text: text.split(","), metavar="A,B",
+                        help="measure these models of the other tables: " +
+                        "; ".join(f"{', '.join(names)} ({name})" for name, names in known.items()))  # fmt: skip
     parser.add_argument("--runs", type=int, default=5, help="how often everything is measured (default: 5)")
     parser.add_argument("--quick", action="store_true", help=f"one run, {QUICK_DECODED} tokens: does it work?")
+    parser.add_argument("--layers", type=int, metavar="N",
+                        help="cut the shapes of pipeline and board to N layers: does it work?")  # fmt: skip
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
     parser.add_argument("--clean", action="store_true", help="remove llama.cpp and the models from the cache, and end")
     options = parser.parse_args(arguments)
-    if options.runs < 1:
-        parser.error("--runs must be at least 1")
+    if options.runs < 1 or (options.layers or 1) < 1:
+        parser.error("--runs and --layers must be at least 1")
+    options.tables = options.tables or (["speed"] if options.only else ["speed", *tables.TABLES])
+    if options.models:
+        options.tables = [t for t in options.tables if t in known]
+        there = {model for t in options.tables for model in known[t]}
+        if strange := [m for m in options.models if m not in there]:
+            parser.error(f"--models: {strange[0]} isn't in {' or '.join(options.tables) or 'speed'}")
+    wanted = {t: known[t] for t in options.tables if t in known}
+    options.models = {t: [m for m in names if m in (options.models or names)] for t, names in wanted.items()}
     return options
 
 
@@ -202,20 +220,30 @@ def main() -> None:
         return
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda n, _: sys.exit(128 + n))  # so that everything is ended
-    only = options.only or [*(t.key for t in TARGETS), "lean"]
     runs, decoded = (1, QUICK_DECODED) if options.quick else (options.runs, DECODED)
-    # What isn't the whole table doesn't take its place.
-    name = "speed-part" if options.only or options.quick else "speed"
     machine = {**report.machine(), "commit": commit()}
     try:
-        with ExitStack() as stack:
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgellm-speed-")))
-            results, rows, more = measure([k for k in only if k != "lean"], "lean" in only, runs, decoded, work)
+        with tempfile.TemporaryDirectory(prefix="edgellm-speed-") as temporary:
+            if "speed" in options.tables:
+                _measure_speed(options, machine, runs, decoded, Path(temporary))
+            trial = options.quick or options.layers  # which takes no row's place
+            out = Path(temporary) if trial else options.out
+            for name, wanted in options.models.items():
+                print(tables.measure(name, wanted, runs, decoded, options.layers, machine, out), end="")
+                if not trial:
+                    note(f"{out / name}.md, .json, .png")
     except FAILURES as e:
         sys.exit(f"benchmark: {e}")
     except KeyboardInterrupt:
         sys.exit("benchmark: interrupted; all that it started has ended")
-    machine["load_average_after"] = list(os.getloadavg())
+
+
+def _measure_speed(options: argparse.Namespace, machine: dict, runs: int, decoded: int, work: Path) -> None:
+    only = options.only or [*(t.key for t in TARGETS), "lean"]
+    # What isn't the whole table doesn't take its place.
+    name = "speed-part" if options.only or options.quick else "speed"
+    results, rows, more = measure([k for k in only if k != "lean"], "lean" in only, runs, decoded, work)
+    machine = {**machine, "load_average_after": list(os.getloadavg())}
     more |= {"runs": runs, "decoded_tokens": decoded, "context_tokens": CONTEXT, "prefill_tokens": PREFILL}
     print(write_results(options.out, name, machine, results, rows, more), end="")
     note(f"{options.out / name}.md, .json, .png")

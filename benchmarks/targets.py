@@ -9,16 +9,23 @@ from benchmarks.report import median, number, ratio
 @dataclass(frozen=True)
 class Target:
     """A row: what is measured of which model, and what it must reach. `times` is against the base, which is llama.cpp
-    over RPC, or edgellm itself without speculation, and None in a row that is there to compare with; `share` is of what
-    one core reads. `earlier` is what the base reached when the target was set, on another machine."""
+    beside it, or edgellm itself in another way, and None in a row that is there to compare with; `share` is of what
+    one core reads. `earlier` is what the base reached when the target was set, on another machine. `beside` is the
+    model that edgellm is compared with where the base is edgellm with another model."""
 
     key: str
     title: str
     model: str
-    measure: str  # decode, prefill, pipelined (a prefill too), streams, repeated
+    measure: str  # decode, prefill, pipelined (a prefill too), streams, repeated, bytes, threads
     times: float | None
     share: float | None = None
     earlier: str = "–"
+    beside: str = ""
+
+    @property
+    def own(self) -> bool:
+        """Whether the base is edgellm itself."""
+        return self.measure in ("repeated", "bytes", "threads")
 
 
 TARGETS = (
@@ -31,6 +38,33 @@ TARGETS = (
     Target("1b-streams", "Llama-3.2-1B shape, int4, 4 streams together", "1b-int4", "streams", 4.0, None, "13.6"),
     Target("repeated", "repeated text, SmolLM2, against no speculation", "smollm2", "repeated", 1.5),
 )
+
+# Two workers with a core each, beside llama.cpp over RPC in its best micro-batch.
+PIPELINE = (
+    Target("qwen3-30b-decode", "Qwen3-30B-A3B shape, 12 layers, int4s, decode", "qwen3-30b", "decode", 2.2, 0.75),
+    Target("qwen3-30b-prefill", "the same, prefill of 512", "qwen3-30b", "prefill", 3.0),
+    Target("gpt-oss-20b-decode", "gpt-oss-20b shape, 8 layers, MXFP4, decode", "gpt-oss-20b", "decode", 2.0, 0.70),
+    Target("qwen3.5-4b-decode", "Qwen3.5-4B shape, Q4_K_M, decode", "qwen3.5-4b", "decode", 2.0, 0.75),
+    Target("qwen3.5-4b-prefill", "the same, prefill of 512", "qwen3.5-4b", "prefill", 2.5),
+    Target("gemma3-1b-decode", "Gemma-3-1B shape, Q4_K_M, decode", "gemma3-1b", "decode", 2.0, 0.75),
+    Target("lfm2-8b-decode", "LFM2-8B-A1B shape, 12 layers, Q4_0, decode", "lfm2-8b", "decode", 2.0, 0.70),
+    Target("phi3-q4_k-bytes", "Phi-3-mini shape, Q4_K_M against int4, per byte", "phi3-q4_k", "bytes", 0.9,
+           beside="phi3-int4"),
+)  # fmt: skip
+# One board: two threads each, and llama.cpp without a network.
+BOARD = tuple(
+    Target(f"{model}-{measure}", f"{title}, {measure}{' of 128' * (measure == 'prefill')}", model, measure, times)
+    for model, title, decode, prefill in (
+        ("phi3-int4", "Phi-3-mini shape, Q4_0", 1.05, 2.0),
+        ("phi3-q4_k", "Phi-3-mini shape, Q4_K_M", 1.05, 2.0),
+        ("1b-int4", "Llama-3.2-1B shape, Q4_0", 1.1, 2.0),
+        ("1b-q4_k", "Llama-3.2-1B shape, Q4_K_M", 1.1, 2.0),
+        ("qwen3-0.6b", "Qwen3-0.6B shape, Q4_K_M", 1.3, 3.0),
+        ("smollm2", "SmolLM2-135M real, Q4_1", 2.0, 3.0),
+        ("qwen3-30b-q4_k", "Qwen3-30B-A3B shape, 12 layers, Q4_K_M", 1.1, 2.0),
+    )
+    for measure, times in (("decode", decode), ("prefill", prefill))
+) + (Target("smollm2-threads", "SmolLM2, two threads against one, decode", "smollm2", "threads", 1.25),)
 
 
 @dataclass(frozen=True)
@@ -89,7 +123,7 @@ def make_result(
     A stream's share of the memory is only what it reads for every token, so it is there for decode alone.
     """
     runs = tuple(runs)
-    shares = [(None, None)]
+    shares: list[tuple[float | None, float | None]] = [(None, None)]
     if target.measure == "decode":
         shares = [tuple(_times(side, r.read, b) for side, b in zip((r.ours, r.base), bytes_a_token, strict=True))
                   for r in runs]  # fmt: skip
@@ -116,7 +150,7 @@ def cells(result: Result) -> tuple[str, ...]:
     target = result.target
     base = number(result.base)
     return (
-        target.title, f"{base} (own)" if target.measure == "repeated" and result.base else base, target.earlier,
+        target.title, f"{base} (own)" if target.own and result.base else base, target.earlier,
         number(result.ours), number(result.times), f"≥ {number(target.times)}" if target.times else "",
         percent(result.share), f"≥ {percent(target.share)}" if target.share else "", percent(result.base_share),
         result.verdict,
