@@ -81,8 +81,8 @@ lint: .venv/dev
 	$(BIN)/mypy
 	@echo "$$(grep -rE 'type: ignore' --include=*.py edgellm | wc -l) lines tell mypy to look away"
 
-# Compares speed and memory of two agents with llama.cpp RPC with two workers, into benchmarks/results/. The first run
-# builds llama.cpp and writes some 15 GB of models into the user's cache; `make bench BENCH=--clean` removes them.
+# Compares speed with llama.cpp's, over two workers and on one board, into benchmarks/results/. The first run builds
+# llama.cpp. Models go into the user's cache, up to 15 GB; `make bench BENCH=--clean` removes them.
 bench: .venv/bench
 	$(BIN)/python -m benchmarks.speed $(BENCH)
 

@@ -29,6 +29,7 @@ from edgellm.files import write_atomically
 from edgellm.text.tokenizer import Tokenizer
 
 RESULTS = Path(__file__).parent / "results"
+TEXTS = [TEXT, Path(__file__).parent.parent / "docs/decisions.md"]
 _TIMEOUT_S = 1800.0
 
 
@@ -42,24 +43,28 @@ def peer_logits(gguf: Path, ids: list[int], words: int, threads: int) -> np.ndar
     return np.frombuffer(done.stdout, "<f4").reshape(len(ids), words)
 
 
-def windows_of(text: list[int], tokens: int, count: int) -> list[list[int]]:
-    """Return the first `count` stretches of so many tokens, each after the text's first token, which may be one that
-    begins every prompt. Raises BenchmarkError for a text that is too short."""
-    starts = [1 + i * (tokens - 1) for i in range(count)]
-    if starts[-1] + tokens - 1 > len(text):
-        raise BenchmarkError(f"the text has {len(text)} tokens, {count} windows of {tokens} were asked for")
-    return [[text[0], *text[start : start + tokens - 1]] for start in starts]
+def windows_of(text: list[int], begin: list[int], tokens: int, count: int) -> list[list[int]]:
+    """Return the first stretches of a text, at most `count`, of so many tokens together with those that `begin` each
+    prompt. `text` is without these. Raises BenchmarkError for a text that is too short."""
+    each = tokens - len(begin)
+    found = [begin + text[start : start + each] for start in range(0, len(text) - each + 1, each)][:count]
+    if not found:
+        raise BenchmarkError(f"a text has {len(text)} tokens, {tokens} were asked for")
+    return found
 
 
-def rows_of(name: str, text: str, tokens: int, count: int, kv_dtype: str, work: Path) -> list[Row]:
-    """Return the rows of one built-in model; both sides keep keys and values in float16 by default."""
+def rows_of(name: str, texts: list[str], tokens: int, count: int, kv_dtype: str, work: Path) -> list[Row]:
+    """Return the rows of one built-in model. llama.cpp keeps keys and values in float16."""
     with Progress() as progress:
         gguf = fetch_builtin(name, progress)
         folder = work / name
         manifest = split(open_source(name), folder)
     found: list[tuple[tuple[float, float], tuple[float, float]]] = []
-    for i, ids in enumerate(windows_of(Tokenizer(folder).encode(text), tokens, count)):
-        note(f"{name}: window {i + 1} of {count}")
+    tokenizer = Tokenizer(folder)
+    begin = tokenizer.encode("")
+    windows = [w for text in texts for w in windows_of(tokenizer.encode(text)[len(begin) :], begin, tokens, count)]
+    for i, ids in enumerate(windows):
+        note(f"{name}: window {i + 1} of {len(windows)}")
         expected = reference_logits(manifest, folder, ids)
         ours = divergence(expected, native_logits(manifest, folder, ids, kv_dtype=kv_dtype))
         found.append((ours, divergence(expected, peer_logits(gguf, ids, manifest.vocab_size, report.cores()))))
@@ -77,9 +82,9 @@ def rows_of(name: str, text: str, tokens: int, count: int, kv_dtype: str, work: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(BUILTIN), default=list(BUILTIN))
-    parser.add_argument("--text", type=Path, default=TEXT)
+    parser.add_argument("--text", type=Path, nargs="+", default=TEXTS)
     parser.add_argument("--tokens", type=int, default=512, help="of a window (default: 512)")
-    parser.add_argument("--windows", type=int, default=4, help="of the text (default: 4)")
+    parser.add_argument("--windows", type=int, default=3, help="of each text, at most (default: 3)")
     parser.add_argument("--kv-dtype", default="float16", help="of edgellm's keys and values (default: float16)")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
     options = parser.parse_args()
@@ -87,12 +92,12 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="edgellm-divergence-") as work:
             for name in options.models:
-                text = options.text.read_text()
-                rows += rows_of(name, text, options.tokens, options.windows, options.kv_dtype, Path(work))
+                texts = [path.read_text() for path in options.text]
+                rows += rows_of(name, texts, options.tokens, options.windows, options.kv_dtype, Path(work))
     except FAILURES as e:
         sys.exit(f"benchmarks.divergence: {e}")
     about = (
-        f"{options.windows} windows of {options.tokens} tokens of {options.text.name}, keys and values in "
+        f"windows of {options.tokens} tokens of {', '.join(p.name for p in options.text)}; keys and values in "
         f"{options.kv_dtype}; peer: {peer_build.PACKAGE} {peer_build.VERSION}"
     )
     lines = [(r.name, f"{report.number(r.value)} {r.unit}".strip(), r.limit, r.verdict) for r in rows]
