@@ -17,18 +17,24 @@ def layer_facts(spec: Spec | None, plans: Sequence[ShardPlan]) -> dict[str, Any]
     if spec is None:
         return {}
     by_number = [plan for plan in plans if plan.kind == "layer"]
+    experts = tuple(map(_expert_bytes, spec.layers, by_number))
     return {
         "kv_scales_per_token": tuple(layer.kv_scales_per_token for layer in spec.layers),
         "kv_window_tokens": tuple(layer.kv_window_tokens for layer in spec.layers),
         "state_bytes": tuple(layer.state_bytes for layer in spec.layers),
         "touched_bytes_per_token": tuple(map(_touched_bytes, spec.layers, by_number)),
+        "expert_bytes": experts if any(experts) else (),
     }
+
+
+def _expert_bytes(layer: Layer, plan: ShardPlan) -> int:
+    """Return the bytes of a layer's experts."""
+    names = {part.weight.name for part in layer.experts.expert_projections} if layer.experts else set()
+    return sum(entry.ram_bytes for entry in plan.entries if entry.name in names)
 
 
 def _touched_bytes(layer: Layer, plan: ShardPlan) -> int:
     """Return the bytes of a layer's weights that one token is multiplied with: of experts, those that are chosen."""
-    experts = layer.experts
-    names = {part.weight.name for part in experts.expert_projections} if experts else set()
-    held = sum(entry.ram_bytes for entry in plan.entries if entry.name in names)
+    experts, held = layer.experts, _expert_bytes(layer, plan)
     top_k, count = (experts.router.top_k, experts.router.experts) if experts else (0, 1)
     return plan.ram_bytes - held + -(-held * top_k // count)

@@ -103,6 +103,9 @@ _PLAN_OPTIONS = [
                  metavar="TOKENS", help="Prompt tokens per prefill chunk, at most --context."),
     click.option("--kv-dtype", type=click.Choice(["float16", "float32", "int8"]), default="float16", show_default=True,
                  help="Number format of the KV cache; float32 takes twice the RAM, int8 little more than half."),
+    click.option("--swap-experts", is_flag=True,
+                 help="If a model with experts fits nowhere, let boards read those from disk that their RAM lacks. "
+                      "Much slower; 'plan' tells how slow."),
 ]  # fmt: skip
 
 
@@ -113,7 +116,7 @@ def with_plan_options(command):
     return command
 
 
-def make_settings(manifest, context, slots, chunk, kv_dtype, objective):
+def make_settings(manifest, context, slots, chunk, kv_dtype, objective, swap_experts=False):
     """Return plan settings from options. Raise UsageError if the context is longer than the model's; print a note if a
     chunk would be longer than the context."""
     from edgellm.plan import Settings
@@ -124,4 +127,4 @@ def make_settings(manifest, context, slots, chunk, kv_dtype, objective):
     context = context or min(config.DEFAULT_CONTEXT, most)
     if chunk > context and chunk != config.DEFAULT_CHUNK:
         note(f"--chunk is {chunk}, but a slot holds {context} tokens: chunks will have {context}.")
-    return Settings(context, slots, chunk, kv_dtype, objective)
+    return Settings(context, slots, chunk, kv_dtype, objective, swap_experts)

@@ -44,8 +44,9 @@ def local():
               help="Where to write the cluster file.  [default: the user's config folder]")  # fmt: skip
 @verbose_option
 def local_up(
-    count, models, objective, context, slots, chunk, kv_dtype, ram, how, cache_gb, cache_ram_gb, cluster, verbose
-):
+    count, models, objective, context, slots, chunk, kv_dtype, swap_experts, ram, how, cache_gb, cache_ram_gb, cluster,
+    verbose,
+):  # fmt: skip
     """Start agents on loopback and keep them running, so that questions are answered without delay.
 
     \b
@@ -69,7 +70,9 @@ def local_up(
         raise UsageError(f"{path} describes a cluster of boards. Give another path with --cluster FILE.")
     model_dir, *more = [model.resolve() for model in models or (builtin_model(),)]
     manifests = [Manifest.read(folder) for folder in (model_dir, *more)]
-    settings = [make_settings(manifest, context, slots, chunk, kv_dtype, objective) for manifest in manifests]
+    settings = [
+        make_settings(manifest, context, slots, chunk, kv_dtype, objective, swap_experts) for manifest in manifests
+    ]
     ram_bytes = parse_size(ram, "--ram") if ram else None
     cache = {"cache_gb": cache_gb, "cache_ram_gb": cache_ram_gb}
     limits = {"record": record, "ram_bytes": ram_bytes, "path": how, "more": more, **cache}

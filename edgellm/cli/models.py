@@ -102,7 +102,10 @@ def builtin_model(name: str = config.DEFAULT_MODEL) -> Path:
 @click.option("--explain", is_flag=True, help="Say what each board gets, why, and what would not fit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @verbose_option
-def plan(source, manifest, quantize, boards, objective, context, slots, chunk, kv_dtype, explain, as_json, verbose):
+def plan(
+    source, manifest, quantize, boards, objective, context, slots, chunk, kv_dtype, swap_experts, explain, as_json,
+    verbose,
+):  # fmt: skip
     """Show which board would hold which layers, without asking any board.
 
     The model is a split one (--manifest) or a SOURCE as for split, of which only headers are read. For a model that
@@ -112,9 +115,10 @@ def plan(source, manifest, quantize, boards, objective, context, slots, chunk, k
     Examples:
       edgellm plan Qwen3-30B-A3B/config.json --quantize int4 --board pi1=16GB@9GB/s,pi2=8GB@6GB/s
       edgellm plan --manifest phi3 --board pi1=3.1GB,pi2=3.1GB --explain
+      edgellm plan --manifest qwen3-30b-a3b --board pi1=7GB,pi2=7GB --swap-experts
       edgellm plan --manifest phi3 --board pi1=3.1GB@25ms --board pc=6GB@40ms --objective throughput
     """
-    from edgellm.plan import explain_dict, explain_text, make_plan, parse_boards
+    from edgellm.plan import degraded_lines, explain_dict, explain_text, make_plan, parse_boards
     from edgellm.shards.manifest import Manifest
 
     if (source is None) == (manifest is None):
@@ -127,7 +131,7 @@ def plan(source, manifest, quantize, boards, objective, context, slots, chunk, k
         with Progress() as progress:
             model = imagine(source, quantize, progress)
     capacities = parse_boards(boards, model)
-    settings = make_settings(model, context, slots, chunk, kv_dtype, objective)
+    settings = make_settings(model, context, slots, chunk, kv_dtype, objective, swap_experts)
     made = make_plan(model, capacities, settings, epoch=1)
     if as_json:
         content = {"plan": made.to_dict()}
@@ -139,6 +143,8 @@ def plan(source, manifest, quantize, boards, objective, context, slots, chunk, k
     else:
         for section in made.sections:
             click.echo(f"{section.board}: {section}")
+        for line in degraded_lines(made, model, capacities):
+            note(line)
 
 
 @click.command()

@@ -6,6 +6,7 @@ costs.py      what layers, tokens and groups of answers cost on a board
 fleet.py      boards as the searches count them, in integers
 search.py     the exact search over boards, orders and cuts
 make.py       make_plan, check_plan
+swap.py       what sections cost whose experts don't fit into RAM
 short.py      what is missing if a model doesn't fit, and what would fit
 words.py      times and sizes for people
 fewest.py     the search for the fewest bytes to load
@@ -16,10 +17,11 @@ boards.py     boards typed on a command line ("pi1=3.1GB@25ms")
 """
 
 from edgellm.plan.boards import parse_board, parse_boards, parse_size
-from edgellm.plan.explain import explain_dict, explain_move, explain_move_dict, explain_text
+from edgellm.plan.explain import degraded_lines, explain_dict, explain_move, explain_move_dict, explain_text
 from edgellm.plan.make import check_lengths, check_plan, make_plan
 from edgellm.plan.needs import Needs, SectionNeed, headroom_bytes, section_need, usable_bytes
 from edgellm.plan.rebalance import GAIN, Move, next_plan
+from edgellm.plan.swap import Swapping, swapping
 from edgellm.plan.types import BOARD_NAME, KV_DTYPES, OBJECTIVES, Capacity, Plan, Section, Settings
 
 __all__ = [
@@ -34,8 +36,10 @@ __all__ = [
     "Section",
     "SectionNeed",
     "Settings",
+    "Swapping",
     "check_lengths",
     "check_plan",
+    "degraded_lines",
     "explain_dict",
     "explain_move",
     "explain_move_dict",
@@ -47,5 +51,6 @@ __all__ = [
     "parse_boards",
     "parse_size",
     "section_need",
+    "swapping",
     "usable_bytes",
 ]

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import permutations
 
 from edgellm.errors import PlanError
-from edgellm.plan.fleet import Kind, kinds
+from edgellm.plan.fleet import Kind
 from edgellm.plan.make import plan_of
 from edgellm.plan.needs import Needs
 from edgellm.plan.rebalance import GAIN, SLACK, Held, Move, next_plan, to_load
-from edgellm.plan.search import Cut
+from edgellm.plan.search import Cut, usable_kinds
 from edgellm.plan.types import Capacity, Plan, Settings
 from edgellm.plan.words import ms, size
 from edgellm.shards.manifest import Manifest
@@ -97,7 +97,8 @@ class _Judge:
     ):  # fmt: skip
         self._manifest, self._capacities, self._settings, self._held = manifest, capacities, settings, held or {}
         self._needs = Needs(manifest, settings)
-        self._kinds = {c.board: k for c, k in zip(capacities, kinds(capacities, self._needs, shards), strict=True)}
+        boards = usable_kinds(capacities, self._needs, shards)
+        self._kinds = {c.board: k for c, k in zip(capacities, boards, strict=True)}
         self._index = {c.board: i for i, c in enumerate(capacities)}
 
     def figure_ns(self, plan: Plan) -> int:
@@ -135,7 +136,7 @@ class _Judge:
 
     def _fits(self, kind: Kind, cut: Cut) -> bool:
         stored = kind.stored is None or kind.stored[cut.start] >= cut.end
-        return stored and self._needs.total(cut.start, cut.end) <= kind.usable_bytes
+        return stored and self._needs.least(cut.start, cut.end, kind.swaps) <= kind.usable_bytes
 
     def _token_ns(self, plan: Plan) -> int:
         alone = len(plan.sections) == 1

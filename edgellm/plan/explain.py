@@ -1,17 +1,18 @@
 """Explains a plan and a move: who gets what, how fast it is, which boards aren't used and why, what would not fit."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from edgellm.errors import PlanError
 from edgellm.plan.costs import group_size
-from edgellm.plan.fleet import Kind, kinds
+from edgellm.plan.fleet import Kind
 from edgellm.plan.make import check_request
 from edgellm.plan.needs import Needs, offer_for, usable_bytes
 from edgellm.plan.rebalance import Move
-from edgellm.plan.search import ALIKE, is_exact, token_ns_using_all
+from edgellm.plan.search import ALIKE, allowed_kinds, is_exact, token_ns_using_all
 from edgellm.plan.short import largest_context, largest_slots
+from edgellm.plan.swap import swapping
 from edgellm.plan.types import Capacity, Plan, Section, Settings
 from edgellm.plan.words import ms, size
 from edgellm.shards.manifest import Manifest
@@ -34,6 +35,7 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         need = needs.of(section.start, section.end)
         usable = usable_bytes(capacity.ram_bytes)
         alone = len(plan.sections) == 1
+        waits = swapping(needs, capacity, section.start, section.end)
         sections.append(
             {
                 "board": section.board,
@@ -47,7 +49,8 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
                 "kv_bytes": need.kv,
                 "state_bytes": need.state,
                 "activations_bytes": need.activations,
-                "free_bytes": usable - need.total,
+                "free_bytes": max(0, usable - need.total) if plan.swap_experts else usable - need.total,
+                "degraded": None if waits is None else asdict(waits),
                 "stage_s": kind.token.of(section.start, section.end, alone) / 1e9,
                 "turn_s": kind.turn.of(section.start, section.end, alone) / 1e9,
             }
@@ -96,6 +99,7 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         *_table(rows),
         "",
         *_windows(facts["kept_tokens"], plan.context),
+        *degraded_lines(plan, manifest, capacities),
         f"one answer:   {facts['tokens_per_s']:.1f} tokens/s, {ms(facts['token_s'])} a token (predicted)",
         f"many at once: {facts['pipelined_tokens_per_s']:.1f} tokens/s together, with as many of prompts; the slowest "
         f"stage is {facts['slowest_board']}: {ms(facts['slowest_stage_s'])} for a token of {_answers(facts['group'])}",
@@ -103,6 +107,17 @@ def explain_text(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         *(f"wouldn't fit: {text}" for text in facts["would_not_fit"]),
     ]
     return "\n".join(lines)
+
+
+def degraded_lines(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -> list[str]:
+    """Return a line for each board whose experts don't fit into its RAM: how many do, and how long a token waits."""
+    needs, by_name = Needs(manifest, plan.settings), _by_name(manifest, capacities, plan.settings)
+    alone, lines = len(plan.sections) == 1, []
+    for s in plan.sections:
+        capacity, kind = by_name[s.board]
+        if (waits := swapping(needs, capacity, s.start, s.end)) is not None:
+            lines.append(f"degraded:     {s.board}: {waits.words(kind.token.of(s.start, s.end, alone) / 1e9)}")
+    return lines
 
 
 def _touched(manifest: Manifest, section: Section) -> int:
@@ -229,14 +244,14 @@ def _by_name(
 ) -> dict[str, tuple[Capacity, Kind]]:
     """Return each board's capacity, and its times: turns too, whatever the plan's objective is."""
     needs = Needs(manifest, replace(settings, objective="throughput"))
-    return {c.board: (c, kind) for c, kind in zip(capacities, kinds(capacities, needs), strict=True)}
+    return {c.board: (c, kind) for c, kind in zip(capacities, allowed_kinds(capacities, needs), strict=True)}
 
 
 def _why_unused(
     plan: Plan, needs: Needs, by_name: dict[str, tuple[Capacity, Kind]], unused: Capacity, slowest_s: float
 ) -> str:
     name, kind = unused.board, by_name[unused.board][1]
-    smallest = min(needs.total(i, i + 1) for i in range(needs.num_layers))
+    smallest = min(needs.least(i, i + 1, kind.swaps) for i in range(needs.num_layers))
     if kind.usable_bytes < smallest:
         return (
             f"holds not even one layer: {size(kind.usable_bytes)} of its {size(unused.ram_bytes)} are usable, "
@@ -290,7 +305,7 @@ def _would_not_fit(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity
     context = max(largest_context(manifest, capacities, settings, manifest.max_seq_len), settings.context)
     if context + 64 <= manifest.max_seq_len:
         texts.append(f"a context over {context} with {settings.slots} slot{'s' * (settings.slots > 1)}")
-    whole = needs.total(0, plan.num_layers)
+    whole = needs.least(0, plan.num_layers, plan.swap_experts)
     largest = max(capacities, key=lambda c: c.ram_bytes)
     if whole > usable_bytes(largest.ram_bytes):
         texts.append(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, count
 from typing import NamedTuple
 
-from edgellm.plan.fleet import INFINITE, NS, Choices, Fleet, Kind, Price, cheapest, reach, time_price, turns_of
+from edgellm.plan.fleet import INFINITE, NS, Choices, Fleet, Kind, Price, cheapest, plain_offer, reach, time_price, turns_of
 from edgellm.plan.needs import Needs
 from edgellm.plan.search import Cut
 from edgellm.shards.manifest import Manifest
@@ -68,7 +68,9 @@ class Fewest:
 
     def cuts(self, limit_ns: int, best_ns: int = 0) -> list[Cut] | None:
         """Return the plan of the least cost whose figure is at most `limit_ns`, as evenly cut as that allows; None if
-        it finds none. `best_ns`: no plan's figure is less."""
+        it finds none, and where experts don't fit into RAM. `best_ns`: no plan's figure is less."""
+        if any(board.swaps for board in self._boards):
+            return None
         self._kinds, self._members, self._choices = _choices(self._needs, self._boards)
         self._prices = [_price(load_price(self._manifest, k.holds), time_price(k)) for k in self._kinds]
         found = [
@@ -176,7 +178,9 @@ class Fewest:
 
     def _least(self, reaches: Sequence[Sequence[int]], prices: Sequence[Price]) -> "_Path | None":
         """Return the cheapest path of several stages at these prices; None if there is none."""
-        table = cheapest(self._n, self._choices, reaches, prices)
+        table = cheapest(
+            self._n, self._choices, [[plain_offer(*of)] for of in zip(reaches, prices, strict=True)]
+        )
         state, start = min(range(len(table)), key=lambda state: table[state][0]), 0
         if table[state][0] >= INFINITE:
             return None

@@ -9,8 +9,9 @@ from itertools import combinations, product
 from math import prod
 from typing import NamedTuple
 
-from edgellm.plan.costs import group_size, layer_sums, load_of
+from edgellm.plan.costs import PROMPT_TOKENS, group_size, layer_sums, load_of
 from edgellm.plan.needs import Needs, usable_bytes
+from edgellm.plan.swap import Over, over, touched_share
 from edgellm.plan.types import Capacity
 from edgellm.shards.manifest import Manifest
 
@@ -26,16 +27,19 @@ Choices = list[list[tuple[int, int]]]  # by state: (kind that is put in front, s
 
 class Times(NamedTuple):
     """What sections take on a board in ns, as sums of prefixes: `layers[end] - layers[start]`, and the head's time if
-    it has the head, and a hop's unless it is the only section."""
+    it has the head, and a hop's unless it is the only section. With `over`, also the time that it waits for experts
+    that don't fit into RAM."""
 
     layers: tuple[int, ...]
     head: int
     hop: int
+    over: Over | None = None
 
     def of(self, start: int, end: int, alone: bool = False) -> int:
         """Return the time of section [start, end), the hop out of it included unless it is the only one."""
         layers = self.layers
-        return layers[end] - layers[start] + (end == len(layers) - 1) * self.head + (not alone) * self.hop
+        waits = 0 if self.over is None else self.over.of(start, end)
+        return layers[end] - layers[start] + (end == len(layers) - 1) * self.head + (not alone) * self.hop + waits
 
 
 class Kind(NamedTuple):
@@ -44,7 +48,8 @@ class Kind(NamedTuple):
     `token` is the time of one token that is decoded alone, `turn` what "throughput" compares: how long a group of
     answers keeps the board busy (costs.py). For "latency" it is the same as `token`. `stored` has for every start the
     furthest end of a section whose shards lie on the board's disk; None: any shard can be brought to it. `holds` is the
-    section that it has loaded; only the search for few bytes looks at that.
+    section that it has loaded; only the search for few bytes looks at that. With `swaps`, experts may take more than
+    `usable_bytes`.
     """
 
     usable_bytes: int
@@ -52,6 +57,7 @@ class Kind(NamedTuple):
     turn: Times
     stored: tuple[int, ...] | None = None
     holds: tuple[int, int] | None = None
+    swaps: bool = False
 
 
 class Fleet(NamedTuple):
@@ -100,10 +106,11 @@ class Fleet(NamedTuple):
 
 
 def kinds(
-    capacities: Sequence[Capacity], needs: Needs, shards: Mapping[str, Set[str]] | None = None
+    capacities: Sequence[Capacity], needs: Needs, shards: Mapping[str, Set[str]] | None = None, *, swaps: bool = False
 ) -> list[Kind]:
     """Return the capacities as the search counts them for this model and these settings. With `shards`, the names of
-    the shard files on each board's disk, a board gets only sections whose shards it has."""
+    the shard files on each board's disk, a board gets only sections whose shards it has. With `swaps`, experts may take
+    more RAM than there is, and tokens wait for them."""
     manifest, settings = needs.manifest, needs.settings
     loads = [load_of(c, capacities) for c in capacities]
     group = group_size(settings.slots, len(capacities), manifest.num_layers)
@@ -111,13 +118,19 @@ def kinds(
     for capacity, load in zip(capacities, loads, strict=True):
         hop = round(capacity.hop_s * 1e9)
 
-        def times(layer_s: float, head_s: float, hop: int = hop) -> Times:
-            return Times(tuple(layer_sums(manifest, round(layer_s * 1e9))), round(head_s * 1e9), hop)
+        def times(layer_s: float, head_s: float, share: float, capacity: Capacity = capacity, hop: int = hop) -> Times:
+            waits = over(needs, capacity, share) if swaps else None
+            return Times(tuple(layer_sums(manifest, round(layer_s * 1e9))), round(head_s * 1e9), hop, waits)
 
-        token = times(capacity.layer_s, capacity.head_s)
-        turn = times(load.turn_layer_s(group), load.turn_head_s(group)) if settings.objective == "throughput" else token
+        turn = token = times(capacity.layer_s, capacity.head_s, touched_share(manifest))
+        if settings.objective == "throughput":
+            # A chunk's tokens wait together, and so do those of a group.
+            share = PROMPT_TOKENS * group * touched_share(manifest, settings.chunk) / settings.chunk
+            turn = times(
+                load.turn_layer_s(group), load.turn_head_s(group), share + touched_share(manifest, group)
+            )  # fmt: skip
         there = None if shards is None else stored(manifest, shards.get(capacity.board, frozenset()))
-        found.append(Kind(usable_bytes(capacity.ram_bytes), token, turn, there))
+        found.append(Kind(usable_bytes(capacity.ram_bytes), token, turn, there, swaps=swaps))
     return found
 
 
@@ -166,19 +179,26 @@ def _weakest(boards: list[Kind]) -> Kind:
         _slowest([b.token for b in boards]),
         _slowest([b.turn for b in boards]),
         stored=tuple(map(min, *stored)) if len(stored) > 1 else stored[0] if stored else None,
+        swaps=all(b.swaps for b in boards),
     )
 
 
 def _slowest(times: list[Times]) -> Times:
     # All are the same multiples of a layer's time, so the last sum tells which are the largest.
-    return Times(max((t.layers for t in times), key=max), max(t.head for t in times), max(t.hop for t in times))
+    waits = [t.over for t in times if t.over is not None]
+    over = waits[0]._replace(spare=min(w.spare for w in waits), ns=max(w.ns for w in waits)) if waits else None
+    return Times(max((t.layers for t in times), key=max), max(t.head for t in times), max(t.hop for t in times), over)
 
 
 def turns_of(kinds_: Sequence[Kind]) -> set[int]:
     """Return every turn that a section among several may take on these kinds, in ns."""
     turns = set()
     for kind in kinds_:
-        layers, head, hop = kind.turn
+        layers, head, hop, waits = kind.turn
+        if waits is not None:
+            ends = range(len(layers))
+            turns |= {kind.turn.of(start, end) for start, end in combinations(ends, 2)}
+            continue
         between = {b - a for a, b in combinations(layers[:-1], 2)}
         turns |= {ns + hop for ns in between} | {layers[-1] - ns + head + hop for ns in layers[:-1]}
     return turns
@@ -200,7 +220,7 @@ def reach(needs: Needs, board: Kind, limit: int | None) -> list[int]:
     for start in range(n):
         end = max(end, start)
         stored = n if board.stored is None else board.stored[start]
-        while end < stored and needs.total(start, end + 1) <= board.usable_bytes:
+        while end < stored and needs.least(start, end + 1, board.swaps) <= board.usable_bytes:
             if limit is not None and board.turn.of(start, end + 1) > limit:
                 break
             end += 1
@@ -224,40 +244,67 @@ class Price(NamedTuple):
 
 
 def time_price(kind: Kind) -> Price:
-    """Return a token's time as a cost: in units of a nanosecond / NS, the hop included."""
+    """Return a token's time as a cost: in units of a nanosecond / NS, the hop included, but no waiting for experts."""
     token = kind.token
     return Price([ns * NS for ns in token.layers], token.hop * NS + STAGE, 0, token.head * NS)
 
 
-def cheapest(
-    num_layers: int, choices: Choices, reaches: Sequence[Sequence[int]], prices: Sequence[Price]
-) -> list[list[int]]:
-    """Return cost[state][start]: the least cost at which exactly these boards hold [start, num_layers), at start 0 in
-    several sections.
+class Offer(NamedTuple):
+    """Sections that a kind of board takes at one price: [start, end) for any end in (after[start], reach[start]]."""
 
-    The board put in front takes [start, end) for any end in (start, reach[start]]. Its cost is a difference of sums, so
-    the best end is the minimum over a sliding window: one pass over the layers per state and kind.
+    after: Sequence[int]
+    reach: Sequence[int]
+    price: Price
+
+
+def time_offers(needs: Needs, kind: Kind, limit: int | None) -> list[Offer]:
+    """Return what sections take on a kind of board: those that fit, and those that wait for experts."""
+    ends, price = reach(needs, kind, limit), time_price(kind)
+    if (waits := kind.token.over) is None:
+        return [plain_offer(ends, price)]
+    fits = [min(a, b) for a, b in zip(reach(needs, kind._replace(swaps=False), limit), ends, strict=True)]
+    layers = [ns + waits.layers_ns(end) * NS for end, ns in enumerate(price.layers)]
+    slower = Price(
+        layers, price.stage + waits.fixed_ns * NS, price.first + waits.first_ns * NS, price.last + waits.last_ns * NS
+    )
+    return [plain_offer(fits, price), Offer(fits, ends, slower)]
+
+
+def plain_offer(ends: Sequence[int], price: Price) -> Offer:
+    """Return all sections up to `ends` at one price."""
+    return Offer(range(len(ends)), ends, price)
+
+
+def cheapest(num_layers: int, choices: Choices, offers: Sequence[Sequence[Offer]]) -> list[list[int]]:
+    """Return cost[state][start]: the least cost at which exactly these boards hold [start, num_layers), at start 0 in
+    several sections. `offers` are those of each kind.
+
+    The board put in front takes a section of one of its offers. Its cost is a difference of sums, so the best end is
+    the minimum over a sliding window: one pass over the layers per state and offer.
     """
     n = num_layers
     costs = [[INFINITE] * n + [0]]
     for fronts in choices[1:]:
         row = [INFINITE] * (n + 1)
         for k, before in fronts:
-            rest, ends, (layers, stage, first, last) = costs[before], reaches[k], prices[k]
-            window: deque[tuple[int, int]] = deque()  # (cost up to a constant, end): ends fall, costs rise
-            for start in range(n - 1, -1, -1):
-                end = start + 1
-                if rest[end] < INFINITE:
-                    cost = rest[end] + layers[end] + (last if end == n else 0)
-                    while window and window[-1][0] >= cost:
-                        window.pop()
-                    window.append((cost, end))
-                most = ends[start] if start else min(ends[0], n - 1)
-                while window and window[0][1] > most:
-                    window.popleft()
-                if window:
-                    cost = window[0][0] - layers[start] + stage + (0 if start else first)
-                    if cost < row[start]:
-                        row[start] = cost
+            rest = costs[before]
+            for after, ends, (layers, stage, first, last) in offers[k]:
+                window: deque[tuple[int, int]] = deque()  # (cost up to a constant, end): ends fall, costs rise
+                end = n + 1
+                for start in range(n - 1, -1, -1):
+                    while end > after[start] + 1:
+                        end -= 1
+                        if rest[end] < INFINITE:
+                            cost = rest[end] + layers[end] + (last if end == n else 0)
+                            while window and window[-1][0] >= cost:
+                                window.pop()
+                            window.append((cost, end))
+                    most = ends[start] if start else min(ends[0], n - 1)
+                    while window and window[0][1] > most:
+                        window.popleft()
+                    if window:
+                        cost = window[0][0] - layers[start] + stage + (0 if start else first)
+                        if cost < row[start]:
+                            row[start] = cost
         costs.append(row)
     return costs

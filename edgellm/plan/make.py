@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from edgellm.errors import PlanError
 from edgellm.limits import MAX_STEP_BYTES
-from edgellm.plan.fleet import kinds
 from edgellm.plan.needs import Needs, section_need, usable_bytes
-from edgellm.plan.search import Cut, search
+from edgellm.plan.search import Cut, search, usable_kinds
 from edgellm.plan.short import too_large
 from edgellm.plan.types import Capacity, Plan, Section, Settings
 from edgellm.plan.words import describe, size
@@ -21,7 +20,7 @@ def make_plan(manifest: Manifest, capacities: Sequence[Capacity], settings: Sett
     """
     check_request(manifest, capacities, settings)
     needs = Needs(manifest, settings)
-    cuts = search(needs, kinds(capacities, needs), settings.objective)
+    cuts = search(needs, usable_kinds(capacities, needs), settings.objective)
     if cuts is None:
         raise too_large(manifest, capacities, settings)
     return plan_of(cuts, manifest, capacities, settings, epoch)
@@ -57,7 +56,7 @@ def check_plan(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity]) -
         if (offer := offers.get(section.board)) is None:
             continue
         need = section_need(manifest, plan.settings, section.start, section.end)
-        if need.total > usable_bytes(offer.ram_bytes):
+        if need.least(plan.swap_experts) > usable_bytes(offer.ram_bytes):
             raise PlanError(
                 f"board {section.board} offers {size(offer.ram_bytes)}, {size(usable_bytes(offer.ram_bytes))} of it "
                 f"usable; {section} need {describe(need)}. Free some RAM there, or plan again."

@@ -35,6 +35,7 @@ class SectionNeed:
     kv: int
     activations: int
     state: int = 0  # of recurrent layers, in all slots
+    experts: int = 0  # of the weights
 
     @property
     def slots(self) -> int:
@@ -44,6 +45,10 @@ class SectionNeed:
     @property
     def total(self) -> int:
         return self.weights + self.slots + self.activations
+
+    def least(self, swap_experts: bool) -> int:
+        """Return what has to be in RAM: all, or with `swap_experts` all but the experts."""
+        return self.total - (self.experts if swap_experts else 0)
 
 
 class Needs:
@@ -64,6 +69,7 @@ class Needs:
         kv = (slots * kv_bytes(*layer, context, kv_dtype) for layer in layers)
         self._kv = [0, *accumulate(kv)]
         self._state = [0, *accumulate(slots * state for state in manifest.state_bytes)]
+        self._experts = [0, *accumulate(manifest.expert_bytes or [0] * manifest.num_layers)]
         self._embedding = manifest.embedding.ram_bytes
         self._head = manifest.head.ram_bytes
         # One pass holds a chunk of one prompt, or a token of every slot with drafts up to as many as one step may have.
@@ -75,6 +81,10 @@ class Needs:
         self._activations = 4 * tokens * (activations + mask + buffers)
         # Beside the logits: the sampler's scratch, some of it in float64, and one row a sequence with a repeat penalty.
         self._logits = 4 * (choices + 8 + settings.slots) * manifest.vocab_size
+        # The same as sums: of what layers need, and what any section needs beside them, the first and the last one.
+        self.layer_sums = tuple(map(sum, zip(self._weights, self._kv, self._state, strict=True)))
+        self.fixed_bytes = self._activations
+        self.first_bytes, self.last_bytes = self._embedding, self._head + self._logits
 
     def of(self, start: int, end: int) -> SectionNeed:
         """Return the need of section [start, end)."""
@@ -84,17 +94,25 @@ class Needs:
             kv=self._kv[end] - self._kv[start],
             activations=self._activations + last * self._logits,
             state=self._state[end] - self._state[start],
+            experts=self.experts(start, end),
         )
 
     def total(self, start: int, end: int) -> int:
         """Return `of(start, end).total`, without the object."""
-        need = self._weights[end] - self._weights[start] + self._kv[end] - self._kv[start] + self._activations
-        need += self._state[end] - self._state[start]
+        need = self.layer_sums[end] - self.layer_sums[start] + self.fixed_bytes
         if start == 0:
-            need += self._embedding
+            need += self.first_bytes
         if end == self.num_layers:
-            need += self._head + self._logits
+            need += self.last_bytes
         return need
+
+    def least(self, start: int, end: int, swap_experts: bool) -> int:
+        """Return `of(start, end).least(swap_experts)`, without the object."""
+        return self.total(start, end) - (self.experts(start, end) if swap_experts else 0)
+
+    def experts(self, start: int, end: int) -> int:
+        """Return the bytes of the experts of layers [start, end)."""
+        return self._experts[end] - self._experts[start]
 
 
 def section_need(manifest: Manifest, settings: Settings, start: int, end: int) -> SectionNeed:

@@ -14,7 +14,7 @@ from edgellm.plan.fewest import Cost, Fewest
 from edgellm.plan.fleet import Kind, kinds
 from edgellm.plan.make import check_request, manifest_sha256, plan_of
 from edgellm.plan.needs import Needs
-from edgellm.plan.search import Cut, fastest, fits, search
+from edgellm.plan.search import Cut, fastest, fits, search, usable_kinds
 from edgellm.plan.short import too_large
 from edgellm.plan.types import Capacity, Plan, Section, Settings
 from edgellm.plan.words import ms, size
@@ -74,7 +74,7 @@ def next_plan(
         held = {s.board: (s.start, s.end) for s in same.sections} if same else {}
     held = {board: there for board, there in held.items() if there and 0 <= there[0] < there[1] <= manifest.num_layers}
     needs = Needs(manifest, settings)
-    boards = kinds(capacities, needs, shards)
+    boards = usable_kinds(capacities, needs, shards)
     fewest = Fewest(
         manifest,
         needs,
@@ -171,7 +171,7 @@ def _forced(
             f"({current.manifest_sha256[:12]})"
         )
     if current.settings != settings:
-        old, new = current.settings.to_dict(), settings.to_dict()
+        old, new = vars(current.settings), vars(settings)
         return ", ".join(f"{name} is {new[name]} instead of {old[name]}" for name in new if new[name] != old[name])
     by_name = {c.board: (c, kind) for c, kind in zip(capacities, boards, strict=True)}
     if gone := [s for s in current.sections if s.board not in by_name]:
@@ -180,7 +180,8 @@ def _forced(
         capacity, kind = by_name[section.board]
         # What runs may use its headroom up: free RAM wavers, and that is what the headroom is for.
         runs = held.get(section.board) == (section.start, section.end)
-        if (need := needs.total(section.start, section.end)) > (capacity.ram_bytes if runs else kind.usable_bytes):
+        need = needs.least(section.start, section.end, kind.swaps)
+        if need > (capacity.ram_bytes if runs else kind.usable_bytes):
             return (
                 f"board {section.board} offers {size(capacity.ram_bytes)}, {size(kind.usable_bytes)} of it usable, "
                 f"and its {section} need {size(need)}"

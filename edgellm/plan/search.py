@@ -6,11 +6,12 @@ per cent are planned as if they all were the weakest of them, with as few per ce
 yet may not be the best.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
-from edgellm.plan.fleet import INFINITE, NS, STAGE, Fleet, Kind, cheapest, reach, time_price, turns_of
+from edgellm.plan.fleet import INFINITE, NS, STAGE, Fleet, Kind, cheapest, kinds, reach, time_offers, turns_of
 from edgellm.plan.needs import Needs
+from edgellm.plan.types import Capacity
 
 ALIKE = 50  # plans are as fast as each other if they differ by a fiftieth, which is less than measurements vary
 MAX_ROOM_STATES = 512  # beyond (10 boards that all differ), the fastest plan is taken however full its boards are
@@ -34,7 +35,8 @@ def search(needs: Needs, boards: Sequence[Kind], objective: str) -> list[Cut] | 
     one. Then boards listed earlier come first, and layers are spread as evenly as all this allows.
     """
     best = fastest(needs, boards, objective)
-    if best is None or Fleet.of(needs, boards).num_states > MAX_ROOM_STATES:
+    full = any(board.swaps for board in boards)  # of plans that wait for experts none has room
+    if best is None or full or Fleet.of(needs, boards).num_states > MAX_ROOM_STATES:
         return best
     return _roomiest(needs, boards, objective, best)
 
@@ -108,6 +110,24 @@ def fits(needs: Needs, boards: Sequence[Kind]) -> bool:
     return _covers_all(needs, fleet, None) or (fleet.is_coarse and _largest_first(needs, boards) is not None)
 
 
+def usable_kinds(
+    capacities: Sequence[Capacity], needs: Needs, shards: Mapping[str, Set[str]] | None = None
+) -> list[Kind]:
+    """Return the capacities as a search counts them. Only if nothing fits on them, and the settings allow it, experts
+    may take more RAM than there is."""
+    boards = kinds(capacities, needs, shards)
+    return boards if fits(needs, boards) else allowed_kinds(capacities, needs, shards)
+
+
+def allowed_kinds(
+    capacities: Sequence[Capacity], needs: Needs, shards: Mapping[str, Set[str]] | None = None
+) -> list[Kind]:
+    """Return the capacities as a search counts them, with experts that may take more RAM than there is if the settings
+    allow it."""
+    swaps = needs.settings.swap_experts and any(needs.manifest.expert_bytes)
+    return kinds(capacities, needs, shards, swaps=swaps)
+
+
 def is_exact(needs: Needs, boards: Sequence[Kind]) -> bool:
     """Return whether a search over these boards is exact."""
     return not Fleet.of(needs, boards).is_coarse
@@ -156,9 +176,8 @@ def _longest_turn(needs: Needs, fleet: Fleet) -> int | None:
 def _cheapest(needs: Needs, fleet: Fleet, limit: int | None) -> list[list[int]]:
     """Return cost[state][start]: the least time in which exactly these boards can hold [start, num_layers), hops
     included."""
-    n = needs.num_layers
-    reaches = [reach(needs, kind, limit) for kind in fleet.kinds]
-    return cheapest(n, fleet.choices(), reaches, [time_price(kind) for kind in fleet.kinds])
+    offers = [time_offers(needs, kind, limit) for kind in fleet.kinds]
+    return cheapest(needs.num_layers, fleet.choices(), offers)
 
 
 def _cheapest_order(needs: Needs, fleet: Fleet, limit: int | None, most: int) -> tuple[list[int] | None, int]:

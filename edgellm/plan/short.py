@@ -5,11 +5,11 @@ from dataclasses import replace
 from functools import partial
 
 from edgellm.errors import PlanError
-from edgellm.plan.fleet import Kind, kinds
+from edgellm.plan.fleet import Kind
 from edgellm.plan.needs import Needs, offer_for, section_need, usable_bytes
-from edgellm.plan.search import fits
+from edgellm.plan.search import allowed_kinds, fastest, fits
 from edgellm.plan.types import Capacity, Settings
-from edgellm.plan.words import describe, size
+from edgellm.plan.words import describe, ms, size
 from edgellm.shards.manifest import Manifest
 
 CONTEXT_STEP = 64  # suggested contexts are multiples of it
@@ -19,14 +19,14 @@ _INT4, _INT8, _16_BIT, _32_BIT = 20 / 32, 34 / 32, 2.0, 4.0
 
 def largest_slots(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, most: int) -> int:
     """Return the most slots, up to `most`, with which the model fits at this context; 0 if none do."""
-    boards = kinds(capacities, Needs(manifest, settings))
+    boards = allowed_kinds(capacities, Needs(manifest, settings))
     return _largest(0, most, lambda slots: fits(Needs(manifest, replace(settings, slots=slots)), boards))
 
 
 def largest_context(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings, most: int) -> int:
     """Return the longest context, a multiple of CONTEXT_STEP up to `most`, that fits with these slots; 0 if none does.
     """
-    boards = kinds(capacities, Needs(manifest, settings))
+    boards = allowed_kinds(capacities, Needs(manifest, settings))
 
     def ok(steps: int) -> bool:
         return fits(Needs(manifest, replace(settings, context=steps * CONTEXT_STEP)), boards)
@@ -68,6 +68,7 @@ def too_large(manifest: Manifest, capacities: Sequence[Capacity], settings: Sett
     ways = [
         *less_kv(manifest, capacities, settings),
         *([f"split with --quantize {bits[0]} ({bits[1]})"] if bits else []),
+        *swapped(manifest, capacities, settings),
         *more_boards(manifest, capacities, settings),
     ]
     whole = section_need(manifest, settings, 0, manifest.num_layers).total
@@ -99,6 +100,21 @@ def less_kv(manifest: Manifest, capacities: Sequence[Capacity], settings: Settin
     return ways
 
 
+def swapped(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings) -> list[str]:
+    """Return that the model would fit if experts were swapped, and how slow it would be."""
+    needs = Needs(manifest, replace(settings, swap_experts=True))
+    if settings.swap_experts or not any(manifest.expert_bytes):
+        return []
+    boards = allowed_kinds(capacities, needs)
+    if (cuts := fastest(needs, boards, "latency")) is None:
+        return []
+    token_ns = sum(boards[c.board].token.of(c.start, c.end, len(cuts) == 1) for c in cuts)
+    return [
+        f"with --swap-experts (edgellm_swap_experts), degraded: experts that don't fit into RAM come from the disks, "
+        f"and a token takes {ms(token_ns / 1e9)}"
+    ]
+
+
 def lower_bits(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings) -> tuple[str, str] | None:
     """Return the first quantization with which the model would fit, and how much smaller it is; None if there is none.
     """
@@ -113,7 +129,7 @@ def lower_bits(manifest: Manifest, capacities: Sequence[Capacity], settings: Set
             for s in manifest.shards
         )
         needs = Needs(replace(manifest, shards=smaller), settings)
-        if fits(needs, kinds(capacities, needs)):
+        if fits(needs, allowed_kinds(capacities, needs)):
             now, then = (size(sum(s.ram_bytes for s in shards)) for shards in (manifest.shards, smaller))
             return quantization, f"about {then} of weights instead of {now}"
     return None
@@ -140,11 +156,11 @@ def _too_few(needs: Needs, boards: list[Kind], extra: list[Kind], more: int) -> 
 def more_boards(manifest: Manifest, capacities: Sequence[Capacity], settings: Settings) -> list[str]:
     """Return how many more boards like one of these it would take: "with 1 more board like pi2 (0.32 GB)"."""
     needs = Needs(manifest, settings)
-    boards = kinds(capacities, needs)
+    boards = allowed_kinds(capacities, needs)
     most = manifest.num_layers  # a board holds a layer at least
     by_size = sorted(capacities, key=lambda c: c.ram_bytes)
     for like in (by_size[(len(by_size) - 1) // 2], by_size[-1]):  # the median; if that is too small, the largest
-        extra = kinds([like], needs)
+        extra = allowed_kinds([like], needs)
         few = _largest(-1, most, partial(_too_few, needs, boards, extra))
         if few < most:
             more = few + 1

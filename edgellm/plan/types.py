@@ -17,6 +17,8 @@ from edgellm.shards.slot_memory import KV_BYTES
 BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 KV_DTYPES = tuple(KV_BYTES)
 OBJECTIVES = ("latency", "throughput")
+# Fields that JSON has only where they say something: boards that don't know them take every plan that needs none.
+MAY_LACK: dict[str, Any] = {"swap_experts": False, "disk_bytes_per_s": None}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _MAX_BYTES = 1 << 50
@@ -33,7 +35,8 @@ class Capacity:
     `ram_bytes` is offered for weights, KV and activations (the agent's own runtime is already subtracted). Seconds:
     `layer_s` decodes one token through a layer of mean size, `head_s` through the head; `hop_s` is a hop out of this
     board. `batch_layer_s` is what each further token of a batch adds a layer, `prefill_layer_s` what a prompt token
-    takes a layer in a chunk; None: not measured yet.
+    takes a layer in a chunk; None: not measured yet. `disk_bytes_per_s` is how fast it reads experts from its disk;
+    None: not measured, as for a model without experts.
     """
 
     board: str
@@ -44,6 +47,7 @@ class Capacity:
     cores: int = 1
     batch_layer_s: float | None = None
     prefill_layer_s: float | None = None
+    disk_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
         _check_board(self.board, "capacity: board")
@@ -57,9 +61,11 @@ class Capacity:
         if self.layer_s == 0:
             raise PlanError(f"{what}: layer_s is 0, expected more. Let its agent measure again.")
         _check_int(self.cores, 1, 4096, f"{what}: cores")
+        if self.disk_bytes_per_s is not None:
+            _check_rate(self.disk_bytes_per_s, f"{what}: disk_bytes_per_s")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return _without_defaults(asdict(self))
 
     @classmethod
     def from_dict(cls, content: object) -> "Capacity":
@@ -70,13 +76,15 @@ class Capacity:
 @dataclass(frozen=True)
 class Settings:
     """What the plan is to hold: `slots` sequences of up to `context` tokens, prefilled `chunk` tokens at a time, which
-    are never more than `context`."""
+    are never more than `context`. With `swap_experts`, a board may get a section whose experts don't fit into its RAM,
+    if the model fits nowhere otherwise."""
 
     context: int
     slots: int = 1
     chunk: int = config.DEFAULT_CHUNK
     kv_dtype: str = "float32"
     objective: str = "latency"
+    swap_experts: bool = False
 
     def __post_init__(self) -> None:
         _check_settings(self, "settings")
@@ -84,7 +92,7 @@ class Settings:
         object.__setattr__(self, "chunk", min(self.chunk, self.context))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return _without_defaults(asdict(self))
 
     @classmethod
     def from_dict(cls, content: object) -> "Settings":
@@ -128,6 +136,7 @@ class Plan:
     chunk: int
     kv_dtype: str
     sections: tuple[Section, ...]
+    swap_experts: bool = False
 
     def __post_init__(self) -> None:
         _check_int(self.epoch, 0, _MAX_EPOCH, "plan: epoch")
@@ -151,7 +160,7 @@ class Plan:
 
     @property
     def settings(self) -> Settings:
-        return Settings(self.context, self.slots, self.chunk, self.kv_dtype, self.objective)
+        return Settings(self.context, self.slots, self.chunk, self.kv_dtype, self.objective, self.swap_experts)
 
     @property
     def boards(self) -> tuple[str, ...]:
@@ -182,7 +191,7 @@ class Plan:
         return self.sections[stage].board if stage < len(self.sections) else None
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "sections": [asdict(s) for s in self.sections]}
+        return _without_defaults({**asdict(self), "sections": [asdict(s) for s in self.sections]})
 
     @classmethod
     def from_dict(cls, content: object) -> "Plan":
@@ -201,6 +210,8 @@ def _check_settings(value: Settings | Plan, what: str) -> None:
         given = getattr(value, name)
         if not (isinstance(given, str) and given in allowed):
             raise PlanError(f"{what}: {name} is {reprlib.repr(given)}, expected {' or '.join(allowed)}")
+    if not isinstance(value.swap_experts, bool):
+        raise PlanError(f"{what}: swap_experts is {reprlib.repr(value.swap_experts)}, expected true or false")
 
 
 def _check_board(value: object, what: str) -> None:
@@ -219,12 +230,23 @@ def _check_seconds(value: object, what: str) -> None:
         raise PlanError(f"{what} is {reprlib.repr(value)}, expected seconds from 0 to {_MAX_SECONDS}")
 
 
+def _check_rate(value: object, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= _MAX_BYTES:
+        raise PlanError(f"{what} is {reprlib.repr(value)}, expected bytes a second from 1 to {_MAX_BYTES}")
+
+
+def _without_defaults(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content without those of MAY_LACK that say what leaving them out says."""
+    return {name: value for name, value in content.items() if not (name in MAY_LACK and value == MAY_LACK[name])}
+
+
 def _exactly(cls: type[Any], content: object, what: str) -> dict[str, Any]:
-    """Return `content` if it is a dict with exactly the fields of `cls`. Raises PlanError otherwise."""
+    """Return `content` if it is a dict with exactly the fields of `cls`, but for those of MAY_LACK. Raises PlanError
+    otherwise."""
     if not isinstance(content, dict):
         raise PlanError(f"{what} is {reprlib.repr(content)}, expected an object")
     expected = {f.name for f in fields(cls)}
-    if missing := sorted(expected - content.keys()):
+    if missing := sorted(expected - content.keys() - MAY_LACK.keys()):
         raise PlanError(f"{what} lacks {', '.join(missing)}")
     if extra := sorted(str(k) for k in content.keys() - expected):
         raise PlanError(f"{what} has an unknown field {reprlib.repr(extra[0])}")

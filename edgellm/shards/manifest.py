@@ -27,6 +27,7 @@ _MOST = 1 << 50  # of anything that is counted here
 _PER_LAYER = (
     "kv_elements_per_token", "kv_scales_per_token", "kv_window_tokens", "state_bytes", "touched_bytes_per_token",
 )  # fmt: skip
+_EXPERTS = "expert_bytes"  # has an entry per layer too, and may be missing
 _COUNTS = (
     "num_layers", "hidden_size", "vocab_size", "max_seq_len", "activation_elements_per_token", "rope_switch_len",
 )  # fmt: skip
@@ -65,7 +66,8 @@ class Manifest:
     These have one entry per layer. `kv_elements_per_token`: keys and values together. `kv_scales_per_token`: the scales
     that these need beside them in 8 bits. `kv_window_tokens`: how many tokens a slot has to keep, 0 for all.
     `state_bytes`: what a slot keeps at any length. `touched_bytes_per_token`: the weights that one token is multiplied
-    with. Those that are left out have what a manifest of format 1 means, which didn't have them.
+    with. Those that are left out have what a manifest of format 1 means, which didn't have them. `expert_bytes`: the
+    weights of which a token touches only some; empty where the split doesn't say, or there are none.
     """
 
     model: str
@@ -86,6 +88,7 @@ class Manifest:
     kv_window_tokens: tuple[int, ...] = ()
     state_bytes: tuple[int, ...] = ()
     touched_bytes_per_token: tuple[int, ...] = ()
+    expert_bytes: tuple[int, ...] = ()
     source_sha256: str = ""  # of the source and the options: tells a finished split of the same source from another
     format: int = FORMAT  # as it was read
     pooling: str = ""  # how its authors make an embedding: of POOLS, or OTHER_POOL; "" if the source doesn't say
@@ -108,7 +111,7 @@ class Manifest:
             raise ManifestError(
                 f"manifest: pooling is {str(self.pooling)[:60]!r}, expected {', '.join(POOLS)} or {OTHER_POOL}"
             )
-        for name in _PER_LAYER:
+        for name in (*_PER_LAYER, _EXPERTS):
             count = len(getattr(self, name))
             if count != self.num_layers and (count or name == _PER_LAYER[0]):
                 raise ManifestError(f"manifest: {name} has {count} entries for {self.num_layers} layers")
@@ -127,6 +130,9 @@ class Manifest:
                 raise ManifestError(f"manifest: {entry.name} has a bad size or SHA-256")
         for name, values in self._since_2().items():
             object.__setattr__(self, name, getattr(self, name) or values)
+        held = (shard.ram_bytes for shard in self.shards[1:-1])
+        if any(experts > ram for experts, ram in zip(self.expert_bytes, held, strict=False)):
+            raise ManifestError("manifest: expert_bytes says that a layer's experts take more RAM than the layer")
 
     def _since_2(self) -> dict[str, tuple[int, ...]]:
         """Return what the fields are that format 1 lacks: no layer forgets, and all weights are used. Heads have at
@@ -154,6 +160,14 @@ class Manifest:
     def layer(self, i: int) -> Shard:
         return self.shards[1 + i]
 
+    @property
+    def touched_expert_bytes(self) -> int:
+        """The bytes of experts' weights that one token is multiplied with, in all layers."""
+        if not self.expert_bytes:
+            return 0
+        others = sum(s.ram_bytes for s in self.shards[1:-1]) - sum(self.expert_bytes)
+        return max(0, sum(self.touched_bytes_per_token) - others)
+
     def section_shards(self, start: int, end: int) -> tuple[Shard, ...]:
         """The shards of section [start, end): its layers, the embedding if it is first, the head if it is last."""
         shards = self.shards[1 + start : 1 + end]
@@ -168,6 +182,8 @@ class Manifest:
         del content["sha256"], content["format"]
         if not self.pooling:  # as before there was this field
             del content["pooling"]
+        if not self.expert_bytes:
+            del content["expert_bytes"]
         return json.dumps({"format": FORMAT, **content}, indent=1) + "\n"
 
     @classmethod
@@ -186,7 +202,7 @@ class Manifest:
             content["shards"] = tuple(Shard(**s) for s in content["shards"])
             content["files"] = tuple(ModelFile(**f) for f in content["files"])
             content["eos_token_ids"] = tuple(_ints(content["eos_token_ids"]))
-            for name in lists:
+            for name in (*lists, *({_EXPERTS} & content.keys())):
                 content[name] = tuple(_ints(content[name]))
                 if not content[name]:
                     raise TypeError(f"{name} is empty")
