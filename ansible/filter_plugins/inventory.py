@@ -13,12 +13,12 @@ BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 # One value for the whole cluster; the others may differ from board to board.
 CLUSTER_WIDE = tuple(
     f"edgellm_{v}" for v in (
-        "model", "models", "quantize", "objective", "context", "slots", "chunk", "kv_dtype", "path", "ca", "manager",
-        "server", "server_address", "server_port", "server_tls",
+        "model", "models", "quantize", "objective", "context", "slots", "chunk", "kv_dtype", "swap_experts", "path",
+        "ca", "manager", "server", "server_address", "server_port", "server_tls",
     )
 )
 # What argument_specs can't express.
-TYPES = {"int": "whole number", "str": "text"}
+TYPES = {"int": "whole number", "str": "text", "bool": "yes or no: true or false"}
 LIMITS = {"edgellm_port": (1, 65535), "edgellm_server_port": (1, 65535),
           "edgellm_context": (1, 1 << 24), "edgellm_slots": (1, 1024), "edgellm_chunk": (1, 8192),
           "edgellm_threads": (1, 1024), "edgellm_drain_seconds": (0, 3600)}  # fmt: skip
@@ -67,6 +67,13 @@ def inventory_problems(names, hostvars, options, sources) -> list[str]:
             f"edgellm_server is {server!r}, expected one of {', '.join(names)}, or controller, or nothing. Correct it "
             "in the inventory."
         )
+    values = hostvars[names[0]] if names else {}
+    if str(values.get("edgellm_swap_experts", "")).lower() in ("true", "yes", "on", "1"):
+        if values.get("edgellm_path") == "generic":
+            found.append(
+                "edgellm_swap_experts is set, and with edgellm_path=generic experts can't be swapped. Set edgellm_path "
+                "to auto, or edgellm_swap_experts to false."
+            )
     return found or _places(names, hostvars)
 
 

@@ -18,7 +18,7 @@ from edgellm.agent.stages import Served, Stages
 from edgellm.agent.turns import Turns
 from edgellm.errors import BoardError, ClaimError, PlanError
 from edgellm.model.protocols import Section
-from edgellm.plan import Plan, check_lengths
+from edgellm.plan import Plan, Swapping, check_lengths
 from edgellm.plan.costs import mean_layers
 from edgellm.shards.manifest import Manifest
 from edgellm.wire.addresses import Address
@@ -138,6 +138,10 @@ class Holding:
         do."""
         return self.room.offer_bytes(self._plans)
 
+    def swapping(self, plan: Plan) -> Swapping | None:
+        """Return how this board's section of a plan swaps its experts now; None if it fits into RAM."""
+        return self.room.swapping(plan, self._plans, self.models.of(plan).disk_bytes_per_s)
+
     def share_ram(self) -> None:
         """Let pages of prompts have half of the RAM that nothing else needs. Call it now and then: they give way to
         whatever else takes RAM."""
@@ -253,14 +257,21 @@ class Holding:
             loaded = await self._fill(plan)
         self._check_open()
         own, model = plan.section_of(self.board), self.models.of(plan)
+        waits = self.swapping(plan)
+        if waits is not None:
+            log.warning("degraded: %s", waits.words())
         stage = Stage(
             plan, self.board, coming.addresses, loaded.section, loaded.slots, model.manifest.rope_switch_len,
             links=self.links,
             forgets=any((*model.manifest.kv_window_tokens, *model.manifest.state_bytes)),
-            pace=model.pace.section(mean_layers(model.manifest, own.start, own.end), own.end == plan.num_layers),
+            pace=model.pace.section(
+                mean_layers(model.manifest, own.start, own.end), own.end == plan.num_layers,
+                0.0 if waits is None else waits.wait_s,
+            ),
             grammars=model.grammars,
             prefixes=self._prefixes(plan, loaded.section),
             turns=self._turns,
+            waits=waits,
         )  # fmt: skip
         self.held.begin(stage, loaded, coming.committed)
         self.share_ram()
@@ -349,7 +360,8 @@ class Holding:
         self._filling = plan
         self.share_ram()
         try:
-            return await self.loading.fill(plan, self.models.of(plan), self._load)
+            swaps = self.swapping(plan) is not None
+            return await self.loading.fill(plan, self.models.of(plan), self._load, swaps)
         finally:
             self._filling = None
 

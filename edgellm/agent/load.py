@@ -29,31 +29,39 @@ def set_threads(count: int, cores: tuple[int, ...] = ()) -> None:
 
 
 def load_section(
-    manifest: Manifest, folder: Path, start: int, end: int, *, without_ends: bool = False, path: str = "auto"
-) -> Section[Any]:
+    manifest: Manifest, folder: Path, start: int, end: int, *, without_ends: bool = False, swaps: bool = False,
+    path: str = "auto",
+) -> Section[Any]:  # fmt: skip
     """Return section [start, end) from its shards, each checked against the manifest's SHA-256.
 
     `path` "auto" gives a native section where its family is known, which needs neither torch nor transformers;
     "generic" gives transformers' own layers. `without_ends` leaves the embedding and the head out even where the
-    section is first or last (to time a layer). Raises ManifestError naming the file that is missing, corrupt or of
-    another shape.
+    section is first or last (to time a layer). With `swaps`, experts don't all fit into RAM. Raises ManifestError
+    naming the file that is missing, corrupt or of another shape, ModelError for what can't be loaded here that way.
     """
     if path not in PATHS:
         raise UsageError(f"path is {path!r}, expected one of {', '.join(PATHS)}")
     try:
-        return _load(manifest, folder, start, end, without_ends, path)
+        return _load(manifest, folder, start, end, without_ends, swaps, path)
     finally:
         verified.save()
 
 
-def _load(manifest: Manifest, folder: Path, start: int, end: int, without_ends: bool, path: str) -> Section[Any]:
+def _load(
+    manifest: Manifest, folder: Path, start: int, end: int, without_ends: bool, swaps: bool, path: str
+) -> Section[Any]:
     if path == "auto":
         from edgellm.model.native.section import NativeSection, read_spec
 
         spec, reason = read_spec(manifest, folder)
         if spec is not None:
-            return NativeSection(spec, manifest, folder, start, end, without_ends=without_ends)
+            return NativeSection(spec, manifest, folder, start, end, without_ends=without_ends, swaps=swaps)
+        if swaps:
+            raise ModelError(f"{manifest.model} can't swap experts: {reason}")
         log.info("section %d-%d takes the generic path: %s", start, end, reason)
+
+    elif swaps:
+        raise ModelError(f"{manifest.model} can't swap experts where path is generic. Run agents with --path auto.")
 
     try:
         import torch

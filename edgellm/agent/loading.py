@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from edgellm.agent.models import Model
@@ -12,12 +11,11 @@ from edgellm.agent.threads import in_own_thread
 from edgellm.errors import EdgellmError
 from edgellm.model.protocols import Section, Slot
 from edgellm.plan import Plan
-from edgellm.shards.manifest import Manifest
 from edgellm.shards.reading import watched
 from edgellm.wire.section_status import LoadError, SectionLoading
 
 log = logging.getLogger(__name__)
-Load = Callable[[Manifest, Path, int, int], Section[Any]]
+Load = Callable[..., Section[Any]]  # (manifest, folder, start, end), and swaps=True where experts don't fit into RAM
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,9 @@ class Loading:
         start, end, reason, at_s = self._error
         return LoadError(start, end, reason, round(time.monotonic() - at_s, 1))
 
-    async def fill(self, plan: Plan, model: Model, load: Load) -> Loaded:
-        """Return the board's section of a plan of `model`, loaded by `load`, with slots. Raises what `load` raises."""
+    async def fill(self, plan: Plan, model: Model, load: Load, swaps: bool = False) -> Loaded:
+        """Return the board's section of a plan of `model`, loaded by `load`, with slots. With `swaps`, its experts
+        don't all fit into RAM. Raises what `load` raises."""
         own = plan.section_of(self._board)
         log.info("loads layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
         total_bytes = sum(shard.bytes for shard in model.manifest.section_shards(own.start, own.end))
@@ -78,7 +77,8 @@ class Loading:
 
         def fill() -> Loaded:
             with watched(work.read):
-                section = load(model.manifest, model.folder, own.start, own.end)
+                how = {"swaps": True} if swaps else {}
+                section = load(model.manifest, model.folder, own.start, own.end, **how)
             return Loaded(section, [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)])
 
         try:

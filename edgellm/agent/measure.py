@@ -1,8 +1,11 @@
-"""Measures what this machine can offer: RAM that is free for a section, and how fast it decodes."""
+"""Measures what this machine can offer: RAM that is free for a section, how fast it decodes, and how fast its disk is.
+"""
 
 import logging
+import os
 import time
 from pathlib import Path
+from random import Random
 
 import psutil
 
@@ -17,6 +20,7 @@ _DECODE_STEPS, _DECODE_S = (5, 21), 0.4  # at least, at most; seconds after whic
 _ALIKE = 1.05  # the minimum is also enough if this many were nearly as fast as the fastest: nothing disturbed them
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _MOST_CACHE_BYTES = 32 << 20
+_PIECE_BYTES, _DISK_S, _DISK_BYTES = 1 << 20, 0.3, 128 << 20  # what is read of a disk, at most
 _HOP_S = 0.0005  # a hop on a wired LAN with our framing, before one was measured
 _MOST_HOP_S = 1.0  # believed
 _OWN_CGROUPS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -39,6 +43,25 @@ def disk_free_bytes(folder: Path) -> int:
         return psutil.disk_usage(str(folder)).free
     except OSError:
         return 0
+
+
+def disk_bytes_per_s(manifest: Manifest, folder: Path) -> float | None:
+    """Return how fast experts come from the disk: pieces as large as theirs, here and there in the layers' shards, of
+    which the system has to forget its copies before. None without experts, or shards."""
+    layers = [i for i, held in enumerate(manifest.expert_bytes) if held]
+    files = [path for path in (folder / manifest.layer(i).name for i in layers) if path.is_file()]
+    random, read, took_s = Random(0), 0, 0.0
+    try:
+        while files and took_s < _DISK_S and read < _DISK_BYTES:
+            with open(random.choice(files), "rb", buffering=0) as f:
+                at = _PIECE_BYTES * random.randrange(max(1, os.fstat(f.fileno()).st_size // _PIECE_BYTES))
+                os.posix_fadvise(f.fileno(), at, _PIECE_BYTES, os.POSIX_FADV_DONTNEED)
+                began = time.perf_counter()
+                read += len(os.pread(f.fileno(), _PIECE_BYTES, at))
+                took_s += time.perf_counter() - began
+    except OSError as e:
+        log.warning("the disk's speed is not measured: %s", e.strerror or e)
+    return read / took_s if read and took_s else None
 
 
 def shards_here(manifest: Manifest, folder: Path) -> ShardsHere:

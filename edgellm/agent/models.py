@@ -19,13 +19,15 @@ MAX_MODELS = 16  # so that a Status stays small
 @dataclass
 class Model:
     """One model here. `pace` and `settled` are its own, because a layer of another model takes another time, and
-    `grammars` follow constraints in its tokens."""
+    `grammars` follow constraints in its tokens. `disk_bytes_per_s` is how fast its experts come from the disk; None:
+    not measured, as without experts."""
 
     manifest: Manifest
     folder: Path
     pace: Pace = field(default_factory=Pace)
     settled: Settled = field(default_factory=Settled)
     grammars: Grammars = field(init=False)
+    disk_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
         self.grammars = Grammars(self.manifest, self.folder)

@@ -105,22 +105,26 @@ class Pace:
         self.start = start or Speed(0.0, 0.0)
         self._before: Speed | None = None
         self._section: SectionPace | None = None
+        self._waits = False
 
     @property
     def served(self) -> bool:
-        """Whether any section's steps could tell."""
-        return self._section is not None
+        """Whether any section's steps could tell, or one computes that waits for its disk."""
+        return self._section is not None or self._waits
 
     def timed_again(self, again: Speed) -> None:
         """Take the faster of two measurements without a section: whatever disturbs one makes it slower."""
         start = self.start
         self.start = Speed(min(start.layer_s, again.layer_s), min(start.head_s, again.head_s))
 
-    def section(self, layers: float, has_head: bool) -> SectionPace:
-        """Return where the steps of a section that is served from now on are recorded."""
+    def section(self, layers: float, has_head: bool, wait_s: float = 0.0) -> SectionPace:
+        """Return where the steps of a section that is served from now on are recorded. If each token waits for the disk
+        for so long, they don't tell how fast the board computes."""
         self._before = now = self.now()
-        self._section = SectionPace(layers, has_head, layers * now.layer_s + has_head * now.head_s)
-        return self._section
+        pace = SectionPace(layers, has_head, layers * now.layer_s + has_head * now.head_s + wait_s)
+        self._waits = wait_s > 0
+        self._section = None if self._waits else pace
+        return pace
 
     def now(self) -> Speed:
         """Return the present speed, in any part that isn't known as it was before."""

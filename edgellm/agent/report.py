@@ -10,7 +10,7 @@ from edgellm.agent.health import health
 from edgellm.agent.options import AgentOptions
 from edgellm.agent.sequence import Sequence
 from edgellm.agent.steps import Stats
-from edgellm.plan import Capacity
+from edgellm.plan import Capacity, Swapping
 from edgellm.wire import messages as m
 from edgellm.wire.section_status import SectionBeside, SectionStatus
 from edgellm.wire.status import BoardStatus, Compute, ModelHere, SequenceStats
@@ -70,16 +70,22 @@ def _capacity(options: AgentOptions, holding: "Holding", model: "Model", link_mb
     times = {"layer_s": now.layer_s, "head_s": now.head_s, "hop_s": hop_s}
     shares = {"batch_layer_s": now.batch_layer_s, "prefill_layer_s": now.prefill_layer_s}
     told: dict[str, Any] = model.settled.look({**times, **shares}, time.monotonic())
-    return Capacity(options.name, holding.offer_bytes(), cores=options.threads or 1, **told)
+    return Capacity(
+        options.name, holding.offer_bytes(), cores=options.threads or 1, disk_bytes_per_s=model.disk_bytes_per_s, **told
+    )
 
 
-def sequence_stats(sequence: Sequence, done: Stats, path: str) -> SequenceStats:
-    """Return what this board did for a sequence; `path` names the code that computed it."""
-    return SequenceStats(path=path, accepted_tokens=sequence.accepted, sent_bytes=sequence.sent_bytes, **vars(done))
+def sequence_stats(sequence: Sequence, done: Stats, path: str, waits: Swapping | None = None) -> SequenceStats:
+    """Return what this board did for a sequence; `path` names the code that computed it, and `waits` is how its section
+    swapped experts."""
+    return SequenceStats(
+        path=path, accepted_tokens=sequence.accepted, sent_bytes=sequence.sent_bytes, degraded=waits, **vars(done)
+    )
 
 
 def _section_status(holding: "Holding", stage: "Stage") -> SectionStatus:
     own, engine = stage.plan.section_of(stage.board), stage.engine
+    need, waits = holding.room.need(stage.plan).total, holding.swapping(stage.plan)
     return SectionStatus(
         epoch=stage.epoch,
         start=own.start,
@@ -93,5 +99,6 @@ def _section_status(holding: "Holding", stage: "Stage") -> SectionStatus:
         decode_s=engine.total.decode_s,
         predicted_s=None if stage.pace is None else stage.pace.predicted_s,
         token_s=None if stage.pace is None else stage.pace.token_s(),
-        ram_bytes=holding.room.need(stage.plan).total,
+        ram_bytes=need if waits is None else need - waits.expert_bytes + waits.held_bytes,
+        degraded=waits,
     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from edgellm.agent import measure
 from edgellm.errors import PlanError
-from edgellm.plan import Plan, SectionNeed, section_need, usable_bytes
+from edgellm.plan import Needs, Plan, SectionNeed, Swapping, section_need, swapping, usable_bytes
 from edgellm.shards.manifest import Manifest, Shard
 
 
@@ -36,6 +36,13 @@ class Room:
         offer = self.offer_bytes(held) if capped else self._without(held)
         return max(0, usable_bytes(offer) - needs - weights)
 
+    def swapping(self, plan: Plan, held: Iterable[Plan], disk_bytes_per_s: float | None) -> Swapping | None:
+        """Return how the section of `plan` swaps its experts, with what the board offers now; None if it fits."""
+        if not plan.swap_experts:
+            return None
+        own, needs = plan.section_of(self._board), Needs(self._manifest_of(plan), plan.settings)
+        return swapping(needs, self.offer_bytes(held), disk_bytes_per_s, own.start, own.end)
+
     def need(self, plan: Plan) -> SectionNeed:
         """Return what this board's section of `plan` needs."""
         own = plan.section_of(self._board)
@@ -48,12 +55,13 @@ class Room:
     def check(self, plan: Plan, offer_bytes: int, kept: Sequence[Plan] = ()) -> None:
         """Raise PlanError, with the numbers, if the section of `plan` needs more than is offered, less what the plans
         that are `kept` beside it take."""
-        own, need, taken = plan.section_of(self._board), self.need(plan), sum(self.need(p).total for p in kept)
-        if need.total + taken > offer_bytes:
+        own, need = plan.section_of(self._board), self.need(plan).least(plan.swap_experts)
+        taken = sum(self.need(p).least(p.swap_experts) for p in kept)
+        if need + taken > offer_bytes:
             models = f", of which {' and '.join(p.model for p in kept)} takes {taken / 1e9:.2f} GB" if kept else ""
             raise PlanError(
                 f"board {self._board} offers {offer_bytes / 1e9:.2f} GB now{models}; layers {own.start}-{own.end} need "
-                f"{need.total / 1e9:.2f} GB. Plan again."
+                f"{need / 1e9:.2f} GB. Plan again."
             )
 
     def is_beside(self, plan: Plan, held: Sequence[Plan], kept: Sequence[Plan] = ()) -> bool:

@@ -142,13 +142,16 @@ class Agent:
             ) from None
 
     async def _measure(self) -> None:
-        """Choose the cores, then measure the seconds a token takes on them."""
+        """Choose the cores, then measure how fast experts come from the disk, and the seconds a token takes."""
         told = self.options
         if self._take_cores is not None:
             choice = await in_own_thread(self._take_cores, self.manifest, told.shards, told.threads, told.cores)
             kernels = library.target()
             self.options = dataclasses.replace(told, threads=choice.threads, cores=choice.cores, kernels=kernels)
         models = self.holding.models
+        for model in models:
+            rate = await in_own_thread(measure.disk_bytes_per_s, model.manifest, model.folder)
+            model.disk_bytes_per_s = rate and float(f"{rate:.2g}")  # told alike, though it varies
         models.default.pace.start = await self._time()
         await in_own_thread(models.time_others, self._measure_decode)
 

@@ -31,7 +31,7 @@ from edgellm.agent.turns import Turns
 from edgellm.agent.watch import Watch
 from edgellm.errors import BusyError, UsageError
 from edgellm.model.protocols import Section, Slot
-from edgellm.plan import Plan
+from edgellm.plan import Plan, Swapping
 from edgellm.wire import messages as m
 from edgellm.wire.addresses import Address
 from edgellm.wire.peer import Peer
@@ -46,14 +46,16 @@ class Stage:
     `links` is what it reaches them with. `hidden_from` and `tokens_from` name the boards that may send those; None:
     nobody. `prefixes` are the pages of prompts that its slots are filled from and kept in; None: there are none. It
     computes in turns with the board's other stages that have the same `turns`. With `forgets`, a slot of some board of
-    the plan can't go back to every position that it holds.
+    the plan can't go back to every position that it holds. `waits` is how it swaps experts that don't fit into RAM.
     """
 
     def __init__(
         self, plan: Plan, board: str, addresses: dict[str, Address], section: Section[Any], slots: list[Slot],
         rope_switch_len: int | None = None, *, links: Links, forgets: bool = False, pace: SectionPace | None = None,
         grammars: Grammars | None = None, prefixes: Prefixes | None = None, turns: Turns | None = None,
+        waits: Swapping | None = None,
     ):  # fmt: skip
+        self.waits = waits
         self.pace, self.forgets = pace, forgets
         self.plan, self.board, self.section, self.addresses = plan, board, section, addresses
         self.epoch = plan.epoch
@@ -319,7 +321,7 @@ class Stage:
             sequence.matching.close()
         if sequence is None or stats is None:
             return None
-        return report.sequence_stats(sequence, stats, self.section.path)
+        return report.sequence_stats(sequence, stats, self.section.path, self.waits)
 
     def _fail_all(self, code: str, reason: str, board: str = "") -> None:
         for sequence in list(self._sequences.values()):

@@ -135,6 +135,8 @@ def _ask_cluster(
         if verbose:
             note(f"sampling: {_spoken(question.sampling, client.asker.sampling)}")
             note(summary(answer))
+            for line in degraded(answer):
+                note(line)
         if sys.stdout is not None:
             sys.stdout.flush()
         if kept is not None and answer.text.strip():
@@ -230,6 +232,17 @@ def summary(answer) -> str:
         f"answer {len(answer.tokens)} tokens{drafts}, {rate(answer.decode_tokens_per_s)}; "
         f"per token: {stages or '–'}; ended by {answer.finish}"
     )
+
+
+def degraded(answer) -> list[str]:
+    """Return a line for each board that read experts from its disk, because they don't fit into its RAM."""
+    from edgellm.plan import Swapping
+
+    told = [(s["board"], Swapping(**s["degraded"]), s["decode_ms_per_token"]) for s in answer.stages if s["degraded"]]
+    return [
+        f"degraded: {board}: {waits.words()}" + ("" if measured is None else f", {measured:.0f} ms measured in all")
+        for board, waits, measured in told
+    ]
 
 
 def _ask_embedded(question, options, wait, as_json, verbose, kept, model: str) -> int:

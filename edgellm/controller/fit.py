@@ -8,11 +8,10 @@ from edgellm.controller.request import Memory, Request
 from edgellm.errors import ClusterError, PlanError
 from edgellm.manager.survey import Fleet, Report, standing_plan
 from edgellm.plan import Capacity, next_plan, parse_board
-from edgellm.plan.fleet import kinds
 from edgellm.plan.make import check_request
 from edgellm.plan.needs import Needs
-from edgellm.plan.search import fits
-from edgellm.plan.short import larger_boards, less_kv, lower_bits, more_boards, shortage
+from edgellm.plan.search import allowed_kinds, fits
+from edgellm.plan.short import larger_boards, less_kv, lower_bits, more_boards, shortage, swapped
 from edgellm.plan.words import size
 from edgellm.shards.manifest import Manifest
 
@@ -89,6 +88,7 @@ def _advice(request: Request, manifest: Manifest, capacities: Sequence[Capacity]
         *less_kv(manifest, capacities, settings),
         *([f"with edgellm_quantize={bits[0]} ({bits[1]})"] if bits else []),
         *more_boards(manifest, capacities, settings),
+        *swapped(manifest, capacities, settings),
     ]
     if ways:
         sentences.append(f"It would fit {', or '.join(ways)}.")
@@ -127,11 +127,11 @@ def _held_back(request: Request, manifest: Manifest, capacities: Sequence[Capaci
 
     needs = Needs(manifest, request.settings)
     low, high = 0, 1 + max((most[c.board].ram_bytes - c.ram_bytes) // _STEP_BYTES for c in bound)
-    if not fits(needs, kinds(raised(high), needs)):
+    if not fits(needs, allowed_kinds(raised(high), needs)):
         return []
     while low + 1 < high:  # the fewest steps with which it fits
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(needs, kinds(raised(middle), needs)) else (middle, high)
+        low, high = (low, middle) if fits(needs, allowed_kinds(raised(middle), needs)) else (middle, high)
     enough = {c.board: c.ram_bytes for c in raised(high)}
     told = []
     for c in bound:

@@ -31,11 +31,16 @@ def tokens_per_s(rows: Sequence[Mapping[str, Any]], *names: str) -> float | None
 
 
 def notes(plan: Plan, statuses: Iterable[BoardStatus], manifest: Manifest | None) -> list[str]:
-    """Return which boards of the plan are not as fast as it was made for, and what follows from that."""
+    """Return which boards of the plan swap experts, which are not as fast as it was made for, and what follows from
+    that."""
     statuses = list(statuses)
-    found = []
+    found: list[str] = []
+    degraded: list[str] = []
     for said in statuses:
         section = said.section
+        if section is not None and section.degraded is not None and said.plan and said.plan.digest == plan.digest:
+            measured = "" if section.token_s is None else f", {section.token_s * 1e3:.3g} ms measured in all"
+            degraded.append(f"degraded: {said.name}: {section.degraded.words()}{measured}")
         if section is None or not section.is_off or said.plan is None or said.plan.digest != plan.digest:
             continue
         assert section.token_s is not None and section.predicted_s is not None, "else it would not be off"
@@ -50,7 +55,7 @@ def notes(plan: Plan, statuses: Iterable[BoardStatus], manifest: Manifest | None
         )
     if found and manifest is not None:
         found[-1] += f"; {_consequence(plan, statuses, manifest)}"
-    return found
+    return degraded + found
 
 
 def _consequence(plan: Plan, statuses: Sequence[BoardStatus], manifest: Manifest) -> str:

@@ -244,6 +244,7 @@ def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifes
         "uptime_s": health.uptime_s,
         "decode_ms_per_token": round(decode_s / steps * 1e3, 3) if steps and decode_s is not None else None,
         **predicted.columns(section),
+        "degraded": None if section.degraded is None else asdict(section.degraded),
         "cache": None if said.cache is None else asdict(said.cache),
         "hop_s": capacity.hop_s if capacity else None,
         "kernels": compute.kernels,
@@ -277,7 +278,7 @@ def _could_load(word: Word | None, plan: Plan, manifest: Manifest, changes_over:
     if not said.manifest_sha256 == plan.manifest_sha256 == manifest.sha256:
         return False
     own = plan.section_of(said.name)
-    need = section_need(manifest, plan.settings, own.start, own.end).total
+    need = section_need(manifest, plan.settings, own.start, own.end).least(plan.swap_experts)
     return need <= usable_bytes(said.capacity.ram_bytes) and said.shards.has(own.start, own.end, plan.num_layers)
 
 

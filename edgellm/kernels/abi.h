@@ -195,6 +195,7 @@ typedef struct SectionSpec {
     const LayerSpec *layers;
     ProjectionSpec embedding, position_embedding, head;  // data is null where the section has none
     NormSpec final_norm;
+    uint64_t swaps;  // 1: experts may not be in RAM, and those that a token needs are to be read at once
 } SectionSpec;
 
 // Consecutive positions of one sequence, to be computed.

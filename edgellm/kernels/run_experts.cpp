@@ -2,6 +2,8 @@
 // for at once. A token's result is the sum of what its experts give, in ascending order of their numbers, whatever other
 // tokens there are; the shared expert comes last.
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "run.h"
 
@@ -11,6 +13,14 @@ namespace {
 constexpr size_t COLUMNS = 256;       // of the inner width at a time, so that they are still in the cache
 constexpr size_t RUNS_OF_MANY = 16;   // a thread: experts have as many tokens as it happens
 const Projection NOTHING = {};        // left to be added
+
+// Has the system read what of an expert's matrix isn't in RAM: page by page, as it is multiplied with, takes far longer.
+void read_at_once(const Projection& all, size_t expert) {
+    if (!all) return;
+    static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t start = reinterpret_cast<uintptr_t>(of_expert(all, expert).matrix.data), from = start / page * page;
+    posix_madvise(reinterpret_cast<void*>(from), start + all.expert_bytes - from, POSIX_MADV_WILLNEED);
+}
 
 // An expert that is chosen, for pairs [first, end).
 struct Chosen {
@@ -57,6 +67,15 @@ struct Routed {
             room.tokens[pair] = static_cast<uint32_t>(i / e.top_k);
             room.shares[pair] = room.weights[i];
         }
+    }
+
+    // The disk has all that this layer needs to do at a time, in the order in which it is needed.
+    void read_ahead() const {
+        for (size_t i = 0; i < count; i++) {
+            read_at_once(e.experts.gate, chosen[i].number);
+            read_at_once(e.experts.up, chosen[i].number);
+        }
+        for (size_t i = 0; i < count; i++) read_at_once(e.experts.down, chosen[i].number);
     }
 
     // Whether an expert's tokens follow each other, so that they can stay where they are.
@@ -166,6 +185,7 @@ const Projection* Run::experts(const Layer& layer) {
     Routed routed(*this, layer.experts);
     routed.route();
     routed.sort();
+    if (s.swaps) routed.read_ahead();
     routed.gather();
     routed.activate_all();
     if (!layer.mlp.up) {

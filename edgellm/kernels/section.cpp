@@ -212,6 +212,8 @@ int take(const SectionSpec& spec, Section* into) {
     s.embed_scale = static_cast<float>(spec.embed_scale);
     s.logit_scale = static_cast<float>(spec.logit_scale);
     s.logit_soft_cap = static_cast<float>(spec.logit_soft_cap);
+    if (spec.swaps > 1) return BAD_SHAPE;
+    s.swaps = spec.swaps == 1;
     if (!is_at(spec.layers)) return BAD_POINTER;
     s.layers = static_cast<Layer*>(calloc(spec.num_layers, sizeof(Layer)));
     if (s.layers == nullptr) return NO_MEMORY;

@@ -161,6 +161,7 @@ struct Section {
     Layer* layers;
     Projection embedding, position_embedding, head;
     Norm final_norm;
+    bool swaps;
     Rope ropes[ROPES];
     Workspace work;
 };

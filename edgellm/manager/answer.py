@@ -4,7 +4,7 @@ import reprlib
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -297,4 +297,5 @@ def _stage(section: Section, stats: SequenceStats, accepted: int) -> dict[str, A
         "prefill_s": stats.prefill_s,
         "decode_ms_per_token": 1e3 * stats.decode_s / steps if steps else None,
         "sent_bytes_per_token": stats.sent_bytes / steps if steps else None,
+        "degraded": None if stats.degraded is None else asdict(stats.degraded),
     }

@@ -12,7 +12,7 @@ from edgellm.plan.needs import Needs, offer_for, usable_bytes
 from edgellm.plan.rebalance import Move
 from edgellm.plan.search import ALIKE, allowed_kinds, is_exact, token_ns_using_all
 from edgellm.plan.short import largest_context, largest_slots
-from edgellm.plan.swap import swapping
+from edgellm.plan.swap import Swapping, swapping
 from edgellm.plan.types import Capacity, Plan, Section, Settings
 from edgellm.plan.words import ms, size
 from edgellm.shards.manifest import Manifest
@@ -35,7 +35,7 @@ def explain_dict(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity])
         need = needs.of(section.start, section.end)
         usable = usable_bytes(capacity.ram_bytes)
         alone = len(plan.sections) == 1
-        waits = swapping(needs, capacity, section.start, section.end)
+        waits = _swapping(needs, capacity, section)
         sections.append(
             {
                 "board": section.board,
@@ -115,9 +115,13 @@ def degraded_lines(plan: Plan, manifest: Manifest, capacities: Sequence[Capacity
     alone, lines = len(plan.sections) == 1, []
     for s in plan.sections:
         capacity, kind = by_name[s.board]
-        if (waits := swapping(needs, capacity, s.start, s.end)) is not None:
+        if (waits := _swapping(needs, capacity, s)) is not None:
             lines.append(f"degraded:     {s.board}: {waits.words(kind.token.of(s.start, s.end, alone) / 1e9)}")
     return lines
+
+
+def _swapping(needs: Needs, capacity: Capacity, section: Section) -> Swapping | None:
+    return swapping(needs, capacity.ram_bytes, capacity.disk_bytes_per_s, section.start, section.end)
 
 
 def _touched(manifest: Manifest, section: Section) -> int:

@@ -14,7 +14,19 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, count
 from typing import NamedTuple
 
-from edgellm.plan.fleet import INFINITE, NS, Choices, Fleet, Kind, Price, cheapest, plain_offer, reach, time_price, turns_of
+from edgellm.plan.fleet import (
+    INFINITE,
+    NS,
+    Choices,
+    Fleet,
+    Kind,
+    Price,
+    cheapest,
+    plain_offer,
+    reach,
+    time_price,
+    turns_of,
+)
 from edgellm.plan.needs import Needs
 from edgellm.plan.search import Cut
 from edgellm.shards.manifest import Manifest

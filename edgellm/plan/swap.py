@@ -19,7 +19,7 @@ ASSUMED_DISK_BYTES_PER_S = 100e6  # of a board that has not measured it: a good 
 
 class Over(NamedTuple):
     """How long sections of one board wait for their experts. `sums` are the bytes that layers need, as sums of
-    prefixes, `first` and `last` what the embedding and the head need beside them. Beyond `spare` bytes, each costs `ns`.
+    prefixes, `first` and `last` what the embedding and the head need beside them. Each byte beyond `spare` costs `ns`.
     """
 
     sums: tuple[int, ...]
@@ -61,7 +61,7 @@ class Over(NamedTuple):
 
 def over(needs: Needs, capacity: Capacity, touched_share: float) -> Over:
     """Return how long sections wait on a board when `touched_share` of the experts is needed at a time."""
-    ns = 1e9 * touched_share / disk_bytes_per_s(capacity)
+    ns = 1e9 * touched_share / (capacity.disk_bytes_per_s or ASSUMED_DISK_BYTES_PER_S)
     return Over(
         needs.layer_sums, needs.first_bytes, needs.last_bytes, usable_bytes(capacity.ram_bytes) - needs.fixed_bytes, ns
     )
@@ -72,11 +72,6 @@ def touched_share(manifest: Manifest, tokens: int = 1) -> float:
     held = sum(manifest.expert_bytes)
     one = manifest.touched_expert_bytes / held if held else 0.0
     return 1 - (1 - one) ** tokens
-
-
-def disk_bytes_per_s(capacity: Capacity) -> float:
-    """Return how fast a board reads experts: as measured, or as assumed."""
-    return capacity.disk_bytes_per_s or ASSUMED_DISK_BYTES_PER_S
 
 
 @dataclass(frozen=True)
@@ -102,15 +97,12 @@ class Swapping:
         )
 
 
-def swapping(needs: Needs, capacity: Capacity, start: int, end: int) -> Swapping | None:
-    """Return how section [start, end) swaps its experts on a board; None if it fits, or the plan doesn't allow it."""
-    missing = needs.total(start, end) - usable_bytes(capacity.ram_bytes)
-    experts = needs.experts(start, end)
+def swapping(needs: Needs, ram_bytes: int, disk_bytes_per_s: float | None, start: int, end: int) -> Swapping | None:
+    """Return how section [start, end) swaps its experts on a board that offers `ram_bytes`, whose disk is as fast as
+    measured, or None; None if it fits, or the plan doesn't allow it."""
+    missing, experts = needs.total(start, end) - usable_bytes(ram_bytes), needs.experts(start, end)
     if not needs.settings.swap_experts or missing <= 0 or not experts:
         return None
     missing = min(missing, experts)
-    share, rate = touched_share(needs.manifest), disk_bytes_per_s(capacity)
-    return Swapping(
-        experts, experts - missing, round(missing * share), rate, capacity.disk_bytes_per_s is None,
-        missing * share / rate,
-    )  # fmt: skip
+    read, rate = round(missing * touched_share(needs.manifest)), disk_bytes_per_s or ASSUMED_DISK_BYTES_PER_S
+    return Swapping(experts, experts - missing, read, rate, disk_bytes_per_s is None, read / rate)

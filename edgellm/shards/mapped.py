@@ -38,7 +38,7 @@ class MappedShard:
 
     def __init__(self, folder: Path, shard: Shard, verify_sha256: bool = True):
         self.path = Path(folder) / shard.name
-        mapping = map_checked(self.path, shard, verify_sha256)
+        mapping = self._mapping = map_checked(self.path, shard, verify_sha256)
         self.bytes = len(mapping)
         try:
             parsed = SafetensorsFile.open(self.path)
@@ -47,7 +47,7 @@ class MappedShard:
         packed = self._packed(parsed.metadata)
         if unknown := packed.keys() - parsed.tensors.keys():
             raise ManifestError(f"{self.path}: encodings names {sorted(unknown)[0]!r}, which the file doesn't have")
-        raw = np.frombuffer(mapping, np.uint8)
+        raw = self._raw = np.frombuffer(mapping, np.uint8)
         self.tensors: dict[str, MappedTensor] = {}
         for name, info in parsed.tensors.items():
             if info.dtype not in _DTYPES or info.offset + info.bytes > self.bytes:
@@ -57,6 +57,14 @@ class MappedShard:
                 data = data.copy()  # writers align tensors, so this is rare
             encoding, shape = packed.get(name, (_PLAIN.get(info.dtype), info.shape))
             self.tensors[name] = MappedTensor(data, info.dtype, info.shape, encoding, tuple(shape))
+
+    def read_alone(self, tensor: MappedTensor) -> None:
+        """Have the system read no neighbours of what a tensor's pages are missing: they would drive out others that are
+        needed."""
+        start = tensor.data.ctypes.data - self._raw.ctypes.data
+        if 0 <= start < self.bytes:  # else it's a copy
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            self._mapping.madvise(mmap.MADV_RANDOM, first, start + tensor.data.nbytes - first)
 
     def _packed(self, metadata: dict[str, str]) -> dict[str, tuple[str, tuple[int, ...]]]:
         if metadata.get("format") != FORMAT:

@@ -4,10 +4,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgellm.plan.swap import Swapping
 from edgellm.plan.types import Plan
 from edgellm.wire import parsed
 
 OFF = 1.2  # times as long or as short, from which on a prediction counts as wrong
+
+
+def swapping_of(content: object) -> Swapping | None:
+    """Parse how a section swaps experts; None for what isn't well-formed."""
+    said = parsed.object_of(content)
+    experts, held, read = (parsed.count(said.get(name)) for name in ("expert_bytes", "held_bytes", "read_bytes"))
+    rate, wait_s = (parsed.seconds(said.get(name)) for name in ("disk_bytes_per_s", "wait_s"))
+    if experts is None or held is None or read is None or not rate or wait_s is None:
+        return None
+    return Swapping(experts, held, read, rate, said.get("assumed") is True, wait_s)
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class SectionStatus:
     predicted_s: float | None = None  # of one token alone, when the plan was made
     token_s: float | None = None  # the same as the last steps tell
     ram_bytes: int | None = None  # that its weights, its slots and its scratch memory take
+    degraded: Swapping | None = None  # how it swaps experts that don't fit into RAM
 
     @classmethod
     def from_dict(cls, content: object) -> "SectionStatus":
@@ -46,12 +58,14 @@ class SectionStatus:
             predicted_s=parsed.seconds(said.get("predicted_s")),
             token_s=parsed.seconds(said.get("token_s")),
             ram_bytes=parsed.count(said.get("ram_bytes")),
+            degraded=swapping_of(said.get("degraded")),
         )
 
     @property
     def is_off(self) -> bool:
-        """Whether a token takes something else than the plan was made with: a fifth more, or less."""
-        if not self.predicted_s or not self.token_s:
+        """Whether a token takes something else than the plan was made with: a fifth more, or less. Nobody
+        knows that well how long it waits for a disk."""
+        if not self.predicted_s or not self.token_s or self.degraded is not None:
             return False
         return max(self.token_s, self.predicted_s) > OFF * min(self.token_s, self.predicted_s)
 

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from edgellm.errors import DIAL_CODES, PlanError
+from edgellm.plan.swap import Swapping
 from edgellm.plan.types import BOARD_NAME, Capacity, Plan
 from edgellm.wire import parsed
 from edgellm.wire.addresses import Address, parse_address
-from edgellm.wire.section_status import LoadError, SectionBeside, SectionLoading, SectionStatus
+from edgellm.wire.section_status import LoadError, SectionBeside, SectionLoading, SectionStatus, swapping_of
 
 _MAX_EPOCH = (1 << 32) - 1
 _MAX_RANGES = 4096  # of layers: no model has more
@@ -314,6 +315,7 @@ class SequenceStats:
     draft_tokens: int = 0  # in decode steps
     accepted_tokens: int = 0  # of these, as the last board knows
     sent_bytes: int = 0  # to other boards, in decode steps
+    degraded: Swapping | None = None  # how its section swaps experts that don't fit into RAM
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object that a Closed message carries."""
@@ -336,6 +338,7 @@ class SequenceStats:
             draft_tokens=parsed.count(said.get("draft_tokens")) or 0,
             accepted_tokens=parsed.count(said.get("accepted_tokens")) or 0,
             sent_bytes=parsed.count(said.get("sent_bytes")) or 0,
+            degraded=swapping_of(said.get("degraded")),
         )
 
 

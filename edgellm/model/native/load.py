@@ -76,10 +76,11 @@ class Tensors:
 
 def load(
     spec: Spec, manifest: Manifest, folder: Path, start: int, end: int, *,
-    ends: bool = True, verify_sha256: bool = True, progress: Progress | None = None,
+    ends: bool = True, swaps: bool = False, verify_sha256: bool = True, progress: Progress | None = None,
 ) -> Loaded:  # fmt: skip
     """Map the shards of layers [start, end), with embedding and head where they belong to the section unless `ends` is
-    False. `progress(shard name, bytes done, bytes in all)` is called after each shard.
+    False. With `swaps`, experts don't all fit into RAM. `progress(shard name, bytes
+    done, bytes in all)` is called after each shard.
 
     Raises ManifestError naming file and tensor.
     """
@@ -87,10 +88,14 @@ def load(
     done, total = 0, sum(s.bytes for s in shards)
     layers = abi.new_layers(end - start)
     loaded = Loaded(_section(spec, layers), kept=[layers])
+    loaded.spec.swaps = swaps
     for shard in shards:
         kind, number = shard.kind, shard.layer
         shapes, matrices = spec.shard_tensors(kind, number), spec.matrices(kind, number)
-        tensors = Tensors(MappedShard(folder, shard, verify_sha256), shapes, matrices)
+        file = MappedShard(folder, shard, verify_sha256)
+        tensors = Tensors(file, shapes, matrices)
+        for name in (name for name, matrix in matrices.items() if swaps and matrix.experts):
+            file.read_alone(tensors.weights[name])
         if number is not None:
             layers[number - start] = layer_fields(spec, spec.layers[number], tensors)
         elif shard.kind == "embedding":

@@ -81,16 +81,18 @@ class NativeSection:
     reuses = True  # keys and values depend on the tokens before them, and on nothing else
 
     def __init__(self, spec: Spec, manifest: Manifest, folder: Path | str, start: int, end: int, *,
-                 without_ends: bool = False, verify_sha256: bool = True, progress: Progress | None = None):  # fmt: skip
+                 without_ends: bool = False, swaps: bool = False, verify_sha256: bool = True,
+                 progress: Progress | None = None):  # fmt: skip
         """Map and check the shards. `without_ends` leaves embedding and head out: the section then takes and returns
-        hidden states. Raises ManifestError naming the file, ModelError for layers that the model doesn't have."""
+        hidden states. `swaps`: experts don't all fit into RAM. Raises ManifestError naming the file, ModelError for
+        layers that the model doesn't have."""
         if not 0 <= start < end <= manifest.num_layers:
             raise ModelError(f"section {start}-{end} is not within the model's {manifest.num_layers} layers")
         self.spec, self.start, self.end = spec, start, end
         self.hidden_size, self.vocab_size = spec.hidden_size, spec.vocab_size
         self.is_first = start == 0 and not without_ends
         self.is_last = end == spec.num_layers and not without_ends
-        self._loaded = load(spec, manifest, Path(folder), start, end, ends=not without_ends,
+        self._loaded = load(spec, manifest, Path(folder), start, end, ends=not without_ends, swaps=swaps,
                             verify_sha256=verify_sha256, progress=progress)  # fmt: skip
         self.ram_bytes = self._loaded.ram_bytes
         self.page_layout = f"native {library.digest()}"
