@@ -140,9 +140,15 @@ typedef struct NormSpec {
 
 // families/mixers.py says what all of this means. `rope` is a set of rotary factors, or NO_ROPE. Flags are 0 or 1.
 // `scale_every` is 0 where there are no query_scales.
+//
+// `source` is 1 + the number of an earlier layer of the section whose keys and values the queries see, which then is
+// `shared`; 0: their own. Keys and values of a layer before the section come with the tokens, at `received` floats of a
+// row of `hidden` (0: they don't); then there is no k. Those that a later section sees go to `sent` floats of a row of
+// `out` (0: nobody does). Keys lie before values, as they are stored.
 typedef struct AttentionSpec {
     uint64_t heads, kv_heads, head_dim, rotary_dim, rope, window;
     uint64_t interleaved, gated, scale_every;
+    uint64_t source, shared, received, sent;
     double scale, soft_cap;
     ProjectionSpec q, k, v, o;  // without a v, values are what k gives
     FloatsSpec q_norm, k_norm, v_norm, sinks, query_scales;
@@ -177,7 +183,20 @@ typedef struct ExpertsSpec {
     FloatsSpec correction;
     MlpSpec experts;
     ProjectionSpec shared_gate;
+    FloatsSpec expert_scales;  // of each expert's weight, or null
+    // Where the experts stand apart from the shared one: all of these, or none.
+    FloatsSpec router_norm;
+    NormSpec before, after_shared, after;
 } ExpertsSpec;
+
+// What a token's id adds to a layer's output (families/per_layer.py). table.data is null where it adds nothing.
+typedef struct PerLayerSpec {
+    ProjectionSpec table, model, gate, projection;
+    FloatsSpec norm;
+    NormSpec after;
+    int64_t activation;
+    double table_scale, model_scale, scale;
+} PerLayerSpec;
 
 typedef struct LayerSpec {
     NormSpec before_mixer, after_mixer, before_feed_forward, after_feed_forward;
@@ -186,11 +205,14 @@ typedef struct LayerSpec {
     RecurrentSpec recurrent;
     MlpSpec mlp;  // beside experts: the shared one
     ExpertsSpec experts;
+    PerLayerSpec per_layer;
     double residual_scale, output_scale;
 } LayerSpec;
 
+// Tokens come in and go out in rows of `row_in` and `row_out` floats (0: `hidden`): the hidden state, where layers have
+// something of a token's id the token's embedding, and then what layers receive and send.
 typedef struct SectionSpec {
-    uint64_t hidden, vocab, positions, num_layers;
+    uint64_t hidden, vocab, positions, num_layers, row_in, row_out;
     double eps, embed_scale, logit_scale, logit_soft_cap;
     const LayerSpec *layers;
     ProjectionSpec embedding, position_embedding, head;  // data is null where the section has none
@@ -222,9 +244,10 @@ int edgellm_section_rope(Section *section, uint64_t which, const float *cos, con
                          uint64_t positions);
 
 // Runs steps through layers [layer_start, layer_end) of the section, counted from its own first one. Either `ids` (then
-// the section embeds them) or `hidden`, float32 [count, hidden], has what all steps' tokens go in with, one after the
-// other. What the last of the layers makes of them goes to `out`, float32 [count, hidden], unless it is null. Logits after
-// the last tokens of each step that wants them go to `logits`, float32 [their number, vocab].
+// the section embeds them) or `hidden`, float32 [count, row_in], has what all steps' tokens go in with, one after the
+// other; layers that have something of a token's id need both. What the last of the layers makes of them goes to `out`,
+// float32 [count, row_out], or [count, hidden] if it isn't the section's last one, unless `out` is null; it doesn't overlap
+// with `hidden`. Logits after the last tokens of each step that wants them go to `logits`, float32 [their number, vocab].
 int edgellm_section_run(Section *section, const StepSpec *steps, uint64_t num_steps, uint64_t layer_start,
                         uint64_t layer_end, const int64_t *ids, const float *hidden, uint64_t count, float *out,
                         uint64_t out_elements, float *logits, uint64_t logits_elements);

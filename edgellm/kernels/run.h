@@ -37,9 +37,12 @@ struct Run {
 
     // Quantizes token t of x [tokens, in], for packed weights.
     void quantize(const float* x, size_t in, size_t t) {
+        quantize({const_cast<float*>(x), w.q, w.scale, w.sum, w.offset}, in, t);
+    }
+    void quantize(const Input& into, size_t in, size_t t) {
         const size_t groups = in / GROUP;
-        target.quantize(x + t * in, 1, in, w.q + t * in, w.scale + t * groups, w.sum + t * groups,
-                        w.offset + t * groups);
+        target.quantize(into.x + t * in, 1, in, into.q + t * in, into.scale + t * groups, into.sum + t * groups,
+                        into.offset + t * groups);
     }
 
     Activations activations(const float* x, size_t count) { return {x, w.q, w.scale, w.sum, w.offset, count}; }
@@ -80,9 +83,16 @@ struct Run {
     const Projection* attention(const Attention&);
     const Projection* mlp(const Mlp&);
     const Projection* experts(const Layer&);
+    const Projection* experts_apart(const Layer&);
     const Projection* recurrent(const Recurrent&);
+    const Projection* per_layer(const PerLayer&);
 
     void embed();
+    void embed(size_t id, float* x);
+    void give_out();
+
+    // Whether rows go out as the section gives them, not from a layer within it.
+    bool sends() const { return pass.out && pass.layer_end == s.num_layers; }
     void settle(const Added&, size_t t);
     void enter_block(const Added&, const Norm&);
     void logits();

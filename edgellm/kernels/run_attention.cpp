@@ -9,17 +9,26 @@ namespace {
 struct Attending {
     Run& run;
     const Attention& a;
+    const Attention& seen;  // whose keys and values it sees
     size_t q_rows, qkv_rows, out_rows;
+    uint8_t* memory[MOST_STEPS];  // where these begin in each step's slot
 
     Attending(Run& r, const Attention& attention)
-        : run(r), a(attention), q_rows(attention.q_rows()), qkv_rows(attention.qkv_rows()),
-          out_rows(attention.heads * attention.dim) {}
+        : run(r), a(attention), seen(attention.source ? r.s.layers[attention.source - 1].attention : attention),
+          q_rows(attention.q_rows()), qkv_rows(attention.qkv_rows()), out_rows(attention.heads * attention.dim) {
+        for (size_t i = 0; i < run.pass.num_steps; i++) {
+            const StepSpec& step = run.pass.steps[i];
+            memory[i] = a.source ? static_cast<uint8_t*>(step.slot) : run.slots[i];
+            for (size_t j = 0; j + 1 < a.source; j++)
+                memory[i] += slot_bytes(run.s.layers[j], step.context, step.kv_encoding);
+        }
+    }
 
     KeysValues keys_values(size_t step, size_t kv_head) const {
         const StepSpec& spec = run.pass.steps[step];
-        const size_t kept = kept_positions(a, spec.context), bytes = kv_bytes(a, spec.context, spec.kv_encoding);
+        const size_t kept = kept_positions(seen, spec.context), bytes = kv_bytes(seen, spec.context, spec.kv_encoding);
         const size_t head_bytes = kept * a.dim * kv_element_bytes(spec.kv_encoding), heads = a.kv_heads;
-        uint8_t *keys = run.slots[step], *values = keys + bytes;
+        uint8_t *keys = memory[step], *values = keys + bytes;
         float* key_scales = reinterpret_cast<float*>(keys + heads * head_bytes) + kv_head * kept;
         float* value_scales = reinterpret_cast<float*>(values + heads * head_bytes) + kv_head * kept;
         return {keys + kv_head * head_bytes, values + kv_head * head_bytes, key_scales, value_scales, a.dim, kept,
@@ -29,10 +38,12 @@ struct Attending {
     // What all heads of a token need at once: norms over all of them, values that are what keys were.
     void prepare(size_t t) const {
         float *q = run.w.mixed + t * qkv_rows, *k = q + q_rows, *v = k + a.kv_rows();
-        if (!a.v) memcpy(v, k, a.kv_rows() * sizeof(float));
+        if (copies_keys()) memcpy(v, k, a.kv_rows() * sizeof(float));
         if (a.q_norm_whole) norm_whole(q, a.q.bias, a.q_norm, a.heads * a.dim);
         if (a.k_norm_whole) norm_whole(k, a.k.bias, a.k_norm, a.kv_rows());
     }
+
+    bool copies_keys() const { return a.k && !a.v; }
 
     void norm_whole(float* x, const float* bias, const float* weight, size_t n) const {
         if (bias) run.op.add(x, bias, nullptr, n);
@@ -56,16 +67,37 @@ struct Attending {
         for (size_t h = kv_head * group; h < (kv_head + 1) * group; h++)
             run.op.head(row + h * stride, {q_bias ? q_bias + h * stride : nullptr, a.q_norm_whole ? nullptr : a.q_norm,
                                            run.s.eps, scale, cos, sin, half, a.dim, a.interleaved});
+        if (a.source) return;
         float *key = row + q_rows + at, *value = key + a.kv_rows();
+        const size_t head = a.dim * sizeof(float);
+        if (a.received) {
+            const float* received = run.pass.hidden + t * run.s.row_in + a.received + at;
+            memcpy(key, received, head);
+            memcpy(value, received + a.kv_rows(), head);
+        } else {
+            turn(key, value, at, {nullptr, nullptr, run.s.eps, 1.0f, cos, sin, half, a.dim, a.interleaved});
+        }
+        if (a.sent && run.sends()) {
+            float* sent = run.pass.out + t * run.s.row_out + a.sent + at;
+            memcpy(sent, key, head);
+            memcpy(sent + a.kv_rows(), value, head);
+        }
+        const KeysValues kv = keys_values(step, kv_head);
+        run.op.store_key(kv, position, key);
+        run.op.store_value(kv, position, value, nullptr);
+    }
+
+    // Biases, norms and positions of a key and its value, which lie `at` floats behind those of the first head.
+    void turn(float* key, float* value, size_t at, HeadJob job) const {
         const float* k_bias = a.k_norm_whole ? nullptr : a.k.bias;
-        run.op.head(key, {k_bias ? k_bias + at : nullptr, a.k_norm_whole ? nullptr : a.k_norm, run.s.eps, 1.0f, cos, sin,
-                          half, a.dim, a.interleaved});
+        job.bias = k_bias ? k_bias + at : nullptr;
+        job.norm = a.k_norm_whole ? nullptr : a.k_norm;
+        run.op.head(key, job);
         const float* v_bias = a.v.bias ? a.v.bias + at : nullptr;
         if (a.v_norm)
             run.op.head(value, {v_bias, a.v_norm, run.s.eps, 1.0f, nullptr, nullptr, 0, a.dim, false});
-        const KeysValues kv = keys_values(step, kv_head);
-        run.op.store_key(kv, position, key);
-        run.op.store_value(kv, position, value, a.v_norm ? nullptr : v_bias);
+        else if (v_bias)
+            run.op.add(value, v_bias, nullptr, a.dim);
     }
 
     // Queries [j, j + queries) of a step whose first token is `first`, of the heads that share a kv head.
@@ -92,7 +124,7 @@ struct Attending {
     }
 
     void all() const {
-        const bool prepares = !a.v || a.q_norm_whole || a.k_norm_whole;
+        const bool prepares = copies_keys() || a.q_norm_whole || a.k_norm_whole;
         if (run.tokens == run.pass.num_steps && slots_differ()) {
             // Each sequence's one token: all of a head's work at once.
             if (prepares) run.for_tokens(run.tokens, [&](size_t t) { prepare(t); });
@@ -108,9 +140,9 @@ struct Attending {
         size_t first = 0;
         for (size_t i = 0; i < run.pass.num_steps; first += run.pass.steps[i].tokens, i++) {
             const StepSpec& step = run.pass.steps[i];
-            const size_t kept = kept_positions(a, step.context);
+            const size_t kept = kept_positions(seen, step.context);
             // What goes round a ring takes the place of what was there: tokens look back before that is still needed.
-            const size_t most = kept < step.context ? kept - a.window : step.tokens;
+            const size_t most = kept < step.context && !a.source ? kept - a.window : step.tokens;
             for (size_t j = 0; j < step.tokens; j += most)
                 several(i, first, j, step.tokens - j < most ? step.tokens - j : most, prepares);
         }
@@ -137,7 +169,7 @@ struct Attending {
 
 const Projection* Run::attention(const Attention& a) {
     const Projection* parts[] = {&a.q, &a.k, &a.v};
-    products(parts, a.v ? 3 : 2, w.mixed, a.qkv_rows());
+    products(parts, a.v ? 3 : a.k ? 2 : 1, w.mixed, a.qkv_rows());
     Attending(*this, a).all();
     project(a.o, w.attended);
     return &a.o;

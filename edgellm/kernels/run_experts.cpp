@@ -48,6 +48,8 @@ struct Routed {
             run.op.route({room.scores + t * scores_of(), e.router.bias, e.correction, e.count, e.top_k, e.groups,
                           e.top_groups, e.normalise, e.scoring, e.scale},
                          room.chosen + t * e.top_k, room.weights + t * e.top_k);
+            for (size_t i = t * e.top_k; e.scales && i < (t + 1) * e.top_k; i++)
+                room.weights[i] *= e.scales[room.chosen[i]];
         });
     }
 
@@ -181,7 +183,41 @@ struct Routed {
 
 }  // namespace
 
+// Experts that stand apart from the MLP beside them: both, and the router, go by norms of their own of what the layer has
+// so far, and the two results have norms of their own before they are added.
+const Projection* Run::experts_apart(const Layer& layer) {
+    Routed routed(*this, layer.experts);
+    const Experts& e = layer.experts;
+    const auto norm_x = [&](const Norm& norm) {
+        for_tokens(tokens, [&](size_t t) {
+            op.norm(w.x + t * s.hidden, norm, s.hidden, w.normed + t * s.hidden);
+            if (s.hidden % GROUP == 0) quantize(w.normed, s.hidden, t);
+        });
+    };
+    const float* bias = mlp(layer.mlp)->bias;
+    float* beside = w.experts.sum;
+    for_tokens(tokens, [&](size_t t) {
+        float* added = w.added + t * s.hidden;
+        if (bias) op.add(added, bias, nullptr, s.hidden);
+        op.norm(added, e.after_shared, s.hidden, beside + t * s.hidden);
+    });
+    norm_x({e.router_norm, nullptr, s.eps});
+    routed.route();
+    norm_x(e.before);
+    routed.sort();
+    routed.gather();
+    routed.activate_all();
+    routed.add_up(w.added);
+    for_tokens(tokens, [&](size_t t) {
+        float* added = w.added + t * s.hidden;
+        op.norm(added, e.after, s.hidden, added);
+        op.add(added, beside + t * s.hidden, nullptr, s.hidden);
+    });
+    return &NOTHING;
+}
+
 const Projection* Run::experts(const Layer& layer) {
+    if (layer.experts.router_norm) return experts_apart(layer);
     Routed routed(*this, layer.experts);
     routed.route();
     routed.sort();

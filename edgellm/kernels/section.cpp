@@ -61,7 +61,28 @@ int take_norm(const FloatsSpec& spec, size_t dim, size_t heads, const float** in
 
 bool is_size(uint64_t size) { return size != 0 && size < MOST && size % LANE_COUNT == 0; }
 
-int take(const AttentionSpec& spec, const Section& s, Attention* into) {
+// What another layer, or another section, gives or is given of keys and values. `number` counts the section's layers.
+int take_shared(const AttentionSpec& spec, const Section& s, size_t number, Attention* into) {
+    Attention& a = *into;
+    const uint64_t floats = 2 * a.kv_rows();
+    if (spec.shared > 1 || spec.source > number || (spec.source && (spec.shared || spec.received || spec.sent)))
+        return BAD_SHAPE;
+    if (spec.received && (spec.received < s.hidden || spec.received > s.row_in || floats > s.row_in - spec.received))
+        return BAD_SHAPE;
+    if (spec.sent && (spec.sent < s.hidden || spec.sent > s.row_out || floats > s.row_out - spec.sent)) return BAD_SHAPE;
+    a.source = spec.source;
+    a.received = spec.received;
+    a.sent = spec.sent;
+    a.shared = spec.shared;
+    if (!a.source) return OK;
+    const Layer& source = s.layers[a.source - 1];
+    const Attention& seen = source.attention;
+    const bool fits = source.mixer == ATTENTION && !seen.source && seen.shared && seen.kv_heads == a.kv_heads &&
+                      seen.dim == a.dim && seen.window == a.window;
+    return fits ? OK : BAD_SHAPE;
+}
+
+int take(const AttentionSpec& spec, const Section& s, size_t number, Attention* into) {
     if (!is_size(spec.head_dim) || spec.head_dim > MOST_HEAD_DIM || spec.heads == 0 || spec.heads > MOST_HEADS ||
         spec.kv_heads == 0 || spec.heads % spec.kv_heads || spec.heads / spec.kv_heads > MOST_ROWS ||
         spec.rotary_dim % 2 || spec.rotary_dim > spec.head_dim || spec.interleaved > 1 || spec.gated > 1 ||
@@ -79,8 +100,10 @@ int take(const AttentionSpec& spec, const Section& s, Attention* into) {
     a.gated = spec.gated;
     a.scale = static_cast<float>(spec.scale);
     a.soft_cap = static_cast<float>(spec.soft_cap);
+    CHECK(take_shared(spec, s, number, &a));
     CHECK(take(spec.q, a.q_rows(), s.hidden, &a.q));
-    CHECK(take(spec.k, a.kv_rows(), s.hidden, &a.k));
+    if ((a.source || a.received) != (spec.k.data == nullptr) || (spec.v.data && !spec.k.data)) return BAD_POINTER;
+    if (spec.k.data) CHECK(take(spec.k, a.kv_rows(), s.hidden, &a.k));
     if (spec.v.data) CHECK(take(spec.v, a.kv_rows(), s.hidden, &a.v));
     CHECK(take(spec.o, s.hidden, a.heads * a.dim, &a.o));
     CHECK(take_norm(spec.q_norm, a.dim, a.heads, &a.q_norm, &a.q_norm_whole));
@@ -178,13 +201,39 @@ int take(const ExpertsSpec& spec, const Section& s, bool shared, Experts* into) 
     e.normalise = spec.normalise;
     e.scoring = static_cast<int>(spec.scoring);
     e.scale = static_cast<float>(spec.scale);
+    CHECK(take(spec.expert_scales, count, false, &e.scales));
+    CHECK(take(spec.router_norm, s.hidden, false, &e.router_norm));
+    if (e.router_norm) {
+        if (!shared || spec.shared_gate.data) return BAD_SHAPE;
+        CHECK(take(spec.before, s.hidden, true, s.eps, &e.before));
+        CHECK(take(spec.after_shared, s.hidden, true, s.eps, &e.after_shared));
+        CHECK(take(spec.after, s.hidden, true, s.eps, &e.after));
+    }
     CHECK(take(spec.router, count, s.hidden, &e.router));
     CHECK(take(spec.correction, count, false, &e.correction));
     if (spec.shared_gate.data) CHECK(take(spec.shared_gate, 1, s.hidden, &e.shared_gate));
     return take(spec.experts, s.hidden, count, &e.experts);
 }
 
-int take(const LayerSpec& spec, const Section& s, Layer* into) {
+int take(const PerLayerSpec& spec, const Section& s, PerLayer* into) {
+    const uint64_t width = spec.gate.rows;
+    if (!is_size(width) || spec.activation < 0 || spec.activation >= ACTIVATIONS || spec.table.bias.data ||
+        spec.model.bias.data || spec.gate.bias.data || spec.table.first || spec.table.out != s.vocab)
+        return BAD_SHAPE;
+    PerLayer& p = *into;
+    p.activation = static_cast<int>(spec.activation);
+    p.table_scale = static_cast<float>(spec.table_scale);
+    p.model_scale = static_cast<float>(spec.model_scale);
+    p.scale = static_cast<float>(spec.scale);
+    CHECK(take(spec.table, s.vocab, width, &p.table));
+    CHECK(take(spec.model, width, s.hidden, &p.model));
+    CHECK(take(spec.gate, width, s.hidden, &p.gate));
+    CHECK(take(spec.projection, s.hidden, width, &p.projection));
+    CHECK(take(spec.norm, width, true, &p.norm));
+    return take(spec.after, s.hidden, true, s.eps, &p.after);
+}
+
+int take(const LayerSpec& spec, const Section& s, size_t number, Layer* into) {
     CHECK(take(spec.before_mixer, s.hidden, false, s.eps, &into->before_mixer));
     CHECK(take(spec.after_mixer, s.hidden, false, s.eps, &into->after_mixer));
     CHECK(take(spec.before_feed_forward, s.hidden, false, s.eps, &into->before_feed_forward));
@@ -193,9 +242,10 @@ int take(const LayerSpec& spec, const Section& s, Layer* into) {
     into->output_scale = static_cast<float>(spec.output_scale);
     if (spec.mixer < 0 || spec.mixer >= MIXERS) return BAD_SHAPE;
     into->mixer = static_cast<int>(spec.mixer);
-    if (into->mixer == ATTENTION) CHECK(take(spec.attention, s, &into->attention));
+    if (into->mixer == ATTENTION) CHECK(take(spec.attention, s, number, &into->attention));
     if (into->mixer > ATTENTION) CHECK(take(spec.recurrent, into->mixer, s, &into->recurrent));
     if (spec.mlp.up.data) CHECK(take(spec.mlp, s.hidden, 0, &into->mlp));
+    if (spec.per_layer.table.data) CHECK(take(spec.per_layer, s, &into->per_layer));
     if (spec.experts.count) return take(spec.experts, s, spec.mlp.up.data != nullptr, &into->experts);
     return OK;
 }
@@ -208,6 +258,9 @@ int take(const SectionSpec& spec, Section* into) {
     s.hidden = spec.hidden;
     s.vocab = spec.vocab;
     s.positions = spec.positions;
+    s.row_in = spec.row_in ? spec.row_in : spec.hidden;
+    s.row_out = spec.row_out ? spec.row_out : spec.hidden;
+    if (s.row_in < s.hidden || s.row_in >= MOST || s.row_out < s.hidden || s.row_out >= MOST) return BAD_SHAPE;
     s.eps = static_cast<float>(spec.eps);
     s.embed_scale = static_cast<float>(spec.embed_scale);
     s.logit_scale = static_cast<float>(spec.logit_scale);
@@ -218,7 +271,11 @@ int take(const SectionSpec& spec, Section* into) {
     s.layers = static_cast<Layer*>(calloc(spec.num_layers, sizeof(Layer)));
     if (s.layers == nullptr) return NO_MEMORY;
     s.num_layers = spec.num_layers;
-    for (size_t i = 0; i < s.num_layers; i++) CHECK(take(spec.layers[i], s, &s.layers[i]));
+    for (size_t i = 0; i < s.num_layers; i++) {
+        CHECK(take(spec.layers[i], s, i, &s.layers[i]));
+        s.per_layer |= s.layers[i].per_layer.table ? true : false;
+        s.receives |= s.layers[i].attention.received != 0;
+    }
     if (spec.embedding.data) CHECK(take_end(spec.embedding, s.vocab, s, &s.embedding));
     if (spec.position_embedding.data)
         CHECK(take_end(spec.position_embedding, s.positions, s, &s.position_embedding));
@@ -226,7 +283,9 @@ int take(const SectionSpec& spec, Section* into) {
         CHECK(take(spec.final_norm, s.hidden, true, s.eps, &s.final_norm));
         CHECK(take_end(spec.head, s.vocab, s, &s.head));
     }
-    return OK;
+    const size_t embedded = s.per_layer ? 2 * s.hidden : 0;  // of a row, with the hidden state before it
+    const bool brought = s.embedding || s.row_in >= embedded, passed = s.row_out == s.hidden || s.row_out >= embedded;
+    return brought && passed ? OK : BAD_SHAPE;
 }
 
 // Whether what a layer remembers in a slot lets a step begin.
@@ -313,7 +372,7 @@ int edgellm_section_rope(Section* section, uint64_t which, const float* cos, con
 int edgellm_section_run(Section* section, const StepSpec* steps, uint64_t num_steps, uint64_t layer_start,
                                uint64_t layer_end, const int64_t* ids, const float* hidden, uint64_t count, float* out,
                                uint64_t out_elements, float* logits, uint64_t logits_elements) {
-    if (!is_at(section) || !is_at(steps) || (ids == nullptr) == (hidden == nullptr)) return BAD_POINTER;
+    if (!is_at(section) || !is_at(steps) || (ids == nullptr && hidden == nullptr)) return BAD_POINTER;
     if ((ids && !is_at(ids)) || (hidden && !is_at(hidden)) || (out && !is_at(out))) return BAD_POINTER;
     Section& s = *section;
     if (num_steps == 0 || num_steps > MOST_STEPS || layer_start > layer_end || layer_end > s.num_layers)
@@ -325,9 +384,11 @@ int edgellm_section_run(Section* section, const StepSpec* steps, uint64_t num_st
         wanted += steps[i].logits;
     }
     if (share_a_state(s, steps, num_steps)) return BAD_SHAPE;
-    if (tokens > MOST_TOKENS || (ids && !s.embedding) || (wanted && !s.head)) return BAD_SHAPE;
+    if ((ids && hidden && !s.per_layer) || (!ids && s.per_layer) || (!hidden && s.receives)) return BAD_POINTER;
+    if (tokens > MOST_TOKENS || (!hidden && !s.embedding) || (wanted && !s.head)) return BAD_SHAPE;
     if (tokens != count || logits_elements != wanted * s.vocab) return BAD_LENGTH;
-    if (out_elements != (out ? tokens * s.hidden : 0)) return BAD_LENGTH;
+    const size_t row = layer_end == s.num_layers ? s.row_out : s.hidden;
+    if (out_elements != (out ? tokens * row : 0)) return BAD_LENGTH;
     if (wanted && !is_at(logits)) return BAD_POINTER;
     for (uint64_t i = 0; ids && i < tokens; i++)
         if (ids[i] < 0 || static_cast<uint64_t>(ids[i]) >= s.vocab) return BAD_SHAPE;

@@ -21,7 +21,8 @@ struct Projection {
 
 struct Attention {
     size_t heads, kv_heads, dim, rotary_dim, rope, window;
-    bool interleaved, gated;
+    size_t source, received, sent;  // abi.h
+    bool interleaved, gated, shared;
     float scale, soft_cap;
     Projection q, k, v, o;
     const float *q_norm, *k_norm, *v_norm, *sinks;
@@ -30,7 +31,9 @@ struct Attention {
     size_t num_scales, scale_every;
     size_t q_rows() const { return heads * dim * (gated ? 2 : 1); }
     size_t kv_rows() const { return kv_heads * dim; }
-    size_t qkv_rows() const { return q_rows() + 2 * kv_rows(); }
+    size_t qkv_rows() const { return q_rows() + (source ? 0 : 2 * kv_rows()); }
+    // Tokens that a slot keeps of a window: all of a call's are stored before another layer sees them.
+    size_t kept_window() const { return shared && window ? window + MOST_TOKENS - RING : window; }
 };
 
 // A recurrent mixer. In a slot it has
@@ -97,8 +100,20 @@ struct Experts {
     int scoring;
     float scale;
     Projection router, shared_gate;
-    const float* correction;
+    const float *correction, *scales;
     Mlp experts;
+    const float* router_norm;  // null where the router and the experts take what the shared one takes
+    Norm before, after_shared, after;
+};
+
+// What a token's id adds to a layer's output: table.data is null where it adds nothing.
+struct PerLayer {
+    Projection table, model, gate, projection;
+    const float* norm;
+    Norm after;
+    int activation;
+    float table_scale, model_scale, scale;
+    size_t width() const { return gate.rows; }
 };
 
 struct Layer {
@@ -108,6 +123,7 @@ struct Layer {
     Recurrent recurrent;
     Mlp mlp;
     Experts experts;
+    PerLayer per_layer;
     float residual_scale, output_scale;
 };
 
@@ -150,13 +166,15 @@ struct Workspace {
     int8_t* q;                  // [tokens, widest input], as are the groups of the next three
     float *scale, *sum;
     int32_t* offset;
+    Input embedded;             // [tokens, hidden]: the tokens' embeddings, for layers that have something of their ids
     ExpertsRoom experts;
     float* replayed;            // [LOG_TOKENS, widest of what goes into a recurrent mixer]
     void* memory;
 };
 
 struct Section {
-    size_t hidden, vocab, positions, num_layers;
+    size_t hidden, vocab, positions, num_layers, row_in, row_out;
+    bool per_layer, receives;  // whether any layer has something of a token's id; receives keys and values
     float eps, embed_scale, logit_scale, logit_soft_cap;
     Layer* layers;
     Projection embedding, position_embedding, head;
@@ -186,8 +204,9 @@ constexpr size_t rounded_up(size_t n, size_t unit) { return (n + unit - 1) / uni
 // last ones can be taken back.
 inline size_t kept_positions(const Attention& a, size_t context) {
     const size_t all = rounded_up(context, KEYS);
-    if (a.window == 0 || a.window >= context) return all;
-    const size_t ring = rounded_up(a.window + RING, RING);
+    const size_t window = a.kept_window();
+    if (window == 0 || window >= context) return all;
+    const size_t ring = rounded_up(window + RING, RING);
     return ring < all ? ring : all;
 }
 
@@ -203,7 +222,8 @@ inline size_t kv_bytes(const Attention& a, size_t context, int64_t encoding) {
 // Bytes that a slot holds for a layer; a multiple of 64.
 inline size_t slot_bytes(const Layer& layer, size_t context, int64_t encoding) {
     if (layer.mixer > ATTENTION) return layer.recurrent.state_bytes();
-    return layer.mixer == ATTENTION ? 2 * kv_bytes(layer.attention, context, encoding) : 0;
+    if (layer.mixer != ATTENTION || layer.attention.source) return 0;
+    return 2 * kv_bytes(layer.attention, context, encoding);
 }
 
 // Floats of a token that go into a layer's mixer behind its first product, and that come out of it before its last.

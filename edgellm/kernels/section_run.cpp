@@ -6,18 +6,31 @@
 
 namespace edgellm {
 
+void Run::embed(size_t id, float* x) {
+    target.dequantize(s.embedding.matrix, id, id + 1, x);
+    if (s.embed_scale != 1.0f) op.scale(x, s.embed_scale, s.hidden);
+}
+
 void Run::embed() {
+    for (size_t t = 0; s.per_layer && t < tokens; t++) {
+        float* x = w.embedded.x + t * s.hidden;
+        if (s.embedding)
+            embed(static_cast<size_t>(pass.ids[t]), x);
+        else
+            memcpy(x, pass.hidden + t * s.row_in + s.hidden, s.hidden * sizeof(float));
+        if (s.hidden % GROUP == 0) quantize(w.embedded, s.hidden, t);
+    }
     if (pass.hidden) {
-        memcpy(w.x, pass.hidden, tokens * s.hidden * sizeof(float));
+        for (size_t t = 0; t < tokens; t++)
+            memcpy(w.x + t * s.hidden, pass.hidden + t * s.row_in, s.hidden * sizeof(float));
         return;
     }
     size_t t = 0;
     for (size_t i = 0; i < pass.num_steps; i++)
         for (size_t j = 0; j < pass.steps[i].tokens; j++, t++) {
-            const size_t id = static_cast<size_t>(pass.ids[t]), at = pass.steps[i].position + j;
+            const size_t at = pass.steps[i].position + j;
             float* x = w.x + t * s.hidden;
-            target.dequantize(s.embedding.matrix, id, id + 1, x);
-            if (s.embed_scale != 1.0f) op.scale(x, s.embed_scale, s.hidden);
+            embed(static_cast<size_t>(pass.ids[t]), x);
             if (s.position_embedding) {
                 target.dequantize(s.position_embedding.matrix, at, at + 1, w.normed + t * s.hidden);
                 op.add(x, w.normed + t * s.hidden, nullptr, s.hidden);
@@ -59,6 +72,16 @@ void Run::enter_block(const Added& last, const Norm& norm) {
         }
         if (s.hidden % GROUP == 0) quantize(w.normed, s.hidden, t);
     });
+}
+
+// Rows of hidden states, and of embeddings where the next section needs them. Keys and values are there already.
+void Run::give_out() {
+    if (pass.out == nullptr) return;
+    const size_t row = sends() ? s.row_out : s.hidden, size = s.hidden * sizeof(float);
+    for (size_t t = 0; t < tokens; t++) {
+        memcpy(pass.out + t * row, w.x + t * s.hidden, size);
+        if (s.per_layer && row > s.hidden) memcpy(pass.out + t * row + s.hidden, w.embedded.x + t * s.hidden, size);
+    }
 }
 
 void Run::logits() {
@@ -106,6 +129,10 @@ void Run::all() {
             const Projection* from = layer.experts.count ? experts(layer) : mlp(layer.mlp);
             last = {from, &layer.after_feed_forward, layer.residual_scale};
         }
+        if (layer.per_layer.table) {
+            enter_block(last, {nullptr, nullptr, s.eps});
+            last = {per_layer(layer.per_layer), &layer.per_layer.after, 1.0f};
+        }
         if (layer.output_scale != 1.0f) {
             settle_all();
             for_tokens(tokens, [&](size_t t) { op.scale(w.x + t * s.hidden, layer.output_scale, s.hidden); });
@@ -114,7 +141,7 @@ void Run::all() {
             slots[j] += slot_bytes(layer, pass.steps[j].context, pass.steps[j].kv_encoding);
     }
     settle_all();
-    if (pass.out) memcpy(pass.out, w.x, tokens * s.hidden * sizeof(float));
+    give_out();
     logits();
 }
 
@@ -133,6 +160,8 @@ bool make_room(Section& s, size_t tokens) {
         if (layer.mixer > ATTENTION) reach(replayed, LOG_TOKENS * mixer_in(layer));
         reach(inner, layer.mlp.inner());
         reach(gate_up, layer.mlp.gate ? 2 * layer.mlp.inner() : layer.mlp.inner());
+        reach(inner, layer.per_layer.width());
+        reach(gate_up, 2 * layer.per_layer.width());
         if (layer.experts.count == 0) continue;
         reach(experts, layer.experts.count + 1);
         reach(top_k, layer.experts.top_k);
@@ -144,7 +173,8 @@ bool make_room(Section& s, size_t tokens) {
     reach(widest, inner);
     ExpertsRoom& room = w.experts;
     const size_t into = top_k * s.hidden, from = top_k * expert_inner;  // of a token's pairs
-    float *q, *offset, *chosen, *pair_tokens, *gathered_q, *gathered_offset, *inner_q, *inner_offset;  // of other types
+    const size_t embedded = s.per_layer ? s.hidden : 0;
+    float *embedded_q, *embedded_offset, *q, *offset, *chosen, *pair_tokens, *gathered_q, *gathered_offset, *inner_q, *inner_offset;  // of other types
     const struct {
         float** place;
         size_t count;
@@ -152,6 +182,8 @@ bool make_room(Section& s, size_t tokens) {
         {&w.x, s.hidden}, {&w.normed, s.hidden}, {&w.added, s.hidden}, {&w.mixed, mixed}, {&w.attended, attended},
         {&w.gate_up, gate_up}, {&w.activated, inner}, {&q, widest / 4 + 1}, {&w.scale, widest / GROUP + 1},
         {&w.sum, widest / GROUP + 1}, {&offset, widest / GROUP + 1},
+        {&w.embedded.x, embedded}, {&embedded_q, embedded / 4}, {&w.embedded.scale, embedded / GROUP},
+        {&w.embedded.sum, embedded / GROUP}, {&embedded_offset, embedded / GROUP},
         {&room.scores, experts}, {&chosen, top_k}, {&room.weights, top_k}, {&pair_tokens, top_k}, {&room.shares, top_k},
         {&room.gathered.x, into}, {&gathered_q, into / 4}, {&room.gathered.scale, into / GROUP},
         {&room.gathered.sum, into / GROUP}, {&gathered_offset, into / GROUP},
@@ -176,6 +208,8 @@ bool make_room(Section& s, size_t tokens) {
     w.replayed = at;
     w.q = reinterpret_cast<int8_t*>(q);
     w.offset = reinterpret_cast<int32_t*>(offset);
+    w.embedded.q = reinterpret_cast<int8_t*>(embedded_q);
+    w.embedded.offset = reinterpret_cast<int32_t*>(embedded_offset);
     room.chosen = reinterpret_cast<uint32_t*>(chosen);
     room.tokens = reinterpret_cast<uint32_t*>(pair_tokens);
     room.gathered.q = reinterpret_cast<int8_t*>(gathered_q);

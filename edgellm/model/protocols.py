@@ -67,7 +67,7 @@ class Step(Protocol[S_co]):
     """Positions [position, position + len(x)) of the sequence in `slot`, in a pass that ends at `pass_len` tokens; the
     last section gives logits after the last `logits` of them.
 
-    x is int64 [tokens] in the first section, float32 [tokens, hidden_size] in the others.
+    x is int64 [tokens] in the first section, float32 [tokens, row_size] in the others.
     """
 
     @property
@@ -93,6 +93,10 @@ class Section(Protocol[S]):
 
     @property
     def hidden_size(self) -> int: ...
+    @property
+    def row_size(self) -> int:
+        """Floats of a token that come from the section before: `hidden_size`, and what else its layers need."""
+
     @property
     def vocab_size(self) -> int: ...
     @property
@@ -131,7 +135,7 @@ class Section(Protocol[S]):
         """Run one step: `forward_many` of it."""
 
     def forward_many(self, steps: Sequence[Step[S]]) -> list[Array | None]:
-        """Run steps. Return a result for each: float32 [tokens, hidden_size]; from the last section float32
+        """Run steps. Return a result for each: what the next section takes; from the last section float32
         [logits, vocab_size], or None where `logits` is 0. Raises ModelError for a step that doesn't fit."""
 
     def embed(self, x: Array, position: int, slot: S, pass_len: int) -> Array:

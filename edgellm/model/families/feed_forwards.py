@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edgellm.model.families.parts import Projection, Shape, Vector, merged, stored
+from edgellm.model.families.parts import Norm, Projection, Shape, Vector, merged, stored
 from edgellm.model.families.pieces import Piece
 
 ACTIVATIONS = ("silu", "gelu_tanh", "relu_squared", "swiglu_clamped")  # in the order of kernels/abi.h
@@ -77,7 +77,8 @@ class Router:
     Scores are `scoring` of weight(x): "softmax" over all experts, "sigmoid" of each, or "softmax_of_chosen" over those
     that were chosen by what weight(x) gives (gpt-oss). `correction` is added for choosing only. With `groups` > 1 only
     the experts of the `top_groups` best groups may be chosen, a group being as good as its two best experts together.
-    `normalise`: the weights of those chosen are divided by their sum (plus 1e-20). Last, all are times `scale`.
+    `normalise`: the weights of those chosen are divided by their sum (plus 1e-20). Last, all are times `scale`, and
+    each expert's times its one of `expert_scales`, where there are any.
     """
 
     weight: Projection
@@ -89,11 +90,33 @@ class Router:
     correction: Vector | None = None
     groups: int = 1
     top_groups: int = 1
+    expert_scales: Vector | None = None
 
     @property
     def tensors(self) -> dict[str, Shape]:
         """Return the shape of each stored tensor by name."""
-        return self.weight.tensors | stored(self.correction)
+        return self.weight.tensors | stored(self.correction, self.expert_scales)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The norms of experts that stand apart from `shared` (Gemma 4), which alone takes what the layer's norm gives.
+
+    Experts take `before` of what comes into the layer's feed-forward, and their router takes an RMSNorm of it, whose
+    weight is `router_scale` times `router_factor`. What the shared one gives goes through `after_shared`, what the
+    experts give through `after`, before both are added.
+    """
+
+    router_scale: Vector
+    router_factor: float
+    before: Norm
+    after_shared: Norm
+    after: Norm
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Return the shape of each stored tensor by name."""
+        return merged(self.before, self.after_shared, self.after) | stored(self.router_scale)
 
 
 @dataclass(frozen=True)
@@ -114,6 +137,7 @@ class Experts:
     limit: float = 0.0
     shared: GatedMlp | PlainMlp | None = None
     shared_gate: Projection | None = None
+    apart: Apart | None = None
     pieces: tuple[Piece, ...] = ()
 
     @property
@@ -134,7 +158,8 @@ class Experts:
     @property
     def tensors(self) -> dict[str, Shape]:
         """Return the shape of each stored tensor by name."""
-        return merged(*self.projections, *self.expert_projections) | self.router.tensors
+        found = merged(*self.projections, *self.expert_projections) | self.router.tensors
+        return found | (self.apart.tensors if self.apart else {})
 
     @property
     def activation_elements_per_token(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from edgellm.kernels.abi import constants
 from edgellm.model.families.config import Config, UnsupportedError
 from edgellm.model.families.gemma import gemma, gemma2, gemma3
+from edgellm.model.families.gemma4 import gemma4
 from edgellm.model.families.glm4 import glm4
 from edgellm.model.families.glm4_moe import glm4_moe
 from edgellm.model.families.gpt2 import gpt2
@@ -36,8 +37,8 @@ from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.families.starcoder2 import starcoder2
 
 FAMILIES: dict[str, Callable[[Config], Spec]] = {
-    "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "glm4": glm4, "glm4_moe": glm4_moe, "gpt2": gpt2,
-    "gpt_oss": gpt_oss, "granite": granite, "granitemoe": granite_moe, "granitemoehybrid": granitemoehybrid,
+    "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "gemma4_text": gemma4, "glm4": glm4,
+    "glm4_moe": glm4_moe, "gpt2": gpt2, "gpt_oss": gpt_oss, "granite": granite, "granitemoe": granite_moe, "granitemoehybrid": granitemoehybrid,
     "granitemoeshared": granite_moe_shared, "lfm2": lfm2, "lfm2_moe": lfm2_moe, "llama": llama,
     "ministral": ministral, "ministral3": ministral3, "mistral": mistral, "nemotron_h": nemotron_h, "olmo2": olmo2,
     "olmo3": olmo3, "olmoe": olmoe, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3,
@@ -83,6 +84,8 @@ def _check(hidden_size: int, layer: Layer) -> None:
         _check_recurrent(layer.mixer)
     if layer.feed_forward:
         _check_sizes(("intermediate_size", layer.feed_forward.intermediate_size))
+    if layer.per_layer:
+        _check_sizes(("hidden_size_per_layer_input", layer.per_layer.width))
     if layer.experts and layer.experts.shared:
         _check_sizes(("the shared expert's size", layer.experts.shared.intermediate_size))
     if layer.experts and (layer.experts.router.experts > _MAX_EXPERTS or layer.experts.router.top_k > _MAX_CHOSEN):

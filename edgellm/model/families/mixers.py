@@ -13,6 +13,7 @@ from edgellm.shards.slot_memory import kv_bytes
 
 _LOG_TOKENS: int = constants.LOG_TOKENS
 _HEADER_BYTES: int = constants.STATE_HEADER_BYTES
+_BEYOND_WINDOW: int = constants.MOST_TOKENS - constants.RING  # a ring has RING more than it is asked for
 _LINE = 64  # a layer's part of a slot is a multiple of it
 
 
@@ -27,6 +28,11 @@ class Attention:
     gives, before its norm. Norms of queries, keys and values go over each head's dimensions if they are as many, else
     over all heads at once; a norm of values needs no weight (`v_norm` says that there is one). Queries of the positions
     from n * `scale_every` on are multiplied by query_scales[n], where there are any.
+
+    With `source`, the number of an earlier layer of the model, queries see that layer's keys and values, and there is
+    no `k` or `v`. Layers that others see so are `shared`: they keep a call's tokens beyond their window, because all of
+    them are stored before another layer looks back. `received` is the number of a layer before the section whose keys
+    and values come with the tokens (Spec.within).
     """
 
     heads: int
@@ -35,7 +41,7 @@ class Attention:
     scale: float
     window: int
     q: Projection
-    k: Projection
+    k: Projection | None
     v: Projection | None
     o: Projection
     q_norm: Norm | None = None
@@ -48,6 +54,9 @@ class Attention:
     gated: bool = False
     query_scales: tuple[float, ...] = ()
     scale_every: int = 0
+    source: int | None = None
+    shared: bool = False
+    received: int | None = None
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -60,6 +69,13 @@ class Attention:
         return tuple(part for part in (self.q, self.k, self.v, self.o) if part)
 
     @property
+    def kept_tokens(self) -> int:
+        """How many of the last tokens a slot has to keep, 0 for all or none."""
+        if self.source is not None:
+            return 0
+        return self.window + _BEYOND_WINDOW if self.window and self.shared else self.window
+
+    @property
     def tensors(self) -> dict[str, Shape]:
         """Return the shape of each stored tensor by name."""
         return merged(*self.projections, self.q_norm, self.k_norm) | stored(self.sinks)
@@ -67,16 +83,16 @@ class Attention:
     @property
     def kv_elements_per_token(self) -> int:
         """Elements that a token's key and value take in a slot."""
-        return 2 * self.kv_heads * self.head_dim
+        return 2 * self.kv_heads * self.head_dim if self.source is None else 0
 
     @property
     def kv_scales_per_token(self) -> int:
         """Scales of a token's key and value in 8 bits: one each a head."""
-        return 2 * self.kv_heads
+        return 2 * self.kv_heads if self.source is None else 0
 
     def slot_bytes(self, context: int, kv_dtype: str) -> int:
         """Return the bytes of a slot of `context` tokens that are this mixer's."""
-        return kv_bytes(self.kv_elements_per_token, self.kv_scales_per_token, self.window, context, kv_dtype)
+        return kv_bytes(self.kv_elements_per_token, self.kv_scales_per_token, self.kept_tokens, context, kv_dtype)
 
     @property
     def state_bytes(self) -> int:
@@ -87,7 +103,7 @@ class Attention:
     def activation_elements_per_token(self) -> int:
         """Elements that its modules produce for one token."""
         rows = sum(part.rows for part in self.projections)
-        return rows + (self.q.rows if self.q_norm else 0) + (self.k.rows if self.k_norm else 0)
+        return rows + (self.q.rows if self.q_norm else 0) + (self.k.rows if self.k and self.k_norm else 0)
 
 
 @dataclass(frozen=True)
@@ -126,8 +142,8 @@ class Recurrent(ABC):
         return 0
 
     @property
-    def window(self) -> int:
-        """How many tokens it attends to: it has no window."""
+    def kept_tokens(self) -> int:
+        """How many of the last tokens a slot has to keep: it has no window."""
         return 0
 
     def slot_bytes(self, context: int, kv_dtype: str) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 # model_type → that of its text model where text_config doesn't say it, and whether the head is tied where nothing does.
 _TEXT = {
-    "gemma3": ("gemma3_text", True), "mistral3": ("mistral", True), "qwen3_5": ("qwen3_5_text", False),
+    "gemma3": ("gemma3_text", True), "gemma4": ("gemma4_text", True), "mistral3": ("mistral", True), "qwen3_5": ("qwen3_5_text", False),
     "qwen3_5_moe": ("qwen3_5_moe_text", False),
 }  # fmt: skip
 # How names begin, in checkpoints of today and of before, and what the text model has in place of that.
@@ -13,7 +13,7 @@ _RENAMED = (
     ("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.lm_head.", "lm_head."),
 )  # fmt: skip
 _OTHERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.",
-           "model.visual.", "visual.")  # fmt: skip
+           "model.visual.", "visual.", "model.audio_tower.", "model.embed_vision.", "model.embed_audio.")  # fmt: skip
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:

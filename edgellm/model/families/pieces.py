@@ -72,6 +72,18 @@ class Tiled(Piece):
         return found.swapaxes(0, -1) if self.transposed else found
 
 
+@dataclass(frozen=True)
+class Slice:
+    """The stored tensor `name` of a layer is what it needs of transformers' `tensor`, which all layers share: as much
+    as it has, from `first` on along `axis`."""
+
+    name: str
+    tensor: str
+    shape: Shape  # of transformers' tensor
+    axis: int = 0
+    first: int = 0
+
+
 def assemble(pieces: Iterable[Piece], stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return transformers' tensors, in float32, by name, of those pieces that are in `stored`."""
     found: dict[str, np.ndarray] = {}

@@ -1,4 +1,5 @@
-"""Rotary position factors from a config, as transformers computes them: default, linear, llama3, YaRN and LongRoPE.
+"""Rotary position factors from a config, as transformers computes them: default, linear, llama3, YaRN, LongRoPE and
+proportional.
 Pure."""
 
 import math
@@ -12,7 +13,7 @@ import numpy as np
 from edgellm.model.families.config import UnsupportedError
 
 _DEFAULT_THETA = 10000.0
-KINDS = "default, linear, llama3, yarn, longrope"
+KINDS = "default, linear, llama3, yarn, longrope, proportional"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def rotary_of(
     kind = given.get("rope_type", given.get("type", "default"))
     outer = config.get("rope_theta")
     theta = _number(given, "rope_theta", theta if outer is None else outer)
+    if kind == "proportional":
+        return _proportional(given, theta, head_dim)
     outer = config.get("partial_rotary_factor")
     factor = _number(given, "partial_rotary_factor", 1.0 if outer is None else outer)
     if factor != 1.0 and not partial or factor > 1.0:
@@ -86,6 +89,19 @@ def _number(given: Mapping[str, Any], name: str, default: Any = None) -> float:
     if type(value) not in (int, float) or not 0 < value < 1e30:
         raise UnsupportedError(f"{name} is {reprlib.repr(value)}, expected a number over 0")
     return float(value)
+
+
+def _proportional(given: Mapping[str, Any], theta: float, head_dim: int) -> Rotary:
+    """Return frequencies as if all of a head turned, of which those beyond a share don't turn at all."""
+    share, factor = _number(given, "partial_rotary_factor", 1.0), _number(given, "factor", 1.0)
+    if share > 1.0 or head_dim % 2:
+        raise UnsupportedError(f"partial_rotary_factor is {share:g}, of heads of {head_dim}")
+    turning = int(share * head_dim // 2)
+    exponents = np.arange(0, 2 * turning, 2, dtype=np.float32) / np.float32(head_dim)
+    powers = (np.float64(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.zeros(head_dim // 2, np.float32)
+    frequencies[:turning] = np.float32(1.0) / powers / np.float32(factor)
+    return Rotary(head_dim, (frequencies,), None, 1.0)
 
 
 def _llama3(plain: np.ndarray, given: Mapping[str, Any], original: float) -> np.ndarray:

@@ -4,11 +4,12 @@ A splitter needs no more than a Spec to write a model's shards. parts.py, mixers
 layers are made of.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgellm.model.families.feed_forwards import Experts, FeedForward
-from edgellm.model.families.mixers import Mixer
+from edgellm.model.families.mixers import Attention, Mixer
 from edgellm.model.families.parts import Matrix, Norm, Projection, Shape, Vector, merged, stored
+from edgellm.model.families.per_layer import PerLayer
 from edgellm.model.families.pieces import Piece
 from edgellm.model.families.rotary import Rotary
 
@@ -16,8 +17,8 @@ from edgellm.model.families.rotary import Rotary
 @dataclass(frozen=True)
 class Layer:
     """x += residual_scale * after_mixer(mixer(before_mixer(x))), then the same with the feed-forward; either may be
-    missing, and so may each norm. Last, x is multiplied by `output_scale`, a stored value, where there is one. Tensor
-    names are relative to the layer."""
+    missing, and so may each norm. Then what `per_layer` has of the token's id is added, if anything. Last, x is
+    multiplied by `output_scale`, a stored value, where there is one. Tensor names are relative to the layer."""
 
     before_mixer: Norm | None
     mixer: Mixer | None
@@ -27,6 +28,7 @@ class Layer:
     after_feed_forward: Norm | None = None
     residual_scale: float = 1.0
     output_scale: Vector | None = None
+    per_layer: PerLayer | None = None
 
     @property
     def norms(self) -> tuple[Norm, ...]:
@@ -37,9 +39,14 @@ class Layer:
     def tensors(self) -> dict[str, Shape]:
         """Return the shape of each tensor of the layer's shard by name; matrices may be packed."""
         found = merged(*self.norms) | stored(self.output_scale)
-        for part in (self.mixer, self.feed_forward):
+        for part in (self.mixer, self.feed_forward, self.per_layer):
             found |= part.tensors if part else {}
         return found
+
+    @property
+    def source(self) -> int | None:
+        """The number of the layer whose keys and values this one sees in place of its own, if there is one."""
+        return self.mixer.source if isinstance(self.mixer, Attention) else None
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -59,7 +66,7 @@ class Layer:
     @property
     def kv_window_tokens(self) -> int:
         """How many of the last tokens a slot has to keep, or 0 for all."""
-        return self.mixer.window if self.mixer else 0
+        return self.mixer.kept_tokens if self.mixer else 0
 
     def slot_bytes(self, context: int, kv_dtype: str) -> int:
         """Return the bytes of a slot of `context` tokens that are this layer's."""
@@ -68,7 +75,7 @@ class Layer:
     @property
     def projections(self) -> tuple[Projection, ...]:
         """The matrices that every token is multiplied with: all but experts' own."""
-        parts = (self.mixer, self.feed_forward)
+        parts = (self.mixer, self.feed_forward, self.per_layer)
         return tuple(projection for part in parts if part for projection in part.projections)
 
     @property
@@ -94,12 +101,13 @@ class Layer:
     def matrices(self) -> dict[str, Matrix]:
         """Return the layer's matrices by name: what may be packed."""
         experts = self.experts.expert_projections if self.experts else ()
-        return {part.weight.name: part.weight for part in (*self.projections, *experts)}
+        found = {part.weight.name: part.weight for part in (*self.projections, *experts)}
+        return found | ({self.per_layer.table.name: self.per_layer.table} if self.per_layer else {})
 
     @property
     def activation_elements_per_token(self) -> int:
         """Elements that the layer's modules produce for one token: a bound of what a pass needs at once."""
-        parts = (self.mixer, self.feed_forward)
+        parts = (self.mixer, self.feed_forward, self.per_layer)
         norms = sum(norm.weight.size for norm in self.norms)
         return norms + sum(part.activation_elements_per_token for part in parts if part)
 
@@ -153,6 +161,60 @@ class Spec:
     def takes_long(self, pass_len: int) -> bool:
         """Return whether a pass that ends at `pass_len` tokens takes the long rotary factors."""
         return self.rope_switch_len is not None and pass_len > self.rope_switch_len
+
+    @property
+    def embeds_per_layer(self) -> bool:
+        """Whether layers add something of each token's id."""
+        return any(layer.per_layer for layer in self.layers)
+
+    def sources(self, cut: int) -> tuple[int, ...]:
+        """Return the layers before `cut` whose keys and values those from there on see, in ascending order."""
+        found = {layer.source for layer in self.layers[cut:] if layer.source is not None}
+        return tuple(sorted(source for source in found if source < cut))
+
+    def kv_offsets(self, cut: int) -> dict[int, int]:
+        """Return where a row has the key and value of each of `sources`, in floats."""
+        found, at = {}, self.hidden_size * (2 if self.embeds_per_layer and cut < self.num_layers else 1)
+        for source in self.sources(cut):
+            found[source] = at
+            mixer = self.layers[source].mixer
+            assert mixer is not None
+            at += mixer.kv_elements_per_token
+        return found
+
+    def row_size(self, cut: int) -> int:
+        """Return how many floats of a token go from layer `cut` - 1 to the next one, if another section has it: the
+        hidden state; where layers add something of the token's id, its embedding; the keys and values of `sources`;
+        and last the id, if the embedding is there."""
+        if cut == self.num_layers:
+            return self.hidden_size
+        embedded = self.hidden_size + 1 if self.embeds_per_layer else 0
+        sources = (self.layers[source].kv_elements_per_token for source in self.sources(cut))
+        return self.hidden_size + embedded + sum(sources)
+
+    @property
+    def widest_row(self) -> int:
+        """The most floats of a token that go from one section to the next."""
+        return max(map(self.row_size, range(1, self.num_layers)), default=self.hidden_size)
+
+    def within(self, start: int, end: int) -> tuple[Layer, ...]:
+        """Return layers [start, end) as one section has them: a `source` counts from the section's first layer, and the
+        first layer that sees one before the section keeps its keys and values, which come with the tokens."""
+        keepers: dict[int, int] = {}
+        found = []
+        for i, layer in enumerate(self.layers[start:end]):
+            mixer, source = layer.mixer, layer.source
+            if isinstance(mixer, Attention) and source is not None:
+                if source >= start:
+                    mixer = replace(mixer, source=source - start)
+                elif source in keepers:
+                    mixer = replace(mixer, source=keepers[source])
+                else:
+                    keepers[source] = i
+                    mixer = replace(mixer, source=None, shared=True, received=source)
+                layer = replace(layer, mixer=mixer)
+            found.append(layer)
+        return tuple(found)
 
     @property
     def embedding_tensors(self) -> dict[str, Shape]:

@@ -79,12 +79,15 @@ class SectionHandle:
         _check("take rotary factors", self._rope(self._handle, which, *tables, cos.size, len(cos)))
 
     def run(self, steps: Struct, count: int, layers: tuple[int, int], x: np.ndarray, out: np.ndarray | None,
-            logits: np.ndarray | None) -> None:  # fmt: skip
-        """Run the first `count` of `steps` over layers [start, end); x: int64 [tokens] or float32 [tokens, hidden]."""
-        has_ids = x.dtype == np.int64
+            logits: np.ndarray | None, ids: np.ndarray | None = None) -> None:  # fmt: skip
+        """Run the first `count` of `steps` over layers [start, end); x: int64 [tokens] or float32 [tokens, row], then
+        with `ids` int64 [tokens] if layers have something of these."""
+        rows = None if x.dtype == np.int64 else x
+        ids = x if rows is None else ids
         status = self._run(
             self._handle, steps, count, *layers,
-            ffi.from_buffer(_IDS, x) if has_ids else NULL, NULL if has_ids else ffi.from_buffer(_FLOATS, x), len(x),
+            NULL if ids is None else ffi.from_buffer(_IDS, ids),
+            NULL if rows is None else ffi.from_buffer(_FLOATS, rows), len(x),
             NULL if out is None else ffi.from_buffer(_FLOATS, out), 0 if out is None else out.size,
             NULL if logits is None else ffi.from_buffer(_FLOATS, logits), 0 if logits is None else logits.size,
         )  # fmt: skip

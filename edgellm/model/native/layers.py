@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.kernels.abi import constants
-from edgellm.model.families.feed_forwards import ACTIVATIONS, SCORINGS, Experts, FeedForward, GatedMlp, PlainMlp
+from edgellm.model.families.feed_forwards import ACTIVATIONS, SCORINGS, Apart, Experts, FeedForward, GatedMlp, PlainMlp
 from edgellm.model.families.mixers import Attention, DeltaRule, Mamba2, Mixer, Recurrent, ShortConv
 from edgellm.model.families.parts import Vector
+from edgellm.model.families.per_layer import PerLayer
 from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.native import abi
 
@@ -24,6 +25,7 @@ def layer_fields(spec: Spec, layer: Layer, tensors: "Tensors") -> abi.Fields:
         after_feed_forward=tensors.norm(layer.after_feed_forward),
         residual_scale=layer.residual_scale, output_scale=scale,
         **_mixer(spec, layer.mixer, tensors), **_feed_forward(layer.feed_forward, tensors),
+        per_layer=_per_layer(layer.per_layer, tensors),
     )  # fmt: skip
 
 
@@ -71,12 +73,13 @@ def _rate(a_log: Vector, tensors: "Tensors") -> abi.Fields:
 
 def _attention(spec: Spec, part: Attention, tensors: "Tensors") -> abi.Fields:
     q_norm, k_norm = (abi.floats(tensors.norm_weight(n)) if n else {} for n in (part.q_norm, part.k_norm))
-    v_norm = abi.floats(tensors.keep(np.ones(part.head_dim, np.float32))) if part.v_norm else {}
+    v_norm = abi.floats(tensors.keep(np.ones(part.head_dim, np.float32))) if part.v_norm and part.k else {}
     scales = abi.floats(tensors.keep(np.array(part.query_scales, np.float32))) if part.query_scales else {}
     return dict(
         heads=part.heads, kv_heads=part.kv_heads, head_dim=part.head_dim,
         rotary_dim=0 if part.rope is None else spec.rotaries[part.rope].rotary_dim,
         rope=constants.NO_ROPE if part.rope is None else part.rope, window=part.window,
+        source=0 if part.source is None else part.source + 1, shared=part.shared,
         interleaved=part.interleaved, gated=part.gated, scale=part.scale, soft_cap=part.soft_cap,
         q=tensors.projection(part.q), k=tensors.projection(part.k), v=tensors.projection(part.v),
         o=tensors.projection(part.o), q_norm=q_norm, k_norm=k_norm, v_norm=v_norm, sinks=tensors.floats(part.sinks),
@@ -100,6 +103,27 @@ def _experts(part: Experts, tensors: "Tensors") -> abi.Fields:
         normalise=router.normalise, scoring=SCORINGS.index(router.scoring), scale=router.scale,
         router=tensors.projection(router.weight), correction=tensors.floats(router.correction),
         experts=_mlp(part, tensors), shared_gate=tensors.projection(part.shared_gate),
+        expert_scales=tensors.floats(router.expert_scales), **(_apart(part.apart, tensors) if part.apart else {}),
+    )  # fmt: skip
+
+
+def _apart(part: Apart, tensors: "Tensors") -> abi.Fields:
+    scale = tensors.vectors[part.router_scale.name] * np.float32(part.router_factor)
+    return dict(
+        router_norm=abi.floats(tensors.keep(scale)), before=tensors.norm(part.before),
+        after_shared=tensors.norm(part.after_shared), after=tensors.norm(part.after),
+    )  # fmt: skip
+
+
+def _per_layer(part: PerLayer | None, tensors: "Tensors") -> abi.Fields:
+    if part is None:
+        return {}
+    return dict(
+        table=abi.projection(tensors.weights[part.table.name]), model=tensors.projection(part.model),
+        gate=tensors.projection(part.gate), projection=tensors.projection(part.projection),
+        norm=abi.floats(tensors.norm_weight(part.norm)), after=tensors.norm(part.after),
+        activation=ACTIVATIONS.index(part.activation), table_scale=part.table_scale, model_scale=part.model_scale,
+        scale=part.scale,
     )  # fmt: skip
 
 

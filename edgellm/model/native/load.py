@@ -7,8 +7,9 @@ import numpy as np
 
 from edgellm.errors import ManifestError
 from edgellm.kernels.library import ENCODINGS, stored_shape
+from edgellm.model.families.mixers import Attention
 from edgellm.model.families.parts import Matrix, Norm, Projection, Shape, Vector
-from edgellm.model.families.spec import Spec
+from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.native import abi
 from edgellm.model.native.layers import layer_fields
 from edgellm.model.protocols import Progress
@@ -87,7 +88,8 @@ def load(
     shards = [s for s in manifest.section_shards(start, end) if s.kind == "layer" or ends]
     done, total = 0, sum(s.bytes for s in shards)
     layers = abi.new_layers(end - start)
-    loaded = Loaded(_section(spec, layers), kept=[layers])
+    described = spec.within(start, end)
+    loaded = Loaded(_section(spec, layers, (spec.row_size(start), spec.row_size(end))), kept=[layers])
     loaded.spec.swaps = swaps
     for shard in shards:
         kind, number = shard.kind, shard.layer
@@ -97,7 +99,7 @@ def load(
         for name in (name for name, matrix in matrices.items() if swaps and matrix.experts):
             file.read_alone(tensors.weights[name])
         if number is not None:
-            layers[number - start] = layer_fields(spec, spec.layers[number], tensors)
+            layers[number - start] = layer_fields(spec, described[number - start], tensors)
         elif shard.kind == "embedding":
             loaded.spec.embedding = abi.projection(tensors.weights[spec.embedding.name])
             if spec.position_embedding:
@@ -114,16 +116,27 @@ def load(
         done += shard.bytes
         if progress:
             progress(shard.name, done, total)
+    _pass_on(spec, described, layers, (start, end))
     return loaded
 
 
-def _section(spec: Spec, layers: abi.Struct) -> abi.Struct:
-    """Return what the library takes once for all layers."""
+def _pass_on(spec: Spec, described: tuple[Layer, ...], layers: abi.Struct, section: tuple[int, int]) -> None:
+    """Say where in rows keys and values are that layers have from another section, or that another one needs."""
+    came, go = map(spec.kv_offsets, section)
+    for number, layer in enumerate(described):
+        source = layer.mixer.received if isinstance(layer.mixer, Attention) else None
+        if source is not None:
+            layers[number].attention.received = came[source]
+        layers[number].attention.sent = go.get(section[0] + number if source is None else source, 0)
+
+
+def _section(spec: Spec, layers: abi.Struct, rows: tuple[int, int]) -> abi.Struct:
+    """Return what the library takes once for all layers; `rows` are the floats of a token that come in and go out."""
     return abi.new_section(dict(
         hidden=spec.hidden_size, vocab=spec.vocab_size,
         positions=spec.position_embedding.rows if spec.position_embedding else 0, num_layers=len(layers),
         eps=spec.eps, embed_scale=spec.embed_scale, logit_scale=spec.logit_scale, logit_soft_cap=spec.logit_soft_cap,
-        layers=layers,
+        row_in=rows[0], row_out=rows[1], layers=layers,
     ))  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from edgellm.errors import ManifestError, ModelError
 from edgellm.kernels import library
 from edgellm.model.families.find import find_spec
+from edgellm.model.families.mixers import Attention
 from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, SectionHandle, new_steps
 from edgellm.model.native.load import load
@@ -92,11 +93,15 @@ class NativeSection:
         self.hidden_size, self.vocab_size = spec.hidden_size, spec.vocab_size
         self.is_first = start == 0 and not without_ends
         self.is_last = end == spec.num_layers and not without_ends
+        self.row_size = spec.row_size(start)
+        self._row_out = spec.hidden_size if self.is_last else spec.row_size(end)
+        self._takes_ids = spec.embeds_per_layer
+        self._layers = spec.within(start, end)
         self._loaded = load(spec, manifest, Path(folder), start, end, ends=not without_ends, swaps=swaps,
                             verify_sha256=verify_sha256, progress=progress)  # fmt: skip
         self.ram_bytes = self._loaded.ram_bytes
-        self.page_layout = f"native {library.digest()}"
-        self.memories = tuple(_memory(layer) for layer in spec.layers[start:end])
+        self.page_layout = f"native {library.digest()}" + _received(self._layers, start)
+        self.memories = tuple(_memory(layer) for layer in self._layers)
         self.reuses_any = all(memory.reach is None for memory in self.memories)
         self._native = SectionHandle(self._loaded.spec)
         self._steps = new_steps()
@@ -110,7 +115,7 @@ class NativeSection:
         """
         if max_seq_len > self.spec.max_seq_len:
             raise ModelError(f"a slot of {max_seq_len} tokens; the model is made for {self.spec.max_seq_len}")
-        slot = NativeSlot(self.spec.layers[self.start : self.end], max_seq_len, kv_dtype)
+        slot = NativeSlot(self._layers, max_seq_len, kv_dtype)
         self._reach(max_seq_len)
         return slot
 
@@ -118,7 +123,10 @@ class NativeSection:
         """Return an x of one token, to time a step with."""
         if self.is_first:
             return np.zeros(1, np.int64)
-        return np.linspace(-1.0, 1.0, self.hidden_size, dtype=np.float32)[None, :]
+        x = np.linspace(-1.0, 1.0, self.row_size, dtype=np.float32)[None, :]
+        if self._takes_ids:
+            x[:, -1] = 0
+        return x
 
     def forward(self, x: Array, position: int, slot: NativeSlot, pass_len: int, logits: int) -> Array | None:
         """Run one step: `forward_many` of it."""
@@ -127,10 +135,10 @@ class NativeSection:
     def forward_many(self, steps: Sequence[Step[NativeSlot]]) -> list[Array | None]:
         """Run steps, each with x, position, slot, pass_len and logits.
 
-        x: int64 [tokens] in the first section, else float32 [tokens, hidden_size], for positions [position, position +
-        tokens) of the sequence in `slot`, in a pass that ends at `pass_len` tokens. Results in the same order: float32
-        [tokens, hidden_size]; from the last section logits after the last `logits` tokens, float32 [logits, vocab],
-        or None for 0. Feeding a position again overwrites it, with the same result. Raises ModelError if an x or its
+        x: int64 [tokens] in the first section, else float32 [tokens, row_size], for positions [position, position +
+        tokens) of the sequence in `slot`, in a pass that ends at `pass_len` tokens. Results in the same order: what the
+        next section takes; from the last section logits after the last `logits` tokens, float32 [logits, vocab], or
+        None for 0. Feeding a position again overwrites it, with the same result. Raises ModelError if an x or its
         place in the slot is off; then nothing was computed.
         """
         filled: dict[int, int] = {}  # by slot, where a sequence has several steps
@@ -161,7 +169,7 @@ class NativeSection:
         for a in range(0, tokens, MOST_TOKENS):
             b = min(tokens, a + MOST_TOKENS)
             self._set_step(0, b - a, position + a, slot, max(pass_len, position + tokens), 0)
-            self._native.run(self._steps, 1, (0, self.end - self.start), x[a:b], out[a:b], None)
+            self._native.run(self._steps, 1, (0, self.end - self.start), x[a:b], out[a:b], None, self._ids(x[a:b]))
         slot.reach(position, tokens)
         return _normed(out, *self._loaded.final_norm, self.spec.eps)
 
@@ -173,14 +181,18 @@ class NativeSection:
         tokens = self._check(x)
         slot.check(position, tokens, slot.filled)
         x = np.ascontiguousarray(x)
-        outputs = np.empty((self.end - self.start, tokens, self.hidden_size), np.float32)
+        count = self.end - self.start
+        outputs = np.empty((count, tokens, self.hidden_size), np.float32)
         slot.begin(position, tokens)
-        for layer, out in enumerate(outputs):
-            for a in range(0, tokens, _TRACED_TOKENS):
-                b = min(tokens, a + _TRACED_TOKENS)
-                self._set_step(0, b - a, position + a, slot, pass_len, 0)
-                self._native.run(self._steps, 1, (layer, layer + 1), x[a:b], out[a:b], None)
-            x = out
+        for a in range(0, tokens, _TRACED_TOKENS):
+            b = min(tokens, a + _TRACED_TOKENS)
+            self._set_step(0, b - a, position + a, slot, pass_len, 0)
+            rows, ids = x[a:b], self._ids(x[a:b])
+            for layer, output in enumerate(outputs):
+                out = np.empty((b - a, self._row_out if layer + 1 == count else self.hidden_size), np.float32)
+                self._native.run(self._steps, 1, (layer, layer + 1), rows, out, None, ids)
+                output[a:b] = out[:, : self.hidden_size]
+                rows = out if self.is_first else np.hstack((output[a:b], x[a:b, self.hidden_size :]))
         slot.reach(position, tokens)
         return outputs
 
@@ -206,13 +218,15 @@ class NativeSection:
         x = steps[0].x if len(steps) == 1 else np.concatenate([step.x for step in steps])
         if not x.flags.c_contiguous:
             x = np.ascontiguousarray(x)
-        layers = (0, self.end - self.start)
+        layers, ids = (0, self.end - self.start), self._ids(x)
         if self.is_last:
             out = np.empty((wanted, self.vocab_size), np.float32)
-            self._native.run(self._steps, len(steps), layers, x, None, out if wanted else None)
+            self._native.run(self._steps, len(steps), layers, x, None, out if wanted else None, ids)
         else:
-            out = np.empty((total, self.hidden_size), np.float32)
-            self._native.run(self._steps, len(steps), layers, x, out, None)
+            out = np.empty((total, self._row_out), np.float32)
+            self._native.run(self._steps, len(steps), layers, x, out, None, ids)
+            if ids is not None:
+                out[:, -1] = ids
         results: list[Array | None] = []
         at = 0
         for step in steps:
@@ -237,12 +251,22 @@ class NativeSection:
             low, high = int(x.min()), int(x.max())
             if low < 0 or high >= self.vocab_size:
                 raise ModelError(f"token ids {low} to {high} are not within the vocabulary of {self.vocab_size}")
-        elif x.dtype != np.float32 or x.ndim != 2 or not len(x) or x.shape[1] != self.hidden_size:
+        elif x.dtype != np.float32 or x.ndim != 2 or not len(x) or x.shape[1] != self.row_size:
             raise ModelError(
-                f"section {self.start}-{self.end} takes float32 [tokens, {self.hidden_size}], "
+                f"section {self.start}-{self.end} takes float32 [tokens, {self.row_size}], "
                 f"not {x.dtype} {list(x.shape)}"
             )
+        elif self._takes_ids:
+            ids = x[:, -1]
+            if not ((ids >= 0) & (ids < self.vocab_size) & (ids == np.floor(ids))).all():
+                raise ModelError(f"rows end in what are no token ids of a vocabulary of {self.vocab_size}")
         return len(x)
+
+    def _ids(self, x: Array) -> Array | None:
+        """Return the token ids of what `_check` has passed, int64 [tokens], if layers have something of them."""
+        if not self._takes_ids:
+            return None
+        return x if self.is_first else x[:, -1].astype(np.int64)
 
     def _reach(self, positions: int) -> None:
         """Give the library rotary factors for so many positions, unless it has them."""
@@ -255,6 +279,12 @@ class NativeSection:
                 self._native.set_rope(2 * i + long_rope, *sets[long_rope if len(sets) > 1 else 0])
             tables += sets
         self._tables = tables
+
+
+def _received(layers: Sequence[Layer], start: int) -> str:
+    """Return which layers keep keys and values of others: their pages hold what those of other sections don't."""
+    found = {start + i: layer.mixer.received for i, layer in enumerate(layers) if isinstance(layer.mixer, Attention)}
+    return "".join(f", {number} keeps {source}'s" for number, source in found.items() if source is not None)
 
 
 def _memory(layer: Layer) -> Memory:

@@ -208,7 +208,9 @@ class NativeSlot:
 def _rows(layer: Layer, kv_dtype: str) -> tuple[int, int]:
     """Return a layer's heads of keys, and the bytes that each stores of a key."""
     mixer = layer.mixer
-    return (mixer.kv_heads, mixer.head_dim * KV_BYTES[kv_dtype]) if isinstance(mixer, Attention) else (0, 0)
+    if not isinstance(mixer, Attention) or mixer.source is not None:
+        return 0, 0
+    return mixer.kv_heads, mixer.head_dim * KV_BYTES[kv_dtype]
 
 
 def _around(start: int, end: int, kept: int) -> slice | Array:
