@@ -80,8 +80,8 @@ def load(
     ends: bool = True, swaps: bool = False, verify_sha256: bool = True, progress: Progress | None = None,
 ) -> Loaded:  # fmt: skip
     """Map the shards of layers [start, end), with embedding and head where they belong to the section unless `ends` is
-    False. With `swaps`, experts don't all fit into RAM. `progress(shard name, bytes
-    done, bytes in all)` is called after each shard.
+    False. With `swaps`, experts don't all fit into RAM. `progress(shard name, bytes done, bytes in all)` is called
+    after each shard.
 
     Raises ManifestError naming file and tensor.
     """
@@ -89,7 +89,8 @@ def load(
     done, total = 0, sum(s.bytes for s in shards)
     layers = abi.new_layers(end - start)
     described = spec.within(start, end)
-    loaded = Loaded(_section(spec, layers, (spec.row_size(start), spec.row_size(end))), kept=[layers])
+    row_in = spec.hidden_size if ends and start == 0 else spec.row_size(start)
+    loaded = Loaded(_section(spec, layers, (row_in, spec.row_size(end))), kept=[layers])
     loaded.spec.swaps = swaps
     for shard in shards:
         kind, number = shard.kind, shard.layer
@@ -127,7 +128,7 @@ def _pass_on(spec: Spec, described: tuple[Layer, ...], layers: abi.Struct, secti
         source = layer.mixer.received if isinstance(layer.mixer, Attention) else None
         if source is not None:
             layers[number].attention.received = came[source]
-        layers[number].attention.sent = go.get(section[0] + number if source is None else source, 0)
+        layers[number].attention.sent = go.get(section[0] + number, 0)
 
 
 def _section(spec: Spec, layers: abi.Struct, rows: tuple[int, int]) -> abi.Struct:

@@ -93,9 +93,10 @@ class NativeSection:
         self.hidden_size, self.vocab_size = spec.hidden_size, spec.vocab_size
         self.is_first = start == 0 and not without_ends
         self.is_last = end == spec.num_layers and not without_ends
-        self.row_size = spec.row_size(start)
+        self.row_size = spec.hidden_size if self.is_first else spec.row_size(start)
         self._row_out = spec.hidden_size if self.is_last else spec.row_size(end)
         self._takes_ids = spec.embeds_per_layer
+        self._passed = _passed(spec, start, end)
         self._layers = spec.within(start, end)
         self._loaded = load(spec, manifest, Path(folder), start, end, ends=not without_ends, swaps=swaps,
                             verify_sha256=verify_sha256, progress=progress)  # fmt: skip
@@ -227,6 +228,8 @@ class NativeSection:
             self._native.run(self._steps, len(steps), layers, x, out, None, ids)
             if ids is not None:
                 out[:, -1] = ids
+            for at, to, size in self._passed:
+                out[:, to : to + size] = x[:, at : at + size]
         results: list[Array | None] = []
         at = 0
         for step in steps:
@@ -279,6 +282,13 @@ class NativeSection:
                 self._native.set_rope(2 * i + long_rope, *sets[long_rope if len(sets) > 1 else 0])
             tables += sets
         self._tables = tables
+
+
+def _passed(spec: Spec, start: int, end: int) -> list[tuple[int, int, int]]:
+    """Return what goes from a row that comes in to the one that goes out, as (from, to, size) in floats: keys and
+    values of layers before the section that layers behind it see."""
+    came, go = spec.kv_offsets(start), spec.kv_offsets(end)
+    return [(came[source], go[source], spec.layers[source].kv_elements_per_token) for source in came.keys() & go.keys()]
 
 
 def _received(layers: Sequence[Layer], start: int) -> str:
