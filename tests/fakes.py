@@ -108,7 +108,7 @@ class FakeSection:
     `calls` has (position, tokens, pass_len) of each step, `together` how many ran at once each time.
     """
 
-    path, ram_bytes, hidden_size, vocab_size, batches = "fake", 0, HIDDEN, VOCAB, True
+    path, ram_bytes, hidden_size, row_size, vocab_size, batches = "fake", 0, HIDDEN, HIDDEN, VOCAB, True
     reuses = reuses_any = True
     page_layout = "fake"
 

@@ -105,10 +105,10 @@ def check_hidden(stage: "Stage", sender: str, message: m.Hidden) -> None:
             f"hidden states from {sender}; board {stage.board} takes them from {expected or 'nobody'}"
         )
     count, section = len(message.ids), stage.section
-    if len(message.data) != 4 * count * section.hidden_size or message.pass_len > stage.plan.context:
+    if len(message.data) != 4 * count * section.row_size or message.pass_len > stage.plan.context:
         raise RemoteProtocolError(
             f"hidden states of size {len(message.data) // (4 * count)} up to position {message.pass_len}; "
-            f"expected size {section.hidden_size} and at most {stage.plan.context}"
+            f"expected size {section.row_size} and at most {stage.plan.context}"
         )
     if max(message.ids) >= section.vocab_size:
         raise RemoteProtocolError(
@@ -129,10 +129,10 @@ def check_tokens(stage: "Stage", sender: str, message: m.Tokens) -> None:
 
 
 def parse_trace(stage: "Stage", message: m.Trace) -> np.ndarray:
-    """Return what the section of `stage` takes for a piece of a trace: int64 [tokens] or float32 [tokens, hidden_size].
+    """Return what the section of `stage` takes for a piece of a trace: int64 [tokens] or float32 [tokens, row_size].
     Raises UsageError for anything else."""
     own, section, count = stage.plan.section_of(stage.board), stage.section, message.count
-    width = 1 if stage.is_first else section.hidden_size
+    width = 1 if stage.is_first else section.row_size
     if len(message.data) != 4 * width * count:
         raise UsageError(f"trace of {count} tokens with {len(message.data)} bytes; expected {4 * width} a token")
     if message.layer != own.start:

@@ -66,7 +66,7 @@ def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
 
 def _capacity(options: AgentOptions, holding: "Holding", model: "Model", link_mbit: int | None) -> Capacity:
     now = model.pace.now()
-    hop_s = measure.hop_s(holding.links.hop_s(), link_mbit, 4 * (model.manifest.hidden_size + 1))
+    hop_s = measure.hop_s(holding.links.hop_s(), link_mbit, 4 * (model.manifest.widest_row + 1))
     times = {"layer_s": now.layer_s, "head_s": now.head_s, "hop_s": hop_s}
     shares = {"batch_layer_s": now.batch_layer_s, "prefill_layer_s": now.prefill_layer_s}
     told: dict[str, Any] = model.settled.look({**times, **shares}, time.monotonic())

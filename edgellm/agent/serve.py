@@ -217,8 +217,8 @@ class Agent:
     def _largest(self, sender: m.Hello, message: type[m.Message]) -> int:
         """Return the largest body, in bytes, that `sender` may need for such a message now."""
         stages = self.holding.stages
-        widest = max(self.holding.models.of(stage.plan).manifest.hidden_size for stage in stages) if stages else 0
-        token_bytes = 4 * (widest + 1)  # its id, and its hidden state
+        widest = max(self.holding.models.of(stage.plan).manifest.widest_row for stage in stages) if stages else 0
+        token_bytes = 4 * (widest + 1)  # its id, and its row
         if message is m.Hidden:
             plans = [stage.plan for stage in stages if sender.name == stage.hidden_from]
             most = token_bytes * max((max(plan.chunk, MAX_CHOICES) for plan in plans), default=0)

@@ -12,7 +12,7 @@ class Step:
     """Positions [position, end) of a sequence, to be computed here: a prompt or a part of it, the last token of an
     answer, or that token with drafts behind it.
 
-    `x` is what the section takes: int64 [tokens] in the first section, else float32 [tokens, hidden_size]. `ids` are
+    `x` is what the section takes: int64 [tokens] in the first section, else float32 [tokens, row_size]. `ids` are
     the tokens at these positions. The pass that the step belongs to ends at `pass_len` tokens. The last board chooses
     a token after each of the last `logits` tokens. `long` says that the pass has the long rotary factors, `trace` that
     what each layer gives is asked for, `pool` that what the head would take is. The engine sets `slot`, the section's

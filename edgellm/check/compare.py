@@ -129,8 +129,15 @@ def verify(
     tolerance = logits_tolerance = _NATIVE_TOLERANCE if "native" in paths else _TOLERANCE[plan.kv_dtype]
     if paths == {"native"}:
         expected, logits_tolerance = _one_process(manifest, model_dir, sequence, len(ids), plan, progress), 0.0
+    if manifest.row_elements:  # boards need more than what layers give
+        from edgellm.check.one_process import rows_into
+
+        starts = {section.start for section in plan.sections}
+        rows = rows_into(manifest, model_dir, sequence, plan.kv_dtype, starts)
+    else:
+        rows = {}
     progress("tracing the boards", 0, 0)
-    layers = asyncio.run(_compare_layers(plan, addresses, tls, manifest, sequence, outputs))
+    layers = asyncio.run(_compare_layers(plan, addresses, tls, manifest, sequence, outputs, rows))
     return Result(
         manifest.model, len(ids), tokens, [int(row.argmax()) for row in expected],
         max(_difference(a, b) for a, b in zip(logits, expected, strict=True)), layers, tolerance, logits_tolerance,
@@ -211,33 +218,44 @@ def _before_switch(manifest: Manifest, sequence: list[int], prompt_len: int) -> 
 
 async def _compare_layers(
     plan: Plan, addresses: Addresses, tls: Credentials | None, manifest: Manifest, sequence: list[int],
-    outputs: list[np.ndarray],
+    outputs: list[np.ndarray], rows: dict[int, np.ndarray],
 ) -> list[LayerDifference]:  # fmt: skip
-    """Give each board the reference's input to its section, and compare what its layers make of it."""
+    """Give each board the reference's input to its section, and compare what its layers make of it. `rows` have what
+    boards need besides hidden states, by the layer that they come into."""
     found = []
     async with ClusterClient.dial(plan, addresses, tls) as cluster, cluster.hold(sequence) as held:
         for section, board in zip(plan.sections, cluster.boards, strict=True):
-            whole = np.asarray(sequence, "<u4") if section.start == 0 else outputs[section.start - 1].astype("<f4")
+            whole = _input_of(section.start, sequence, outputs, rows)
             given: list[list[np.ndarray]] = [[] for _ in range(section.num_layers)]
             for start, end in _pieces(len(sequence), plan, manifest, section.num_layers):
                 layers = await held.trace(
                     board, (section.start, section.end), start, len(sequence), end - start, whole[start:end].tobytes()
                 )
                 size = 4 * (end - start) * manifest.hidden_size
-                for rows, data in zip(given, layers, strict=True):
+                for traced, data in zip(given, layers, strict=True):
                     if len(data) != size:
                         raise board.error(f"traced {len(data)} bytes for {end - start} tokens, expected {size}")
-                    rows.append(np.frombuffer(data, "<f4").reshape(end - start, manifest.hidden_size))
-            for layer, rows in enumerate(given, section.start):
-                difference = _difference(np.concatenate(rows), outputs[layer])
+                    traced.append(np.frombuffer(data, "<f4").reshape(end - start, manifest.hidden_size))
+            for layer, traced in enumerate(given, section.start):
+                difference = _difference(np.concatenate(traced), outputs[layer])
                 found.append(LayerDifference(layer, section.board, difference))
     return found
+
+
+def _input_of(
+    layer: int, sequence: list[int], outputs: list[np.ndarray], rows: dict[int, np.ndarray]
+) -> np.ndarray:
+    """Return what a board takes whose section begins with this layer."""
+    if layer == 0:
+        return np.asarray(sequence, "<u4")
+    hidden = outputs[layer - 1].astype("<f4")
+    return np.hstack((hidden, rows[layer][:, hidden.shape[1] :])).astype("<f4") if layer in rows else hidden
 
 
 def _pieces(tokens: int, plan: Plan, manifest: Manifest, num_layers: int) -> list[tuple[int, int]]:
     """Return in which pieces [start, end) a board with so many layers traces a sequence: the first half in chunks, the
     rest token by token, but at most some tokens of it, so that both ways of computing show in the result."""
-    most = max(1, min(plan.chunk, _PIECE_BYTES // (4 * manifest.hidden_size * num_layers)))
+    most = max(1, min(plan.chunk, _PIECE_BYTES // (4 * max(manifest.hidden_size * num_layers, manifest.widest_row))))
     single = tokens - min(tokens // 2, _MOST_SINGLE)
     starts = [*range(0, single, most), *range(single, tokens)]
     return list(zip(starts, [*starts[1:], tokens], strict=True))

@@ -1,6 +1,6 @@
 """Native sections in one process: the bits that a split must have."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,28 @@ def run_whole(
 
     Raises ModelError if the model's family has no native sections.
     """
+    *_, x = _layer_by_layer(manifest, folder, ids, last, kv_dtype, progress)
+    return np.empty((0, manifest.vocab_size), np.float32) if x is None else x
+
+
+def rows_into(
+    manifest: Manifest, folder: Path, ids: list[int], kv_dtype: str, layers: set[int]
+) -> dict[int, np.ndarray]:
+    """Return what comes into each of these layers if another board has the one before: float32 [tokens, row].
+
+    Raises ModelError if the model's family has no native sections.
+    """
+    found = {}
+    for layer, x in enumerate(_layer_by_layer(manifest, folder, ids, 0, kv_dtype, lambda layer: None), 1):
+        if x is not None and layer in layers:
+            found[layer] = x
+    return found
+
+
+def _layer_by_layer(
+    manifest: Manifest, folder: Path, ids: list[int], last: int, kv_dtype: str, progress: Callable[[int], None]
+) -> Iterator[np.ndarray | None]:
+    """Yield what each layer gives as a section of its own."""
     spec, reason = read_spec(manifest, folder)
     if spec is None:
         raise ModelError(f"{manifest.model} has no native sections: {reason}")
@@ -34,4 +56,4 @@ def run_whole(
         slot = section.new_slot(len(ids), kv_dtype)
         assert x is not None  # only the last layer may give nothing
         x = section.forward(x, 0, slot, len(ids), last if layer == manifest.num_layers - 1 else 0)
-    return np.empty((0, manifest.vocab_size), np.float32) if x is None else x
+        yield x

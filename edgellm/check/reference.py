@@ -9,8 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from edgellm.check.per_layer import PerLayerInputs
+from edgellm.checkpoint.described import needs_description
+from edgellm.model.families.find import find_spec
 from edgellm.model.families.pieces import Piece
-from edgellm.model.generic.build import build_empty, find_layers, read_config
+from edgellm.model.generic.build import build_empty, find_layers, read_config, read_content
 from edgellm.model.generic.joined import joined, read_pieces, widened
 from edgellm.model.generic.shardfile import ShardFile
 from edgellm.model.generic.structure import trace
@@ -24,15 +27,19 @@ class Reference:
         config = read_config(folder)
         self.manifest, self._folder = manifest, folder
         self._pieces = read_pieces(folder)
-        recurrent = any(manifest.state_bytes)  # can't be traced; no such family has transposed weights
-        self._transposed = frozenset() if recurrent else trace(config).transposed
+        spec, _ = find_spec(read_content(folder))
+        described = spec is not None and needs_description(spec)  # not to be traced; none has transposed weights
+        self._transposed = frozenset() if described else trace(config).transposed
         self._model = build_empty(config, real_buffers=True)
         self._layers = find_layers(self._model)[1]
+        self._inputs = PerLayerInputs(spec, self._model) if spec and spec.embeds_per_layer else None
+        # Layers that see others' keys and values would compute the last tokens alone.
+        self._all_tokens = {"output_hidden_states": True} if manifest.kv_sources else {}
         self._filled: dict[str, list[str]] = {}  # tensors by shard
         self._outputs: list[torch.Tensor] = []
         self._progress: Callable[[int], None] = lambda layer: None
         for i, layer in enumerate(self._layers):
-            layer.register_forward_pre_hook(lambda module, args, i=i: self._fill(manifest.layer(i), i))
+            layer.register_forward_pre_hook(lambda module, args, i=i: self._enter(i, args))
             layer.register_forward_hook(lambda module, args, out, i=i: self._empty(manifest.layer(i), i, out))
 
     @torch.inference_mode()
@@ -42,14 +49,20 @@ class Reference:
         """Return logits float32 [last, vocab_size] of the last `last` positions, and for each layer what it gives,
         float32 [tokens, hidden_size]. `progress(layer)` is called before each."""
         self._outputs, self._progress = [], progress
+        options = {"use_cache": False, "logits_to_keep": last, **self._all_tokens}
         self._fill(self.manifest.embedding, None)
         self._fill(self.manifest.head, None)
         try:
-            logits = self._model(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=last).logits[0]
+            logits = self._model(input_ids=torch.tensor([ids]), **options).logits[0]
         finally:
             self._empty(self.manifest.embedding, None)
             self._empty(self.manifest.head, None)
         return logits.float(), self._outputs
+
+    def _enter(self, layer: int, args: tuple) -> tuple | None:
+        """Return what a layer takes in place of `args`, if it is something else."""
+        self._fill(self.manifest.layer(layer), layer)
+        return (args[0], self._inputs.of(layer), *args[2:]) if self._inputs else None
 
     def _fill(self, shard: Shard, layer: int | None) -> None:
         if layer is not None:
@@ -58,6 +71,8 @@ class Reference:
         for name, stored in joined(ShardFile(self._folder, shard), self._pieces_of(layer)).items():
             key = name if layer is None else (layer, name)
             data = widened(stored)
+            if layer is not None and self._inputs and self._inputs.takes(layer, name, data):
+                continue
             self._set(layer, name, data.T if key in self._transposed else data)
             filled.append(name)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, layout_of, unexpected
-from edgellm.checkpoint.tensors import Rows, SourceTensor
+from edgellm.checkpoint.tensors import Rows, SourceTensor, sliced
 from edgellm.errors import CheckpointError
-from edgellm.model.families.pieces import Piece
+from edgellm.model.families.pieces import Piece, Slice
 from edgellm.model.families.spec import Spec
 from edgellm.shards.tiles import BLOCK_BYTES
 
@@ -21,7 +21,7 @@ from edgellm.shards.tiles import BLOCK_BYTES
 def needs_description(spec: Spec) -> bool:
     """Return whether shards of this family have other tensors than transformers' model, or layers that can't be
     traced."""
-    return any(layer.pieces or layer.state_bytes for layer in spec.layers)
+    return any(layer.pieces or layer.state_bytes or layer.output_scale for layer in spec.layers)
 
 
 def described_layout(spec: Spec, config: Any, tensors: Mapping[str, SourceTensor], where: str) -> Layout:
@@ -62,10 +62,13 @@ class _Reader:
         prefix = "" if layer is None else f"{self.layers_path}.{layer}."
         if layer is not None:
             pieces = {piece.name: piece for piece in self.spec.layers[layer].pieces}
+        slices = {} if layer is None else {part.name: part for part in self.spec.layers[layer].slices}
         stored = []
         for name, shape in self.spec.shard_tensors(kind, layer).items():
             piece = None if prefix + name in self.tensors else pieces.get(name)
-            if piece is None:
+            if name in slices:
+                tensor = self._find_slice(slices[name], shape)
+            elif piece is None:
                 tensor = self._find(prefix + name, shape)
             else:
                 tensor = self._find_piece(prefix + piece.tensor, piece, shape)
@@ -76,6 +79,10 @@ class _Reader:
         if name in self.tensors and self.tensors[name].encoding in BLOCK_BYTES:
             piece = replace(piece, transposed=False)  # packed weights lie by rows, whatever others do
         return _cut(self._find(name, piece.whole_shape(shape)), piece, shape)
+
+    def _find_slice(self, part: Slice, shape: tuple[int, ...]) -> SourceTensor:
+        whole = self._find(part.tensor, part.shape)
+        return whole if part.shape == shape else sliced(whole, part.axis, part.first, shape)
 
     def _find(self, name: str, shape: tuple[int, ...]) -> SourceTensor:
         tensor = self.tensors.get(name)

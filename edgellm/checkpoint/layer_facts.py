@@ -24,6 +24,8 @@ def layer_facts(spec: Spec | None, plans: Sequence[ShardPlan]) -> dict[str, Any]
         "state_bytes": tuple(layer.state_bytes for layer in spec.layers),
         "touched_bytes_per_token": tuple(map(_touched_bytes, spec.layers, by_number)),
         "expert_bytes": experts if any(experts) else (),
+        "kv_sources": spec.kv_sources,
+        "row_elements": spec.row_elements,
     }
 
 
@@ -34,7 +36,10 @@ def _expert_bytes(layer: Layer, plan: ShardPlan) -> int:
 
 
 def _touched_bytes(layer: Layer, plan: ShardPlan) -> int:
-    """Return the bytes of a layer's weights that one token is multiplied with: of experts, those that are chosen."""
+    """Return the bytes of a layer's weights that one token is multiplied with: of experts, those that are chosen, and
+    none of a table, of which a token takes one row."""
     experts, held = layer.experts, _expert_bytes(layer, plan)
+    table = layer.per_layer.table.name if layer.per_layer else None
+    rest = plan.ram_bytes - sum(entry.ram_bytes for entry in plan.entries if entry.name == table)
     top_k, count = (experts.router.top_k, experts.router.experts) if experts else (0, 1)
-    return plan.ram_bytes - held + -(-held * top_k // count)
+    return rest - held + -(-held * top_k // count)

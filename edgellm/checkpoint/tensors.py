@@ -156,6 +156,35 @@ class LoadedRows(Rows):
         return self._data[start:stop]
 
 
+class SlicedRows(Rows):
+    """What a tensor has from `first` on along its rows (`axis` 0) or its columns (1). Columns of blocks begin and end
+    with a block, or they are read in float16."""
+
+    def __init__(self, whole: Rows, axis: int, first: int, shape: tuple[int, ...]):
+        self._whole, self._axis, self._first = whole, axis, first
+        self._in_blocks = axis == 1 and whole.encoding in BLOCK_BYTES
+        columns = BLOCK_COLUMNS[whole.encoding] if self._in_blocks else 1
+        self._whole_blocks = first % columns == shape[-1] % columns == 0
+        super().__init__(shape, whole.encoding if self._whole_blocks else "f16")
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        if self._axis == 0:
+            return self._whole.read(self._first + start, self._first + stop)
+        if not self._whole_blocks:
+            return from_f32(self.read_f32(start, stop), "f16")
+        if not self._in_blocks:
+            return self._whole.read(start, stop)[:, self._first : self._first + self.shape[1]]
+        first, end = (block_shape((1, n), self.encoding)[1] for n in (self._first, self._first + self.shape[1]))
+        return self._whole.read(start, stop)[:, first:end]
+
+    def read_f32(self, start: int, stop: int) -> np.ndarray:
+        if self._axis == 0:
+            return self._whole.read_f32(self._first + start, self._first + stop)
+        if self._whole_blocks and self._in_blocks:
+            return super().read_f32(start, stop)
+        return self._whole.read_f32(start, stop)[:, self._first : self._first + self.shape[1]]
+
+
 class SourceTensor:
     """One tensor of a source under its state_dict name: `shape` as in the state_dict, `encoding` as the source has it.
 
@@ -170,6 +199,15 @@ class SourceTensor:
     def rows(self, transposed: bool = False) -> Rows:
         """Open for reading."""
         return self._open(transposed)
+
+
+def sliced(tensor: SourceTensor, axis: int, first: int, shape: tuple[int, ...]) -> SourceTensor:
+    """Return what a tensor of two dimensions has from `first` on along one of them, in `shape`."""
+
+    def open_rows(transposed: bool) -> Rows:
+        return SlicedRows(tensor.rows(), axis, first, shape)
+
+    return SourceTensor(shape, open_rows(False).encoding, tensor.origin, open_rows)
 
 
 def transposed_rows(rows: Rows) -> Rows:

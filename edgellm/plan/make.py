@@ -86,7 +86,7 @@ def check_lengths(manifest: Manifest, settings: Settings) -> None:
             f"a context of {settings.context} tokens is over the {manifest.max_seq_len} of {manifest.model}. "
             "Ask for less."
         )
-    most = MAX_STEP_BYTES // (4 * (manifest.hidden_size + 1))  # a token's id goes along
+    most = MAX_STEP_BYTES // (4 * (manifest.widest_row + 1))  # a token's id goes along
     if settings.chunk > most:
         raise PlanError(
             f"a chunk of {settings.chunk} tokens of {manifest.model} is over the {most} that a frame can carry. "

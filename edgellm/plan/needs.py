@@ -1,7 +1,8 @@
 """What a section needs in a board's RAM, and how much of its offer a board may use."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from edgellm.limits import MAX_CHOICES
 from edgellm.plan.types import Settings
@@ -68,6 +69,7 @@ class Needs:
         )
         kv = (slots * kv_bytes(*layer, context, kv_dtype) for layer in layers)
         self._kv = [0, *accumulate(kv)]
+        self._shared = _shared(manifest, [after - before for before, after in pairwise(self._kv)])
         self._state = [0, *accumulate(slots * state for state in manifest.state_bytes)]
         self._experts = [0, *accumulate(manifest.expert_bytes or [0] * manifest.num_layers)]
         self._embedding = manifest.embedding.ram_bytes
@@ -77,7 +79,7 @@ class Needs:
         tokens = max(settings.chunk, choices)
         activations = manifest.activation_elements_per_token  # what the layer at work produces
         mask = settings.context
-        buffers = 2 * manifest.hidden_size  # the hidden states that come in and go out
+        buffers = 2 * manifest.widest_row  # the hidden states that come in and go out
         self._activations = 4 * tokens * (activations + mask + buffers)
         # Beside the logits: the sampler's scratch, some of it in float64, and one row a sequence with a repeat penalty.
         self._logits = 4 * (choices + 8 + settings.slots) * manifest.vocab_size
@@ -91,7 +93,7 @@ class Needs:
         first, last = start == 0, end == self.num_layers
         return SectionNeed(
             weights=self._weights[end] - self._weights[start] + first * self._embedding + last * self._head,
-            kv=self._kv[end] - self._kv[start],
+            kv=self._kv[end] - self._kv[start] + self._received(start, end),
             activations=self._activations + last * self._logits,
             state=self._state[end] - self._state[start],
             experts=self.experts(start, end),
@@ -100,6 +102,8 @@ class Needs:
     def total(self, start: int, end: int) -> int:
         """Return `of(start, end).total`, without the object."""
         need = self.layer_sums[end] - self.layer_sums[start] + self.fixed_bytes
+        if self._shared:
+            need += self._received(start, end)
         if start == 0:
             need += self.first_bytes
         if end == self.num_layers:
@@ -113,6 +117,24 @@ class Needs:
     def experts(self, start: int, end: int) -> int:
         """Return the bytes of the experts of layers [start, end)."""
         return self._experts[end] - self._experts[start]
+
+    def _received(self, start: int, end: int) -> int:
+        """Return what section [start, end) keeps of the keys and values of layers before it."""
+        kept = 0
+        for source, size, users in self._shared:
+            at = bisect_left(users, start)
+            if source < start and at < len(users) and users[at] < end:
+                kept += size
+        return kept
+
+
+def _shared(manifest: Manifest, kv: list[int]) -> list[tuple[int, int, list[int]]]:
+    """Return the layers whose keys and values others see: their numbers, what they keep, and who sees them."""
+    users: dict[int, list[int]] = {}
+    for layer, source in enumerate(manifest.kv_sources):
+        if source != layer:
+            users.setdefault(source, []).append(layer)
+    return [(source, kv[source], found) for source, found in users.items()]
 
 
 def section_need(manifest: Manifest, settings: Settings, start: int, end: int) -> SectionNeed:

@@ -27,7 +27,8 @@ _MOST = 1 << 50  # of anything that is counted here
 _PER_LAYER = (
     "kv_elements_per_token", "kv_scales_per_token", "kv_window_tokens", "state_bytes", "touched_bytes_per_token",
 )  # fmt: skip
-_EXPERTS = "expert_bytes"  # has an entry per layer too, and may be missing
+# Of a few models alone, an entry per layer too; left out of others' manifests.
+_OF_A_FEW = ("expert_bytes", "kv_sources", "row_elements")
 _COUNTS = (
     "num_layers", "hidden_size", "vocab_size", "max_seq_len", "activation_elements_per_token", "rope_switch_len",
 )  # fmt: skip
@@ -66,8 +67,11 @@ class Manifest:
     These have one entry per layer. `kv_elements_per_token`: keys and values together. `kv_scales_per_token`: the scales
     that these need beside them in 8 bits. `kv_window_tokens`: how many tokens a slot has to keep, 0 for all.
     `state_bytes`: what a slot keeps at any length. `touched_bytes_per_token`: the weights that one token is multiplied
-    with. Those that are left out have what a manifest of format 1 means, which didn't have them. `expert_bytes`: the
-    weights of which a token touches only some; empty where the split doesn't say, or there are none.
+    with. `expert_bytes`: the weights of which a token touches only some; empty where the split doesn't say, or there are
+    none. `kv_sources`: the layer whose keys and values a layer sees, itself or an earlier one. `row_elements`: how many
+    floats of a token come in if another board has the layer before. That is `hidden_size`, and more where layers need
+    something of earlier ones or of the token's id. Those that are left out have what a manifest of format 1 means,
+    which didn't have them.
     """
 
     model: str
@@ -89,6 +93,8 @@ class Manifest:
     state_bytes: tuple[int, ...] = ()
     touched_bytes_per_token: tuple[int, ...] = ()
     expert_bytes: tuple[int, ...] = ()
+    kv_sources: tuple[int, ...] = ()
+    row_elements: tuple[int, ...] = ()
     source_sha256: str = ""  # of the source and the options: tells a finished split of the same source from another
     format: int = FORMAT  # as it was read
     pooling: str = ""  # how its authors make an embedding: of POOLS, or OTHER_POOL; "" if the source doesn't say
@@ -111,7 +117,7 @@ class Manifest:
             raise ManifestError(
                 f"manifest: pooling is {str(self.pooling)[:60]!r}, expected {', '.join(POOLS)} or {OTHER_POOL}"
             )
-        for name in (*_PER_LAYER, _EXPERTS):
+        for name in (*_PER_LAYER, *_OF_A_FEW):
             count = len(getattr(self, name))
             if count != self.num_layers and (count or name == _PER_LAYER[0]):
                 raise ManifestError(f"manifest: {name} has {count} entries for {self.num_layers} layers")
@@ -133,6 +139,19 @@ class Manifest:
         held = (shard.ram_bytes for shard in self.shards[1:-1])
         if any(experts > ram for experts, ram in zip(self.expert_bytes, held, strict=False)):
             raise ManifestError("manifest: expert_bytes says that a layer's experts take more RAM than the layer")
+        self._check_passed()
+
+    def _check_passed(self) -> None:
+        for i, source in enumerate(self.kv_sources):
+            if source > i or self.kv_sources[source] != source:
+                raise ManifestError(f"manifest: kv_sources has {source} for layer {i}, which isn't an earlier one")
+        if self.row_elements and min(self.row_elements) < self.hidden_size:
+            raise ManifestError(f"manifest: row_elements has {min(self.row_elements)}, less than hidden_size")
+
+    @property
+    def widest_row(self) -> int:
+        """The most floats of a token that go from one board to the next."""
+        return max((self.hidden_size, *self.row_elements))
 
     def _since_2(self) -> dict[str, tuple[int, ...]]:
         """Return what the fields are that format 1 lacks: no layer forgets, and all weights are used. Heads have at
@@ -180,10 +199,9 @@ class Manifest:
     def to_json(self) -> str:
         content = asdict(self)
         del content["sha256"], content["format"]
-        if not self.pooling:  # as before there was this field
-            del content["pooling"]
-        if not self.expert_bytes:
-            del content["expert_bytes"]
+        for name in ("pooling", *_OF_A_FEW):  # as before there were these fields
+            if not content[name]:
+                del content[name]
         return json.dumps({"format": FORMAT, **content}, indent=1) + "\n"
 
     @classmethod
@@ -202,7 +220,7 @@ class Manifest:
             content["shards"] = tuple(Shard(**s) for s in content["shards"])
             content["files"] = tuple(ModelFile(**f) for f in content["files"])
             content["eos_token_ids"] = tuple(_ints(content["eos_token_ids"]))
-            for name in (*lists, *({_EXPERTS} & content.keys())):
+            for name in (*lists, *(content.keys() & set(_OF_A_FEW))):
                 content[name] = tuple(_ints(content[name]))
                 if not content[name]:
                     raise TypeError(f"{name} is empty")

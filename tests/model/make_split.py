@@ -117,6 +117,7 @@ def _kept(spec: Spec | None) -> dict:
         "kv_scales_per_token": tuple(layer.kv_scales_per_token for layer in spec.layers),
         "kv_window_tokens": tuple(layer.kv_window_tokens for layer in spec.layers),
         "state_bytes": tuple(layer.state_bytes for layer in spec.layers),
+        "kv_sources": spec.kv_sources, "row_elements": spec.row_elements,
     }  # fmt: skip
 
 

@@ -37,11 +37,11 @@ from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.families.starcoder2 import starcoder2
 
 FAMILIES: dict[str, Callable[[Config], Spec]] = {
-    "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "gemma4_text": gemma4, "glm4": glm4,
-    "glm4_moe": glm4_moe, "gpt2": gpt2, "gpt_oss": gpt_oss, "granite": granite, "granitemoe": granite_moe, "granitemoehybrid": granitemoehybrid,
-    "granitemoeshared": granite_moe_shared, "lfm2": lfm2, "lfm2_moe": lfm2_moe, "llama": llama,
-    "ministral": ministral, "ministral3": ministral3, "mistral": mistral, "nemotron_h": nemotron_h, "olmo2": olmo2,
-    "olmo3": olmo3, "olmoe": olmoe, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3,
+    "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "gemma4_text": gemma4, "glm4": glm4, "glm4_moe": glm4_moe,
+    "gpt2": gpt2, "gpt_oss": gpt_oss, "granite": granite, "granitemoe": granite_moe,
+    "granitemoehybrid": granitemoehybrid, "granitemoeshared": granite_moe_shared, "lfm2": lfm2, "lfm2_moe": lfm2_moe,
+    "llama": llama, "ministral": ministral, "ministral3": ministral3, "mistral": mistral, "nemotron_h": nemotron_h,
+    "olmo2": olmo2, "olmo3": olmo3, "olmoe": olmoe, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3,
     "qwen3_5_moe_text": qwen3_5_moe_text, "qwen3_5_text": qwen3_5_text, "qwen3_moe": qwen3_moe,
     "qwen3_next": qwen3_next, "smollm3": smollm3, "starcoder2": starcoder2,
 }  # fmt: skip

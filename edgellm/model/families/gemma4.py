@@ -21,6 +21,7 @@ from edgellm.model.families.rotary import Rotary, rotary_of
 from edgellm.model.families.spec import Layer, Spec
 
 _GELU, _ACTIVATION = "gelu_pytorch_tanh", "gelu_tanh"
+_APART = "pre_feedforward_layernorm_2", "post_feedforward_layernorm_1", "post_feedforward_layernorm_2"
 _ROPE = {
     SLIDING: {"rope_type": "default", "rope_theta": 1e4},
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
@@ -172,7 +173,7 @@ def _feed_forward(config: Config, sizes: _Sizes, mlp: GatedMlp) -> FeedForward:
         whole("router.proj", count, hidden), count, config.count("top_k_experts", most=count), normalise=True,
         expert_scales=Vector("router.per_expert_scale", count),
     )  # fmt: skip
-    norms = (rms_norm(f"{name}_feedforward_layernorm_{i}", hidden) for name, i in (("pre", 2), ("post", 1), ("post", 2)))
+    norms = (rms_norm(name, hidden) for name in _APART)
     packed = packed_experts("experts.", count, hidden, config.count("moe_intermediate_size"))
     apart = Apart(Vector("router.scale", hidden), hidden**-0.5, *norms)
     found: Experts = experts_of(packed, router, activation=_ACTIVATION, shared=mlp, apart=apart)

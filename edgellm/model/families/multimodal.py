@@ -5,8 +5,8 @@ from typing import Any
 
 # model_type → that of its text model where text_config doesn't say it, and whether the head is tied where nothing does.
 _TEXT = {
-    "gemma3": ("gemma3_text", True), "gemma4": ("gemma4_text", True), "mistral3": ("mistral", True), "qwen3_5": ("qwen3_5_text", False),
-    "qwen3_5_moe": ("qwen3_5_moe_text", False),
+    "gemma3": ("gemma3_text", True), "gemma4": ("gemma4_text", True), "mistral3": ("mistral", True),
+    "qwen3_5": ("qwen3_5_text", False), "qwen3_5_moe": ("qwen3_5_moe_text", False),
 }  # fmt: skip
 # How names begin, in checkpoints of today and of before, and what the text model has in place of that.
 _RENAMED = (

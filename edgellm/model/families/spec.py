@@ -10,7 +10,7 @@ from edgellm.model.families.feed_forwards import Experts, FeedForward
 from edgellm.model.families.mixers import Attention, Mixer
 from edgellm.model.families.parts import Matrix, Norm, Projection, Shape, Vector, merged, stored
 from edgellm.model.families.per_layer import PerLayer
-from edgellm.model.families.pieces import Piece
+from edgellm.model.families.pieces import Piece, Slice
 from edgellm.model.families.rotary import Rotary
 
 
@@ -87,6 +87,11 @@ class Layer:
         """Return which of its tensors transformers holds as parts of others."""
         parts = (self.mixer, self.feed_forward)
         return tuple(piece for part in parts if part for piece in part.pieces)
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """Return which of its tensors transformers has for all layers in one."""
+        return self.per_layer.slices if self.per_layer else ()
 
     @property
     def kept(self) -> frozenset[str]:
@@ -193,9 +198,17 @@ class Spec:
         return self.hidden_size + embedded + sum(sources)
 
     @property
-    def widest_row(self) -> int:
-        """The most floats of a token that go from one section to the next."""
-        return max(map(self.row_size, range(1, self.num_layers)), default=self.hidden_size)
+    def kv_sources(self) -> tuple[int, ...]:
+        """The number of the layer whose keys and values each layer sees; nothing if all see their own."""
+        found = tuple(i if layer.source is None else layer.source for i, layer in enumerate(self.layers))
+        return () if found == tuple(range(self.num_layers)) else found
+
+    @property
+    def row_elements(self) -> tuple[int, ...]:
+        """The floats of a token that come into each layer if another section has the one before; nothing if they always
+        are as many as the hidden state's."""
+        found = (self.hidden_size, *map(self.row_size, range(1, self.num_layers)))
+        return () if max(found) == self.hidden_size else found
 
     def within(self, start: int, end: int) -> tuple[Layer, ...]:
         """Return layers [start, end) as one section has them: a `source` counts from the section's first layer, and the

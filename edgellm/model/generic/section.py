@@ -45,6 +45,7 @@ class GenericSection:
         self.is_last = end == structure.num_layers and not without_ends
         self.structure, self.model = structure, model
         self.hidden_size, self.vocab_size = structure.hidden_size, structure.vocab_size
+        self.row_size = structure.hidden_size
         self.ram_bytes = 0
         self._hidden: torch.Tensor | None = None  # into the first layer, or out of the last one
         self._stop = False

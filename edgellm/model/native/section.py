@@ -49,6 +49,8 @@ def read_spec(manifest: Manifest, folder: Path | str, verify_sha256: bool = True
         ("hidden_size", spec.hidden_size, manifest.hidden_size),
         ("vocab_size", spec.vocab_size, manifest.vocab_size),
         ("kv_elements_per_token", spec.kv_elements_per_token, manifest.kv_elements_per_token),
+        ("kv_sources", spec.kv_sources, manifest.kv_sources),
+        ("row_elements", spec.row_elements, manifest.row_elements),
     ):
         if found != said:
             raise ManifestError(f"{path}: {name} is {found}, the manifest says {said}; split it again")
