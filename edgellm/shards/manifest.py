@@ -67,10 +67,10 @@ class Manifest:
     These have one entry per layer. `kv_elements_per_token`: keys and values together. `kv_scales_per_token`: the scales
     that these need beside them in 8 bits. `kv_window_tokens`: how many tokens a slot has to keep, 0 for all.
     `state_bytes`: what a slot keeps at any length. `touched_bytes_per_token`: the weights that one token is multiplied
-    with. `expert_bytes`: the weights of which a token touches only some; empty where the split doesn't say, or there are
-    none. `kv_sources`: the layer whose keys and values a layer sees, itself or an earlier one. `row_elements`: how many
-    floats of a token come in if another board has the layer before. That is `hidden_size`, and more where layers need
-    something of earlier ones or of the token's id. Those that are left out have what a manifest of format 1 means,
+    with. `expert_bytes`: the weights of which a token touches only some; empty where the split doesn't say, or there
+    are none. `kv_sources`: the layer whose keys and values a layer sees, itself or an earlier one. `row_elements`: how
+    many floats of a token come in if another board has the layer before. That is `hidden_size`, and more where layers
+    need something of earlier ones or of the token's id. Those that are left out have what a manifest of format 1 means,
     which didn't have them.
     """
 

@@ -95,7 +95,7 @@ def _layer_names(layer: Layer, ffn_norm: str) -> list[tuple[str, str]]:
 
 def _attention_names(attention: Attention) -> list[tuple[str, str]]:
     names: list[tuple[str, str]] = []
-    if attention.q.weight == attention.k.weight:
+    if attention.k and attention.q.weight == attention.k.weight:
         names += _projection_names(attention.q, "attn_qkv")
     else:
         for projection, theirs in ((attention.q, "attn_q"), (attention.k, "attn_k"), (attention.v, "attn_v")):
