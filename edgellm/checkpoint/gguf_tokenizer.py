@@ -24,7 +24,7 @@ from edgellm.errors import CheckpointError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_KINDS = {"llama": sentencepiece.sections, "gpt2": bpe.sections}
+_KINDS = {"llama": sentencepiece.sections, "gpt2": bpe.sections, "gemma4": sentencepiece.sections}
 _SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
@@ -71,7 +71,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict:
     if vocabulary.model not in _KINDS:
         raise CheckpointError(
             f"{vocabulary.where}: tokenizer.ggml.model is {vocabulary.model[:40]!r}; readable are "
-            f"{' and '.join(_KINDS)}. Use the model's safetensors folder."
+            f"{', '.join(_KINDS)}. Use the model's safetensors folder."
         )
     return {
         "version": "1.0",
@@ -111,7 +111,7 @@ def tokenizer_config(vocabulary: Vocabulary) -> dict:
 
 def _around(vocabulary: Vocabulary) -> dict[str, int | None]:
     """Return the ids of the tokens put before ("bos") and after ("eos") every text."""
-    add_bos = vocabulary.model == "llama" or pre_tokenizer(vocabulary.pre, vocabulary.where).add_bos
+    add_bos = vocabulary.model != "gpt2" or pre_tokenizer(vocabulary.pre, vocabulary.where).add_bos
     return {
         "bos": vocabulary.named_id("bos") if vocabulary.flag("add_bos_token", add_bos) else None,
         "eos": vocabulary.named_id("eos") if vocabulary.flag("add_eos_token", False) else None,

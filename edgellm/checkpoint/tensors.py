@@ -157,12 +157,12 @@ class LoadedRows(Rows):
 
 
 class SlicedRows(Rows):
-    """What a tensor has from `first` on along its rows (`axis` 0) or its columns (1). Columns of blocks begin and end
-    with a block, or they are read in float16."""
+    """What a tensor has from `first` on along one of its dimensions. Columns of blocks begin and end with a block, or
+    they are read in float16."""
 
     def __init__(self, whole: Rows, axis: int, first: int, shape: tuple[int, ...]):
         self._whole, self._axis, self._first = whole, axis, first
-        self._in_blocks = axis == 1 and whole.encoding in BLOCK_BYTES
+        self._in_blocks = axis == len(shape) - 1 and whole.encoding in BLOCK_BYTES
         columns = BLOCK_COLUMNS[whole.encoding] if self._in_blocks else 1
         self._whole_blocks = first % columns == shape[-1] % columns == 0
         super().__init__(shape, whole.encoding if self._whole_blocks else "f16")
@@ -202,7 +202,7 @@ class SourceTensor:
 
 
 def sliced(tensor: SourceTensor, axis: int, first: int, shape: tuple[int, ...]) -> SourceTensor:
-    """Return what a tensor of two dimensions has from `first` on along one of them, in `shape`."""
+    """Return what a tensor has from `first` on along its dimension `axis`, 0 or 1, in `shape`."""
 
     def open_rows(transposed: bool) -> Rows:
         return SlicedRows(tensor.rows(), axis, first, shape)

@@ -35,7 +35,7 @@ def test_where_the_folder_is_said_to_work_its_family_can_be_split(architecture):
     [
         ("olmo", "but it can split the model's safetensors folder. Give that."),
         ("mamba", "and it can't split the model's safetensors folder either: its layers keep a recurrent state."),
-        ("gemma4", "split the model's safetensors folder either: its layers read what depends on token ids."),
+        ("gemma3n", "split the model's safetensors folder either: its layers mix several hidden states."),
         ("nonesuch", "It can split the model's safetensors folder if transformers knows the model."),
     ],
 )

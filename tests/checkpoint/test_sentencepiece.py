@@ -176,7 +176,7 @@ def test_text_comes_back(text, prefix):
         ({"tokens": [1, 2]}, "tokens is not a list of texts"),
         ({"tokens": ["a" * 1025]}, "a token has 1025 characters, at most 1024 are read"),
         ({"add_bos_token": "yes"}, "add_bos_token is yes, expected true or false"),
-        ({"model": "t5"}, "model is 't5'; readable are llama and gpt2"),
+        ({"model": "t5"}, "model is 't5'; readable are llama, gpt2, gemma4"),
     ],
 )
 def test_metadata_that_makes_no_vocabulary_is_refused(changes, error):

@@ -10,20 +10,21 @@ from edgellm.checkpoint.gguf import gemma_configs as gemma
 from edgellm.checkpoint.gguf import generic_configs as generic
 from edgellm.checkpoint.gguf import native_configs as native
 from edgellm.checkpoint.gguf import recurrent_configs as recurrent
+from edgellm.checkpoint.gguf.gemma4_config import gemma4
 from edgellm.checkpoint.gguf.header import Header
 from edgellm.errors import CheckpointError
 
 ARCHITECTURES: dict[str, Callable[[Header], dict]] = {
     "bloom": generic.bloom, "falcon": generic.falcon, "gemma": gemma.gemma, "gemma2": gemma.gemma2,
-    "gemma3": gemma.gemma3, "glm4": native.glm4, "glm4moe": experts.glm4moe, "gpt-oss": experts.gpt_oss,
-    "gpt2": native.gpt2, "granite": native.granite, "granitehybrid": recurrent.granitehybrid,
-    "lfm2": recurrent.lfm2, "lfm2moe": recurrent.lfm2moe, "nemotron_h": recurrent.nemotron_h,
-    "nemotron_h_moe": recurrent.nemotron_h_moe, "qwen35": recurrent.qwen35, "qwen35moe": recurrent.qwen35moe,
-    "granitemoe": experts.granitemoe, "olmoe": experts.olmoe,
-    "llama": native.llama, "minimax-m2": generic.minimax_m2, "mistral3": native.mistral3,
-    "nemotron": generic.nemotron, "olmo2": native.olmo2, "phi3": native.phi3, "qwen2": native.qwen2,
-    "qwen2moe": generic.qwen2moe, "qwen3": native.qwen3, "qwen3moe": experts.qwen3moe, "smollm3": native.smollm3,
-    "stablelm": generic.stablelm, "starcoder2": native.starcoder2,
+    "gemma3": gemma.gemma3, "gemma4": gemma4, "glm4": native.glm4, "glm4moe": experts.glm4moe,
+    "gpt-oss": experts.gpt_oss, "gpt2": native.gpt2, "granite": native.granite,
+    "granitehybrid": recurrent.granitehybrid, "lfm2": recurrent.lfm2, "lfm2moe": recurrent.lfm2moe,
+    "nemotron_h": recurrent.nemotron_h, "nemotron_h_moe": recurrent.nemotron_h_moe, "qwen35": recurrent.qwen35,
+    "qwen35moe": recurrent.qwen35moe, "granitemoe": experts.granitemoe, "olmoe": experts.olmoe, "llama": native.llama,
+    "minimax-m2": generic.minimax_m2, "mistral3": native.mistral3, "nemotron": generic.nemotron, "olmo2": native.olmo2,
+    "phi3": native.phi3, "qwen2": native.qwen2, "qwen2moe": generic.qwen2moe, "qwen3": native.qwen3,
+    "qwen3moe": experts.qwen3moe, "smollm3": native.smollm3, "stablelm": generic.stablelm,
+    "starcoder2": native.starcoder2,
 }  # fmt: skip
 
 

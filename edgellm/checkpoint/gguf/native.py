@@ -18,15 +18,23 @@ from edgellm.checkpoint.gguf.rows import (
     zeros,
 )
 from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, layout_of, unexpected
-from edgellm.checkpoint.tensors import SourceTensor
+from edgellm.checkpoint.tensors import SourceTensor, sliced
 from edgellm.errors import CheckpointError
 from edgellm.model.families.feed_forwards import Experts, GatedMlp, PlainMlp
 from edgellm.model.families.mixers import Attention, DeltaRule, Mamba2, ShortConv
 from edgellm.model.families.parts import Norm, Projection
+from edgellm.model.families.pieces import Slice
 from edgellm.model.families.spec import Layer, Spec
 
 # Architectures whose rows of q and k llama.cpp's converters reorder, so that what turns together lies side by side.
 PERMUTED = ("granite", "granitehybrid", "granitemoe", "llama", "mistral3", "nemotron_h", "nemotron_h_moe", "smollm3")
+# What all layers have a slice of, by its name in a shard.
+_OF_ALL = {
+    "embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
+    "per_layer_model_projection.weight": "per_layer_model_proj.weight",
+    "per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
+}
+_FUSED = "ffn_gate_up_exps"  # gate and up of all experts in one, gate first
 # Inverse frequencies, which old converters stored and nothing reads.
 _UNREAD = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
 
@@ -44,7 +52,12 @@ def native_layout(spec: Spec, tensors: Mapping[str, GGUFTensor], where: str, *, 
     shards = [ShardContent("embedding", None, tuple(embedding))]
     for i, layer in enumerate(spec.layers):
         names = _layer_names(layer, _ffn_norm(tensors, i) if layer.mixer else "attn_norm")
-        stored = [reader.read(f"blk.{i}.{theirs}", ours, layer.tensors, layer) for theirs, ours in names]
+        fused = _fused_experts(layer) if f"blk.{i}.{_FUSED}.weight" in tensors else {}
+        stored = [
+            reader.read(f"blk.{i}.{theirs}", ours, layer.tensors, layer) for theirs, ours in names if ours not in fused
+        ]
+        stored += [reader.read_slice(f"blk.{i}.{_FUSED}.weight", part, layer) for part in fused.values()]
+        stored += [reader.read_slice(_OF_ALL[part.name], part, layer) for part in layer.slices]
         shards.append(ShardContent("layer", i, tuple(stored)))
     head = "token_embd.weight" if spec.tied and "output.weight" not in tensors else "output.weight"
     final_norm = "output_norm" if "output_norm.weight" in tensors else "token_embd_norm"  # so for LFM2
@@ -90,7 +103,21 @@ def _layer_names(layer: Layer, ffn_norm: str) -> list[tuple[str, str]]:
         names += _experts_names(layer.feed_forward)
     elif layer.feed_forward:
         names += _mlp_names(layer.feed_forward)
+    if layer.output_scale:
+        names.append(("layer_output_scale.weight", layer.output_scale.name))
+    if part := layer.per_layer:
+        names += [*_projection_names(part.gate, "inp_gate"), *_projection_names(part.projection, "proj"),
+                  *_norm_names(part.after, "post_norm")]  # fmt: skip
     return names
+
+
+def _fused_experts(layer: Layer) -> dict[str, Slice]:
+    """Return which rows of each expert's fused matrix are its gate, and which are up."""
+    if not isinstance(layer.feed_forward, Experts) or layer.feed_forward.gate is None:
+        return {}
+    gate, up = (part.weight for part in (layer.feed_forward.gate, layer.feed_forward.up))
+    shape = (gate.experts, gate.rows + up.rows, gate.columns)
+    return {part.name: Slice(part.name, _FUSED, shape, 1, first) for part, first in ((gate, 0), (up, gate.rows))}
 
 
 def _attention_names(attention: Attention) -> list[tuple[str, str]]:
@@ -142,8 +169,13 @@ def _experts_names(experts: Experts) -> list[tuple[str, str]]:
     names = [*_projection_names(experts.router.weight, "ffn_gate_inp"), *_mlp_names(experts, "_exps")]
     if experts.router.correction:
         names.append(("exp_probs_b.bias", experts.router.correction.name))
+    if experts.router.expert_scales:
+        names.append(("ffn_down_exps.scale", experts.router.expert_scales.name))
+    if part := experts.apart:
+        names += [("ffn_gate_inp.scale", part.router_scale.name), *_norm_names(part.before, "pre_ffw_norm_2"),
+                  *_norm_names(part.after_shared, "post_ffw_norm_1"), *_norm_names(part.after, "post_ffw_norm_2")]
     if experts.shared:
-        names += _mlp_names(experts.shared, "_shexp")
+        names += _mlp_names(experts.shared, "" if experts.apart else "_shexp")
     if experts.shared_gate:
         names += _projection_names(experts.shared_gate, "ffn_gate_inp_shexp")
     return names
@@ -190,14 +222,29 @@ class _Reader:
             return StoredTensor(ours, tensor, packable=len(shape) == 2)
         return StoredTensor(ours, tensor, packable=ours in layer.matrices, kept=ours in layer.kept)
 
+    def read_slice(self, theirs: str, part: Slice, layer: Layer) -> StoredTensor:
+        """Return what a layer, or its experts, have of a tensor that they share."""
+        info = self.tensors.get(theirs)
+        if info is None:
+            raise self._missing(theirs, part.shape)
+        self.taken.add(theirs)
+        shape = layer.tensors[part.name]
+        whole = matrix(theirs, info) if part.name in layer.matrices else vector(theirs, info)
+        check_shape(whole, part.shape, part.name)
+        tensor = whole if part.shape == shape else sliced(whole, part.axis, part.first, shape)
+        return StoredTensor(part.name, tensor, packable=part.name in layer.matrices)
+
+    def _missing(self, name: str, shape: tuple[int, ...]) -> CheckpointError:
+        return CheckpointError(
+            f"{self.where}: tensor {name} is missing; {self.spec.architecture} needs it with shape {list(shape)}"
+        )
+
     def _tensor(self, name: str, ours: str, shape: tuple[int, ...], layer: Layer | None) -> SourceTensor:
         info = self.tensors.get(name)
         if info is None:
             if self.permuted and name.endswith(".bias"):
                 return zeros(shape[0], f"{self.where}: tensor {name}")
-            raise CheckpointError(
-                f"{self.where}: tensor {name} is missing; {self.spec.architecture} needs it with shape {list(shape)}"
-            )
+            raise self._missing(name, shape)
         self.taken.add(name)
         order = None
         if self.permuted and layer and (heads := self._rotated_heads(name, layer)) and info.shape[0] == shape[0]:
@@ -218,11 +265,19 @@ class _Reader:
         block = re.match(r"blk\.(\d{1,5})\.", name)
         return block is not None and int(block[1]) >= self.spec.num_layers
 
+    def _is_unseen(self, name: str) -> bool:
+        """Whether it is of keys or values that no query sees, because its layer sees another's: files have them."""
+        found = re.fullmatch(r"blk\.(\d{1,5})\.attn_(k|v|k_norm)\.(weight|bias)", name)
+        number = int(found[1]) if found else self.spec.num_layers
+        return number < self.spec.num_layers and self.spec.layers[number].source is not None
+
     def check_rest(self) -> None:
         """Raise CheckpointError for a tensor that the model doesn't have."""
         for name, info in self.tensors.items():
             if self.spec.model_type.startswith("qwen3_5") and self._is_beyond(name):
                 continue  # of layers that predict further tokens
+            if self._is_unseen(name):
+                continue
             if name not in self.taken and name not in FACTOR_TENSORS and not _UNREAD.fullmatch(name):
                 origin = origin_of(name, info=info)
                 raise unexpected(origin, self.spec.architecture, len(self.tensors), len(self.taken))

@@ -28,8 +28,7 @@ FOLDER_FAILS = (
     | dict.fromkeys(("baichuan", "codeshell", "deci", "exaone", "internlm2", "jais", "minicpm", "openelm", "orion",
                      "plamo", "qwen", "refact", "xverse"), _OWN_CODE)
     | {
-        "gemma3n": "its last layers reuse keys and values of earlier ones",
-        "gemma4": "its layers read what depends on token ids",
+        "gemma3n": "its layers mix several hidden states",
         "glm-dsa": "its attention goes by an index",
     }
 )  # fmt: skip

@@ -1,24 +1,27 @@
-"""SentencePiece vocabularies ("llama") for the tokenizers library: scores become merges, unknown characters bytes."""
+"""SentencePiece vocabularies ("llama", and Gemma 4's) for the tokenizers library: scores become merges, unknown
+characters bytes."""
 
 from edgellm.checkpoint.vocabulary.metadata import BYTE, CONTROL, UNKNOWN, Vocabulary
 
 _SPACE = "\u2581"
 _NEVER_MERGED = (UNKNOWN, CONTROL, BYTE)
+_BY_LINES = {"type": "Split", "pattern": {"Regex": "[^\\n]+|\\n+"}, "behavior": "Isolated", "invert": False}
 
 
 def sections(vocabulary: Vocabulary) -> dict:
     """Return the sections normalizer, pre_tokenizer, model and decoder of tokenizer.json.
 
     Each text between two special tokens is a text of its own, as in llama.cpp: with `add_space_prefix` it gets a space
-    in front, after a special token too.
+    in front, after a special token too. Gemma 4's vocabulary says itself what is merged, never beyond a line's end.
     """
+    own_merges = vocabulary.model == "gemma4"
     prefix = vocabulary.flag("add_space_prefix", True)
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prepend = [{"type": "Prepend", "prepend": _SPACE}] if prefix else []
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
     return {
         "normalizer": {"type": "Sequence", "normalizers": [*prepend, spaces]},
-        "pre_tokenizer": None,
+        "pre_tokenizer": _BY_LINES if own_merges else None,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -29,7 +32,7 @@ def sections(vocabulary: Vocabulary) -> dict:
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": vocabulary.ids(),
-            "merges": _merges(vocabulary),
+            "merges": vocabulary.merges() if own_merges else _merges(vocabulary),
         },
         "decoder": {
             "type": "Sequence",
