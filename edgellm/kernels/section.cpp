@@ -9,6 +9,8 @@ namespace {
 
 constexpr uint64_t MOST = uint64_t{1} << 24;  // of any size of a model: products of two stay far below 2^64
 
+constexpr uint64_t MOST_HIDDEN_OF_ROW = 64;    // as many floats a row may have at most; no model comes near
+
 #define CHECK(call) \
     if (const int status = (call)) return status
 
@@ -260,7 +262,8 @@ int take(const SectionSpec& spec, Section* into) {
     s.positions = spec.positions;
     s.row_in = spec.row_in ? spec.row_in : spec.hidden;
     s.row_out = spec.row_out ? spec.row_out : spec.hidden;
-    if (s.row_in < s.hidden || s.row_in >= MOST || s.row_out < s.hidden || s.row_out >= MOST) return BAD_SHAPE;
+    const auto is_row = [&](size_t row) { return row >= s.hidden && row <= MOST_HIDDEN_OF_ROW * s.hidden; };
+    if (!is_row(s.row_in) || !is_row(s.row_out)) return BAD_SHAPE;
     s.eps = static_cast<float>(spec.eps);
     s.embed_scale = static_cast<float>(spec.embed_scale);
     s.logit_scale = static_cast<float>(spec.logit_scale);

@@ -66,12 +66,13 @@ class Open:
         rng = np.random.default_rng(2)
         if self.spec.embedding.data != NULL:
             return rng.integers(0, self.spec.vocab, tokens)
-        return rng.uniform(-1, 1, (tokens, self.spec.hidden)).astype(np.float32)
+        return rng.uniform(-1, 1, (tokens, self.spec.row_in or self.spec.hidden)).astype(np.float32)
 
     def run(self, steps: list, x: np.ndarray) -> np.ndarray:
         """Hidden states of all tokens, then the logits, in one row."""
         wanted = sum(s.logits for s in steps)
-        out, logits = np.empty((len(x), self.spec.hidden), np.float32), np.empty((wanted, self.spec.vocab), np.float32)
+        out = np.empty((len(x), self.spec.row_out or self.spec.hidden), np.float32)
+        logits = np.empty((wanted, self.spec.vocab), np.float32)
         ids, hidden = (x.ctypes.data, None) if x.dtype == np.int64 else (None, x.ctypes.data)
         status = call(
             "edgellm_section_run", self.handle, row(steps), len(steps), 0, self.spec.num_layers, ids, hidden, len(x),
