@@ -51,9 +51,9 @@ def make_split(folder: Path) -> Path:
 
         torch.manual_seed(0)
         model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**CONFIG)).to(torch.bfloat16)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.data.normal_(0, 0.05)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:  # what a layer adds is little, so that each token has its own experts in all of them
+                parameter.data.normal_(0, 1 if "embed" in name else 0.01)
         model.save_pretrained(folder / "source")
         split(open_source(str(folder / "source"), lambda *told: None, print), out, "none")
     return out

@@ -46,6 +46,7 @@ class Engine:
     results can't be sent on just now. `freed()` is called, in any thread, whenever a slot has become free;
     `left(slot)`, in any thread, when a sequence has left one that it wants kept, just before others may have it, and
     where slots forget also by the thread, when a prompt is computed: the end of an answer is too far on to begin there;
+    `passes(slot)` where slots forget, by the thread, at each checkpoint of a prompt that is computed (`is_checkpoint`);
     `died(error)` by the thread if it ends by itself. `chunk` and `groups` are the scheduler's;
     `pace` is told what steps took. The thread waits for its turn among the engines that have the same `turns`.
     """
@@ -61,23 +62,24 @@ class Engine:
         *,
         freed: Callable[[], None] = lambda: None,
         left: Callable[[HeldSlot], None] = lambda slot: None,
+        passes: Callable[[HeldSlot], None] = lambda slot: None,
         died: Callable[[Exception], None] = lambda error: None,
         pace: SectionPace | None = None,
         turns: Turns | None = None,
+        cuts: bool = False,
     ):
         self.steps = 0  # computed so far
         self.total = Stats()  # of all sequences
         self.batches = bool(section.batches)
         self.num_slots = len(slots)
         self._deliver, self._congested, self._freed, self._died = deliver, congested, freed, died
-        self._left = left
+        self._left, self._passes = left, passes
         self._pace = pace
         self._turns = turns or Turns()
         self._reuses, self._forgets = section.reuses, not section.reuses_any
         self._slots = Slots(slots)
         self._held: dict[int, _Held] = {}
-        has_state = any(memory.kind == "state" for memory in section.memories)
-        cut = CHECKPOINT_TOKENS if has_state else 0
+        cut = CHECKPOINT_TOKENS if cuts or self._forgets else 0
         self._scheduler = Scheduler(chunk, batches=self.batches, groups=groups, cut=cut)
         self._running = 0
         self._step_since_s: float | None = None
@@ -304,6 +306,8 @@ class Engine:
                 held.prompted = True
                 if self._forgets and held.slot.keeps:
                     self._left(held.slot)
+            elif not held.prompted and self._forgets and held.slot.keeps and is_checkpoint(step.end):
+                self._passes(held.slot)
         if self._pace is not None:
             self._pace.computed([step for step, _ in batch], took_s, ended_s)
         freed = False
@@ -332,6 +336,15 @@ class Engine:
             self._deliver([Outcome(outcome.step, error=error) for outcome in outcomes])
         except Exception:  # the event loop has ended, or worse: there is nobody to tell
             log.exception("nor could that be")
+
+
+def is_checkpoint(position: int) -> bool:
+    """Return whether what a prompt's slot remembers there is kept: at multiples of CHECKPOINT_TOKENS, further apart the
+    further on they are, so that another prompt with the same beginning finds two thirds of it at least."""
+    count, rest = divmod(position, CHECKPOINT_TOKENS)
+    while count > 3 and not count % 2:
+        count //= 2
+    return not rest and 1 <= count <= 3
 
 
 def _forward(section: Section[Any], batch: list[tuple[Step, _Held]]) -> list[Outcome]:

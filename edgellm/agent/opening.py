@@ -46,6 +46,11 @@ class Opening:
         if self.prefixes is not None:
             self.prefixes.save(slot, lambda: self._stage.engine.idle)
 
+    def keep_checkpoint(self, slot: HeldSlot) -> None:
+        """Keep what a slot remembers only here, in the middle of a prompt. Called by the engine's thread."""
+        if self.prefixes is not None:
+            self.prefixes.save_checkpoint(slot, lambda: self._stage.engine.idle)
+
     def _restore(self, sequence: Sequence) -> int:
         """Have the pages of its prompt put into the slot of a sequence, if that saves time; return how many tokens are
         to be there then, 0 if none are read."""

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from edgellm.agent.pages import Record
 
@@ -102,6 +102,11 @@ class Tier:
         """Return the bytes of a page's records."""
         with self._lock:
             return self._index.bytes_at(key)
+
+    def bytes_of(self, key: bytes, kinds: Collection[int]) -> int:
+        """Return the bytes of a page's records of these kinds."""
+        with self._lock:
+            return sum(self._index.size_of(record) for record in self._index.of(key) if record.kind in kinds)
 
     def used(self, records: Sequence[Record]) -> None:
         """Record that a sequence uses these records, in the order of its pages."""

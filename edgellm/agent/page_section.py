@@ -107,13 +107,18 @@ class SectionPages:
         self.wants = wants_of(start, memories)
 
     @property
+    def last_wants(self) -> tuple[Want, ...]:
+        """What is wanted of the last pages only."""
+        return tuple(want for want in self.wants if want.pages is not None)
+
+    @property
     def needs_the_last(self) -> bool:
         """Whether a slot is of no use before the last page that is wanted is in it."""
-        return any(want.pages is not None for want in self.wants)
+        return bool(self.last_wants)
 
     def changes_the_end(self, parts: Mapping[int, np.ndarray]) -> bool:
         """Return whether these parts, by layer, take the place of what a slot needs to go on where it stands."""
-        return any(layer in parts for want in self.wants if want.pages is not None for layer in want.layers)
+        return any(layer in parts for want in self.last_wants for layer in want.layers)
 
     def lacking(self, key: bytes, records: Iterable[Record]) -> list[tuple[Record, tuple[int, ...]]]:
         """Return what has to be written beside these records of a page."""

@@ -85,7 +85,7 @@ class PrefixCache:
         if self.store is None and not self.memory.most_bytes:
             return False
         self._restoring = Restoring(self.memory, self.store)
-        keeping = Keeping(self.memory, self.store, self._ending)
+        keeping = self._keeping = Keeping(self.memory, self.store, self._ending)
 
         def keep(job: Save) -> None:
             keeping.in_ram(job)
@@ -126,7 +126,7 @@ class PrefixCache:
 
     def section(self, pages: SectionPages) -> "Prefixes":
         """Return the cache as the slots of a section use it."""
-        return Prefixes(pages, self._restoring, self._reader.add, self._keeper.add)
+        return Prefixes(pages, self._restoring, self._reader.add, self._keeper.add, self._keeping.checkpoint)
 
 
 class Prefixes:
@@ -134,9 +134,10 @@ class Prefixes:
 
     def __init__(
         self, section: SectionPages, restoring: Restoring, restore: Callable[[Restore], None],
-        keep: Callable[[Save], None],
+        keep: Callable[[Save], None], checkpoint: Callable[[Save], None],
     ):  # fmt: skip
         self._section, self._restoring, self._restore, self._keep = section, restoring, restore, keep
+        self._checkpoint = checkpoint
 
     def find(self, ids: Ids, most: int, reused: int, name: str, long: bool, token_s: float | None) -> list[list[Pick]]:
         """Return what to read of each page at the beginning of `ids`, up to `most` tokens, where reading those behind
@@ -161,5 +162,16 @@ class Prefixes:
         """Keep the whole pages of what a slot holds, as long as nobody needs it for something else: in RAM at once, on
         the disk when the board is `idle`, or a little later."""
         if len(slot.ids) >= PAGE_TOKENS:
-            root = self._section.origin.root(slot.cache, slot.long)
-            self._keep(Save(self._section, slot, slot.ids[:], root, slot.cache, slot.long, idle))
+            self._keep(self._job(slot, idle))
+
+    def save_checkpoint(self, slot: HeldSlot, idle: Callable[[], bool]) -> None:
+        """Keep what a slot that forgets has to hold to go on from where it is, a multiple of PAGE_TOKENS: at once,
+        because its next step may forget that, if there is RAM for it."""
+        try:
+            self._checkpoint(self._job(slot, idle))
+        except Exception:  # a mistake of ours: it costs this checkpoint, and not the engine
+            log.exception("a checkpoint of a sequence is lost")
+
+    def _job(self, slot: HeldSlot, idle: Callable[[], bool]) -> Save:
+        root = self._section.origin.root(slot.cache, slot.long)
+        return Save(self._section, slot, slot.ids[:], root, slot.cache, slot.long, idle)

@@ -81,7 +81,7 @@ class Stage:
         self.engine = Engine(
             section, slots, deliver, lambda: self.passing.congested, groups, plan.chunk,
             freed=lambda: self.soon(self._serve), died=lambda error: self.soon(self._engine_died, error),
-            left=self._opening.keep, pace=pace, turns=turns,
+            left=self._opening.keep, passes=self._opening.keep_checkpoint, pace=pace, turns=turns, cuts=forgets,
         )  # fmt: skip
         self._stopped = False
         self._watch = Watch(self, _SWEEP_S)

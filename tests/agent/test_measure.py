@@ -203,3 +203,12 @@ def test_a_step_is_timed_until_its_time_is_sure(monkeypatch, took, steps, fastes
     section = SimpleNamespace(new_slot=lambda context: None, example=lambda: None, forward=forward)
     assert measure._decode_s(section, False) == pytest.approx(fastest / 1e3)
     assert clock.steps == steps
+
+
+def test_the_disks_speed_is_that_of_experts_alone(tmp_path):
+    manifest = make_manifest(num_layers=2)
+    assert measure.disk_bytes_per_s(manifest, tmp_path) is None, "no experts"
+    manifest = replace(manifest, expert_bytes=(0, 8))
+    assert measure.disk_bytes_per_s(manifest, tmp_path) is None, "no shards"
+    (tmp_path / manifest.layer(1).name).write_bytes(bytes(3 << 20))
+    assert measure.disk_bytes_per_s(manifest, tmp_path) > 1000

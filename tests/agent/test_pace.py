@@ -109,3 +109,13 @@ def test_the_next_section_begins_with_what_the_last_one_told():
     computed(following, steps(1), 0.010, times=60)
     assert pace.now().layer_s == pytest.approx(0.002)
     assert pace.now().prefill_layer_s == pytest.approx(told.prefill_layer_s)
+
+
+def test_steps_that_wait_for_the_disk_dont_tell_how_fast_the_board_computes():
+    pace = Pace(START)
+    section = pace.section(10, True, wait_s=0.5)
+    assert section.predicted_s == pytest.approx(0.536) and pace.served
+    computed(section, steps(1), 0.7)
+    assert section.token_s() == pytest.approx(0.7) and pace.now() == START
+    computed(warm(pace), steps(1), 0.072)
+    assert pace.now().layer_s == pytest.approx(0.006), "the next section fits, and tells again"

@@ -2,8 +2,10 @@
 
 import pytest
 
+from edgellm.agent import engine
 from edgellm.agent.pages import KINDS
 from edgellm.manager.client import ClusterClient
+from edgellm.model.native import states
 from edgellm.sampling import Sampling
 from tests.fakes import GREEDY, Boards, run, until
 from tests.model.recurrent_models import recurrent_model, split
@@ -101,5 +103,28 @@ def test_pages_bring_back_a_state_after_a_restart(tmp_path, family):
                     await boards.start(i)
         pages = list(tmp_path.rglob(f"*.{KINDS['state']}-*.page"))
         assert pages, "a state is on the disk"
+
+    run(go(), 60)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "lfm2", "nemotron_h"])
+def test_another_question_behind_the_same_beginning_goes_on_at_a_checkpoint(tmp_path, monkeypatch, family):
+    monkeypatch.setattr(engine, "CHECKPOINT_TOKENS", 64)
+    monkeypatch.setattr(states, "CHECKPOINT_TOKENS", 64)
+    split(recurrent_model(family), tmp_path / "split")
+    first, second = ([*PROMPT[:100], *(i % 89 + 1 for i in range(start, start + 130))] for start in (5, 40))
+
+    async def go():
+        async with Boards(tmp_path / "split", 2, real=True, cache_bytes=10**8, cache_ram_bytes=10**8) as boards:
+            for epoch, text, expected in ((1, first, 0), (2, second, 64), (3, [*PROMPT[:90], 9], 64)):
+                plan = await boards.form(CUTS[family], epoch=epoch, context=256, chunk=32)
+                answer, reused = await ask(boards, plan, text)
+                assert reused == expected
+                await until(lambda: all(a.cache.is_quiet for a in boards.agents))
+                assert answer == (await ask(boards, plan, text, reuse=False))[0]
+                if epoch == 2:  # from RAM before this, and now from the disk
+                    for i in range(2):
+                        await boards.stop(i)
+                        await boards.start(i)
 
     run(go(), 60)

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+
 from edgellm.agent import measure
 from edgellm.agent.room import Room
+from edgellm.errors import PlanError
 from edgellm.plan import headroom_bytes, usable_bytes
 from tests.fakes import make_manifest, make_plan
 
@@ -41,3 +44,21 @@ def test_pages_count_as_free_where_a_section_is_to_be_beside_another(monkeypatch
         room = Room("b0", lambda plan: MANIFEST, None, lambda pages=pages: pages)
         other = make_plan(MANIFEST, (0, 6), context=4000)
         assert room.is_beside(other, [plan]) is room.is_to_drain(other, [plan]) is fits
+
+
+def test_a_section_that_swaps_needs_no_room_for_all_of_its_experts(monkeypatch):
+    monkeypatch.setattr(measure, "free_ram_bytes", lambda: 1 << 30)
+    manifest = replace(make_manifest(ram_bytes=1 << 29), sha256="0" * 64, expert_bytes=(1 << 28,) * 6)
+    plan = make_plan(manifest, (0, 3, 6))
+    swaps, room = replace(plan, swap_experts=True), Room("b0", lambda plan: manifest, None)
+    with pytest.raises(PlanError, match="offers 1.07 GB now; layers 0-3 need"):
+        room.check(plan, room.offer_bytes([]))
+    need = room.need(swaps)
+    assert need.total - need.least(True) == 3 << 28
+    with pytest.raises(PlanError):
+        room.check(swaps, need.least(True) - 1)
+    room.check(swaps, need.least(True))
+    assert room.swapping(plan, [], None) is None
+    waits = room.swapping(swaps, [], 1e9)
+    assert waits.expert_bytes == 3 << 28
+    assert waits.held_bytes == max(0, (3 << 28) - (need.total - usable_bytes(1 << 30)))

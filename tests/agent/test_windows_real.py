@@ -2,6 +2,7 @@
 
 import pytest
 
+from edgellm.agent import engine
 from edgellm.check.one_process import run_whole
 from edgellm.errors import EdgellmError
 from edgellm.manager.client import ClusterClient
@@ -103,6 +104,28 @@ def test_pages_bring_back_the_end_of_a_window_after_a_restart(tmp_path, plans):
                 for i in range(2):
                     await boards.stop(i)
                     await boards.start(i)
+
+    run(go(), 60)
+
+
+@pytest.mark.parametrize("family, cuts", [("qwen2_window", (0, 2, 5)), ("gemma3", (0, 1, 5))])
+def test_another_question_behind_the_same_beginning_goes_on_at_a_checkpoint(tmp_path, monkeypatch, family, cuts):
+    monkeypatch.setattr(engine, "CHECKPOINT_TOKENS", 64)
+    make_split(random_model(CONFIGS[family]()), tmp_path / "split")
+    first, second = ([*PROMPT[:100], *(i % 89 + 1 for i in range(start, start + 130))] for start in (5, 40))
+
+    async def go():
+        async with Boards(tmp_path / "split", 2, real=True, cache_bytes=10**8, cache_ram_bytes=10**8) as boards:
+            for epoch, text, expected in ((1, first, 0), (2, second, 64), (3, [*PROMPT[:90], 9], 64)):
+                ask = Asked(boards, await boards.form(cuts, epoch=epoch, context=256, chunk=32))
+                answer, reused = await ask(text)
+                assert reused == expected
+                await kept(boards)
+                assert answer == (await ask(text, reuse=False))[0]
+                if epoch == 2:  # from RAM before this, and now from the disk
+                    for i in range(2):
+                        await boards.stop(i)
+                        await boards.start(i)
 
     run(go(), 60)
 

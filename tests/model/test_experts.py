@@ -15,6 +15,7 @@ from edgellm.model.families.parts import Matrix, Norm, Projection, Vector, rms_n
 from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.generic import packed
 from edgellm.model.native.section import NativeSection
+from edgellm.shards.manifest import Manifest
 from tests.kernels.building import available
 
 HIDDEN, INNER, EXPERTS, TOP_K, LAYERS = 64, 96, 8, 3, 2
@@ -265,6 +266,15 @@ def test_matrices_of_other_encodings_than_the_router(tmp_path):
     x = mixed.inputs(20)
     assert asked and np.array_equal(mixed.run(x), mixed.run(x, (1, 2)))
     assert difference(mixed.run(x), plain.run(x), np.median) < 0.05
+
+
+def test_experts_that_are_read_when_a_token_needs_them_give_the_same_bits(tmp_path):
+    model = Model(make(**OPTIONS["shared"]), tmp_path, "int8")
+    x = model.inputs(40)
+    expected = model.run(x)
+    manifest = Manifest.read(tmp_path)
+    model.section = NativeSection(model.spec, manifest, tmp_path, 0, LAYERS, without_ends=True, swaps=True)
+    assert np.array_equal(model.run(x), expected) and np.array_equal(model.run(x, (1, 7)), expected)
 
 
 def test_the_router_is_part_of_what_every_token_touches():

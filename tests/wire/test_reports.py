@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgellm.plan import Capacity, Plan, Section
+from edgellm.plan import Capacity, Plan, Section, Swapping
 from edgellm.wire.addresses import is_host, is_loopback, parse_address
 from edgellm.wire.section_status import SectionLoading, SectionStatus
 from edgellm.wire.status import BoardStatus, CacheStatus, Compute, Health, SequenceStats, ShardsHere
@@ -19,6 +19,7 @@ FULL = BoardStatus(
     cache=CacheStatus(10**9, 300, 10**8, 5, 900, 10**7),
 )  # fmt: skip
 STATS = SequenceStats("native", 3, 12, 0.5, 9, 0.25, 2, 1, 400)
+SWAPS = Swapping(8 * 10**9, 5 * 10**9, 3 * 10**8, 4e8, False, 0.75)
 
 
 def said(content: dict) -> dict:
@@ -36,6 +37,7 @@ def test_a_status_comes_back_as_it_was_built():
 
 def test_stats_come_back_as_they_were_built():
     assert SequenceStats.from_dict(said(STATS.to_dict())) == STATS
+    assert SequenceStats.from_dict(said(replace(STATS, degraded=SWAPS).to_dict())) == replace(STATS, degraded=SWAPS)
     assert SequenceStats.from_dict({}) is None  # a sequence that the board doesn't have
 
 
@@ -147,3 +149,12 @@ def test_a_load_that_is_not_well_formed_is_none(change):
     told = {"epoch": 8, "model": "fake", "start": 0, "end": 3, "read_bytes": 5, "total_bytes": 4, "age_s": 1.5}
     assert SectionLoading.from_dict(told) == SectionLoading(8, "fake", 0, 3, 4, 4, 1.5)
     assert SectionLoading.from_dict({**told, **change}) is None
+
+
+def test_a_section_that_swaps_experts_says_so_and_nothing_else_is_believed():
+    section = replace(FULL.section, degraded=SWAPS, predicted_s=0.5, token_s=5.0)
+    status = replace(FULL, section=section, capacity=replace(CAPACITY, disk_bytes_per_s=4e8))
+    assert BoardStatus.from_dict("b0", said(status.to_dict())) == status
+    assert not section.is_off, "how long it waits for the disk tells nothing of the board"
+    for wrong in ({"held_bytes": -1}, {"disk_bytes_per_s": 0}, {"wait_s": "x"}):
+        assert SectionStatus.from_dict({"degraded": {**vars(SWAPS), **wrong}}).degraded is None
