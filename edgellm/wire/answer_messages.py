@@ -34,35 +34,41 @@ class Prefilled:
         return cls(*_PREFILLED.unpack(body))
 
 
-_TOKENS = struct.Struct(">IQIB")
+_TOKENS = struct.Struct(">IQIBB")
 
 
 @dataclass(frozen=True)
 class Tokens:
     """Tokens from `position` on, as one step chose them, from the last board to the first and to the manager.
-    `finish` indexes FINISH and is the last one's."""
+    `finish` indexes FINISH and is the last one's. `drafts` are guesses of what may follow, for the first board's next
+    step."""
 
     TYPE: ClassVar[int] = 13
-    LIMIT: ClassVar[int] = _TOKENS.size + 4 * MAX_CHOICES
+    LIMIT: ClassVar[int] = _TOKENS.size + 4 * (2 * MAX_CHOICES - 1)
     epoch: int
     seq_id: int
     position: int
     finish: int
     ids: tuple[int, ...]
+    drafts: tuple[int, ...] = ()
 
     def encode(self) -> bytes:
-        head = _TOKENS.pack(self.epoch, self.seq_id, self.position, self.finish)
-        return head + struct.pack(f"<{len(self.ids)}I", *self.ids)
+        head = _TOKENS.pack(self.epoch, self.seq_id, self.position, self.finish, len(self.drafts))
+        return head + struct.pack(f"<{len(self.ids) + len(self.drafts)}I", *self.ids, *self.drafts)
 
     @classmethod
     def decode(cls, body: bytes) -> "Tokens":
-        epoch, seq_id, position, finish = unpack("tokens", _TOKENS, body)
-        size = len(body) - _TOKENS.size
+        epoch, seq_id, position, finish, drafts = unpack("tokens", _TOKENS, body)
+        if drafts >= MAX_CHOICES:
+            raise RemoteProtocolError(f"tokens: {drafts} drafts, at most {MAX_CHOICES - 1}")
+        size = len(body) - _TOKENS.size - 4 * drafts
         if size < 4 or size % 4 or size > 4 * MAX_CHOICES:
             raise RemoteProtocolError(f"tokens: {size} bytes of ids, expected those of 1 to {MAX_CHOICES}")
         if finish >= len(FINISH):
             raise RemoteProtocolError(f"tokens: finish {finish}, the highest is {len(FINISH) - 1}")
-        return cls(epoch, seq_id, position, finish, struct.unpack_from(f"<{size // 4}I", body, _TOKENS.size))
+        count = size // 4
+        ids = struct.unpack_from(f"<{count + drafts}I", body, _TOKENS.size)
+        return cls(epoch, seq_id, position, finish, ids[:count], ids[count:])
 
 
 _LOGITS = struct.Struct(">IQI")

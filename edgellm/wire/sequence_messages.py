@@ -155,7 +155,7 @@ class Close:
         return cls(*_SEQUENCE.unpack(body))
 
 
-_HIDDEN = struct.Struct(">IQIIIBB2x")
+_HIDDEN = struct.Struct(">IQIIIBBBx")
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,8 @@ class Hidden:
 
     `pass_len` is the sequence's length at the end of the pass that this chunk belongs to. After each of the chunk's
     last `logits` tokens the last board is to choose one; all `ids` behind the first of these are drafts, which count
-    as long as they are what is chosen.
+    as long as they are what is chosen. The first board's next step has room for up to `drafts` that the last board may
+    send with the tokens that it chooses.
     """
 
     TYPE: ClassVar[int] = 12
@@ -179,15 +180,18 @@ class Hidden:
     ids: tuple[int, ...]
     data: bytes = field(repr=False)  # [len(ids), hidden_size] in this encoding
     encoding: int = 0  # float32
+    drafts: int = 0
 
     def encode(self) -> bytes:
         count = len(self.ids)
-        head = _HIDDEN.pack(self.epoch, self.seq_id, self.position, count, self.pass_len, self.logits, self.encoding)
+        head = _HIDDEN.pack(
+            self.epoch, self.seq_id, self.position, count, self.pass_len, self.logits, self.encoding, self.drafts
+        )
         return b"".join((head, struct.pack(f"<{count}I", *self.ids), self.data))
 
     @classmethod
     def decode(cls, body: bytes) -> "Hidden":
-        epoch, seq_id, position, count, pass_len, logits, encoding = unpack("hidden", _HIDDEN, body)
+        epoch, seq_id, position, count, pass_len, logits, encoding, drafts = unpack("hidden", _HIDDEN, body)
         if encoding:
             raise RemoteProtocolError(f"hidden: encoding {encoding}, this edgellm knows 0 (float32)")
         size = len(body) - _HIDDEN.size - 4 * count
@@ -195,10 +199,13 @@ class Hidden:
             raise RemoteProtocolError(f"hidden: {len(body) - _HIDDEN.size} bytes of ids and tensor for {count} tokens")
         if logits > min(count, MAX_CHOICES):
             raise RemoteProtocolError(f"hidden: {logits} choices in a step of {count}, at most {MAX_CHOICES}")
+        if drafts >= MAX_CHOICES:
+            raise RemoteProtocolError(f"hidden: room for {drafts} drafts, at most {MAX_CHOICES - 1}")
         if position + count > pass_len:
             raise RemoteProtocolError(f"hidden: positions up to {position + count} in a pass of length {pass_len}")
         ids = struct.unpack_from(f"<{count}I", body, _HIDDEN.size)
-        return cls(epoch, seq_id, position, pass_len, logits, ids, body[_HIDDEN.size + 4 * count :])
+        data = body[_HIDDEN.size + 4 * count :]
+        return cls(epoch, seq_id, position, pass_len, logits, ids, data, drafts=drafts)
 
 
 @dataclass(frozen=True)

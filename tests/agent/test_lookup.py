@@ -4,15 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgellm.agent import draft
-from edgellm.agent.draft import Drafter
+from edgellm.agent import lookup
+from edgellm.agent.lookup import Lookup
 
 IDS = st.lists(st.integers(0, 3) | st.sampled_from([256, 65536, (1 << 32) - 1]), min_size=1, max_size=40)
 
 
 def expected(ids: list[int], most: int) -> tuple[int, ...]:
     """The definition, token by token: the longest suffix, its latest earlier place, and what follows it, round."""
-    for length in range(draft._LONGEST, draft._SHORTEST - 1, -1):
+    for length in range(lookup._LONGEST, lookup._SHORTEST - 1, -1):
         for at in range(len(ids) - length - 1, -1, -1):
             if ids[at : at + length] == ids[len(ids) - length :]:
                 follows = ids[at + length :]
@@ -33,43 +33,43 @@ def expected(ids: list[int], most: int) -> tuple[int, ...]:
     ],
 )
 def test_what_followed_is_proposed(ids, drafts):
-    assert Drafter(ids).propose(4) == drafts
+    assert Lookup(ids).propose(4) == drafts
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(IDS, IDS, st.integers(0, 4))
 def test_any_text_gives_what_the_definition_does(first, more, most):
-    drafter = Drafter(first)
-    assert drafter.propose(most) == expected(first, most)
-    drafter.extend(more)
-    assert drafter.propose(most) == expected(first + more, most)
+    drafts = Lookup(first)
+    assert drafts.propose(most) == expected(first, most)
+    drafts.extend(more)
+    assert drafts.propose(most) == expected(first + more, most)
 
 
 def test_more_is_drafted_after_success_and_less_after_failure():
-    drafter = Drafter([5] * 20)
-    assert len(drafter.propose(15)) == draft._FIRST
+    drafts = Lookup([5] * 20)
+    assert len(drafts.propose(15)) == lookup._FIRST
     sizes = []
     for accepted in (4, 8, 15, 15, 3, 4, 0):
-        count = len(drafter.propose(15))
+        count = len(drafts.propose(15))
         sizes.append(count)
-        drafter.learn(count, min(accepted, count))
-    assert sizes == [4, 8, 15, 15, 15, 4, 8] and len(drafter.propose(15)) == 4
-    drafter.learn(0, 0)  # a step without drafts tells nothing
-    assert len(drafter.propose(15)) == 4
+        drafts.learn(count, min(accepted, count))
+    assert sizes == [4, 8, 15, 15, 15, 4, 8] and len(drafts.propose(15)) == 4
+    drafts.learn(0, 0)  # a step without drafts tells nothing
+    assert len(drafts.propose(15)) == 4
 
 
 def test_misses_in_a_row_make_it_pause_for_longer_each_time_until_a_draft_is_accepted():
-    drafter, pauses = Drafter([5] * 20), []
+    drafts, pauses = Lookup([5] * 20), []
     for _ in range(5):
-        for _ in range(draft._MISSES):
-            count = len(drafter.propose(15))
+        for _ in range(lookup._MISSES):
+            count = len(drafts.propose(15))
             assert count
-            drafter.learn(count, 0)
+            drafts.learn(count, 0)
         pauses.append(0)
-        while not drafter.propose(15):
+        while not drafts.propose(15):
             pauses[-1] += 1
     assert pauses == [8, 16, 32, 64, 64]
-    drafter.learn(1, 1)
-    for _ in range(draft._MISSES):
-        drafter.learn(1, 0)
-    assert [len(drafter.propose(15)) for _ in range(9)] == [0] * 8 + [1]
+    drafts.learn(1, 1)
+    for _ in range(lookup._MISSES):
+        drafts.learn(1, 0)
+    assert [len(drafts.propose(15)) for _ in range(9)] == [0] * 8 + [1]

@@ -11,7 +11,7 @@ _LONGEST_PAUSE = 64
 _MISSES = 3  # this many in a row begin a pause
 
 
-class Drafter:
+class Lookup:
     """Proposes the next tokens. It proposes more after drafts that were all accepted, and fewer after others. After
     several misses in a row it pauses, for longer each time, until a draft is accepted again."""
 
