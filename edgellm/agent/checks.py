@@ -124,8 +124,9 @@ def check_tokens(stage: "Stage", sender: str, message: m.Tokens) -> None:
     """Raise RemoteProtocolError unless `sender` may tell `stage` which tokens were chosen, and the tokens exist."""
     if sender != stage.tokens_from:
         raise RemoteProtocolError(f"tokens from {sender}; board {stage.board} takes none from it")
-    if max(message.ids) >= stage.section.vocab_size:
-        raise RemoteProtocolError(f"token id {max(message.ids)}; the vocabulary has {stage.section.vocab_size}")
+    highest = max(*message.ids, *message.drafts, 0)
+    if highest >= stage.section.vocab_size:
+        raise RemoteProtocolError(f"token id {highest}; the vocabulary has {stage.section.vocab_size}")
 
 
 def parse_trace(stage: "Stage", message: m.Trace) -> np.ndarray:

@@ -1,14 +1,18 @@
-"""The last board's part: chooses tokens, and sends them to the first board and to the manager."""
+"""The last board's part: chooses tokens, and sends them to the manager, and with drafts to the first board."""
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.agent.constraint import Grammars
+from edgellm.agent.drafters import Ask
+from edgellm.agent.drafting import Speculation
 from edgellm.agent.link import Link
 from edgellm.agent.pooling import Pooling
 from edgellm.agent.sequence import Sequence, agreed, choose
+from edgellm.agent.slots import Ids
 from edgellm.agent.steps import Outcome, Step
 from edgellm.model.sampler import Sampler, logprobs
 from edgellm.wire import messages as m
@@ -106,11 +110,12 @@ class Chooser:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def prefilled(self, sequence: Sequence, position: int, now_s: float) -> None:
+    def prefilled(self, sequence: Sequence, step: Step, now_s: float) -> None:
         """Tell a manager that wants to know, now and then, how much of the prompt is computed."""
+        self._speculation(sequence, step)
         if sequence.tells_progress and now_s - sequence.told_s >= _TELL_S and not sequence.owner.congested:
             sequence.told_s = now_s
-            count = min(position, sequence.prompt_len)
+            count = min(step.end, sequence.prompt_len)
             sequence.owner.send(m.Prefilled(self._stage.epoch, sequence.seq_id, count))
 
     def pooled(self, sequence: Sequence, step: Step, hidden: np.ndarray) -> None:
@@ -119,33 +124,77 @@ class Chooser:
             sequence.pooling = Pooling(sequence.pool)
         sequence.pooling.add(hidden, step.position)
         if step.end < sequence.prompt_len:
-            self.prefilled(sequence, step.end, self._stage.loop.time())
+            self.prefilled(sequence, step, self._stage.loop.time())
             return
         vector = sequence.pooling.vector()
         sequence.owner.send(m.Embedded(self._stage.epoch, sequence.seq_id, vector.tobytes()))
 
     def _send(self, sequence: Sequence, outcome: Outcome) -> None:
-        """Send the chosen tokens to the first board and to the manager, up to the answer's end."""
-        logits, epoch, seq_id = outcome.result, self._stage.epoch, sequence.seq_id
+        """Send the chosen tokens to the first board and to the manager, up to the answer's end; to the first board with
+        drafts, unless it's the end."""
+        logits, step, epoch, seq_id = outcome.result, outcome.step, self._stage.epoch, sequence.seq_id
         assert logits is not None
-        position = outcome.step.end - len(logits) + 1  # where the first of them goes
+        position = step.end - len(logits) + 1  # where the first of them goes
         if position < sequence.prompt_len or sequence.ended:
             return
         ids, finish = sequence.end_with(position, outcome.chosen, self._stage.plan.context)
         sequence.ended = bool(finish)
-        sequence.accepted += agreed(outcome.step.ids[len(outcome.step.ids) - len(logits) + 1 :], ids)
         message = m.Tokens(epoch, seq_id, position, m.FINISH.index(finish), tuple(ids))
-        if self._first is None:
-            self._stage.loop.call_soon(self._stage.tokens, message)
-        else:
-            before = self._first.sent_bytes
-            self._first.send(message)
-            sequence.sent_bytes += self._first.sent_bytes - before
-            if position <= len(sequence.ids):
-                sequence.ids += ids[len(sequence.ids) - position :]
+        if self._first is not None and position <= len(sequence.ids):
+            sequence.ids += ids[len(sequence.ids) - position :]
+        self._go_on(sequence, step, message)
         if sequence.logits:
             for at, row in enumerate(logits[: len(ids)], position):
                 sequence.owner.send(m.Logits(epoch, seq_id, at, row.astype("<f4").tobytes()))
         for at, (likely, values) in enumerate(outcome.logprobs[: len(ids)], position):
             sequence.owner.send(m.Logprobs(epoch, seq_id, at, likely, values))
         sequence.owner.send(message)
+
+    def _go_on(self, sequence: Sequence, step: Step, message: m.Tokens) -> None:
+        """Send the tokens that a step chose to the first board: now, or with drafts as soon as there are any."""
+        stage, drafts = self._stage, step.ids[len(step.ids) - step.logits + 1 :]
+        accepted = agreed(drafts, message.ids)
+        sequence.accepted += accepted
+        said, drafting = self._speculation(sequence, step), stage.drafting
+        if said is None or drafting is None:
+            self._to_first(sequence, message)
+            return
+        behind = len(said.lookup) - message.position
+        fresh, tokens = message.ids[behind:] if behind >= 0 else (), len(step.x) if step.is_decode else 0
+        drafting.learn(said, fresh, tokens, len(drafts), accepted, stage.loop.time())
+        if message.finish:
+            self._to_first(sequence, message)
+            return
+        length, count = message.position + len(message.ids), len(message.ids) - accepted
+        most = sequence.most_drafts(length, stage.plan.context, stage.rope_switch_len, stage.running, count)
+
+        def send(drafts: tuple[int, ...]) -> None:
+            self._to_first(sequence, replace(message, drafts=drafts))
+
+        drafting.draft(said, min(step.drafts, most), lambda text: _ask(sequence, text), sequence.seq_id, send)
+
+    def _speculation(self, sequence: Sequence, step: Step) -> Speculation | None:
+        """Return what is known of a sequence to draft for it; None if its steps shall have no drafts."""
+        drafting = self._stage.drafting
+        if sequence.speculation is None and step.drafts and drafting is not None:
+            prompt = sequence.ids[: sequence.prompt_len]
+            sequence.speculation = drafting.begin(prompt, lambda text: _ask(sequence, text), sequence.seq_id)
+        return sequence.speculation
+
+    def _to_first(self, sequence: Sequence, message: m.Tokens) -> None:
+        """Send tokens to the first board, if the sequence is still open: drafts take a while to make."""
+        if not self._stage.holds(sequence):
+            return
+        if sequence.speculation is not None:
+            sequence.speculation.sent_s = self._stage.loop.time()
+        if self._first is None:
+            self._stage.loop.call_soon(self._stage.tokens, message)
+            return
+        before = self._first.sent_bytes
+        self._first.send(message)
+        sequence.sent_bytes += self._first.sent_bytes - before
+
+
+def _ask(sequence: Sequence, text: Ids) -> Ask:
+    """Return what asks for drafts of a sequence behind its text."""
+    return Ask(sequence.slot, text, 0, sequence.sampling, sequence.began)

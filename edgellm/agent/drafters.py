@@ -1,12 +1,12 @@
 """The interface of whatever drafts on the last board: a small draft model, or a head that the model itself brings."""
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from edgellm.agent.slots import Ids
 from edgellm.sampling import Sampling
 
 
@@ -21,7 +21,7 @@ class Ask:
     """
 
     slot: int
-    ids: array[int] = field(repr=False)
+    ids: Ids = field(repr=False)
     most: int
     sampling: Sampling = field(default_factory=Sampling)
     began: int = 0
@@ -30,12 +30,13 @@ class Ask:
 class Drafter(Protocol):
     """Guesses what follows in the sequences of one stage, the last of its plan.
 
-    Nothing that a drafter says changes an answer: drafts are verified by all boards in the next pass, and each token is
-    chosen as if there were none. So a drafter keeps its own memory in step: it begins where an `Ask` agrees with what it
-    has computed in that slot, and what it computed behind that, drafts which were not chosen, is overwritten.
+    Nothing that a drafter says changes an answer: all boards verify drafts in the next pass, and each token is chosen as
+    if there were none. A drafter keeps its own memory in step: it begins where an `Ask` no longer agrees with what it
+    has computed in that slot, and overwrites what is behind, such as drafts that were not chosen.
 
-    The drafting thread (drafting.py) calls `behind`, `catch_up` and `drafts`, in its turn among the board's engines,
-    and never two at once. The engine's thread calls `computed`, between two steps.
+    The drafting thread (draft_worker.py) calls `catch_up` and `drafts`, in its turn among the board's engines, and
+    never two at once. The event loop calls `behind`, while no drafts of this slot are being made. The engine's thread
+    calls `computed`, between two steps.
 
     A head for multi-token prediction is one, too. It takes the hidden state of the model's last layer and the token
     that was chosen from it, for every position, the prompt's as well: `computed` brings them. Such a drafter has
@@ -54,8 +55,8 @@ class Drafter(Protocol):
     def behind(self, ask: Ask) -> int:
         """Return how many tokens of `ask.ids` have to be computed before the first draft; at least 1."""
 
-    def catch_up(self, ask: Ask) -> None:
-        """Compute a chunk of these tokens, but not the last one."""
+    def catch_up(self, ask: Ask) -> bool:
+        """Compute a chunk of these tokens, but not the last one; return whether any are left."""
 
     def drafts(self, asks: Sequence[Ask]) -> list[tuple[int, ...]]:
         """Return for each of `asks`, of different slots, up to `most` tokens that may follow. Raises EdgellmError if it

@@ -111,6 +111,11 @@ class Engine:
         return self._scheduler.waiting + self._running
 
     @property
+    def queued(self) -> bool:
+        """Whether a step waits, beside those that run."""
+        return self._scheduler.waiting > 0
+
+    @property
     def waiting_bytes(self) -> int:
         """Bytes of token ids and hidden states that wait."""
         return self._scheduler.waiting_bytes

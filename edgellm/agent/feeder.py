@@ -1,11 +1,10 @@
-"""The first board's part of an answer: queues its prompt, then each chosen token, and drafts of the next ones."""
+"""The first board's part of an answer: queues its prompt, then each chosen token, with the drafts that came with it."""
 
 from collections.abc import Sequence as Ids
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.agent.draft import Drafter
 from edgellm.agent.sequence import Sequence, agreed
 from edgellm.agent.steps import Step
 from edgellm.wire import messages as m
@@ -23,8 +22,7 @@ class Feeder:
     def begin(self, sequence: Sequence, message: m.Start) -> None:
         """Begin with the prompt of a sequence."""
         sequence.started = True
-        if message.speculate and self._stage.engine.batches and not sequence.pool:
-            sequence.drafter = Drafter(sequence.ids)
+        sequence.speculates = message.speculate and self._stage.engine.batches and not sequence.pool
         sequence.progress.begin(self._stage.watched_s, len(sequence.ids))
         begin = message.reuse
         if begin > sequence.reused:  # less was restored than expected, and a window may not go back so far elsewhere
@@ -46,29 +44,29 @@ class Feeder:
             return
         sequence.ids += fresh
         crossed = not self._stage.is_long(known) and self._stage.is_long(len(sequence.ids))
-        computed = agreed(sequence.drafts, fresh)
-        if sequence.drafter is not None:
-            sequence.drafter.learn(len(sequence.drafts), computed)
-            sequence.drafter.extend(fresh)
         if crossed:
             self.feed(sequence, 0)
         else:
-            self._go_on(sequence, known + computed)
+            self._go_on(sequence, known + agreed(sequence.drafts, fresh), message.drafts)
 
     def feed(self, sequence: Sequence, start: int) -> None:
         """Queue ids[start:]; a token is to be chosen after the last of them."""
         sequence.drafts = ()
         self._submit(sequence, start, sequence.ids[start:], 0 if sequence.pool else 1)
 
-    def _go_on(self, sequence: Sequence, start: int) -> None:
-        """Queue ids[start:], the last token and those that a constraint has forced before it, and drafts behind it."""
+    def _go_on(self, sequence: Sequence, start: int, drafts: Ids[int]) -> None:
+        """Queue ids[start:], the last token and those that a constraint has forced before it, and as many of `drafts`
+        behind it as the step may have now."""
         stage, ids, sequence.drafts = self._stage, sequence.ids[start:], ()
-        if sequence.drafter is not None:
-            most = sequence.most_drafts(stage.plan.context, stage.rope_switch_len, stage.running, len(ids))
-            sequence.drafts = sequence.drafter.propose(most)
+        if sequence.speculates:
+            known, context = len(sequence.ids), stage.plan.context
+            most = sequence.most_drafts(known, context, stage.rope_switch_len, stage.running, len(ids))
+            sequence.drafts = tuple(drafts[:most])
         self._submit(sequence, start, (*ids, *sequence.drafts), 1 + len(sequence.drafts))
 
     def _submit(self, sequence: Sequence, position: int, ids: Ids[int], logits: int) -> None:
         stage, x, end = self._stage, np.asarray(ids, dtype=np.int64), position + len(ids)
-        pool = stage.pools(sequence.seq_id)
-        stage.submit(Step(sequence.seq_id, x, position, end, logits, ids, stage.is_long(end), pool=pool))
+        pool, drafts = stage.pools(sequence.seq_id), stage.most_drafts if sequence.speculates else 0
+        stage.submit(Step(
+            sequence.seq_id, x, position, end, logits, ids, stage.is_long(end), pool=pool, drafts=drafts
+        ))  # fmt: skip

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgellm.agent.slots import Ids, ids_of
+
 _LONGEST, _SHORTEST = 4, 2  # tokens of the suffix that is looked for; a single one misleads more often than not
 _FIRST = 4  # drafts before anything is known
 _PAUSE = 8  # steps without drafts after the first misses in a row
@@ -19,6 +21,17 @@ class Lookup:
         self._text = bytearray(np.asarray(ids, "<u4").tobytes())
         self._size = _FIRST
         self._misses, self._pause, self._next_pause = 0, 0, _PAUSE
+
+    def __len__(self) -> int:
+        """How many tokens the text has."""
+        return len(self._text) // 4
+
+    @property
+    def ids(self) -> Ids:
+        """A copy of the text, as token ids."""
+        ids = ids_of(())
+        ids.frombytes(self._text)
+        return ids
 
     def extend(self, ids: Sequence[int]) -> None:
         """Append the next tokens of the sequence."""

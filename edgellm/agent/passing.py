@@ -37,7 +37,7 @@ class Passing:
         x = np.frombuffer(message.data, "<f4").reshape(len(message.ids), -1).astype(np.float32, copy=False)
         stage.submit(Step(
             message.seq_id, x, message.position, message.pass_len, message.logits, message.ids,
-            stage.is_long(message.pass_len), pool=stage.pools(message.seq_id),
+            stage.is_long(message.pass_len), pool=stage.pools(message.seq_id), drafts=message.drafts,
         ))  # fmt: skip
         if stage.engine.waiting_bytes > _MAX_WAITING_BYTES and peer not in self.paused:
             self.paused.add(peer)
@@ -59,7 +59,7 @@ class Passing:
         link.send(*(
             m.Hidden(
                 self._stage.epoch, step.seq_id, step.position, step.pass_len, step.logits, tuple(step.ids),
-                result.astype("<f4", copy=False).tobytes(),
+                result.astype("<f4", copy=False).tobytes(), drafts=step.drafts,
             )
             for _, step, result in computed
         ))  # fmt: skip

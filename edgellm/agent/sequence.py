@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgellm.agent.constraint import Matching
-from edgellm.agent.draft import Drafter
+from edgellm.agent.drafting import Speculation
 from edgellm.agent.pooling import Pooling
 from edgellm.config import STALL_TIMEOUT_S
 from edgellm.model.sampler import Sampler
@@ -43,7 +43,7 @@ class Progress:
 
 @dataclass
 class Sequence:
-    """An answer in the making. `ids` only grows on the first and the last board; only the first one drafts.
+    """An answer in the making. `ids` only grows on the first and the last board; the last one drafts.
 
     The answer began at position `began`; in a replay that is before the end of the prompt. `wait_s` is how long to wait
     for a slot on the first board; on the others `slot` says which one to take.
@@ -76,8 +76,9 @@ class Sequence:
     used: bool = False  # started, or traced
     started: bool = False  # on the first board
     traced: m.Trace | None = None  # the piece that is being traced, without its data
-    drafter: Drafter | None = None
-    drafts: tuple[int, ...] = ()  # in the step under way
+    speculates: bool = False  # on the first board: its steps may have drafts
+    drafts: tuple[int, ...] = ()  # there, in the step under way
+    speculation: Speculation | None = None  # on the last board
     sent_bytes: int = 0  # of decode steps, to other boards
     accepted: int = 0  # drafts that were chosen, as the last board knows
     ended: bool = False
@@ -86,11 +87,10 @@ class Sequence:
     pooling: Pooling | None = None  # there, for an embedding
     progress: Progress = field(default_factory=Progress)
 
-    def most_drafts(self, context: int, rope_switch_len: int | None, running: int, count: int) -> int:
-        """Return how many drafts the next step may carry behind `count` tokens: within the answer, a slot of `context`
-        tokens and one set of rotary factors, and so that the steps of `running` sequences together stay as small as one
-        alone may be."""
-        length = len(self.ids)
+    def most_drafts(self, length: int, context: int, rope_switch_len: int | None, running: int, count: int) -> int:
+        """Return how many drafts the next step may carry behind `count` tokens, which end the text of `length`: within
+        the answer, a slot of `context` tokens and one set of rotary factors, and so that the steps of `running`
+        sequences together stay as small as one alone may be."""
         most = min(
             m.MAX_CHOICES // max(1, running) - count,
             self.max_tokens - (length - self.began) - 1,

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from collections.abc import Sequence as Sequence_
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from edgellm.agent import report
 from edgellm.agent.admission import Ended, Granting, Taking
 from edgellm.agent.chooser import Chooser
 from edgellm.agent.constraint import Grammars
+from edgellm.agent.drafters import Drafter
+from edgellm.agent.drafting import Drafting
 from edgellm.agent.engine import Engine
 from edgellm.agent.feeder import Feeder
 from edgellm.agent.link import Link, Links
@@ -46,14 +49,15 @@ class Stage:
     `links` is what it reaches them with. `hidden_from` and `tokens_from` name the boards that may send those; None:
     nobody. `prefixes` are the pages of prompts that its slots are filled from and kept in; None: there are none. It
     computes in turns with the board's other stages that have the same `turns`. With `forgets`, a slot of some board of
-    the plan can't go back to every position that it holds. `waits` is how it swaps experts that don't fit into RAM.
+    the plan can't go back to every position that it holds. `waits` is how it swaps experts that don't fit into RAM. The
+    last stage drafts with `drafters`, and from the text.
     """
 
     def __init__(
         self, plan: Plan, board: str, addresses: dict[str, Address], section: Section[Any], slots: list[Slot],
         rope_switch_len: int | None = None, *, links: Links, forgets: bool = False, pace: SectionPace | None = None,
         grammars: Grammars | None = None, prefixes: Prefixes | None = None, turns: Turns | None = None,
-        waits: Swapping | None = None,
+        waits: Swapping | None = None, drafters: Sequence_[Drafter] = (),
     ):  # fmt: skip
         self.waits = waits
         self.pace, self.forgets = pace, forgets
@@ -73,6 +77,10 @@ class Stage:
         after = plan.next_board(board)
         self._next = link_to(after) if after is not None else None  # takes hidden states
         self._first = link_to(plan.boards[0]) if self.is_last and not self.is_first else None  # takes tokens
+        turns = turns or Turns()
+        self.drafting: Drafting | None = None
+        if self.is_last:
+            self.drafting = Drafting(drafters, turns.mine, lambda: self.engine.queued, self.soon)
         self._chooser, self._traces, self._ended = Chooser(self, self._first, grammars), Traces(self), Ended()
         self._opening, self.feeder, self.passing = Opening(self, prefixes), Feeder(self), Passing(self, self._next)
         self._door: Granting | Taking = Granting(self) if self.is_first else Taking(self)
@@ -91,6 +99,11 @@ class Stage:
     def running(self) -> int:
         """How many sequences hold a slot."""
         return len(self._sequences)
+
+    @property
+    def most_drafts(self) -> int:
+        """How many drafts a step may have, so that those of all sequences together stay as small as one may be."""
+        return max(0, m.MAX_CHOICES // max(1, self.running) - 1)
 
     @property
     def watched_s(self) -> float:
@@ -115,7 +128,15 @@ class Stage:
         self.passing.relieve(all_of_them=True)
         for link in self._links:
             link.close()
+        if self.drafting is not None:
+            self.drafting.stop()
         self.engine.stop()
+
+    def join(self) -> None:
+        """Wait until nothing is computed here any more. Takes as long as a step: not for an event loop."""
+        self.engine.join()
+        if self.drafting is not None:
+            self.drafting.join()
 
     def holds(self, sequence: Sequence) -> bool:
         """Return whether a sequence still has its slot here."""
@@ -301,7 +322,7 @@ class Stage:
             if outcome.error is not None:
                 self.fail(sequence, *_told(outcome.error))
             elif result is None:
-                self._chooser.prefilled(sequence, step.end, self.loop.time())  # a chunk in mid-prompt
+                self._chooser.prefilled(sequence, step, self.loop.time())  # a chunk in mid-prompt
             elif step.trace:
                 self._traces.send(sequence, result)
             elif step.pool:
@@ -316,6 +337,8 @@ class Stage:
         """Free what a sequence holds here; return what was done for it, or None if it isn't open."""
         sequence = self._sequences.pop(seq_id, None)
         stats = self.engine.close(seq_id)
+        if self.drafting is not None:
+            self.drafting.forget(seq_id)
         self.passing.relieve()
         if sequence is not None and sequence.matching is not None:
             sequence.matching.close()

@@ -116,7 +116,7 @@ class Stages:
             stage = stages.pop()
             self._leaving.append(stage)
             stage.stop(reason)
-            await asyncio.to_thread(stage.engine.join)
+            await asyncio.to_thread(stage.join)
             stage.let_go()
             self._leaving.remove(stage)
 

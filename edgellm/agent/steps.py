@@ -15,8 +15,8 @@ class Step:
     `x` is what the section takes: int64 [tokens] in the first section, else float32 [tokens, row_size]. `ids` are
     the tokens at these positions. The pass that the step belongs to ends at `pass_len` tokens. The last board chooses
     a token after each of the last `logits` tokens. `long` says that the pass has the long rotary factors, `trace` that
-    what each layer gives is asked for, `pool` that what the head would take is. The engine sets `slot`, the section's
-    KV slot of this sequence.
+    what each layer gives is asked for, `pool` that what the head would take is. The last board may send up to `drafts`
+    drafts with the tokens that it chooses. The engine sets `slot`, the section's KV slot of this sequence.
     """
 
     seq_id: int
@@ -28,6 +28,7 @@ class Step:
     long: bool = False
     trace: bool = False
     pool: bool = False
+    drafts: int = 0
     slot: Any = field(default=None, repr=False)
 
     @property
@@ -50,7 +51,7 @@ class Step:
         logits = self.logits if end == len(self.x) else 0
         return Step(
             self.seq_id, self.x[start:end], self.position + start, self.pass_len, logits, self.ids[start:end],
-            self.long, self.trace, self.pool, self.slot,
+            self.long, self.trace, self.pool, self.drafts, self.slot,
         )  # fmt: skip
 
 
