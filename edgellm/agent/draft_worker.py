@@ -11,11 +11,13 @@ from edgellm.agent.drafters import Ask, Drafter
 
 log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.005  # whether the board is idle
-Made = Callable[[tuple[int, ...], float], None]
+_NEAR_TOKENS = 32  # that a drafter may compute before its first draft; more of them it computes while nobody waits
+Made = Callable[[tuple[int, ...] | None, float], None]
 
 
 @dataclass(frozen=True)
 class _Job:
+    seq_id: int
     drafter: Drafter
     ask: Ask
     made: Made
@@ -23,7 +25,8 @@ class _Job:
 
 class DraftWorker:
     """Makes the drafts that are asked for, several sequences' together; else has drafters compute what they lack of a
-    text, in chunks, as long as the board isn't `busy`. It holds `turn()` while it computes.
+    text, in chunks, as long as the board isn't `busy`. It holds `turn()` while it computes. All methods are the
+    event loop's, but for the thread's.
 
     A drafter that fails is among the `broken`, and drafts no more.
     """
@@ -38,17 +41,22 @@ class DraftWorker:
         self._thread = threading.Thread(target=self._run, name="drafting", daemon=True)
         self._thread.start()
 
-    # Called by the event loop.
-
-    def ask(self, drafter: Drafter, ask: Ask, made: Made) -> None:
-        """Have `made` called in the thread, with the drafts and the seconds that each took; with none if the drafter
-        can't draft."""
+    def ask(self, seq_id: int, drafter: Drafter, ask: Ask, made: Made) -> None:
+        """Have `made` called in the thread, with the drafts and the seconds that each took; with None if there are no
+        drafts, because the drafter still lacks too much of the text, or can't draft any more."""
         with self._changed:
-            self._jobs.append(_Job(drafter, ask, made))
+            self._jobs.append(_Job(seq_id, drafter, ask, made))
             self._changed.notify()
 
+    def lacks(self, seq_id: int, drafter: Drafter) -> bool:
+        """Return whether a drafter still computes the text of a sequence."""
+        with self._changed:
+            return (seq_id, drafter) in self._lacking
+
     def prepare(self, seq_id: int, drafter: Drafter, ask: Ask) -> None:
-        """Have a drafter compute the text of a sequence, in place of what that was before."""
+        """Have a drafter compute the text of a sequence, in place of what that was before; unless it is broken."""
+        if drafter in self.broken:
+            return
         with self._changed:
             self._lacking[seq_id, drafter] = ask
             self._changed.notify()
@@ -93,16 +101,21 @@ class DraftWorker:
             return None
 
     def _draft(self, jobs: list[_Job]) -> None:
-        drafter, began_s, found = jobs[0].drafter, time.perf_counter(), [()] * len(jobs)
+        drafter, made = jobs[0].drafter, dict[int, tuple[int, ...]]()
+        each_s = 0.0
         try:
             with self._turn():
-                if drafter not in self.broken:
-                    began_s, found = time.perf_counter(), drafter.drafts([job.ask for job in jobs])
+                near = [job for job in jobs if drafter.behind(job.ask) <= _NEAR_TOKENS]
+                began_s = time.perf_counter()
+                found = drafter.drafts([job.ask for job in near])
+                each_s = (time.perf_counter() - began_s) / max(1, sum(map(len, found)))
+            made = {id(job): drafts for job, drafts in zip(near, found, strict=True)}
         except Exception as e:  # a model's code may raise anything, and answers go on without drafts
             self._break(drafter, e)
-        each_s = (time.perf_counter() - began_s) / max(1, sum(map(len, found)))
-        for job, drafts in zip(jobs, found, strict=True):
-            job.made(drafts, each_s)
+        for job in jobs:
+            if id(job) not in made:
+                self.prepare(job.seq_id, drafter, job.ask)
+            job.made(made.get(id(job)), each_s)
 
     def _catch_up(self) -> None:
         with self._changed:

@@ -30,13 +30,12 @@ class Ask:
 class Drafter(Protocol):
     """Guesses what follows in the sequences of one stage, the last of its plan.
 
-    Nothing that a drafter says changes an answer: all boards verify drafts in the next pass, and each token is chosen as
-    if there were none. A drafter keeps its own memory in step: it begins where an `Ask` no longer agrees with what it
-    has computed in that slot, and overwrites what is behind, such as drafts that were not chosen.
+    Nothing that a drafter says changes an answer: all boards verify drafts in the next pass, and each token is chosen
+    as if there were none. A drafter keeps its own memory in step: it begins where an `Ask` no longer agrees with what
+    it has computed in that slot, and overwrites what is behind, such as drafts that were not chosen.
 
-    The drafting thread (draft_worker.py) calls `catch_up` and `drafts`, in its turn among the board's engines, and
-    never two at once. The event loop calls `behind`, while no drafts of this slot are being made. The engine's thread
-    calls `computed`, between two steps.
+    The drafting thread (draft_worker.py) calls `behind`, `catch_up` and `drafts`, in its turn among the board's
+    engines, and never two at once. The engine's thread calls `computed`, between two steps.
 
     A head for multi-token prediction is one, too. It takes the hidden state of the model's last layer and the token
     that was chosen from it, for every position, the prompt's as well: `computed` brings them. Such a drafter has

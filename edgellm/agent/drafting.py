@@ -10,7 +10,6 @@ from edgellm.agent.lookup import Lookup
 from edgellm.agent.payoff import Acceptance, DraftTime, Offer, Passes, choose
 from edgellm.agent.slots import Ids
 
-_NEAR_TOKENS = 32  # that a drafter may compute before its first draft; more of them it computes when the board is idle
 LOOKUP = "lookup"
 
 
@@ -57,8 +56,8 @@ class Drafting:
         """Return what is known of a sequence that has no answer yet. Meanwhile drafters compute its prompt, whenever
         the board is idle. `ask(ids)` asks for its drafts behind a text."""
         said = Speculation(Lookup(prompt), [Acceptance(hope.rate) for hope in self._hopes])
-        for drafter in self._drafters:
-            self._prepare(seq_id, drafter, ask(said.lookup.ids))
+        for drafter in self._drafters if self._worker is not None else ():
+            self._worker.prepare(seq_id, drafter, ask(said.lookup.ids))
         return said
 
     def learn(
@@ -95,17 +94,20 @@ class Drafting:
             return
         number, count = chosen
         drafter, wanted = self._drafters[number], replace(ask(said.lookup.ids), most=count)
-        if drafter.behind(wanted) > _NEAR_TOKENS:
-            self._prepare(seq_id, drafter, wanted)
+        if self._worker.lacks(seq_id, drafter):  # so far
+            self._worker.prepare(seq_id, drafter, wanted)
             send(found)
             return
-        said.by = number
 
-        def made(drafts: tuple[int, ...], each_s: float) -> None:
+        def made(drafts: tuple[int, ...] | None, each_s: float) -> None:
+            if drafts is None:
+                send(found)
+                return
+            said.by = number
             self._times[number].add(len(drafts), each_s * len(drafts))
             send(drafts)
 
-        self._worker.ask(drafter, wanted, lambda drafts, each_s: self._soon(made, drafts, each_s))
+        self._worker.ask(seq_id, drafter, wanted, lambda drafts, each_s: self._soon(made, drafts, each_s))
 
     def forget(self, seq_id: int) -> None:
         """Do nothing more for a sequence that has ended."""
@@ -121,10 +123,6 @@ class Drafting:
         """Wait until they have. Not for an event loop."""
         if self._worker is not None:
             self._worker.join()
-
-    def _prepare(self, seq_id: int, drafter: Drafter, ask: Ask) -> None:
-        if self._worker is not None and drafter not in self._worker.broken:
-            self._worker.prepare(seq_id, drafter, ask)
 
     def _choose(self, said: Speculation, found: tuple[int, ...], most: int) -> tuple[int, int] | None:
         """Return whose drafts are worth the time that they take, and how many; None for those that were `found`."""

@@ -272,6 +272,7 @@ class Holding:
             prefixes=self._prefixes(plan, loaded.section),
             turns=self._turns,
             waits=waits,
+            drafters=() if loaded.draft_model is None else (loaded.draft_model,),
         )  # fmt: skip
         self.held.begin(stage, loaded, coming.committed)
         self.share_ram()
@@ -340,6 +341,7 @@ class Holding:
             other = reprlib.repr(content.get("board"))
             raise PlanError(f"this is board {self.board}, the plan was sent for {other}")
         check_lengths(self.models.of(plan).manifest, plan.settings)
+        self.models.draft_of(plan, self.board)
         return plan, addresses, tag
 
     def _is_held(self, plan: Plan) -> bool:
@@ -352,7 +354,7 @@ class Holding:
         if served is None or self.board not in plan.boards:
             return None
         own, other = served.plan.section_of(self.board), plan.section_of(self.board)
-        kv = [(p.context, p.slots, p.kv_dtype) for p in (served.plan, plan)]
+        kv = [(p.context, p.slots, p.kv_dtype, p.drafts_on(self.board)) for p in (served.plan, plan)]
         return served.loaded if own == other and kv[0] == kv[1] else None
 
     async def _fill(self, plan: Plan) -> Loaded:
@@ -361,7 +363,7 @@ class Holding:
         self.share_ram()
         try:
             swaps = self.swapping(plan) is not None
-            return await self.loading.fill(plan, self.models.of(plan), self._load, swaps)
+            return await self.loading.fill(plan, self.models, self._load, swaps)
         finally:
             self._filling = None
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.agent.models import Model
+from edgellm.agent.draft_model import DraftModel, load_draft_model
+from edgellm.agent.models import Models
 from edgellm.agent.threads import in_own_thread
 from edgellm.errors import EdgellmError
 from edgellm.model.protocols import Section, Slot
@@ -20,10 +21,11 @@ Load = Callable[..., Section[Any]]  # (manifest, folder, start, end), and swaps=
 
 @dataclass(frozen=True)
 class Loaded:
-    """A section in memory, with its KV slots."""
+    """A section in memory, with its KV slots, and the model that drafts beside it, if there is one."""
 
     section: Section[Any]
     slots: list[Slot]
+    draft_model: DraftModel | None = None
 
 
 @dataclass
@@ -67,19 +69,30 @@ class Loading:
         start, end, reason, at_s = self._error
         return LoadError(start, end, reason, round(time.monotonic() - at_s, 1))
 
-    async def fill(self, plan: Plan, model: Model, load: Load, swaps: bool = False) -> Loaded:
-        """Return the board's section of a plan of `model`, loaded by `load`, with slots. With `swaps`, its experts
-        don't all fit into RAM. Raises what `load` raises."""
+    async def fill(self, plan: Plan, models: Models, load: Load, swaps: bool = False) -> Loaded:
+        """Return the board's section of a plan of one of `models`, loaded by `load`, with slots; and the plan's draft
+        model, if it belongs here. With `swaps`, the section's experts don't all fit into RAM. Raises what `load`
+        raises, and PlanError for a draft model that can't be this one's.
+        """
+        model = models.of(plan)
         own = plan.section_of(self._board)
         log.info("loads layers %d-%d of %s, epoch %d", own.start, own.end, plan.model, plan.epoch)
-        total_bytes = sum(shard.bytes for shard in model.manifest.section_shards(own.start, own.end))
+        draft = models.draft_of(plan, self._board)
+        shards = [*model.manifest.section_shards(own.start, own.end), *(draft.manifest.shards if draft else ())]
+        total_bytes = sum(shard.bytes for shard in shards)
         work = self._work = _Work(plan, own.start, own.end, total_bytes, time.monotonic())
 
         def fill() -> Loaded:
             with watched(work.read):
                 how = {"swaps": True} if swaps else {}
                 section = load(model.manifest, model.folder, own.start, own.end, **how)
-            return Loaded(section, [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)])
+                draft_model = None
+                if draft is not None:
+                    draft_model = load_draft_model(
+                        plan, (model.manifest, model.folder), (draft.manifest, draft.folder), load
+                    )
+            slots = [section.new_slot(plan.context, plan.kv_dtype) for _ in range(plan.slots)]
+            return Loaded(section, slots, draft_model)
 
         try:
             loaded = await in_own_thread(fill)

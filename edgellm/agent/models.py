@@ -75,6 +75,19 @@ class Models:
             )
         return model
 
+    def draft_of(self, plan: Plan, board: str) -> Model | None:
+        """Return the model that drafts on a board of a plan; None if none does. Raises ManifestError if it isn't here.
+        """
+        draft = plan.drafts_on(board)
+        if draft is None:
+            return None
+        if (model := self._all.get(draft.manifest_sha256)) is None:
+            raise ManifestError(
+                f"board {board} lacks the shards of {draft.model} ({draft.manifest_sha256[:12]}…), which is to draft "
+                f"for {plan.model}. Push them to every board that may be the last one: deploy again."
+            )
+        return model
+
     def time_others(self, measure: Callable[[Manifest, Path], tuple[float, float]]) -> None:
         """Measure the models behind the default one; those that can't be are left out, with a line in the log."""
         for model in list(self)[1:]:

@@ -85,12 +85,19 @@ class Room:
         return measure.free_ram_bytes() + self._yielding()
 
     def _shards(self, plans: Iterable[Plan]) -> dict[tuple[str, str], Shard]:
-        """Return the shards of this board's sections in these plans, by model and name."""
+        """Return the shards of this board's sections in these plans, by model and name; a draft model counts as one."""
         sections = [(plan, plan.section_of(self._board)) for plan in plans]
-        return {
+        found = {
             (plan.manifest_sha256, s.name): s
             for plan, own in sections for s in self._manifest_of(plan).section_shards(own.start, own.end)
         }  # fmt: skip
+        for plan in (plan for plan, _ in sections):
+            if (draft := plan.drafts_on(self._board)) is not None:
+                size = draft.weights_bytes
+                found[draft.manifest_sha256, "draft"] = Shard(
+                    draft.model, "draft", None, size, size, draft.manifest_sha256
+                )
+        return found
 
     def _new_shards(self, plan: Plan, held: Iterable[Plan]) -> list[Shard]:
         there = self._shards(held)

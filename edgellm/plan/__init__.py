@@ -18,11 +18,11 @@ boards.py     boards typed on a command line ("pi1=3.1GB@25ms")
 
 from edgellm.plan.boards import parse_board, parse_boards, parse_size
 from edgellm.plan.explain import degraded_lines, explain_dict, explain_move, explain_move_dict, explain_text
-from edgellm.plan.make import check_lengths, check_plan, make_plan
+from edgellm.plan.make import check_lengths, check_plan, draft_of, make_plan
 from edgellm.plan.needs import Needs, SectionNeed, headroom_bytes, section_need, usable_bytes
 from edgellm.plan.rebalance import GAIN, Move, next_plan
 from edgellm.plan.swap import Swapping, swapping
-from edgellm.plan.types import BOARD_NAME, KV_DTYPES, OBJECTIVES, Capacity, Plan, Section, Settings
+from edgellm.plan.types import BOARD_NAME, KV_DTYPES, OBJECTIVES, Capacity, Draft, Plan, Section, Settings
 
 __all__ = [
     "BOARD_NAME",
@@ -30,6 +30,7 @@ __all__ = [
     "KV_DTYPES",
     "OBJECTIVES",
     "Capacity",
+    "Draft",
     "Move",
     "Needs",
     "Plan",
@@ -40,6 +41,7 @@ __all__ = [
     "check_lengths",
     "check_plan",
     "degraded_lines",
+    "draft_of",
     "explain_dict",
     "explain_move",
     "explain_move_dict",

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgellm.errors import PlanError
 from edgellm.limits import MAX_STEP_BYTES
 from edgellm.plan.needs import Needs, section_need, usable_bytes
 from edgellm.plan.search import Cut, search, usable_kinds
 from edgellm.plan.short import too_large
-from edgellm.plan.types import Capacity, Plan, Section, Settings
+from edgellm.plan.types import Capacity, Draft, Plan, Section, Settings
 from edgellm.plan.words import describe, size
 from edgellm.shards.manifest import Manifest
 
@@ -35,8 +36,13 @@ def plan_of(
         model=manifest.model,
         manifest_sha256=manifest_sha256(manifest),
         num_layers=manifest.num_layers,
-        **settings.to_dict(),
+        objective=settings.objective,
+        context=settings.context,
+        slots=settings.slots,
+        chunk=settings.chunk,
+        kv_dtype=settings.kv_dtype,
         sections=tuple(Section(capacities[c.board].board, c.start, c.end) for c in cuts),
+        draft=settings.draft,
     )
 
 
@@ -92,3 +98,11 @@ def check_lengths(manifest: Manifest, settings: Settings) -> None:
             f"a chunk of {settings.chunk} tokens of {manifest.model} is over the {most} that a frame can carry. "
             "Ask for less."
         )
+
+
+def draft_of(manifest: Manifest, settings: Settings) -> Draft:
+    """Return a model as one that drafts under `settings`, with what it needs in RAM. Its slots hold fewer tokens if it
+    is made for fewer."""
+    context = min(settings.context, manifest.max_seq_len)
+    need = Needs(manifest, replace(settings, context=context, slots=1, draft=None)).of(0, manifest.num_layers)
+    return Draft(manifest.model, manifest_sha256(manifest), need.weights, need.slots, need.activations)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from edgellm.limits import MAX_CHOICES
-from edgellm.plan.types import Settings
+from edgellm.plan.types import Draft, Settings
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.slot_memory import kv_bytes
 
@@ -83,18 +83,22 @@ class Needs:
         self._activations = 4 * tokens * (activations + mask + buffers)
         # Beside the logits: the sampler's scratch, some of it in float64, and one row a sequence with a repeat penalty.
         self._logits = 4 * (choices + 8 + settings.slots) * manifest.vocab_size
+        self._draft = draft = settings.draft or Draft("none", "0" * 64, 0, 0, 0)
+        draft_bytes = draft.weights_bytes + settings.slots * draft.slot_bytes + draft.scratch_bytes
         # The same as sums: of what layers need, and what any section needs beside them, the first and the last one.
         self.layer_sums = tuple(map(sum, zip(self._weights, self._kv, self._state, strict=True)))
         self.fixed_bytes = self._activations
-        self.first_bytes, self.last_bytes = self._embedding, self._head + self._logits
+        self.first_bytes, self.last_bytes = self._embedding, self._head + self._logits + draft_bytes
 
     def of(self, start: int, end: int) -> SectionNeed:
         """Return the need of section [start, end)."""
-        first, last = start == 0, end == self.num_layers
+        first, last, draft = start == 0, end == self.num_layers, self._draft
+        weights = self._weights[end] - self._weights[start] + first * self._embedding + last * self._head
         return SectionNeed(
-            weights=self._weights[end] - self._weights[start] + first * self._embedding + last * self._head,
-            kv=self._kv[end] - self._kv[start] + self._received(start, end),
-            activations=self._activations + last * self._logits,
+            weights=weights + last * draft.weights_bytes,
+            kv=self._kv[end] - self._kv[start] + self._received(start, end)
+            + last * self.settings.slots * draft.slot_bytes,
+            activations=self._activations + last * (self._logits + draft.scratch_bytes),
             state=self._state[end] - self._state[start],
             experts=self.experts(start, end),
         )

@@ -172,7 +172,12 @@ def _forced(
         )
     if current.settings != settings:
         old, new = vars(current.settings), vars(settings)
-        return ", ".join(f"{name} is {new[name]} instead of {old[name]}" for name in new if new[name] != old[name])
+        changed = [f"{n} is {new[n]} instead of {old[n]}" for n in new if n != "draft" and new[n] != old[n]]
+        if settings.draft != current.draft:
+            names = [draft.model if draft else "none" for draft in (settings.draft, current.draft)]
+            other = "another split of " if names[0] == names[1] else ""
+            changed.append(f"the draft model is {names[0]} instead of {other}{names[1]}")
+        return ", ".join(changed)
     by_name = {c.board: (c, kind) for c, kind in zip(capacities, boards, strict=True)}
     if gone := [s for s in current.sections if s.board not in by_name]:
         return "; ".join(f"board {s.board} is gone, which held {s}" for s in gone)

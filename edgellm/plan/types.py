@@ -18,7 +18,7 @@ BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 KV_DTYPES = tuple(KV_BYTES)
 OBJECTIVES = ("latency", "throughput")
 # Fields that JSON has only where they say something: boards that don't know them take every plan that needs none.
-MAY_LACK: dict[str, Any] = {"swap_experts": False, "disk_bytes_per_s": None}
+MAY_LACK: dict[str, Any] = {"swap_experts": False, "disk_bytes_per_s": None, "draft": None}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _MAX_BYTES = 1 << 50
@@ -74,10 +74,32 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A small model that drafts, whole on the last board of a plan, and the RAM that it needs there: for its weights,
+    for each slot, and to compute."""
+
+    model: str
+    manifest_sha256: str
+    weights_bytes: int
+    slot_bytes: int
+    scratch_bytes: int
+
+    def __post_init__(self) -> None:
+        _check_model(self.model, self.manifest_sha256, "draft")
+        for name in ("weights_bytes", "slot_bytes", "scratch_bytes"):
+            _check_int(getattr(self, name), 0, _MAX_BYTES, f"draft: {name}")
+
+    @classmethod
+    def from_dict(cls, content: object) -> "Draft | None":
+        """Parse JSON; None for null. Raises PlanError naming the field."""
+        return None if content is None else cls(**_exactly(cls, content, "draft"))
+
+
+@dataclass(frozen=True)
 class Settings:
     """What the plan is to hold: `slots` sequences of up to `context` tokens, prefilled `chunk` tokens at a time, which
-    are never more than `context`. With `swap_experts`, a board may get a section whose experts don't fit into its RAM,
-    if the model fits nowhere otherwise."""
+    are never more than `context`; and the model that drafts for them, if there is one. With `swap_experts`, a board may
+    get a section whose experts don't fit into its RAM, if the model fits nowhere otherwise."""
 
     context: int
     slots: int = 1
@@ -85,6 +107,7 @@ class Settings:
     kv_dtype: str = "float32"
     objective: str = "latency"
     swap_experts: bool = False
+    draft: Draft | None = None
 
     def __post_init__(self) -> None:
         _check_settings(self, "settings")
@@ -96,7 +119,8 @@ class Settings:
 
     @classmethod
     def from_dict(cls, content: object) -> "Settings":
-        return cls(**_exactly(cls, content, "settings"))
+        """Parse JSON, in which `draft` may be left out; raises PlanError naming the field."""
+        return cls(**_and_draft(_exactly(cls, content, "settings")))
 
 
 @dataclass(frozen=True)
@@ -124,7 +148,7 @@ class Section:
 @dataclass(frozen=True)
 class Plan:
     """Sections → boards under an epoch. `sections` are in pipeline order, cover [0, num_layers) exactly once, and name
-    each board at most once."""
+    each board at most once. The last one's board also holds the model that drafts, if there is one."""
 
     epoch: int
     model: str
@@ -137,13 +161,11 @@ class Plan:
     kv_dtype: str
     sections: tuple[Section, ...]
     swap_experts: bool = False
+    draft: Draft | None = None
 
     def __post_init__(self) -> None:
         _check_int(self.epoch, 0, _MAX_EPOCH, "plan: epoch")
-        if not (isinstance(self.model, str) and 0 < len(self.model) <= 256 and self.model.isprintable()):
-            raise PlanError(f"plan: model is {reprlib.repr(self.model)}, expected a printable name")
-        if not (isinstance(self.manifest_sha256, str) and _SHA256.match(self.manifest_sha256)):
-            raise PlanError(f"plan: manifest_sha256 is {reprlib.repr(self.manifest_sha256)}, expected 64 hex digits")
+        _check_model(self.model, self.manifest_sha256, "plan")
         _check_int(self.num_layers, 1, _MAX_LAYERS, "plan: num_layers")
         _check_settings(self, "plan")
         if not (isinstance(self.sections, tuple) and all(isinstance(s, Section) for s in self.sections)):
@@ -160,7 +182,9 @@ class Plan:
 
     @property
     def settings(self) -> Settings:
-        return Settings(self.context, self.slots, self.chunk, self.kv_dtype, self.objective, self.swap_experts)
+        return Settings(
+            self.context, self.slots, self.chunk, self.kv_dtype, self.objective, self.swap_experts, self.draft
+        )
 
     @property
     def boards(self) -> tuple[str, ...]:
@@ -185,6 +209,10 @@ class Plan:
         """Return the board's section. Raises PlanError if it has none."""
         return self.sections[self.stage_of(board)]
 
+    def drafts_on(self, board: str) -> Draft | None:
+        """Return the model that drafts on a board; None if none does."""
+        return self.draft if self.boards[-1] == board else None
+
     def next_board(self, board: str) -> str | None:
         """Return where the board pushes its hidden states; None for the last one."""
         stage = self.stage_of(board) + 1
@@ -195,8 +223,8 @@ class Plan:
 
     @classmethod
     def from_dict(cls, content: object) -> "Plan":
-        """Parse a plan from JSON; raises PlanError naming the field."""
-        said = _exactly(cls, content, "plan")
+        """Parse a plan from JSON, in which `draft` may be left out; raises PlanError naming the field."""
+        said = _and_draft(_exactly(cls, content, "plan"))
         if not (isinstance(said["sections"], list) and len(said["sections"]) <= _MAX_LAYERS):
             raise PlanError("plan: sections is not a list")
         sections = tuple(Section(**_exactly(Section, s, "plan: section")) for s in said["sections"])
@@ -212,6 +240,18 @@ def _check_settings(value: Settings | Plan, what: str) -> None:
             raise PlanError(f"{what}: {name} is {reprlib.repr(given)}, expected {' or '.join(allowed)}")
     if not isinstance(value.swap_experts, bool):
         raise PlanError(f"{what}: swap_experts is {reprlib.repr(value.swap_experts)}, expected true or false")
+
+
+def _check_model(name: object, sha256: object, what: str) -> None:
+    if not (isinstance(name, str) and 0 < len(name) <= 256 and name.isprintable()):
+        raise PlanError(f"{what}: model is {reprlib.repr(name)}, expected a printable name")
+    if not (isinstance(sha256, str) and _SHA256.match(sha256)):
+        raise PlanError(f"{what}: manifest_sha256 is {reprlib.repr(sha256)}, expected 64 hex digits")
+
+
+def _and_draft(said: dict[str, Any]) -> dict[str, Any]:
+    """Return what was said with its draft parsed."""
+    return {**said, "draft": Draft.from_dict(said.get("draft"))}
 
 
 def _check_board(value: object, what: str) -> None:
