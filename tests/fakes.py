@@ -47,13 +47,13 @@ def make_manifest(num_layers: int = LAYERS, rope_switch_len: int | None = None, 
 
 
 def make_plan(
-    manifest: Manifest, cuts: tuple[int, ...], *, epoch=1, context=64, slots=2, chunk=5, kv_dtype="float32"
+    manifest: Manifest, cuts: tuple[int, ...], *, epoch=1, context=64, slots=2, chunk=5, kv_dtype="float32", draft=None
 ) -> Plan:
     """Boards b0, b1, … with the sections between `cuts`."""
     sections = tuple(Section(f"b{i}", a, b) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)))
     return Plan(
         epoch, manifest.model, manifest.sha256, manifest.num_layers, "throughput", context, slots, chunk, kv_dtype,
-        sections,
+        sections, draft,
     )  # fmt: skip
 
 

@@ -20,8 +20,9 @@ def write_tokenizer(folder: Path, vocab: list[str]) -> None:
     library.save(str(folder / "tokenizer.json"))
 
 
-def split_tiny(folder: Path, name: str = "checkpoint", family: str = "smollm") -> Path:
-    """A random model, by default a Llama of five layers, with 512 tokens, split into `folder`/split under a name."""
+def split_tiny(folder: Path, name: str = "checkpoint", family: str = "smollm", words: str = "w") -> Path:
+    """A random model, by default a Llama of five layers, with 512 tokens, split into `folder`/split under a name. Its
+    tokens behind the bytes are called as `words` says."""
     from tokenizers import pre_tokenizers
 
     from edgellm.checkpoint.sources import open_source
@@ -30,7 +31,7 @@ def split_tiny(folder: Path, name: str = "checkpoint", family: str = "smollm") -
 
     random_model(CONFIGS[family]()).save_pretrained(folder / name)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    write_tokenizer(folder / name, [*alphabet, *(f"w{i}" for i in range(len(alphabet), 512))])
+    write_tokenizer(folder / name, [*alphabet, *(f"{words}{i}" for i in range(len(alphabet), 512))])
     split(open_source(str(folder / name)), folder / "split")
     return folder / "split"
 
