@@ -13,7 +13,8 @@ BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 # One value for the whole cluster; the others may differ from board to board.
 CLUSTER_WIDE = tuple(
     f"edgellm_{v}" for v in (
-        "model", "models", "quantize", "objective", "context", "slots", "chunk", "kv_dtype", "swap_experts", "path",
+        "model", "models", "draft_model", "quantize", "objective", "context", "slots", "chunk", "kv_dtype", "swap_experts",
+        "path",
         "ca", "manager", "server", "server_address", "server_port", "server_tls",
     )
 )
@@ -29,6 +30,7 @@ FORMS = {
     "edgellm_cache_gb": (r"\d{1,6}(\.\d{1,6})?", "a number of gigabytes, such as 1 or 0.5"),
     "edgellm_model": (r"[^\s'\"].*", "a model"),
     "edgellm_models": (r"[^\s'\"\[][^'\"]*", "models with commas between them"),
+    "edgellm_draft_model": (r"[^\s'\"\[][^'\"]*", "a model"),
     "edgellm_ca": (r"[/~].*", "an absolute path"),
     "edgellm_server_address": (r"[0-9A-Fa-f.:]+", "an IP address, such as 192.168.1.11 or 0.0.0.0"),
     "edgellm_server_tls": (r"cluster|[/~].*", "cluster, or a folder's absolute path"),

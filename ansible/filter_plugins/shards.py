@@ -3,22 +3,29 @@
 import re
 
 
-def model_steps(first: list[str], more: str, quantize: str) -> list[dict]:
-    """Return the steps of `edgellm controller` that split the models, the default one under the name "model"."""
+def model_steps(first: list[str], more: str, quantize: str, draft: str = "") -> list[dict]:
+    """Return the steps of `edgellm controller` that split the models, the default one under the name "model", and the
+    one that drafts, if there is one, under "draft"."""
     further = [name for name in re.split(r"\s*,\s*", more.strip()) if name]
     sources = list(dict.fromkeys([*first, *further]))
-    return [
+    steps = [
         {"name": f"model {i}" if i else "model", "command": ["model", source, "--quantize", quantize]}
         for i, source in enumerate(sources)
     ]
+    if draft := draft.strip():
+        command = ["model", draft, "--quantize", quantize, "--drafts-for", first[0]]
+        steps.append({"name": "draft", "command": command})
+    return steps
 
 
 def further_models(answers: dict) -> list[dict]:
-    """Return what the steps of `model_steps` told of the models behind the default one, each once, with its id."""
+    """Return what the steps of `model_steps` told of the models behind the default one, each once, with its id, and
+    whether it `answers`: the last one may only draft."""
     found = {answers["model"]["manifest_sha256"]: None}
     for name, answer in answers.items():
-        if name.startswith("model "):
-            found.setdefault(answer["manifest_sha256"], {**answer, "id": answer["manifest_sha256"][:12]})
+        if name != "model":
+            more = {"id": answer["manifest_sha256"][:12], "answers": name != "draft"}
+            found.setdefault(answer["manifest_sha256"], {**answer, **more})
     return [model for model in found.values() if model is not None]
 
 

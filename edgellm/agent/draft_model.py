@@ -8,13 +8,12 @@ import numpy as np
 
 from edgellm.agent.drafters import Ask
 from edgellm.agent.slots import HeldSlot, Ids, ids_of
-from edgellm.errors import ManifestError, PlanError
 from edgellm.model.protocols import Array, Section, Slot
 from edgellm.model.sampler import Sampler
 from edgellm.plan import Plan
 from edgellm.sampling import Sampling
 from edgellm.shards.manifest import Manifest
-from edgellm.text.vocabulary import difference
+from edgellm.text.vocabulary import check_draft
 
 
 class _Step(NamedTuple):
@@ -133,16 +132,6 @@ class DraftModel:
         if len(logits) >= self._vocab_size:
             return logits[: self._vocab_size]
         return np.concatenate([logits, np.full(self._vocab_size - len(logits), -np.inf, np.float32)])
-
-
-def check_draft(model: Manifest, folder: Path, draft: Manifest, draft_folder: Path) -> None:
-    """Raise PlanError in one sentence unless a model's drafts can be another one's: its tokens have to be the same."""
-    try:
-        differs = difference(model, folder, draft, draft_folder)
-    except ManifestError as e:
-        differs = str(e)
-    if differs:
-        raise PlanError(f"{draft.model} can't draft for {model.model}: {differs}. Choose a model of the same family.")
 
 
 def load_draft_model(plan: Plan, model: tuple[Manifest, Path], draft: tuple[Manifest, Path], load: Any) -> DraftModel:

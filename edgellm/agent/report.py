@@ -101,4 +101,8 @@ def _section_status(holding: "Holding", stage: "Stage") -> SectionStatus:
         token_s=None if stage.pace is None else stage.pace.token_s(),
         ram_bytes=need if waits is None else need - waits.expert_bytes + waits.held_bytes,
         degraded=waits,
-    )
+        draft_model=None if (draft := stage.plan.drafts_on(stage.board)) is None else draft.model,
+        drafts={} if stage.drafting is None else {
+            name: (tally.drafted, tally.accepted) for name, tally in stage.drafting.tallies.items() if tally.drafted
+        },
+    )  # fmt: skip

@@ -154,6 +154,7 @@ def _rendered(content: dict):
         f"{content['model']}: {content['num_layers']} layers, {content['slots']} slots of {content['context']} tokens, "
         f"{content['objective']}, epoch {content['epoch']}{speed}",
         *([_models(content)] if len(content["models"]) > 1 else []),
+        *_drafts(content["boards"]),
         *_prompts(content["boards"]),
         *(f"! {n}" for n in content["notes"]),
     ]
@@ -165,6 +166,17 @@ def _models(content: dict) -> str:
     others = [name for name in content["models"] if name not in content["standing"]]
     stands = f"loaded: {', '.join(content['standing']) or 'none'}"
     return f"{stands}; loaded when it is asked: {', '.join(others)}" if others else stands
+
+
+def _drafts(rows: list[dict]) -> list[str]:
+    """Return the line on drafts, if any were verified, or a model is there to make them."""
+    lines = []
+    for row in rows:
+        counts = [f"{accepted} of {verified} accepted ({name})" for name, (verified, accepted) in row["drafts"].items()]
+        by = [f"{row['draft_model']} drafts on {row['board']}"] if row["draft_model"] else []
+        if row["in_plan"] and (by or counts):
+            lines.append(f"drafts: {', '.join([*by, *counts])}")
+    return lines
 
 
 def _prompts(rows: list[dict]) -> list[str]:

@@ -29,6 +29,8 @@ def local():
 @click.option("--model", "models", type=click.Path(path_type=Path, exists=True, file_okay=False), multiple=True,
               help=f"A split model's folder (repeatable; the first answers by default).  "
                    f"[default: {config.DEFAULT_MODEL}]")  # fmt: skip
+@click.option("--draft-model", "draft", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="A small split model with the same tokens, which drafts the first model's answers.")  # fmt: skip
 @click.option("--objective", type=click.Choice(["latency", "throughput"]), default="throughput", show_default=True,
               help="As for 'edgellm plan'.")  # fmt: skip
 @with_plan_options
@@ -44,8 +46,8 @@ def local():
               help="Where to write the cluster file.  [default: the user's config folder]")  # fmt: skip
 @verbose_option
 def local_up(
-    count, models, objective, context, slots, chunk, kv_dtype, swap_experts, ram, how, cache_gb, cache_ram_gb, cluster,
-    verbose,
+    count, models, draft, objective, context, slots, chunk, kv_dtype, swap_experts, ram, how, cache_gb, cache_ram_gb,
+    cluster, verbose,
 ):  # fmt: skip
     """Start agents on loopback and keep them running, so that questions are answered without delay.
 
@@ -54,13 +56,16 @@ def local_up(
       edgellm local up
       edgellm local up --agents 3 --model phi3 --context 1024
       edgellm local up --model smollm2 --model phi3
+      edgellm local up --model qwen3-4b --draft-model qwen3-0.6b
     """
     import asyncio
+    from dataclasses import replace
 
     from edgellm.manager import local as processes
     from edgellm.manager.cluster_file import ClusterFile, default_path
-    from edgellm.plan import parse_size
+    from edgellm.plan import draft_of, parse_size
     from edgellm.shards.manifest import Manifest
+    from edgellm.text.vocabulary import check_draft
 
     path = cluster or default_path()
     record = processes.state_dir() / "agents.json"
@@ -73,9 +78,13 @@ def local_up(
     settings = [
         make_settings(manifest, context, slots, chunk, kv_dtype, objective, swap_experts) for manifest in manifests
     ]
+    if draft is not None:
+        check_draft(manifests[0], model_dir, drafts := Manifest.read(draft), draft)
+        settings[0] = replace(settings[0], draft=draft_of(drafts, settings[0]))
     ram_bytes = parse_size(ram, "--ram") if ram else None
     cache = {"cache_gb": cache_gb, "cache_ram_gb": cache_ram_gb}
-    limits = {"record": record, "ram_bytes": ram_bytes, "path": how, "more": more, **cache}
+    others = [*more, *([] if draft is None else [draft.resolve()])]
+    limits = {"record": record, "ram_bytes": ram_bytes, "path": how, "more": others, **cache}
     with processes.LocalAgents(model_dir, count, processes.state_dir(), **limits) as agents:
         with Progress() as progress:
             progress(f"starting {count} agents")

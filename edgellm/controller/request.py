@@ -9,7 +9,7 @@ from typing import Any
 from edgellm.config import IDLE_AGENT_BYTES
 from edgellm.errors import EdgellmError, UsageError
 from edgellm.manager.cluster_file import Board, SshAccess
-from edgellm.plan import Capacity, Settings
+from edgellm.plan import Capacity, Settings, draft_of
 from edgellm.shards.manifest import Manifest
 from edgellm.wire.credentials import Credentials, client_credentials
 
@@ -95,9 +95,12 @@ class Request:
             how = content.get("path", "native")
             if how not in IDLE_AGENT_BYTES:
                 raise UsageError(f"path is {reprlib.repr(how)}, expected {' or '.join(IDLE_AGENT_BYTES)}")
+            settings = Settings.from_dict(content["settings"])
+            if content.get("draft"):  # the folder of a model
+                settings = replace(settings, draft=draft_of(Manifest.read(content["draft"]), settings))
             return cls(
                 Path(content["model_dir"]),
-                Settings.from_dict(content["settings"]),
+                settings,
                 Path(content["tls"]) if content.get("tls") else None,
                 tuple(boards),
                 {b["name"]: _memory(b["name"], b["memory"]) for b in content["boards"] if b.get("memory")},
@@ -120,7 +123,7 @@ class Request:
         """Return the same request for a further model, whose shards lie on the boards beside `beside_bytes` of others.
         """
         context = min(self.settings.context, manifest.max_seq_len)
-        settings = replace(self.settings, context=context, chunk=min(self.settings.chunk, context))
+        settings = replace(self.settings, context=context, chunk=min(self.settings.chunk, context), draft=None)
         disk_bytes = {board: max(0, room - beside_bytes) for board, room in self.disk_bytes.items()}
         return replace(self, model_dir=folder, settings=settings, disk_bytes=disk_bytes, more=())
 

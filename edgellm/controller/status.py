@@ -245,6 +245,8 @@ def _row(name: str, word: Word, plan: Plan, held: Plan | None, manifest: Manifes
         "decode_ms_per_token": round(decode_s / steps * 1e3, 3) if steps and decode_s is not None else None,
         **predicted.columns(section),
         "degraded": None if section.degraded is None else asdict(section.degraded),
+        "draft_model": section.draft_model,
+        "drafts": {name: list(counts) for name, counts in section.drafts.items()},
         "cache": None if said.cache is None else asdict(said.cache),
         "hop_s": capacity.hop_s if capacity else None,
         "kernels": compute.kernels,

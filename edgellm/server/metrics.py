@@ -249,6 +249,10 @@ def _sections(statuses: dict[str, BoardStatus]) -> Iterator[Metric]:
         "edgellm_board_section_bytes", "RAM that a model's weights, slots and scratch memory take on the board.",
         labels=["board", "model"],
     )  # fmt: skip
+    drafts = CounterMetricFamily(
+        "edgellm_board_draft_tokens", "Drafts that the boards verified under this plan, as the last one tells, by who "
+        "made them: lookup (in the text so far), or a draft model.", labels=["board", "model", "by", "outcome"],
+    )  # fmt: skip
     hop = GaugeMetricFamily(
         "edgellm_board_hop_seconds", "A message's way to another board that this one sends to.", labels=["board", "to"]
     )
@@ -259,10 +263,13 @@ def _sections(statuses: dict[str, BoardStatus]) -> Iterator[Metric]:
                 first.add_metric([name, plan.model], section.start)
             if section.ram_bytes is not None:
                 taken.add_metric([name, plan.model], section.ram_bytes)
+            for by, (verified, accepted) in section.drafts.items():
+                drafts.add_metric([name, plan.model, by, "accepted"], accepted)
+                drafts.add_metric([name, plan.model, by, "refused"], max(0, verified - accepted))
         for other, link in status.links.items():
             if link.hop_s is not None:
                 hop.add_metric([name, other], link.hop_s)
-    yield from (layers, first, taken, hop)
+    yield from (layers, first, taken, drafts, hop)
 
 
 def _gauge(name: str, about: str) -> GaugeMetricFamily:

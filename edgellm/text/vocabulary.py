@@ -3,10 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+from edgellm.errors import ManifestError, PlanError
 from edgellm.shards.manifest import Manifest
 from edgellm.text.json_file import read_json
 
 _FILE = "tokenizer.json"
+
+
+def check_draft(model: Manifest, folder: Path, draft: Manifest, draft_folder: Path) -> None:
+    """Raise PlanError in one sentence unless a model can draft for another one: their tokens have to be the same."""
+    try:
+        differs = difference(model, folder, draft, draft_folder)
+    except ManifestError as e:
+        differs = str(e)
+    if differs:
+        raise PlanError(f"{draft.model} can't draft for {model.model}: {differs}. Choose a model of the same family.")
 
 
 def difference(model: Manifest, folder: Path, other: Manifest, other_folder: Path) -> str:

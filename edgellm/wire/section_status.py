@@ -1,13 +1,14 @@
 """What boards report about a section: one that they hold, one that is being loaded, one that could not be loaded."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgellm.plan.swap import Swapping
 from edgellm.plan.types import Plan
 from edgellm.wire import parsed
 
+_MAX_DRAFTERS = 8
 OFF = 1.2  # times as long or as short, from which on a prediction counts as wrong
 
 
@@ -39,6 +40,8 @@ class SectionStatus:
     token_s: float | None = None  # the same as the last steps tell
     ram_bytes: int | None = None  # that its weights, its slots and its scratch memory take
     degraded: Swapping | None = None  # how it swaps experts that don't fit into RAM
+    draft_model: str | None = None  # that drafts here, on the last board
+    drafts: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # by who made them: verified, accepted
 
     @classmethod
     def from_dict(cls, content: object) -> "SectionStatus":
@@ -59,6 +62,8 @@ class SectionStatus:
             token_s=parsed.seconds(said.get("token_s")),
             ram_bytes=parsed.count(said.get("ram_bytes")),
             degraded=swapping_of(said.get("degraded")),
+            draft_model=parsed.text(said.get("draft_model")),
+            drafts=_drafts(said.get("drafts")),
         )
 
     @property
@@ -138,3 +143,15 @@ class LoadError:
         if start is None or end is None or reason is None:
             return None
         return cls(start, end, reason, parsed.seconds(said.get("age_s")))
+
+
+def _drafts(value: object) -> dict[str, tuple[int, int]]:
+    """Return how many drafts were verified and accepted, by who made them: of what is well-formed, and of a few."""
+    found = {}
+    for name, counts in list(parsed.object_of(value).items())[:_MAX_DRAFTERS]:
+        if not (isinstance(counts, list | tuple) and len(counts) == 2):
+            continue
+        verified, accepted = (parsed.count(number) for number in counts)
+        if (shown := parsed.text(name)) and verified is not None and accepted is not None:
+            found[shown] = verified, accepted
+    return found

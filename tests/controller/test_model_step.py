@@ -144,3 +144,15 @@ def test_paths_in_the_cache_are_safe_and_told_apart(tmp_path):
         folders.append(split_folder(str(path), "none", tmp_path))
     assert folders[0] != folders[1]
     assert all(f.parent == tmp_path and f.name.replace("-", "").replace("_", "").isalnum() for f in folders)
+
+
+def test_a_draft_model_has_the_tokens_of_the_one_that_it_drafts_for(run, checkpoint, tmp_path):
+    split_tiny(tmp_path / "same", "same", "qwen3")
+    split_tiny(tmp_path / "other", "other", "qwen3", words="v")
+    run(checkpoint)
+    assert run(tmp_path / "same" / "same", "--drafts-for", checkpoint)["model"] == "same"
+    refused = run(tmp_path / "other" / "other", "--drafts-for", checkpoint)
+    assert refused.exit_code and refused.stderr.endswith(
+        "edgellm: other can't draft for checkpoint: token 256 is 'v256' in other, and 'w256' in checkpoint. Choose a "
+        "model of the same family.\n"
+    )

@@ -38,6 +38,7 @@ def test_the_sample_is_sound():
         ("edgellm_ram", "3", "expected a size, such as 3GB"),
         ("edgellm_model", "", "edgellm_model is '', expected a model"),
         ("edgellm_models", "['phi3']", "expected models with commas between them"),
+        ("edgellm_draft_model", "['phi3']", "expected a model"),
     ],
 )
 def test_a_wrong_variable_is_named_with_what_it_should_be(variable, value, said):

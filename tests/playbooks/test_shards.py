@@ -69,6 +69,9 @@ def test_models_are_split_one_after_another_each_once():
     assert [(s["name"], s["command"][1]) for s in steps] == [
         ("model", "./a b.gguf"), ("model 1", "qwen"), ("model 2", "owner/name"),
     ]  # fmt: skip
+    drafts = shards.model_steps(["phi3"], "qwen", "int4", " qwen ")
+    assert [(s["name"], s["command"][1]) for s in drafts] == [("model", "phi3"), ("model 1", "qwen"), ("draft", "qwen")]
+    assert drafts[-1]["command"][2:] == ["--quantize", "int4", "--drafts-for", "phi3"]
 
 
 def test_a_further_model_that_is_the_default_one_or_comes_twice_counts_once():
@@ -78,6 +81,13 @@ def test_a_further_model_that_is_the_default_one_or_comes_twice_counts_once():
     }  # fmt: skip
     assert [model["id"] for model in shards.further_models(answers)] == ["b" * 12]
     assert shards.further_models({"model": {"manifest_sha256": "a" * 64}}) == []
+
+
+@pytest.mark.parametrize("of, answers", [("b", [True]), ("c", [True, False]), ("a", [True])])
+def test_a_model_that_drafts_is_pushed_too_but_answers_only_if_it_is_a_further_one(of, answers):
+    told = {"model": {"manifest_sha256": "a" * 64}, "model 1": {"manifest_sha256": "b" * 64}}
+    found = shards.further_models({**told, "draft": {"manifest_sha256": of * 64}})
+    assert [model["answers"] for model in found] == answers
 
 
 FURTHER = [

@@ -12,8 +12,9 @@ from edgellm.cli.models import split_source_to
 @click.argument("source")
 @click.option("--quantize", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True,
               help="How to pack weights; none keeps the source's own format.")  # fmt: skip
+@click.option("--drafts-for", metavar="SOURCE", help="Refuse a model that can't draft for this one, which is split.")
 @verbose_option
-def model(source, quantize, verbose):
+def model(source, quantize, drafts_for, verbose):
     """Split a model into the cache, unless it is already there.
 
     SOURCE is anything that 'edgellm split' takes, or a folder that it made. Prints a JSON object: changed, model,
@@ -26,7 +27,8 @@ def model(source, quantize, verbose):
       edgellm controller model ./Phi-3-mini-4k-instruct --quantize int8
     """
     from edgellm.controller.model import describe, finished_split, is_fresh, remember, split_folder
-    from edgellm.shards.manifest import MANIFEST_NAME
+    from edgellm.shards.manifest import MANIFEST_NAME, Manifest
+    from edgellm.text.vocabulary import check_draft
 
     folder = finished_split(source, quantize)
     changed = False
@@ -37,6 +39,9 @@ def model(source, quantize, verbose):
             split_source_to(source, folder, quantize, replace=True)
             remember(source, folder)
             changed = _age(folder / MANIFEST_NAME) != before
+    if drafts_for is not None:
+        drafted = finished_split(drafts_for, quantize) or split_folder(drafts_for, quantize)
+        check_draft(Manifest.read(drafted), drafted, Manifest.read(folder), folder)
     click.echo(json.dumps({"changed": changed, **describe(folder)}))
 
 
