@@ -82,7 +82,9 @@ class Corpus:
                             position, position + count, request),
         )  # fmt: skip
         board = (
-            lambda: m.Ping(rng.getrandbits(64)), lambda: m.Tokens(epoch, seq_id, position, rng.randrange(4), ids),
+            lambda: m.Ping(rng.getrandbits(64)), lambda: m.Tokens(
+                epoch, seq_id, position, rng.randrange(4), ids, ids[: rng.choice([0, 1, 15])]
+            ),
             lambda: m.Hidden(epoch, seq_id, position, position + count, 1, ids, states),
         )  # fmt: skip
         listener = (

@@ -2,14 +2,16 @@
 
 import json
 import socket
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
+from edgellm.cli.cluster import _drafts
 from edgellm.controller.status import Word, ask_boards, describe
+from edgellm.errors import PlanError
 from edgellm.manager.cluster_file import ClusterFile
 from edgellm.manager.pairs import HERE, Pair
-from edgellm.plan import Capacity
+from edgellm.plan import Capacity, Draft, Plan, Settings
 from edgellm.shards.manifest import Manifest
 from edgellm.wire.reach import Outcome
 from edgellm.wire.status import BoardStatus
@@ -73,10 +75,32 @@ def test_a_cluster_that_serves():
         "disk_free_bytes": 5_000_000_000, "slots": 4, "free_slots": 3, "temperature_c": 51.5, "throttled": False,
         "undervoltage": None, "link_mbit": 1000, "uptime_s": 100.5, "decode_ms_per_token": 24.0, "hop_s": 0.001,
         "predicted_ms_per_token": None, "measured_ms_per_token": None, "cache": None,
+        "draft_model": None, "drafts": {},
         "kernels": "dotprod", "cores": [4, 5, 6, 7], "version": "0.1.0", "epoch": 1,
     }  # fmt: skip
     assert 1_990_000_000 < first["ram_free_bytes"] < 2_000_000_000
     assert content["tokens_per_s"] == pytest.approx(1 / (2 * (0.024 + 0.001)), abs=0.01)
+
+
+def test_a_draft_model_takes_ram_and_tells_how_it_fares():
+    settings = Settings(64, 2, 5, "float32")
+    plan = plan_of(draft=Draft("small", "9" * 64, 400_000_000, 100_000_000, 5))
+    told = {"draft_model": "small\x1b[2J", "drafts": {"model": [90, 60], "lookup": [4, 0], "x": [-1, 0], "y": "z"}}
+    word = said("b1", plan)
+    section = {**asdict(word.status.section), **told}
+    words = {"b0": said("b0", plan), "b1": said("b1", plan, section=section)}
+    first, last = describe(cluster_of(plan, 2), words, MANIFEST)["boards"]
+    assert first["ram_free_bytes"] - last["ram_free_bytes"] > 600_000_000 and first["draft_model"] is None
+    assert last["draft_model"] == "small[2J" and last["drafts"] == {"model": [90, 60], "lookup": [4, 0]}
+    assert _drafts([first, last]) == [
+        "drafts: small[2J drafts on b1, 60 of 90 accepted (model), 0 of 4 accepted (lookup)"
+    ]
+    assert Plan.from_dict(plan.to_dict()) == plan and "draft" not in plan_of().to_dict()
+    assert Settings.from_dict(settings.to_dict()) == settings and "draft" not in settings.to_dict()
+    with pytest.raises(PlanError, match="draft: weights_bytes is -1, expected an integer"):
+        Plan.from_dict({**plan.to_dict(), "draft": {**asdict(plan.draft), "weights_bytes": -1}})
+    with pytest.raises(PlanError, match="draft lacks manifest_sha256, model"):
+        Plan.from_dict({**plan.to_dict(), "draft": {}})
 
 
 OTHER = plan_of((0, 2, 6))

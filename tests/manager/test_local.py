@@ -247,3 +247,21 @@ def test_two_models_answer_each_when_it_is_asked(home, model_dir, tmp_path):
         code, stdout, stderr = edgellm(home, "local", "down", "--cluster", str(file))
     assert stdout == "2 agents stopped\n"
     assert edgellm(home, *ask, "--model", "phi")[0] == 2  # there is no cluster
+
+
+def test_a_draft_model_drafts_and_one_with_other_tokens_is_refused(home, model_dir, tmp_path):
+    other = split_tiny(tmp_path, "beta", "qwen3", words="v")
+    file = tmp_path / "cluster.json"
+    up = ("local", "up", "--model", str(model_dir), "--context", "128", "--cluster", str(file), "--draft-model")
+    code, _, stderr = edgellm(home, *up, str(other))
+    assert code == 1 and "edgellm: beta can't draft for " in stderr and "token 256 is 'v256' in beta" in stderr
+    code, _, stderr = edgellm(home, *up, str(model_dir))
+    try:
+        assert code == 0, stderr
+        ask = ("ask", "Hi", "--raw", "--temperature", "0", "--max-tokens", "20", "--json", "--cluster", str(file))
+        answers = [json.loads(edgellm(home, *ask, *more)[1]) for more in ((), ("--no-speculate",))]
+        assert answers[0]["tokens"] == answers[1]["tokens"]
+        said = json.loads(edgellm(home, "status", "--json", "--cluster", str(file))[1])["boards"]
+        assert [row["draft_model"] for row in said if row["in_plan"]][-1] == json.loads(file.read_text())["model"]
+    finally:
+        edgellm(home, "local", "down", "--cluster", str(file))
