@@ -110,12 +110,11 @@ class Chooser:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def prefilled(self, sequence: Sequence, step: Step, now_s: float) -> None:
+    def prefilled(self, sequence: Sequence, position: int, now_s: float) -> None:
         """Tell a manager that wants to know, now and then, how much of the prompt is computed."""
-        self._speculation(sequence, step)
         if sequence.tells_progress and now_s - sequence.told_s >= _TELL_S and not sequence.owner.congested:
             sequence.told_s = now_s
-            count = min(step.end, sequence.prompt_len)
+            count = min(position, sequence.prompt_len)
             sequence.owner.send(m.Prefilled(self._stage.epoch, sequence.seq_id, count))
 
     def pooled(self, sequence: Sequence, step: Step, hidden: np.ndarray) -> None:
@@ -124,7 +123,7 @@ class Chooser:
             sequence.pooling = Pooling(sequence.pool)
         sequence.pooling.add(hidden, step.position)
         if step.end < sequence.prompt_len:
-            self.prefilled(sequence, step, self._stage.loop.time())
+            self.prefilled(sequence, step.end, self._stage.loop.time())
             return
         vector = sequence.pooling.vector()
         sequence.owner.send(m.Embedded(self._stage.epoch, sequence.seq_id, vector.tobytes()))
@@ -155,7 +154,7 @@ class Chooser:
         stage, drafts = self._stage, step.ids[len(step.ids) - step.logits + 1 :]
         accepted = agreed(drafts, message.ids)
         sequence.accepted += accepted
-        said, drafting = self._speculation(sequence, step), stage.drafting
+        said, drafting = self.speculation(sequence, step), stage.drafting
         if said is None or drafting is None:
             self._to_first(sequence, message)
             return
@@ -173,8 +172,9 @@ class Chooser:
 
         drafting.draft(said, min(step.drafts, most), lambda text: _ask(sequence, text), sequence.seq_id, send)
 
-    def _speculation(self, sequence: Sequence, step: Step) -> Speculation | None:
-        """Return what is known of a sequence to draft for it; None if its steps shall have no drafts."""
+    def speculation(self, sequence: Sequence, step: Step) -> Speculation | None:
+        """Return what is known of a sequence to draft for it; None if its steps shall have no drafts. The first time,
+        while its prompt is computed, drafters begin with it, too."""
         drafting = self._stage.drafting
         if sequence.speculation is None and step.drafts and drafting is not None:
             prompt = sequence.ids[: sequence.prompt_len]

@@ -322,7 +322,8 @@ class Stage:
             if outcome.error is not None:
                 self.fail(sequence, *_told(outcome.error))
             elif result is None:
-                self._chooser.prefilled(sequence, step, self.loop.time())  # a chunk in mid-prompt
+                self._chooser.speculation(sequence, step)  # a chunk in mid-prompt
+                self._chooser.prefilled(sequence, step.end, self.loop.time())
             elif step.trace:
                 self._traces.send(sequence, result)
             elif step.pool:
