@@ -13,9 +13,8 @@ BOARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 # One value for the whole cluster; the others may differ from board to board.
 CLUSTER_WIDE = tuple(
     f"edgellm_{v}" for v in (
-        "model", "models", "draft_model", "quantize", "objective", "context", "slots", "chunk", "kv_dtype", "swap_experts",
-        "path",
-        "ca", "manager", "server", "server_address", "server_port", "server_tls",
+        "model", "models", "draft_model", "quantize", "objective", "context", "slots", "chunk", "kv_dtype",
+        "swap_experts", "path", "ca", "manager", "server", "server_address", "server_port", "server_tls",
     )
 )
 # What argument_specs can't express.

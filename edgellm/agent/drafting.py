@@ -56,8 +56,9 @@ class Drafting:
         """Return what is known of a sequence that has no answer yet. Meanwhile drafters compute its prompt, whenever
         the board is idle. `ask(ids)` asks for its drafts behind a text."""
         said = Speculation(Lookup(prompt), [Acceptance(hope.rate) for hope in self._hopes])
-        for drafter in self._drafters if self._worker is not None else ():
-            self._worker.prepare(seq_id, drafter, ask(said.lookup.ids))
+        if self._worker is not None:
+            for drafter in self._drafters:
+                self._worker.prepare(seq_id, drafter, ask(said.lookup.ids))
         return said
 
     def learn(

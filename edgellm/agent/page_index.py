@@ -103,7 +103,7 @@ class Tier:
         with self._lock:
             return self._index.bytes_at(key)
 
-    def bytes_of(self, key: bytes, kinds: Collection[int]) -> int:
+    def bytes_of_kinds(self, key: bytes, kinds: Collection[int]) -> int:
         """Return the bytes of a page's records of these kinds."""
         with self._lock:
             return sum(self._index.size_of(record) for record in self._index.of(key) if record.kind in kinds)

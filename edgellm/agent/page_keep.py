@@ -59,7 +59,7 @@ class Keeping:
         kinds, most = {want.kind for want in wants}, self._memory.budget_bytes // _CHECKPOINTS_SHARE
         pages = (job.ids[at : at + PAGE_TOKENS] for at in range(0, len(job.ids) - PAGE_TOKENS + 1, PAGE_TOKENS))
         keys = list(accumulate(pages, next_key, initial=job.root))[1:]
-        taken = sum(self._memory.bytes_of(key, kinds) for key in keys)
+        taken = sum(self._memory.bytes_of_kinds(key, kinds) for key in keys)
         missing: list[tuple[Record, dict[int, np.ndarray]]] = []
         for want in wants:
             for number in range(max(0, len(keys) - (want.pages or 0)), len(keys)):
