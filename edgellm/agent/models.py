@@ -43,15 +43,21 @@ class Models:
         self._all = {model.manifest.sha256: model for model in reversed(models)}
 
     @classmethod
-    def read(cls, board: str, folders: Sequence[Path]) -> "Models":
-        """Read the models in `folders`. Raises ManifestError for the first if it can't be read, or if there are too
-        many; another one is left out, with a line in the log, so that it doesn't keep the board from serving."""
+    def read(cls, board: str, folders: Sequence[Path], *, generic: bool = False) -> "Models":
+        """Read the models in `folders`, for `generic` sections or others. Raises ManifestError for the first if it
+        can't be read, or if there are too many; another one is left out, with a line in the log, so that it doesn't
+        keep the board from serving."""
         if len(folders) > MAX_MODELS:
             raise ManifestError(f"board {board} is given {len(folders)} models; it takes at most {MAX_MODELS}")
-        models = [Model(Manifest.read(folders[0]), folders[0])]
+
+        def model(folder: Path) -> Model:
+            manifest = Manifest.read(folder)
+            return Model(manifest.as_generic() if generic else manifest, folder)
+
+        models = [model(folders[0])]
         for folder in folders[1:]:
             try:
-                models.append(Model(Manifest.read(folder), folder))
+                models.append(model(folder))
             except ManifestError as e:
                 log.warning("a model is left out: %s", e)
         return cls(board, models)

@@ -45,7 +45,7 @@ def board_status(options: AgentOptions, holding: "Holding") -> BoardStatus:
         disk_free_bytes=measure.disk_free_bytes(options.shards),
         health=condition,
         capacity=_capacity(options, holding, model, condition.link_mbit),
-        compute=Compute(options.threads, options.cores, options.kernels),
+        compute=Compute(options.threads, options.cores, options.kernels, options.path),
         section=None if stage is None else _section_status(holding, stage),
         committed=holding.committed,
         draining_sequences=sum(draining.running for draining in holding.held.draining),

@@ -55,7 +55,7 @@ class Agent:
     ):  # fmt: skip
         self.options = options
         self._measure_decode, self._take_cores = measure_decode, take_cores
-        models = Models.read(options.name, (options.shards, *options.more))
+        models = Models.read(options.name, (options.shards, *options.more), generic=options.path == "generic")
         self.port = options.port  # the real one after listening, where 0 was asked for
         self._server_tls = server_credentials(options.tls) if options.tls else None
         self._client_tls = client_tls = client_credentials(options.tls) if options.tls else None

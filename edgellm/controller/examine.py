@@ -219,7 +219,10 @@ def _by_wire(board: Board, word: Word, row: dict, cluster: ClusterFile, manifest
         section = {"start": own.start, "end": own.end}
     if section is None or section["end"] > manifest.num_layers:
         return facts
-    need = section_need(manifest, cluster.plan.settings, section["start"], section["end"]).total
+    generic = word.status is not None and word.status.compute.path == "generic"
+    need = section_need(
+        manifest.as_generic() if generic else manifest, cluster.plan.settings, section["start"], section["end"]
+    ).least(cluster.plan.swap_experts)
     shards = {s.name for s in manifest.section_shards(section["start"], section["end"])}
     return replace(facts, need_bytes=need, needed=facts.needed | shards)
 

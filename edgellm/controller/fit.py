@@ -39,6 +39,7 @@ def fit(request: Request) -> str | None:
 
 
 def _fit(request: Request, manifest: Manifest) -> str | None:
+    manifest = manifest.as_generic() if request.generic else manifest
     reports = asyncio.run(_reports(request, manifest)) if request.tls is None or request.tls.is_dir() else {}
     capacities = [c for b in request.boards if (c := _capacity(b.name, request, manifest, reports)) is not None]
     steady = {n: r for n, r in reports.items() if n not in request.memory or request.memory[n].stays}

@@ -62,6 +62,8 @@ def _consequence(plan: Plan, statuses: Sequence[BoardStatus], manifest: Manifest
     there = [s for s in statuses if s.manifest_sha256 == manifest.sha256 and not s.draining and not s.faults]
     capacities = sorted((s.capacity for s in there if s.capacity is not None), key=lambda c: c.board)
     sections = {s.name: s.plan.section_of(s.name) for s in there if s.plan is not None}
+    if any(s.compute.path == "generic" for s in there):
+        manifest = manifest.as_generic()
     try:
         move = next_plan(
             manifest, plan, capacities, plan.settings, plan.epoch + 1,

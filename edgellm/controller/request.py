@@ -58,8 +58,9 @@ class LeftOut:
 @dataclass(frozen=True)
 class Request:
     """What deploy asks for. `memory` is there for boards whose agent this run may start, `disk_bytes` for those whose
-    disk may be too small. `path` is how sections will be computed: native or generic. `more` are the folders of further
-    models, which the boards hold when they are asked."""
+    disk may be too small. `path` is how sections will be computed: native or generic, where some model needs that, and
+    `generic` is whether all are to be. `more` are the folders of further models, which the boards hold when they are
+    asked."""
 
     model_dir: Path
     settings: Settings
@@ -69,6 +70,7 @@ class Request:
     disk_bytes: dict[str, int]
     left_out: tuple[LeftOut, ...] = ()
     path: str = "native"
+    generic: bool = False
     more: tuple[Path, ...] = ()
 
     @property
@@ -108,6 +110,7 @@ class Request:
                  if b.get("disk_bytes") is not None},
                 tuple(LeftOut(str(b["name"]), " ".join(str(b["reason"]).split())) for b in content.get("left_out", ())),
                 how,
+                content.get("generic") is True,
                 tuple(Path(folder) for folder in _folders(content.get("more", []))),
             )  # fmt: skip
         except OSError as e:

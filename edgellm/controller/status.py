@@ -280,6 +280,7 @@ def _could_load(word: Word | None, plan: Plan, manifest: Manifest, changes_over:
     if not said.manifest_sha256 == plan.manifest_sha256 == manifest.sha256:
         return False
     own = plan.section_of(said.name)
+    manifest = manifest.as_generic() if said.compute.path == "generic" else manifest
     need = section_need(manifest, plan.settings, own.start, own.end).least(plan.swap_experts)
     return need <= usable_bytes(said.capacity.ram_bytes) and said.shards.has(own.start, own.end, plan.num_layers)
 

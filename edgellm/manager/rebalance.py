@@ -66,7 +66,10 @@ async def propose(
     if current is not None and current.manifest_sha256 != fleet.manifest.sha256:
         current = None
     epoch = next_epoch(fleet.reports, current, fallback)
-    manifest, shards = fleet.manifest, {b: r.shards for b, r in reports.items()}
+    # Slots of generic sections are larger, and a plan must fit wherever its layers go.
+    generic = any(r.is_generic for r in reports.values())
+    manifest = fleet.manifest.as_generic() if generic else fleet.manifest
+    shards = {b: r.shards for b, r in reports.items()}
     for board in avoid.loads.keys() & reports.keys():
         held = reports[board].held
         shards[board] &= {s.name for s in manifest.section_shards(*held)} if held else frozenset()

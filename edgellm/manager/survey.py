@@ -77,6 +77,11 @@ class Report:
         return replace(self.capacity, ram_bytes=max(0, self.capacity.ram_bytes - taken))
 
     @property
+    def is_generic(self) -> bool:
+        """Whether it computes every model by generic sections."""
+        return self.status is not None and self.status.compute.path == "generic"
+
+    @property
     def held(self) -> tuple[int, int] | None:
         """The layers [start, end) that the board has loaded."""
         if self.plan is None:

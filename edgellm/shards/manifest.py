@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import reprlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard
 
@@ -186,6 +186,11 @@ class Manifest:
             return 0
         others = sum(s.ram_bytes for s in self.shards[1:-1]) - sum(self.expert_bytes)
         return max(0, sum(self.touched_bytes_per_token) - others)
+
+    def as_generic(self) -> "Manifest":
+        """Return the same model as generic sections hold it: their slots keep all positions, and their experts must be
+        in RAM."""
+        return replace(self, kv_window_tokens=(0,) * self.num_layers, expert_bytes=())
 
     def section_shards(self, start: int, end: int) -> tuple[Shard, ...]:
         """The shards of section [start, end): its layers, the embedding if it is first, the head if it is last."""

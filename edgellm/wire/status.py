@@ -57,12 +57,16 @@ class Compute:
     threads: int | None = None
     cores: tuple[int, ...] | None = None
     kernels: str | None = None  # the instruction set in use
+    path: str | None = None  # "generic" if all models are computed by generic sections; else each as it can be
 
     @classmethod
     def from_dict(cls, content: object) -> "Compute":
         """Parse JSON; what isn't well-formed is None."""
         said = parsed.object_of(content)
-        return cls(parsed.count(said.get("threads")), parsed.cores(said.get("cores")), parsed.text(said.get("kernels")))
+        return cls(
+            parsed.count(said.get("threads")), parsed.cores(said.get("cores")), parsed.text(said.get("kernels")),
+            parsed.text(said.get("path")),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a board offers: free RAM under control groups of either version, from files as the kernel writes them, and
 how fast it decodes."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
@@ -8,6 +9,7 @@ import pytest
 
 from edgellm.agent import load, measure
 from edgellm.errors import ManifestError
+from tests.fakes import make_manifest
 
 MB = 1 << 20
 

@@ -5,7 +5,11 @@ import functools
 import numpy as np
 import pytest
 
+from edgellm.agent.load import load_section
 from edgellm.errors import ModelError
+from edgellm.plan import Settings, section_need
+from edgellm.plan.make import manifest_sha256
+from edgellm.shards.manifest import Manifest
 from edgellm.shards.slot_memory import kept_positions, kv_bytes
 from tests.model.families import CONFIGS, random_model
 from tests.model.make_split import make_split
@@ -197,3 +201,14 @@ def test_the_library_counts_a_slots_bytes_as_layers_do_and_refuses_any_other(mad
             slot.ram_bytes = said + wrong
             with pytest.raises(ModelError, match="libedgellm refused to run a step"):
                 section.forward(np.array(IDS[:1]), 0, slot, 1, 0)
+
+
+def test_plans_count_what_native_and_generic_slots_hold(tmp_path):
+    make_split(random_model(CONFIGS["gemma3"]()), tmp_path)
+    manifest, settings = Manifest.read(tmp_path), Settings(CONTEXT)
+    held = {}
+    for path, planned in (("auto", manifest), ("generic", manifest.as_generic())):
+        held[path] = load_section(manifest, tmp_path, 0, 5, path=path).new_slot(CONTEXT, "float32").ram_bytes
+        assert section_need(planned, settings, 0, 5).kv == held[path]
+    assert held["generic"] > 1.5 * held["auto"], "a generic slot keeps all positions of a window, too"
+    assert manifest_sha256(manifest.as_generic()) == manifest.sha256, "it's the same model"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
@@ -119,3 +120,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_bytes_of_experts_are_there_only_where_there_are_experts():
+    plain = make_manifest(2)
+    assert "expert_bytes" not in json.loads(plain.to_json()) and plain.touched_expert_bytes == 0
+    some = replace(plain, expert_bytes=(4, 0), touched_bytes_per_token=(5, 8))
+    assert Manifest.from_json(some.to_json()) == some
+    assert some.touched_expert_bytes == 1, "of 8 bytes 4 are experts, and a token touches 5"
+    content = json.loads(some.to_json())
+    for wrong in ([4], [4, 9], [4, -1], [], "x"):
+        with pytest.raises(ManifestError, match="manifest"):
+            Manifest.from_json(json.dumps(content | {"expert_bytes": wrong}))
