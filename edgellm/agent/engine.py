@@ -345,7 +345,8 @@ class Engine:
 
 def is_checkpoint(position: int) -> bool:
     """Return whether what a prompt's slot remembers there is kept: at multiples of CHECKPOINT_TOKENS, further apart the
-    further on they are, so that another prompt with the same beginning finds two thirds of it at least."""
+    further on they are, so that another prompt that begins with the same 512 tokens, or more, finds two thirds of them
+    at least."""
     count, rest = divmod(position, CHECKPOINT_TOKENS)
     while count > 3 and not count % 2:
         count //= 2
