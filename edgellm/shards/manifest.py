@@ -144,7 +144,9 @@ class Manifest:
     def _check_passed(self) -> None:
         for i, source in enumerate(self.kv_sources):
             if source > i or self.kv_sources[source] != source:
-                raise ManifestError(f"manifest: kv_sources has {source} for layer {i}, which isn't an earlier one")
+                raise ManifestError(
+                    f"manifest: kv_sources has {source} for layer {i}, which isn't an earlier one that sees its own"
+                )
         if self.row_elements and min(self.row_elements) < self.hidden_size:
             raise ManifestError(f"manifest: row_elements has {min(self.row_elements)}, less than hidden_size")
 

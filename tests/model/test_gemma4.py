@@ -14,6 +14,8 @@ from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from edgellm.kernels import library
 from edgellm.model.families.find import find_spec
+from edgellm.plan.needs import Needs
+from edgellm.plan.types import Settings
 from tests.kernels.building import available
 
 IDS = np.random.default_rng(3).integers(3, 500, 60).tolist()
@@ -74,6 +76,35 @@ def test_a_section_traces_rows_of_the_one_before_as_it_computes_them(made):
     assert np.array_equal(section.trace(rows, 0, section.new_slot(64, "float32"), 60), expected[4:])
     logits = NativeRing([whole], kv_dtype="float32").logits(IDS, (60,))
     assert np.array_equal(run_whole(manifest, folder, IDS, 60, "float32"), logits)
+
+
+@pytest.mark.parametrize("kv_dtype", ["float16", "int8"])
+def test_plans_reserve_just_what_a_section_keeps_wherever_it_is_cut(kv_dtype, made):
+    _, folder, manifest = made("per_layer")
+    needs = Needs(manifest, Settings(slots=3, context=700, kv_dtype=kv_dtype))
+    total = {}
+    for start in range(6):
+        for end in range(start + 1, 7):
+            (section,) = load(manifest, folder, (start, end))
+            assert needs.of(start, end).kv == 3 * section.new_slot(700, kv_dtype).ram_bytes
+            total[start, end] = needs.total(start, end)
+            assert total[start, end] == needs.of(start, end).total
+    for (a, b), need in total.items():  # the planner's search rests on that
+        assert all(need >= total[c, d] for c in range(a, b) for d in range(c + 1, b + 1))
+
+
+def test_pages_of_a_section_restore_it_and_are_not_those_of_another_cut(made):
+    _, folder, manifest = made("per_layer")
+    first, last = load(manifest, folder, (0, 4, 6))
+    ring = NativeRing([first, last])
+    expected = ring.logits(IDS, (48, 12))
+    slots = [first.new_slot(96), last.new_slot(96)]
+    for slot, before in zip(slots, ring.slots, strict=True):
+        slot.restore(0, 48, before.export(0, 48))
+    ring.slots = slots
+    assert np.array_equal(ring.step(IDS[48:], 48, 60, 12), expected[48:])
+    layouts = {section.page_layout for section in (*load(manifest, folder, (0, 5, 6)), first, last)}
+    assert len(layouts) == 4 and load(manifest, folder, (0, 6))[0].page_layout in layouts
 
 
 def test_a_window_that_others_see_keeps_what_a_long_step_needs(made):

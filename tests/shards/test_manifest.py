@@ -18,7 +18,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = [*json.loads(make_manifest().to_json()), "pooling"]
+FIELDS = [*json.loads(make_manifest().to_json()), "pooling", "kv_sources", "row_elements"]
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -40,6 +40,21 @@ def test_a_field_of_another_kind_is_refused_or_harmless(name, value):
         assert "\n" not in str(e)
         return
     assert Manifest.from_json(parsed.to_json()) == parsed
+
+
+def test_a_layer_sees_the_keys_of_no_later_one_and_rows_have_hidden_states():
+    content = json.loads(make_manifest().to_json())
+    layers, hidden = content["num_layers"], content["hidden_size"]
+    rows = [hidden, *[hidden + 5] * (layers - 1)]
+    assert Manifest.from_json(json.dumps({**content, "row_elements": rows})).widest_row == hidden + 5
+    for name, values, said in (
+        ("kv_sources", [*range(layers - 1), layers], f"kv_sources has {layers} for layer {layers - 1}"),
+        ("kv_sources", [0, 0, 1, *range(3, layers)], "kv_sources has 1 for layer 2, which isn't an earlier one that sees its own"),
+        ("kv_sources", [0], "kv_sources has 1 entries"),
+        ("row_elements", [hidden - 1] * layers, f"row_elements has {hidden - 1}, less than hidden_size"),
+    ):
+        with pytest.raises(ManifestError, match=said):
+            Manifest.from_json(json.dumps({**content, name: values}))
 
 
 @pytest.mark.parametrize("place", ["shards", "files"])
