@@ -49,7 +49,7 @@ def test_a_layer_sees_the_keys_of_no_later_one_and_rows_have_hidden_states():
     assert Manifest.from_json(json.dumps({**content, "row_elements": rows})).widest_row == hidden + 5
     for name, values, said in (
         ("kv_sources", [*range(layers - 1), layers], f"kv_sources has {layers} for layer {layers - 1}"),
-        ("kv_sources", [0, 0, 1, *range(3, layers)], "kv_sources has 1 for layer 2, which isn't an earlier one that sees its own"),
+        ("kv_sources", [0, 0, 1, *range(3, layers)], "kv_sources has 1 for layer 2, which isn't"),
         ("kv_sources", [0], "kv_sources has 1 entries"),
         ("row_elements", [hidden - 1] * layers, f"row_elements has {hidden - 1}, less than hidden_size"),
     ):
