@@ -156,8 +156,8 @@ def test_packed_weights_are_sliced_as_they_are(name, tmp_path):
         ({"rope.dimension_count": 16}, "gemma4.rope.dimension_count is 16, which edgellm can't run"),
         ({"attention.key_length": 64, "attention.value_length": 64, "rope.dimension_count": 64},
          "rope_freqs.weight isn't 32 divisors, of which the first ones are 1 and the others 1e30"),
-        ({"embedding_length_per_layer_input": 32}, "tensor per_layer_token_embd.weight is missing; Gemma4ForCausalLM "
-         "needs it with shape [512, 192]"),
+        ({"embedding_length_per_layer_input": 32}, "tensor blk.0.inp_gate.weight is missing; Gemma4ForCausalLM "
+         "needs it with shape [32, 64]"),
     ],
 )  # fmt: skip
 def test_what_a_header_says_wrongly_is_refused_in_words(changed, said, tmp_path, monkeypatch):
