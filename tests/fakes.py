@@ -53,7 +53,7 @@ def make_plan(
     sections = tuple(Section(f"b{i}", a, b) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)))
     return Plan(
         epoch, manifest.model, manifest.sha256, manifest.num_layers, "throughput", context, slots, chunk, kv_dtype,
-        sections, draft,
+        sections, draft=draft,
     )  # fmt: skip
 
 

@@ -141,9 +141,10 @@ def test_answers_to_one_question_are_no_more_than_it_asked_for():
             answers = client.ask_for(2, m.Trace(1, 0, 1, bytes(4)), m.Traced, 5.0)
             first = asyncio.create_task(anext(answers))
             await asyncio.sleep(0)
-            for layer in range(1000):
-                peer.send(m.Traced(1, layer, 1, bytes(4), 0, client._requests))
+            peer.send(m.Traced(1, 0, 1, bytes(4), 0, client._requests))
             assert (await first).layer == 0
+            for layer in range(1, 1000):
+                peer.send(m.Traced(1, layer, 1, bytes(4), 0, client._requests))
             (queue,) = client._answers.values()
             await until(lambda: queue.full())
             assert queue.qsize() == 2 and (await anext(answers)).layer == 1
