@@ -183,8 +183,8 @@ class FakePace(Pace):
 
     layer_s: float | None = None
 
-    def section(self, layers, has_head):
-        section = super().section(layers, has_head)
+    def section(self, layers, has_head, wait_s=0.0):
+        section = super().section(layers, has_head, wait_s)
         computed = section.computed
 
         def told(steps, took_s, now_s):
