@@ -38,6 +38,14 @@ struct alignas(64) Line {
     uint32_t value;
 };
 
+// What workers wait for, and what they need next: one line of the cache, so that it travels once.
+struct alignas(64) Start {
+    uint32_t value;  // counts pieces of work; the workers' futex
+    int parts;
+    Work work;
+    const void* data;
+};
+
 pthread_mutex_t in_use = PTHREAD_MUTEX_INITIALIZER;  // held by who runs work or changes the threads
 pthread_t workers[MOST_THREADS];
 int threads = 1;
@@ -47,13 +55,10 @@ cpu_set_t allowed;             // where this process may run, as it was when the
 uint32_t generation = 0;       // of the pinning
 bool maker_on_core = false;    // whether who makes workers is on a core of ours, on which they begin
 bool stopping = false;
-Line started;                  // counts pieces of work; the workers' futex
+Start started;
 Line finished;                 // workers that are through with the current one
 uint32_t sleeping[MOST_THREADS];
 uint32_t caller_waits = 0;
-Work work_now;
-const void* data_now;
-int parts_now;
 thread_local bool is_part = false;
 thread_local uint32_t placed_as = 0;  // the generation that this thread's core is of
 thread_local bool on_core = false;    // put there by `place`
@@ -123,8 +128,8 @@ void* worker(void* argument) {
         }
         seen++;
         if (stopping) return nullptr;
-        const int parts = parts_now;  // read before the caller may write the next one
-        work_now(data_now, part, parts);
+        const int parts = started.parts;  // read before the caller may write the next one
+        started.work(started.data, part, parts);
         if (__atomic_add_fetch(&finished.value, 1, __ATOMIC_SEQ_CST) == static_cast<uint32_t>(parts - 1) &&
             __atomic_load_n(&caller_waits, __ATOMIC_SEQ_CST))
             futex_wake(&finished.value, 1);
@@ -214,9 +219,9 @@ void pool_run(Work work, const void* data) {
     if (threads == 1) {
         work(data, 0, 1);
     } else {
-        work_now = work;
-        data_now = data;
-        parts_now = threads;
+        started.parts = threads;
+        started.work = work;
+        started.data = data;
         const uint32_t others = static_cast<uint32_t>(threads - 1);
         start_all();
         work(data, 0, threads);

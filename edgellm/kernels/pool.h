@@ -22,29 +22,32 @@ int pool_set(int count, const int* cores, size_t n);
 using Work = void (*)(const void* data, int part, int parts);
 void pool_run(Work work, const void* data);
 
-constexpr size_t RUNS = 4;  // a thread, if all are equally fast
+constexpr size_t RUNS = 4;  // a thread, if they were of equal length
 
 // Calls f(start, end) for runs of items that together are [0, items), from several threads at once. Runs begin at
-// multiples of `grain`; faster threads take more of them. There are more, and shorter ones, with more `runs_a_thread`.
+// multiples of `grain`; faster threads take more of them. Each run is a share of what is left, so the first are long and
+// the last short: threads that are equally fast end within one grain of each other. With more `runs_a_thread` all are
+// shorter.
 template <class F>
 void share(size_t items, size_t grain, const F& f, size_t runs_a_thread = RUNS) {
     const size_t threads = static_cast<size_t>(pool_threads());
     if (items == 0) return;
     if (items <= grain) return f(size_t{0}, items);
-    const size_t runs = threads == 1 ? 1 : runs_a_thread * threads;
-    const size_t run = ((items + runs - 1) / runs + grain - 1) / grain * grain;
     struct Job {
         const F& f;
-        size_t items, run;
+        size_t items, grain, shares;
         mutable size_t next;
-    } job = {f, items, run, 0};
+    } job = {f, items, grain, threads == 1 ? 1 : runs_a_thread * threads / 2, 0};
     pool_run(
         [](const void* data, int, int) {
             const Job& job = *static_cast<const Job*>(data);
-            for (;;) {
-                const size_t start = __atomic_fetch_add(&job.next, job.run, __ATOMIC_RELAXED);
-                if (start >= job.items) return;
-                job.f(start, start + job.run < job.items ? start + job.run : job.items);
+            size_t start = __atomic_load_n(&job.next, __ATOMIC_RELAXED);
+            while (start < job.items) {
+                const size_t unit = job.shares * job.grain, run = (job.items - start + unit - 1) / unit * job.grain;
+                if (!__atomic_compare_exchange_n(&job.next, &start, start + run, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+                    continue;  // another thread took it; start is where the next one begins
+                job.f(start, start + run < job.items ? start + run : job.items);
+                start = __atomic_load_n(&job.next, __ATOMIC_RELAXED);
             }
         },
         &job);

@@ -7,6 +7,7 @@
 namespace edgellm {
 
 constexpr size_t ROWS_AT_ONCE = 64;   // of a weight, at least, for a thread at a time
+constexpr size_t FEW_ROWS = 1024;     // of which a few tokens' products are shared by the tile, so that no thread waits long
 constexpr size_t SHARED_TOKENS = 4;   // from how many on work on single tokens is shared
 
 // What a block made of its input, still to be added to it: w.added, with a bias, normed, scaled. Nothing without `from`.
@@ -35,17 +36,21 @@ struct Run {
         });
     }
 
-    // Quantizes token t of x [tokens, in], for packed weights.
-    void quantize(const float* x, size_t in, size_t t) {
-        quantize({const_cast<float*>(x), w.q, w.scale, w.sum, w.offset}, in, t);
-    }
-    void quantize(const Input& into, size_t in, size_t t) {
-        const size_t groups = in / GROUP;
-        target.quantize(into.x + t * in, 1, in, into.q + t * in, into.scale + t * groups, into.sum + t * groups,
-                        into.offset + t * groups);
-    }
+    // Rows of a weight that a thread takes at least.
+    size_t row_grain(size_t rows) const { return tokens < SHARED_TOKENS && rows <= FEW_ROWS ? TILE : ROWS_AT_ONCE; }
 
-    Activations activations(const float* x, size_t count) { return {x, w.q, w.scale, w.sum, w.offset, count}; }
+    // Quantizes columns [start, start + count) of token t of x [tokens, in], whole groups, for packed weights.
+    void quantize(const float* x, size_t in, size_t t, size_t start, size_t count, const Quantized& into) const {
+        const size_t at = t * in + start;
+        target.quantize(x + at, 1, count, into.q + at, into.scale + at / GROUP, into.sum + at / GROUP,
+                        into.offset + at / GROUP);
+    }
+    void quantize(const float* x, size_t in, size_t t) const { quantize(x, in, t, 0, in, w.quantized); }
+
+    static Activations activations(const float* x, const Quantized& q, size_t count) {
+        return {x, q.q, q.scale, q.sum, q.offset, count};
+    }
+    Activations activations(const float* x, size_t count) const { return activations(x, w.quantized, count); }
 
     // Rows [start, end) of a projection to y[t * ldy + row].
     void product(const Projection& p, const Activations& x, float* y, size_t ldy, size_t start, size_t end) {
@@ -57,24 +62,23 @@ struct Run {
     // Rows of several projections of w.normed, one after the other, to y[t * ldy + row].
     void products(const Projection* const* parts, size_t count, float* y, size_t ldy) {
         const Activations x = activations(w.normed, tokens);
-        size_t rows = 0;
-        for (size_t i = 0; i < count; i++) rows += parts[i]->rows;
-        share(rows, ROWS_AT_ONCE, [&](size_t start, size_t end) {
-            size_t at = 0;
-            for (size_t i = 0; i < count; at += parts[i]->rows, i++) {
-                const size_t from = start > at ? start : at;
-                const size_t to = end < at + parts[i]->rows ? end : at + parts[i]->rows;
-                if (from < to) product(*parts[i], x, y + at, ldy, from - at, to - at);
+        size_t rows = 0;  // each part's filled up to whole tiles, in which products begin
+        for (size_t i = 0; i < count; i++) rows += rounded_up(parts[i]->rows, TILE);
+        share(rows, row_grain(rows), [&](size_t start, size_t end) {
+            float* into = y;
+            for (size_t i = 0, at = 0; i < count && at < end; i++) {
+                const size_t part = parts[i]->rows, from = start > at ? start - at : 0, to = end - at < part ? end - at : part;
+                if (from < to) product(*parts[i], x, into, ldy, from, to);
+                at += rounded_up(part, TILE);
+                into += part;
             }
         });
     }
 
-    // w.added = projection of x, which is quantized first.
-    void project(const Projection& p, const float* x) {
-        const size_t in = p.matrix.in;
-        if (is_packed(p.matrix.encoding)) for_tokens(tokens, [&](size_t t) { quantize(x, in, t); });
-        const Activations a = activations(x, tokens);
-        share(p.rows, ROWS_AT_ONCE,
+    // w.added = projection of x, whose quantized form is there if the projection wants one.
+    void project(const Projection& p, const float* x, const Quantized& q) {
+        const Activations a = activations(x, q, tokens);
+        share(p.rows, row_grain(p.rows),
               [&](size_t start, size_t end) { product(p, a, w.added, s.hidden, start, end); });
     }
 

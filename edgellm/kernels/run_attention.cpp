@@ -107,13 +107,19 @@ struct Attending {
                        run.w.attended + (first + j) * out_rows + h * a.dim, qkv_rows, stride, out_rows,
                        run.pass.steps[step].position + j, queries, group, a.window, a.soft_cap,
                        a.sinks ? a.sinks + h : nullptr});
-        if (!a.gated) return;
-        for (size_t t = first + j; t < first + j + queries; t++)
-            for (size_t i = h; i < h + group; i++) {
+        for (size_t t = first + j; t < first + j + queries; t++) {
+            for (size_t i = h; a.gated && i < h + group; i++) {
                 const float* gate = run.w.mixed + t * qkv_rows + i * stride + a.dim;
                 const float* bias = a.q.bias ? a.q.bias + i * stride + a.dim : nullptr;
                 run.op.gate(run.w.attended + t * out_rows + i * a.dim, gate, bias, a.dim);
             }
+            if (quantizes_heads()) run.quantize(run.w.attended, out_rows, t, h * a.dim, group * a.dim, run.w.quantized);
+        }
+    }
+
+    // Whether what the heads of a kv head give is whole groups, to be quantized by whoever computed it.
+    bool quantizes_heads() const {
+        return is_packed(a.o.matrix.encoding) && a.heads / a.kv_heads * a.dim % GROUP == 0;
     }
 
     bool slots_differ() const {
@@ -170,8 +176,11 @@ struct Attending {
 const Projection* Run::attention(const Attention& a) {
     const Projection* parts[] = {&a.q, &a.k, &a.v};
     products(parts, a.v ? 3 : a.k ? 2 : 1, w.mixed, a.qkv_rows());
-    Attending(*this, a).all();
-    project(a.o, w.attended);
+    const Attending attending(*this, a);
+    attending.all();
+    if (is_packed(a.o.matrix.encoding) && !attending.quantizes_heads())
+        for_tokens(tokens, [&](size_t t) { quantize(w.attended, attending.out_rows, t); });
+    project(a.o, w.attended, w.quantized);
     return &a.o;
 }
 

@@ -97,10 +97,11 @@ struct Routed {
                     const size_t t = room.tokens[p];
                     if (plain) copy(room.gathered.x + p * hidden, run.w.normed + t * hidden, hidden);
                     if (!packed) continue;
-                    copy(room.gathered.q + p * hidden, run.w.q + t * hidden, hidden);
-                    copy(room.gathered.scale + p * groups, run.w.scale + t * groups, groups);
-                    copy(room.gathered.sum + p * groups, run.w.sum + t * groups, groups);
-                    copy(room.gathered.offset + p * groups, run.w.offset + t * groups, groups);
+                    const Quantized& from = run.w.quantized;
+                    copy(room.gathered.q + p * hidden, from.q + t * hidden, hidden);
+                    copy(room.gathered.scale + p * groups, from.scale + t * groups, groups);
+                    copy(room.gathered.sum + p * groups, from.sum + t * groups, groups);
+                    copy(room.gathered.offset + p * groups, from.offset + t * groups, groups);
                 }
         });
     }
@@ -112,8 +113,7 @@ struct Routed {
 
     Activations input(const Chosen& c) const {
         if (!in_place(c)) return rows(room.gathered, hidden, c.first, c.count());
-        const Input all = {run.w.normed, run.w.q, run.w.scale, run.w.sum, run.w.offset};
-        return rows(all, hidden, room.tokens[c.first], c.count());
+        return rows({run.w.quantized, run.w.normed}, hidden, room.tokens[c.first], c.count());
     }
 
     // Inner columns [from, to) of what an expert makes of its tokens, and these quantized.

@@ -7,14 +7,13 @@ namespace edgellm {
 const Projection* Run::per_layer(const PerLayer& p) {
     const size_t width = p.width(), ld = 2 * width;
     const Activations x = activations(w.normed, tokens);
-    const Input& e = w.embedded;
-    const Activations embedded = {e.x, e.q, e.scale, e.sum, e.offset, tokens};
+    const Activations embedded = activations(w.embedded.x, w.embedded, tokens);
     share(ld, ROWS_AT_ONCE, [&](size_t start, size_t end) {
         if (start < width) product(p.gate, x, w.gate_up, ld, start, end < width ? end : width);
         if (end > width) product(p.model, embedded, w.gate_up + width, ld, start > width ? start - width : 0, end - width);
     });
     for_tokens(tokens, [&](size_t t) {
-        float *gate = w.gate_up + t * ld, *input = gate + width, *row = w.activated + t * width;
+        float *gate = w.gate_up + t * ld, *input = gate + width, *row = w.activated.x + t * width;
         op.scale(input, p.model_scale, width);
         op.norm(input, {p.norm, nullptr, s.eps}, width, input);
         const size_t id = static_cast<size_t>(pass.ids[t]);
@@ -23,8 +22,9 @@ const Projection* Run::per_layer(const PerLayer& p) {
         op.add(input, row, nullptr, width);
         op.scale(input, p.scale, width);
         op.gated[p.activation](gate, nullptr, input, nullptr, width, 0.0f, row);
+        if (is_packed(p.projection.matrix.encoding)) quantize(w.activated.x, width, t, 0, width, w.activated);
     });
-    project(p.projection, w.activated);
+    project(p.projection, w.activated.x, w.activated);
     return &p.projection;
 }
 

@@ -301,7 +301,8 @@ const Projection* Run::recurrent(const Recurrent& r) {
         if (*part) parts[count++] = part;
     products(parts, count, w.mixed, r.rows());
     Recurring(*this, r).all();
-    project(r.out, w.attended);
+    if (is_packed(r.out.matrix.encoding)) for_tokens(tokens, [&](size_t t) { quantize(w.attended, r.inner(), t); });
+    project(r.out, w.attended, w.quantized);
     return &r.out;
 }
 

@@ -132,12 +132,16 @@ struct Rope {
     size_t positions, count;
 };
 
-// Rows that go into a product, in float32 and quantized.
-struct Input {
-    float* x;
+// What Target::quantize makes of rows.
+struct Quantized {
     int8_t* q;
     float *scale, *sum;
     int32_t* offset;
+};
+
+// Rows that go into a product, in float32 and quantized.
+struct Input : Quantized {
+    float* x;
 };
 
 // What experts need. A pair is a token and an expert that it goes to; pairs are in ascending order of their experts, then
@@ -162,10 +166,8 @@ struct Workspace {
     float* mixed;               // [tokens, widest of what goes into a mixer]
     float* attended;            // [tokens, widest of what comes out of one]
     float* gate_up;             // [tokens, 2 * widest intermediate]
-    float* activated;           // [tokens, widest intermediate]
-    int8_t* q;                  // [tokens, widest input], as are the groups of the next three
-    float *scale, *sum;
-    int32_t* offset;
+    Quantized quantized;        // [tokens, hidden or widest attended]: of w.normed, or of w.attended
+    Input activated;            // [tokens, widest intermediate]
     Input embedded;             // [tokens, hidden]: the tokens' embeddings, for layers that have something of their ids
     ExpertsRoom experts;
     float* replayed;            // [LOG_TOKENS, widest of what goes into a recurrent mixer]

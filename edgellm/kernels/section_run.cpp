@@ -18,7 +18,7 @@ void Run::embed() {
             embed(static_cast<size_t>(pass.ids[t]), x);
         else
             memcpy(x, pass.hidden + t * s.row_in + s.hidden, s.hidden * sizeof(float));
-        if (s.hidden % GROUP == 0) quantize(w.embedded, s.hidden, t);
+        if (s.hidden % GROUP == 0) quantize(w.embedded.x, s.hidden, t, 0, s.hidden, w.embedded);
     }
     if (pass.hidden) {
         for (size_t t = 0; t < tokens; t++)
@@ -170,25 +170,28 @@ bool make_room(Section& s, size_t tokens) {
     }
     size_t widest = s.hidden;
     reach(widest, attended);
-    reach(widest, inner);
     ExpertsRoom& room = w.experts;
     const size_t into = top_k * s.hidden, from = top_k * expert_inner;  // of a token's pairs
     const size_t embedded = s.per_layer ? s.hidden : 0;
-    float *embedded_q, *embedded_offset, *q, *offset, *chosen, *pair_tokens, *gathered_q, *gathered_offset, *inner_q, *inner_offset;  // of other types
+    constexpr size_t INPUTS = 5;
+    float *chosen, *pair_tokens, *q[INPUTS], *offset[INPUTS];  // of other types
+    Quantized* const quantized[INPUTS] = {&w.quantized, &w.activated, &room.gathered, &room.inner, &w.embedded};
     const struct {
         float** place;
         size_t count;
     } parts[] = {
         {&w.x, s.hidden}, {&w.normed, s.hidden}, {&w.added, s.hidden}, {&w.mixed, mixed}, {&w.attended, attended},
-        {&w.gate_up, gate_up}, {&w.activated, inner}, {&q, widest / 4 + 1}, {&w.scale, widest / GROUP + 1},
-        {&w.sum, widest / GROUP + 1}, {&offset, widest / GROUP + 1},
-        {&w.embedded.x, embedded}, {&embedded_q, embedded / 4}, {&w.embedded.scale, embedded / GROUP},
-        {&w.embedded.sum, embedded / GROUP}, {&embedded_offset, embedded / GROUP},
+        {&w.gate_up, gate_up}, {&q[0], widest / 4 + 1}, {&w.quantized.scale, widest / GROUP + 1},
+        {&w.quantized.sum, widest / GROUP + 1}, {&offset[0], widest / GROUP + 1},
+        {&w.activated.x, inner}, {&q[1], inner / 4}, {&w.activated.scale, inner / GROUP},
+        {&w.activated.sum, inner / GROUP}, {&offset[1], inner / GROUP},
+        {&w.embedded.x, embedded}, {&q[4], embedded / 4}, {&w.embedded.scale, embedded / GROUP},
+        {&w.embedded.sum, embedded / GROUP}, {&offset[4], embedded / GROUP},
         {&room.scores, experts}, {&chosen, top_k}, {&room.weights, top_k}, {&pair_tokens, top_k}, {&room.shares, top_k},
-        {&room.gathered.x, into}, {&gathered_q, into / 4}, {&room.gathered.scale, into / GROUP},
-        {&room.gathered.sum, into / GROUP}, {&gathered_offset, into / GROUP},
-        {&room.gate_up, 2 * from}, {&room.inner.x, from}, {&inner_q, from / 4}, {&room.inner.scale, from / GROUP},
-        {&room.inner.sum, from / GROUP}, {&inner_offset, from / GROUP},
+        {&room.gathered.x, into}, {&q[2], into / 4}, {&room.gathered.scale, into / GROUP},
+        {&room.gathered.sum, into / GROUP}, {&offset[2], into / GROUP},
+        {&room.gate_up, 2 * from}, {&room.inner.x, from}, {&q[3], from / 4}, {&room.inner.scale, from / GROUP},
+        {&room.inner.sum, from / GROUP}, {&offset[3], from / GROUP},
         {&room.out, top_k ? s.hidden : 0}, {&room.sum, shared},
     };
     constexpr size_t LINE = 64 / sizeof(float);
@@ -206,16 +209,12 @@ bool make_room(Section& s, size_t tokens) {
         at += lines(part.count);
     }
     w.replayed = at;
-    w.q = reinterpret_cast<int8_t*>(q);
-    w.offset = reinterpret_cast<int32_t*>(offset);
-    w.embedded.q = reinterpret_cast<int8_t*>(embedded_q);
-    w.embedded.offset = reinterpret_cast<int32_t*>(embedded_offset);
+    for (size_t i = 0; i < INPUTS; i++) {
+        quantized[i]->q = reinterpret_cast<int8_t*>(q[i]);
+        quantized[i]->offset = reinterpret_cast<int32_t*>(offset[i]);
+    }
     room.chosen = reinterpret_cast<uint32_t*>(chosen);
     room.tokens = reinterpret_cast<uint32_t*>(pair_tokens);
-    room.gathered.q = reinterpret_cast<int8_t*>(gathered_q);
-    room.gathered.offset = reinterpret_cast<int32_t*>(gathered_offset);
-    room.inner.q = reinterpret_cast<int8_t*>(inner_q);
-    room.inner.offset = reinterpret_cast<int32_t*>(inner_offset);
     return true;
 }
 
