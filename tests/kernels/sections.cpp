@@ -222,8 +222,8 @@ struct Trial {
 
     Trial(const Features& features, size_t tokens) : f(features), ids(tokens), context(tokens) {
         for (size_t i = 0; i < LAYERS; i++) layers.push_back(memory.layer(f, i));
-        SectionSpec spec = {f.hidden, f.vocab, f.positions ? context : 0, LAYERS, 1e-5, 1, 1, 0, layers.data(), {}, {}, {},
-                            memory.norm(f)};
+        SectionSpec spec = {f.hidden, f.vocab, f.positions ? context : 0, LAYERS, 0, 0, 1e-5, 1, 1, 0, layers.data(), {},
+                            {}, {}, memory.norm(f), 0};
         spec.embedding = memory.weight(f.ends, f.vocab, f.hidden);
         if (f.positions) spec.position_embedding = memory.weight(f.ends, context, f.hidden);
         spec.head = memory.weight(f.ends, f.vocab, f.hidden);
