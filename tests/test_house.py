@@ -27,7 +27,7 @@ BELOW = {
     "plan": GROUND | {"shards"},
     "wire": GROUND | {"plan"},
     "model": GROUND | {"kernels", "shards"},
-    "text": GROUND,
+    "text": GROUND | {"shards"},
     "checkpoint": GROUND | {"kernels", "shards", "model", "text"},
     "agent": GROUND | {"model", "kernels", "shards", "plan", "wire", "text"},
     "manager": GROUND | {"shards", "plan", "wire", "text"},
@@ -35,7 +35,7 @@ BELOW = {
     "blocking.py": GROUND | {"client.py", "manager", "plan"},
     "conversations.py": GROUND,
     "server": GROUND | {"client.py", "controller", "conversations.py", "manager", "plan", "wire", "text", "shards"},
-    "check": GROUND | {"model", "kernels", "shards", "plan", "wire", "manager", "text"},
+    "check": GROUND | {"checkpoint", "model", "kernels", "shards", "plan", "wire", "manager", "text"},
     "controller": GROUND | {"manager", "checkpoint", "shards", "plan", "wire", "check", "text"},
 }
 

@@ -42,6 +42,7 @@ def plan_of(
         chunk=settings.chunk,
         kv_dtype=settings.kv_dtype,
         sections=tuple(Section(capacities[c.board].board, c.start, c.end) for c in cuts),
+        swap_experts=settings.swap_experts,
         draft=settings.draft,
     )
 

@@ -75,7 +75,7 @@ def test_a_cluster_that_serves():
         "disk_free_bytes": 5_000_000_000, "slots": 4, "free_slots": 3, "temperature_c": 51.5, "throttled": False,
         "undervoltage": None, "link_mbit": 1000, "uptime_s": 100.5, "decode_ms_per_token": 24.0, "hop_s": 0.001,
         "predicted_ms_per_token": None, "measured_ms_per_token": None, "cache": None,
-        "draft_model": None, "drafts": {},
+        "degraded": None, "draft_model": None, "drafts": {},
         "kernels": "dotprod", "cores": [4, 5, 6, 7], "version": "0.1.0", "epoch": 1,
     }  # fmt: skip
     assert 1_990_000_000 < first["ram_free_bytes"] < 2_000_000_000
