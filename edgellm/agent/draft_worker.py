@@ -11,7 +11,7 @@ from edgellm.agent.drafters import Ask, Drafter
 
 log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.005  # whether the board is idle
-_NEAR_TOKENS = 32  # that a drafter may compute before its first draft; more of them it computes while nobody waits
+NEAR_TOKENS = 32  # that a drafter may compute before its first draft; more of them it computes while nobody waits
 Made = Callable[[tuple[int, ...] | None, float], None]
 
 
@@ -105,7 +105,7 @@ class DraftWorker:
         each_s = 0.0
         try:
             with self._turn():
-                near = [job for job in jobs if drafter.behind(job.ask) <= _NEAR_TOKENS]
+                near = [job for job in jobs if drafter.behind(job.ask) <= NEAR_TOKENS]
                 began_s = time.perf_counter()
                 found = drafter.drafts([job.ask for job in near])
                 each_s = (time.perf_counter() - began_s) / max(1, sum(map(len, found)))

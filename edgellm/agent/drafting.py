@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
-from edgellm.agent.draft_worker import DraftWorker
+from edgellm.agent.draft_worker import NEAR_TOKENS, DraftWorker
 from edgellm.agent.drafters import Ask, Drafter
 from edgellm.agent.lookup import Lookup
 from edgellm.agent.payoff import Acceptance, DraftTime, Offer, Passes, choose
@@ -56,7 +56,7 @@ class Drafting:
         """Return what is known of a sequence that has no answer yet. Meanwhile drafters compute its prompt, whenever
         the board is idle. `ask(ids)` asks for its drafts behind a text."""
         said = Speculation(Lookup(prompt), [Acceptance(hope.rate) for hope in self._hopes])
-        if self._worker is not None:
+        if self._worker is not None and len(prompt) > NEAR_TOKENS:
             for drafter in self._drafters:
                 self._worker.prepare(seq_id, drafter, ask(said.lookup.ids))
         return said
