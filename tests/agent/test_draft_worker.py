@@ -125,7 +125,7 @@ def test_what_the_text_has_wins_over_a_drafter_whose_drafts_come_true_less_often
     board.lap([60])
     assert board.lap([7, 8, 9]) == (10, 11, 12, 13) and board.said.by == 0
     board.said.acceptances[0].rate = 0.01
-    assert board.lap([60]) == () and board.said.acceptances[0].rest == 16
+    assert board.lap([90]) == () and board.said.acceptances[0].rest == 16
 
 
 def test_asks_of_several_sequences_run_together():

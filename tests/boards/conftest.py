@@ -34,6 +34,7 @@ ORDER = (
     "test_pairs",
     "test_loss",
     "test_models",
+    "test_draft_model",
     "test_rebalance",
     "test_healing",
     "test_bad_inventory",
