@@ -7,3 +7,4 @@ MAX_LOGPROBS = 20  # likeliest tokens whose logarithms of probability one answer
 MAX_CACHE_NAME = 64  # letters in the name of a cache of prompts
 MAX_WAIT_S = 86_400.0  # the longest that a sequence may ask to wait for a slot
 MAX_CHECKPOINTS = 256  # positions that a board may name at which a sequence may begin
+MTP_TOKENS = 64  # that the layer which drafts computes at once

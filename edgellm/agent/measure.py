@@ -152,7 +152,7 @@ def measure_decode(manifest: Manifest, folder: Path, path: str = "auto") -> tupl
             log.warning("the head is not timed: %s", e)
     first = here.layers[0][0]
     of_mean_size = manifest.layer(first).ram_bytes / mean_layers(manifest, first, first + 1)
-    return layer_s, layer_s * manifest.head.ram_bytes / max(1, of_mean_size)
+    return layer_s, layer_s * manifest.head_touched_bytes / max(1, of_mean_size)
 
 
 def _decode_s(section, want_logits: bool) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_shape, layout_of, unexpected
 from edgellm.checkpoint.tensors import Rows, SourceTensor, sliced
 from edgellm.errors import CheckpointError
+from edgellm.model.families.mtp import LAYER_PREFIX, PREFIX
 from edgellm.model.families.pieces import Piece, Slice
 from edgellm.model.families.spec import Spec
 from edgellm.shards.tiles import BLOCK_BYTES
@@ -33,6 +34,7 @@ def described_layout(spec: Spec, config: Any, tensors: Mapping[str, SourceTensor
     from edgellm.checkpoint.names import map_names
     from edgellm.model.generic.build import build_empty, find_layers
 
+    spec, of_mtp, tensors = _take_mtp(spec, tensors)
     model = build_empty(config, real_buffers=False)
     known, path = model.state_dict(), find_layers(model)[0]
     stored = [f"{path}.{i}.{name}" for i, layer in enumerate(spec.layers) for name in layer.matrices]
@@ -41,11 +43,47 @@ def described_layout(spec: Spec, config: Any, tensors: Mapping[str, SourceTensor
     for name, tensor in named.items():
         if name not in known:
             raise unexpected(tensor.origin, spec.architecture, len(named), len(known))
-    reader = _Reader(spec, {**named, **stacked}, path, where)
+    reader = _Reader(spec, {**named, **stacked, **of_mtp}, path, where)
     shards = [reader.shard("embedding", None)]
     shards += [reader.shard("layer", i) for i in range(spec.num_layers)]
     shards.append(reader.shard("head", None))
     return layout_of(spec, tuple(shards))
+
+
+def _take_mtp(
+    spec: Spec, tensors: Mapping[str, SourceTensor]
+) -> tuple[Spec, dict[str, SourceTensor], dict[str, SourceTensor]]:
+    """Return (`spec`, the tensors of its head for multi-token prediction by their names in the shard, all others).
+
+    Many checkpoints lack such a head, though their configs don't say so, and models can do without: unless it is whole,
+    the spec that is returned has none.
+    """
+    mtp = spec.mtp
+    if mtp is None:
+        return spec, {}, dict(tensors)
+    own = tuple(theirs for _, theirs in mtp.checkpoint_names)
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith((PREFIX, *own))}
+    stacked, single = stack_experts(
+        {name: tensor for name, tensor in tensors.items() if name not in rest},
+        frozenset(mtp.checkpoint_name(name) for name in mtp.matrices),
+    )
+    there = single | stacked
+    pieces = {LAYER_PREFIX + piece.name: piece for piece in mtp.layer.pieces}
+    found = dict[str, SourceTensor]()
+    for name, shape in mtp.tensors.items():
+        piece = pieces.get(name)
+        if mtp.embedding and name == mtp.embedding.name:
+            tensor = tensors.get(spec.embedding.name)
+        elif (tensor := there.get(mtp.checkpoint_name(name))) is None and piece is not None:
+            tensor = there.get(mtp.checkpoint_name(LAYER_PREFIX + piece.tensor))
+            if tensor is not None and tensor.encoding in BLOCK_BYTES:
+                piece = replace(piece, transposed=False)
+            if tensor is not None and tensor.shape == piece.whole_shape(shape):
+                tensor = _cut(tensor, piece, shape)
+        if tensor is None or tensor.shape != shape:
+            return replace(spec, mtp=None), {}, rest
+        found[name] = tensor
+    return spec, found, rest
 
 
 class _Reader:
@@ -58,7 +96,7 @@ class _Reader:
 
     def shard(self, kind: str, layer: int | None) -> ShardContent:
         matrices, pieces = self.spec.matrices(kind, layer), dict[str, Piece]()
-        kept = self.spec.kept(layer)
+        kept = self.spec.kept(kind, layer)
         prefix = "" if layer is None else f"{self.layers_path}.{layer}."
         if layer is not None:
             pieces = {piece.name: piece for piece in self.spec.layers[layer].pieces}

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgellm.checkpoint.layer_facts import layer_facts
-from edgellm.checkpoint.layout import Layout, layout_of, shard_file_name
+from edgellm.checkpoint.layer_facts import layer_facts, mtp_facts
+from edgellm.checkpoint.layout import Layout, layout_of, mtp_kind, shard_file_name
 from edgellm.checkpoint.shard import ShardPlan, make_entry, make_plan
 from edgellm.checkpoint.sources import Progress, open_source
 from edgellm.checkpoint.split import plan_split
@@ -58,10 +58,10 @@ def _of_config(path: Path, name: str, quantize: str) -> Manifest:
     encoding = _encoding(config)
     plans = []
     for kind, layer in [("embedding", None), *(("layer", i) for i in range(spec.num_layers)), ("head", None)]:
-        matrices, kept = spec.matrices(kind, layer), spec.kept(layer)
+        matrices, kept = spec.matrices(kind, layer), spec.kept(kind, layer)
         entries = [
             make_entry(tensor, SourceTensor(shape, encoding, f"{path}: {tensor}", _nothing), False, tensor in matrices,
-                       kind, "none" if tensor in kept else quantize)
+                       mtp_kind(tensor, kind), "none" if tensor in kept else quantize)
             for tensor, shape in spec.shard_tensors(kind, layer).items()
         ]  # fmt: skip
         plans.append(make_plan(shard_file_name(kind, layer), kind, layer, entries))
@@ -100,5 +100,6 @@ def _manifest(name: str, quantize: str, layout: Layout, plans: list[ShardPlan]) 
         shards=tuple(Shard(p.name, p.kind, p.layer, p.bytes, p.ram_bytes, _NO_SHA256) for p in plans),
         files=(ModelFile("config.json", 0, _NO_SHA256),),
         **layer_facts(layout.spec, plans),
+        mtp=mtp_facts(layout.spec, plans),
         sha256=_NO_SHA256,
     )

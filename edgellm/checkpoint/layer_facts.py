@@ -1,11 +1,13 @@
 """What the manifest says of each layer besides its shard: what a slot keeps for it, and which of its weights a token
-touches."""
+touches; and the same of the layer that drafts."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from edgellm.checkpoint.shard import ShardPlan
+from edgellm.model.families.mtp import PREFIX
 from edgellm.model.families.spec import Layer, Spec
+from edgellm.shards.manifest import Mtp
 
 
 def layer_facts(spec: Spec | None, plans: Sequence[ShardPlan]) -> dict[str, Any]:
@@ -33,6 +35,16 @@ def _expert_bytes(layer: Layer, plan: ShardPlan) -> int:
     """Return the bytes of a layer's experts."""
     names = {part.weight.name for part in layer.experts.expert_projections} if layer.experts else set()
     return sum(entry.ram_bytes for entry in plan.entries if entry.name in names)
+
+
+def mtp_facts(spec: Spec | None, plans: Sequence[ShardPlan]) -> Mtp | None:
+    """Return what the manifest says of the head for multi-token prediction, for a model with `spec` and these shards;
+    None if it has none."""
+    if spec is None or spec.mtp is None:
+        return None
+    head, layer = plans[-1], spec.mtp.layer
+    ram_bytes = sum(entry.ram_bytes for entry in head.entries if entry.name.startswith(PREFIX))
+    return Mtp(ram_bytes, layer.kv_elements_per_token, layer.kv_scales_per_token)
 
 
 def _touched_bytes(layer: Layer, plan: ShardPlan) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from edgellm.checkpoint.tensors import SourceTensor
 from edgellm.errors import CheckpointError
+from edgellm.model.families.mtp import PREFIX as MTP_PREFIX
 from edgellm.model.families.spec import Spec
 
 
@@ -60,6 +61,14 @@ class Layout:
 def shard_file_name(kind: str, layer: int | None) -> str:
     """Return the name of a shard's file; `kind` is "embedding", "layer" or "head"."""
     return f"{kind}.safetensors" if layer is None else f"layer-{layer:04d}.safetensors"
+
+
+def mtp_kind(name: str, kind: str) -> str:
+    """Return of which kind a tensor is in a shard of `kind`: the layer that drafts is in the head's, and quantized as
+    others are."""
+    if not name.startswith(MTP_PREFIX):
+        return kind
+    return "embedding" if name == f"{MTP_PREFIX}embed_tokens.weight" else "layer"
 
 
 def layout_of(spec: Spec, shards: tuple[ShardContent, ...]) -> Layout:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from edgellm.checkpoint.journal import Journal
 from edgellm.checkpoint.json_file import read_json_if_there
-from edgellm.checkpoint.layer_facts import layer_facts
-from edgellm.checkpoint.layout import Layout
+from edgellm.checkpoint.layer_facts import layer_facts, mtp_facts
+from edgellm.checkpoint.layout import Layout, mtp_kind
 from edgellm.checkpoint.shard import SHARD_FORMAT, ShardPlan, disk_error, make_entry, make_plan, write_shard
 from edgellm.checkpoint.sources import Progress, Source
 from edgellm.errors import CheckpointError, ManifestError, UsageError
@@ -132,6 +132,7 @@ def _write(
         **layer_facts(layout.spec, plans),
         source_sha256=journal.head["fingerprint"],
         pooling=source.pooling,
+        mtp=mtp_facts(layout.spec, plans),
     )
     manifest.write(out)
     journal.path.unlink(missing_ok=True)
@@ -240,9 +241,11 @@ def plan_split(source: Source, quantize: str) -> tuple[Layout, list[ShardPlan]]:
     plans = []
     for shard in layout.shards:
         entries = [
-            make_entry(t.name, t.source, t.transposed, t.packable, shard.kind, "none" if t.kept else quantize)
-            for t in shard.tensors
-        ]
+            make_entry(
+                t.name, t.source, t.transposed, t.packable, mtp_kind(t.name, shard.kind),
+                "none" if t.kept else quantize,
+            ) for t in shard.tensors
+        ]  # fmt: skip
         plans.append(make_plan(shard.file_name, shard.kind, shard.layer, entries))
     return layout, plans
 

@@ -57,7 +57,7 @@ def parse_board(text: str, manifest: Manifest) -> Capacity:
         layer_s = layer_bytes / float(rate)
     else:
         layer_s = float(_quantity(match["time"], _TIMES, f"--board: {name}'s time a layer", "s, ms or us, like 25ms"))
-    head_s = layer_s * manifest.head.ram_bytes / layer_bytes
+    head_s = layer_s * manifest.head_touched_bytes / layer_bytes
     try:
         return Capacity(name, ram_bytes, layer_s, head_s, GUESSED_HOP_S)
     except PlanError as e:

@@ -126,7 +126,7 @@ def _swapping(needs: Needs, capacity: Capacity, section: Section) -> Swapping | 
 
 def _touched(manifest: Manifest, section: Section) -> int:
     """Return the bytes of a section's weights that one token is multiplied with; of the embedding it reads one row."""
-    head = manifest.head.ram_bytes if section.end == manifest.num_layers else 0
+    head = manifest.head_touched_bytes if section.end == manifest.num_layers else 0
     return sum(manifest.touched_bytes_per_token[section.start : section.end]) + head
 
 

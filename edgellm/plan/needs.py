@@ -4,7 +4,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from edgellm.limits import MAX_CHOICES
+from edgellm.limits import MAX_CHOICES, MTP_TOKENS
 from edgellm.plan.types import Draft, Settings
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.slot_memory import kv_bytes
@@ -83,12 +83,17 @@ class Needs:
         self._activations = 4 * tokens * (activations + mask + buffers)
         # Beside the logits: the sampler's scratch, some of it in float64, and one row a sequence with a repeat penalty.
         self._logits = 4 * (choices + 8 + settings.slots) * manifest.vocab_size
+        self._mtp_kv = 0
+        if mtp := manifest.mtp:  # which drafts, behind the last layer, and has room of its own to compute in
+            of_slot = kv_bytes(mtp.kv_elements_per_token, mtp.kv_scales_per_token, 0, context, kv_dtype)
+            self._mtp_kv = slots * of_slot
+            self._logits += 4 * (MTP_TOKENS * (activations + 4 * manifest.hidden_size) + manifest.vocab_size)
         self._draft = draft = settings.draft or Draft("none", "0" * 64, 0, 0, 0)
         draft_bytes = draft.weights_bytes + settings.slots * draft.slot_bytes + draft.scratch_bytes
         # The same as sums: of what layers need, and what any section needs beside them, the first and the last one.
         self.layer_sums = tuple(map(sum, zip(self._weights, self._kv, self._state, strict=True)))
         self.fixed_bytes = self._activations
-        self.first_bytes, self.last_bytes = self._embedding, self._head + self._logits + draft_bytes
+        self.first_bytes, self.last_bytes = self._embedding, self._head + self._mtp_kv + self._logits + draft_bytes
 
     def of(self, start: int, end: int) -> SectionNeed:
         """Return the need of section [start, end)."""
@@ -97,7 +102,7 @@ class Needs:
         return SectionNeed(
             weights=weights + last * draft.weights_bytes,
             kv=self._kv[end] - self._kv[start] + self._received(start, end)
-            + last * self.settings.slots * draft.slot_bytes,
+            + last * (self._mtp_kv + self.settings.slots * draft.slot_bytes),
             activations=self._activations + last * (self._logits + draft.scratch_bytes),
             state=self._state[end] - self._state[start],
             experts=self.experts(start, end),

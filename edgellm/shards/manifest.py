@@ -60,6 +60,16 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
+class Mtp:
+    """The head for multi-token prediction, whose tensors are in the head's shard: what it takes there in RAM, an
+    embedding of its own included, and what a slot keeps for its layer."""
+
+    ram_bytes: int
+    kv_elements_per_token: int
+    kv_scales_per_token: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A split model. Sizes in bytes, lengths in tokens; `activation_elements_per_token` bounds what one layer's modules
     produce for one token.
@@ -98,6 +108,7 @@ class Manifest:
     source_sha256: str = ""  # of the source and the options: tells a finished split of the same source from another
     format: int = FORMAT  # as it was read
     pooling: str = ""  # how its authors make an embedding: of POOLS, or OTHER_POOL; "" if the source doesn't say
+    mtp: Mtp | None = None  # what drafts, if the model brings it
     sha256: str = field(default="", compare=False)  # of manifest.json itself; set by `read`
 
     def __post_init__(self) -> None:
@@ -134,6 +145,13 @@ class Manifest:
             sizes = (entry.bytes, getattr(entry, "ram_bytes", 0))
             if not (all(_is_int(n) and 0 <= n <= _MOST for n in sizes) and _SHA256.match(entry.sha256)):
                 raise ManifestError(f"manifest: {entry.name} has a bad size or SHA-256")
+        if self.mtp is not None:
+            numbers = (self.mtp.ram_bytes, self.mtp.kv_elements_per_token, self.mtp.kv_scales_per_token)
+            if not all(_is_int(n) and 0 <= n <= _MOST for n in numbers) or self.mtp.ram_bytes > self.head.ram_bytes:
+                raise ManifestError(
+                    f"manifest: mtp is {', '.join(str(n)[:20] for n in numbers)}, expected integers, and at most the "
+                    f"{self.head.ram_bytes} bytes of the head"
+                )
         for name, values in self._since_2().items():
             object.__setattr__(self, name, getattr(self, name) or values)
         held = (shard.ram_bytes for shard in self.shards[1:-1])
@@ -178,6 +196,11 @@ class Manifest:
     def head(self) -> Shard:
         return self.shards[-1]
 
+    @property
+    def head_touched_bytes(self) -> int:
+        """Bytes of weights that a token's logits take: those of the head, without what drafts."""
+        return self.head.ram_bytes - (self.mtp.ram_bytes if self.mtp else 0)
+
     def layer(self, i: int) -> Shard:
         return self.shards[1 + i]
 
@@ -209,6 +232,8 @@ class Manifest:
         for name in ("pooling", *_OF_A_FEW):  # as before there were these fields
             if not content[name]:
                 del content[name]
+        if self.mtp is None:
+            del content["mtp"]
         return json.dumps({"format": FORMAT, **content}, indent=1) + "\n"
 
     @classmethod
@@ -227,6 +252,8 @@ class Manifest:
             content["shards"] = tuple(Shard(**s) for s in content["shards"])
             content["files"] = tuple(ModelFile(**f) for f in content["files"])
             content["eos_token_ids"] = tuple(_ints(content["eos_token_ids"]))
+            if "mtp" in content:
+                content["mtp"] = Mtp(**content["mtp"])
             for name in (*lists, *(content.keys() & set(_OF_A_FEW))):
                 content[name] = tuple(_ints(content[name]))
                 if not content[name]:

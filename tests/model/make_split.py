@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -80,6 +81,7 @@ def make_spec_split(
     `read` gives its tensors in float32, for a layer's number, or None, and a name in the shard. Matrices whose rows can
     be packed are in `encoding`.
     """
+    spec = replace(spec, mtp=None)
     folder.mkdir(parents=True, exist_ok=True)
     layers = [(f"layer-{i:04}.safetensors", "layer", i) for i in range(spec.num_layers)]
     first, last = (("embedding.safetensors", "embedding", None), ("head.safetensors", "head", None))

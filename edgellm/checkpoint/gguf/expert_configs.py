@@ -12,6 +12,7 @@ from edgellm.checkpoint.gguf.header import (
     read_scale,
     read_sizes,
     read_window,
+    without_extra_layers,
 )
 from edgellm.checkpoint.gguf.native_configs import granite_multipliers
 
@@ -132,9 +133,11 @@ def glm4moe(header: Header) -> dict:
     sizes, experts = read_sizes(header), read_experts(header, SIGMOID)
     metadata = header.metadata
     expect_plain_scale(header, sizes)
+    sizes, extra = without_extra_layers(header, sizes)
     return {
         "model_type": "glm4_moe",
         **sizes.settings(),
+        "num_nextn_predict_layers": extra,
         **read_rms_eps(header),
         "n_routed_experts": experts["num_experts"],
         "num_experts_per_tok": experts["num_experts_per_tok"],

@@ -1,7 +1,7 @@
 """Header values that architectures share: sizes, norms, rotary parameters, windows, and which biases there are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgellm.checkpoint.gguf.metadata import Metadata
 from edgellm.checkpoint.gguf.rope import ReadTensor, rope_parameters
@@ -61,6 +61,18 @@ def read_sizes(header: Header, *, gated: bool = True) -> Sizes:
         head_dim=head_dim,
         max_position_embeddings=metadata.count("context_length"),
     )
+
+
+def without_extra_layers(header: Header, sizes: Sizes) -> tuple[Sizes, int]:
+    """Return the sizes without the layers that predict further tokens, and how many these are. Raises CheckpointError
+    if there are no others."""
+    metadata, layers = header.metadata, sizes.num_hidden_layers
+    extra = metadata.count("nextn_predict_layers", 0, least=0)
+    if extra >= layers:
+        raise CheckpointError(
+            f"{metadata.where}: {metadata.key('nextn_predict_layers')} is {extra}, of {layers} layers"
+        )
+    return replace(sizes, num_hidden_layers=layers - extra), extra
 
 
 def expect_plain_scale(header: Header, sizes: Sizes) -> None:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from edgellm.checkpoint.gguf.file import GGUFTensor
 from edgellm.checkpoint.gguf.rope import FACTOR_TENSORS
@@ -22,6 +23,7 @@ from edgellm.checkpoint.tensors import SourceTensor, sliced
 from edgellm.errors import CheckpointError
 from edgellm.model.families.feed_forwards import Experts, GatedMlp, PlainMlp
 from edgellm.model.families.mixers import Attention, DeltaRule, Mamba2, ShortConv
+from edgellm.model.families.mtp import LAYER_PREFIX, Mtp
 from edgellm.model.families.parts import Norm, Projection
 from edgellm.model.families.pieces import Slice
 from edgellm.model.families.spec import Layer, Spec
@@ -35,6 +37,8 @@ _OF_ALL = {
     "per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
 }
 _FUSED = "ffn_gate_up_exps"  # gate and up of all experts in one, gate first
+# Families whose files may have layers behind the last one.
+_PREDICTING = ("glm4_moe", "qwen3_5")
 # Inverse frequencies, which old converters stored and nothing reads.
 _UNREAD = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
 
@@ -62,9 +66,32 @@ def native_layout(spec: Spec, tensors: Mapping[str, GGUFTensor], where: str, *, 
     head = "token_embd.weight" if spec.tied and "output.weight" not in tensors else "output.weight"
     final_norm = "output_norm" if "output_norm.weight" in tensors else "token_embd_norm"  # so for LFM2
     names = [*_norm_names(spec.final_norm, final_norm), (head, spec.head.name)]
-    shards.append(ShardContent("head", None, tuple(reader.read(a, b, spec.head_tensors) for a, b in names)))
+    of_head = [reader.read(theirs, ours, spec.head_tensors) for theirs, ours in names]
+    if spec.mtp:
+        try:
+            of_head += _mtp(reader, spec.mtp, spec.num_layers)
+        except CheckpointError:  # answers are the same without it
+            spec = replace(spec, mtp=None)
+    shards.append(ShardContent("head", None, tuple(of_head)))
     reader.check_rest()
     return layout_of(spec, tuple(shards))
+
+
+def _mtp(reader: "_Reader", mtp: Mtp, block: int) -> list[StoredTensor]:
+    """Return the tensors of the head for multi-token prediction, which is the file's layer `block`. Where the file has
+    no norm of its own behind it, it is the model's."""
+    at, layer = f"blk.{block}.", mtp.layer
+    norm = f"{at}nextn.shared_head_norm" if f"{at}nextn.shared_head_norm.weight" in reader.tensors else "output_norm"
+    names = [
+        *_norm_names(mtp.embedding_norm, f"{at}nextn.enorm"), *_norm_names(mtp.hidden_norm, f"{at}nextn.hnorm"),
+        *_projection_names(mtp.fc, f"{at}nextn.eh_proj"), *_norm_names(mtp.norm, norm),
+    ]  # fmt: skip
+    names += [("token_embd.weight", mtp.embedding.name)] if mtp.embedding else []
+    found = [reader.read(theirs, ours, mtp.tensors) for theirs, ours in names]
+    for theirs, ours in _layer_names(layer, _ffn_norm(reader.tensors, block)):
+        tensor = reader.read(f"{at}{theirs}", ours, layer.tensors, layer)
+        found.append(replace(tensor, name=LAYER_PREFIX + ours))
+    return found
 
 
 def _ffn_norm(tensors: Mapping[str, GGUFTensor], layer: int) -> str:
@@ -183,8 +210,12 @@ def _experts_names(experts: Experts) -> list[tuple[str, str]]:
 
 def _offsets(spec: Spec) -> dict[str, float]:
     """Return what the model adds to the weights of its norms, by name in the shard: a GGUF has them with it."""
+    mtp, layers = spec.mtp, spec.layers
     norms = [spec.final_norm]
-    for layer in spec.layers:
+    if mtp:
+        norms += [mtp.embedding_norm, mtp.hidden_norm, mtp.norm]
+        layers += (mtp.layer,)
+    for layer in layers:
         parts = vars(layer.mixer).values() if layer.mixer else ()
         norms += [*layer.norms, *(part for part in parts if isinstance(part, Norm))]
     return {norm.weight.name: norm.offset for norm in norms}
@@ -274,8 +305,8 @@ class _Reader:
     def check_rest(self) -> None:
         """Raise CheckpointError for a tensor that the model doesn't have."""
         for name, info in self.tensors.items():
-            if self.spec.model_type.startswith("qwen3_5") and self._is_beyond(name):
-                continue  # of layers that predict further tokens
+            if self.spec.model_type.startswith(_PREDICTING) and self._is_beyond(name):
+                continue  # of layers that predict further tokens: copies of ends, or more layers than are used
             if self._is_unseen(name):
                 continue
             if name not in self.taken and name not in FACTOR_TENSORS and not _UNREAD.fullmatch(name):

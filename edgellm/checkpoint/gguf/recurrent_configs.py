@@ -13,6 +13,7 @@ from edgellm.checkpoint.gguf.header import (
     read_rope,
     read_scale,
     read_sizes,
+    without_extra_layers,
 )
 from edgellm.checkpoint.gguf.metadata import Metadata
 from edgellm.checkpoint.gguf.native_configs import granite_multipliers
@@ -74,14 +75,11 @@ def _delta_rule(header: Header, sizes: Sizes) -> dict:
     metadata.raw("rope.dimension_sections")  # positions in images; in a text all sections are the same
     heads, head_dim = _heads(header)
     key_heads = metadata.count("ssm.group_count")
-    extra = metadata.count("nextn_predict_layers", 0, least=0)
-    if extra >= sizes.num_hidden_layers:
-        raise CheckpointError(
-            f"{metadata.where}: {metadata.key('nextn_predict_layers')} is {extra}, of {sizes.num_hidden_layers} layers"
-        )
+    sizes, extra = without_extra_layers(header, sizes)
     return {
-        **replace(sizes, num_hidden_layers=sizes.num_hidden_layers - extra).settings(),
+        **sizes.settings(),
         **read_rms_eps(header),
+        "mtp_num_hidden_layers": extra,
         "hidden_act": "silu",
         "full_attention_interval": metadata.count("full_attention_interval", 4),
         "attention_bias": False,

@@ -1,8 +1,12 @@
 """GLM-4.5 and 4.6: experts in groups beside a shared one, chosen by sigmoids. Pure."""
 
-from edgellm.model.families.config import Config
+from dataclasses import replace
+
+from edgellm.model.families.config import MAX_LAYERS, Config
 from edgellm.model.families.expert_layers import sigmoid_groups
+from edgellm.model.families.feed_forwards import FeedForward
 from edgellm.model.families.llama_like import Positions, make_spec
+from edgellm.model.families.mtp import with_mtp
 from edgellm.model.families.rotary import rotary_of
 from edgellm.model.families.spec import Spec
 
@@ -16,11 +20,18 @@ def glm4_moe(config: Config) -> Spec:
     max_seq_len = config.count("max_position_embeddings", default=131072)
     partial = config.content.get("partial_rotary_factor")
     rope = {**config.content, "partial_rotary_factor": 0.5 if partial is None else partial}
-    return make_spec(
+
+    def feed_forward(layer: int) -> FeedForward:
+        return sigmoid_groups(config, layer, count=128, inner=10944, moe_inner=1408, first_dense=1)
+
+    spec = make_spec(
         config, "Glm4MoeForCausalLM", kv_heads=8, eps=1e-5, max_seq_len=max_seq_len, windows=lambda layer: 0,
         qkv_bias=config.flag("attention_bias", False), qk_norm=config.flag("use_qk_norm", False),
         positions=Positions((rotary_of(rope, dim, max_seq_len, partial=True),)), defaults=_SIZES,
-        feed_forwards=lambda layer: sigmoid_groups(
-            config, layer, count=128, inner=10944, moe_inner=1408, first_dense=1
-        ),
+        feed_forwards=feed_forward,
+    )  # fmt: skip
+    at = f"model.layers.{spec.num_layers}."
+    return with_mtp(
+        spec, config, replace(spec.layers[-1], feed_forward=feed_forward(MAX_LAYERS)), fc=f"{at}eh_proj",
+        pre_fc_norm_embedding=f"{at}enorm", pre_fc_norm_hidden=f"{at}hnorm", norm=f"{at}shared_head.norm", layers=at,
     )  # fmt: skip

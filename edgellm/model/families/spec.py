@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from edgellm.model.families.feed_forwards import Experts, FeedForward
 from edgellm.model.families.mixers import Attention, Mixer
+from edgellm.model.families.mtp import Mtp
 from edgellm.model.families.parts import Matrix, Norm, Projection, Shape, Vector, merged, stored
 from edgellm.model.families.per_layer import PerLayer
 from edgellm.model.families.pieces import Piece, Slice
@@ -124,7 +125,8 @@ class Spec:
 
     Embeddings are multiplied by `embed_scale`, logits by `logit_scale`, and then, where `logit_soft_cap` isn't 0,
     bounded: cap * tanh(logit / cap). `tied` says that the config ties the head to the embedding: then a source has one
-    tensor for both, and the head's shard stores it again. Attention's `rope` counts `rotaries`.
+    tensor for both, and the head's shard stores it again. Attention's `rope` counts `rotaries`. `mtp` is what drafts,
+    in the head's shard; a split may lack it.
     """
 
     model_type: str
@@ -143,6 +145,7 @@ class Spec:
     embed_scale: float = 1.0
     logit_scale: float = 1.0
     logit_soft_cap: float = 0.0
+    mtp: Mtp | None = None
 
     @property
     def num_layers(self) -> int:
@@ -156,7 +159,8 @@ class Spec:
     @property
     def activation_elements_per_token(self) -> int:
         """Elements that one layer's modules produce for one token, of the layer that produces most."""
-        return max(layer.activation_elements_per_token for layer in self.layers)
+        layers = (*self.layers, self.mtp.layer) if self.mtp else self.layers
+        return max(layer.activation_elements_per_token for layer in layers)
 
     @property
     def rope_switch_len(self) -> int | None:
@@ -237,7 +241,8 @@ class Spec:
     @property
     def head_tensors(self) -> dict[str, Shape]:
         """Return the shape of each tensor of the head's shard by name."""
-        return self.final_norm.tensors | {self.head.name: self.head.shape}
+        mtp = self.mtp.tensors if self.mtp else {}
+        return self.final_norm.tensors | {self.head.name: self.head.shape} | mtp
 
     def shard_tensors(self, kind: str, layer: int | None = None) -> dict[str, Shape]:
         """Return the shape of each tensor by name in the shard of this `kind`, "embedding", "layer" or "head", and
@@ -253,8 +258,12 @@ class Spec:
             assert layer is not None
             return self.layers[layer].matrices
         ends = (self.embedding, self.position_embedding) if kind == "embedding" else (self.head,)
-        return {matrix.name: matrix for matrix in ends if matrix}
+        mtp = self.mtp.matrices if self.mtp and kind == "head" else {}
+        return {matrix.name: matrix for matrix in ends if matrix} | mtp
 
-    def kept(self, layer: int | None) -> frozenset[str]:
-        """Return which of a layer's matrices are stored as the source has them, whatever others are quantized to."""
-        return frozenset() if layer is None else self.layers[layer].kept
+    def kept(self, kind: str, layer: int | None = None) -> frozenset[str]:
+        """Return which of a shard's matrices are stored as the source has them, whatever others are quantized to."""
+        if kind == "layer":
+            assert layer is not None
+            return self.layers[layer].kept
+        return self.mtp.kept if self.mtp and kind == "head" else frozenset()

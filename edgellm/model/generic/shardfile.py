@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from edgellm.model.families.mtp import PREFIX as MTP_PREFIX
 from edgellm.shards.manifest import Shard
 from edgellm.shards.mapped import FORMAT, MappedShard, map_checked
 
@@ -26,7 +27,8 @@ class Stored:
 
 
 class ShardFile:
-    """A mapped shard. `tensors` by name; `bytes` is the file's size. All errors are ManifestErrors naming the file."""
+    """A mapped shard. `tensors` by name, without those that native sections draft with; `bytes` is the file's size. All
+    errors are ManifestErrors naming the file."""
 
     def __init__(self, folder: Path, shard: Shard, verify_sha256: bool = True):
         mapped = MappedShard(folder, shard, verify_sha256)
@@ -35,5 +37,7 @@ class ShardFile:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given (buffer|NumPy array) is not writable")  # nor written
             for name, tensor in mapped.tensors.items():
+                if shard.kind == "head" and name.startswith(MTP_PREFIX):
+                    continue  # transformers has none of them
                 data = torch.from_numpy(tensor.data).view(_DTYPES[tensor.dtype]).view(tensor.stored_shape)
                 self.tensors[name] = Stored(data, tensor.encoding, tensor.shape)

@@ -1,13 +1,16 @@
 """From mapped shards to native structures: each tensor checked against the Spec, matrices left in place."""
 
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from edgellm.errors import ManifestError
 from edgellm.kernels.library import ENCODINGS, stored_shape
 from edgellm.model.families.mixers import Attention
+from edgellm.model.families.mtp import LAYER_PREFIX, Mtp
 from edgellm.model.families.parts import Matrix, Norm, Projection, Shape, Vector
 from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.native import abi
@@ -15,6 +18,8 @@ from edgellm.model.native.layers import layer_fields
 from edgellm.model.protocols import Progress
 from edgellm.shards.manifest import Manifest
 from edgellm.shards.mapped import PACKED, MappedShard, MappedTensor
+
+Weight: TypeAlias = tuple[np.ndarray, str, tuple[int, int]]  # bytes, encoding and shape, as kernels.library takes it
 
 
 @dataclass
@@ -25,6 +30,19 @@ class Loaded:
     ram_bytes: int = 0
     kept: list = field(default_factory=list)
     final_norm: tuple[np.ndarray, np.ndarray | None] | None = None  # weight and bias, where there is the head
+    mtp: "LoadedMtp | None" = None  # there, too
+
+
+@dataclass
+class LoadedMtp:
+    """What drafts: a section of one layer, whose head is the model's, and what makes its input."""
+
+    spec: abi.Struct
+    embedding: Weight
+    fc: Weight
+    embedding_norm: np.ndarray
+    hidden_norm: np.ndarray
+    norm: np.ndarray
 
 
 class Tensors:
@@ -39,9 +57,22 @@ class Tensors:
                 raise ManifestError(f"{file.path}: {name[:200]!r} is not a tensor of this model; split the model again")
         self.weights = {name: _weight(file, name, shape) for name, shape in shapes.items() if name in matrices}
         self.vectors = {name: _vector(file, name, shape) for name, shape in shapes.items() if name not in matrices}
-        self.ram_bytes = sum(t.data.nbytes for t in self.weights.values())
-        self.ram_bytes += sum(v.nbytes for v in self.vectors.values())
         self.kept: list[np.ndarray] = []
+
+    @property
+    def ram_bytes(self) -> int:
+        """Bytes of what is mapped, widened and computed."""
+        mapped = sum(tensor.data.nbytes for tensor in self.weights.values())
+        return mapped + sum(values.nbytes for values in (*self.vectors.values(), *self.kept))
+
+    def under(self, prefix: str) -> "Tensors":
+        """Return those tensors whose names begin with `prefix`, by what follows it."""
+        part = copy(self)
+        part.weights, part.vectors = (
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            for tensors in (self.weights, self.vectors)
+        )
+        return part
 
     def norm(self, norm: Norm | None) -> abi.Fields:
         """Return the fields of a NormSpec; without a norm its weight is null."""
@@ -53,6 +84,12 @@ class Tensors:
         """Return a norm's weight as it is multiplied with, float32 [size]."""
         weight = self.vectors[norm.weight.name]
         return self.keep(weight + np.float32(norm.offset)) if norm.offset else weight
+
+    def weight(self, matrix: Matrix) -> Weight:
+        """Return a matrix as it is mapped."""
+        tensor = self.weights[matrix.name]
+        assert tensor.encoding is not None  # integers are no weights
+        return tensor.data, tensor.encoding, (matrix.rows, matrix.columns)
 
     def projection(self, part: Projection | None) -> abi.Fields:
         """Return the fields of a ProjectionSpec; without a projection its data is null."""
@@ -71,7 +108,6 @@ class Tensors:
     def keep(self, values: np.ndarray) -> np.ndarray:
         """Keep computed values as long as the tensors; returns them."""
         self.kept.append(values)
-        self.ram_bytes += values.nbytes
         return values
 
 
@@ -112,6 +148,8 @@ def load(
             weight = tensors.norm_weight(spec.final_norm)
             loaded.final_norm = weight, tensors.vectors[bias.name] if bias else None
             loaded.spec.head = abi.projection(tensors.weights[spec.head.name])
+            if spec.mtp:
+                loaded.mtp = _mtp(spec, spec.mtp, tensors, loaded.kept)
         loaded.ram_bytes += tensors.ram_bytes
         loaded.kept.append(tensors)
         done += shard.bytes
@@ -129,6 +167,19 @@ def _pass_on(spec: Spec, described: tuple[Layer, ...], layers: abi.Struct, secti
         if source is not None:
             layers[number].attention.received = came[source]
         layers[number].attention.sent = go.get(section[0] + number, 0)
+
+
+def _mtp(spec: Spec, mtp: Mtp, tensors: Tensors, kept: list) -> LoadedMtp:
+    layers = abi.new_layers(1)
+    kept.append(layers)
+    layers[0] = layer_fields(spec, mtp.layer, tensors.under(LAYER_PREFIX))
+    section = _section(spec, layers, (spec.hidden_size, spec.hidden_size))
+    section.final_norm = tensors.norm(mtp.norm)
+    section.head = abi.projection(tensors.weights[spec.head.name])
+    return LoadedMtp(
+        section, tensors.weight(mtp.embedding or spec.head), tensors.weight(mtp.fc.weight),
+        tensors.norm_weight(mtp.embedding_norm), tensors.norm_weight(mtp.hidden_norm), tensors.norm_weight(mtp.norm),
+    )  # fmt: skip
 
 
 def _section(spec: Spec, layers: abi.Struct, rows: tuple[int, int]) -> abi.Struct:

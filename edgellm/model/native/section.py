@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from edgellm.model.families.mixers import Attention
 from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, SectionHandle, new_steps
 from edgellm.model.native.load import load
+from edgellm.model.native.mtp import MtpDrafter, MtpHead
+from edgellm.model.native.norm import normed
 from edgellm.model.native.slot import NativeSlot
 from edgellm.model.protocols import Array, Memory, Progress, Step
 from edgellm.shards.manifest import Manifest
@@ -61,7 +64,7 @@ def read_spec(manifest: Manifest, folder: Path | str, verify_sha256: bool = True
                 f"{path}: layer {i} has a window of {layer.kv_window_tokens} tokens and {layer.state_bytes} bytes of "
                 f"state, the manifest says {window} and {state_bytes}; split it again"
             )
-    return spec, ""
+    return spec if manifest.mtp else replace(spec, mtp=None), ""
 
 
 class _Step(NamedTuple):
@@ -103,6 +106,9 @@ class NativeSection:
         self._loaded = load(spec, manifest, Path(folder), start, end, ends=not without_ends, swaps=swaps,
                             verify_sha256=verify_sha256, progress=progress)  # fmt: skip
         self.ram_bytes = self._loaded.ram_bytes
+        self.mtp = MtpHead(spec, self._loaded.mtp) if self._loaded.mtp else None
+        self.keeps_hidden = False  # whether something drafts from it
+        self._hidden: dict[int, list[Array]] = {}  # by slot, of the steps that ran last
         self.page_layout = f"native {library.digest()}" + _received(self._layers, start)
         self.memories = tuple(_memory(layer) for layer in self._layers)
         self.reuses_any = all(memory.reach is None for memory in self.memories)
@@ -119,6 +125,8 @@ class NativeSection:
         if max_seq_len > self.spec.max_seq_len:
             raise ModelError(f"a slot of {max_seq_len} tokens; the model is made for {self.spec.max_seq_len}")
         slot = NativeSlot(self._layers, max_seq_len, kv_dtype)
+        if self.mtp:
+            slot.mtp = self.mtp.new_slot(max_seq_len, kv_dtype)
         self._reach(max_seq_len)
         return slot
 
@@ -151,12 +159,29 @@ class NativeSection:
             if not 0 <= step.logits <= tokens:
                 raise ModelError(f"logits of {step.logits} tokens of a step of {tokens}")
         results: list[Array | None] = []
+        self._hidden = {}
         for batch in _batches(steps):
             if len(batch) == 1 and len(batch[0].x) > MOST_TOKENS:
                 results.append(self._run_long(batch[0]))
             else:
                 results += self._run_batch(batch)
         return results
+
+    def drafter(self, slots: Sequence[NativeSlot]) -> MtpDrafter | None:
+        """Return what drafts for the sequences in `slots`, by their numbers; None if the model brings no head."""
+        memories = [slot.mtp for slot in slots if slot.mtp]
+        if self.mtp is None or len(memories) < len(slots):
+            return None
+        self.keeps_hidden = True
+        return MtpDrafter(self.mtp, memories)
+
+    def hidden_of(self, slot: NativeSlot) -> Array | None:
+        """Return what the head takes at the positions that the last call of `forward_many` has computed in a slot,
+        float32 [tokens, hidden_size]; None if there are none, or nothing drafts from them."""
+        rows = self._hidden.get(id(slot))
+        if not rows or self._loaded.final_norm is None:
+            return None
+        return normed(np.concatenate(rows), *self._loaded.final_norm, self.spec.eps)
 
     def embed(self, x: Array, position: int, slot: NativeSlot, pass_len: int) -> Array:
         """Run one step on the last section. Return what its head would take, float32 [tokens, hidden_size].
@@ -174,7 +199,7 @@ class NativeSection:
             self._set_step(0, b - a, position + a, slot, max(pass_len, position + tokens), 0)
             self._native.run(self._steps, 1, (0, self.end - self.start), x[a:b], out[a:b], None, self._ids(x[a:b]))
         slot.reach(position, tokens)
-        return _normed(out, *self._loaded.final_norm, self.spec.eps)
+        return normed(out, *self._loaded.final_norm, self.spec.eps)
 
     def trace(self, x: Array, position: int, slot: NativeSlot, pass_len: int) -> Array:
         """Run one step layer by layer. Return what each layer makes of it: float32 [layers, tokens, hidden_size].
@@ -224,7 +249,10 @@ class NativeSection:
         layers, ids = (0, self.end - self.start), self._ids(x)
         if self.is_last:
             out = np.empty((wanted, self.vocab_size), np.float32)
-            self._native.run(self._steps, len(steps), layers, x, None, out if wanted else None, ids)
+            hidden = np.empty((total, self.hidden_size), np.float32) if self.keeps_hidden else None
+            self._native.run(self._steps, len(steps), layers, x, hidden, out if wanted else None, ids)
+            if hidden is not None:
+                self._keep_hidden(steps, hidden)
         else:
             out = np.empty((total, self._row_out), np.float32)
             self._native.run(self._steps, len(steps), layers, x, out, None, ids)
@@ -240,6 +268,15 @@ class NativeSection:
             results.append(out[at : at + count] if count else None)
             at += count
         return results
+
+    def _keep_hidden(self, steps: list[Step[NativeSlot]] | list[_Step], hidden: Array) -> None:
+        """Keep what the last layer gave for each step, until others run: drafts are made from it."""
+        at = 0
+        for step in steps:
+            self._hidden.setdefault(id(step.slot), []).append(hidden[at : at + len(step.x)])
+            at += len(step.x)
+            if step.slot.mtp:
+                step.slot.mtp.cut(step.position)
 
     def _set_step(self, i: int, tokens: int, position: int, slot: NativeSlot, pass_len: int, logits: int) -> None:
         step = self._steps[i]
@@ -281,7 +318,10 @@ class NativeSection:
         for i, rotary in enumerate(self.spec.rotaries):
             sets = [rotary.tables(which, positions) for which in range(len(rotary.frequencies))]
             for long_rope in (0, 1):
-                self._native.set_rope(2 * i + long_rope, *sets[long_rope if len(sets) > 1 else 0])
+                which, factors = 2 * i + long_rope, sets[long_rope if len(sets) > 1 else 0]
+                self._native.set_rope(which, *factors)
+                if self.mtp:
+                    self.mtp.set_rope(which, *factors)
             tables += sets
         self._tables = tables
 
@@ -303,19 +343,6 @@ def _memory(layer: Layer) -> Memory:
     if layer.state_bytes:
         return Memory("state", 1)
     return Memory("window", layer.kv_window_tokens) if layer.kv_window_tokens else Memory()
-
-
-def _normed(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
-    """Return LayerNorm of x [tokens, hidden_size] where there is a bias, else RMSNorm, as the kernels have them."""
-    exact = x.astype(np.float64)
-    if bias is not None:
-        exact -= exact.mean(axis=1, keepdims=True)
-    exact /= np.sqrt(np.square(exact).mean(axis=1, keepdims=True) + eps)
-    exact *= weight
-    if bias is not None:
-        exact += bias
-    normed: Array = exact.astype(np.float32)
-    return normed
 
 
 def _batches(steps: Sequence[Step[NativeSlot]]) -> list[list[Step[NativeSlot]]]:

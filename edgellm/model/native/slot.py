@@ -1,7 +1,7 @@
 """The KV slot of a native section: preallocated, written at explicit positions."""
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from edgellm.model.native.states import States
 from edgellm.model.native.windows import Windows
 from edgellm.model.protocols import Array
 from edgellm.shards.slot_memory import KV_BYTES, SCALE_BYTES, kept_positions
+
+if TYPE_CHECKING:
+    from edgellm.model.native.mtp import MtpSlot
 
 _KEYS: int = constants.KEYS  # that lie side by side: the context is rounded up to a multiple
 _LINE = 64
@@ -61,6 +64,7 @@ class NativeSlot:
                    *_rows(layer, kv_dtype), SCALE_BYTES[kv_dtype])
             for at, layer in zip(offsets, layers, strict=True)
         ]  # fmt: skip
+        self.mtp: MtpSlot | None = None  # what the head for multi-token prediction remembers, if the section has one
         self._windows = Windows(layers, max_seq_len)
         self.states = States(layers, offsets, self._memory)
 
@@ -158,6 +162,8 @@ class NativeSlot:
             raise ModelError(f"parts of {sizes} bytes for positions {start} to {end}, expected {expected}")
         if not start and self.earliest:
             self.filled = 0
+        if self.mtp:
+            self.mtp.cut(start)
         self.states.begin(start)
         self._windows.restore(start, end, {
             place.window for place, part in zip(self._layers, parts, strict=True) if part is None
