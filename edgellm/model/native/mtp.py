@@ -3,7 +3,6 @@
 Drafts change no answer, because the model verifies them. So nothing here has to give the same bits everywhere.
 """
 
-import threading
 from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -37,13 +36,19 @@ class MtpSlot:
         self.begin = 0
         self.tokens = array("I")
         self.states, self.ids = np.empty((0, hidden_size), np.float32), list[int]()
+        self._replaced: int | None = None
 
     @property
     def filled(self) -> int:
         return self.begin + max(0, len(self.tokens) - 1)
 
+    def replaced(self, position: int) -> None:
+        """Note that the model's slot has another text from `position` on, which came from elsewhere. This may be called
+        in any thread."""
+        self._replaced = position if self._replaced is None else min(position, self._replaced)
+
     def cut(self, position: int) -> None:
-        """Forget positions from `position` on, because they are computed again, or come from elsewhere."""
+        """Forget positions from `position` on, because they are computed again."""
         if position < self.begin:
             self._restart(position)
         kept = max(0, position - self.filled)
@@ -52,6 +57,9 @@ class MtpSlot:
 
     def add(self, position: int, ids: Sequence[int], states: Array) -> None:
         """Append the hidden states from `position` on, where `ids` are."""
+        if self._replaced is not None:
+            self.cut(self._replaced)
+            self._replaced = None
         self.cut(position)
         if position != self.filled + len(self.ids):
             self._restart(position)
@@ -129,8 +137,8 @@ class MtpHead:
         while turn:
             made = dict(zip(turn, self._run(list(turn.values()), True), strict=True))
             for i, (state, token) in made.items():
-                found[i].append(token)
                 part = turn.pop(i)
+                found[i].append(token)
                 position = part.position + len(part.follows)
                 if len(found[i]) < asks[i][2] and position - part.slot.begin < part.slot.kv.max_seq_len:
                     turn[i] = _Part(part.slot, position, state, [token])
@@ -192,40 +200,37 @@ class Ask(Protocol):
 
 
 class MtpDrafter:
-    """Drafts for the sequences in these slots, from what the model has computed of them."""
+    """Drafts for the sequences in these slots, by number, from what the model has computed of them. As its head, it's
+    not for two threads at once, and not while its section runs."""
 
     name = "mtp"
     takes_hidden = True
 
     def __init__(self, head: MtpHead, slots: Sequence[MtpSlot]):
         self._head, self._slots = head, slots
-        self._lock = threading.Lock()
 
     def computed(self, slot: int, position: int, ids: Sequence[int], hidden: Array) -> None:
         """Take in a step of the slot: `hidden` float32 [tokens, hidden_size] is what the model's head takes at
         [position, position + tokens), where `ids` are, drafts included."""
-        with self._lock:
-            memory = self._slots[slot]
-            memory.add(position, ids, hidden)
-            if len(memory.ids) > _MOST_WAITING:  # a prompt's
-                self._head.take_in(memory, memory.ids[1:])
+        memory = self._slots[slot]
+        memory.add(position, ids, hidden)
+        if len(memory.ids) > _MOST_WAITING:  # a prompt's
+            self._head.take_in(memory, memory.ids[1:])
 
     def behind(self, ask: Ask) -> int:
         """Return how many tokens have to be computed before the first draft; at least 1."""
-        with self._lock:
-            return max(1, len(self._slots[ask.slot].agree(ask.ids)))
+        return max(1, len(self._slots[ask.slot].agree(ask.ids)))
 
-    def catch_up(self, ask: Ask) -> None:
-        """Compute all of these but the last."""
-        with self._lock:
-            memory = self._slots[ask.slot]
-            self._head.take_in(memory, memory.agree(ask.ids)[:-1])
+    def catch_up(self, ask: Ask) -> bool:
+        """Compute these tokens, but not the last one; return whether any are left: none."""
+        memory = self._slots[ask.slot]
+        self._head.take_in(memory, memory.agree(ask.ids)[:-1])
+        return False
 
     def drafts(self, asks: Sequence[Ask]) -> list[tuple[int, ...]]:
         """Return for each of `asks`, of different slots, up to `most` tokens that may follow."""
-        with self._lock:
-            memories = [self._slots[ask.slot] for ask in asks]
-            found = self._head.drafts([
-                (memory, memory.agree(ask.ids), ask.most) for memory, ask in zip(memories, asks, strict=True)
-            ])  # fmt: skip
+        memories = [self._slots[ask.slot] for ask in asks]
+        found = self._head.drafts([
+            (memory, memory.agree(ask.ids), ask.most) for memory, ask in zip(memories, asks, strict=True)
+        ])  # fmt: skip
         return [tuple(drafts) for drafts in found]

@@ -163,7 +163,7 @@ class NativeSlot:
         if not start and self.earliest:
             self.filled = 0
         if self.mtp:
-            self.mtp.cut(start)
+            self.mtp.replaced(start)
         self.states.begin(start)
         self._windows.restore(start, end, {
             place.window for place, part in zip(self._layers, parts, strict=True) if part is None
