@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.agent.drafters import Drafter
 from edgellm.agent.pace import SectionPace
 from edgellm.agent.scheduler import Scheduler
 from edgellm.agent.slots import HeldSlot, Slots, choose_slot, held_of, ids_of
@@ -48,7 +49,8 @@ class Engine:
     where slots forget also by the thread, when a prompt is computed: the end of an answer is too far on to begin there;
     `passes(slot)` where slots forget, by the thread, at each checkpoint of a prompt that is computed (`is_checkpoint`);
     `died(error)` by the thread if it ends by itself. `chunk` and `groups` are the scheduler's;
-    `pace` is told what steps took. The thread waits for its turn among the engines that have the same `turns`.
+    `pace` is told what steps took. The thread waits for its turn among the engines that have the same `turns`, and
+    tells `drafter`, which takes hidden states, of the steps that may have drafts.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Engine:
         pace: SectionPace | None = None,
         turns: Turns | None = None,
         cuts: bool = False,
+        drafter: Drafter | None = None,
     ):
         self.steps = 0  # computed so far
         self.total = Stats()  # of all sequences
@@ -74,7 +77,7 @@ class Engine:
         self.num_slots = len(slots)
         self._deliver, self._congested, self._freed, self._died = deliver, congested, freed, died
         self._left, self._passes = left, passes
-        self._pace = pace
+        self._pace, self._drafter = pace, drafter
         self._turns = turns or Turns()
         self._reuses, self._forgets = section.reuses, not section.reuses_any
         self._slots = Slots(slots)
@@ -302,6 +305,8 @@ class Engine:
             outcomes = _forward(section, batch)
             self._step_since_s = None
             ended_s = time.perf_counter()
+            if self._drafter is not None:
+                self._tell(self._drafter, section, batch, outcomes)
         took_s = ended_s - began_s
         for step, held in batch:
             held.stats.add(step, took_s / len(batch))
@@ -333,6 +338,20 @@ class Engine:
                 self._deliver_failure(due, e)
         with self._changed:
             self._running = 0
+
+    def _tell(
+        self, drafter: Drafter, section: Section[Any], batch: list[tuple[Step, _Held]], outcomes: list[Outcome]
+    ) -> None:
+        """Give the drafter the hidden states of steps that ran. One that fails hears of no others."""
+        try:
+            for (step, held), outcome in zip(batch, outcomes, strict=True):
+                if step.drafts and not step.alone and outcome.error is None:
+                    hidden = section.hidden_of(step.slot)  # type: ignore[attr-defined]  # a native section's
+                    if hidden is not None and len(hidden) == len(step.ids):
+                        drafter.computed(held.slot.number, step.position, step.ids, hidden)
+        except Exception:  # answers go on without its drafts
+            log.exception("%s takes in no more steps", drafter.name)
+            self._drafter = None
 
     def _deliver_failure(self, outcomes: list[Outcome], error: Exception) -> None:
         """Deliver that these outcomes could not be delivered, which ends their sequences and nothing else."""

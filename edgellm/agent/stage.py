@@ -23,6 +23,7 @@ from edgellm.agent.drafting import Drafting
 from edgellm.agent.engine import Engine
 from edgellm.agent.feeder import Feeder
 from edgellm.agent.link import Link, Links
+from edgellm.agent.mtp import mtp_drafter
 from edgellm.agent.opening import Opening
 from edgellm.agent.pace import SectionPace
 from edgellm.agent.passing import Computed, Passing
@@ -50,7 +51,7 @@ class Stage:
     nobody. `prefixes` are the pages of prompts that its slots are filled from and kept in; None: there are none. It
     computes in turns with the board's other stages that have the same `turns`. With `forgets`, a slot of some board of
     the plan can't go back to every position that it holds. `waits` is how it swaps experts that don't fit into RAM. The
-    last stage drafts with `drafters`, and from the text.
+    last stage drafts with `drafters`, with a head that the model brings, and from the text.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class Stage:
         self._first = link_to(plan.boards[0]) if self.is_last and not self.is_first else None  # takes tokens
         turns = turns or Turns()
         self.drafting: Drafting | None = None
+        own = mtp_drafter(section, slots) if self.is_last else None
         if self.is_last:
+            drafters = (*drafters, own) if own else drafters
             self.drafting = Drafting(drafters, turns.mine, lambda: self.engine.queued, self.soon)
         self._chooser, self._traces, self._ended = Chooser(self, self._first, grammars), Traces(self), Ended()
         self._opening, self.feeder, self.passing = Opening(self, prefixes), Feeder(self), Passing(self, self._next)
@@ -90,6 +93,7 @@ class Stage:
             section, slots, deliver, lambda: self.passing.congested, groups, plan.chunk,
             freed=lambda: self.soon(self._serve), died=lambda error: self.soon(self._engine_died, error),
             left=self._opening.keep, passes=self._opening.keep_checkpoint, pace=pace, turns=turns, cuts=forgets,
+            drafter=own,
         )  # fmt: skip
         self._stopped = False
         self._watch = Watch(self, _SWEEP_S)

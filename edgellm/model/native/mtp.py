@@ -1,11 +1,11 @@
-"""A model's own head for multi-token prediction, run on the board that holds the last layer, and its drafts.
+"""A model's own head for multi-token prediction, which drafts on the board that holds the last layer.
 
 Drafts change no answer, because the model verifies them. So nothing here has to give the same bits everywhere.
 """
 
 from array import array
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgellm.model.families.spec import Layer, Spec
     from edgellm.model.native.load import LoadedMtp
 
-_MOST_WAITING = 2 * MAX_CHOICES  # states that wait until drafts are asked for
+Choose = Callable[[Array, int], int]  # a token for a position, from its logits
 
 
 class MtpSlot:
@@ -89,6 +89,15 @@ class MtpSlot:
         self.states, self.ids = self.states[:0], []
 
 
+class Wanted(NamedTuple):
+    """So many drafts of what follows in a slot; `follows` are the tokens behind the states that wait there."""
+
+    slot: MtpSlot
+    follows: Sequence[int]
+    count: int
+    choose: Choose
+
+
 class _Part(NamedTuple):
     """Hidden states of a sequence from `position` on, and the token behind each."""
 
@@ -124,30 +133,31 @@ class MtpHead:
             self._run([_Part(slot, slot.filled, slot.states[: len(some)], some)], False)
             slot.took(some)
 
-    def drafts(self, asks: Sequence[tuple[MtpSlot, Sequence[int], int]]) -> list[list[int]]:
-        """Return for each (slot, the tokens behind the states that wait there, how many drafts) the likeliest tokens to
-        follow: fewer where the slot is full, none where no state waits. Each slot comes once."""
+    def drafts(self, asks: Sequence[Wanted]) -> list[list[int]]:
+        """Return the drafts that are wanted: fewer where a slot is full, none where no state waits. Each slot comes
+        once."""
         found: list[list[int]] = [[] for _ in asks]
         turn: dict[int, _Part] = {}
-        for i, (slot, follows, count) in enumerate(asks):
-            self.take_in(slot, follows[:-MAX_CHOICES])
-            if count > 0 and (rest := follows[-MAX_CHOICES:]):
-                turn[i] = _Part(slot, slot.filled, slot.states[: len(rest)], rest)
-                slot.took(rest)
+        for i, ask in enumerate(asks):
+            slot, follows = ask.slot, ask.follows[-MAX_CHOICES:]
+            self.take_in(slot, ask.follows[:-MAX_CHOICES])
+            if ask.count > 0 and follows:
+                turn[i] = _Part(slot, slot.filled, slot.states[: len(follows)], follows)
+                slot.took(follows)
         while turn:
             made = dict(zip(turn, self._run(list(turn.values()), True), strict=True))
-            for i, (state, token) in made.items():
+            for i, (state, logits) in made.items():
                 part = turn.pop(i)
-                found[i].append(token)
-                position = part.position + len(part.follows)
-                if len(found[i]) < asks[i][2] and position - part.slot.begin < part.slot.kv.max_seq_len:
-                    turn[i] = _Part(part.slot, position, state, [token])
+                end = part.position + len(part.follows)
+                found[i].append(asks[i].choose(logits, end + 1))
+                if len(found[i]) < asks[i].count and end - part.slot.begin < part.slot.kv.max_seq_len:
+                    turn[i] = _Part(part.slot, end, state, found[i][-1:])
         return found
 
-    def _run(self, parts: Sequence[_Part], wanted: bool) -> list[tuple[Array, int]]:
+    def _run(self, parts: Sequence[_Part], wanted: bool) -> list[tuple[Array, Array]]:
         """Run the layer. Return for each part what it gives for the last state, behind its norm [1, hidden_size], and
-        if `wanted` the likeliest token, else -1."""
-        found: list[tuple[Array, int]] = []
+        if `wanted` the logits [vocab_size]."""
+        found: list[tuple[Array, Array]] = []
         batch: list[_Part] = []
         for part in parts:
             if sum(len(p.follows) for p in (*batch, part)) > MTP_TOKENS:
@@ -156,19 +166,18 @@ class MtpHead:
             batch.append(part)
         return found + self._run_batch(batch, wanted)
 
-    def _run_batch(self, parts: Sequence[_Part], wanted: bool) -> list[tuple[Array, int]]:
+    def _run_batch(self, parts: Sequence[_Part], wanted: bool) -> list[tuple[Array, Array]]:
         for step, part in zip(self._steps, parts, strict=False):
             slot = part.slot
             step.tokens, step.position, step.logits = len(part.follows), part.position - slot.begin, int(wanted)
             step.slot, step.slot_bytes = slot.kv.address, slot.kv.ram_bytes
             step.context, step.kv_encoding = slot.kv.max_seq_len, slot.kv.encoding
         x = self._inputs([token for part in parts for token in part.follows], [part.states for part in parts])
-        out, logits = np.empty_like(x), np.empty((len(parts), self._vocab), np.float32)
+        out, logits = np.empty_like(x), np.empty((len(parts), self._vocab if wanted else 0), np.float32)
         self._native.run(self._steps, len(parts), (0, 1), x, out, logits if wanted else None)
         ends = np.cumsum([len(part.follows) for part in parts]) - 1
         states = normed(out[ends], self._loaded.norm, None, self._eps)
-        tokens = logits.argmax(axis=1).tolist() if wanted else [-1] * len(parts)
-        return [(states[i : i + 1], token) for i, token in enumerate(tokens)]
+        return [(states[i : i + 1], row) for i, row in enumerate(logits)]
 
     def _inputs(self, ids: Sequence[int], states: Sequence[Array]) -> Array:
         """Return what goes into the layer, float32 [tokens, hidden_size]."""
@@ -185,52 +194,3 @@ class MtpHead:
         x = np.empty_like(rows)
         library.linear(both, *loaded.fc, x, integer=True)
         return x
-
-
-class Ask(Protocol):
-    """A sequence that wants drafts: at most `most` behind `ids`, all of its tokens that are known, the last one just
-    chosen. `slot` is the number of its slot."""
-
-    @property
-    def slot(self) -> int: ...
-    @property
-    def ids(self) -> "array[int]": ...
-    @property
-    def most(self) -> int: ...
-
-
-class MtpDrafter:
-    """Drafts for the sequences in these slots, by number, from what the model has computed of them. As its head, it's
-    not for two threads at once, and not while its section runs."""
-
-    name = "mtp"
-    takes_hidden = True
-
-    def __init__(self, head: MtpHead, slots: Sequence[MtpSlot]):
-        self._head, self._slots = head, slots
-
-    def computed(self, slot: int, position: int, ids: Sequence[int], hidden: Array) -> None:
-        """Take in a step of the slot: `hidden` float32 [tokens, hidden_size] is what the model's head takes at
-        [position, position + tokens), where `ids` are, drafts included."""
-        memory = self._slots[slot]
-        memory.add(position, ids, hidden)
-        if len(memory.ids) > _MOST_WAITING:  # a prompt's
-            self._head.take_in(memory, memory.ids[1:])
-
-    def behind(self, ask: Ask) -> int:
-        """Return how many tokens have to be computed before the first draft; at least 1."""
-        return max(1, len(self._slots[ask.slot].agree(ask.ids)))
-
-    def catch_up(self, ask: Ask) -> bool:
-        """Compute these tokens, but not the last one; return whether any are left: none."""
-        memory = self._slots[ask.slot]
-        self._head.take_in(memory, memory.agree(ask.ids)[:-1])
-        return False
-
-    def drafts(self, asks: Sequence[Ask]) -> list[tuple[int, ...]]:
-        """Return for each of `asks`, of different slots, up to `most` tokens that may follow."""
-        memories = [self._slots[ask.slot] for ask in asks]
-        found = self._head.drafts([
-            (memory, memory.agree(ask.ids), ask.most) for memory, ask in zip(memories, asks, strict=True)
-        ])  # fmt: skip
-        return [tuple(drafts) for drafts in found]

@@ -15,7 +15,7 @@ from edgellm.model.families.mixers import Attention
 from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.native.abi import MOST_STEPS, MOST_TOKENS, SectionHandle, new_steps
 from edgellm.model.native.load import load
-from edgellm.model.native.mtp import MtpDrafter, MtpHead
+from edgellm.model.native.mtp import MtpHead
 from edgellm.model.native.norm import normed
 from edgellm.model.native.slot import NativeSlot
 from edgellm.model.protocols import Array, Memory, Progress, Step
@@ -166,14 +166,6 @@ class NativeSection:
             else:
                 results += self._run_batch(batch)
         return results
-
-    def drafter(self, slots: Sequence[NativeSlot]) -> MtpDrafter | None:
-        """Return what drafts for the sequences in `slots`, by their numbers; None if the model brings no head."""
-        memories = [slot.mtp for slot in slots if slot.mtp]
-        if self.mtp is None or len(memories) < len(slots):
-            return None
-        self.keeps_hidden = True
-        return MtpDrafter(self.mtp, memories)
 
     def hidden_of(self, slot: NativeSlot) -> Array | None:
         """Return what the head takes at the positions that the last call of `forward_many` has computed in a slot,

@@ -1,11 +1,13 @@
 """A model's own head for multi-token prediction drafts what transformers' does, whatever came before."""
 
-from array import array
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from edgellm.agent.drafters import Ask
+from edgellm.agent.mtp import mtp_drafter
+from edgellm.agent.slots import ids_of
 from edgellm.checkpoint.sources import open_source
 from edgellm.checkpoint.split import split
 from tests.checkpoint.helpers import encodings
@@ -25,7 +27,7 @@ class Drafting:
         self.manifest = split(open_source(str(tmp_path / "checkpoint")), tmp_path / "split", quantize)
         (self.section,) = load(self.manifest, tmp_path / "split", (0, self.manifest.num_layers))
         self.slots = [self.section.new_slot(CONTEXT, "float32") for _ in range(slots)]
-        self.drafter = self.section.drafter(self.slots)
+        self.drafter = mtp_drafter(self.section, self.slots)
 
     def compute(self, ids: list[int], position: int, slot: int = 0) -> None:
         """Run a step, and tell the drafter of it."""
@@ -39,8 +41,8 @@ class Drafting:
         return reference_drafts(self.model, self.head, ids, most)[0]
 
 
-def ask(ids: list[int], most: int = 3, slot: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(slot=slot, ids=array("I", ids), most=most)
+def ask(ids: list[int], most: int = 3, slot: int = 0) -> Ask:
+    return Ask(slot, ids_of(ids), most)
 
 
 @pytest.mark.parametrize("name, tied", [
