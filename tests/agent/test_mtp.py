@@ -5,44 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgellm.agent.drafters import Ask
-from edgellm.agent.mtp import mtp_drafter
-from edgellm.agent.slots import ids_of
-from edgellm.checkpoint.sources import open_source
-from edgellm.checkpoint.split import split
 from tests.checkpoint.helpers import encodings
-from tests.model.mtp_models import mtp_model, reference_drafts, save
-from tests.model.native_sections import load
+from tests.model.mtp_models import CONTEXT, Drafting, ask, reference_drafts
 
 IDS = np.random.default_rng(3).integers(3, 500, 70).tolist()
-CONTEXT = 96
-
-
-class Drafting:
-    """The last section of a model that is split, and sequences in its slots."""
-
-    def __init__(self, tmp_path, name: str, quantize: str = "none", tied: bool = False, slots: int = 1):
-        self.model, self.head = mtp_model(name, tied)
-        save(self.model, self.head, tmp_path / "checkpoint")
-        self.manifest = split(open_source(str(tmp_path / "checkpoint")), tmp_path / "split", quantize)
-        (self.section,) = load(self.manifest, tmp_path / "split", (0, self.manifest.num_layers))
-        self.slots = [self.section.new_slot(CONTEXT, "float32") for _ in range(slots)]
-        self.drafter = mtp_drafter(self.section, self.slots)
-
-    def compute(self, ids: list[int], position: int, slot: int = 0) -> None:
-        """Run a step, and tell the drafter of it."""
-        self.section.forward(np.array(ids), position, self.slots[slot], position + len(ids), 1)
-        self.drafter.computed(slot, position, ids, self.section.hidden_of(self.slots[slot]))
-
-    def drafts(self, ids: list[int], most: int = 3, slot: int = 0) -> list[int]:
-        return list(self.drafter.drafts([ask(ids, most, slot)])[0])
-
-    def expected(self, ids: list[int], most: int = 3) -> list[int]:
-        return reference_drafts(self.model, self.head, ids, most)[0]
-
-
-def ask(ids: list[int], most: int = 3, slot: int = 0) -> Ask:
-    return Ask(slot, ids_of(ids), most)
 
 
 @pytest.mark.parametrize("name, tied", [

@@ -87,5 +87,6 @@ def test_a_head_that_is_wrong_costs_no_answer_and_is_switched_off(folders):
     prompts = [PROMPT, other, PROMPT + other]
     drafted, plain, _, tallies = run(answers(folders["random"], (0, 1, 4), Sampling(), prompts), 120)
     assert drafted == plain
-    assert 0 < tallies["mtp"].drafted < 60
+    own = tallies["mtp"]
+    assert 0 < own.drafted < 400 and own.accepted < own.drafted / 10  # of 2115 that there was room for
     assert tallies[LOOKUP] != Tally()

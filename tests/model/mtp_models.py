@@ -2,13 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers.modeling_layers import MtpModel
 
+from edgellm.agent.drafters import Ask
+from edgellm.agent.mtp import mtp_drafter
+from edgellm.agent.slots import ids_of
+from edgellm.checkpoint.sources import open_source
+from edgellm.checkpoint.split import split
 from tests.model.expert_models import expert_model
+from tests.model.native_sections import load
 from tests.model.recurrent_models import recurrent_model
 
+CONTEXT = 96
 # What a checkpoint calls a head's tensors, and what transformers does.
 _QWEN = {
     "layers.0.eh_proj.": "mtp.fc.", "layers.0.enorm.": "mtp.pre_fc_norm_embedding.",
@@ -80,3 +88,33 @@ def reference_drafts(model, head, ids: list[int], count: int) -> tuple[list[int]
         follows.append(drafts[-1])
         hidden = torch.cat([hidden, states[:, -1:]], dim=1)
     return drafts, first
+
+
+class Drafting:
+    """The last section of a model that is split, and sequences in its slots."""
+
+    def __init__(self, tmp_path: Path, name: str, quantize: str = "none", tied: bool = False, slots: int = 1, of=None):
+        """`of` is another source than a folder: what gives one for the model, its head and a path."""
+        self.model, self.head = mtp_model(name, tied)
+        if of is None:
+            save(self.model, self.head, tmp_path / "checkpoint")
+        source = of(self.model, self.head, tmp_path) if of else open_source(str(tmp_path / "checkpoint"))
+        self.manifest = split(source, tmp_path / "split", quantize)
+        (self.section,) = load(self.manifest, tmp_path / "split", (0, self.manifest.num_layers))
+        self.slots = [self.section.new_slot(CONTEXT, "float32") for _ in range(slots)]
+        self.drafter = mtp_drafter(self.section, self.slots)
+
+    def compute(self, ids: list[int], position: int, slot: int = 0) -> None:
+        """Run a step, and tell the drafter of it."""
+        self.section.forward(np.array(ids), position, self.slots[slot], position + len(ids), 1)
+        self.drafter.computed(slot, position, ids, self.section.hidden_of(self.slots[slot]))
+
+    def drafts(self, ids: list[int], most: int = 3, slot: int = 0) -> list[int]:
+        return list(self.drafter.drafts([ask(ids, most, slot)])[0])
+
+    def expected(self, ids: list[int], most: int = 3) -> list[int]:
+        return reference_drafts(self.model, self.head, ids, most)[0]
+
+
+def ask(ids: list[int], most: int = 3, slot: int = 0) -> Ask:
+    return Ask(slot, ids_of(ids), most)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgellm.errors import ManifestError
 from edgellm.files import write_atomically
-from edgellm.shards.manifest import Manifest
+from edgellm.shards.manifest import Manifest, Mtp
 from tests.fakes import make_manifest
 
 JSON = st.recursive(
@@ -18,7 +18,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = [*json.loads(make_manifest().to_json()), "pooling", "kv_sources", "row_elements"]
+FIELDS = [*json.loads(make_manifest().to_json()), "pooling", "kv_sources", "row_elements", "mtp"]
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -147,3 +147,13 @@ def test_bytes_of_experts_are_there_only_where_there_are_experts():
     for wrong in ([4], [4, 9], [4, -1], [], "x"):
         with pytest.raises(ManifestError, match="manifest"):
             Manifest.from_json(json.dumps(content | {"expert_bytes": wrong}))
+
+
+def test_a_head_that_drafts_is_part_of_the_head():
+    plain = make_manifest()
+    assert plain.mtp is None and "mtp" not in plain.to_json()
+    drafting = replace(plain, mtp=Mtp(plain.head.ram_bytes // 2, 64, 4))
+    assert Manifest.from_json(drafting.to_json()) == drafting
+    assert drafting.head_touched_bytes == plain.head.ram_bytes - plain.head.ram_bytes // 2
+    with pytest.raises(ManifestError, match="mtp is .* at most the 8 bytes of the head"):
+        replace(plain, mtp=Mtp(plain.head.ram_bytes + 1, 64, 4))
