@@ -251,7 +251,8 @@ def _sections(statuses: dict[str, BoardStatus]) -> Iterator[Metric]:
     )  # fmt: skip
     drafts = CounterMetricFamily(
         "edgellm_board_draft_tokens", "Drafts that the boards verified under this plan, as the last one tells, by who "
-        "made them: lookup (in the text so far), or a draft model.", labels=["board", "model", "by", "outcome"],
+        "made them: lookup (in the text so far), a draft model, or mtp (the model's own head).",
+        labels=["board", "model", "by", "outcome"],
     )  # fmt: skip
     hop = GaugeMetricFamily(
         "edgellm_board_hop_seconds", "A message's way to another board that this one sends to.", labels=["board", "to"]

@@ -68,7 +68,9 @@ async def answers(folder, cuts, sampling, prompts, count=48):
                         stats=stats.setdefault(speculate, {}),
                     )  # fmt: skip
                     said.append([(c.token, c.logits) async for c in stream])
-        return said[: len(prompts)], said[len(prompts) :], stats[True], boards.agents[-1].stage.drafting.tallies
+        stage = boards.agents[len(cuts) - 2].stage
+        assert all(slot.kv.mtp.begin == 0 for slot in stage.engine._slots.free())  # it has seen whole prompts
+        return said[: len(prompts)], said[len(prompts) :], stats[True], stage.drafting.tallies
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, seed=5)], ids=["greedy", "drawn"])

@@ -68,10 +68,8 @@ class Tensors:
     def under(self, prefix: str) -> "Tensors":
         """Return those tensors whose names begin with `prefix`, by what follows it."""
         part = copy(self)
-        part.weights, part.vectors = (
-            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-            for tensors in (self.weights, self.vectors)
-        )
+        part.weights = {name.removeprefix(prefix): x for name, x in self.weights.items() if name.startswith(prefix)}
+        part.vectors = {name.removeprefix(prefix): x for name, x in self.vectors.items() if name.startswith(prefix)}
         return part
 
     def norm(self, norm: Norm | None) -> abi.Fields:

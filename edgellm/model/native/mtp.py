@@ -82,7 +82,7 @@ class MtpSlot:
     def took(self, follows: Sequence[int]) -> None:
         """Record that as many of the states that wait are computed, with the tokens behind them."""
         self.tokens.extend(follows)
-        self.states, self.ids = self.states[len(follows) :], self.ids[len(follows) :]
+        self.states, self.ids = self.states[len(follows) :].copy(), self.ids[len(follows) :]
 
     def _restart(self, position: int) -> None:
         self.begin, self.tokens = position, array("I")
