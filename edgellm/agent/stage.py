@@ -80,9 +80,9 @@ class Stage:
         self._first = link_to(plan.boards[0]) if self.is_last and not self.is_first else None  # takes tokens
         turns = turns or Turns()
         self.drafting: Drafting | None = None
-        own = mtp_drafter(section, slots) if self.is_last else None
+        head = mtp_drafter(section, slots) if self.is_last else None
         if self.is_last:
-            drafters = (*drafters, own) if own else drafters
+            drafters = (*drafters, head) if head else drafters
             self.drafting = Drafting(drafters, turns.mine, lambda: self.engine.queued, self.soon)
         self._chooser, self._traces, self._ended = Chooser(self, self._first, grammars), Traces(self), Ended()
         self._opening, self.feeder, self.passing = Opening(self, prefixes), Feeder(self), Passing(self, self._next)
@@ -93,7 +93,7 @@ class Stage:
             section, slots, deliver, lambda: self.passing.congested, groups, plan.chunk,
             freed=lambda: self.soon(self._serve), died=lambda error: self.soon(self._engine_died, error),
             left=self._opening.keep, passes=self._opening.keep_checkpoint, pace=pace, turns=turns, cuts=forgets,
-            drafter=own,
+            drafter=head,
         )  # fmt: skip
         self._stopped = False
         self._watch = Watch(self, _SWEEP_S)

@@ -17,7 +17,7 @@ const Projection NOTHING = {};        // left to be added
 // Has the system read what of an expert's matrix isn't in RAM: page by page, as it is multiplied with, takes far longer.
 void read_at_once(const Projection& all, size_t expert) {
     if (!all) return;
-    static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     const uintptr_t start = reinterpret_cast<uintptr_t>(of_expert(all, expert).matrix.data), from = start / page * page;
     posix_madvise(reinterpret_cast<void*>(from), start + all.expert_bytes - from, POSIX_MADV_WILLNEED);
 }

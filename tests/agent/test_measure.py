@@ -96,6 +96,7 @@ def split_of(folder, there, layer_bytes: int = 100) -> SimpleNamespace:
 
     return SimpleNamespace(
         num_layers=4, model="m", embedding=shard("embedding", 2000), head=shard("head", 20 * layer_bytes),
+        head_touched_bytes=20 * layer_bytes,
         layer=lambda i: shard(f"layer-{i}", layer_bytes), touched_bytes_per_token=(layer_bytes,) * 4,
     )  # fmt: skip
 

@@ -90,11 +90,11 @@ class MtpSlot:
 
 
 class Wanted(NamedTuple):
-    """So many drafts of what follows in a slot; `follows` are the tokens behind the states that wait there."""
+    """Up to so many drafts of what follows in a slot; `follows` are the tokens behind the states that wait there."""
 
     slot: MtpSlot
     follows: Sequence[int]
-    count: int
+    most: int
     choose: Choose
 
 
@@ -141,7 +141,7 @@ class MtpHead:
         for i, ask in enumerate(asks):
             slot, follows = ask.slot, ask.follows[-MAX_CHOICES:]
             self.take_in(slot, ask.follows[:-MAX_CHOICES])
-            if ask.count > 0 and follows:
+            if ask.most > 0 and follows:
                 turn[i] = _Part(slot, slot.filled, slot.states[: len(follows)], follows)
                 slot.took(follows)
         while turn:
@@ -150,7 +150,7 @@ class MtpHead:
                 part = turn.pop(i)
                 end = part.position + len(part.follows)
                 found[i].append(asks[i].choose(logits, end + 1))
-                if len(found[i]) < asks[i].count and end - part.slot.begin < part.slot.kv.max_seq_len:
+                if len(found[i]) < asks[i].most and end - part.slot.begin < part.slot.kv.max_seq_len:
                     turn[i] = _Part(part.slot, end, state, found[i][-1:])
         return found
 
