@@ -14,7 +14,7 @@ from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_
 from edgellm.checkpoint.tensors import Rows, SourceTensor, sliced
 from edgellm.errors import CheckpointError
 from edgellm.model.families.mtp import LAYER_PREFIX, PREFIX
-from edgellm.model.families.pieces import Piece, Slice
+from edgellm.model.families.pieces import HeadRows, Piece, Slice
 from edgellm.model.families.spec import Spec
 from edgellm.shards.tiles import BLOCK_BYTES
 
@@ -25,9 +25,12 @@ def needs_description(spec: Spec) -> bool:
     return any(layer.pieces or layer.state_bytes or layer.output_scale for layer in spec.layers)
 
 
-def described_layout(spec: Spec, config: Any, tensors: Mapping[str, SourceTensor], where: str) -> Layout:
+def described_layout(
+    spec: Spec, config: Any, tensors: Mapping[str, SourceTensor], where: str, further_layers: int = 0
+) -> Layout:
     """Return the layout of a model with `spec`, of which `config` is transformers' and `tensors` are a checkpoint's, by
-    its own names; `where` is its path for errors.
+    its own names; `where` is its path for errors. The checkpoint may have `further_layers` behind the model's, which
+    predict further tokens, and are left out.
 
     Raises CheckpointError for a tensor that is missing, one too many, or of another shape.
     """
@@ -38,7 +41,9 @@ def described_layout(spec: Spec, config: Any, tensors: Mapping[str, SourceTensor
     model = build_empty(config, real_buffers=False)
     known, path = model.state_dict(), find_layers(model)[0]
     stored = [f"{path}.{i}.{name}" for i, layer in enumerate(spec.layers) for name in layer.matrices]
-    stacked, rest = stack_experts(tensors, frozenset(stored))
+    beyond = tuple(f"{path}.{spec.num_layers + i}." for i in range(further_layers))
+    needed = {name: tensor for name, tensor in tensors.items() if not name.startswith(beyond)}
+    stacked, rest = stack_experts(needed, frozenset(stored))
     named = map_names(model, rest, where)
     for name, tensor in named.items():
         if name not in known:
@@ -145,6 +150,9 @@ class _CutRows(Rows):
         if len(self.shape) == 2 and not piece.is_bias and not piece.transposed:  # its rows are the first dimension
             first = piece.first + start * piece.step
             return self._whole.read(first, first + (stop - start - 1) * piece.step + 1)[:: piece.step]
+        if isinstance(piece, HeadRows):
+            each = piece.rows // piece.heads
+            return piece.cut(self._whole.read(start * each, stop * each), piece.count)
         return piece.cut(self._whole.read(start, stop), self.shape[-1 if piece.is_bias else -2])
 
 

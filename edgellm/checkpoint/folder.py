@@ -15,6 +15,7 @@ from edgellm.checkpoint.sources import NEVER_ASKED, Source
 from edgellm.checkpoint.tensors import FileRows, LoadedRows, Rows, SourceTensor, transposed_rows
 from edgellm.checkpoint.vocabulary.ends import end_token_ids
 from edgellm.errors import CheckpointError
+from edgellm.model.families.config import MAX_LAYERS
 from edgellm.model.families.find import find_spec
 from edgellm.model.families.multimodal import text_config, text_tensor
 from edgellm.shards.positioned_file import CheckpointFile
@@ -135,7 +136,9 @@ class FolderSource(Source):
     def layout(self) -> Layout:
         spec, _ = find_spec(self._config_json)
         if spec and needs_description(spec):
-            return described_layout(spec, self.config, self._named_tensors(), self.where)
+            further = self._config_json.get("num_nextn_predict_layers")
+            further = further if type(further) is int and 0 < further <= MAX_LAYERS else 0
+            return described_layout(spec, self.config, self._named_tensors(), self.where, further)
         return super().layout()
 
     def tensors(self, model) -> dict[str, SourceTensor]:

@@ -60,7 +60,7 @@ enum Encoding {
 };
 
 // What mixes a layer's tokens. LayerSpec has a struct for each kind.
-enum Mixer { NO_MIXER = 0, ATTENTION = 1, DELTA_RULE = 2, SHORT_CONV = 3, MAMBA2 = 4, MIXERS };
+enum Mixer { NO_MIXER = 0, ATTENTION = 1, LATENT_ATTENTION = 2, DELTA_RULE = 3, SHORT_CONV = 4, MAMBA2 = 5, MIXERS };
 
 // What an MLP does between its matrices. SWIGLU_CLAMPED, with `limit`: gate = min(gate, limit), up within +-limit, then
 // gate * sigmoid(1.702 gate) * (up + 1).
@@ -154,6 +154,16 @@ typedef struct AttentionSpec {
     FloatsSpec q_norm, k_norm, v_norm, sinks, query_scales;
 } AttentionSpec;
 
+// LATENT_ATTENTION; families/mixers.py says what all of this means. Without a q_a, `q` takes what goes into the layer. k_b
+// and v_b have a matrix for each head. `eps` is that of q_norm and kv_norm.
+typedef struct LatentSpec {
+    uint64_t heads, nope_dim, rope_dim, value_dim, rank, rope;
+    uint64_t interleaved;
+    double scale, eps;
+    ProjectionSpec q_a, q, kv_a, k_b, v_b, o;
+    FloatsSpec q_norm, kv_norm;
+} LatentSpec;
+
 // DELTA_RULE, SHORT_CONV and MAMBA2 use what they have of this. Flags are 0 or 1. Rows of `in` are q, k and v, with z and a
 // of their own; or b, c and x of SHORT_CONV; or all that MAMBA2 takes: z, x, B, C, dt. `interleaved`: a delta rule's rows
 // lie by key head, those of `in` as (q, k, v, z), those of `b` as (b, a), and there is no z and no a. `tiled`: value head h
@@ -177,6 +187,7 @@ typedef struct MlpSpec {
 
 typedef struct ExpertsSpec {
     uint64_t count, top_k, groups, top_groups, normalise;  // count is 0 where there are none
+    uint64_t group_by_best;  // 1: a group is as good as its best expert, not as its two best ones together
     int64_t scoring;
     double scale;
     ProjectionSpec router;
@@ -202,6 +213,7 @@ typedef struct LayerSpec {
     NormSpec before_mixer, after_mixer, before_feed_forward, after_feed_forward;
     int64_t mixer;
     AttentionSpec attention;
+    LatentSpec latent;
     RecurrentSpec recurrent;
     MlpSpec mlp;  // beside experts: the shared one
     ExpertsSpec experts;

@@ -55,6 +55,18 @@ struct AttentionJob {
     const float* sinks;  // [heads], or null
 };
 
+// Attention of some queries of a sequence over latents, which are its keys' first `rank` dimensions, and its values: `latents`
+// has them as values, and `ropes` the keys' other dimensions, as values of a kv head of its own. Query i is at
+// `position + i`, and its `heads` heads lie at q + i * q_stride + h * head_stride; results [rank] go to
+// out + i * out_stride + h * out_head_stride. A query sees itself and all that is before it.
+struct LatentJob {
+    KeysValues latents, ropes;
+    const float* q;
+    float* out;
+    size_t q_stride, head_stride, out_stride, out_head_stride;
+    size_t position, queries, heads;  // queries * heads is at most MOST_ROWS
+};
+
 // What a router gives for one token, and how `top_k` of `count` experts are chosen by it (families/feed_forwards.py says
 // what all of this means). Of equals the first is chosen.
 struct RouteJob {
@@ -62,7 +74,7 @@ struct RouteJob {
     const float* bias;      // [count], or null
     const float* correction;
     size_t count, top_k, groups, top_groups;
-    bool normalise;
+    bool group_by_best, normalise;
     int scoring;
     float scale;
 };
@@ -106,6 +118,7 @@ struct Ops {
     void (*store_key)(const KeysValues&, size_t position, const float* key);
     void (*store_value)(const KeysValues&, size_t position, const float* value, const float* bias);
     void (*attend)(const AttentionJob&);
+    void (*attend_latent)(const LatentJob&);
     // x *= sigmoid(gate + bias); bias may be null
     void (*gate)(float* x, const float* gate, const float* bias, size_t n);
     // x *= scale

@@ -7,6 +7,8 @@
 
 #include "ops_attention.h"
 
+#include "ops_latent.h"
+
 #include "ops_experts.h"
 
 #include "ops_recurrent.h"

@@ -35,8 +35,10 @@ void rule_out_groups(const RouteJob& job, const float* values, bool* taken) {
     bool chosen[MOST_EXPERTS] = {};
     for (size_t g = 0; g < job.groups; g++) {
         const size_t begin = g * size, first = best_of(values, taken, begin, begin + size);
+        good[g] = values[first];
+        if (job.group_by_best) continue;
         taken[first] = true;
-        good[g] = values[first] + values[best_of(values, taken, begin, begin + size)];
+        good[g] += values[best_of(values, taken, begin, begin + size)];
         taken[first] = false;
     }
     for (size_t i = 0; i < job.top_groups; i++) chosen[best_of(good, chosen, 0, job.groups)] = true;

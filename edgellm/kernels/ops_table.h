@@ -6,6 +6,7 @@
      store_key,
      store_value,
      attend,
+     attend_latent,
      gate,
      scale_by,
      bound,

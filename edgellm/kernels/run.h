@@ -85,6 +85,7 @@ struct Run {
     // What each part makes of w.normed (and of its quantized form) goes to w.added; the bias of what they return has still
     // to be added.
     const Projection* attention(const Attention&);
+    const Projection* latent(const Latent&);
     const Projection* mlp(const Mlp&);
     const Projection* experts(const Layer&);
     const Projection* experts_apart(const Layer&);

@@ -46,7 +46,7 @@ struct Routed {
         run.products(parts, e.shared_gate ? 2 : 1, room.scores, scores_of());
         run.for_tokens(run.tokens, [&](size_t t) {
             run.op.route({room.scores + t * scores_of(), e.router.bias, e.correction, e.count, e.top_k, e.groups,
-                          e.top_groups, e.normalise, e.scoring, e.scale},
+                          e.top_groups, e.group_by_best, e.normalise, e.scoring, e.scale},
                          room.chosen + t * e.top_k, room.weights + t * e.top_k);
             for (size_t i = t * e.top_k; e.scales && i < (t + 1) * e.top_k; i++)
                 room.weights[i] *= e.scales[room.chosen[i]];

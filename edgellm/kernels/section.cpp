@@ -119,6 +119,37 @@ int take(const AttentionSpec& spec, const Section& s, size_t number, Attention* 
     return take(spec.sinks, a.heads, false, &a.sinks);
 }
 
+int take(const LatentSpec& spec, const Section& s, Latent* into) {
+    const uint64_t dims[] = {spec.nope_dim, spec.rope_dim, spec.value_dim, spec.rank};
+    for (const uint64_t dim : dims)
+        if (!is_size(dim) || dim > MOST_HEAD_DIM) return BAD_SHAPE;
+    if (spec.heads == 0 || spec.heads > MOST_HEADS || spec.rope >= ROPES / 2 || spec.interleaved > 1) return BAD_SHAPE;
+    Latent& l = *into;
+    l.heads = spec.heads;
+    l.nope_dim = spec.nope_dim;
+    l.rope_dim = spec.rope_dim;
+    l.value_dim = spec.value_dim;
+    l.rank = spec.rank;
+    l.rope = spec.rope;
+    l.interleaved = spec.interleaved;
+    l.scale = static_cast<float>(spec.scale);
+    l.eps = static_cast<float>(spec.eps);
+    size_t in = s.hidden;
+    if (spec.q_a.data) {
+        in = spec.q_a.rows;
+        if (!is_size(in)) return BAD_SHAPE;
+        CHECK(take(spec.q_a, in, s.hidden, &l.q_a));
+    }
+    CHECK(take(spec.q_norm, in, spec.q_a.data != nullptr, &l.q_norm));
+    CHECK(take(spec.q, l.q_rows(), in, &l.q));
+    CHECK(take(spec.kv_a, l.kept_dim(), s.hidden, &l.kv_a));
+    CHECK(take(spec.kv_norm, l.rank, true, &l.kv_norm));
+    CHECK(take(spec.k_b, l.rank, l.nope_dim, l.heads, &l.k_b));
+    CHECK(take(spec.v_b, l.value_dim, l.rank, l.heads, &l.v_b));
+    if (spec.q.bias.data || spec.k_b.bias.data || spec.v_b.bias.data) return BAD_SHAPE;  // no model is like this
+    return take(spec.o, s.hidden, l.heads * l.value_dim, &l.o);
+}
+
 // Sizes of the heads, of DELTA_RULE and MAMBA2.
 bool fit(const RecurrentSpec& spec, int kind) {
     if (!is_size(spec.key_dim) || spec.key_dim > MOST_HEAD_DIM || !is_size(spec.value_dim) ||
@@ -191,7 +222,8 @@ int take(const MlpSpec& spec, size_t hidden, size_t experts, Mlp* into) {
 int take(const ExpertsSpec& spec, const Section& s, bool shared, Experts* into) {
     const uint64_t count = spec.count, groups = spec.groups;
     if (count > MOST_EXPERTS || spec.top_k == 0 || spec.top_k > MOST_CHOSEN || spec.top_k > count || groups == 0 ||
-        count % groups || (groups > 1 && count / groups < 2) || spec.top_groups == 0 || spec.top_groups > groups ||
+        count % groups || spec.group_by_best > 1 ||
+        (groups > 1 && count / groups < (spec.group_by_best ? 1 : 2)) || spec.top_groups == 0 || spec.top_groups > groups ||
         spec.top_k > spec.top_groups * (count / groups) || spec.normalise > 1 || spec.scoring < 0 ||
         spec.scoring >= SCORINGS || (spec.shared_gate.data && !shared))
         return BAD_SHAPE;
@@ -200,6 +232,7 @@ int take(const ExpertsSpec& spec, const Section& s, bool shared, Experts* into) 
     e.top_k = spec.top_k;
     e.groups = groups;
     e.top_groups = spec.top_groups;
+    e.group_by_best = spec.group_by_best;
     e.normalise = spec.normalise;
     e.scoring = static_cast<int>(spec.scoring);
     e.scale = static_cast<float>(spec.scale);
@@ -245,7 +278,8 @@ int take(const LayerSpec& spec, const Section& s, size_t number, Layer* into) {
     if (spec.mixer < 0 || spec.mixer >= MIXERS) return BAD_SHAPE;
     into->mixer = static_cast<int>(spec.mixer);
     if (into->mixer == ATTENTION) CHECK(take(spec.attention, s, number, &into->attention));
-    if (into->mixer > ATTENTION) CHECK(take(spec.recurrent, into->mixer, s, &into->recurrent));
+    if (into->mixer == LATENT_ATTENTION) CHECK(take(spec.latent, s, &into->latent));
+    if (is_recurrent(into->mixer)) CHECK(take(spec.recurrent, into->mixer, s, &into->recurrent));
     if (spec.mlp.up.data) CHECK(take(spec.mlp, s.hidden, 0, &into->mlp));
     if (spec.per_layer.table.data) CHECK(take(spec.per_layer, s, &into->per_layer));
     if (spec.experts.count) return take(spec.experts, s, spec.mlp.up.data != nullptr, &into->experts);
@@ -313,17 +347,19 @@ int check(const Section& s, const StepSpec& step, size_t layer_start, size_t lay
     for (size_t i = 0; i < s.num_layers; i++) {
         const Layer& layer = s.layers[i];
         bytes += slot_bytes(layer, step.context, step.kv_encoding);
-        if (layer.mixer != ATTENTION) continue;
+        if (layer.mixer != ATTENTION && layer.mixer != LATENT_ATTENTION) continue;
         const Attention& a = layer.attention;
         if (a.query_scales && (end - 1) / a.scale_every >= a.num_scales) return BAD_SHAPE;
-        if (a.rope == NO_ROPE) continue;
-        const Rope& rope = s.ropes[2 * a.rope + step.long_rope];
-        if (rope.positions < end || rope.count != rope.positions * (a.rotary_dim / 2)) return BAD_SHAPE;
+        const bool latent = layer.mixer == LATENT_ATTENTION;
+        const size_t set = latent ? layer.latent.rope : a.rope, dim = latent ? layer.latent.rope_dim : a.rotary_dim;
+        if (set == NO_ROPE) continue;
+        const Rope& rope = s.ropes[2 * set + step.long_rope];
+        if (rope.positions < end || rope.count != rope.positions * (dim / 2)) return BAD_SHAPE;
     }
     if (step.slot_bytes != bytes) return BAD_LENGTH;
     const uint8_t* memory = static_cast<const uint8_t*>(step.slot);
     for (size_t i = 0; i < layer_end; i++) {
-        if (i >= layer_start && s.layers[i].mixer > ATTENTION && !can_begin(memory, step)) return BAD_SHAPE;
+        if (i >= layer_start && is_recurrent(s.layers[i].mixer) && !can_begin(memory, step)) return BAD_SHAPE;
         memory += slot_bytes(s.layers[i], step.context, step.kv_encoding);
     }
     return OK;
@@ -332,7 +368,7 @@ int check(const Section& s, const StepSpec& step, size_t layer_start, size_t lay
 // A state goes from step to step: one slot can't be in two steps of a call.
 bool share_a_state(const Section& s, const StepSpec* steps, size_t num_steps) {
     bool has_state = false;
-    for (size_t i = 0; i < s.num_layers; i++) has_state |= s.layers[i].mixer > ATTENTION;
+    for (size_t i = 0; i < s.num_layers; i++) has_state |= is_recurrent(s.layers[i].mixer);
     for (size_t i = 0; has_state && i < num_steps; i++)
         for (size_t j = 0; j < i; j++)
             if (steps[i].slot == steps[j].slot) return true;

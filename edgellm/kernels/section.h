@@ -36,6 +36,20 @@ struct Attention {
     size_t kept_window() const { return shared && window ? window + MOST_TOKENS - RING : window; }
 };
 
+// Attention whose keys and values are made from one latent a token, which all heads share. In a slot it has the latents
+// [kept, rank] and the parts of keys that turn [kept, rope_dim]; in INT8 each with a scale a token behind it, as ops.h has
+// it for values.
+struct Latent {
+    size_t heads, nope_dim, rope_dim, value_dim, rank, rope;
+    bool interleaved;
+    float scale, eps;
+    Projection q_a, q, kv_a, k_b, v_b, o;  // without a q_a, q takes what goes into the layer
+    const float *q_norm, *kv_norm;
+    size_t q_rows() const { return heads * (nope_dim + rope_dim); }
+    size_t kept_dim() const { return rank + rope_dim; }
+    size_t first_rows() const { return (q_a ? q_a.rows : q_rows()) + kept_dim(); }
+};
+
 // A recurrent mixer. In a slot it has
 //   header      StateHeader, in STATE_HEADER_BYTES
 //   now         the last kernel - 1 tokens of what goes into its convolution [kernel - 1, channels], then its state: of each
@@ -96,7 +110,7 @@ inline Projection of_expert(const Projection& all, size_t expert) {
 
 struct Experts {
     size_t count, top_k, groups, top_groups;
-    bool normalise;
+    bool group_by_best, normalise;
     int scoring;
     float scale;
     Projection router, shared_gate;
@@ -120,6 +134,7 @@ struct Layer {
     Norm before_mixer, after_mixer, before_feed_forward, after_feed_forward;  // weight is null where there is none
     int mixer;
     Attention attention;
+    Latent latent;
     Recurrent recurrent;
     Mlp mlp;
     Experts experts;
@@ -159,6 +174,14 @@ struct ExpertsRoom {
     float* sum;         // [tokens, hidden]
 };
 
+// What attention over latents needs. A pair is a head and a token that are computed in one round, head by head.
+struct LatentRoom {
+    Input down;      // [tokens, q_a.rows]: normed
+    Input nope;      // [pairs, nope_dim]: the parts of queries that don't turn
+    float* queries;  // [pairs, rank + rope_dim]: what latents are multiplied with, and then the parts that turn
+    Input sums;      // [pairs, rank]: weighed sums of latents
+};
+
 // Room for what a pass computes, for `tokens` tokens. Grows, never shrinks.
 struct Workspace {
     size_t tokens;
@@ -170,6 +193,7 @@ struct Workspace {
     Input activated;            // [tokens, widest intermediate]
     Input embedded;             // [tokens, hidden]: the tokens' embeddings, for layers that have something of their ids
     ExpertsRoom experts;
+    LatentRoom latent;
     float* replayed;            // [LOG_TOKENS, widest of what goes into a recurrent mixer]
     void* memory;
 };
@@ -221,21 +245,40 @@ inline size_t kv_bytes(const Attention& a, size_t context, int64_t encoding) {
     return kept_positions(a, context) * (a.kv_rows() * kv_element_bytes(encoding) + scales);
 }
 
+// Bytes of `dim` values of each position of a latent layer in a slot, in INT8 with their scales.
+inline size_t latent_bytes(size_t dim, size_t context, int64_t encoding) {
+    return rounded_up(context, KEYS) * (dim * kv_element_bytes(encoding) + (encoding == INT8 ? sizeof(float) : 0));
+}
+
+constexpr bool is_recurrent(int mixer) { return mixer > LATENT_ATTENTION; }
+
 // Bytes that a slot holds for a layer; a multiple of 64.
 inline size_t slot_bytes(const Layer& layer, size_t context, int64_t encoding) {
-    if (layer.mixer > ATTENTION) return layer.recurrent.state_bytes();
+    if (is_recurrent(layer.mixer)) return layer.recurrent.state_bytes();
+    if (layer.mixer == LATENT_ATTENTION)
+        return latent_bytes(layer.latent.rank, context, encoding) + latent_bytes(layer.latent.rope_dim, context, encoding);
     if (layer.mixer != ATTENTION || layer.attention.source) return 0;
     return 2 * kv_bytes(layer.attention, context, encoding);
 }
 
 // Floats of a token that go into a layer's mixer behind its first product, and that come out of it before its last.
 inline size_t mixer_in(const Layer& layer) {
-    if (layer.mixer > ATTENTION) return layer.recurrent.rows();
+    if (is_recurrent(layer.mixer)) return layer.recurrent.rows();
+    const Latent& l = layer.latent;
+    if (layer.mixer == LATENT_ATTENTION) return l.first_rows() + (l.q_a ? l.q_rows() : 0);
     return layer.mixer == ATTENTION ? layer.attention.qkv_rows() : 0;
 }
 inline size_t mixer_out(const Layer& layer) {
-    if (layer.mixer > ATTENTION) return layer.recurrent.inner();
+    if (is_recurrent(layer.mixer)) return layer.recurrent.inner();
+    if (layer.mixer == LATENT_ATTENTION) return layer.latent.heads * layer.latent.value_dim;
     return layer.mixer == ATTENTION ? layer.attention.heads * layer.attention.dim : 0;
+}
+
+// Pairs of heads and tokens that one round of a latent layer has room for: all heads of few tokens, one head of many.
+constexpr size_t LATENT_PAIRS = 2048;
+inline size_t latent_pairs(size_t heads, size_t tokens) {
+    const size_t most = tokens > LATENT_PAIRS ? tokens : LATENT_PAIRS;
+    return heads * tokens < most ? heads * tokens : most;
 }
 
 bool make_room(Section&, size_t tokens);

@@ -120,8 +120,9 @@ void Run::all() {
         const Layer& layer = s.layers[i];
         if (layer.mixer) {
             enter_block(last, layer.before_mixer);
-            const Projection* from =
-                layer.mixer == ATTENTION ? attention(layer.attention) : recurrent(layer.recurrent);
+            const Projection* from = layer.mixer == ATTENTION          ? attention(layer.attention)
+                                     : layer.mixer == LATENT_ATTENTION ? latent(layer.latent)
+                                                                       : recurrent(layer.recurrent);
             last = {from, &layer.after_mixer, layer.residual_scale};
         }
         if (layer.experts.count || layer.mlp.up) {
@@ -152,12 +153,21 @@ bool make_room(Section& s, size_t tokens) {
     if (tokens <= w.tokens) return true;
     size_t mixed = 0, attended = 0, inner = 0, gate_up = 0, replayed = 0;
     size_t experts = 0, top_k = 0, expert_inner = 0, shared = 0;
+    size_t down = 0, nope = 0, queries = 0, sums = 0;  // of latent layers: the last three of all pairs
     const auto reach = [](size_t& most, size_t size) { most = size > most ? size : most; };
     for (size_t i = 0; i < s.num_layers; i++) {
         const Layer& layer = s.layers[i];
         reach(mixed, mixer_in(layer));
         reach(attended, mixer_out(layer));
-        if (layer.mixer > ATTENTION) reach(replayed, LOG_TOKENS * mixer_in(layer));
+        if (is_recurrent(layer.mixer)) reach(replayed, LOG_TOKENS * mixer_in(layer));
+        if (layer.mixer == LATENT_ATTENTION) {
+            const Latent& l = layer.latent;
+            const size_t pairs = latent_pairs(l.heads, tokens);
+            if (l.q_a) reach(down, l.q_a.rows);
+            reach(nope, pairs * l.nope_dim);
+            reach(queries, pairs * l.kept_dim());
+            reach(sums, pairs * l.rank);
+        }
         reach(inner, layer.mlp.inner());
         reach(gate_up, layer.mlp.gate ? 2 * layer.mlp.inner() : layer.mlp.inner());
         reach(inner, layer.per_layer.width());
@@ -172,10 +182,12 @@ bool make_room(Section& s, size_t tokens) {
     reach(widest, attended);
     ExpertsRoom& room = w.experts;
     const size_t into = top_k * s.hidden, from = top_k * expert_inner;  // of a token's pairs
+    LatentRoom& latent = w.latent;
     const size_t embedded = s.per_layer ? s.hidden : 0;
-    constexpr size_t INPUTS = 5;
+    constexpr size_t INPUTS = 8;
     float *chosen, *pair_tokens, *q[INPUTS], *offset[INPUTS];  // of other types
-    Quantized* const quantized[INPUTS] = {&w.quantized, &w.activated, &room.gathered, &room.inner, &w.embedded};
+    Quantized* const quantized[INPUTS] = {&w.quantized, &w.activated, &room.gathered, &room.inner,
+                                          &w.embedded, &latent.down, &latent.nope, &latent.sums};
     const struct {
         float** place;
         size_t count;
@@ -192,12 +204,23 @@ bool make_room(Section& s, size_t tokens) {
         {&room.gathered.sum, into / GROUP}, {&offset[2], into / GROUP},
         {&room.gate_up, 2 * from}, {&room.inner.x, from}, {&q[3], from / 4}, {&room.inner.scale, from / GROUP},
         {&room.inner.sum, from / GROUP}, {&offset[3], from / GROUP},
-        {&room.out, top_k ? s.hidden : 0}, {&room.sum, shared},
+        {&room.out, top_k ? s.hidden : 0}, {&room.sum, shared}, {&latent.down.x, down}, {&q[5], down / 4},
+        {&latent.down.scale, down / GROUP}, {&latent.down.sum, down / GROUP}, {&offset[5], down / GROUP},
+    };
+    const struct {
+        float** place;
+        size_t count;
+    } of_pairs[] = {
+        {&latent.nope.x, nope}, {&q[6], nope / 4}, {&latent.nope.scale, nope / GROUP}, {&latent.nope.sum, nope / GROUP},
+        {&offset[6], nope / GROUP}, {&latent.queries, queries}, {&latent.sums.x, sums}, {&q[7], sums / 4},
+        {&latent.sums.scale, sums / GROUP}, {&latent.sums.sum, sums / GROUP}, {&offset[7], sums / GROUP},
     };
     constexpr size_t LINE = 64 / sizeof(float);
     size_t total = (replayed + LINE - 1) / LINE * LINE;
     const auto lines = [=](size_t count) { return (count * tokens + LINE - 1) / LINE * LINE + LINE; };
+    const auto lines_of = [=](size_t count) { return (count + LINE - 1) / LINE * LINE + LINE; };
     for (const auto& part : parts) total += lines(part.count);
+    for (const auto& part : of_pairs) total += lines_of(part.count);
     void* memory = nullptr;
     if (posix_memalign(&memory, 64, total * sizeof(float))) return false;
     free(w.memory);
@@ -207,6 +230,10 @@ bool make_room(Section& s, size_t tokens) {
     for (const auto& part : parts) {
         *part.place = at;
         at += lines(part.count);
+    }
+    for (const auto& part : of_pairs) {
+        *part.place = at;
+        at += lines_of(part.count);
     }
     w.replayed = at;
     for (size_t i = 0; i < INPUTS; i++) {

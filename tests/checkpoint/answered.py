@@ -16,7 +16,16 @@ _BASE = dict(
 _TIED = {**_BASE, "tie_word_embeddings": True}  # llama.cpp knows no other head of these
 _WINDOWS = ["sliding_attention", "full_attention"] * 2
 _YARN = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=32, beta_fast=8.0)
+_LATENT = {
+    **_BASE, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "kv_lora_rank": 32, "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16, "v_head_dim": 48, "moe_intermediate_size": 64, "n_routed_experts": 8,
+    "num_experts_per_tok": 3, "first_k_dense_replace": 1,
+}  # fmt: skip
 CONFIGS = {
+    "deepseek_v2": lambda: hf.DeepseekV2Config(
+        **_LATENT, q_lora_rank=48, n_shared_experts=2, rope_parameters=dict(**_YARN, mscale=0.7, mscale_all_dim=0.7)
+    ),
+    "deepseek_v3": lambda: hf.DeepseekV3Config(**_LATENT, q_lora_rank=32, n_group=2, topk_group=1),
     "gemma": lambda: hf.GemmaConfig(**_TIED, head_dim=32),
     "gemma2": lambda: hf.Gemma2Config(
         **_TIED, head_dim=16, query_pre_attn_scalar=16, sliding_window=8, attn_logit_softcapping=2.0,

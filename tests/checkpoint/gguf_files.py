@@ -27,8 +27,10 @@ _ARCH = {"llama": ARCH.LLAMA, "gpt2": ARCH.GPT2, "phi3": ARCH.PHI3, "qwen2": ARC
          "glm4": ARCH.GLM4, "olmo2": ARCH.OLMO2, "olmo3": ARCH.OLMO2, "starcoder2": ARCH.STARCODER2,
          "gpt_oss": ARCH.GPT_OSS, "olmoe": ARCH.OLMOE, "granitemoe": ARCH.GRANITE_MOE,
          "granitemoeshared": ARCH.GRANITE_MOE, "glm4_moe": ARCH.GLM4_MOE,
+         "deepseek_v2": ARCH.DEEPSEEK2, "deepseek_v3": ARCH.DEEPSEEK2, "glm4_moe_lite": ARCH.DEEPSEEK2,
          "nemotron": ARCH.NEMOTRON, "minimax_m2": ARCH.MINIMAXM2}  # fmt: skip
 _PERMUTED = ("llama", "mistral", "granite", "granitemoe", "granitemoeshared", "smollm3", "ministral3")
+_LATENT = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 _LAYER_NORM_EPS = {
     "gpt2": "layer_norm_epsilon", "falcon": "layer_norm_epsilon", "bloom": "layer_norm_epsilon",
     "stablelm": "layer_norm_eps", "starcoder2": "norm_epsilon", "nemotron": "norm_eps",
@@ -65,18 +67,21 @@ def write_gguf(path: Path, model, kinds=None, extra=None, extra_tensors=None, to
     writer = GGUFWriter(path, arch_name(config.model_type))
     writer.add_name("tiny")
     _add_sizes(writer, config)
-    if "moe" in config.model_type or config.model_type in ("minimax_m2", "gpt_oss"):
+    if "moe" in config.model_type or config.model_type in ("minimax_m2", "gpt_oss", "deepseek_v2", "deepseek_v3"):
         writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
-    if config.model_type == "glm4_moe":
+    if config.model_type in ("glm4_moe", *_LATENT):
+        softmax = config.model_type == "deepseek_v2"
+        dense = getattr(config, "first_k_dense_replace", 1)
         writer.add_expert_shared_count(config.n_shared_experts)
-        writer.add_leading_dense_block_count(config.first_k_dense_replace)
+        writer.add_leading_dense_block_count(dense)
         writer.add_expert_weights_scale(config.routed_scaling_factor)
         writer.add_expert_weights_norm(config.norm_topk_prob)
-        writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
-        writer.add_expert_group_count(config.n_group)
-        writer.add_expert_group_used_count(config.topk_group)
+        writer.add_expert_gating_func(ExpertGatingFuncType.SOFTMAX if softmax else ExpertGatingFuncType.SIGMOID)
+        if config.n_group:
+            writer.add_expert_group_count(config.n_group)
+            writer.add_expert_group_used_count(config.topk_group)
     if config.model_type == "granitemoeshared":
         writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
     if config.model_type == "qwen2_moe":
@@ -123,7 +128,9 @@ def _add_sizes(writer: GGUFWriter, config) -> None:
         writer.add_layer_norm_eps(getattr(config, _LAYER_NORM_EPS[kind]))
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if kind == "falcon":
+    if kind in _LATENT:
+        _add_latent_sizes(writer, config)
+    elif kind == "falcon":
         writer.add_head_count_kv(config.num_kv_heads if config.new_decoder_architecture else 1)
         writer.add_tensor_data_layout("jploski")
     elif kind not in ("gpt2", "bloom"):
@@ -140,6 +147,25 @@ def _add_sizes(writer: GGUFWriter, config) -> None:
         if kind not in _PERMUTED or head_dim * heads != config.hidden_size:
             writer.add_key_length(head_dim)
             writer.add_value_length(head_dim)
+
+
+def _add_latent_sizes(writer: GGUFWriter, config) -> None:
+    """Sizes as of files that have keys and values apart."""
+    rope = config.rope_parameters
+    writer.add_head_count_kv(1)
+    if config.q_lora_rank:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+    writer.add_value_length(config.kv_lora_rank)
+    writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
+    writer.add_value_length_mla(config.v_head_dim)
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    _add_rope_scaling(writer, config.model_type, rope)
+    if "mscale_all_dim" in rope:
+        writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
 
 
 def _add_rope_scaling(writer: GGUFWriter, kind: str, rope: dict) -> None:
@@ -171,7 +197,7 @@ def _gguf_tensors(model, names):
         weight = value.float().numpy()
         if full == "lm_head.weight" and tied:
             continue
-        if (found := _of_gpt_oss(config, full, weight) or _of_granite(config, full, weight)) is not None:
+        if (found := next(filter(None, (of(config, full, weight) for of in _OTHERS)), None)) is not None:
             yield from found
             continue
         if full.endswith("experts.gate_up_proj"):
@@ -211,6 +237,17 @@ def _of_granite(config, full: str, weight: np.ndarray) -> _Named | None:
     return None
 
 
+def _of_latent(config, full: str, weight: np.ndarray) -> _Named | None:
+    """Keys and values of latent attention, which are apart, the former transposed."""
+    if not full.endswith("kv_b_proj.weight"):
+        return None
+    heads = weight.reshape(config.num_attention_heads, -1, config.kv_lora_rank)
+    k, v = np.split(heads, [config.qk_nope_head_dim], axis=1)
+    block = f"blk.{full.split('.')[2]}"
+    return [(f"{block}.attn_k_b.weight", np.ascontiguousarray(k.swapaxes(1, 2))),
+            (f"{block}.attn_v_b.weight", np.ascontiguousarray(v))]  # fmt: skip
+
+
 def _of_gpt_oss(config, full: str, weight: np.ndarray) -> _Named | None:
     """gpt-oss' own layout: experts' gate and up take turns, and all is transposed."""
     if config.model_type != "gpt_oss":
@@ -229,6 +266,9 @@ def _of_gpt_oss(config, full: str, weight: np.ndarray) -> _Named | None:
     if full.endswith("post_attention_layernorm.weight"):
         return [(f"{block}.post_attention_norm.weight", weight)]
     return None
+
+
+_OTHERS = (_of_gpt_oss, _of_granite, _of_latent)
 
 
 def _as_converted(config, full: str, weight: np.ndarray) -> np.ndarray:

@@ -21,7 +21,8 @@ from tests.model import native_sections
 # Those that transformers' tables know too, and others.
 TABLED = ["llama", "llama-tied", "llama-biased", "mistral", "qwen2", "qwen3", "phi3", "gpt2", "gemma2", "gemma3",
           "starcoder2"]  # fmt: skip
-EXPERTS = ["qwen3-moe", "gpt-oss", "olmoe", "granite-moe", "granite-moe-shared", "glm4-moe"]
+EXPERTS = ["qwen3-moe", "gpt-oss", "olmoe", "granite-moe", "granite-moe-shared", "glm4-moe", "deepseek-v2",
+           "deepseek-v3"]  # fmt: skip
 NATIVE = [*TABLED, *EXPERTS, "gemma", "glm4", "granite", "ministral", "olmo2", "olmo3", "smollm3"]
 _KINDS = {
     "ffn_gate_inp": Q.F32, "ffn_gate_exps": Q.Q4_K, "ffn_up_exps": Q.MXFP4, "ffn_down_exps": Q.Q6_K,

@@ -9,6 +9,8 @@ from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -70,6 +72,12 @@ def _rope(partial: float | None = None) -> dict:
 
 
 _YARN = {**_rope(), "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+_LATENT = {
+    **_WIDE, "num_key_value_heads": 8, "num_hidden_layers": 3,
+    "kv_lora_rank": 256, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 48,
+    "moe_intermediate_size": 256, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+}  # fmt: skip
 _CONFIGS = {
     "llama": lambda: LlamaConfig(**_WIDE),
     "llama-tied": lambda: LlamaConfig(**_WIDE, tie_word_embeddings=True),
@@ -120,6 +128,14 @@ _CONFIGS = {
         **{**_WIDE, "num_hidden_layers": 3}, head_dim=32, n_routed_experts=8, num_experts_per_tok=2,
         moe_intermediate_size=256, n_group=2, topk_group=1, routed_scaling_factor=1.5, use_qk_norm=True,
         rope_parameters=_rope(0.5),
+    ),
+    "deepseek-v2": lambda: DeepseekV2Config(
+        **_LATENT, q_lora_rank=None, n_group=4, topk_group=2, topk_method="group_limited_greedy",
+        routed_scaling_factor=2.5,
+    ),
+    "deepseek-v3": lambda: DeepseekV3Config(
+        **_LATENT, q_lora_rank=256, n_group=2, topk_group=1,
+        rope_parameters={**_YARN, "mscale": 0.7, "mscale_all_dim": 0.7},
     ),
     "qwen2-moe": lambda: Qwen2MoeConfig(
         **_WIDE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=96

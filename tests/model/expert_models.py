@@ -4,6 +4,8 @@ import torch
 import transformers as hf
 
 from tests.model.families import _BASE, random_model
+from tests.model.latent_models import CONFIGS as LATENT
+from tests.model.latent_models import MANY_HEADS
 
 _YARN = dict(rope_type="yarn", rope_theta=1e4, factor=8.0, original_max_position_embeddings=32)
 _QWEN = dict(**_BASE, head_dim=16, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=48)
@@ -42,12 +44,13 @@ CONFIGS = {
         **_GLM, n_group=4, topk_group=2, norm_topk_prob=False, routed_scaling_factor=1.5, use_qk_norm=True,
         attention_bias=True, n_shared_experts=2, first_k_dense_replace=2,
     ),
+    **LATENT,
 }  # fmt: skip
 
 
 def expert_model(name: str) -> torch.nn.Module:
     """Return a model of this name whose experts differ, and whose router's correction changes what is chosen."""
-    model = random_model(CONFIGS[name]())
+    model = random_model((CONFIGS | MANY_HEADS)[name]())
     torch.manual_seed(2)
     for buffer_name, buffer in model.named_buffers():
         if buffer_name.endswith(("e_score_correction_bias", "expert_bias")):

@@ -50,7 +50,8 @@ def test_greedy_tokens_are_those_of_generate(name, tmp_path):
     assert ring.generate(prompt(), 24) == expected
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe_options", "gpt_oss", "granitemoeshared", "glm4_moe_options"])
+@pytest.mark.parametrize("name", ["qwen3_moe_options", "gpt_oss", "granitemoeshared", "glm4_moe_options",
+                                  "many_heads", "glm4_moe_lite"])
 def test_no_bit_depends_on_cuts_chunks_threads_or_instruction_sets(name, tmp_path):
     _, manifest = split_of(name, tmp_path, "int8")
     expected = NativeRing(load(manifest, tmp_path, (0, 5))).logits(IDS, (80,))
@@ -77,6 +78,14 @@ def test_no_bit_depends_on_cuts_chunks_threads_or_instruction_sets(name, tmp_pat
         ("granitemoe", dict(logits_scaling=0), "granitemoe: logits_scaling is 0, by which logits can't be divided"),
         ("glm4_moe", dict(n_group=3), "glm4_moe: 8 experts in 3 groups, 1 chosen"),
         ("glm4_moe", dict(n_group=4), "glm4_moe: 3 experts of 1 groups of 2"),
+        ("deepseek_v2", dict(v_head_dim=12), "deepseek_v2: v_head_dim is 12, not a multiple of 16"),
+        ("deepseek_v2", dict(num_key_value_heads=2), "deepseek_v2: num_key_value_heads is 2, the native path knows 4, "
+         "as many as heads"),
+        ("deepseek_v2", dict(topk_method="noaux_tc"), "deepseek_v2: topk_method is 'noaux_tc', the native path knows "
+         "'greedy', 'group_limited_greedy'"),
+        ("deepseek_v3", dict(kv_lora_rank=2048), "deepseek_v3: kv_lora_rank is 2048, at most 1024"),
+        ("glm4_moe_lite", dict(mlp_layer_types=["dense"]), "glm4_moe_lite: mlp_layer_types doesn't say dense or sparse "
+         "for each of the 5 layers"),
         ("granitemoeshared", dict(shared_intermediate_size=100), "granitemoeshared: the shared expert's size is 100, "
          "not a multiple of 16"),
     ],

@@ -96,7 +96,7 @@ def test_rotary_factors_of_older_configs_are_those_of_transformers(config):
     "config, reason",
     [
         ([], "not a JSON object"),
-        ({}, "None is none of gemma, gemma2"),
+        ({}, "None is none of deepseek_v2, deepseek_v3"),
         ({"model_type": ["llama"]}, "is none of"),
         ({**LLAMA, "model_type": "gemma9"}, "gemma9 is none of"),
         ({**LLAMA, "hidden_act": "gelu"}, "llama: hidden_act is 'gelu'"),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from edgellm.checkpoint.gguf import expert_configs as experts
 from edgellm.checkpoint.gguf import gemma_configs as gemma
 from edgellm.checkpoint.gguf import generic_configs as generic
+from edgellm.checkpoint.gguf import latent_configs as latent
 from edgellm.checkpoint.gguf import native_configs as native
 from edgellm.checkpoint.gguf import recurrent_configs as recurrent
 from edgellm.checkpoint.gguf.gemma4_config import gemma4
@@ -15,8 +16,8 @@ from edgellm.checkpoint.gguf.header import Header
 from edgellm.errors import CheckpointError
 
 ARCHITECTURES: dict[str, Callable[[Header], dict]] = {
-    "bloom": generic.bloom, "falcon": generic.falcon, "gemma": gemma.gemma, "gemma2": gemma.gemma2,
-    "gemma3": gemma.gemma3, "gemma4": gemma4, "glm4": native.glm4, "glm4moe": experts.glm4moe,
+    "bloom": generic.bloom, "deepseek2": latent.deepseek2, "falcon": generic.falcon, "gemma": gemma.gemma,
+    "gemma2": gemma.gemma2, "gemma3": gemma.gemma3, "gemma4": gemma4, "glm4": native.glm4, "glm4moe": experts.glm4moe,
     "gpt-oss": experts.gpt_oss, "gpt2": native.gpt2, "granite": native.granite,
     "granitehybrid": recurrent.granitehybrid, "lfm2": recurrent.lfm2, "lfm2moe": recurrent.lfm2moe,
     "nemotron_h": recurrent.nemotron_h, "nemotron_h_moe": recurrent.nemotron_h_moe, "qwen35": recurrent.qwen35,

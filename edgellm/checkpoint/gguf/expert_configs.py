@@ -1,6 +1,7 @@
 """From a GGUF's header to a config.json, for families with experts that the native path knows: one function per
 architecture."""
 
+
 from edgellm.checkpoint.gguf.header import (
     QKV_BIASES,
     Header,

@@ -63,16 +63,20 @@ def read_sizes(header: Header, *, gated: bool = True) -> Sizes:
     )
 
 
+def decoder_layers(header: Header) -> int:
+    """Return how many of the file's layers are the decoder's: those behind them predict further tokens. Raises
+    CheckpointError if there are no others."""
+    metadata = header.metadata
+    count, extra = metadata.count("block_count"), metadata.count("nextn_predict_layers", 0, least=0)
+    if extra >= count:
+        raise CheckpointError(f"{metadata.where}: {metadata.key('nextn_predict_layers')} is {extra}, of {count} layers")
+    return count - extra
+
+
 def without_extra_layers(header: Header, sizes: Sizes) -> tuple[Sizes, int]:
-    """Return the sizes without the layers that predict further tokens, and how many these are. Raises CheckpointError
-    if there are no others."""
-    metadata, layers = header.metadata, sizes.num_hidden_layers
-    extra = metadata.count("nextn_predict_layers", 0, least=0)
-    if extra >= layers:
-        raise CheckpointError(
-            f"{metadata.where}: {metadata.key('nextn_predict_layers')} is {extra}, of {layers} layers"
-        )
-    return replace(sizes, num_hidden_layers=layers - extra), extra
+    """Return the sizes of the decoder alone, and how many layers predict further tokens. Raises CheckpointError."""
+    layers = decoder_layers(header)
+    return replace(sizes, num_hidden_layers=layers), sizes.num_hidden_layers - layers
 
 
 def expect_plain_scale(header: Header, sizes: Sizes) -> None:

@@ -10,6 +10,7 @@ from edgellm.checkpoint.gguf.rope import FACTOR_TENSORS
 from edgellm.checkpoint.gguf.rows import (
     as_row,
     decay_log,
+    head_rows,
     matrix,
     origin_of,
     reshaped,
@@ -22,7 +23,7 @@ from edgellm.checkpoint.layout import Layout, ShardContent, StoredTensor, check_
 from edgellm.checkpoint.tensors import SourceTensor, sliced
 from edgellm.errors import CheckpointError
 from edgellm.model.families.feed_forwards import Experts, GatedMlp, PlainMlp
-from edgellm.model.families.mixers import Attention, DeltaRule, Mamba2, ShortConv
+from edgellm.model.families.mixers import Attention, DeltaRule, LatentAttention, Mamba2, Recurrent, ShortConv
 from edgellm.model.families.mtp import LAYER_PREFIX, Mtp
 from edgellm.model.families.parts import Norm, Projection
 from edgellm.model.families.pieces import Slice
@@ -38,18 +39,20 @@ _OF_ALL = {
 }
 _FUSED = "ffn_gate_up_exps"  # gate and up of all experts in one, gate first
 # Families whose files may have layers behind the last one.
-_PREDICTING = ("glm4_moe", "qwen3_5")
 # Inverse frequencies, which old converters stored and nothing reads.
 _UNREAD = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
 
 
-def native_layout(spec: Spec, tensors: Mapping[str, GGUFTensor], where: str, *, permuted: bool) -> Layout:
+def native_layout(
+    spec: Spec, tensors: Mapping[str, GGUFTensor], where: str, *, permuted: bool, num_blocks: int = 0
+) -> Layout:
     """Return the layout of a model with `spec`; reads headers only.
 
-    `permuted` says that q and k have llama.cpp's order of rows, and that biases may be missing. Raises CheckpointError
-    for a tensor that is missing, one too many, or of another shape.
+    `permuted` says that q and k have llama.cpp's order of rows, and that biases may be missing. `num_blocks` is how
+    many layers the file says that it has: those beyond the model's predict further tokens, and are left out. Raises
+    CheckpointError for a tensor that is missing, one too many, or of another shape.
     """
-    reader = _Reader(tensors, where, spec, permuted)
+    reader = _Reader(tensors, where, spec, permuted, num_blocks)
     embedding = [reader.read("token_embd.weight", spec.embedding.name, spec.embedding_tensors)]
     if spec.position_embedding:
         embedding.append(reader.read("position_embd.weight", spec.position_embedding.name, spec.embedding_tensors))
@@ -124,6 +127,8 @@ def _layer_names(layer: Layer, ffn_norm: str) -> list[tuple[str, str]]:
     names += _norm_names(layer.after_feed_forward, "post_ffw_norm")
     if isinstance(layer.mixer, Attention):
         names += _attention_names(layer.mixer)
+    elif isinstance(layer.mixer, LatentAttention):
+        names += _latent_names(layer.mixer)
     elif layer.mixer:
         names += _recurrent_names(layer.mixer)
     if isinstance(layer.feed_forward, Experts):
@@ -158,6 +163,15 @@ def _attention_names(attention: Attention) -> list[tuple[str, str]]:
     if attention.sinks:
         names.append(("attn_sinks.weight", attention.sinks.name))
     return [*names, *_norm_names(attention.q_norm, "attn_q_norm"), *_norm_names(attention.k_norm, "attn_k_norm")]
+
+
+def _latent_names(attention: LatentAttention) -> list[tuple[str, str]]:
+    named = {"attn_kv_a_mqa": attention.kv_a, "attn_k_b": attention.k_b, "attn_v_b": attention.v_b,
+             "attn_output": attention.o}  # fmt: skip
+    named |= {"attn_q_a": attention.q_a, "attn_q_b": attention.q} if attention.q_a else {"attn_q": attention.q}
+    names = [pair for theirs, projection in named.items() for pair in _projection_names(projection, theirs)]
+    names += _norm_names(attention.q_norm, "attn_q_a_norm")
+    return [*names, *_norm_names(attention.kv_norm, "attn_kv_a_norm")]
 
 
 def _recurrent_names(mixer: DeltaRule | ShortConv | Mamba2) -> list[tuple[str, str]]:
@@ -233,8 +247,9 @@ def _of_state(
 class _Reader:
     """Takes tensors by name, and knows which were taken."""
 
-    def __init__(self, tensors: Mapping[str, GGUFTensor], where: str, spec: Spec, permuted: bool):
+    def __init__(self, tensors: Mapping[str, GGUFTensor], where: str, spec: Spec, permuted: bool, num_blocks: int):
         self.tensors, self.where, self.spec, self.permuted = tensors, where, spec, permuted
+        self.num_blocks = num_blocks
         self.offsets = _offsets(spec)
         self.taken: set[str] = set()
 
@@ -244,7 +259,7 @@ class _Reader:
         """Return the tensor `theirs` of the file under the name `ours` of the shard."""
         shape = shapes[ours]
         tensor = self._tensor(theirs, ours, shape, layer)
-        if layer and layer.mixer and not isinstance(layer.mixer, Attention) and ours not in layer.matrices:
+        if layer and isinstance(layer.mixer, Recurrent) and ours not in layer.matrices:
             tensor = _of_state(tensor, ours, shape, layer.mixer)
         check_shape(tensor, shape, ours)
         if offset := self.offsets.get(ours):
@@ -272,6 +287,15 @@ class _Reader:
 
     def _tensor(self, name: str, ours: str, shape: tuple[int, ...], layer: Layer | None) -> SourceTensor:
         info = self.tensors.get(name)
+        if info is None and layer and isinstance(layer.mixer, LatentAttention):
+            piece = next((p for p in layer.mixer.pieces if p.name == ours), None)
+            together = re.sub(r"attn_[kv]_b\.", "attn_kv_b.", name)
+            if piece and together in self.tensors:  # older files have k_b and v_b as transformers has them
+                info = self.tensors[together]
+                self.taken.add(together)
+                if info.shape != piece.whole_shape(shape):
+                    return matrix(together, info)
+                return head_rows(together, info, piece, shape)
         if info is None:
             if self.permuted and name.endswith(".bias"):
                 return zeros(shape[0], f"{self.where}: tensor {name}")
@@ -294,7 +318,7 @@ class _Reader:
 
     def _is_beyond(self, name: str) -> bool:
         block = re.match(r"blk\.(\d{1,5})\.", name)
-        return block is not None and int(block[1]) >= self.spec.num_layers
+        return block is not None and self.spec.num_layers <= int(block[1]) < self.num_blocks
 
     def _is_unseen(self, name: str) -> bool:
         """Whether it is of keys or values that no query sees, because its layer sees another's: files have them."""
@@ -305,8 +329,8 @@ class _Reader:
     def check_rest(self) -> None:
         """Raise CheckpointError for a tensor that the model doesn't have."""
         for name, info in self.tensors.items():
-            if self.spec.model_type.startswith(_PREDICTING) and self._is_beyond(name):
-                continue  # of layers that predict further tokens: copies of ends, or more layers than are used
+            if self._is_beyond(name):
+                continue  # of layers that predict further tokens
             if self._is_unseen(name):
                 continue
             if name not in self.taken and name not in FACTOR_TENSORS and not _UNREAD.fullmatch(name):

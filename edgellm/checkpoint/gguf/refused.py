@@ -7,7 +7,7 @@ from edgellm.errors import CheckpointError
 # Architecture in the GGUF → model_type of a folder that can be split.
 FOLDER_WORKS = {
     "afmoe": "afmoe", "apertus": "apertus", "arcee": "arcee", "bitnet": "bitnet", "chatglm": "glm",
-    "cohere2": "cohere2", "command-r": "cohere", "deepseek2": "deepseek_v3", "ernie4_5": "ernie4_5",
+    "cohere2": "cohere2", "command-r": "cohere", "ernie4_5": "ernie4_5",
     "ernie4_5-moe": "ernie4_5_moe", "exaone-moe": "exaone_moe", "exaone4": "exaone4", "gptj": "gptj",
     "gptneox": "gpt_neox", "jais2": "jais2", "minicpm3": "minicpm3", "mpt": "mpt", "olmo": "olmo", "phi2": "phi",
     "phimoe": "phimoe", "qwen3next": "qwen3_next", "seed_oss": "seed_oss", "starcoder": "gpt_bigcode",

@@ -6,8 +6,17 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgellm.checkpoint.gguf.file import GGUFTensor
-from edgellm.checkpoint.tensors import BlockRows, FileRows, LoadedRows, Rows, SourceTensor
+from edgellm.checkpoint.tensors import (
+    BlockRows,
+    FileRows,
+    LoadedRows,
+    Rows,
+    SourceTensor,
+    from_f32,
+    plain_encoding,
+)
 from edgellm.errors import CheckpointError
+from edgellm.model.families.pieces import HeadRows
 from edgellm.shards.encodings import ENCODINGS
 
 _KEPT = ("Q4_K", "Q5_K", "Q6_K", "Q3_K", "IQ4_XS", "MXFP4")  # to name some
@@ -68,6 +77,23 @@ def vector(name: str, info: GGUFTensor, order: np.ndarray | None = None) -> Sour
 
     return SourceTensor(
         info.shape, "f32", origin_of(name, info=info), lambda transposed: LoadedRows(info.shape, "f32", load)
+    )
+
+
+def head_rows(name: str, info: GGUFTensor, piece: HeadRows, shape: tuple[int, ...]) -> SourceTensor:
+    """Return a piece of a tensor that has rows of all heads; one that is transposed can't stay packed, and becomes
+    float16."""
+    stored = open_rows(name, info).encoding
+    encoding = plain_encoding(stored) if piece.transposed else stored
+
+    def load() -> np.ndarray:
+        rows = open_rows(name, info)
+        if encoding == stored:
+            return piece.cut(rows.read_all(), piece.count)
+        return from_f32(piece.cut(rows.read_all_f32(), piece.count), encoding)
+
+    return SourceTensor(
+        shape, encoding, origin_of(name, info=info), lambda transposed: LoadedRows(shape, encoding, load)
     )
 
 

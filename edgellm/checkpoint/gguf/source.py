@@ -83,7 +83,11 @@ class GGUFSource(Source):
         if self.spec:
             from edgellm.checkpoint.gguf.native import PERMUTED, native_layout
 
-            return native_layout(self.spec, self._gguf.tensors, self.where, permuted=self.architecture in PERMUTED)
+            blocks = self._gguf.metadata.get(f"{self.architecture}.block_count")
+            return native_layout(
+                self.spec, self._gguf.tensors, self.where, permuted=self.architecture in PERMUTED,
+                num_blocks=blocks if type(blocks) is int else 0,
+            )  # fmt: skip
         return super().layout()
 
     def tensors(self, model: Any) -> dict[str, SourceTensor]:

@@ -1,5 +1,6 @@
 """Feed-forwards with experts as the families have them: where their tensors are, and how their routers choose. Pure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgellm.model.families.config import Config, UnsupportedError
@@ -116,18 +117,24 @@ def lfm2_feed_forward(config: Config, layer: int) -> FeedForward:
 
 def sigmoid_groups(
     config: Config, layer: int, *, count: int, inner: int, moe_inner: int, first_dense: int, groups: int = 1,
-    top_groups: int = 1, scale: float = 1.0,
+    top_groups: int = 1, scale: float = 1.0, top_k: int = 8, dense: Callable[[int], bool] | None = None,
 ) -> FeedForward:  # fmt: skip
     """Return the feed-forward of a layer of GLM-4-MoE, GLM-4.7-Flash or DeepSeek-V3: dense in the first
-    `first_k_dense_replace`, then experts in groups, with sigmoids and a correction, beside a shared one. The arguments
-    are the family's defaults. Raises UnsupportedError."""
+    `first_k_dense_replace`, or where `dense` says so, then experts in groups, with sigmoids and a correction, beside a
+    shared one. The other arguments are the family's defaults. Raises UnsupportedError."""
     hidden = config.count("hidden_size")
-    if layer < config.count("first_k_dense_replace", default=first_dense, least=0):
+    if dense is None:
+        count_dense = config.count("first_k_dense_replace", default=first_dense, least=0)
+        is_dense = layer < count_dense
+    else:
+        is_dense = dense(layer)
+    if is_dense:
         return gated_mlp("mlp.", hidden, config.count("intermediate_size", default=inner))
     count = config.count("n_routed_experts", "num_local_experts", "num_experts", default=count)
     groups = config.count("n_group", default=groups)
+    top_k = config.count("num_experts_per_tok", default=top_k, most=count)
     router = Router(
-        whole("mlp.gate", count, hidden), count, config.count("num_experts_per_tok", default=8, most=count), "sigmoid",
+        whole("mlp.gate", count, hidden), count, top_k, "sigmoid",
         config.flag("norm_topk_prob", True), config.number("routed_scaling_factor", scale),
         Vector("mlp.gate.e_score_correction_bias", count), groups, config.count("topk_group", default=top_groups),
     )  # fmt: skip
@@ -140,10 +147,33 @@ def sigmoid_groups(
     )  # fmt: skip
 
 
+def softmax_groups(config: Config, layer: int) -> FeedForward:
+    """Return the feed-forward of a layer of DeepSeek-V2: dense in the first `first_k_dense_replace`, then experts
+    beside shared ones, chosen by a softmax, of the best groups alone if `topk_method` says so. Raises
+    UnsupportedError."""
+    hidden = config.count("hidden_size", default=4096)
+    if layer < config.count("first_k_dense_replace", default=0, least=0):
+        return gated_mlp("mlp.", hidden, config.count("intermediate_size", default=11008))
+    count = config.count("n_routed_experts", "num_experts", default=64)
+    config.expect("topk_method", "greedy", "greedy", "group_limited_greedy")
+    grouped = config.content.get("topk_method") == "group_limited_greedy"
+    router = Router(
+        whole("mlp.gate", count, hidden), count, config.count("num_experts_per_tok", most=count),
+        scale=config.number("routed_scaling_factor", 1.0), groups=config.count("n_group") if grouped else 1,
+        top_groups=config.count("topk_group") if grouped else 1, group_by_best=True,
+    )  # fmt: skip
+    check_groups(router)
+    inner = config.count("moe_intermediate_size", default=1407)
+    return experts_of(
+        packed_experts("mlp.experts.", count, hidden, inner), router,
+        shared=gated_mlp("mlp.shared_experts.", hidden, inner * config.count("n_shared_experts", default=2)),
+    )  # fmt: skip
+
+
 def check_groups(router: Router) -> None:
     """Raise UnsupportedError for groups that can't be chosen from."""
     size, rest = divmod(router.experts, router.groups)
-    if rest or (router.groups > 1 and size < 2) or router.top_groups > router.groups:
+    if rest or (router.groups > 1 and size < 2 and not router.group_by_best) or router.top_groups > router.groups:
         raise UnsupportedError(f"{router.experts} experts in {router.groups} groups, {router.top_groups} chosen")
     if router.top_k > size * router.top_groups:
         raise UnsupportedError(f"{router.top_k} experts of {router.top_groups} groups of {size}")

@@ -76,9 +76,9 @@ class Router:
 
     Scores are `scoring` of weight(x): "softmax" over all experts, "sigmoid" of each, or "softmax_of_chosen" over those
     that were chosen by what weight(x) gives (gpt-oss). `correction` is added for choosing only. With `groups` > 1 only
-    the experts of the `top_groups` best groups may be chosen, a group being as good as its two best experts together.
-    `normalise`: the weights of those chosen are divided by their sum (plus 1e-20). Last, all are times `scale`, and
-    each expert's times its one of `expert_scales`, where there are any.
+    the experts of the `top_groups` best groups may be chosen, a group being as good as its two best experts together,
+    or as the best one alone if `group_by_best`. `normalise`: the weights of those chosen are divided by their sum (plus
+    1e-20). Last, all are times `scale`, and each expert's times its one of `expert_scales`, where there are any.
     """
 
     weight: Projection
@@ -91,6 +91,7 @@ class Router:
     groups: int = 1
     top_groups: int = 1
     expert_scales: Vector | None = None
+    group_by_best: bool = False
 
     @property
     def tensors(self) -> dict[str, Shape]:

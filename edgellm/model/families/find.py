@@ -9,6 +9,7 @@ from typing import Any
 
 from edgellm.kernels.abi import constants
 from edgellm.model.families.config import Config, UnsupportedError
+from edgellm.model.families.deepseek import deepseek_v2, deepseek_v3, glm4_moe_lite
 from edgellm.model.families.gemma import gemma, gemma2, gemma3
 from edgellm.model.families.gemma4 import gemma4
 from edgellm.model.families.glm4 import glm4
@@ -22,7 +23,7 @@ from edgellm.model.families.lfm2 import lfm2, lfm2_moe
 from edgellm.model.families.llama import llama
 from edgellm.model.families.ministral import ministral, ministral3
 from edgellm.model.families.mistral import mistral
-from edgellm.model.families.mixers import Attention, DeltaRule, Mamba2, Recurrent
+from edgellm.model.families.mixers import Attention, DeltaRule, LatentAttention, Mamba2, Recurrent
 from edgellm.model.families.multimodal import text_config
 from edgellm.model.families.nemotron_h import nemotron_h
 from edgellm.model.families.olmo import olmo2, olmo3
@@ -37,11 +38,12 @@ from edgellm.model.families.spec import Layer, Spec
 from edgellm.model.families.starcoder2 import starcoder2
 
 FAMILIES: dict[str, Callable[[Config], Spec]] = {
-    "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3, "gemma4_text": gemma4, "glm4": glm4, "glm4_moe": glm4_moe,
-    "gpt2": gpt2, "gpt_oss": gpt_oss, "granite": granite, "granitemoe": granite_moe,
-    "granitemoehybrid": granitemoehybrid, "granitemoeshared": granite_moe_shared, "lfm2": lfm2, "lfm2_moe": lfm2_moe,
-    "llama": llama, "ministral": ministral, "ministral3": ministral3, "mistral": mistral, "nemotron_h": nemotron_h,
-    "olmo2": olmo2, "olmo3": olmo3, "olmoe": olmoe, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3,
+    "deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3, "gemma": gemma, "gemma2": gemma2, "gemma3_text": gemma3,
+    "gemma4_text": gemma4, "glm4": glm4, "glm4_moe": glm4_moe, "glm4_moe_lite": glm4_moe_lite, "gpt2": gpt2,
+    "gpt_oss": gpt_oss, "granite": granite, "granitemoe": granite_moe, "granitemoehybrid": granitemoehybrid,
+    "granitemoeshared": granite_moe_shared, "lfm2": lfm2, "lfm2_moe": lfm2_moe, "llama": llama,
+    "ministral": ministral, "ministral3": ministral3, "mistral": mistral, "nemotron_h": nemotron_h, "olmo2": olmo2,
+    "olmo3": olmo3, "olmoe": olmoe, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3,
     "qwen3_5_moe_text": qwen3_5_moe_text, "qwen3_5_text": qwen3_5_text, "qwen3_moe": qwen3_moe,
     "qwen3_next": qwen3_next, "smollm3": smollm3, "starcoder2": starcoder2,
 }  # fmt: skip
@@ -80,6 +82,8 @@ def _check(hidden_size: int, layer: Layer) -> None:
     _check_sizes(("hidden_size", hidden_size))
     if isinstance(layer.mixer, Attention):
         _check_attention(layer.mixer)
+    if isinstance(layer.mixer, LatentAttention):
+        _check_latent(layer.mixer)
     if isinstance(layer.mixer, Recurrent):
         _check_recurrent(layer.mixer)
     if layer.feed_forward:
@@ -104,6 +108,17 @@ def _check_attention(mixer: Attention) -> None:
         raise UnsupportedError(f"{mixer.heads} heads, at most {_MAX_HEADS}")
     if mixer.heads % mixer.kv_heads or mixer.heads // mixer.kv_heads > _MAX_GROUP:
         raise UnsupportedError(f"{mixer.heads} heads over {mixer.kv_heads} of keys and values")
+
+
+def _check_latent(mixer: LatentAttention) -> None:
+    sizes = [("qk_nope_head_dim", mixer.nope_dim), ("qk_rope_head_dim", mixer.rope_dim),
+             ("v_head_dim", mixer.value_dim), ("kv_lora_rank", mixer.rank)]  # fmt: skip
+    for name, size in sizes:
+        if size > _MAX_HEAD_DIM:
+            raise UnsupportedError(f"{name} is {size}, at most {_MAX_HEAD_DIM}")
+    if mixer.heads > _MAX_HEADS:
+        raise UnsupportedError(f"{mixer.heads} heads, at most {_MAX_HEADS}")
+    _check_sizes(*sizes, *([("q_lora_rank", mixer.q_a.rows)] if mixer.q_a else []))
 
 
 def _check_recurrent(mixer: Recurrent) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgellm.kernels.abi import constants
 from edgellm.model.families.parts import Norm, Projection, Shape, Vector, merged, stored
-from edgellm.model.families.pieces import Piece, Tiled
+from edgellm.model.families.pieces import HeadRows, Piece, Tiled
 from edgellm.shards.slot_memory import kv_bytes
 
 _LOG_TOKENS: int = constants.LOG_TOKENS
@@ -104,6 +104,90 @@ class Attention:
         """Elements that its modules produce for one token."""
         rows = sum(part.rows for part in self.projections)
         return rows + (self.q.rows if self.q_norm else 0) + (self.k.rows if self.k and self.k_norm else 0)
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2 and V3, GLM-4.7-Flash): arXiv 2405.04434.
+
+    The first `rank` rows of `kv_a`, normed, are a token's latent, which all heads share; the last `rope_dim` ones are
+    the part of its key that turns. A slot keeps only these. The rows of `q` are for each head `nope_dim` of its query
+    that don't turn, then `rope_dim` that do. With `q_a`, `q` takes q_norm(q_a(x)) in place of x. Each head has its own
+    matrices in `k_b` [heads, rank, nope_dim] and `v_b` [heads, value_dim, rank]. The first brings its query into the
+    space of latents, and the second brings the weighed sum of latents out of it:
+        score = scale * (k_b(q that doesn't turn) . latent + (q that turns) . key),  and o takes v_b(sum p * latent).
+    `eps` is that of both norms. transformers has k_b, transposed, and v_b as one tensor `kv_b`.
+    """
+
+    heads: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    rank: int
+    scale: float
+    q_a: Projection | None
+    q: Projection
+    kv_a: Projection
+    k_b: Projection
+    v_b: Projection
+    o: Projection
+    q_norm: Norm | None
+    kv_norm: Norm
+    kv_b: str
+    eps: float = 1e-6
+    rope: int = 0
+    interleaved: bool = True
+
+    @property
+    def pieces(self) -> tuple[HeadRows, ...]:
+        """Return which of its tensors transformers has as one."""
+        rows = self.heads * (self.nope_dim + self.value_dim)
+        sizes = dict(step=1, rows=rows, heads=self.heads)
+        return (
+            HeadRows(self.k_b.weight.name, self.kv_b, 0, count=self.nope_dim, transposed=True, **sizes),
+            HeadRows(self.v_b.weight.name, self.kv_b, self.nope_dim, count=self.value_dim, **sizes),
+        )
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """The matrices that every token is multiplied with, those of all heads among them."""
+        return tuple(part for part in (self.q_a, self.q, self.kv_a, self.k_b, self.v_b, self.o) if part)
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Return the shape of each stored tensor by name."""
+        return merged(*self.projections, self.q_norm, self.kv_norm)
+
+    @property
+    def window(self) -> int:
+        """How many tokens it attends to: it has no window."""
+        return 0
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Elements that a token takes in a slot: its latent, and the part of its key that turns."""
+        return self.rank + self.rope_dim
+
+    @property
+    def kv_scales_per_token(self) -> int:
+        """Scales of a token in 8 bits: one for its latent, one for the part that turns."""
+        return 2
+
+    def slot_bytes(self, context: int, kv_dtype: str) -> int:
+        """Return the bytes of a slot of `context` tokens that are this mixer's."""
+        return kv_bytes(self.kv_elements_per_token, self.kv_scales_per_token, 0, context, kv_dtype)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that a slot needs at any length: recurrent state, of which attention has none."""
+        return 0
+
+    @property
+    def activation_elements_per_token(self) -> int:
+        """Elements that its modules produce for one token."""
+        down = 2 * self.q_a.rows if self.q_a else 0
+        each = self.nope_dim + 2 * self.rank + self.rope_dim + self.value_dim
+        return down + self.q.rows + self.kv_a.rows + self.heads * each + self.o.rows
 
 
 @dataclass(frozen=True)
@@ -321,4 +405,4 @@ class Mamba2(Recurrent):
         return 2 * sum(part.rows for part in self.projections)
 
 
-Mixer = Attention | DeltaRule | ShortConv | Mamba2
+Mixer = Attention | LatentAttention | DeltaRule | ShortConv | Mamba2

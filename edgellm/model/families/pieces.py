@@ -84,6 +84,28 @@ class Slice:
     first: int = 0
 
 
+@dataclass(frozen=True)
+class HeadRows(Piece):
+    """A stored tensor [heads, count, columns] whose head h is the `count` rows from `first` on of those that
+    transformers' tensor has for it: `rows` / `heads`, one head after the other. `transposed`: [heads, columns, count].
+    """
+
+    # `cut` takes the rows of some heads, too.
+
+    heads: int = 1
+    count: int = 1
+
+    def whole_shape(self, shape: Shape) -> Shape:
+        return (self.rows, shape[-2 if self.transposed else -1])
+
+    def cut(self, whole: np.ndarray, count: int) -> np.ndarray:
+        of_heads = whole.reshape(-1, self.rows // self.heads, whole.shape[-1])[:, self.first : self.first + self.count]
+        return of_heads.swapaxes(1, 2) if self.transposed else of_heads
+
+    def put(self, stored: np.ndarray, whole: np.ndarray) -> None:
+        self.cut(whole, stored.shape[-2])[...] = stored
+
+
 def assemble(pieces: Iterable[Piece], stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return transformers' tensors, in float32, by name, of those pieces that are in `stored`."""
     found: dict[str, np.ndarray] = {}

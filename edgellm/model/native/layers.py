@@ -6,7 +6,7 @@ import numpy as np
 
 from edgellm.kernels.abi import constants
 from edgellm.model.families.feed_forwards import ACTIVATIONS, SCORINGS, Apart, Experts, FeedForward, GatedMlp, PlainMlp
-from edgellm.model.families.mixers import Attention, DeltaRule, Mamba2, Mixer, Recurrent, ShortConv
+from edgellm.model.families.mixers import Attention, DeltaRule, LatentAttention, Mamba2, Mixer, Recurrent, ShortConv
 from edgellm.model.families.parts import Vector
 from edgellm.model.families.per_layer import PerLayer
 from edgellm.model.families.spec import Layer, Spec
@@ -34,6 +34,8 @@ def _mixer(spec: Spec, mixer: Mixer | None, tensors: "Tensors") -> abi.Fields:
         return {"mixer": constants.NO_MIXER}
     if isinstance(mixer, Attention):
         return {"mixer": constants.ATTENTION, "attention": _attention(spec, mixer, tensors)}
+    if isinstance(mixer, LatentAttention):
+        return {"mixer": constants.LATENT_ATTENTION, "latent": _latent(mixer, tensors)}
     kind, fields = _recurrent(mixer, tensors)
     return {"mixer": kind, "recurrent": _shared(mixer, tensors) | fields}
 
@@ -87,6 +89,17 @@ def _attention(spec: Spec, part: Attention, tensors: "Tensors") -> abi.Fields:
     )  # fmt: skip
 
 
+def _latent(part: LatentAttention, tensors: "Tensors") -> abi.Fields:
+    return dict(
+        heads=part.heads, nope_dim=part.nope_dim, rope_dim=part.rope_dim, value_dim=part.value_dim, rank=part.rank,
+        rope=part.rope, interleaved=part.interleaved, scale=part.scale, eps=part.eps,
+        q_a=tensors.projection(part.q_a), q=tensors.projection(part.q), kv_a=tensors.projection(part.kv_a),
+        k_b=tensors.projection(part.k_b), v_b=tensors.projection(part.v_b), o=tensors.projection(part.o),
+        q_norm=abi.floats(tensors.norm_weight(part.q_norm)) if part.q_norm else {},
+        kv_norm=abi.floats(tensors.norm_weight(part.kv_norm)),
+    )  # fmt: skip
+
+
 def _feed_forward(part: FeedForward | None, tensors: "Tensors") -> abi.Fields:
     if part is None:
         return {}
@@ -100,7 +113,8 @@ def _experts(part: Experts, tensors: "Tensors") -> abi.Fields:
     router = part.router
     return dict(
         count=router.experts, top_k=router.top_k, groups=router.groups, top_groups=router.top_groups,
-        normalise=router.normalise, scoring=SCORINGS.index(router.scoring), scale=router.scale,
+        group_by_best=router.group_by_best, normalise=router.normalise, scoring=SCORINGS.index(router.scoring),
+        scale=router.scale,
         router=tensors.projection(router.weight), correction=tensors.floats(router.correction),
         experts=_mlp(part, tensors), shared_gate=tensors.projection(part.shared_gate),
         expert_scales=tensors.floats(router.expert_scales), **(_apart(part.apart, tensors) if part.apart else {}),

@@ -8,7 +8,7 @@ import numpy as np
 from edgellm.errors import ModelError
 from edgellm.kernels.abi import constants, ffi
 from edgellm.kernels.library import ENCODINGS
-from edgellm.model.families.mixers import Attention
+from edgellm.model.families.mixers import Attention, LatentAttention
 from edgellm.model.families.spec import Layer
 from edgellm.model.native.states import States
 from edgellm.model.native.windows import Windows
@@ -24,23 +24,30 @@ _ENCODINGS = {"float32": "f32", "float16": "f16", "int8": "int8"}
 
 
 class _Place(NamedTuple):
-    """Where a layer's part of a slot is, for how many positions it has room, and what it stores of a token: of each
-    head's key, and of its value, `row_bytes` and `scale_bytes`."""
+    """Where a layer's part of a slot is, for how many positions it has room, and what it stores of them, one after the
+    other: none if it's no attention."""
 
     at: int
     window: int
     kept: int
+    rows: "tuple[_Rows, ...]"
+
+
+class _Rows(NamedTuple):
+    """Rows [heads, positions] of so many bytes, of which `together` positions lie interleaved."""
+
     heads: int
-    row_bytes: int
-    scale_bytes: int
+    together: int
+    bytes: int
 
 
 class NativeSlot:
     """What `layers` remember for up to `max_seq_len` tokens, of which `filled` are stored.
 
     Layout (ops.h): for each layer all keys [kv_heads, kept / 16, head_dim, 16], then all values [kv_heads, kept,
-    head_dim], where `kept` is the context, rounded up to a multiple of 16, or of a window a ring. In int8, scales in
-    float32 [kv_heads, kept] follow both.
+    head_dim], where `kept` is the context, rounded up to a multiple of 16, or of a window a ring; of latent attention
+    the latents [kept, rank], then the parts of keys that turn [kept, rope_dim]. In int8, scales in float32 [kv_heads,
+    kept] follow both.
     """
 
     def __init__(self, layers: Sequence[Layer], max_seq_len: int, kv_dtype: str):
@@ -61,7 +68,7 @@ class NativeSlot:
         offsets = [sum(sizes[:i]) for i in range(len(sizes))]
         self._layers = [
             _Place(at, layer.kv_window_tokens, kept_positions(layer.kv_window_tokens, max_seq_len),
-                   *_rows(layer, kv_dtype), SCALE_BYTES[kv_dtype])
+                   _rows(layer, kv_dtype))
             for at, layer in zip(offsets, layers, strict=True)
         ]  # fmt: skip
         self.mtp: MtpSlot | None = None  # what the head for multi-token prediction remembers, if the section has one
@@ -125,9 +132,10 @@ class NativeSlot:
         """Return for each of `layers` (all) a copy of what it remembers, as uint8 [bytes], and None for others.
 
         Of attention these are the keys and values of positions [start, end), multiples of 16: the keys [kv_heads,
-        tokens / 16, head_dim, 16], then the values [kv_heads, tokens, head_dim], in int8 each with its scales; None if
-        its window is further on. Of a recurrent layer it is the state behind `end` tokens, or None if it isn't there:
-        it is there now, at its checkpoint, and where a prompt came to a multiple of CHECKPOINT_TOKENS last.
+        tokens / 16, head_dim, 16], then the values [kv_heads, tokens, head_dim], or the latents [tokens, rank] and the
+        parts of keys that turn [tokens, rope_dim], in int8 each with its scales; None if its window is further on. Of a
+        recurrent layer it is the state behind `end` tokens, or None if it isn't there: it is there now, at its
+        checkpoint, and where a prompt came to a multiple of CHECKPOINT_TOKENS last.
         """
         self._check_page(start, end)
         found: list[Array | None] = []
@@ -137,7 +145,7 @@ class NativeSlot:
                 pass
             elif layer in self.states:
                 part = self.states.export(layer, end)
-            elif not place.heads:
+            elif not place.rows:
                 part = np.empty(0, np.uint8)  # a feed-forward alone
             elif start >= self._windows.lowest(place.window):
                 part = np.concatenate([view[at].reshape(-1) for view, at in self._parts(place, start, end)])
@@ -188,35 +196,41 @@ class NativeSlot:
         [start, end) are."""
         parts = []
         at = place.at
-        scales = [(1, place.scale_bytes)] if place.scale_bytes else []
-        for each, row_bytes in ((_KEYS, place.row_bytes), *scales, (1, place.row_bytes), *scales):
-            size = place.heads * place.kept * row_bytes
-            view = self._memory[at : at + size].reshape(place.heads, place.kept // each, each * row_bytes)
+        for heads, each, row_bytes in place.rows:
+            size = heads * place.kept * row_bytes
+            view = self._memory[at : at + size].reshape(heads, place.kept // each, each * row_bytes)
             parts.append((view, (slice(None), _around(start // each, end // each, place.kept // each))))
             at += size
         return parts
 
     def _may_miss(self, layer: int) -> bool:
         place = self._layers[layer]
-        return not place.heads or place.window in self._windows
+        return not place.rows or place.window in self._windows
 
     def _part_bytes(self, layer: int, start: int, end: int) -> int:
         if layer in self.states:
             return self.states.bytes(layer)
         place = self._layers[layer]
-        return 2 * place.heads * (end - start) * (place.row_bytes + place.scale_bytes)
+        return (end - start) * sum(rows.heads * rows.bytes for rows in place.rows)
 
     def _check_page(self, start: int, end: int) -> None:
         if start % _KEYS or end % _KEYS or not 0 <= start < end <= self.max_seq_len:
             raise ModelError(f"a page of positions {start} to {end} in a slot of {self.max_seq_len} tokens")
 
 
-def _rows(layer: Layer, kv_dtype: str) -> tuple[int, int]:
-    """Return a layer's heads of keys, and the bytes that each stores of a key."""
+def _rows(layer: Layer, kv_dtype: str) -> tuple[_Rows, ...]:
+    """Return what a layer stores of each position."""
     mixer = layer.mixer
-    if not isinstance(mixer, Attention) or mixer.source is not None:
-        return 0, 0
-    return mixer.kv_heads, mixer.head_dim * KV_BYTES[kv_dtype]
+    if isinstance(mixer, Attention) and mixer.source is None:
+        heads, dims = mixer.kv_heads, ((_KEYS, mixer.head_dim), (1, mixer.head_dim))
+    elif isinstance(mixer, LatentAttention):
+        heads, dims = 1, ((1, mixer.rank), (1, mixer.rope_dim))
+    else:
+        return ()
+    scales = (_Rows(heads, 1, SCALE_BYTES[kv_dtype]),) if SCALE_BYTES[kv_dtype] else ()
+    return tuple(
+        rows for together, dim in dims for rows in (_Rows(heads, together, dim * KV_BYTES[kv_dtype]), *scales)
+    )
 
 
 def _around(start: int, end: int, kept: int) -> slice | Array:

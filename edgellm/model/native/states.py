@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgellm.kernels.abi import constants
-from edgellm.model.families.mixers import Attention
+from edgellm.model.families.mixers import Recurrent
 from edgellm.model.families.spec import Layer
 from edgellm.model.protocols import CHECKPOINT_TOKENS, Array
 
@@ -29,7 +29,7 @@ class States:
         self.kept_at = 0  # tokens behind which a state is kept; 0: nothing is
         self._changes, self._changing = 0, False  # another thread may copy a state meanwhile
         for i, (layer, offset) in enumerate(zip(layers, offsets, strict=True)):
-            if layer.mixer is None or isinstance(layer.mixer, Attention):
+            if not isinstance(layer.mixer, Recurrent):
                 continue
             part = memory[offset : offset + layer.state_bytes]
             size = 4 * layer.mixer.remembered_elements
