@@ -79,8 +79,8 @@ def test_no_bit_depends_on_cuts_chunks_threads_or_instruction_sets(name, tmp_pat
         ("glm4_moe", dict(n_group=3), "glm4_moe: 8 experts in 3 groups, 1 chosen"),
         ("glm4_moe", dict(n_group=4), "glm4_moe: 3 experts of 1 groups of 2"),
         ("deepseek_v2", dict(v_head_dim=12), "deepseek_v2: v_head_dim is 12, not a multiple of 16"),
-        ("deepseek_v2", dict(num_key_value_heads=2), "deepseek_v2: num_key_value_heads is 2, the native path knows 4, "
-         "as many as heads"),
+        ("deepseek_v2", dict(num_key_value_heads=2), "deepseek_v2: 4 heads share 2 of keys and values, the native "
+         "path knows as many"),
         ("deepseek_v2", dict(topk_method="noaux_tc"), "deepseek_v2: topk_method is 'noaux_tc', the native path knows "
          "'greedy', 'group_limited_greedy'"),
         ("deepseek_v3", dict(kv_lora_rank=2048), "deepseek_v3: kv_lora_rank is 2048, at most 1024"),

@@ -104,8 +104,8 @@ def _spec(
 def _latent_attention(config: Config, count: Callable[[str], int]) -> LatentAttention:
     hidden, heads, rank = count("hidden_size"), count("num_attention_heads"), count("kv_lora_rank")
     kv_heads = config.count("num_key_value_heads", default=heads)
-    if kv_heads != heads:
-        raise UnsupportedError(f"num_key_value_heads is {kv_heads}, the native path knows {heads}, as many as heads")
+    if kv_heads < heads:
+        raise UnsupportedError(f"{heads} heads share {kv_heads} of keys and values, the native path knows as many")
     nope, rope, value = count("qk_nope_head_dim"), count("qk_rope_head_dim"), count("v_head_dim")
     biased = config.flag("attention_bias", False)
     q_rows, q_rank = heads * (nope + rope), None if config.is_null("q_lora_rank") else count("q_lora_rank")

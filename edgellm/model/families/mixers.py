@@ -164,6 +164,11 @@ class LatentAttention:
         return 0
 
     @property
+    def kept_tokens(self) -> int:
+        """How many of the last tokens a slot has to keep, or 0 for all."""
+        return 0
+
+    @property
     def kv_elements_per_token(self) -> int:
         """Elements that a token takes in a slot: its latent, and the part of its key that turns."""
         return self.rank + self.rope_dim
