@@ -159,11 +159,6 @@ class LatentAttention:
         return merged(*self.projections, self.q_norm, self.kv_norm)
 
     @property
-    def window(self) -> int:
-        """How many tokens it attends to: it has no window."""
-        return 0
-
-    @property
     def kept_tokens(self) -> int:
         """How many of the last tokens a slot has to keep, or 0 for all."""
         return 0
