@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgellm.check.reference import Reference
-from edgellm.checkpoint.gguf import generic_configs, recurrent_configs
+from edgellm.checkpoint.gguf import gemma4_config, generic_configs, recurrent_configs
 from edgellm.checkpoint.gguf.config import ARCHITECTURES
 from edgellm.checkpoint.gguf.source import GGUFSource
 from edgellm.checkpoint.split import split
@@ -36,7 +36,8 @@ def _kind(name: str):
 
 
 def test_every_native_architecture_is_here():
-    others = generic_configs.__name__, recurrent_configs.__name__  # test_gguf_recurrent.py has the latter
+    # test_gguf_recurrent.py and test_gguf_gemma4.py have the latter
+    others = generic_configs.__name__, recurrent_configs.__name__, gemma4_config.__name__
     native = {name for name, make in ARCHITECTURES.items() if make.__module__ not in others}
     assert {arch_name(_CONFIGS[family]().model_type) for family in NATIVE} == native
 

@@ -8,7 +8,7 @@ import torch
 from expert_models import CONFIGS, expert_model, read_from
 from families import generate
 from make_split import make_spec_split
-from native_sections import NativeRing, difference, load, reference_logits
+from native_sections import NativeRing, difference, load, reference_logits, step
 from test_families import prompt
 
 from edgellm.kernels import library
@@ -65,6 +65,24 @@ def test_no_bit_depends_on_cuts_chunks_threads_or_instruction_sets(name, tmp_pat
     finally:
         library.use_target(None)
         library.set_threads(1)
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "float16", "int8"])
+def test_a_slot_keeps_latents_alone_and_gives_them_back(kv_dtype, tmp_path):
+    _, manifest = split_of("glm4_moe_lite", tmp_path, "int8")
+    (section,) = load(manifest, tmp_path, (0, 5))
+    whole = NativeRing([section], 100, kv_dtype).logits(IDS, (1,))
+    first, second = section.new_slot(100, kv_dtype), section.new_slot(90, kv_dtype)
+    per_token = {"float32": 4 * 48, "float16": 2 * 48, "int8": 48 + 2 * 4}[kv_dtype]  # 32 of the latent, 16 that turn
+    assert (first.ram_bytes, second.ram_bytes) == (5 * 112 * per_token, 5 * 96 * per_token)
+    assert set(manifest.kv_elements_per_token) == {48} and set(manifest.kv_scales_per_token) == {2}
+    section.forward(np.array(IDS[:70]), 0, first, 70, 0)
+    pages = first.export(0, 64)
+    assert {page.nbytes for page in pages} == {64 * per_token}
+    second.restore(0, 64, pages)
+    steps = [step(np.array(IDS[at:]), at, slot, 80, 80 - at) for slot, at in ((first, 70), (second, 64))]
+    for at, result in zip((70, 64), section.forward_many(steps), strict=True):
+        assert np.array_equal(result, whole[at:])
 
 
 @pytest.mark.parametrize(
