@@ -30,6 +30,10 @@ def _base(architecture: str) -> dict[str, object]:
         own |= {"shortconv.l_cache": 3, "attention.head_count_kv": 4}
     if architecture == "qwen35moe":
         own |= {"expert_feed_forward_length": 32}
+    if architecture == "deepseek2":
+        own |= {"expert_count": 4, "expert_used_count": 2, "expert_shared_count": 1, "expert_feed_forward_length": 32}
+        own |= {"attention.kv_lora_rank": 32, "rope.dimension_count": 16, "attention.key_length": 48}
+        own |= {"attention.value_length": 32, "attention.key_length_mla": 48, "attention.value_length_mla": 48}
     return {"general.architecture": architecture} | {f"{architecture}.{name}": value for name, value in own.items()}
 
 
