@@ -127,7 +127,7 @@ _CONFIGS = {
     "glm4-moe": lambda: Glm4MoeConfig(
         **{**_WIDE, "num_hidden_layers": 3}, head_dim=32, n_routed_experts=8, num_experts_per_tok=2,
         moe_intermediate_size=256, n_group=2, topk_group=1, routed_scaling_factor=1.5, use_qk_norm=True,
-        rope_parameters=_rope(0.5),
+        num_nextn_predict_layers=0, rope_parameters=_rope(0.5),
     ),
     "deepseek-v2": lambda: DeepseekV2Config(
         **_LATENT, q_lora_rank=None, n_group=4, topk_group=2, topk_method="group_limited_greedy",

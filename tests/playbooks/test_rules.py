@@ -24,7 +24,8 @@ def test_argument_specs_agree_with_defaults(role):
 def test_every_variable_of_the_inventory_is_in_the_sample_with_its_default():
     sample = (ROOT / "inventory.ini").read_text()
     told = dict(re.findall(r"^(edgellm_\w+)=(.*)$", sample, re.M))
-    assert told == {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in defaults("edgellm").items()}
+    given = defaults("edgellm").items()
+    assert told == {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given}
 
 
 def test_no_role_uses_a_variable_of_the_inventory_that_is_not_there():

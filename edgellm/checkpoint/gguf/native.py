@@ -38,7 +38,6 @@ _OF_ALL = {
     "per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
 }
 _FUSED = "ffn_gate_up_exps"  # gate and up of all experts in one, gate first
-# Families whose files may have layers behind the last one.
 # Inverse frequencies, which old converters stored and nothing reads.
 _UNREAD = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")
 

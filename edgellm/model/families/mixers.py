@@ -142,10 +142,10 @@ class LatentAttention:
     def pieces(self) -> tuple[HeadRows, ...]:
         """Return which of its tensors transformers has as one."""
         rows = self.heads * (self.nope_dim + self.value_dim)
-        sizes = dict(step=1, rows=rows, heads=self.heads)
+        k_b, v_b = self.k_b.weight.name, self.v_b.weight.name
         return (
-            HeadRows(self.k_b.weight.name, self.kv_b, 0, count=self.nope_dim, transposed=True, **sizes),
-            HeadRows(self.v_b.weight.name, self.kv_b, self.nope_dim, count=self.value_dim, **sizes),
+            HeadRows(k_b, self.kv_b, 0, count=self.nope_dim, step=1, rows=rows, heads=self.heads, transposed=True),
+            HeadRows(v_b, self.kv_b, self.nope_dim, count=self.value_dim, step=1, rows=rows, heads=self.heads),
         )
 
     @property
