@@ -46,6 +46,8 @@ def _make(architecture: str, more: dict[str, object] | None = None, tensors=()) 
     metadata = Metadata(_base(architecture) | (more or {}), "m.gguf")
     shapes = {"token_embd.weight": (96, 64), "output.weight": (96, 64), "blk.0.ffn_norm.weight": (64,)}
     shapes |= {name: (64,) for name in tensors}
+    if architecture == "gemma4":  # whose layers may lack values
+        shapes |= {f"blk.{i}.attn_v.weight": (64, 64) for i in range(_LAYERS)}
     return make_config(Header(metadata, shapes, lambda name: None)), metadata
 
 
