@@ -33,7 +33,9 @@ def _base(architecture: str) -> dict[str, object]:
     if architecture == "gemma4":
         own |= {"attention.sliding_window_pattern": [True, False] * (_LAYERS // 2), "attention.sliding_window": 16}
         sizes = ("key_length", "value_length", "key_length_swa", "value_length_swa")
-        own |= {f"attention.{size}": 16 for size in sizes} | {"rope.dimension_count": 16, "rope.dimension_count_swa": 16}
+        own |= {f"attention.{size}": 16 for size in sizes}
+        own |= {"rope.dimension_count": 16, "rope.dimension_count_swa": 16}
+        own |= {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
     if architecture == "deepseek2":
         own |= {"expert_count": 4, "expert_used_count": 2, "expert_shared_count": 1, "expert_feed_forward_length": 32}
         own |= {"attention.kv_lora_rank": 32, "rope.dimension_count": 16, "attention.key_length": 48}
