@@ -35,8 +35,11 @@ class Objects:
         if cmake is None:
             raise FileNotFoundError("cmake is not installed. Install it: pip install -e '.[dev]'")
         configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", *(f"-D{k}={v}" for k, v in defines.items())]
-        for command in (configure, [cmake, "--build", folder, "--parallel", "2"]):
-            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        quiet = {"env": environment, "stdout": subprocess.DEVNULL}
+        if subprocess.run(configure, stderr=subprocess.DEVNULL, **quiet).returncode:
+            # What the folder was built with may be gone since.
+            subprocess.run([*configure, "--fresh"], check=True, **quiet)
+        subprocess.run([cmake, "--build", folder, "--parallel", "2"], check=True, **quiet)
         return cls(folder, tuple(linker))
 
     @classmethod
