@@ -43,7 +43,7 @@ def facts(cluster: Cluster) -> tuple[Manifest, Settings, dict[str, int]]:
     """The model, how it is served, and what each board offers."""
     file = cluster.controller.cluster()
     manifest = Manifest.read((cluster.controller.config / file["model_dir"]).resolve())
-    settings = Settings(**{f.name: file["plan"][f.name] for f in fields(Settings)})
+    settings = Settings.from_dict({f.name: file["plan"][f.name] for f in fields(Settings) if f.name in file["plan"]})
     return manifest, settings, {b.name: cluster.controller.row(b)["ram_offered_bytes"] for b in cluster.boards}
 
 
