@@ -96,3 +96,11 @@ def rounded_inputs(model):
 def difference(a: np.ndarray, b: np.ndarray, of=np.max) -> float:
     """The largest norm of a row's difference relative to the row's norm, or what `of` says of them all."""
     return float(of(np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1)))
+
+
+def check_near(manifest: Manifest, folder: Path, cuts: tuple[int, ...], ids: list[int], expected: np.ndarray) -> None:
+    """Assert that packed weights give about these logits of all tokens, and the same bits in other chunks."""
+    sections = load(manifest, folder, cuts)
+    found = NativeRing(sections, kv_dtype="float32").logits(ids, (len(ids),))
+    assert difference(found, expected, np.median) < 0.05
+    assert np.array_equal(NativeRing(sections, kv_dtype="float32").logits(ids, (1, 7)), found)
